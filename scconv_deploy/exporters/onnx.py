@@ -1,0 +1,299 @@
+"""PyTorch to ONNX by torch.export, each recognised SRU as one ``scconv`` node with its model-local function.
+
+The torch exporter's optimiser inlines functions and its version converter drops them, so the nodes go through it
+bare and get their functions afterwards; onnxsim keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxsim
+import torch
+from torch import Tensor, nn
+
+from scconv_deploy import __version__
+from scconv_deploy.errors import ModelError, ScconvDeployError
+from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules
+from scconv_deploy.gate.variant import GateVariant, gate_weight
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.rewrite.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    IR_VERSION,
+    FunctionKey,
+    MaskForm,
+    check_opset,
+    function_proto,
+    node_attributes,
+)
+from scconv_deploy.signature import Signature, named_outputs
+
+SITE = "scconv.site"
+VARIANT = "scconv.variant"
+_LARGEST_PROTO_BYTES = 2**31 - 2**20
+
+
+def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
+    """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
+    found: GateParameters = swapped.parameters_of_gate
+    inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
+    gamma, beta = swapped.gamma.detach().reshape(-1), swapped.beta.detach().reshape(-1)
+    if swapped.variant.operator == "SRUNorm":
+        inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
+    elif swapped.variant.operator == "SRUSoft":
+        weight = gate_weight(gamma, swapped.variant).double()
+        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
+    return inputs
+
+
+def variant_attributes(variant: GateVariant) -> dict[str, int | float | str]:
+    """The attributes of a variant's node."""
+    return node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std)
+
+
+class _SRUNode(nn.Module):
+    """Stands for a :class:`SwappedSRU` in the export: one symbolic node."""
+
+    def __init__(self, swapped: SwappedSRU) -> None:
+        super().__init__()
+        self.swapped = swapped
+        inputs = node_inputs(swapped)
+        self.names = tuple(inputs)
+        for name, value in inputs.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, place = self.swapped.conv, self.swapped.conv_place
+        if conv is not None and place == "before":
+            x = conv(x)
+        y = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{self.swapped.variant.operator}",
+            (x, *(getattr(self, name) for name in self.names)),
+            variant_attributes(self.swapped.variant),
+            dtype=x.dtype,
+            shape=x.shape,
+            version=DOMAIN_VERSION,
+            metadata_props={SITE: self.swapped.path, VARIANT: self.swapped.variant.name},
+        )
+        return conv(y) if conv is not None and place == "after" else y
+
+
+def export_model(
+    swapped: nn.Module,
+    recognition: Recognition,
+    signature: Signature,
+    log: StageLog,
+    *,
+    opset: int = 18,
+    mask_form: MaskForm = "multiply",
+    metadata: dict[str, str] | None = None,
+) -> ir.Model:
+    """Export a model whose SRUs were swapped.
+
+    Args:
+        swapped: from :func:`scconv_deploy.gate.swap`, in eval mode.
+        recognition: what was swapped and what was left alone.
+        signature: example arguments and open axes.
+        log: gets the records ``export`` and ``simplify``.
+        opset: 18 to 23.
+        mask_form: how a mask is applied in the function bodies.
+        metadata: further ``metadata_props``.
+
+    Returns:
+        A checked model: IR version 10, the functions in it, every node of the domain named after its module.
+
+    Raises:
+        ModelError: torch.export, onnxsim or the checker refuses the model.
+    """
+    check_opset(opset)
+    nodes = {id(m): _SRUNode(m) for m in swapped.modules() if isinstance(m, SwappedSRU)}
+    with log.stage("export") as stage:
+        model = _torch_export(replace_modules(swapped, dict(nodes)), signature, opset)
+        if model.opset_imports.get("") != opset:
+            raise ModelError(
+                f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
+            )
+        _drop_exporter_metadata(model)
+        sites = _name_sites(model)
+        _add_functions(model, mask_form, opset)
+        model.ir_version = IR_VERSION
+        stage.applied += [f"{site}: {DOMAIN}::{op} [{variant}]" for site, (op, variant) in sites.items()]
+        if not sites:
+            stage.applied.append("no SRU was recognised; the model was exported as it is")
+        stage.skipped += [(r.path, r.reason) for r in recognition.refused]
+    with log.stage("simplify") as stage:
+        proto = ir.to_proto(model)
+        size = proto.ByteSize()
+        if size > _LARGEST_PROTO_BYTES:
+            raise ModelError(f"The model has {size / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).")
+        before = len(proto.graph.node)
+        proto = _simplify(proto)
+        stage.applied.append(f"onnxsim: {before} -> {len(proto.graph.node)} nodes")
+    model = ir.from_proto(proto)
+    for node in model.graph:
+        if node.domain == DOMAIN and node.name in sites:
+            node.metadata_props[SITE] = node.name
+            node.metadata_props[VARIANT] = sites[node.name][1]
+    for key in [k for k in model.metadata_props if k.startswith("onnxsim.")]:
+        del model.metadata_props[key]
+    model.metadata_props.update(_metadata(sites, metadata or {}))
+    model.producer_name, model.producer_version = "scconv-deploy", __version__
+    model.ir_version = IR_VERSION
+    check(ir.to_proto(model))
+    return model
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Run the full checker, shape inference included (ModelError if it refuses)."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"The exported graph is invalid: {str(error).splitlines()[0]}") from error
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The bytes of ``model.onnx``: the same model gives the same bytes."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _torch_export(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
+    dims = {
+        axis.symbol: torch.export.Dim(axis.symbol, min=axis.minimum, max=axis.maximum) for axis in signature.dynamic
+    }
+    with _quiet():
+        output_names = tuple(_output_names(model, signature))
+        try:
+            program = torch.onnx.export(
+                model,
+                signature.args,
+                kwargs=signature.kwargs or None,
+                dynamo=True,
+                opset_version=opset,
+                input_names=signature.names,
+                output_names=output_names,
+                dynamic_shapes=signature.dynamic_shapes(model, dims),
+                verbose=False,
+            )
+        except Exception as error:  # torch.export raises anything, from its own family to the model's errors
+            raise ModelError(f"torch.export refuses the model: {_cause(error)}", _export_remedy(error)) from error
+    assert program is not None  # noqa: S101  (for the type checker: dynamo=True returns a program)
+    return program.model
+
+
+def _output_names(model: nn.Module, signature: Signature) -> Sequence[str]:
+    """Names of the outputs, from fake tensors: nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils import _pytree as pytree
+
+    # symbolic ops trace under fake tensors like any other
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        args, kwargs = pytree.tree_map(
+            lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, (signature.args, signature.kwargs)
+        )
+        return list(named_outputs(model(*args, **kwargs)))
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: torch wraps the reason in several layers of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _export_remedy(error: BaseException) -> str:
+    text = str(error) + str(error.__cause__)
+    if "specialized" in text or "Constraints violated" in text:
+        return "An axis declared dynamic is fixed by the model's code; leave it static."
+    if "data-dependent" in text or "GuardOnDataDependent" in text:
+        return "The model branches on values; torch.export needs torch.cond or torch.where there."
+    return "See torch.export's documentation for what it supports."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from writing to the terminal; errors are raised, not logged."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _drop_exporter_metadata(model: ir.Model) -> None:
+    """The exporter notes stack traces with local paths; they are not part of the artifact."""
+    model.graph.doc_string = None
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.doc_string = None
+        for key in [k for k in node.metadata_props if not k.startswith("scconv.")]:
+            del node.metadata_props[key]
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _name_sites(model: ir.Model) -> dict[str, tuple[str, str]]:
+    """Name each node of the domain after its module, ``path#2`` for a second call; site -> (operator, variant)."""
+    calls: Counter[str] = Counter()
+    sites: dict[str, tuple[str, str]] = {}
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            continue
+        path = node.metadata_props[SITE]
+        calls[path] += 1
+        node.name = path if calls[path] == 1 else f"{path}#{calls[path]}"
+        sites[node.name] = (node.op_type, node.metadata_props[VARIANT])
+    return sites
+
+
+def _add_functions(model: ir.Model, mask_form: MaskForm, opset: int) -> None:
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            continue
+        cut = node.inputs[1]
+        assert cut is not None and cut.const_value is not None  # noqa: S101  (we put it there)
+        straddle = bool(cut.const_value.size % node.attributes["num_groups"].as_int())
+        key = FunctionKey(node.op_type, straddle, mask_form, opset)
+        node.overload = key.overload
+        function = ir.serde.deserialize_function(function_proto(key))
+        model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = DOMAIN_VERSION
+
+
+def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        simplified, same = onnxsim.simplify(proto)
+    except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
+        raise ModelError(f"onnxsim refuses the graph: {str(error).splitlines()[0]}") from error
+    if not same:
+        raise ModelError("onnxsim changed what the graph computes.")
+    return simplified
+
+
+def _metadata(sites: dict[str, tuple[str, str]], further: dict[str, str]) -> dict[str, str]:
+    """What the file says of itself: no times and no paths of this machine, so that equal inputs give equal bytes."""
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxsim")}
+    return {
+        "scconv_deploy.version": __version__,
+        "scconv_deploy.versions": json.dumps(versions, sort_keys=True),
+        "scconv_deploy.sites": json.dumps({site: variant for site, (_, variant) in sites.items()}),
+        **further,
+    }

@@ -1,0 +1,35 @@
+"""The gate: variants, exact cut, rounding bound, recognition. No ONNX in it."""
+
+from scconv_deploy.gate.bound import FlipCount, count_flips
+from scconv_deploy.gate.cut import GateParameters, gate_parameters, tau
+from scconv_deploy.gate.recognize import (
+    RecognizedSRU,
+    Recognition,
+    Refusal,
+    SwappedSRU,
+    compare_outputs,
+    recognize,
+    relative_l2,
+    replace_modules,
+    swap,
+)
+from scconv_deploy.gate.variant import VARIANTS, GateVariant
+
+__all__ = [
+    "VARIANTS",
+    "FlipCount",
+    "GateParameters",
+    "GateVariant",
+    "RecognizedSRU",
+    "Recognition",
+    "Refusal",
+    "SwappedSRU",
+    "compare_outputs",
+    "count_flips",
+    "gate_parameters",
+    "recognize",
+    "relative_l2",
+    "replace_modules",
+    "swap",
+    "tau",
+]

@@ -1,0 +1,220 @@
+"""The SRU's gate as PyTorch computes it: the specification every other form is held against.
+
+Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, H, W]``,
+gamma and beta the affine parameters of the group normalisation, W_gamma (Eq. 2) the ``gate_weight``, W_1 and W_2
+(Eq. 3) the open and the closed part, Eq. 4 the :func:`cross_reconstruct`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scconv_deploy.errors import ConfigurationError
+
+Statistics = Literal["group_batchnorm", "group_norm"]
+Weighting = Literal["sum", "softmax"]
+Comparison = Literal[">=", ">"]
+Fusion = Literal["hard", "soft"]
+Data = Literal["x", "normalized"]
+
+
+@dataclass(frozen=True)
+class GateVariant:
+    """Everything that tells two SRUs with the same parameters apart.
+
+    Attributes:
+        statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by
+            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``).
+        weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``.
+        comparison: ``open = sigmoid(z) >= threshold`` or strictly ``>``.
+        fusion: ``hard`` multiplies by the mask, ``soft`` by ``where(open, 1, sigmoid(z))`` and its counterpart.
+        data: what the mask multiplies: the input, or the normalised input ``n * gamma + beta``.
+        num_groups: G; the groups lie over the flattened ``C * H * W``.
+        eps: added to the deviation (``group_batchnorm``) or to the variance (``group_norm``).
+        threshold: t, compared with the sigmoid.
+    """
+
+    statistics: Statistics
+    weighting: Weighting
+    comparison: Comparison
+    fusion: Fusion
+    data: Data
+    num_groups: int
+    eps: float
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.fusion == "soft" and self.data == "normalized":
+            raise ConfigurationError(
+                "SRU variant: a soft gate on normalised data is not one of the three operators.",
+                "Use fusion='hard' or data='x'.",
+            )
+
+    @property
+    def operator(self) -> str:
+        """The operator of the domain ``scconv`` that computes this variant."""
+        if self.fusion == "soft":
+            return "SRUSoft"
+        return "SRU" if self.data == "x" else "SRUNorm"
+
+    @property
+    def ddof(self) -> int:
+        return 1 if self.statistics == "group_batchnorm" else 0
+
+    @property
+    def eps_var(self) -> float:
+        return self.eps if self.statistics == "group_norm" else 0.0
+
+    @property
+    def eps_std(self) -> float:
+        return self.eps if self.statistics == "group_batchnorm" else 0.0
+
+    @property
+    def name(self) -> str:
+        """The published name where there is one, else the list of choices."""
+        for name, known in VARIANTS.items():
+            if replace(known, num_groups=self.num_groups, eps=self.eps, threshold=self.threshold) == self:
+                return name
+        statistics = "groupbn" if self.statistics == "group_batchnorm" else "groupnorm"
+        parts = [statistics, self.fusion]
+        if self.data == "normalized":
+            parts.append("normalized")
+        if self.weighting == "softmax":
+            parts.append("softmax")
+        if self.comparison == (">" if self.statistics == "group_batchnorm" else ">="):
+            parts.append("strict" if self.comparison == ">" else "inclusive")
+        return "-".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.name} (G={self.num_groups}, eps={self.eps:g}, t={self.threshold:g}, {self.comparison})"
+
+
+VARIANTS: dict[str, GateVariant] = {
+    "groupbn-hard": GateVariant("group_batchnorm", "sum", ">=", "hard", "x", 16, 1e-10),
+    "groupbn-hard-normalized": GateVariant("group_batchnorm", "sum", ">=", "hard", "normalized", 4, 1e-10),
+    "groupnorm-soft": GateVariant("group_norm", "sum", ">", "soft", "x", 4, 1e-5),
+}
+"""The variants in public code, with the number of groups each of them uses by default."""
+
+
+def check_groups(channels: int, num_groups: int, elements: int | None = None, owner: str = "SRU") -> None:
+    """Refuse sizes for which the gate is not defined.
+
+    Args:
+        channels: C.
+        num_groups: G.
+        elements: ``C * H * W``, where it is known.
+        owner: the name that the message starts with.
+
+    Raises:
+        ConfigurationError: C < G, G does not divide ``C * H * W``, or a group has one element.
+    """
+    if num_groups < 1:
+        raise ConfigurationError(f"{owner}: num_groups is {num_groups}, expected at least 1.")
+    if channels < num_groups:
+        raise ConfigurationError(
+            f"{owner}: {channels} channels are fewer than num_groups {num_groups}.",
+            f"Use num_groups of at most {channels}.",
+        )
+    if elements is None:
+        return
+    if elements % num_groups:
+        raise ConfigurationError(
+            f"{owner}: C*H*W = {elements} is not a multiple of num_groups {num_groups}.",
+            "Choose num_groups that divides C, or another input size.",
+        )
+    if elements == num_groups:
+        raise ConfigurationError(
+            f"{owner}: each of the {num_groups} groups has one element, whose unbiased deviation is NaN.",
+            "Use fewer groups or a larger input.",
+        )
+
+
+def check_halves(channels: int, owner: str = "SRU") -> None:
+    """Refuse channels that Eq. 4 cannot cross in two halves (ConfigurationError)."""
+    if channels < 2 or channels % 2:
+        raise ConfigurationError(
+            f"{owner}: {channels} channels cannot be crossed in two halves.", "Use an even number of channels."
+        )
+
+
+def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> Tensor:
+    """Group-normalise x and apply gamma and beta, as the variant's PyTorch code does.
+
+    Args:
+        x: ``[N, C, H, W]``.
+        gamma, beta: C elements, of any shape.
+
+    Returns:
+        ``n * gamma + beta``, ``[N, C, H, W]``.
+    """
+    if variant.statistics == "group_norm":
+        return F.group_norm(x, variant.num_groups, gamma.reshape(-1), beta.reshape(-1), variant.eps)
+    groups = x.reshape(x.shape[0], variant.num_groups, -1)
+    mean = groups.mean(dim=2, keepdim=True)
+    std = groups.std(dim=2, keepdim=True)
+    n = ((groups - mean) / (std + variant.eps)).reshape(x.shape)
+    return n * gamma.reshape(-1, 1, 1) + beta.reshape(-1, 1, 1)
+
+
+def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:
+    """W_gamma of the paper's Eq. 2, ``[C]``: one reduction, not one node per channel."""
+    gamma = gamma.reshape(-1)
+    return torch.softmax(gamma, 0) if variant.weighting == "softmax" else gamma / gamma.sum()
+
+
+def reweight(normalized: Tensor, gamma: Tensor, variant: GateVariant) -> Tensor:
+    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, H, W]``."""
+    return torch.sigmoid(normalized * gate_weight(gamma, variant).reshape(1, -1, 1, 1))
+
+
+def compare(r: Tensor, variant: GateVariant) -> Tensor:
+    """The step: bool ``[N, C, H, W]``."""
+    return r >= variant.threshold if variant.comparison == ">=" else r > variant.threshold
+
+
+def cross_reconstruct(x1: Tensor, x2: Tensor) -> Tensor:
+    """Eq. 4: the halves of the open and of the closed part cross; ``[N, C, H, W]``."""
+    half = x1.shape[1] // 2
+    return torch.cat([x1[:, :half] + x2[:, half:], x1[:, half:] + x2[:, :half]], dim=1)
+
+
+def open_mask(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> Tensor:
+    """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, H, W]``."""
+    return compare(reweight(normalize(x, gamma, beta, variant), gamma, variant), variant)
+
+
+def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tensor | None = None) -> Tensor:
+    """The whole SRU in PyTorch.
+
+    Args:
+        x: ``[N, C, H, W]``, float32 (float64 serves as a ruler for noise).
+        gamma, beta: C elements each.
+        mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, H, W]``.
+
+    Returns:
+        ``[N, C, H, W]``, x's type.
+    """
+    normalized = normalize(x, gamma, beta, variant)
+    return from_normalized(x, normalized, gamma, variant, mask)
+
+
+def from_normalized(
+    x: Tensor, normalized: Tensor, gamma: Tensor, variant: GateVariant, mask: Tensor | None = None
+) -> Tensor:
+    """The SRU after its normalisation; see :func:`sru`."""
+    r = reweight(normalized, gamma, variant)
+    opened = compare(r, variant) if mask is None else mask
+    if variant.fusion == "soft":
+        x1 = torch.where(opened, torch.ones_like(r), r) * x
+        x2 = torch.where(opened, torch.zeros_like(r), r) * x
+    else:
+        data = x if variant.data == "x" else normalized
+        x1 = opened * data
+        x2 = (~opened) * data
+    return cross_reconstruct(x1, x2)

@@ -1,0 +1,1 @@
+"""Graph to graph. So far: the functions that give the ``scconv`` operators their meaning."""

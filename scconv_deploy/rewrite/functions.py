@@ -1,0 +1,274 @@
+"""The operators of the domain ``scconv`` and their meaning: one ONNX model-local function each.
+
+A runtime with the plugin binds the node; every other one expands the function. Formal names start with ``sru__``,
+because TensorRT before 10.7 binds inputs wrongly when one equals an outer tensor's name. Bodies are generated per
+opset, for the checker refuses a function whose opset is not the model's.
+
+The body, for x of type T and statistics in float32 (DESIGN, the operator contract)::
+
+    mean_g = mean(x) + mean(x - mean(x))                 compensated: a second pass takes the first one's rounding out
+    s_g    = sqrt(SS_g / (L - ddof) + eps_var) + eps_std     SS_g in two stages, per channel and then per group
+    open   = sign_c * (x - mean_g) >= s_g * cut_c
+    x1     = open ? data : -0.0          or  cast(open) * data           (the two mask forms)
+    x2     = data - x1
+    y      = concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
+
+``x2 = data - x1`` is exact and saves the second mask; with -0.0 in place of 0.0 the two forms agree to the bit.
+Measured in ONNX Runtime (8x256x56x56, 2 threads): 20 ms with ``multiply``, 34 to 46 ms with ``where``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+import onnx.parser
+
+from scconv_deploy.errors import UsageError
+from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
+
+DOMAIN = "scconv"
+DOMAIN_VERSION = 1
+OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
+ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")
+OPSETS = range(18, 24)
+IR_VERSION = 10
+STRADDLE = "straddle"
+"""The overload for groups whose borders lie inside a channel (C % G != 0)."""
+
+OPEN = "sru__open"
+"""The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""
+
+MaskForm = Literal["where", "multiply"]
+MASK_FORMS: tuple[MaskForm, ...] = ("where", "multiply")
+
+_PARAMETERS = {
+    "SRU": ("sru__cut", "sru__sign"),
+    "SRUNorm": ("sru__cut", "sru__sign", "sru__gamma", "sru__beta"),
+    "SRUSoft": ("sru__cut", "sru__sign", "sru__scale", "sru__shift"),
+}
+
+_ATTRIBUTES_TO_TENSORS = """
+    sru__xf = Cast <to = 1> (sru__x)
+    sru__zero = Constant <value_ints = [0]> ()
+    sru__one = Constant <value_ints = [1]> ()
+    sru__rest = Constant <value_ints = [-1]> ()
+    sru__group_axis = Constant <value_ints = [2]> ()
+    sru__num_groups = Constant <value_int: int = @num_groups> ()
+    sru__groups = Reshape (sru__num_groups, sru__one)
+    sru__grouped = Concat <axis = 0> (sru__zero, sru__groups, sru__rest)
+    sru__ddof = Constant <value_int: int = @ddof> ()
+    sru__eps_var = Constant <value_float: float = @eps_var> ()
+    sru__eps_std = Constant <value_float: float = @eps_std> ()
+    sru__sample_shape = Shape <start = 1> (sru__x)
+    sru__sample_size = ReduceProd <keepdims = 1> (sru__sample_shape)
+    sru__group_size = Div (sru__sample_size, sru__groups)
+    sru__freedom_int = Sub (sru__group_size, sru__ddof)
+    sru__freedom = Cast <to = 1> (sru__freedom_int)
+    sru__per_channel = Constant <value_ints = [1, -1, 1, 1]> ()
+    sru__cut_c = Reshape (sru__cut, sru__per_channel)
+    sru__sign_c = Reshape (sru__sign, sru__per_channel)
+"""
+
+# Groups of whole channels: channel statistics first, so that no large tensor is ever reshaped.
+_STATISTICS_OF_CHANNELS = """
+    sru__spatial = Constant <value_ints = [2, 3]> ()
+    sru__mean0_channel = ReduceMean <keepdims = 1> (sru__xf, sru__spatial)
+    sru__channel_shape = Shape (sru__mean0_channel)
+    sru__mean0_grouped = Reshape (sru__mean0_channel, sru__grouped)
+    sru__grouped_shape = Shape (sru__mean0_grouped)
+    sru__mean0 = ReduceMean <keepdims = 1> (sru__mean0_grouped, sru__group_axis)
+    sru__mean0_wide = Expand (sru__mean0, sru__grouped_shape)
+    sru__mean0_c = Reshape (sru__mean0_wide, sru__channel_shape)
+    sru__centred0 = Sub (sru__xf, sru__mean0_c)
+    sru__residue_channel = ReduceMean <keepdims = 1> (sru__centred0, sru__spatial)
+    sru__residue_grouped = Reshape (sru__residue_channel, sru__grouped)
+    sru__residue = ReduceMean <keepdims = 1> (sru__residue_grouped, sru__group_axis)
+    sru__mean = Add (sru__mean0, sru__residue)
+    sru__mean_wide = Expand (sru__mean, sru__grouped_shape)
+    sru__mean_c = Reshape (sru__mean_wide, sru__channel_shape)
+    sru__centred = Sub (sru__xf, sru__mean_c)
+    sru__squares_channel = ReduceSumSquare <keepdims = 1> (sru__centred, sru__spatial)
+    sru__squares_grouped = Reshape (sru__squares_channel, sru__grouped)
+    sru__squares = ReduceSum <keepdims = 1> (sru__squares_grouped, sru__group_axis)
+    sru__var = Div (sru__squares, sru__freedom)
+    sru__var_eps = Add (sru__var, sru__eps_var)
+    sru__deviation = Sqrt (sru__var_eps)
+    sru__s = Add (sru__deviation, sru__eps_std)
+    sru__s_wide = Expand (sru__s, sru__grouped_shape)
+    sru__s_c = Reshape (sru__s_wide, sru__channel_shape)
+"""
+
+# Groups that straddle channels: over the flattened tensor; the sum of squares is compensated like the mean.
+_STATISTICS_OF_GROUPS = """
+    sru__x_shape = Shape (sru__x)
+    sru__x_grouped = Reshape (sru__xf, sru__grouped)
+    sru__grouped_shape = Shape (sru__x_grouped)
+    sru__mean0 = ReduceMean <keepdims = 1> (sru__x_grouped, sru__group_axis)
+    sru__centred0 = Sub (sru__x_grouped, sru__mean0)
+    sru__residue = ReduceMean <keepdims = 1> (sru__centred0, sru__group_axis)
+    sru__mean = Add (sru__mean0, sru__residue)
+    sru__centred_grouped = Sub (sru__x_grouped, sru__mean)
+    sru__square = Mul (sru__centred_grouped, sru__centred_grouped)
+    sru__square0 = ReduceMean <keepdims = 1> (sru__square, sru__group_axis)
+    sru__square_rest = Sub (sru__square, sru__square0)
+    sru__square_residue = ReduceMean <keepdims = 1> (sru__square_rest, sru__group_axis)
+    sru__square_mean = Add (sru__square0, sru__square_residue)
+    sru__group_size_f = Cast <to = 1> (sru__group_size)
+    sru__squares = Mul (sru__square_mean, sru__group_size_f)
+    sru__var = Div (sru__squares, sru__freedom)
+    sru__var_eps = Add (sru__var, sru__eps_var)
+    sru__deviation = Sqrt (sru__var_eps)
+    sru__s = Add (sru__deviation, sru__eps_std)
+    sru__s_wide = Expand (sru__s, sru__grouped_shape)
+    sru__s_c = Reshape (sru__s_wide, sru__x_shape)
+    sru__centred = Reshape (sru__centred_grouped, sru__x_shape)
+"""
+
+_GATE = """
+    sru__cut_s = Mul (sru__s_c, sru__cut_c)
+    sru__signed = Mul (sru__sign_c, sru__centred)
+    sru__open = GreaterOrEqual (sru__signed, sru__cut_s)
+"""
+
+_NORMALIZED_DATA = """
+    sru__n = Div (sru__centred, sru__s_c)
+    sru__gamma_c = Reshape (sru__gamma, sru__per_channel)
+    sru__beta_c = Reshape (sru__beta, sru__per_channel)
+    sru__scaled = Mul (sru__n, sru__gamma_c)
+    sru__shifted = Add (sru__scaled, sru__beta_c)
+    sru__data = CastLike (sru__shifted, sru__x)
+"""
+
+_SOFT_WEIGHT = """
+    sru__n = Div (sru__centred, sru__s_c)
+    sru__scale_c = Reshape (sru__scale, sru__per_channel)
+    sru__shift_c = Reshape (sru__shift, sru__per_channel)
+    sru__scaled = Mul (sru__n, sru__scale_c)
+    sru__z = Add (sru__scaled, sru__shift_c)
+    sru__r_f = Sigmoid (sru__z)
+    sru__r = CastLike (sru__r_f, sru__x)
+"""
+
+_MASK = {
+    ("hard", "where"): """
+    sru__closed_f = Constant <value_float = -0.0> ()
+    sru__closed = CastLike (sru__closed_f, sru__x)
+    sru__x1 = Where (sru__open, {data}, sru__closed)
+    sru__x2 = Sub ({data}, sru__x1)
+""",
+    ("hard", "multiply"): """
+    sru__mask = CastLike (sru__open, sru__x)
+    sru__x1 = Mul (sru__mask, {data})
+    sru__x2 = Sub ({data}, sru__x1)
+""",
+    ("soft", "where"): """
+    sru__one_f = Constant <value_float = 1.0> ()
+    sru__one_t = CastLike (sru__one_f, sru__x)
+    sru__zero_f = Constant <value_float = 0.0> ()
+    sru__zero_t = CastLike (sru__zero_f, sru__x)
+    sru__w1 = Where (sru__open, sru__one_t, sru__r)
+    sru__w2 = Where (sru__open, sru__zero_t, sru__r)
+    sru__x1 = Mul (sru__w1, sru__x)
+    sru__x2 = Mul (sru__w2, sru__x)
+""",
+    ("soft", "multiply"): """
+    sru__mask = CastLike (sru__open, sru__x)
+    sru__shut = Not (sru__open)
+    sru__rest_mask = CastLike (sru__shut, sru__x)
+    sru__w2 = Mul (sru__rest_mask, sru__r)
+    sru__w1 = Add (sru__mask, sru__w2)
+    sru__x1 = Mul (sru__w1, sru__x)
+    sru__x2 = Mul (sru__w2, sru__x)
+""",
+}
+
+_CROSS = """
+    sru__x11, sru__x12 = Split <axis = 1, num_outputs = 2> (sru__x1)
+    sru__x21, sru__x22 = Split <axis = 1, num_outputs = 2> (sru__x2)
+    sru__y1 = Add (sru__x11, sru__x22)
+    sru__y2 = Add (sru__x12, sru__x21)
+    sru__y = Concat <axis = 1> (sru__y1, sru__y2)
+"""
+
+
+@dataclass(frozen=True)
+class FunctionKey:
+    """Which function: everything that a body depends on."""
+
+    operator: str
+    straddle: bool
+    mask_form: MaskForm
+    opset: int
+
+    @property
+    def overload(self) -> str:
+        return STRADDLE if self.straddle else ""
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset for which no bodies are generated (UsageError)."""
+    if opset not in OPSETS:
+        raise UsageError(
+            f"Opset {opset} is not supported; functions exist for {OPSETS[0]} to {OPSETS[-1]}.", "Use --opset 18."
+        )
+
+
+def function_text(key: FunctionKey) -> str:
+    """The function in ONNX's text format."""
+    check_opset(key.opset)
+    soft = key.operator == "SRUSoft"
+    data = "sru__data" if key.operator == "SRUNorm" else "sru__x"
+    blocks: Iterable[str] = (
+        _ATTRIBUTES_TO_TENSORS,
+        _STATISTICS_OF_GROUPS if key.straddle else _STATISTICS_OF_CHANNELS,
+        _GATE,
+        {"SRU": "", "SRUNorm": _NORMALIZED_DATA, "SRUSoft": _SOFT_WEIGHT}[key.operator],
+        _MASK["soft" if soft else "hard", key.mask_form].format(data=data),
+        _CROSS,
+    )
+    body = "".join(block.lstrip("\n") for block in blocks)
+    inputs = ", ".join(("sru__x", *_PARAMETERS[key.operator]))
+    return (
+        f'<domain: "{DOMAIN}", opset_import: ["" : {key.opset}]>\n'
+        f"{key.operator} <{', '.join(ATTRIBUTES)}> ({inputs}) => (sru__y)\n{{\n{body}}}\n"
+    )
+
+
+def function_proto(key: FunctionKey) -> onnx.FunctionProto:
+    """The function; its overload names the straddling form."""
+    function = onnx.parser.parse_function(function_text(key))
+    function.overload = key.overload
+    return function
+
+
+def fingerprint(function: onnx.FunctionProto) -> str:
+    """SHA-256 of what a function means: signature and nodes, without names of nodes, comments or metadata."""
+    digest = hashlib.sha256()
+    signature = (function.domain, function.name, function.overload, list(function.input), list(function.output))
+    opsets = sorted((o.domain, o.version) for o in function.opset_import)
+    digest.update(repr((signature, sorted(function.attribute), opsets)).encode())
+    for node in function.node:
+        attributes = []
+        for attribute in sorted(node.attribute, key=lambda a: a.name):
+            plain = onnx.AttributeProto()
+            plain.CopyFrom(attribute)
+            plain.doc_string = ""
+            attributes.append(plain.SerializeToString(deterministic=True))
+        digest.update(repr((node.domain, node.op_type, list(node.input), list(node.output), attributes)).encode())
+    return digest.hexdigest()
+
+
+def node_attributes(num_groups: int, ddof: int, eps_var: float, eps_std: float) -> dict[str, int | float | str]:
+    """Every attribute of a node; none is left to a default, which onnx.reference and onnx.inliner ignore."""
+    return {
+        "num_groups": num_groups,
+        "ddof": ddof,
+        "eps_var": eps_var,
+        "eps_std": eps_std,
+        "plugin_namespace": PLUGIN_NAMESPACE,
+        "plugin_version": PLUGIN_VERSION,
+    }

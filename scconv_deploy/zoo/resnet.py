@@ -1,0 +1,75 @@
+"""ResNet-50 for 224x224 images (He et al. 2016), ScConv as the 3x3 of every bottleneck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scconv_deploy.zoo.layers import SpatialConv, conv3x3, initialize, scconv3x3
+
+
+class Bottleneck(nn.Module):
+    """1x1, the spatial convolution, 1x1 to four times the channels, and a shortcut.
+
+    Shape: ``[N, in_channels, H, W]`` to ``[N, 4 * channels, H/stride, W/stride]``.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, spatial: SpatialConv) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = spatial(channels, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != 4 * channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, 4 * channels, 1, stride, bias=False), nn.BatchNorm2d(4 * channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """``[N, 3, 224, 224]`` to logits ``[N, num_classes]``."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], spatial: SpatialConv, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        in_channels = 64
+        stages: list[nn.Module] = []
+        for stage, count in enumerate(blocks):
+            channels = 64 * 2**stage
+            layers = []
+            for index in range(count):
+                layers.append(Bottleneck(in_channels, channels, 2 if stage and not index else 1, spatial))
+                in_channels = 4 * channels
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def _build(blocks: tuple[int, int, int, int], spatial: SpatialConv, num_classes: int) -> nn.Module:
+    return initialize(ResNet(blocks, spatial, num_classes), (2, 3, 224, 224))
+
+
+def scconv_resnet50(num_classes: int = 1000, **scconv: Any) -> nn.Module:
+    """ResNet-50 with ScConv; further arguments are :class:`~scconv_deploy.nn.ScConv`'s."""
+    return _build((3, 4, 6, 3), scconv3x3(**scconv), num_classes)
+
+
+def resnet50(num_classes: int = 1000, spatial: SpatialConv = conv3x3) -> nn.Module:
+    """The baseline, stride in the 3x3; ``spatial`` puts another convolution in place of each 3x3."""
+    return _build((3, 4, 6, 3), spatial, num_classes)
