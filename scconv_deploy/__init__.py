@@ -1,7 +1,59 @@
-"""Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes."""
+"""Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.
+
+The names below are imported when they are first used: ``import scconv_deploy`` does not load torch.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
+    from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
+    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
+
+_HOMES = {
+    "CRU": "nn",
+    "SRU": "nn",
+    "GroupBatchnorm2d": "nn",
+    "ScConv": "nn",
+    "DeployResult": "pipeline",
+    "ExportOptions": "pipeline",
+    "ExportResult": "pipeline",
+    "deploy": "pipeline",
+    "export": "pipeline",
+    "verify": "pipeline",
+    "ParityReport": "report.records",
+    "DynamicAxis": "spec",
+    "InputSpec": "spec",
+    "ModelSpec": "spec",
+    "load": "spec",
+}
+
+__all__ = [
+    "CRU",
+    "SRU",
+    "DeployResult",
+    "DynamicAxis",
+    "ExportOptions",
+    "ExportResult",
+    "GroupBatchnorm2d",
+    "InputSpec",
+    "ModelSpec",
+    "ParityReport",
+    "ScConv",
+    "deploy",
+    "export",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,387 @@
+"""The pipeline and the Python API: what the command line calls, and what it returns.
+
+ModelSpec --load--> nn.Module --export--> onnx_ir.Model --save--> model.onnx;  verify(reference, artifact) --> ParityReport
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from scconv_deploy import __version__
+from scconv_deploy import signature as signatures
+from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
+from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
+from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.exporters.onnx import export_model, serialize
+from scconv_deploy.gate import recognize, swap
+from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
+from scconv_deploy.rewrite.functions import MaskForm
+from scconv_deploy.signature import Signature
+from scconv_deploy.spec import DynamicAxis, ModelSpec, load
+from scconv_deploy.verify.onnx_file import read_onnx
+from scconv_deploy.verify.parity import Reference, verify_onnx
+from scconv_deploy.verify.samples import Preprocessing, Sample, load_samples, noise_samples
+
+MODEL_FILE = "model.onnx"
+REPORT_FILE = "report.json"
+Progress = Callable[[str], None]
+MaskFormChoice = Literal["auto", "where", "multiply"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How the ONNX model is written.
+
+    Attributes:
+        opset: 18 to 23.
+        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, as long as it is the only backend.
+    """
+
+    opset: int = 18
+    mask_form: MaskFormChoice = "auto"
+
+    @property
+    def resolved_mask_form(self) -> MaskForm:
+        return "multiply" if self.mask_form == "auto" else self.mask_form
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file: where it is, its SHA-256, its SRU nodes (site -> variant) and the stages' records."""
+
+    path: Path
+    sha256: str
+    sites: Mapping[str, str]
+    stages: tuple[StageRecord, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "sites": dict(self.sites),
+            "stages": [_stage_json(stage) for stage in self.stages],
+        }
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """A bundle: its folder, the artifact in it, the manifest's own digest, and the verdict."""
+
+    folder: Path
+    artifact: Path
+    digest: str
+    report: ParityReport
+
+    def __bool__(self) -> bool:
+        return bool(self.report)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "artifact": str(self.artifact),
+            "digest": self.digest,
+            "report": self.report.as_json(),
+        }
+
+
+def _silent(message: str) -> None:
+    """The default progress: none."""
+
+
+def _stage_json(stage: StageRecord) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "seconds": stage.seconds,
+        "applied": list(stage.applied),
+        "skipped": [list(pair) for pair in stage.skipped],
+    }
+
+
+def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = _silent) -> Reference:
+    """Load a model and recognise its SRUs.
+
+    Raises:
+        UsageError, ModelError, IntegrityError: see :func:`scconv_deploy.spec.load`; or the model refuses its inputs.
+    """
+    with log.stage("load") as stage:
+        progress(f"loading {spec.source}")
+        spec = spec.resolved()
+        model = load(spec)
+        signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
+        stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
+        if spec.weights:
+            stage.applied.append(f"weights {spec.weights}")
+    return _reference(spec.source, model, signature, spec.seed, log, progress)
+
+
+def reference_from_module(
+    model: nn.Module, example_inputs: Any, dynamic: Sequence[DynamicAxis] = (), seed: int = 0
+) -> tuple[Reference, StageLog]:
+    """The same for a module at hand; it is not changed.
+
+    Args:
+        example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
+    """
+    if model.training:
+        raise UsageError("The model is in train mode.", "Call model.eval() first.")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, dict):
+        kwargs = example_inputs
+    else:
+        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    log = StageLog()
+    signature = signatures.from_example(model, args, kwargs, dynamic)
+    return _reference(type(model).__name__, model, signature, seed, log, _silent), log
+
+
+def _reference(
+    name: str, model: nn.Module, signature: Signature, seed: int, log: StageLog, progress: Progress
+) -> Reference:
+    with log.stage("recognize") as stage:
+        progress("recognising SRUs by their behaviour")
+        _require_float32(model)
+        try:
+            signature.call(model, signature.tensors)
+        except RuntimeError as error:  # torch's word for a shape that does not fit
+            shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
+            raise ModelError(
+                f"{name} refuses its inputs ({shapes}): {str(error).splitlines()[0]}", _shape_remedy(name, model, signature)
+            ) from error
+        recognition = recognize(model, signature.args, signature.kwargs, seed)
+        stage.applied += [f"{found.path}: {found.variant}" for found in recognition.srus]
+        stage.skipped += [(refusal.path, refusal.reason) for refusal in recognition.refused]
+    return Reference(name, model, swap(model, recognition), recognition, signature)
+
+
+def _require_float32(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ModelError(f"{name} is {tensor.dtype}; the reference is float32.", "Call model.float() first.")
+
+
+def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
+    """The command with the channels that the first convolution wants, where that is what is wrong."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    shape = next((list(t.shape) for t in signature.tensors.values() if t.dim() == 4), None)
+    if first is not None and shape is not None and shape[1] != first.in_channels:
+        shape[1] = first.in_channels
+        return f"Its first convolution takes {first.in_channels} channels: {name} --input {'x'.join(map(str, shape))}"
+    return "Give another --input shape."
+
+
+def export_to_ir(
+    reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = _silent
+) -> ir.Model:
+    """Export and check; nothing is written."""
+    progress("exporting to ONNX")
+    return export_model(
+        reference.swapped,
+        reference.recognition,
+        reference.signature,
+        log,
+        opset=options.opset,
+        mask_form=options.resolved_mask_form,
+        metadata={"scconv_deploy.source": reference.name, "scconv_deploy.mask_form": options.resolved_mask_form},
+    )
+
+
+def export_spec(
+    spec: ModelSpec, path: Path, options: ExportOptions, force: bool = False, progress: Progress = _silent
+) -> ExportResult:
+    """``scconv-deploy export``."""
+    check_output_file(path, force)
+    log = StageLog()
+    return _write_export(reference_from_spec(spec, log, progress), path, options, log, progress)
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    dynamic: Sequence[DynamicAxis] = (),
+    options: ExportOptions = ExportOptions(),
+    force: bool = False,
+) -> ExportResult:
+    """Export a module to ONNX, its SRUs as function nodes.
+
+    Args:
+        model: in eval mode, float32, on the CPU; it is not changed.
+        example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
+        path: the file to write.
+        dynamic: axes to leave open; trace such an axis with a size of at least 2.
+        force: overwrite.
+
+    Raises:
+        ScconvDeployError: with the reason and the remedy.
+    """
+    check_output_file(Path(path), force)
+    reference, log = reference_from_module(model, example_inputs, dynamic)
+    return _write_export(reference, Path(path), options, log, _silent)
+
+
+def _write_export(
+    reference: Reference, path: Path, options: ExportOptions, log: StageLog, progress: Progress
+) -> ExportResult:
+    model = export_to_ir(reference, options, log, progress)
+    data = serialize(model)
+    write_file(path, data)
+    sites = json.loads(model.metadata_props["scconv_deploy.sites"])
+    return ExportResult(path, hashlib.sha256(data).hexdigest(), sites, tuple(log.records))
+
+
+def deploy_spec(
+    spec: ModelSpec,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    data: str | None = None,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = _silent,
+) -> DeployResult:
+    """``scconv-deploy deploy``: export, verify, and write a bundle; an artifact that fails is named ``*.rejected``."""
+    check_output_folder(folder, force)
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
+    samples = _samples(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
+    return _deploy(reference, folder, options, samples, log, command, progress, _provenance(spec, command))
+
+
+def deploy(
+    model: nn.Module,
+    example_inputs: Any,
+    folder: str | Path,
+    *,
+    dynamic: Sequence[DynamicAxis] = (),
+    options: ExportOptions = ExportOptions(),
+    data: str | None = None,
+    force: bool = False,
+) -> DeployResult:
+    """Export a module, verify the result against it, and write the bundle; arguments as for :func:`export`.
+
+    Returns:
+        The result, falsy when parity failed.
+    """
+    check_output_folder(Path(folder), force)
+    reference, log = reference_from_module(model, example_inputs, dynamic)
+    samples = _samples(reference.signature, 0, data, Preprocessing())
+    return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", _silent, {})
+
+
+def _deploy(
+    reference: Reference,
+    folder: Path,
+    options: ExportOptions,
+    samples: Sequence[Sample],
+    log: StageLog,
+    command: str,
+    progress: Progress,
+    provenance: Mapping[str, str],
+) -> DeployResult:
+    model = export_to_ir(reference, options, log, progress)
+    data = serialize(model)
+    report = verify_onnx(
+        reference, onnx.load_model_from_string(data), MODEL_FILE, data, samples, log,
+        provenance=provenance, progress=progress,
+    )  # fmt: skip
+    name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
+    with new_folder(folder) as temporary:
+        write_file(temporary / name, data)
+        write_file(temporary / REPORT_FILE, report_bytes(report))
+        facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
+        sealed = manifest_bytes(temporary, facts)
+        write_file(temporary / MANIFEST, sealed)
+    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report)
+
+
+def report_bytes(report: ParityReport) -> bytes:
+    """``report.json``."""
+    return (json.dumps(report.as_json(), indent=2) + "\n").encode()
+
+
+def verify_spec(
+    artifact: Path,
+    spec: ModelSpec,
+    *,
+    data: str | None = None,
+    command: str = "",
+    progress: Progress = _silent,
+) -> ParityReport:
+    """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
+    path, notes = _artifact_file(artifact)
+    proto = read_onnx(path)
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
+    samples = _samples(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
+    provenance = _provenance(spec, command) | notes
+    return verify_onnx(
+        reference, proto, str(path), path.read_bytes(), samples, log, provenance=provenance, progress=progress
+    )
+
+
+def verify(
+    artifact: str | Path,
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    dynamic: Sequence[DynamicAxis] = (),
+    data: str | None = None,
+) -> ParityReport:
+    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`export`.
+
+    Returns:
+        The report, falsy when parity failed.
+    """
+    path, notes = _artifact_file(Path(artifact))
+    proto = read_onnx(path)
+    reference, log = reference_from_module(model, example_inputs, dynamic)
+    samples = _samples(reference.signature, 0, data, Preprocessing())
+    return verify_onnx(reference, proto, str(path), path.read_bytes(), samples, log, provenance=notes)
+
+
+def _artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
+    """The ONNX file of an artifact. One whose bytes differ from its manifest is judged all the same, with a note."""
+    if not artifact.is_dir():
+        return artifact, {}
+    manifest = read_manifest(artifact)
+    path = next((artifact / n for n in (MODEL_FILE, f"{MODEL_FILE}.rejected") if (artifact / n).is_file()), None)
+    if path is None:
+        raise UsageError(f"{artifact} holds no {MODEL_FILE}.")
+    changed = differing_files(artifact, manifest)
+    return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}
+
+
+def _samples(signature: Signature, seed: int, data: str | None, preprocessing: Preprocessing) -> list[Sample]:
+    samples = noise_samples(signature, seed)
+    return samples + load_samples(data, signature, preprocessing) if data else samples
+
+
+def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
+    facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
+    if spec.weights is not None:
+        facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy")
+    found = {"scconv-deploy": __version__}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

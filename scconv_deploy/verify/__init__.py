@@ -1,0 +1,1 @@
+"""Proof that an artifact computes what PyTorch computes, across a step function."""

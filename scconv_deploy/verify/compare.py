@@ -1,0 +1,53 @@
+"""Distances between two outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class OutputMetrics:
+    """How far an output is from the reference's.
+
+    Attributes:
+        max_abs, mean_abs: absolute differences, in the output's units.
+        relative_l2: ``|y - reference| / |reference|``.
+        cosine: of the flattened outputs; 1.0 for two zero vectors.
+        snr_db: signal-to-noise ratio, ``-20 log10(relative_l2)``; None if the outputs are equal.
+        top1_agreement: share of rows with the same largest entry, where the output looks like logits ``[N, K]``.
+    """
+
+    max_abs: float
+    mean_abs: float
+    relative_l2: float
+    cosine: float
+    snr_db: float | None
+    top1_agreement: float | None
+
+
+def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
+    """Measure in float64. Shapes must be equal."""
+    a, b = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    difference = np.abs(a - b)
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    relative = relative_l2(y, reference)
+    logits = b.ndim == 2 and b.shape[1] >= 2
+    return OutputMetrics(
+        max_abs=float(difference.max(initial=0.0)),
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        relative_l2=relative,
+        cosine=float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b),
+        snr_db=-20 * float(np.log10(relative)) if relative > 0 else None,
+        top1_agreement=float(np.mean(a.argmax(1) == b.argmax(1))) if logits else None,
+    )  # fmt: skip
+
+
+def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
+    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero."""
+    a, b = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    error, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if error == 0.0:
+        return 0.0
+    return error / norm if norm else float("inf")

@@ -1,0 +1,79 @@
+"""The static link: parameters, attributes and function bodies, bit for bit.
+
+The only sure catch for a tau one ulp off, or for ``>`` where ``>=`` belongs: on most inputs no gate shows them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
+from scconv_deploy.gate import SwappedSRU
+from scconv_deploy.report.records import Check
+from scconv_deploy.rewrite.functions import MASK_FORMS, OPSETS, FunctionKey, fingerprint, function_proto
+from scconv_deploy.verify import instrument
+
+NAME = "static"
+
+
+def check_site(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> Check:
+    """Recompute from the reference what a node must hold and compare."""
+    problems = [
+        *_operator(node, swapped),
+        *_parameters(model, node, swapped),
+        *_attributes(node, swapped),
+        *_body(model, node, swapped),
+    ]
+    if problems:
+        return Check(NAME, "failed", f"{node.name}: {'; '.join(problems)}")
+    return Check(NAME, "passed", "parameters, attributes and function are bit for bit the reference's")
+
+
+def _operator(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+    expected = swapped.variant.operator
+    return [] if node.op_type == expected else [f"operator {node.op_type}, expected {expected}"]
+
+
+def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+    stored = instrument.parameters(model, node)
+    expected = {name: t.numpy() for name, t in node_inputs(swapped).items()}
+    given = list(node.input[1:])
+    if len(given) != len(expected):
+        return [f"{len(given)} parameters, expected {len(expected)}"]
+    problems = []
+    for actual_name, (name, value) in zip(given, expected.items(), strict=True):
+        if actual_name not in stored:
+            problems.append(f"{name} is not an initializer")
+            continue
+        actual = numpy_helper.to_array(stored[actual_name])
+        if actual.dtype != value.dtype or actual.shape != value.shape:
+            problems.append(f"{name} is {actual.dtype}{list(actual.shape)}, expected {value.dtype}{list(value.shape)}")
+        elif actual.tobytes() != value.tobytes():
+            differing = int(np.sum(actual.view(np.uint32) != value.view(np.uint32)))
+            problems.append(f"{name} differs in {differing} of {value.size} channels")
+    return problems
+
+
+def _attributes(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+    actual = instrument.attributes(node)
+    problems = []
+    for name, value in variant_attributes(swapped.variant).items():
+        wanted: object = float(np.float32(value)) if isinstance(value, float) else value
+        if actual.get(name) != wanted:
+            problems.append(f"{name} is {actual.get(name)}, expected {value}")
+    return problems
+
+
+def _body(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+    function = instrument.function_of(model, node)
+    if function is None:
+        return ["its function is missing"]
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset not in OPSETS:
+        return [f"opset {opset} has no known function bodies"]
+    variant = swapped.variant
+    straddle = bool(swapped.gamma.numel() % variant.num_groups)
+    known = {fingerprint(function_proto(FunctionKey(variant.operator, straddle, form, opset))) for form in MASK_FORMS}
+    return [] if fingerprint(function) in known else ["its function body is not the one of the contract"]
