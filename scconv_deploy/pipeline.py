@@ -1,6 +1,7 @@
 """The pipeline and the Python API: what the command line calls, and what it returns.
 
-ModelSpec --load--> nn.Module --export--> onnx_ir.Model --save--> model.onnx;  verify(reference, artifact) --> ParityReport
+ModelSpec --load--> nn.Module --export--> onnx_ir.Model --save--> model.onnx;
+verify(reference, artifact) --> ParityReport
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def _reference(
         except RuntimeError as error:  # torch's word for a shape that does not fit
             shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
             raise ModelError(
-                f"{name} refuses its inputs ({shapes}): {str(error).splitlines()[0]}", _shape_remedy(name, model, signature)
+                f"{name} refuses its inputs ({shapes}): {str(error).splitlines()[0]}",
+                _shape_remedy(name, model, signature),
             ) from error
         recognition = recognize(model, signature.args, signature.kwargs, seed)
         stage.applied += [f"{found.path}: {found.variant}" for found in recognition.srus]
@@ -181,9 +183,7 @@ def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
     return "Give another --input shape."
 
 
-def export_to_ir(
-    reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = _silent
-) -> ir.Model:
+def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = _silent) -> ir.Model:
     """Export and check; nothing is written."""
     progress("exporting to ONNX")
     return export_model(
@@ -256,7 +256,7 @@ def deploy_spec(
     check_output_folder(folder, force)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = _samples(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
+    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
     return _deploy(reference, folder, options, samples, log, command, progress, _provenance(spec, command))
 
 
@@ -277,7 +277,7 @@ def deploy(
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = _samples(reference.signature, 0, data, Preprocessing())
+    samples = samples_of(reference.signature, 0, data, Preprocessing())
     return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", _silent, {})
 
 
@@ -321,11 +321,11 @@ def verify_spec(
     progress: Progress = _silent,
 ) -> ParityReport:
     """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
-    path, notes = _artifact_file(artifact)
+    path, notes = artifact_file(artifact)
     proto = read_onnx(path)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = _samples(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
+    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
     provenance = _provenance(spec, command) | notes
     return verify_onnx(
         reference, proto, str(path), path.read_bytes(), samples, log, provenance=provenance, progress=progress
@@ -345,14 +345,14 @@ def verify(
     Returns:
         The report, falsy when parity failed.
     """
-    path, notes = _artifact_file(Path(artifact))
+    path, notes = artifact_file(Path(artifact))
     proto = read_onnx(path)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = _samples(reference.signature, 0, data, Preprocessing())
+    samples = samples_of(reference.signature, 0, data, Preprocessing())
     return verify_onnx(reference, proto, str(path), path.read_bytes(), samples, log, provenance=notes)
 
 
-def _artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
+def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
     """The ONNX file of an artifact. One whose bytes differ from its manifest is judged all the same, with a note."""
     if not artifact.is_dir():
         return artifact, {}
@@ -364,7 +364,8 @@ def _artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
     return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}
 
 
-def _samples(signature: Signature, seed: int, data: str | None, preprocessing: Preprocessing) -> list[Sample]:
+def samples_of(signature: Signature, seed: int, data: str | None, preprocessing: Preprocessing) -> list[Sample]:
+    """Seeded noise, and then the user's data."""
     samples = noise_samples(signature, seed)
     return samples + load_samples(data, signature, preprocessing) if data else samples
 

@@ -307,9 +307,7 @@ def _refuse_training_on_import(path: Path) -> None:
 
 
 def _is_main_guard(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and any(
-        isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test)
-    )
+    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
 
 
 @contextlib.contextmanager
@@ -378,9 +376,7 @@ def _unpickle_module(path: Path, trust: bool) -> Any:
         for key in _MODULE_KEYS:
             if isinstance(value.get(key), nn.Module):
                 return value[key]
-        raise UsageError(
-            f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}."
-        )
+        raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
     return value
 
 

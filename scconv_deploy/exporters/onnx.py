@@ -59,7 +59,7 @@ def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     return inputs
 
 
-def variant_attributes(variant: GateVariant) -> dict[str, int | float | str]:
+def variant_attributes(variant: GateVariant) -> dict[str, Any]:
     """The attributes of a variant's node."""
     return node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std)
 

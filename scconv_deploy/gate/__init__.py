@@ -3,8 +3,8 @@
 from scconv_deploy.gate.bound import FlipCount, count_flips
 from scconv_deploy.gate.cut import GateParameters, gate_parameters, tau
 from scconv_deploy.gate.recognize import (
-    RecognizedSRU,
     Recognition,
+    RecognizedSRU,
     Refusal,
     SwappedSRU,
     compare_outputs,
@@ -20,8 +20,8 @@ __all__ = [
     "FlipCount",
     "GateParameters",
     "GateVariant",
-    "RecognizedSRU",
     "Recognition",
+    "RecognizedSRU",
     "Refusal",
     "SwappedSRU",
     "compare_outputs",

@@ -30,9 +30,7 @@ UNIT_ROUNDOFF = 2.0**-24
 ILL_CONDITIONED = 1e-6
 
 
-def margins_and_bounds(
-    x: Tensor, parameters: GateParameters, variant: GateVariant
-) -> tuple[Tensor, Tensor, Tensor]:
+def margins_and_bounds(x: Tensor, parameters: GateParameters, variant: GateVariant) -> tuple[Tensor, Tensor, Tensor]:
     """Margin of every gate, the bound of what rounding can move it by, and where the group is ill-conditioned.
 
     Args:

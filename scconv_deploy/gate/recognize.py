@@ -383,9 +383,7 @@ def _accept(candidate: _Candidate, hypothesis: _Hypothesis, recorded: Tensor, se
         else:
             count, distance = compare_outputs(y, expected, gate_input, gamma, beta, parameters, variant)
         if count.unexplained:
-            raise _NotThisOne(
-                f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name} input"
-            )
+            raise _NotThisOne(f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name} input")
         if not distance <= VALUE_TOLERANCE:
             raise _NotThisOne(f"values differ by {distance:.1e} relative L2 on {name} input")
         by_formula = pytorch_gate.open_mask(gate_input, gamma, beta, variant)

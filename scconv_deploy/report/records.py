@@ -87,7 +87,7 @@ class Link:
             having = [c for c in checks if c.status == status]
             if having:
                 reasons = "; ".join(c.reason for c in having)
-                return cls(name, status, reasons, tuple(checks))  # type: ignore[arg-type]
+                return cls(name, status, reasons, tuple(checks))
         return cls(name, "not run", "; ".join(c.reason for c in checks), tuple(checks))
 
 

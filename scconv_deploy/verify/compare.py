@@ -34,14 +34,15 @@ def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     relative = relative_l2(y, reference)
     logits = b.ndim == 2 and b.shape[1] >= 2
+    cosine = float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b)
     return OutputMetrics(
         max_abs=float(difference.max(initial=0.0)),
         mean_abs=float(difference.mean()) if difference.size else 0.0,
         relative_l2=relative,
-        cosine=float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b),
+        cosine=cosine,
         snr_db=-20 * float(np.log10(relative)) if relative > 0 else None,
         top1_agreement=float(np.mean(a.argmax(1) == b.argmax(1))) if logits else None,
-    )  # fmt: skip
+    )
 
 
 def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:

@@ -165,9 +165,7 @@ def _measure(
         _teacher_force(site, gate, probes, measured)
     arrays = {name: tensor.numpy() for name, tensor in sample.tensors.items()}
     masks = {site: gate.mask for site, gate in gates.items()}
-    injected = {
-        name: masks[site].numpy() for site in masks if (name := instrument.mask_input(site)) in forced.inputs
-    }
+    injected = {name: masks[site].numpy() for site in masks if (name := instrument.mask_input(site)) in forced.inputs}
     free_outputs = free.run(arrays)
     forced_outputs = forced.run(arrays | injected)
     exact = _float64_outputs(replay64, sample, masks, measured)
@@ -296,9 +294,7 @@ def _static_checks(
     return checks
 
 
-def _static_summary(
-    nodes: Mapping[str, onnx.NodeProto], checks: Mapping[str, Check], measured: _Measured
-) -> Check:
+def _static_summary(nodes: Mapping[str, onnx.NodeProto], checks: Mapping[str, Check], measured: _Measured) -> Check:
     failed = [c.reason for c in checks.values() if c.status == "failed"]
     foreign = [site for site in nodes if site not in measured.variants]
     if foreign:

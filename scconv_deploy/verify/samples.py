@@ -135,7 +135,8 @@ def _arrays(path: Path, signature: Signature) -> dict[str, Tensor]:
         raise IntegrityError(f"--data {path} is damaged or not an .npz: {error}") from error
     if set(arrays) != set(signature.names):
         raise UsageError(
-            f"--data {path} holds {', '.join(arrays) or 'nothing'}; the model's inputs are {', '.join(signature.names)}."
+            f"--data {path} holds {', '.join(arrays) or 'nothing'}.",
+            f"The model's inputs are {', '.join(signature.names)}.",
         )
     tensors = {}
     for name, example in signature.tensors.items():

@@ -1,0 +1,1 @@
+scconv_deploy/cli.py

@@ -1,0 +1,325 @@
+"""The command line: parse, call, print, exit code. No logic lives here, and torch is imported by the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from scconv_deploy import __version__
+from scconv_deploy.errors import ParityError, ScconvDeployError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from scconv_deploy.spec import ModelSpec
+
+app = typer.Typer(
+    name="scconv-deploy",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",
+    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 6 parity failed, "
+    "7 a file that is not what it claims, 130 interrupted.",
+)
+
+_INPUTS, _WEIGHTS = "Inputs", "Weights"
+Model = Annotated[
+    str, typer.Argument(help="A zoo name, package.module:factory, path/file.py:factory, or a pickled module.")
+]
+Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, a JSON object.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)
+]
+NonStrict = Annotated[
+    bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="[NAME:]SHAPE[:DTYPE]", help="One per input; a zoo model knows its own.",
+        rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="MIN:OPT:MAX", help="Make axis 0 of every input dynamic.", rich_help_panel=_INPUTS),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:AXIS=MIN:OPT:MAX", help="Make another axis dynamic; repeatable.", rich_help_panel=_INPUTS
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the initialisation and of every random input.", rich_help_panel=_INPUTS)]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Also use real data: a folder of images, an .npz, or 'photos' (those scikit-learn ships).",
+        rich_help_panel=_INPUTS,
+    ),
+]
+Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
+MaskForm = Annotated[
+    Literal["auto", "where", "multiply"],
+    typer.Option(help="How a mask is applied: Where (for TensorRT) or Cast and Mul (faster in ONNX Runtime)."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def deploy(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder.")],
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    data: Data = None,
+    opset: Opset = 18,
+    mask_form: MaskForm = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model, verify the artifact against PyTorch, and write a bundle."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.pipeline import ExportOptions, deploy_spec
+
+        result = deploy_spec(
+            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed),
+            output,
+            ExportOptions(opset, mask_form),
+            data=data,
+            force=force,
+            command=_command(),
+            progress=session.progress,
+        )
+        session.show(result, "print_deploy")
+        if not result:
+            raise ParityError(f"{result.artifact}: {result.report.failures[0]}", "Do not ship it; see report.json.")
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file.")],
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    opset: Opset = 18,
+    mask_form: MaskForm = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model to ONNX, each SRU as one node; nothing is verified."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.pipeline import ExportOptions, export_spec
+
+        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+        result = export_spec(spec, output, ExportOptions(opset, mask_form), force, session.progress)
+        session.show(result, "print_export")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
+    reference: Annotated[str, typer.Option(metavar="MODEL", help="The model it was exported from.")],
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    data: Data = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Also write the report as JSON.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.pipeline import report_bytes, verify_spec
+
+        if report is not None:
+            check_output_file(report, force)
+        spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+        result = verify_spec(artifact, spec, data=data, command=_command(), progress=session.progress)
+        if report is not None:
+            write_file(report, report_bytes(result))
+        session.show(result, "print_report")
+        if not result:
+            raise ParityError(f"{artifact}: {result.failures[0]}", "Do not ship it.")
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, an ONNX file, or a bundle.")],
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    data: Data = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a model or an artifact holds."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.inspection import inspect_model, inspect_onnx
+
+        if target.endswith((".onnx", ".rejected")) or Path(target).is_dir():
+            session.show(inspect_onnx(Path(target)), "print_onnx")
+        else:
+            spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+            session.show(inspect_model(spec, data, session.progress), "print_model")
+
+
+def _spec(
+    source: str,
+    kwargs: str | None,
+    weights: Path | None,
+    non_strict: bool,
+    trust_checkpoint: bool,
+    inputs: list[str] | None,
+    batch: str | None,
+    dynamic: list[str] | None,
+    seed: int,
+) -> ModelSpec:
+    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, parse_kwargs
+
+    axes = [DynamicAxis.parse_batch(batch)] if batch else []
+    return ModelSpec(
+        source,
+        parse_kwargs(kwargs),
+        weights,
+        tuple(InputSpec.parse(text) for text in inputs or ()),
+        (*axes, *(DynamicAxis.parse(text) for text in dynamic or ())),
+        seed,
+        not non_strict,
+        trust_checkpoint,
+    )
+
+
+def _command() -> str:
+    return shlex.join(["scconv-deploy", *sys.argv[1:]])
+
+
+class _Session:
+    """Where the output of one command goes: results to stdout, progress to stderr."""
+
+    def __init__(self, console: Console, as_json: bool, quiet: bool, progress: Callable[[str], None]) -> None:
+        self._console = console
+        self._json = as_json
+        self._quiet = quiet
+        self.progress = progress
+        self.shown = False
+
+    def show(self, result: Any, printer: str) -> None:
+        """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""
+        from scconv_deploy.report import text
+
+        self.shown = True
+        if self._json:
+            typer.echo(json.dumps(result.as_json(), indent=2))
+        elif not self._quiet:
+            getattr(text, printer)(self._console, result)
+
+
+@contextmanager
+def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
+    """Run a command: progress on stderr while it lasts, and every error as its line and its exit code."""
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    status = errors.status("starting") if errors.is_terminal and not quiet and not as_json else None
+    # a pipe gets tables as wide as they are
+    output = Console() if sys.stdout.isatty() else Console(width=160)
+    session = _Session(output, as_json, quiet, status.update if status else lambda message: None)
+    try:
+        try:
+            if status:
+                status.start()
+            yield session
+        finally:
+            if status:
+                status.stop()
+    except ScconvDeployError as error:
+        _fail(error.exit_code, error.message, error.remedy, as_json and not session.shown)
+    except KeyboardInterrupt:
+        _fail(130, "Interrupted.", "Nothing was written.", as_json and not session.shown)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # a bug: say so, with what its report needs
+        traceback.print_exc()
+        _fail(
+            1,
+            f"Internal error: {type(error).__name__}: {error}",
+            "This is a bug in scconv-deploy; please report it with the lines above and the command.",
+            as_json and not session.shown,
+        )
+
+
+def _fail(code: int, message: str, remedy: str, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
+    typer.echo(f"scconv-deploy: {' '.join(message.split())} {remedy}".rstrip(), err=True)
+    raise typer.Exit(code)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a command
+        typer.echo("scconv-deploy: Interrupted.", err=True)
+        sys.exit(130)

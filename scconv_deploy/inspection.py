@@ -1,0 +1,219 @@
+"""What a model or an artifact holds: ``scconv-deploy inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto
+from torch.utils.flop_counter import FlopCounterMode
+
+from scconv_deploy.gate import SwappedSRU
+from scconv_deploy.pipeline import Progress, _silent, artifact_file, reference_from_spec, samples_of
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.spec import ModelSpec
+from scconv_deploy.verify import instrument
+from scconv_deploy.verify.onnx_file import read_onnx
+from scconv_deploy.verify.parity import Reference
+from scconv_deploy.verify.runners.pytorch import record_gates
+from scconv_deploy.verify.samples import Preprocessing, Sample
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output; an open axis is the symbol's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxInspection:
+    """An ONNX file.
+
+    Attributes:
+        functions: ``domain::name`` (with the overload) -> how many nodes its body has.
+        sites: SRU node -> its variant, or its operator where the file does not say.
+        operators: how many nodes of each type the graph has, function bodies not counted.
+        parameters: numbers in the initializers.
+    """
+
+    path: str
+    file_bytes: int
+    ir_version: int
+    opsets: dict[str, int]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    functions: dict[str, int]
+    sites: dict[str, str]
+    operators: dict[str, int]
+    parameters: int
+    metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "onnx", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class SRUInspection:
+    """One SRU of a model.
+
+    Attributes:
+        training: what its gamma and beta say of its training.
+        open_share: share of gates that are open on the samples.
+        never_open, always_open: how many channels have a gate that never moved on the samples.
+    """
+
+    site: str
+    variant: str
+    channels: int
+    training: str
+    open_share: float
+    never_open: int
+    always_open: int
+
+
+@dataclass(frozen=True)
+class ModelInspection:
+    """A PyTorch model.
+
+    Attributes:
+        parameters: numbers that training moves.
+        multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
+        left_alone: candidate -> why it is not taken for an SRU.
+        samples: what the gates were watched on.
+    """
+
+    model: str
+    parameters: int
+    multiply_adds: int
+    inputs: tuple[str, ...]
+    srus: tuple[SRUInspection, ...]
+    left_alone: dict[str, str]
+    samples: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "model", **asdict(self)}
+
+
+def inspect_onnx(artifact: Path) -> OnnxInspection:
+    """Read an ONNX file, or the one in a bundle.
+
+    Raises:
+        UsageError, IntegrityError: see :func:`scconv_deploy.verify.onnx_file.read_onnx`.
+    """
+    path, facts = artifact_file(artifact)
+    model = read_onnx(path)
+    known = json.loads(next((p.value for p in model.metadata_props if p.key == "scconv_deploy.sites"), "{}"))
+    return OnnxInspection(
+        path=str(path),
+        file_bytes=path.stat().st_size,
+        ir_version=model.ir_version,
+        opsets={o.domain or "ai.onnx": o.version for o in model.opset_import},
+        inputs=tuple(_tensor_info(value) for value in model.graph.input),
+        outputs=tuple(_tensor_info(value) for value in model.graph.output),
+        functions={_function_name(f): len(f.node) for f in model.functions},
+        sites={site: known.get(site, node.op_type) for site, node in instrument.sites(model).items()},
+        operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
+        parameters=sum(_size(tensor) for tensor in model.graph.initializer),
+        metadata={p.key: p.value for p in model.metadata_props},
+        notes=tuple(f"{key}: {value}" for key, value in facts.items()),
+    )
+
+
+def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    return TensorInfo(value.name, TensorProto.DataType.Name(tensor.elem_type).lower(), shape)
+
+
+def _function_name(function: onnx.FunctionProto) -> str:
+    return f"{function.domain}::{function.name}" + (f" ({function.overload})" if function.overload else "")
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    return size
+
+
+def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress = _silent) -> ModelInspection:
+    """Load a model and look at its SRUs.
+
+    Args:
+        data: see :func:`scconv_deploy.verify.samples.load_samples`; seeded noise without it.
+    """
+    reference = reference_from_spec(spec, StageLog(), progress)
+    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
+    if data:  # what the user gave, without our noise
+        samples = [s for s in samples if "noise" not in s.name]
+    progress("watching the gates")
+    return ModelInspection(
+        model=spec.source,
+        parameters=sum(p.numel() for p in reference.model.parameters()),
+        multiply_adds=multiply_adds(reference),
+        inputs=tuple(str(i) for i in spec.resolved().inputs),
+        srus=_srus(reference, samples),
+        left_alone={r.path: r.reason for r in reference.recognition.refused},
+        samples=tuple(str(s) for s in samples),
+    )
+
+
+def multiply_adds(reference: Reference) -> int:
+    """Multiply-adds of one sample: torch's own counter (two operations each), divided by the batch."""
+    batch = max((len(t) for t in reference.signature.tensors.values() if t.dim()), default=1)
+    with FlopCounterMode(display=False) as counter:
+        reference.signature.call(reference.model, reference.signature.tensors)
+    return counter.get_total_flops() // 2 // batch
+
+
+def _srus(reference: Reference, samples: Sequence[Sample]) -> tuple[SRUInspection, ...]:
+    opened: dict[str, torch.Tensor] = {}
+    total: Counter[str] = Counter()
+    modules: dict[str, SwappedSRU] = {}
+    for sample in samples:
+        for site, gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].items():
+            count = gate.mask.sum(dim=(0, 2, 3))
+            opened[site] = opened[site] + count if site in opened else count
+            total[site] += gate.mask.numel() // gate.mask.shape[1]
+            modules[site] = gate.swapped
+    return tuple(
+        SRUInspection(
+            site=site,
+            variant=str(module.variant),
+            channels=module.gamma.numel(),
+            training=describe_training(module),
+            open_share=float(opened[site].sum()) / (total[site] * module.gamma.numel()),
+            never_open=int((opened[site] == 0).sum()),
+            always_open=int((opened[site] == total[site]).sum()),
+        )
+        for site, module in modules.items()
+    )
+
+
+def describe_training(module: SwappedSRU) -> str:
+    """What gamma and beta tell.
+
+    A hard mask times x passes no gradient to gamma and beta, so the original code trains neither: beta keeps its
+    initial 0 to the bit, and gamma its random draw (weight decay may have scaled it).
+    """
+    gamma, beta = module.gamma.detach(), module.beta.detach()
+    if bool((beta != 0).any()):
+        return "trained"
+    if bool((gamma == 1).all()):
+        return "untrained: gamma 1, beta 0"
+    why = " (a hard mask gives them no gradient)" if module.variant.operator == "SRU" else ""
+    return f"untrained: beta 0, gamma random, std {float(gamma.std()):.2f}{why}"
