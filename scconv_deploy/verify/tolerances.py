@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scconv_deploy.gate.recognize import VALUE_TOLERANCE
+from scconv_deploy.gate.behaviour import VALUE_TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""Modules that have an SRU's structure: the only thing that names and parameters can prove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+_PROBE_BATCH = 2
+
+ROOT = "model"
+"""The path of a model that is an SRU itself."""
+
+ConvPlace = Literal["none", "before", "after"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A module whose parameters are one gamma, one beta and at most one 1x1 convolution.
+
+    Attributes:
+        path: its name in the model.
+        affine: gamma and beta, C elements each, in the order of registration.
+        conv: the 1x1 convolution; ``conv_places`` says where it may stand.
+    """
+
+    path: str
+    module: nn.Module
+    affine: tuple[nn.Parameter, nn.Parameter]
+    conv: nn.Conv2d | None
+    conv_places: tuple[ConvPlace, ...]
+
+
+def find_candidates(model: nn.Module) -> Iterator[Candidate]:
+    """The candidates of a model, outer modules first; those of torch.nn itself are none."""
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn"):
+            continue
+        convs: list[nn.Conv2d] = []
+        others: list[nn.Parameter] = []
+        for child in module.modules():
+            own = list(child.parameters(recurse=False))
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1) and child.groups == 1:
+                convs.append(child)
+            elif own and type(child).__module__.startswith("torch.nn") and not isinstance(child, nn.GroupNorm):
+                others = []
+                break  # a BatchNorm, Linear, larger convolution ...: not an SRU
+            else:
+                others.extend(own)
+        if len(others) != 2 or len(convs) > 1 or not all(_is_per_channel(p) for p in others):
+            continue
+        if others[0].numel() != others[1].numel():
+            continue
+        places: tuple[ConvPlace, ...] = ("before", "after", "none") if convs else ("none",)
+        yield Candidate(path or ROOT, module, (others[0], others[1]), convs[0] if convs else None, places)
+
+
+def _is_per_channel(parameter: nn.Parameter) -> bool:
+    return parameter.numel() >= 2 and max(parameter.shape) == parameter.numel()
+
+
+def record_inputs(
+    model: nn.Module, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[int, Tensor | str]:
+    """The first input of each module, cut to two samples, or why it cannot be used."""
+    inputs: dict[int, Tensor | str] = {}
+
+    def record(module: nn.Module, called_with: tuple[Any, ...], called_by_name: dict[str, Any]) -> None:
+        values = [*called_with, *called_by_name.values()]
+        if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
+            inputs.setdefault(id(module), "it is not called with one tensor [N, C, H, W]")
+        elif values[0].dtype != torch.float32:
+            inputs.setdefault(id(module), f"its input is {values[0].dtype}, not float32")
+        else:
+            inputs.setdefault(id(module), values[0][:_PROBE_BATCH].detach().clone())
+
+    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules]
+    try:
+        if modules:
+            with torch.no_grad():
+                model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs

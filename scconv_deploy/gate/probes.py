@@ -1,0 +1,96 @@
+"""Seeded inputs that tell variants of the gate apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from scconv_deploy.gate.cut import GateParameters, gate_parameters, statistics
+from scconv_deploy.gate.variant import GateVariant
+
+_LARGEST_SHARE = 0.75
+_FIXED_POINT_STEPS = 60  # each halves the error at least
+
+
+def probes(
+    recorded: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, seed: int, reachable: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Named inputs in the module's own input shape.
+
+    Args:
+        recorded: an input from the model itself, ``[N, C, H, W]``; comes last.
+        reachable: False where a convolution lies between the probe and the gate, so that the gate's input cannot be
+            chosen; noise at several scales has to do then.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(recorded.shape, generator=generator)
+    if not reachable:
+        yield from (("normal", base), ("small", base * 1e-3), ("large-mean", base + 100), ("recorded", recorded))
+        return
+    yield "normal", base
+    # first without, then with an eps that matters beside the deviation
+    for name, scale in (("near-threshold", 1.0), ("small near-threshold", 1e-3), ("tiny near-threshold", 1e-6)):
+        yield name, near_threshold(base * scale, gamma, beta, variant, generator)
+    yield "large-mean", base + 100
+    yield "rectified", base.relu()
+    yield "recorded", recorded
+
+
+def near_threshold(
+    base: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, generator: torch.Generator
+) -> Tensor:
+    """Noise, half of which is moved to the gate's boundary.
+
+    Of the moved elements, half lie around the boundary at relative distances from 1e-6 to 0.1 (they tell ddof and
+    eps apart) and half between the boundaries of ``>=`` and ``>`` (they tell these apart).
+    """
+    inclusive = gate_parameters(gamma, beta, replace(variant, comparison=">="))
+    strict = gate_parameters(gamma, beta, replace(variant, comparison=">"))
+
+    def boundary(parameters: GateParameters) -> Tensor:
+        return torch.as_tensor(parameters.sign * parameters.cut).double().reshape(1, -1, 1, 1)
+
+    near, far = boundary(inclusive), boundary(strict)
+    reachable = (near.abs() < 1) & (far.abs() < 1)  # NaN (sign 0) is not
+    moved = (torch.rand(base.shape, generator=generator) < 0.5) & reachable
+    grouped = moved.reshape(base.shape[0], variant.num_groups, -1)
+    # a tiny group can be moved as a whole by chance: nothing would hold its mean
+    moved = (grouped & (grouped.double().mean(dim=2, keepdim=True) <= _LARGEST_SHARE)).reshape(base.shape)
+    between = torch.rand(base.shape, generator=generator) < 0.5
+    along = torch.rand(base.shape, generator=generator, dtype=torch.float64)
+    distance = 10 ** (-1 - 5 * along) * torch.where(torch.rand(base.shape, generator=generator) < 0.5, -1.0, 1.0)
+    target = torch.where(between, near + along * (far - near), near * (1 + distance))
+    mean, s = _solve_statistics(base.double(), moved, target.where(moved, 0.0), variant)
+    placed = (mean + s * target.reshape(base.shape[0], variant.num_groups, -1)).reshape(base.shape)
+    return torch.where(moved, placed, base.double()).float()
+
+
+def _solve_statistics(base: Tensor, moved: Tensor, target: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
+    """Mean and s of a group whose moved elements lie at ``mean + s * target``: moving them moves both.
+
+    A fixed point over sums of each group. It converges, for half of the elements stay and targets are below 1.
+
+    Args:
+        base, target: float64 ``[N, C, H, W]``; target is 0 where nothing is moved.
+
+    Returns:
+        ``[N, G, 1]`` each.
+    """
+    shape = (base.shape[0], variant.num_groups, -1)
+
+    def total(values: Tensor) -> Tensor:
+        return values.reshape(shape).sum(dim=2, keepdim=True)
+
+    stays = (~moved).double()
+    count, first, second = total(stays), total(stays * base), total(stays * base.square())
+    target1, target2 = total(target), total(target.square())
+    freedom = base[0].numel() / variant.num_groups - variant.ddof
+    mean, s = statistics(base, variant)
+    for _ in range(_FIXED_POINT_STEPS):
+        mean = (first + s * target1) / count
+        squares = second - 2 * mean * first + count * mean.square() + s.square() * target2
+        s = torch.sqrt(squares / freedom + variant.eps_var) + variant.eps_std
+    return mean, s
