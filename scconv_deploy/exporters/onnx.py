@@ -39,7 +39,7 @@ from scconv_deploy.rewrite.functions import (
     function_proto,
     node_attributes,
 )
-from scconv_deploy.signature import Signature, named_outputs
+from scconv_deploy.signature import Signature
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
@@ -121,11 +121,13 @@ def export_model(
     check_opset(opset)
     nodes = {id(m): _SRUNode(m) for m in swapped.modules() if isinstance(m, SwappedSRU)}
     with log.stage("export") as stage:
-        model = _torch_export(replace_modules(swapped, dict(nodes)), signature, opset)
+        output_names = tuple(signature.call(swapped, signature.tensors))
+        model = _torch_export(replace_modules(swapped, dict(nodes)), signature, output_names, opset)
         if model.opset_imports.get("") != opset:
             raise ModelError(
                 f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
             )
+        _check_dynamic(model, signature)
         _drop_exporter_metadata(model)
         sites = _name_sites(model)
         _add_functions(model, mask_form, opset)
@@ -169,12 +171,11 @@ def serialize(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def _torch_export(model: nn.Module, signature: Signature, opset: int) -> ir.Model:
+def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence[str], opset: int) -> ir.Model:
     dims = {
         axis.symbol: torch.export.Dim(axis.symbol, min=axis.minimum, max=axis.maximum) for axis in signature.dynamic
     }
     with _quiet():
-        output_names = tuple(_output_names(model, signature))
         try:
             program = torch.onnx.export(
                 model,
@@ -193,18 +194,18 @@ def _torch_export(model: nn.Module, signature: Signature, opset: int) -> ir.Mode
     return program.model
 
 
-def _output_names(model: nn.Module, signature: Signature) -> Sequence[str]:
-    """Names of the outputs, from fake tensors: nothing is computed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils import _pytree as pytree
-
-    # symbolic ops trace under fake tensors like any other
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, torch.no_grad():
-        args, kwargs = pytree.tree_map(
-            lambda t: mode.from_tensor(t) if isinstance(t, Tensor) else t, (signature.args, signature.kwargs)
-        )
-        return list(named_outputs(model(*args, **kwargs)))
+def _check_dynamic(model: ir.Model, signature: Signature) -> None:
+    """torch.onnx.export falls back to a static graph without a word when the code fixes a declared axis."""
+    for value in model.graph.inputs:
+        for axis in signature.dynamic:
+            if axis.input not in (None, value.name) or value.shape is None:
+                continue
+            size = value.shape[axis.axis]
+            if isinstance(size, int):
+                raise ModelError(
+                    f"Input {value.name}: axis {axis.axis} was declared dynamic, but the model's code fixes it to {size}.",
+                    "Leave it static, or make the code independent of it.",
+                )
 
 
 def _cause(error: BaseException) -> str:
@@ -217,8 +218,6 @@ def _cause(error: BaseException) -> str:
 
 def _export_remedy(error: BaseException) -> str:
     text = str(error) + str(error.__cause__)
-    if "specialized" in text or "Constraints violated" in text:
-        return "An axis declared dynamic is fixed by the model's code; leave it static."
     if "data-dependent" in text or "GuardOnDataDependent" in text:
         return "The model branches on values; torch.export needs torch.cond or torch.where there."
     return "See torch.export's documentation for what it supports."

@@ -1,0 +1,55 @@
+"""Small networks, exported once for all tests that look at the result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from scconv_deploy.nn import ScConv
+from tests import wild
+
+
+class TinyNet(nn.Module):
+    """Three ScConvs of user code and ours, one called twice, dictionary out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.a = wild.randomize(wild.OriginalScConv(16, 4))
+        self.b = wild.randomize(ScConv(16, 4, variant="groupbn-hard-normalized"), 1)
+        self.c = wild.randomize(wild.SoftSRU(16), 2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image):
+        x = torch.relu(self.stem(image))
+        x = self.c(self.b(self.a(x))) + x
+        x = self.a(x)
+        return {"logits": self.head(x.mean((2, 3))), "features": x}
+
+
+def tiny_net():
+    """A seeded TinyNet in eval mode; also a factory for the command line."""
+    torch.manual_seed(0)
+    return TinyNet().eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_reference():
+    """(reference, log): TinyNet with a dynamic batch, its SRUs recognised."""
+    from scconv_deploy.pipeline import reference_from_module
+    from scconv_deploy.spec import DynamicAxis
+
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return reference_from_module(tiny_net(), image, (DynamicAxis(1, 2, 8),))
+
+
+@pytest.fixture(scope="session")
+def tiny_bytes(tiny_reference):
+    """TinyNet exported: the bytes of model.onnx, and the stages' log."""
+    from scconv_deploy.exporters.onnx import serialize
+    from scconv_deploy.pipeline import ExportOptions, export_to_ir
+    from scconv_deploy.report.records import StageLog
+
+    log = StageLog()
+    return serialize(export_to_ir(tiny_reference[0], ExportOptions(), log)), log

@@ -1,0 +1,121 @@
+"""The modules: against the original code, and refusing what they cannot be."""
+
+import pytest
+import torch
+
+from scconv_deploy.errors import ConfigurationError
+from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
+from tests import wild
+
+
+def example(channels=32, size=8, seed=0):
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_original_state_dicts_load_unchanged_and_compute_the_same():
+    theirs = wild.randomize(wild.OriginalScConv(32))
+    ours = ScConv(32).eval()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+
+
+def test_straddling_groups_load_and_compute_the_same():
+    theirs = wild.randomize(wild.OriginalScConv(24))
+    ours = ScConv(24).eval()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(example(24)), theirs(example(24)), rtol=1e-6, atol=1e-6)
+
+
+def test_soft_variant_matches_the_public_head():
+    theirs = wild.randomize(wild.SoftSRU(32))
+    ours = SRU(32, variant="groupnorm-soft").eval()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+
+
+def test_normalized_variant_loads_weight_and_bias():
+    theirs = wild.randomize(wild.NormalizedSRU(32))
+    ours = SRU(32, variant="groupbn-hard-normalized").eval()
+    state = {key.replace("norm.", "gn."): value for key, value in theirs.state_dict().items()}
+    assert set(state) == {"gn.weight", "gn.bias"}
+    ours.load_state_dict(state)
+    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+
+
+def test_torch_gn_normalises_by_groupnorm():
+    module = SRU(32, torch_gn=True).eval()
+    assert set(module.state_dict()) == {"gn.weight", "gn.bias"}
+    x = example()
+    gate = torch.sigmoid(torch.nn.functional.group_norm(x, 16, eps=1e-5) / 32) >= 0.5
+    torch.testing.assert_close(module(x), wild.cross(gate * x, ~gate * x), rtol=0, atol=0)
+
+
+def test_groupbatchnorm_uses_the_unbiased_deviation():
+    module = GroupBatchnorm2d(4, 2)
+    with torch.no_grad():
+        module.gamma.fill_(1.0)
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 4.0]).reshape(1, 4, 1, 2)
+    expected = torch.cat([(torch.arange(4.0) - 1.5) / 1.2909944, (torch.tensor([0.0, 0, 0, 4]) - 1) / 2.0])
+    torch.testing.assert_close(module(x).flatten(), expected)
+
+
+def test_gamma_sum_is_one_operation():
+    graph = torch.export.export(SRU(32).eval(), (example(),)).graph
+    assert sum(node.op == "call_function" for node in graph.nodes) < 40  # the original: over 32 for the sum alone
+    assert [str(n.target) for n in graph.nodes].count("aten.sum.default") == 1
+
+
+def test_pairwise_fusion_is_equation_8():
+    module = CRU(8, fusion="pairwise").eval()
+    x = example(8)
+    up, low = module.squeeze1(x[:, :4]), module.squeeze2(x[:, 4:])
+    y1 = module.GWC(up) + module.PWC1(up)
+    y2 = torch.cat([module.PWC2(low), low], 1)
+    s1, s2 = y1.mean((2, 3), keepdim=True), y2.mean((2, 3), keepdim=True)
+    beta1 = s1.exp() / (s1.exp() + s2.exp())
+    torch.testing.assert_close(module(x), beta1 * y1 + (1 - beta1) * y2)
+    concat = CRU(8)
+    concat.load_state_dict(module.state_dict())
+    assert not torch.allclose(concat(x), module(x))
+
+
+def test_hard_gate_gives_gamma_no_gradient():
+    module = SRU(32)
+    x = example().requires_grad_()
+    module(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.any()
+    assert module.gn.gamma.grad is None or not module.gn.gamma.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: SRU(31, 1), ["31 channels"]),
+        (lambda: SRU(8), ["8 channels", "num_groups 16"]),
+        (lambda: SRU(24, 16, torch_gn=True), ["24 channels", "num_groups 16", "GroupNorm"]),
+        (lambda: SRU(32, variant="nonsense"), ["nonsense", "groupbn-hard"]),
+        (lambda: GroupBatchnorm2d(8, 16), ["8 channels", "num_groups 16"]),
+        (lambda: CRU(32, alpha=0.0), ["alpha is 0.0"]),
+        (lambda: CRU(32, alpha=1.0), ["alpha is 1.0"]),
+        (lambda: CRU(32, group_kernel_size=2), ["group_kernel_size is 2"]),
+        (lambda: CRU(32, squeeze_ratio=0), ["squeeze_ratio 0"]),
+        (lambda: CRU(32, squeeze_ratio=64), ["32 channels", "squeeze_ratio 64"]),
+        (lambda: CRU(32, group_size=3), ["32 output channels", "group_size 3"]),
+        (lambda: CRU(2, alpha=0.01), ["0 upper"]),
+        (lambda: CRU(32, fusion="nonsense"), ["nonsense"]),
+    ],
+)
+def test_impossible_sizes_are_refused_at_construction(build, words):
+    with pytest.raises(ConfigurationError) as error:
+        build()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_sizes_known_only_from_the_input_are_refused_there():
+    with pytest.raises(ConfigurationError, match=r"216 is not a multiple of num_groups 16"):
+        SRU(24)(example(24, 3))
+    with pytest.raises(ConfigurationError, match="one element"):
+        SRU(16)(example(16, 1))
