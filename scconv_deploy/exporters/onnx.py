@@ -14,10 +14,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxsim
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import ModelError, ScconvDeployError
+from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules
 from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.report.records import StageLog
@@ -203,7 +201,8 @@ def _check_dynamic(model: ir.Model, signature: Signature) -> None:
             size = value.shape[axis.axis]
             if isinstance(size, int):
                 raise ModelError(
-                    f"Input {value.name}: axis {axis.axis} was declared dynamic, but the model's code fixes it to {size}.",
+                    f"Input {value.name}: axis {axis.axis} was declared dynamic, but the model's code "
+                    f"fixes it to {size}.",
                     "Leave it static, or make the code independent of it.",
                 )
 
@@ -268,7 +267,8 @@ def _add_functions(model: ir.Model, mask_form: MaskForm, opset: int) -> None:
         if node.domain != DOMAIN:
             continue
         cut = node.inputs[1]
-        assert cut is not None and cut.const_value is not None  # noqa: S101  (we put it there)
+        assert cut is not None  # noqa: S101  (for the type checker: we put it there)
+        assert cut.const_value is not None  # noqa: S101  (likewise)
         straddle = bool(cut.const_value.size % node.attributes["num_groups"].as_int())
         key = FunctionKey(node.op_type, straddle, mask_form, opset)
         node.overload = key.overload

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -87,13 +87,12 @@ def verify_onnx(
     with log.stage("verify") as stage:
         measured = _Measured()
         nodes = instrument.sites(proto)
-        with OnnxRuntimeRunner(proto) as free, _Probes(proto, nodes) as probes:
-            _same_interface(free, reference, samples[0])
-            with OnnxRuntimeRunner(instrument.with_injected_masks(proto, list(nodes))) as forced:
-                replay64 = Float64Replay(reference.swapped, reference.signature)
-                for sample in samples:
-                    progress(f"verifying on {sample}")
-                    _measure(reference, sample, free, forced, probes, replay64, measured)
+        replay64 = Float64Replay(reference.swapped, reference.signature)
+        with OnnxRuntimeRunner(proto) as free, _Sessions(proto, nodes) as sessions:
+            _same_names("inputs", free.inputs, samples[0].tensors)
+            for sample in samples:
+                progress(f"verifying on {sample}")
+                _measure(reference, sample, free, sessions, replay64, measured)
         stage.applied += [str(sample) for sample in samples]
         if measured.float64_refusal:
             stage.skipped.append(("noise floor in float64", measured.float64_refusal))
@@ -126,35 +125,43 @@ def verify_onnx(
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-class _Probes:
-    """One small session per SRU of the artifact, made when it is first asked for."""
+class _Sessions:
+    """The artifact with its gates laid open; each session is made when it is first asked for."""
 
     def __init__(self, proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto]) -> None:
         self._proto, self._nodes = proto, nodes
-        self._runners: dict[str, OnnxRuntimeRunner | None] = {}
+        self._probes: dict[str, OnnxRuntimeRunner | None] = {}
+        self._forced: OnnxRuntimeRunner | None = None
 
-    def __enter__(self) -> _Probes:
+    def __enter__(self) -> _Sessions:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._runners.clear()
+        self._probes.clear()
+        self._forced = None
 
     def gates(self, site: str, x: Tensor) -> Tensor | None:
         """The artifact's gates of a site for this x; None if it has no such site, or hides them."""
-        if site not in self._runners:
+        if site not in self._probes:
             node = self._nodes.get(site)
             model = instrument.gate_probe(self._proto, node) if node is not None else None
-            self._runners[site] = OnnxRuntimeRunner(model) if model is not None else None
-        runner = self._runners[site]
+            self._probes[site] = OnnxRuntimeRunner(model) if model is not None else None
+        runner = self._probes[site]
         return torch.from_numpy(runner.run({"x": x.numpy()})["open"]) if runner is not None else None
+
+    def replay(self, arrays: Mapping[str, np.ndarray], masks: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The artifact's outputs with these gates at every site that it has."""
+        if self._forced is None:
+            self._forced = OnnxRuntimeRunner(instrument.with_injected_masks(self._proto, list(masks)))
+        known = {instrument.mask_input(site): mask.numpy() for site, mask in masks.items()}
+        return self._forced.run({**arrays, **{name: known[name] for name in self._forced.inputs if name in known}})
 
 
 def _measure(
     reference: Reference,
     sample: Sample,
     free: OnnxRuntimeRunner,
-    forced: OnnxRuntimeRunner,
-    probes: _Probes,
+    sessions: _Sessions,
     replay64: Float64Replay,
     measured: _Measured,
 ) -> None:
@@ -162,12 +169,12 @@ def _measure(
     outputs, gates = record_gates(reference.swapped, reference.signature, sample.tensors)
     _compare_swapped(reference, calls, measured)
     for site, gate in gates.items():
-        _teacher_force(site, gate, probes, measured)
+        _teacher_force(site, gate, sessions, measured)
     arrays = {name: tensor.numpy() for name, tensor in sample.tensors.items()}
     masks = {site: gate.mask for site, gate in gates.items()}
-    injected = {name: masks[site].numpy() for site in masks if (name := instrument.mask_input(site)) in forced.inputs}
     free_outputs = free.run(arrays)
-    forced_outputs = forced.run(arrays | injected)
+    _same_names("outputs", free_outputs, outputs)
+    forced_outputs = sessions.replay(arrays, masks)
     exact = _float64_outputs(replay64, sample, masks, measured)
     for name, tensor in outputs.items():
         expected = tensor.numpy()
@@ -214,14 +221,14 @@ def _compare_swapped(
             measured.swapped_distance = max(measured.swapped_distance, distance)
 
 
-def _teacher_force(site: str, gate: RecordedGate, probes: _Probes, measured: _Measured) -> None:
+def _teacher_force(site: str, gate: RecordedGate, sessions: _Sessions, measured: _Measured) -> None:
     measured.variants[site] = gate.swapped
     opened, total = measured.open_gates.get(site, (0, 0))
     measured.open_gates[site] = (opened + int(gate.mask.sum()), total + gate.mask.numel())
     if not torch.isfinite(gate.x).all():
         measured.non_finite.append(f"the input of {site}")
         return
-    decided = probes.gates(site, gate.x)
+    decided = sessions.gates(site, gate.x)
     if decided is None:
         return
     count = count_flips(decided != gate.mask, gate.x, gate.swapped.parameters_of_gate, gate.swapped.variant)
@@ -247,16 +254,10 @@ def _keep_worst_metrics(measured: _Measured, name: str, metrics: OutputMetrics) 
 # --- judging -----------------------------------------------------------------------------------------------------
 
 
-def _same_interface(runner: OnnxRuntimeRunner, reference: Reference, sample: Sample) -> None:
-    if set(runner.inputs) != set(sample.tensors):
+def _same_names(what: str, artifact: Iterable[str], reference: Iterable[str]) -> None:
+    if set(artifact) != set(reference):
         raise UsageError(
-            f"The artifact's inputs are {', '.join(runner.inputs)}; the reference's {', '.join(sample.tensors)}.",
-            "Give the model that this artifact was exported from.",
-        )
-    outputs = set(reference.signature.call(reference.swapped, sample.tensors))
-    if set(runner.outputs) != outputs:
-        raise UsageError(
-            f"The artifact's outputs are {', '.join(runner.outputs)}; the reference's {', '.join(outputs)}.",
+            f"The artifact's {what} are {', '.join(artifact)}; the reference's {', '.join(reference)}.",
             "Give the model that this artifact was exported from.",
         )
 

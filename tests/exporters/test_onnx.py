@@ -13,7 +13,7 @@ from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.pipeline import ExportOptions, export, export_to_ir, reference_from_module
 from scconv_deploy.report.records import StageLog
-from scconv_deploy.rewrite.functions import fingerprint, function_proto, FunctionKey
+from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
 from scconv_deploy.spec import DynamicAxis
 from scconv_deploy.verify import instrument
 from tests import wild
