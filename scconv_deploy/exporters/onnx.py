@@ -21,6 +21,7 @@ import onnx_ir as ir
 import onnxsim
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
@@ -173,12 +174,13 @@ def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence
     dims = {
         axis.symbol: torch.export.Dim(axis.symbol, min=axis.minimum, max=axis.maximum) for axis in signature.dynamic
     }
+    args, kwargs = _traceable(signature)
     with _quiet():
         try:
             program = torch.onnx.export(
                 model,
-                signature.args,
-                kwargs=signature.kwargs or None,
+                args,
+                kwargs=kwargs or None,
                 dynamo=True,
                 opset_version=opset,
                 input_names=signature.names,
@@ -190,6 +192,22 @@ def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence
             raise ModelError(f"torch.export refuses the model: {_cause(error)}", _export_remedy(error)) from error
     assert program is not None  # noqa: S101  (for the type checker: dynamo=True returns a program)
     return program.model
+
+
+def _traceable(signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example arguments with every open axis at 2 or more: torch.export takes a size of 1 for a constant."""
+    names = iter(signature.names)
+
+    def widen(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        name = next(names)
+        for axis in signature.dynamic:
+            if axis.input in (None, name) and leaf.shape[axis.axis] == 1:
+                leaf = torch.cat([leaf, leaf], dim=axis.axis)
+        return leaf
+
+    return pytree.tree_map(widen, (signature.args, signature.kwargs))
 
 
 def _check_dynamic(model: ir.Model, signature: Signature) -> None:

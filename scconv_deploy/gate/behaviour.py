@@ -128,13 +128,12 @@ def affine(candidate: Candidate, hypothesis: Hypothesis) -> tuple[nn.Parameter, 
 
 
 def _numbers(module: nn.Module) -> list[float]:
-    """Plain numbers among the attributes of a module and its children: they hold G, eps and t under any name."""
-    return [
-        value
-        for child in module.modules()
-        for value in vars(child).values()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    """Numbers among the attributes and buffers of a module and its children: G, eps and t, under any name."""
+    found: list[float] = []
+    for child in module.modules():
+        found += [v for v in vars(child).values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        found += [float(b) for b in child.buffers(recurse=False) if b.numel() == 1]
+    return found
 
 
 def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:

@@ -167,3 +167,28 @@ def test_train_mode_and_half_models_are_refused(tmp_path):
     with pytest.raises(ModelError, match="float16"):
         export(nn.Linear(2, 2).half().eval(), torch.zeros(1, 2), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dynamic_batch_whose_optimum_is_one():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), wild.randomize(wild.OriginalSRU(16, 4))).eval()
+    reference, log = reference_from_module(net, torch.ones(1, 3, 8, 8), (DynamicAxis(1, 1, 8),))
+    model = export_to_ir(reference, ExportOptions(), log)
+    assert str(model.graph.inputs[0].shape[0]) == "batch"
+    session = onnxruntime.InferenceSession(serialize(model), providers=["CPUExecutionProvider"])
+    image = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net(image).numpy()
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dynamic_height_and_width():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), wild.randomize(wild.SoftSRU(16))).eval()
+    axes = (DynamicAxis(1, 2, 8), DynamicAxis(8, 12, 64, 2, "input"), DynamicAxis(8, 10, 64, 3, "input"))
+    reference, log = reference_from_module(net, torch.ones(2, 3, 12, 10), axes)
+    model = export_to_ir(reference, ExportOptions(), log)
+    assert [str(d) for d in model.graph.inputs[0].shape] == ["batch", "3", "input_2", "input_3"]
+    session = onnxruntime.InferenceSession(serialize(model), providers=["CPUExecutionProvider"])
+    image = torch.randn(1, 3, 9, 21, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net(image).numpy()
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)

@@ -64,6 +64,15 @@ def test_another_threshold_and_groups_that_straddle_channels():
     assert (found.variant.threshold, found.variant.num_groups) == (0.502, 16)
 
 
+def test_a_threshold_in_a_buffer():
+    module = wild.OriginalSRU(32)
+    del module.gate_treshold
+    module.register_buffer("gate_treshold", torch.tensor(0.498))
+    _, recognition = found_in(module)
+    (found,) = recognition.srus
+    assert found.variant.threshold == pytest.approx(0.498)
+
+
 @pytest.mark.parametrize("cls", [wild.ProjectingSRU, wild.ProjectedSRU])
 def test_a_1x1_inside_the_sru(cls):
     width = (16, 32) if cls is wild.ProjectingSRU else (32, 32)
