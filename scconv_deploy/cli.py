@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
+import typer.core
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ParityError, ScconvDeployError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.status import Status
 
     from scconv_deploy.spec import ModelSpec
 
+_UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
+
+
+class _Group(typer.core.TyperGroup):
+    """Reports a command line that cannot be parsed like every other error: one line, or one JSON document."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        try:
+            code = super().main(args, *rest, **options | {"standalone_mode": False})
+        except _UsageError as error:
+            see = f"See {error.ctx.command_path if error.ctx else 'scconv-deploy'} --help."
+            code = _report(2, error.format_message(), see, as_json="--json" in args)
+        except typer.Abort:
+            code = _report(130, "Interrupted.", "", as_json="--json" in args)
+        sys.exit(code or 0)
+
+
 app = typer.Typer(
     name="scconv-deploy",
-    no_args_is_help=True,
+    cls=_Group,
     pretty_exceptions_enable=False,
     help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",
     epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 6 parity failed, "
@@ -36,17 +57,13 @@ Model = Annotated[
     str, typer.Argument(help="A zoo name, package.module:factory, path/file.py:factory, or a pickled module.")
 ]
 Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, a JSON object.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)
-]
+Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)]
 NonStrict = Annotated[
     bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
 ]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS
-    ),
+    typer.Option("--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS),
 ]
 Inputs = Annotated[
     list[str] | None,
@@ -65,7 +82,10 @@ Dynamic = Annotated[
         metavar="NAME:AXIS=MIN:OPT:MAX", help="Make another axis dynamic; repeatable.", rich_help_panel=_INPUTS
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the initialisation and of every random input.", rich_help_panel=_INPUTS)]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**32 - 1, help="Of the initialisation and of random inputs.", rich_help_panel=_INPUTS),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -84,13 +104,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options that need no command."""
 
 
 @app.command()
@@ -232,7 +258,7 @@ def _spec(
 ) -> ModelSpec:
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, parse_kwargs
 
-    axes = [DynamicAxis.parse_batch(batch)] if batch else []
+    axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
     return ModelSpec(
         source,
         parse_kwargs(kwargs),
@@ -252,63 +278,109 @@ def _command() -> str:
 class _Session:
     """Where the output of one command goes: results to stdout, progress to stderr."""
 
-    def __init__(self, console: Console, as_json: bool, quiet: bool, progress: Callable[[str], None]) -> None:
-        self._console = console
+    def __init__(self, stdout: TextIO, status: Status | None, as_json: bool, quiet: bool) -> None:
+        self._stdout = stdout
+        self._status = status
         self._json = as_json
         self._quiet = quiet
-        self.progress = progress
         self.shown = False
+
+    def progress(self, message: str) -> None:
+        """Say what is being done, on a terminal."""
+        from rich.text import Text
+
+        if self._status is not None:
+            self._status.update(Text(message))
 
     def show(self, result: Any, printer: str) -> None:
         """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""
+        from rich.console import Console
+
         from scconv_deploy.report import text
 
-        self.shown = True
+        if self._status is not None:
+            self._status.stop()
         if self._json:
-            typer.echo(json.dumps(result.as_json(), indent=2))
+            typer.echo(json.dumps(result.as_json(), indent=2), file=self._stdout)
         elif not self._quiet:
-            getattr(text, printer)(self._console, result)
+            # a pipe gets tables as wide as they are
+            console = Console(file=self._stdout, width=None if self._stdout.isatty() else 160)
+            getattr(text, printer)(console, result)
+        self.shown = True
 
 
 @contextmanager
 def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
     """Run a command: progress on stderr while it lasts, and every error as its line and its exit code."""
-    from rich.console import Console
-
-    errors = Console(stderr=True)
-    status = errors.status("starting") if errors.is_terminal and not quiet and not as_json else None
-    # a pipe gets tables as wide as they are
-    output = Console() if sys.stdout.isatty() else Console(width=160)
-    session = _Session(output, as_json, quiet, status.update if status else lambda message: None)
+    session: _Session | None = None
     try:
-        try:
-            if status:
-                status.start()
+        from rich.console import Console
+
+        errors = Console(stderr=True)
+        wanted = errors.is_terminal and not quiet and not as_json
+        with _reserved_stdout() as stdout, errors.status("starting") if wanted else nullcontext() as status:
+            session = _Session(stdout, status, as_json, quiet)
             yield session
-        finally:
-            if status:
-                status.stop()
+        return
     except ScconvDeployError as error:
-        _fail(error.exit_code, error.message, error.remedy, as_json and not session.shown)
+        failure = error.exit_code, error.message, _whole_command(error.remedy)
     except KeyboardInterrupt:
-        _fail(130, "Interrupted.", "Nothing was written.", as_json and not session.shown)
-    except (typer.Exit, typer.Abort):
+        failure = 130, "Interrupted.", "No half-written file is left."
+    except SystemExit as error:  # the user's forward
+        failure = 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
+    except PermissionError as error:
+        failure = 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
+    except (BrokenPipeError, typer.Exit, typer.Abort):
         raise
     except Exception as error:  # a bug: say so, with what its report needs
         traceback.print_exc()
-        _fail(
-            1,
-            f"Internal error: {type(error).__name__}: {error}",
-            "This is a bug in scconv-deploy; please report it with the lines above and the command.",
-            as_json and not session.shown,
-        )
+        remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
+        failure = 1, f"Internal error: {type(error).__name__}: {error}", remedy
+    raise typer.Exit(_report(*failure, as_json=as_json and not (session is not None and session.shown)))
 
 
-def _fail(code: int, message: str, remedy: str, as_json: bool) -> NoReturn:
+@contextmanager
+def _reserved_stdout() -> Iterator[TextIO]:
+    """Keep stdout for the result: what the user's code and its child processes print there goes to stderr."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        try:
+            descriptor, instead = stdout.fileno(), sys.stderr.fileno()
+        except (AttributeError, OSError, ValueError):  # closed, or no file as in a test
+            yield stdout
+            return
+        kept = os.dup(descriptor)
+        os.dup2(instead, descriptor)
+        try:
+            with os.fdopen(os.dup(kept), "w", encoding=stdout.encoding) as file:
+                yield file
+        finally:
+            stdout.flush()  # what came through sys.__stdout__
+            os.dup2(kept, descriptor)
+            os.close(kept)
+
+
+def _whole_command(remedy: str) -> str:
+    """A remedy that ends in ``: MODEL --input SHAPE`` with the whole command there, so that it can be pasted."""
+    hint = re.search(r": .+ --input (\S+)$", remedy)
+    arguments = sys.argv[1:]
+    given = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--input"]
+    if hint is None or len(given) > 1:
+        return remedy
+    for i in given:
+        del arguments[i : i + (1 if "=" in arguments[i] else 2)]
+    return f"{remedy[: hint.start()]}: {shlex.join(['scconv-deploy', *arguments, '--input', hint[1]])}"
+
+
+def _report(code: int, message: str, remedy: str, *, as_json: bool) -> int:
+    """Print an error: one line on stderr, and the JSON document if that is wanted."""
+    message, remedy = (" ".join(map(str.strip, text.splitlines())) for text in (message, remedy))
+    if message[-1:] not in ".!?":
+        message += "."
     if as_json:
         typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    typer.echo(f"scconv-deploy: {' '.join(message.split())} {remedy}".rstrip(), err=True)
-    raise typer.Exit(code)
+    typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
+    return code
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -320,6 +392,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed
     try:
         app()
-    except KeyboardInterrupt:  # before or after a command
-        typer.echo("scconv-deploy: Interrupted.", err=True)
-        sys.exit(130)
+    finally:  # what was decided stays, whatever arrives while the interpreter shuts down
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

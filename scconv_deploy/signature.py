@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
 from scconv_deploy.spec import DynamicAxis, InputSpec
 
 
@@ -43,14 +44,24 @@ class Signature:
             Its output tensors by name, see :func:`named_outputs`.
 
         Raises:
-            ModelError: the model refuses the inputs.
+            RuntimeError: torch's word for a shape or dtype that does not fit.
+            ModelError: the model raises anything else, or returns no tensor.
         """
         values = iter([tensors[name] for name in self.names])
         args, kwargs = pytree.tree_map(
             lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
-        with torch.no_grad():
-            return named_outputs(model(*args, **kwargs))
+        try:
+            with torch.no_grad():
+                return named_outputs(model(*args, **kwargs), self.names)
+        except (ScconvDeployError, RuntimeError):
+            raise
+        except Exception as error:  # the user's own code
+            shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in tensors.items())
+            text = (str(error).strip() or "no message").splitlines()[0]
+            raise ModelError(
+                f"The model refuses its inputs ({shapes}): {type(error).__name__}: {text}", "Check --input."
+            ) from error
 
     def dynamic_shapes(self, model: nn.Module, dims: Mapping[str, Any]) -> dict[str, Any] | None:
         """torch.export's ``dynamic_shapes``: per forward parameter, ``{axis: dim}`` for every tensor.
@@ -73,82 +84,130 @@ class Signature:
 
 
 def from_specs(model: nn.Module, specs: Sequence[InputSpec], dynamic: Sequence[DynamicAxis], seed: int) -> Signature:
-    """Bind input specifications to the model's forward, with seeded values.
+    """Bind input specifications to the model's forward, with seeded values; open axes have their optimum.
+
+    Named ones go to their parameters (or to ``**kwargs``), the others in order to what is left (or to ``*args``).
 
     Raises:
-        UsageError: names or number of inputs do not fit the model's forward, or a dynamic axis names no input.
+        UsageError: names or number of inputs do not fit the model's forward, a dynamic axis does not fit the inputs,
+            or the inputs are larger than the memory.
     """
-    parameters = inspect.signature(model.forward).parameters
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    positional = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    signature = inspect.signature(model.forward)
+    placed, rest = _place(signature, specs)
     generator = torch.Generator().manual_seed(seed)
-    placed: dict[str, Tensor] = {}
-    extra: dict[str, Tensor] = {}
+
+    def tensor(spec: InputSpec, name: str) -> Tensor:
+        shape = list(spec.shape)
+        for axis in dynamic:
+            if axis.input == name and axis.axis < len(shape):
+                shape[axis.axis] = axis.optimum
+        try:
+            return random_tensor(shape, getattr(torch, spec.dtype), generator)
+        except (RuntimeError, TypeError) as error:  # torch's words for too many bytes, and for too large a number
+            raise UsageError(f"--input {spec} is larger than the memory.", "Give a smaller shape.") from error
+
+    arguments: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            if rest:
+                arguments[name] = tuple(tensor(spec, f"{name}_{index}") for index, spec in enumerate(rest))
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            extra = {key: tensor(spec, key) for key, spec in placed.items() if key not in signature.parameters}
+            if extra:
+                arguments[name] = extra
+        elif name in placed:
+            arguments[name] = tensor(placed[name], name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY or (rest and parameter.kind is not parameter.KEYWORD_ONLY):
+            arguments[name] = parameter.default  # what follows cannot go by name
+    return _of_bound(inspect.BoundArguments(signature, OrderedDict(arguments)), dynamic)
+
+
+def _place(signature: inspect.Signature, specs: Sequence[InputSpec]) -> tuple[dict[str, InputSpec], list[InputSpec]]:
+    """Which parameter each input goes to, and those that go to ``*args``."""
+    kinds = {p.kind for p in signature.parameters.values()}
+    parameters = {
+        n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }  # fmt: skip
+    takes = f"It takes {', '.join(map(str, signature.parameters.values())) or 'nothing'}."
+    placed: dict[str, InputSpec] = {}
     for spec in specs:
-        value = random_tensor(spec.shape, getattr(torch, spec.dtype), generator)
+        if spec.name in placed:
+            raise UsageError(f"--input {spec}: {spec.name} is given twice.", "Leave one of them out.")
         if spec.name is not None:
-            if spec.name not in parameters and not variadic:
-                raise UsageError(
-                    f"--input {spec}: forward has no parameter {spec.name!r}.", f"It has {', '.join(parameters)}."
-                )
-            (placed if spec.name in parameters else extra)[spec.name] = value
-            continue
-        free = next((name for name in positional if name not in placed), None)
-        if free is not None:
-            placed[free] = value
-        elif variadic:
-            extra[f"input_{len(extra)}"] = value
-        else:
-            raise UsageError(
-                f"{len(specs)} inputs were given, but forward takes {len(positional)}: {', '.join(positional)}."
-            )
-    missing = [
+            if spec.name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+                raise UsageError(f"--input {spec}: forward has no parameter {spec.name!r}.", takes)
+            placed[spec.name] = spec
+    free = [
         n for n, p in parameters.items()
-        if n not in placed and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if n not in placed and (p.kind is not p.KEYWORD_ONLY or p.default is p.empty)
     ]  # fmt: skip
+    unnamed = [spec for spec in specs if spec.name is None]
+    placed |= dict(zip(free, unnamed, strict=False))
+    rest = unnamed[len(free) :]
+    if rest and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise UsageError(f"--input {rest[0]}: forward has no parameter left for it.", takes)
+    missing = [n for n in free[len(unnamed) :] if parameters[n].default is inspect.Parameter.empty]
     if missing:
-        raise UsageError(
-            f"forward also needs {', '.join(missing)}.", "Give one --input for each, for example --input NAME:1x16."
-        )
-    args: list[Any] = []
-    in_order = True
-    kwargs: dict[str, Tensor] = {}
-    for name in [n for n in parameters if n in placed or n in positional]:
-        if name not in placed:
-            in_order = False  # a default is skipped: what follows goes by name
-        elif in_order and name in positional:
-            args.append(placed[name])
-        else:
-            kwargs[name] = placed[name]
-    names = [n for n in parameters if n in placed and n not in kwargs] + [*extra] + [*kwargs]
-    _check_axes(dynamic, names)
-    return Signature((*args, *extra.values()), kwargs, tuple(names), tuple(dynamic))
+        raise UsageError(f"forward also needs {', '.join(missing)}.", f"Add for example --input {missing[0]}:1x16.")
+    return placed, rest
 
 
 def from_example(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Sequence[DynamicAxis]
 ) -> Signature:
-    """Name the tensors of example arguments after the forward parameters (and keys) that hold them."""
+    """Name the tensors of example arguments after the forward parameters (and keys) that hold them.
+
+    Raises:
+        UsageError: the arguments do not fit the model's forward, or a dynamic axis does not fit the arguments.
+    """
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise UsageError(f"The example inputs do not fit the model's forward: {error}.") from error
+    return _of_bound(bound, dynamic)
+
+
+def _of_bound(bound: inspect.BoundArguments, dynamic: Sequence[DynamicAxis]) -> Signature:
     names: list[str] = []
     for parameter, value in bound.arguments.items():
+        by_key = bound.signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD
         for path, leaf in pytree.tree_flatten_with_path(value)[0]:
             if isinstance(leaf, Tensor):
-                names.append("_".join([parameter, *(_key(entry) for entry in path)]))
-    _check_axes(dynamic, names)
-    return Signature(bound.args, bound.kwargs, tuple(names), tuple(dynamic))
+                keys = [_key(entry) for entry in path]
+                names.append("_".join(keys if by_key else [parameter, *keys]))
+    if len(set(names)) < len(names):
+        raise UsageError(f"Two inputs have one name: {', '.join(names)}.", "Rename the keys of the example inputs.")
+    signature = Signature(bound.args, bound.kwargs, tuple(names), tuple(dynamic))
+    _check_axes(signature)
+    return signature
 
 
-def _check_axes(dynamic: Sequence[DynamicAxis], names: Sequence[str]) -> None:
-    for axis in dynamic:
-        if axis.input is not None and axis.input not in names:
+def _check_axes(signature: Signature) -> None:
+    """Each open axis lies in an input, once, and the example's size lies in its range."""
+    tensors = signature.tensors
+    seen: set[tuple[str, int]] = set()
+    for axis in signature.dynamic:
+        if axis.input is not None and axis.input not in tensors:
             raise UsageError(
                 f"--dynamic {axis.input}:{axis.axis}: no input is called {axis.input!r}.",
-                f"The inputs are {', '.join(names)}.",
+                f"The inputs are {', '.join(tensors)}.",
             )
+        for name in tensors if axis.input is None else [axis.input]:
+            shape = list(tensors[name].shape)
+            if (name, axis.axis) in seen:
+                raise UsageError(f"Dynamic axis {axis.axis} of input {name} is given twice.", "Leave one out.")
+            seen.add((name, axis.axis))
+            if axis.axis >= len(shape):
+                raise UsageError(
+                    f"Dynamic axis {axis.axis} of input {name}: its shape {shape} has {len(shape)} axes.",
+                    "Axes count from 0.",
+                )
+            if not axis.minimum <= shape[axis.axis] <= axis.maximum:
+                raise UsageError(
+                    f"Dynamic axis {axis.axis} of input {name}: the example has {shape[axis.axis]}, "
+                    f"expected {axis.minimum} to {axis.maximum}.",
+                    "Give an example within the range.",
+                )
 
 
 def _key(entry: Any) -> str:
@@ -165,17 +224,23 @@ def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Gen
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
-def named_outputs(output: Any) -> dict[str, Tensor]:
+def named_outputs(output: Any, inputs: Sequence[str] = ()) -> dict[str, Tensor]:
     """The tensors of a model's output by name: ``output``, ``output_0`` ..., or the keys of a dictionary.
 
+    A graph has one namespace, so a key that is also the name of an input gets the prefix ``output_``.
+
     Raises:
-        ModelError: there is no tensor in it.
+        ModelError: there is no tensor in it, or two have one name.
     """
     named: dict[str, Tensor] = {}
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
         if isinstance(leaf, Tensor):
             keys = [_key(entry) for entry in path]
-            named["_".join(["output", *keys] if not keys or keys[0].isdigit() else keys)] = leaf
+            name = "_".join(["output", *keys] if not keys or keys[0].isdigit() else keys)
+            name = f"output_{name}" if name in inputs else name
+            if name in named:
+                raise ModelError(f"Two outputs of the model have one name: {name}.", "Rename the keys that it returns.")
+            named[name] = leaf
     if not named:
         raise ModelError(f"The model returned {type(output).__name__} without a tensor in it.")
     return named

@@ -7,33 +7,27 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
-import pickle
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from scconv_deploy import zoo
-from scconv_deploy.errors import (
-    IntegrityError,
-    ModelError,
-    ScconvDeployError,
-    UntrustedError,
-    UsageError,
-)
+from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+"""Of inputs: those that torch, NumPy and ONNX share."""
+
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "params", "weights")
-_MODULE_KEYS = ("ema", "model", "net", "module")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -138,162 +132,208 @@ class ModelSpec:
         """The same with a zoo model's default inputs, and the batch's optimum as their axis 0.
 
         Raises:
-            UsageError: no inputs were given for a model that is not in the zoo.
+            UsageError: an unknown or missing source, or no inputs for a model that is not in the zoo.
         """
         inputs = self.inputs
-        if not inputs:
-            if self.source not in zoo.MODELS:
-                raise UsageError(
-                    f"{self.source}: its inputs are not known.",
-                    f"Add --input, for example: {self.source} --input 1x3x224x224",
-                )
+        if source_kind(self.source) == "zoo" and not inputs:
             inputs = (InputSpec(zoo.MODELS[self.source].input_shape),)
+        if not inputs:
+            raise UsageError(
+                f"{self.source}: its inputs are not known.",
+                f"Add --input, for example: {self.source} --input 1x3x224x224",
+            )
         batch = next((axis for axis in self.dynamic if axis.input is None), None)
         if batch is not None:
             inputs = tuple(replace(i, shape=(batch.optimum, *i.shape[1:])) for i in inputs)
-        for axis in self.dynamic:
-            if axis.input is not None:
-                inputs = tuple(_with_optimum(i, axis) if i.name == axis.input else i for i in inputs)
         return replace(self, inputs=inputs)
-
-
-def _with_optimum(spec: InputSpec, axis: DynamicAxis) -> InputSpec:
-    if axis.axis >= len(spec.shape):
-        raise UsageError(f"--dynamic {axis.input}:{axis.axis}: the input {spec} has {len(spec.shape)} axes.")
-    sizes = list(spec.shape)
-    sizes[axis.axis] = axis.optimum
-    return replace(spec, shape=tuple(sizes))
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:
     """Read ``--kwargs JSON`` (UsageError if it is not a JSON object)."""
+    example = "Write for example --kwargs '{\"num_classes\": 10}'."
     try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise UsageError(f"--kwargs is not JSON: {error}.", "Write for example '{\"num_classes\": 10}'.") from error
+        value = json.loads(text) if text is not None else {}
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"--kwargs {text!r} is not JSON: {error}.", example) from error
     if not isinstance(value, dict):
-        raise UsageError(f"--kwargs is a JSON {type(value).__name__}, expected an object.")
+        raise UsageError(f"--kwargs {text!r} is a JSON {type(value).__name__}, expected an object.", example)
     return value
+
+
+SourceKind = Literal["zoo", "checkpoint", "file", "module"]
+
+
+def source_kind(source: str) -> SourceKind:
+    """What a MODEL is, by its form and by whether the file exists; nothing is imported.
+
+    Raises:
+        UsageError: it is none of them, or there is no such file.
+    """
+    if source in zoo.MODELS:
+        return "zoo"
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        raise UsageError(f"{source} holds weights, not a module.", f"Give a MODEL and these as --weights {source}.")
+    if path.suffix in _CHECKPOINT_SUFFIXES:
+        if not path.is_file():
+            raise UsageError(f"Checkpoint {path} does not exist.", "Check the path.")
+        return "checkpoint"
+    where, _, name = source.rpartition(":")
+    file = path if path.suffix == ".py" else Path(where)
+    if file.suffix == ".py" and not file.is_file():
+        raise UsageError(f"{file} does not exist.", "Give path/file.py:factory.")
+    if file.suffix == ".py" and (file == path or not name):
+        names = [n.name for n in _parse(file).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        raise UsageError(
+            f"{source} names no factory.",
+            f"Write {file}:NAME; it defines {', '.join(names) or 'no function or class'}.",
+        )
+    if file.suffix == ".py":
+        return "file"
+    if where and name:
+        return "module"
+    near = difflib.get_close_matches(source, zoo.MODELS, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else f"The zoo has {', '.join(zoo.MODELS)}."
+    raise UsageError(f"{source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint)
 
 
 def load(spec: ModelSpec) -> nn.Module:
     """Build the model, load its weights, and put it into eval mode, in float32, on the CPU.
 
-    What the user's code prints goes to stderr.
-
     Raises:
-        UsageError: an unknown name, a missing file or factory, a file that trains on import.
-        ModelError: the factory raises, or the weights are of another architecture.
+        UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
+            trains on import.
+        ModelError: the user's code raises, or the weights are of another architecture.
         IntegrityError, UntrustedError: a file that is not what it claims, or that would execute code.
     """
     import torch
     from torch import nn
 
+    from scconv_deploy.weights import load_weights, read_module
+
     torch.manual_seed(spec.seed)
-    with contextlib.redirect_stdout(sys.stderr):
-        if Path(spec.source).suffix in _CHECKPOINT_SUFFIXES:
-            model = _unpickle_module(Path(spec.source), spec.trust_checkpoint)
-        else:
-            model = _call_factory(spec)
-        if not isinstance(model, nn.Module):
-            raise UsageError(
-                f"{spec.source} returned {type(model).__name__}, expected a torch.nn.Module.",
-                "Name a factory or class that builds the model.",
-            )
-        if spec.weights is not None:
-            _load_weights(model, spec)
-    return model.cpu().float().eval()
+    kind = source_kind(spec.source)
+    if kind == "checkpoint":
+        _add_to_path(Path.cwd())  # where the pickle looks for its classes
+        factory: Any = read_module(Path(spec.source), spec.trust_checkpoint)
+    else:
+        factory = zoo.MODELS[spec.source].build if kind == "zoo" else _import_factory(spec.source, kind)
+    model = _build(factory, spec)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{spec.source} gives {type(model).__name__}, expected a torch.nn.Module.",
+            "Name a factory or class that builds the model.",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"{spec.source} is TorchScript, which torch.export cannot read.", "Give the Python module.")
+    # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
+    model = getattr(model, "_orig_mod", model)
+    if spec.weights is not None:
+        load_weights(model, spec.weights, spec.source, strict=spec.strict, trust=spec.trust_checkpoint)
+    try:
+        return model.cpu().float().eval()
+    except RuntimeError as error:  # parameters on the meta device have no values
+        raise ModelError(
+            f"{spec.source} cannot be put on the CPU: {_first_line(error)}", "Give its parameters values."
+        ) from error
 
 
 # --- the factory -------------------------------------------------------------------------------------------------
 
 
-def _call_factory(spec: ModelSpec) -> Any:
-    if spec.source in zoo.MODELS:
-        factory: Any = zoo.MODELS[spec.source].build
-    elif ":" in spec.source:
-        factory = _import_factory(spec.source)
-    else:
-        near = difflib.get_close_matches(spec.source, zoo.MODELS, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"The zoo has {', '.join(zoo.MODELS)}."
-        raise UsageError(
-            f"{spec.source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint
-        )
-    if not callable(factory):
-        return factory
-    if _is_module(factory) and not spec.kwargs:
-        return factory
-    try:
-        return factory(**spec.kwargs)
-    except ScconvDeployError:
-        raise
-    except Exception as error:  # the user's own code: whatever it raises is the message
-        raise ModelError(
-            f"{spec.source} raised {type(error).__name__}: {_first_line(error)}", "Check --kwargs and the factory."
-        ) from error
-
-
-def _is_module(value: object) -> bool:
+def _build(factory: Any, spec: ModelSpec) -> Any:
+    """Call a factory or class; a module is taken as it is."""
     from torch import nn
 
-    return isinstance(value, nn.Module)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        if spec.kwargs:
+            raise UsageError(f"--kwargs: {spec.source} is no factory that takes arguments.", "Leave --kwargs out.")
+        return factory
+    _check_kwargs(factory, spec)
+    with _user_code(spec.source, "Check --kwargs and the factory."):
+        return factory(**spec.kwargs)
 
 
-def _import_factory(source: str) -> Any:
+def _check_kwargs(factory: Callable[..., Any], spec: ModelSpec) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # some callables have none; calling them tells
+        return
+    try:
+        signature.bind(**spec.kwargs)
+    except TypeError as error:
+        takes = ", ".join(map(str, signature.parameters.values())) or "no argument"
+        raise UsageError(f"--kwargs do not fit {spec.source}: {error}.", f"It takes {takes}.") from error
+
+
+def _import_factory(source: str, kind: SourceKind) -> Any:
     where, _, name = source.rpartition(":")
-    if where.endswith(".py"):
-        module = _import_file(Path(where))
-    else:
-        try:
-            with _import_path(Path.cwd()), _no_exit(where):
-                module = importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
-                raise UsageError(
-                    f"No module {where!r} can be imported.", "Check the name, or give the file: path/file.py:factory."
-                ) from error
-            raise ModelError(f"{where} needs the module {error.name!r}, which is missing.") from error
-        except ScconvDeployError:
-            raise
-        except Exception as error:  # the user's own code
-            raise ModelError(f"Importing {where} raised {type(error).__name__}: {_first_line(error)}") from error
+    module = _import_file(Path(where), name) if kind == "file" else _import_module(where)
     target: Any = module
     for part in name.split("."):
-        if not hasattr(target, part):
-            names = [n for n in vars(module) if not n.startswith("_")]
-            near = difflib.get_close_matches(name, names, n=1)
+        with _user_code(f"Looking up {source}"):  # a package may import what is asked for only now
+            found = getattr(target, part, _MISSING)
+        if found is _MISSING:
+            near = difflib.get_close_matches(part, [n for n in dir(target) if not n.startswith("_")], n=1)
             raise UsageError(f"{where} has no {name!r}.", f"Did you mean {near[0]}?" if near else "Check the name.")
-        target = getattr(target, part)
+        target = found
     return target
 
 
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist.", "Give path/file.py:factory.")
+def _import_module(where: str) -> ModuleType:
+    missing = UsageError(
+        f"No module {where!r} can be imported.", "Check the name, or give the file: path/file.py:factory."
+    )
+    if where.startswith("."):
+        raise missing
+    _add_to_path(Path.cwd())
+    with _user_code(f"Importing {where}"):
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
+                raise missing from error
+            raise
+
+
+def _import_file(path: Path, name: str) -> ModuleType:
     _refuse_training_on_import(path)
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(_free_module_name(path), path)
     if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"{path} cannot be imported.")
+        raise UsageError(f"{path} cannot be imported.", "Give path/file.py:factory.")
     module = importlib.util.module_from_spec(module_spec)
-    # registered, so that dataclasses and pickles of the file find it; never over a module that is already there
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[module_spec.name] = module  # dataclasses and pickles of the file look it up
+    _add_to_path(path.parent.resolve())
     try:
-        with _import_path(path.parent.resolve()), _no_exit(str(path)):
+        with _user_code(f"Importing {path}"):
             module_spec.loader.exec_module(module)
-    except ScconvDeployError:
-        raise
-    except Exception as error:  # the user's own code
-        raise ModelError(f"Importing {path} raised {type(error).__name__}: {_first_line(error)}") from error
+    except BaseException as error:
+        sys.modules.pop(module_spec.name, None)
+        if "relative import" not in str(error):
+            raise
+        root = path.resolve().parent
+        while (root / "__init__.py").is_file():
+            root = root.parent
+        dotted = ".".join(path.resolve().relative_to(root).with_suffix("").parts)
+        raise UsageError(
+            f"{path} imports from the package that it is part of.", f"From {root}, name it {dotted}:{name}."
+        ) from error
     return module
+
+
+def _free_module_name(path: Path) -> str:
+    """The file's own name, so that files that import each other find one module; another if that one is taken."""
+    name = path.stem.replace(".", "_")
+    if name not in sys.modules:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin == str(path.resolve()):
+            return name
+    return f"_user_file_{name}"
 
 
 def _refuse_training_on_import(path: Path) -> None:
     """A training script without a main guard would train before we get its factory."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not Python: {error}") from error
-    pending: list[ast.AST] = [n for n in tree.body if not _is_main_guard(n)]
+    pending: list[ast.AST] = [n for n in _parse(path).body if not _is_main_guard(n)]
     while pending:
         node = pending.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
@@ -306,132 +346,45 @@ def _refuse_training_on_import(path: Path) -> None:
         pending.extend(ast.iter_child_nodes(node))
 
 
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))  # bytes: the file may declare its encoding
+    except (SyntaxError, ValueError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise ModelError(f"{path} is not Python: {_first_line(error)}{line}.", "Correct the file.") from error
+
+
 def _is_main_guard(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
 
 
-@contextlib.contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    # stays on the path: factories import lazily
+def _add_to_path(folder: Path) -> None:
+    """Before all else, as for a script; it stays, for factories import lazily."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    yield
 
 
 @contextlib.contextmanager
-def _no_exit(name: str) -> Iterator[None]:
+def _user_code(doing: str, remedy: str = "Correct that code.") -> Iterator[None]:
+    """Whatever the user's code raises becomes one line; it does not see our command line."""
+    argv = sys.argv
+    sys.argv = argv[:1]
     try:
         yield
+    except ScconvDeployError:
+        raise
     except SystemExit as error:
         raise ModelError(
-            f"{name} called sys.exit({error.code!r}) when it was imported.",
-            "Put its command line under if __name__ == '__main__':",
+            f"{doing} called sys.exit({error.code!r}).", "Put its command line under if __name__ == '__main__':"
         ) from error
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            missing = f"{doing} needs the module {error.name!r}, which is missing."
+            raise ModelError(missing, "Install it, or set PYTHONPATH.") from error
+        raise ModelError(f"{doing} raised {type(error).__name__}: {_first_line(error)}", remedy) from error
+    finally:
+        sys.argv = argv
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _require_file(path: Path, what: str) -> None:
-    if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist." if not path.exists() else f"{what} {path} is not a file.")
-    if path.stat().st_size == 0:
-        raise IntegrityError(f"{what} {path} is empty.")
-
-
-def _read_pickle(path: Path, trust: bool, what: str) -> Any:
-    """torch.load with the error that the user can act on."""
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "nsupported" in str(error):
-            raise UntrustedError(
-                f"{what} {path} holds more than tensors; reading it would execute code.",
-                "If you trust its author, add --trust-checkpoint; better, save a state dict as .safetensors.",
-            ) from error
-        raise IntegrityError(f"{what} {path} is damaged or not a PyTorch file.", "Copy it again.") from error
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ModelError(
-            f"{what} {path} needs code that is not here: {_first_line(error)}.",
-            "Run from the project that wrote it, or set PYTHONPATH.",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise IntegrityError(
-            f"{what} {path} is damaged or not a PyTorch file: {_first_line(error)}", "Copy it again."
-        ) from error
-
-
-def _unpickle_module(path: Path, trust: bool) -> Any:
-    from torch import nn
-
-    _require_file(path, "Checkpoint")
-    value = _read_pickle(path, trust, "Checkpoint")
-    if isinstance(value, Mapping):
-        for key in _MODULE_KEYS:
-            if isinstance(value.get(key), nn.Module):
-                return value[key]
-        raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
-    return value
-
-
-def _read_state_dict(path: Path, trust: bool) -> dict[str, torch.Tensor]:
-    import torch
-    from torch import nn
-
-    _require_file(path, "Weights file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path, device="cpu")
-        except (SafetensorError, ValueError) as error:
-            raise IntegrityError(
-                f"Weights file {path} is damaged or not safetensors: {_first_line(error)}", "Copy it again."
-            ) from error
-    value = _read_pickle(path, trust, "Weights file")
-    for _ in range(3):  # a state dict may be nested, for example {"checkpoint": ..., "ema": {"model": ...}}
-        if isinstance(value, nn.Module):
-            value = value.state_dict()
-        if isinstance(value, Mapping) and not any(isinstance(v, torch.Tensor) for v in value.values()):
-            value = next((value[k] for k in _STATE_DICT_KEYS if k in value), value)
-    if not isinstance(value, Mapping) or not any(isinstance(v, torch.Tensor) for v in value.values()):
-        keys = ", ".join(map(str, list(value)[:5])) if isinstance(value, Mapping) else type(value).__name__
-        raise IntegrityError(f"Weights file {path} holds no state dict (found: {keys}).")
-    return {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
-
-
-def _load_weights(model: nn.Module, spec: ModelSpec) -> None:
-    assert spec.weights is not None  # noqa: S101  (for the type checker)
-    state = _read_state_dict(spec.weights, spec.trust_checkpoint)
-    expected = set(model.state_dict())
-    for prefix in _WRAPPER_PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not any(key in expected for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    try:
-        result = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ModelError(
-            f"Weights {spec.weights} do not fit {spec.source}: {'; '.join(lines[:3])}"
-            + (f" and {len(lines) - 3} more" if len(lines) > 3 else ""),
-            "Check --kwargs and that the weights are of this architecture.",
-        ) from error
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for what, keys in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys))
-        if keys
-    ]
-    if problems and spec.strict:
-        raise ModelError(
-            f"Weights {spec.weights} do not fit {spec.source}: {'; '.join(problems)}.",
-            "Check --kwargs, or accept this with --non-strict.",
-        )
-    if len(result.missing_keys) == len(expected) and expected:
-        raise ModelError(f"Weights {spec.weights} share no key with {spec.source}.")

@@ -16,7 +16,7 @@ from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, Usa
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "params", "weights", "checkpoint")
 _MODULE_KEYS = ("ema", "model", "net", "module")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-_PICKLE_STARTS = (b"PK", b"\x80")  # torch.save's archive, and a bare pickle
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's archive, and a bare pickle
 _SHOWN_KEYS = 5
 
 
@@ -38,12 +38,7 @@ def read_module(path: Path, trust: bool) -> nn.Module:
         for key in _MODULE_KEYS:
             if isinstance(value.get(key), nn.Module):
                 return value[key]
-    raise weights_are_no_module(path)
-
-
-def weights_are_no_module(path: Path) -> UsageError:
-    """The error for weights that were given in a model's place."""
-    return UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
+    raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
 
 
 def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = True, trust: bool = False) -> None:
@@ -149,20 +144,16 @@ def _read_pickle(path: Path, trust: bool, what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols and TorchScript: the errors below say it
-            value = torch.load(path, map_location="cpu", weights_only=not trust)
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # on a damaged file torch.load raises anything; on a trusted one so does its code
         raise _read_error(path, trust, what, error) from error
-    if isinstance(value, torch.jit.ScriptModule):
-        raise _torchscript(path, what)
-    return value
 
 
 def _read_error(path: Path, trust: bool, what: str, error: Exception) -> Exception:
     with path.open("rb") as file:
-        is_pickle = file.read(2).startswith(_PICKLE_STARTS)
-    if "TorchScript" in str(error):
-        return _torchscript(path, what)
-    if not trust and is_pickle and isinstance(error, pickle.UnpicklingError):
+        is_pickle = file.read(4).startswith(_PICKLE_STARTS)
+    torchscript = "TorchScript" in str(error)
+    if not trust and (torchscript or (is_pickle and isinstance(error, pickle.UnpicklingError))):
         return UntrustedError(
             f"{what} {path} holds more than tensors; reading it would execute code.",
             "If you trust its author, add --trust-checkpoint; better, save a state dict as .safetensors.",
@@ -174,12 +165,6 @@ def _read_error(path: Path, trust: bool, what: str, error: Exception) -> Excepti
         )
     return IntegrityError(
         f"{what} {path} is damaged or not a PyTorch file: {_first_sentence(error)}.", "Copy it again."
-    )
-
-
-def _torchscript(path: Path, what: str) -> ModelError:
-    return ModelError(
-        f"{what} {path} is TorchScript, which torch.export cannot read.", "Give the Python factory of this model."
     )
 
 

@@ -9,88 +9,134 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scconv_deploy.bundle.manifest import MANIFEST
-from scconv_deploy.errors import UsageError
+from scconv_deploy.bundle.manifest import extra_files, read_manifest
+from scconv_deploy.errors import IntegrityError, UsageError
+
+_PREFIX = ".scconv-deploy."  # of temporary names; not the output's own name, which may be as long as names can be
 
 
 def check_output_file(path: Path, force: bool) -> None:
-    """Refuse, before any work is done, an output that exists or cannot be written (UsageError)."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, expected a file.", "Name a file, for example model.onnx.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists.", "Add --force to overwrite it.")
-    _check_parent(path)
+    """Refuse, before any work is done, an output that exists or cannot be written (UsageError).
+
+    ``force`` replaces a regular file, nothing else.
+    """
+    with _as_usage_error(path):
+        if path.is_dir():
+            raise UsageError(
+                f"{path} is a folder, expected a file.", f"Name a file, for example {path / 'model.onnx'}."
+            )
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no regular file.", "Name another file.")
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists.", "Add --force to overwrite it.")
+        _check_parent(path)
 
 
 def check_output_folder(path: Path, force: bool) -> None:
-    """Refuse, before any work is done, a folder that exists or cannot be made.
+    """Refuse, before any work is done, a folder that exists or cannot be made (UsageError).
 
-    ``force`` replaces an earlier bundle or an empty folder; it never deletes a folder that holds anything else.
+    ``force`` replaces an earlier bundle; it never deletes a folder that holds anything else.
     """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, expected a folder.")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / MANIFEST).is_file():
-            raise UsageError(f"{path} exists and is not a bundle.", "Choose a new folder.")
-        if not force:
-            raise UsageError(f"{path} exists.", "Add --force to replace it.")
-    _check_parent(path)
+    with _as_usage_error(path):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file, expected a folder.", "Name a new folder.")
+        if path.is_dir() and path.samefile(Path.cwd()):
+            raise UsageError(f"{path} is the current folder, which cannot be replaced.", "Name a new folder.")
+        if path.is_dir() and any(path.iterdir()):
+            _check_bundle(path)
+            if not force:
+                raise UsageError(f"{path} exists.", "Add --force to replace it.")
+        _check_parent(path)
+
+
+def _check_bundle(path: Path) -> None:
+    """A manifest of that name is not enough: browser extensions have one too."""
+    try:
+        manifest = read_manifest(path)
+    except (UsageError, IntegrityError) as error:
+        raise UsageError(f"{path} exists and is not a bundle.", "Name a new folder.") from error
+    if foreign := extra_files(path, manifest):
+        raise UsageError(
+            f"{path} exists and holds more than the bundle: {', '.join(foreign[:3])}.", "Name a new folder."
+        )
 
 
 def _check_parent(path: Path) -> None:
-    parent = path.absolute().parent
+    parent = _real(path).parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise UsageError(f"{parent} is not a folder, so {path} cannot be written.")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
+        raise UsageError(f"{path} cannot be written: {parent} is not a folder.", "Choose another place.")
+    with tempfile.TemporaryFile(dir=parent):
+        pass
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it (UsageError if it cannot)."""
-    handle = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if handle is not None:
+    """Write a file so that a reader sees the old one or the new one, never half of it (UsageError if it cannot).
+
+    A symbolic link stays one; the file that it points to is replaced.
+    """
+    with _as_usage_error(path):
+        target = _real(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
             Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
-        raise
+            raise
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
-    path = path.absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
+    target = _real(path)
+    with _as_usage_error(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PREFIX))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.old.") as old:
-                os.replace(path, Path(old) / "bundle")
-                os.replace(temporary, path)
-        else:
-            os.replace(temporary, path)
+        with _as_usage_error(path):
+            os.chmod(temporary, 0o777 & ~_umask())
+            _replace_folder(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Rename, with an existing folder out of the way until the new one is in its place."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PREFIX))
+    try:
+        os.replace(target, aside / "old")
+        os.replace(new, target)
+    except BaseException:
+        if not target.exists():
+            os.replace(aside / "old", target)
+        shutil.rmtree(aside)
+        raise
+    # ignore_errors: a rest of the old folder must not turn a success into a failure
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def _as_usage_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.", "Choose another place.") from error
 
 
 def _umask() -> int:

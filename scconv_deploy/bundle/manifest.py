@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scconv_deploy.errors import IntegrityError, UsageError
@@ -29,11 +29,11 @@ def manifest_bytes(folder: Path, facts: Mapping[str, Any]) -> bytes:
     Args:
         facts: versions, command and whatever else belongs to the bundle, as JSON values.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    files = {name: folder / name for name in _files(folder)}
     document = {
         "schema_version": SCHEMA_VERSION,
         **facts,
-        "files": {p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files},
+        "files": {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()},
     }
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
@@ -43,25 +43,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the folder is not a bundle.
-        IntegrityError: the manifest is damaged.
+        IntegrityError: the manifest is damaged, or it names a file outside the folder.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}.")
+        raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}.", "Make one with scconv-deploy deploy.")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        files = document["files"]
-        if not all(isinstance(entry["sha256"], str) for entry in files.values()):
+        sealed = {PurePosixPath(name): entry["sha256"] for name, entry in document["files"].items()}
+        if not all(isinstance(digest, str) for digest in sealed.values()):
             raise TypeError("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path} is damaged.", "Make the bundle again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged or not ours.", "Make the bundle again.") from error
+    outside = [name for name in sealed if name.is_absolute() or ".." in name.parts]
+    if outside:
+        raise IntegrityError(f"{path} names {outside[0]}, which lies outside the bundle.", "Do not use this bundle.")
     return document
 
 
 def differing_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files that are missing or whose bytes are not the ones that were sealed."""
-    return tuple(
+    """Files that are missing, whose bytes are not the ones that were sealed, or that nobody sealed."""
+    changed = [
         name
-        for name, entry in sorted(manifest["files"].items())
+        for name, entry in manifest["files"].items()
         if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
-    )
+    ]
+    return tuple(sorted([*changed, *extra_files(folder, manifest)]))
+
+
+def extra_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files in the folder that the manifest does not name."""
+    return tuple(name for name in _files(folder) if name not in manifest["files"])
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below a folder but its manifest, as POSIX paths from it."""
+    found = (p for p in folder.rglob("*") if (p.is_symlink() or not p.is_dir()) and p != folder / MANIFEST)
+    return sorted(p.relative_to(folder).as_posix() for p in found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import _get_all_tensors, uses_external_data
+from google.protobuf.message import DecodeError, Message
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from scconv_deploy.errors import IntegrityError, UsageError
 
@@ -20,32 +21,51 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         IntegrityError: empty, truncated, not ONNX, or external data outside the model's folder.
     """
     if not path.is_file():
-        raise UsageError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
-    if path.stat().st_size == 0:
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {problem}.", "Check the path.")
+    data = path.read_bytes()
+    if not data:
         raise IntegrityError(f"{path} is empty.", "Export it again.")
     try:
-        model = onnx.load_model(path, load_external_data=False)
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
         raise IntegrityError(f"{path} is truncated or not ONNX.", "Export or copy it again.") from error
     if not model.ir_version or not model.graph.output:
-        raise IntegrityError(f"{path} is not an ONNX model: it has no IR version or no outputs.")
-    for tensor in _get_all_tensors(model):
+        raise IntegrityError(
+            f"{path} is truncated or not ONNX: it has no IR version or no outputs.", "Export or copy it again."
+        )
+    for tensor in _tensors(model):
         if uses_external_data(tensor):
             _check_external(tensor, path)
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
-        raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}", "Export or copy it again.") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise IntegrityError(f"{path} is damaged: {reason}.", "Export or copy it again.") from error
+    left = next((tensor for tensor in _tensors(model) if uses_external_data(tensor)), None)
+    if left is not None:  # onnx looks for external data in fewer places than a tensor can be
+        raise IntegrityError(f"{path}: the tensor {left.name!r} cannot have external data.", "Do not use this file.")
     return model
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, wherever it is: in graphs, functions, attributes, sparse tensors."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _tensors(child)
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
     """Only plain files inside the model's folder: no absolute path, no '..', no link of either kind."""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    location = next((entry.value for entry in reversed(tensor.external_data) if entry.key == "location"), "")
     name = f"{path}: the external data {location!r} of {tensor.name!r}"
     pure = PurePosixPath(location.replace("\\", "/"))
-    if not location or pure.is_absolute() or ":" in location or ".." in pure.parts:
+    if not pure.parts or pure.is_absolute() or ":" in location or ".." in pure.parts:
         raise IntegrityError(f"{name} lies outside the model's folder.", "Do not use this file.")
     place = path.parent
     for part in pure.parts:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +65,20 @@ def noise_samples(signature: Signature, seed: int) -> list[Sample]:
 def load_samples(source: str, signature: Signature, preprocessing: Preprocessing) -> list[Sample]:
     """Read ``--data``: ``photos``, a folder of images, or an ``.npz`` with one array per input.
 
-    Images are resized to the input's H and W (bilinear, antialiased) and scaled to [0, 1]. Data is cut into batches
-    of the input's own size; the last ones are filled up from the start when the batch is not dynamic.
+    Images are resized to the input's H and W (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are
+    taken as they are. Data is cut into batches of the input's own size; the last one is filled up from the start when
+    the batch cannot be smaller.
 
     Raises:
-        UsageError: no such file or folder, no images in it, or an input that is no image.
+        UsageError: no such file or folder, no images in it, or data that does not fit the inputs.
         IntegrityError: a file in it is damaged.
+        MissingRuntimeError: Pillow or scikit-learn is missing.
     """
     path = Path(source)
     if source == PHOTOS:
         return _batches(PHOTOS, _images(_shipped_photos(), signature, preprocessing), signature)
+    if not path.exists():
+        raise UsageError(f"--data {source} does not exist.", f"Give a folder of images, an .npz, or {PHOTOS!r}.")
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
         if not files:
@@ -83,9 +86,7 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
         return _batches(path.name, _images(files, signature, preprocessing), signature)
     if path.suffix == ".npz":
         return _batches(path.name, _arrays(path, signature), signature)
-    if not path.exists():
-        raise UsageError(f"--data {source} does not exist.", f"Give a folder of images, an .npz, or {PHOTOS!r}.")
-    raise UsageError(f"--data {source} is neither a folder of images nor an .npz.")
+    raise UsageError(f"--data {source} is neither a folder nor an .npz.", "Put images into a folder of their own.")
 
 
 def _shipped_photos() -> list[Path]:
@@ -101,66 +102,77 @@ def _shipped_photos() -> list[Path]:
 
 def _images(files: Sequence[Path], signature: Signature, preprocessing: Preprocessing) -> dict[str, Tensor]:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise MissingRuntimeError("Reading images needs Pillow.", "pip install 'scconv-deploy[data]'") from error
     if len(signature.tensors) != 1:
         raise UsageError(f"Images fit one input, but the model has {', '.join(signature.names)}.", "Give an .npz.")
     ((name, example),) = signature.tensors.items()
-    if example.dim() != 4 or example.shape[1] not in (1, 3):
-        raise UsageError(f"Input {name} is {list(example.shape)}, not an image [N, 1 or 3, H, W].", "Give an .npz.")
+    if example.dim() != 4 or example.shape[1] not in (1, 3) or not example.is_floating_point():
+        found = f"{str(example.dtype).removeprefix('torch.')}{list(example.shape)}"
+        raise UsageError(f"Input {name} is {found}, not an image float[N, 1 or 3, H, W].", "Give an .npz.")
     height, width = example.shape[2:]
     images = []
     for file in files:
         try:
             with Image.open(file) as image:
-                converted = image.convert("RGB" if example.shape[1] == 3 else "L").resize(
-                    (width, height), Image.Resampling.BILINEAR
-                )
-        except (UnidentifiedImageError, OSError) as error:
+                mode = "RGB" if example.shape[1] == 3 else "L"
+                converted = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+        except Exception as error:  # each of Pillow's readers raises its own on a damaged file
             raise IntegrityError(f"{file} is damaged or not an image.", "Remove it from the folder.") from error
         images.append(np.asarray(converted, dtype=np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255)
     mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(-1, 1, 1)
     std = np.asarray(preprocessing.std, dtype=np.float32).reshape(-1, 1, 1)
-    return {name: torch.from_numpy((np.stack(images) - mean) / std)}
+    return {name: torch.from_numpy((np.stack(images) - mean) / std).to(example.dtype)}
 
 
 def _arrays(path: Path, signature: Signature) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UsageError(f"--data {path} does not exist.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"--data {path} is damaged or not an .npz: {error}") from error
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        raise IntegrityError(f"--data {path} is damaged or not an .npz: {reason}.", "Save it with np.savez.") from error
     if set(arrays) != set(signature.names):
         raise UsageError(
             f"--data {path} holds {', '.join(arrays) or 'nothing'}.",
-            f"The model's inputs are {', '.join(signature.names)}.",
+            f"Save one array per input: {', '.join(signature.names)}.",
         )
     tensors = {}
     for name, example in signature.tensors.items():
-        array = arrays[name]
-        if array.ndim != example.dim() or array.shape[1:] != tuple(example.shape[1:]):
-            raise UsageError(f"--data {path}: {name} is {list(array.shape)}, expected [N, {list(example.shape[1:])}].")
-        tensors[name] = torch.from_numpy(array).to(example.dtype)
-    if len({len(t) for t in tensors.values()}) != 1 or not len(next(iter(tensors.values()))):
-        raise UsageError(f"--data {path}: its arrays are empty or differ in length.")
+        array, sizes = arrays[name], list(example.shape[1:])
+        fits = 0 < array.ndim == example.dim() and list(array.shape[1:]) == sizes
+        if not fits or array.dtype.kind not in "biuf":
+            expected = ", ".join(map(str, ["N", *sizes]))
+            raise UsageError(
+                f"--data {path}: {name} is {array.dtype}{list(array.shape)}, expected numbers [{expected}].",
+                "Save it in the input's shape.",
+            )
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        tensors[name] = torch.from_numpy(native).to(example.dtype)
     return tensors
 
 
 def _batches(name: str, tensors: Mapping[str, Tensor], signature: Signature) -> list[Sample]:
-    count = len(next(iter(tensors.values())))
-    batch = len(next(iter(signature.tensors.values())))
-    free = next((axis for axis in signature.dynamic if axis.axis == 0), None)
+    sizes = {key: (len(example), len(tensors[key])) for key, example in signature.tensors.items()}
+    if len(set(sizes.values())) != 1 or not all(count for _, count in sizes.values()):
+        found = ", ".join(f"{key} {count} for batches of {batch}" for key, (batch, count) in sizes.items())
+        raise UsageError(f"--data {name}: {found}; expected as many of each.", "Give every input the same length.")
+    ((batch, count),) = set(sizes.values())
     samples = []
     for start in range(0, count, batch):
-        index: Iterable[int] = range(start, min(start + batch, count))
-        short = batch - len(list(index))
-        if short and (free is None or batch - short < free.minimum):
-            index = [*index, *(i % count for i in range(short))]
-        chosen = list(index)
-        samples.append(Sample(f"{name} {start}-{chosen[-1] if chosen[-1] >= start else count - 1}", {
-            key: tensor[chosen] for key, tensor in tensors.items()
-        }))  # fmt: skip
+        stop = min(start + batch, count)
+        index = list(range(start, stop))
+        if len(index) < _smallest_batch(signature, batch):
+            index = [i % count for i in range(start, start + batch)]
+        samples.append(Sample(f"{name} {start}-{stop - 1}", {key: tensor[index] for key, tensor in tensors.items()}))
     return samples
+
+
+def _smallest_batch(signature: Signature, batch: int) -> int:
+    """How few samples a batch may have: those of the input that allows the least freedom."""
+    minima = dict.fromkeys(signature.names, batch)
+    for axis in signature.dynamic:
+        if axis.axis == 0:
+            minima |= {name: axis.minimum for name in signature.names if axis.input in (None, name)}
+    return max(minima.values())

@@ -33,11 +33,13 @@ class OnnxRuntimeRunner:
                 f"Installed: {', '.join(onnxruntime.get_available_providers())}.",
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors are raised; warnings of its optimiser are not ours to show
+        options.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
         try:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
+            raise ModelError(
+                f"ONNX Runtime refuses the model: {_one_line(error)}", "Export it again, or with another --opset."
+            ) from error
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -52,9 +54,12 @@ class OnnxRuntimeRunner:
         try:
             values = self._session.run(list(self.outputs), dict(tensors))
         except Exception as error:  # see above
-            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+            raise ModelError(
+                f"ONNX Runtime cannot run the model: {_one_line(error)}", "Give the inputs that it was exported for."
+            ) from error
         return dict(zip(self.outputs, values, strict=True))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+def _one_line(error: BaseException) -> str:
+    """All of the message: what was expected and found is on its later lines."""
+    return " ".join(str(error).split()) or type(error).__name__

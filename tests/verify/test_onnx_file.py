@@ -1,0 +1,231 @@
+"""ONNX files of strangers: read, or refused with the reason; nothing outside the model's folder is touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.verify.onnx_file import read_onnx
+
+WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """The current folder is not the model's; a secret lies outside of it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    return folder
+
+
+def tensor(name="w"):
+    return numpy_helper.from_array(WEIGHT, name)
+
+
+def external(*entries, name="w"):
+    """A tensor whose data lies elsewhere."""
+    found = tensor(name)
+    found.ClearField("raw_data")
+    found.data_location = TensorProto.EXTERNAL
+    for key, value in entries:
+        found.external_data.add(key=key, value=value)
+    return found
+
+
+def add_model(weight, **options):
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "add",
+        [info("x", TensorProto.FLOAT, [2, 3])],
+        [info("y", TensorProto.FLOAT, [2, 3])],
+        initializer=[weight],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)], **options)
+
+
+def save(folder, model, name="model.onnx"):
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def refuses(path, *words, kind=IntegrityError):
+    with pytest.raises(kind) as caught:
+        read_onnx(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.rejected", "model.json", "model.txt", "model.onnxtxt"])
+def test_a_good_file_whatever_it_is_called(workplace, name):
+    model = add_model(tensor())
+    assert read_onnx(save(workplace, model, name)) == model
+
+
+def test_no_file(workplace):
+    refuses(workplace / "model.onnx", "does not exist", kind=UsageError)
+    refuses(workplace, "is not a file", kind=UsageError)
+
+
+def test_every_truncation(workplace):
+    data = add_model(tensor()).SerializeToString()
+    path = workplace / "model.onnx"
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        refuses(path, "empty" if length == 0 else "")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0" * 64,
+        b"a text file\n",
+        b"{}",
+        b"PK\x03\x04" + bytes(60),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+        np.random.default_rng(0).bytes(1000),
+        WEIGHT.tobytes(),
+        tensor().SerializeToString(),
+    ],
+)
+def test_what_is_not_onnx(workplace, data):
+    path = workplace / "model.onnx"
+    path.write_bytes(data)
+    refuses(path, "truncated or not ONNX")
+
+
+def test_a_graph_that_the_checker_refuses(workplace):
+    model = add_model(tensor())
+    model.graph.node[0].input[1] = "nowhere"
+    refuses(save(workplace, model), "is damaged", "nowhere")
+    model = add_model(tensor())
+    del model.opset_import[:]
+    refuses(save(workplace, model), "is damaged", "opset_import")
+
+
+# --- external data ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("location", ["data.bin", "sub/data.bin", "./data.bin", "sub/../data.bin"])
+def test_external_data_inside_the_folder(workplace, location):
+    place = workplace / location
+    (workplace / "sub").mkdir()
+    place.write_bytes(bytes(4) + WEIGHT.tobytes())
+    path = save(workplace, add_model(external(("location", location), ("offset", "4"), ("length", "24"))))
+    if ".." in location:
+        refuses(path, "outside the model's folder")
+    else:
+        assert numpy_helper.to_array(read_onnx(path).graph.initializer[0]).tolist() == WEIGHT.tolist()
+
+
+def outside(folder):
+    return [
+        str(folder.parent / "secret"),
+        "../secret",
+        "sub/../../secret",
+        "..\\secret",
+        "C:\\secret",
+        "",
+        ".",
+        "file:///etc/passwd",
+    ]
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_external_data_outside_the_folder(workplace, index):
+    (workplace / "sub").mkdir()
+    location = outside(workplace)[index]
+    refuses(save(workplace, add_model(external(("location", location)))), "'w'", "outside the model's folder")
+
+
+def test_the_last_location_counts(workplace):
+    (workplace / "data.bin").write_bytes(WEIGHT.tobytes())
+    weight = external(("location", "data.bin"), ("location", "../secret"))
+    refuses(save(workplace, add_model(weight)), "outside the model's folder")
+
+
+def test_links_are_not_followed(workplace):
+    secret = workplace.parent / "secret"
+    (workplace / "symlink.bin").symlink_to(secret)
+    os.link(secret, workplace / "hardlink.bin")
+    (workplace / "folder").symlink_to(workplace.parent)
+    for location, words in (
+        ("symlink.bin", "is a symbolic link"),
+        ("hardlink.bin", "is a hard link"),
+        ("folder/secret", "is a symbolic link"),
+    ):
+        refuses(save(workplace, add_model(external(("location", location)))), repr(location), words)
+
+
+def test_external_data_that_is_missing_or_short(workplace):
+    path = save(workplace, add_model(external(("location", "data.bin"))))
+    refuses(path, "'data.bin' of 'w' is missing")
+    (workplace / "data.bin").mkdir()
+    refuses(path, "is missing")
+    (workplace / "data.bin").rmdir()
+    (workplace / "data.bin").write_bytes(WEIGHT.tobytes()[:-1])
+    refuses(path, "is damaged")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("offset", "-1"), ("offset", "99999"), ("length", "x"), ("length", "99999")]
+)
+def test_external_data_with_wrong_numbers(workplace, key, value):
+    (workplace / "data.bin").write_bytes(WEIGHT.tobytes())
+    refuses(save(workplace, add_model(external(("location", "data.bin"), (key, value)))), "is damaged")
+
+
+def in_attribute(place):
+    return helper.make_node("Constant", [], ["c"], value=place)
+
+
+def hidden(kind, location="../secret"):
+    """A model with external data where readers seldom look."""
+    weight = external(("location", location))
+    if kind == "attribute":
+        model = add_model(tensor())
+        model.graph.node.append(in_attribute(weight))
+    elif kind == "function":
+        body = helper.make_function(
+            "d", "F", [], ["c"], [in_attribute(weight)], [helper.make_opsetid("", 18)]
+        )  # fmt: skip
+        model = add_model(tensor(), functions=[body])
+    elif kind == "subgraph":
+        model = add_model(tensor())
+        branch = helper.make_graph([in_attribute(weight)], "branch", [], [])
+        model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=branch, else_branch=branch))
+    elif kind == "training":
+        model = add_model(tensor())
+        model.training_info.add().algorithm.initializer.append(weight)
+    else:
+        model = add_model(tensor())
+        sparse = TensorProto(data_type=TensorProto.INT64, dims=[6], name="i")
+        model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=weight, indices=sparse, dims=[2, 3]))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["attribute", "function", "subgraph", "sparse", "training"])
+def test_external_data_wherever_it_hides(workplace, kind):
+    refuses(save(workplace, hidden(kind)), "outside the model's folder")
+
+
+def test_external_data_that_onnx_would_not_load(workplace):
+    (workplace / "data.bin").write_bytes(WEIGHT.tobytes())
+    refuses(save(workplace, hidden("training", "data.bin")), "'w' cannot have external data")
+
+
+def test_data_from_the_current_folder_is_not_taken_for_the_models(workplace):
+    Path("data.bin").write_bytes(WEIGHT.tobytes())
+    refuses(save(workplace, add_model(external(("location", "data.bin")))), "is missing")
