@@ -15,14 +15,14 @@ from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.pipeline import Progress, _silent, artifact_file, reference_from_spec, samples_of
+from scconv_deploy.pipeline import Progress, _silent, artifact_file, reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
-from scconv_deploy.verify import instrument
-from scconv_deploy.verify.onnx_file import read_onnx
-from scconv_deploy.verify.parity import Reference
-from scconv_deploy.verify.runners.pytorch import record_gates
-from scconv_deploy.verify.samples import Preprocessing, Sample
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.verification.parity import Reference
+from scconv_deploy.verification.runners.pytorch import record_gates
+from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def inspect_onnx(artifact: Path) -> OnnxInspection:
     """Read an ONNX file, or the one in a bundle.
 
     Raises:
-        UsageError, IntegrityError: see :func:`scconv_deploy.verify.onnx_file.read_onnx`.
+        UsageError, IntegrityError: see :func:`scconv_deploy.verification.onnx_file.read_onnx`.
     """
     path, facts = artifact_file(artifact)
     model = read_onnx(path)
@@ -154,12 +154,14 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     """Load a model and look at its SRUs.
 
     Args:
-        data: see :func:`scconv_deploy.verify.samples.load_samples`; seeded noise without it.
+        data: see :func:`scconv_deploy.verification.samples.load_samples`; seeded noise without it.
     """
     reference = reference_from_spec(spec, StageLog(), progress)
-    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
-    if data:  # what the user gave, without our noise
-        samples = [s for s in samples if "noise" not in s.name]
+    preprocessing = Preprocessing.of(spec.source)
+    if data:
+        samples = load_samples(data, reference.signature, preprocessing)
+    else:
+        samples = noise_samples(reference.signature, spec.seed)
     progress("watching the gates")
     return ModelInspection(
         model=spec.source,

@@ -30,9 +30,9 @@ from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load
-from scconv_deploy.verify.onnx_file import read_onnx
-from scconv_deploy.verify.parity import Reference, verify_onnx
-from scconv_deploy.verify.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.verification.parity import Reference, verify_onnx
+from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 
 MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"

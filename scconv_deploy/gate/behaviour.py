@@ -7,6 +7,7 @@ relative L2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -111,7 +112,7 @@ def _best(
             attempt = replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison))
             try:
                 found = _accept(candidate, attempt, recorded, seed)
-            except (NotIdentifiedError, ScconvDeployError) as error:
+            except Exception as error:  # of the user's own code, or shapes that the hypothesis cannot have
                 reason = reason or f"nearest {attempt.variant}: {error}"
                 continue
             if found.flips <= _CLEAR:
@@ -132,6 +133,7 @@ def _numbers(module: nn.Module) -> list[float]:
     found: list[float] = []
     for child in module.modules():
         found += [v for v in vars(child).values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        found = [v for v in found if math.isfinite(v)]
         found += [float(b) for b in child.buffers(recurse=False) if b.numel() == 1]
     return found
 
@@ -206,6 +208,8 @@ def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed
             y = candidate.module(x)
         except Exception as error:  # the user's own code: whatever it raises is the reason
             raise NotIdentifiedError(f"on {name} input it raises {type(error).__name__}: {error}") from error
+        if not isinstance(y, Tensor):
+            raise NotIdentifiedError(f"on {name} input it returns {type(y).__name__}, not a tensor")
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise NotIdentifiedError(f"on {name} input its output is {y.dtype}{list(y.shape)}")
         if hypothesis.conv_place == "after":

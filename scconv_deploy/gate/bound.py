@@ -11,6 +11,8 @@ each computes the margin ``sign * (x - mean) - s * cut`` to within half of ::
 - ``s * reach``: s by the same sums, and the rounding of the terms whose difference the cut is;
 - nn.GroupNorm is uncentred inside PyTorch (``x * scale + shift``) and takes its variance in float32.
 
+Naive summation is not covered: a runtime that sums a group in one go is less exact than this, and fails.
+
 A flip with ``|margin| <= B`` (margin in float64) is explained; every other flip is a fault. Groups with s below
 ``1e-6 * |mean|`` hold no answer even in PyTorch: their flips are counted apart and not judged.
 """

@@ -92,7 +92,7 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
                 gamma=affine(candidate, hypothesis)[0],
                 beta=affine(candidate, hypothesis)[1],
                 parameters=found.parameters,
-                conv=candidate.conv,
+                conv=candidate.conv if hypothesis.conv_place != "none" else None,
                 conv_place=hypothesis.conv_place,
             )
         )

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scconv_deploy.gate import FlipCount, Refusal
-from scconv_deploy.verify import tolerances
-from scconv_deploy.verify.compare import OutputMetrics
+from scconv_deploy.verification import tolerances
+from scconv_deploy.verification.compare import OutputMetrics
 
 SCHEMA_VERSION = 1
 

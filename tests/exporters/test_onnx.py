@@ -15,7 +15,7 @@ from scconv_deploy.pipeline import ExportOptions, export, export_to_ir, referenc
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
 from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verify import instrument
+from scconv_deploy.verification import instrument
 from tests import wild
 from tests.conftest import tiny_net
 

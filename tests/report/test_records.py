@@ -4,7 +4,7 @@ import json
 
 from scconv_deploy.gate import FlipCount, Refusal
 from scconv_deploy.report.records import Check, Link, OutputParity, ParityReport, SRUParity, StageLog
-from scconv_deploy.verify.compare import OutputMetrics
+from scconv_deploy.verification.compare import OutputMetrics
 
 PASSED = Check("static", "passed", "bit for bit")
 FAILED = Check("gates", "failed", "3 gates")

@@ -23,11 +23,11 @@ from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.gate import FlipCount, Recognition, SwappedSRU, compare_outputs, count_flips
 from scconv_deploy.report.records import Check, Link, OutputParity, ParityReport, SRUParity, StageLog
 from scconv_deploy.signature import Signature
-from scconv_deploy.verify import instrument, static, tolerances
-from scconv_deploy.verify.compare import OutputMetrics, compare, relative_l2
-from scconv_deploy.verify.runners.onnxruntime import OnnxRuntimeRunner
-from scconv_deploy.verify.runners.pytorch import Float64Replay, RecordedGate, record_gates, run_as_given
-from scconv_deploy.verify.samples import Sample
+from scconv_deploy.verification import instrument, static, tolerances
+from scconv_deploy.verification.compare import OutputMetrics, compare, relative_l2
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.verification.runners.pytorch import Float64Replay, RecordedGate, record_gates, run_as_given
+from scconv_deploy.verification.samples import Sample
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.verify.onnx_file import read_onnx
+from scconv_deploy.verification.onnx_file import read_onnx
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -17,9 +17,9 @@ from scconv_deploy.gate import recognize, swap
 from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
 from scconv_deploy.report.records import Link, StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
-from scconv_deploy.verify import instrument
-from scconv_deploy.verify.parity import Reference, verify_onnx
-from scconv_deploy.verify.samples import Sample, noise_samples
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification.parity import Reference, verify_onnx
+from scconv_deploy.verification.samples import Sample, noise_samples
 from tests import wild
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from scconv_deploy.verify.compare import compare, relative_l2
+from scconv_deploy.verification.compare import compare, relative_l2
 
 
 def test_metrics_by_hand():

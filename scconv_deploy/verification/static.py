@@ -13,7 +13,7 @@ from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.report.records import Check
 from scconv_deploy.rewrite.functions import MASK_FORMS, OPSETS, FunctionKey, fingerprint, function_proto
-from scconv_deploy.verify import instrument
+from scconv_deploy.verification import instrument
 
 NAME = "static"
 

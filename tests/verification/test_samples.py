@@ -13,7 +13,7 @@ from PIL import Image
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verify.samples import Preprocessing, load_samples, noise_samples
+from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 
 PLAIN = Preprocessing()
 RNG = np.random.default_rng(0)
