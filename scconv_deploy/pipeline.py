@@ -134,7 +134,7 @@ def reference_from_module(
     Args:
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
     """
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode.", "Call model.eval() first.")
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

@@ -328,6 +328,11 @@ def _replay_checks(measured: _Measured) -> list[Check]:
     checks = []
     limit = tolerances.REPLAY_MULTIPLE.value
     for name, (error, floor) in measured.replay.items():
+        if not floor <= tolerances.LARGEST_FLOOR.value:
+            noise = f"{floor:.1e} (limit {tolerances.LARGEST_FLOOR.value:g})"
+            text = f"{name}: the reference's own noise is {noise}, so nothing can be judged by it"
+            checks.append(Check("replay", "failed", text))
+            continue
         # not (>), so that a ratio that is not a number fails
         good = error / floor <= limit
         text = f"{name}: replay error {error:.1e}, {error / floor:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"

@@ -37,6 +37,12 @@ SMALLEST_FLOOR = Tolerance(
     "smallest noise floor, relative L2",
     "half a unit in the last place of float32; a shorter chain of roundings can be exact by luck",
 )
+LARGEST_FLOOR = Tolerance(
+    1e-5,
+    "largest noise floor, relative L2",
+    "a hundred times what ScConv networks show; a reference noisier than this (random, or stepping where no gate is "
+    "recognised) proves nothing",
+)
 ASSUMED_FLOOR = Tolerance(
     1e-6,
     "noise floor where the reference cannot run in float64, relative L2",
@@ -48,5 +54,6 @@ ALL = {
     "swapped_values": SWAPPED_VALUES,
     "replay_multiple": REPLAY_MULTIPLE,
     "smallest_floor": SMALLEST_FLOOR,
+    "largest_floor": LARGEST_FLOOR,
     "assumed_floor": ASSUMED_FLOOR,
 }

@@ -278,3 +278,27 @@ def test_recognition_and_swap_are_what_the_reference_holds(tiny_reference):
     again = recognize(reference.model, reference.signature.args, reference.signature.kwargs)
     assert [f.path for f in again.srus] == [f.path for f in reference.recognition.srus]
     assert set(dict(swap(reference.model, again).named_modules())) == set(dict(reference.swapped.named_modules()))
+
+
+def test_a_reference_that_is_random_proves_nothing():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return torch.nn.functional.dropout(self.conv(x), 0.5, training=True)
+
+    torch.manual_seed(0)
+    reference, log = reference_from_module(Random().eval(), torch.ones(2, 3, 8, 8))
+    model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
+    report = judge(reference, model)
+    assert not report
+    assert "nothing can be judged by it" in check_of(report, "replay").reason
+
+
+def test_a_child_in_train_mode_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout()).eval()
+    net[1].train()
+    with pytest.raises(UsageError, match="train mode"):
+        reference_from_module(net, torch.ones(2, 3, 8, 8))
