@@ -1,0 +1,1 @@
+"""Benchmarks: one harness, one file a question. ``python -m benchmarks`` lists them."""

@@ -1,0 +1,42 @@
+"""``python -m benchmarks NAME [options]``, from the root of the repository.
+
+A benchmark is a module here with a docstring, ``add_arguments(parser)`` and ``run(options)``, and one line below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = {
+    "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
+    "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
+    "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one benchmark, or list them; the exit status."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        for name, question in BENCHMARKS.items():
+            print(f"{name:14} {question}")
+        return 2 if arguments and arguments[0] not in ("-h", "--help") else 0
+    name = arguments[0]
+    module = importlib.import_module(f"{__package__}.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default 0)")
+    parser.add_argument("--results", default=name, metavar="FILE", help="name below benchmarks/results (without .json)")
+    module.add_arguments(parser)
+    module.run(parser.parse_args(arguments[1:]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
