@@ -6,16 +6,17 @@ opset, for the checker refuses a function whose opset is not the model's.
 
 The body, for x of type T and statistics in float32 (DESIGN, the operator contract)::
 
-    mean_g = mean(x) + mean(x - mean(x))                 compensated: a second pass takes the first one's rounding out
-    s_g    = sqrt(SS_g / (L - ddof) + eps_var) + eps_std     every sum by rows, channels, groups
-    open   = sign_c * (x - mean_g) >= s_g * cut_c
+    c      = x - mean0(x)                                    centred but for the rounding of the mean,
+    rest   = mean(c)                                         which a second pass finds: mean_g = mean0 + rest
+    s_g    = sqrt(max(SS(c) - L * rest^2, 0) / (L - ddof) + eps_var) + eps_std     sums by rows, channels, groups
+    open   = sign_c * c >= s_g * cut_c + sign_c * rest       sign_c * (x - mean_g) >= s_g * cut_c, one pass less
     x1     = open ? data : 0             or  cast(open) * data           (the two mask forms)
     x2     = data - x1
-    y      = concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
+    y      = x1 + gather(x2, halves [1, 0])                  concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
 
-``x2 = data - x1`` is exact and saves the second mask. The two forms agree to the bit, but for the sign of a zero
-where the input holds -0.0 (ONNX Runtime's Where does not keep it).
-Measured in ONNX Runtime (8x256x56x56, 2 threads): 20 ms with ``multiply``, 34 to 46 ms with ``where``.
+``x2 = data - x1`` is exact and saves the second mask; gathering the halves of one tensor moves half as much as
+splitting two and concatenating. The two forms agree to the bit, but for the sign of a zero where the input holds -0.0
+(ONNX Runtime's Where does not keep it). Measured beside a naive export: ``python -m benchmarks sru_ort``.
 """
 
 from __future__ import annotations
@@ -56,17 +57,18 @@ _ATTRIBUTES_TO_TENSORS = """
     sru__xf = Cast <to = 1> (sru__x)
     sru__zero = Constant <value_ints = [0]> ()
     sru__one = Constant <value_ints = [1]> ()
-    sru__rest = Constant <value_ints = [-1]> ()
+    sru__all = Constant <value_ints = [-1]> ()
     sru__group_axis = Constant <value_ints = [2]> ()
     sru__num_groups = Constant <value_int: int = @num_groups> ()
     sru__groups = Reshape (sru__num_groups, sru__one)
-    sru__grouped = Concat <axis = 0> (sru__zero, sru__groups, sru__rest)
+    sru__grouped = Concat <axis = 0> (sru__zero, sru__groups, sru__all)
     sru__ddof = Constant <value_int: int = @ddof> ()
     sru__eps_var = Constant <value_float: float = @eps_var> ()
     sru__eps_std = Constant <value_float: float = @eps_std> ()
     sru__sample_shape = Shape <start = 1> (sru__x)
     sru__sample_size = ReduceProd <keepdims = 1> (sru__sample_shape)
     sru__group_size = Div (sru__sample_size, sru__groups)
+    sru__group_size_f = Cast <to = 1> (sru__group_size)
     sru__freedom_int = Sub (sru__group_size, sru__ddof)
     sru__freedom = Cast <to = 1> (sru__freedom_int)
     sru__per_channel = Constant <value_ints = [1, -1, 1, 1]> ()
@@ -77,84 +79,85 @@ _ATTRIBUTES_TO_TENSORS = """
 # Groups of whole channels: channel statistics first, so that no large tensor is ever reshaped. Every sum goes by rows,
 # channels, groups: ONNX Runtime sums an axis naively, and over whole channels s was off by 1e-5 at 256x56x56 (measured:
 # 41 unexplained flips in 3.8e8 gates on rectified input; by rows 0 in 1.1e9, the largest at 0.31 of the bound).
+# keepdims = 0, for ONNX Runtime reduces any axis but the last on a slow path (0.28 ms against 0.02 at 8x256x56x1).
 _STATISTICS_OF_CHANNELS = """
     sru__row_axis = Constant <value_ints = [3]> ()
-    sru__mean0_row = ReduceMean <keepdims = 1> (sru__xf, sru__row_axis)
-    sru__mean0_channel = ReduceMean <keepdims = 1> (sru__mean0_row, sru__group_axis)
-    sru__channel_shape = Shape (sru__mean0_channel)
+    sru__as_channels = Constant <value_ints = [0, -1, 1, 1]> ()
+    sru__mean0_row = ReduceMean <keepdims = 0> (sru__xf, sru__row_axis)
+    sru__mean0_channel = ReduceMean <keepdims = 0> (sru__mean0_row, sru__group_axis)
     sru__mean0_grouped = Reshape (sru__mean0_channel, sru__grouped)
     sru__grouped_shape = Shape (sru__mean0_grouped)
     sru__mean0 = ReduceMean <keepdims = 1> (sru__mean0_grouped, sru__group_axis)
     sru__mean0_wide = Expand (sru__mean0, sru__grouped_shape)
-    sru__mean0_c = Reshape (sru__mean0_wide, sru__channel_shape)
-    sru__centred0 = Sub (sru__xf, sru__mean0_c)
-    sru__residue_row = ReduceMean <keepdims = 1> (sru__centred0, sru__row_axis)
-    sru__residue_channel = ReduceMean <keepdims = 1> (sru__residue_row, sru__group_axis)
-    sru__residue_grouped = Reshape (sru__residue_channel, sru__grouped)
-    sru__residue = ReduceMean <keepdims = 1> (sru__residue_grouped, sru__group_axis)
-    sru__mean = Add (sru__mean0, sru__residue)
-    sru__mean_wide = Expand (sru__mean, sru__grouped_shape)
-    sru__mean_c = Reshape (sru__mean_wide, sru__channel_shape)
-    sru__centred = Sub (sru__xf, sru__mean_c)
-    sru__squares_row = ReduceSumSquare <keepdims = 1> (sru__centred, sru__row_axis)
-    sru__squares_channel = ReduceSum <keepdims = 1> (sru__squares_row, sru__group_axis)
+    sru__mean0_c = Reshape (sru__mean0_wide, sru__as_channels)
+    sru__centred = Sub (sru__xf, sru__mean0_c)
+    sru__rest_row = ReduceMean <keepdims = 0> (sru__centred, sru__row_axis)
+    sru__rest_channel = ReduceMean <keepdims = 0> (sru__rest_row, sru__group_axis)
+    sru__rest_grouped = Reshape (sru__rest_channel, sru__grouped)
+    sru__rest = ReduceMean <keepdims = 1> (sru__rest_grouped, sru__group_axis)
+    sru__squares_row = ReduceSumSquare <keepdims = 0> (sru__centred, sru__row_axis)
+    sru__squares_channel = ReduceSum <keepdims = 0> (sru__squares_row, sru__group_axis)
     sru__squares_grouped = Reshape (sru__squares_channel, sru__grouped)
-    sru__squares = ReduceSum <keepdims = 1> (sru__squares_grouped, sru__group_axis)
-    sru__var = Div (sru__squares, sru__freedom)
-    sru__var_eps = Add (sru__var, sru__eps_var)
-    sru__deviation = Sqrt (sru__var_eps)
-    sru__s = Add (sru__deviation, sru__eps_std)
-    sru__s_wide = Expand (sru__s, sru__grouped_shape)
-    sru__s_c = Reshape (sru__s_wide, sru__channel_shape)
+    sru__squares0 = ReduceSum <keepdims = 1> (sru__squares_grouped, sru__group_axis)
 """
 
 # Groups that straddle channels: over the flattened tensor; the sum of squares is compensated like the mean.
 _STATISTICS_OF_GROUPS = """
-    sru__x_shape = Shape (sru__x)
+    sru__as_channels = Shape (sru__x)
     sru__x_grouped = Reshape (sru__xf, sru__grouped)
     sru__grouped_shape = Shape (sru__x_grouped)
     sru__mean0 = ReduceMean <keepdims = 1> (sru__x_grouped, sru__group_axis)
-    sru__centred0 = Sub (sru__x_grouped, sru__mean0)
-    sru__residue = ReduceMean <keepdims = 1> (sru__centred0, sru__group_axis)
-    sru__mean = Add (sru__mean0, sru__residue)
-    sru__centred_grouped = Sub (sru__x_grouped, sru__mean)
+    sru__centred_grouped = Sub (sru__x_grouped, sru__mean0)
+    sru__centred = Reshape (sru__centred_grouped, sru__as_channels)
+    sru__rest = ReduceMean <keepdims = 1> (sru__centred_grouped, sru__group_axis)
     sru__square = Mul (sru__centred_grouped, sru__centred_grouped)
     sru__square0 = ReduceMean <keepdims = 1> (sru__square, sru__group_axis)
-    sru__square_rest = Sub (sru__square, sru__square0)
-    sru__square_residue = ReduceMean <keepdims = 1> (sru__square_rest, sru__group_axis)
-    sru__square_mean = Add (sru__square0, sru__square_residue)
-    sru__group_size_f = Cast <to = 1> (sru__group_size)
-    sru__squares = Mul (sru__square_mean, sru__group_size_f)
+    sru__square_centred = Sub (sru__square, sru__square0)
+    sru__square_rest = ReduceMean <keepdims = 1> (sru__square_centred, sru__group_axis)
+    sru__square_mean = Add (sru__square0, sru__square_rest)
+    sru__squares0 = Mul (sru__square_mean, sru__group_size_f)
+"""
+
+_GATE = """
+    sru__rest_sum = Mul (sru__rest, sru__group_size_f)
+    sru__rest_square = Mul (sru__rest_sum, sru__rest)
+    sru__squares_less = Sub (sru__squares0, sru__rest_square)
+    sru__squares = Relu (sru__squares_less)
     sru__var = Div (sru__squares, sru__freedom)
     sru__var_eps = Add (sru__var, sru__eps_var)
     sru__deviation = Sqrt (sru__var_eps)
     sru__s = Add (sru__deviation, sru__eps_std)
     sru__s_wide = Expand (sru__s, sru__grouped_shape)
-    sru__s_c = Reshape (sru__s_wide, sru__x_shape)
-    sru__centred = Reshape (sru__centred_grouped, sru__x_shape)
-"""
-
-_GATE = """
+    sru__s_c = Reshape (sru__s_wide, sru__as_channels)
+    sru__rest_wide = Expand (sru__rest, sru__grouped_shape)
+    sru__rest_c = Reshape (sru__rest_wide, sru__as_channels)
     sru__cut_s = Mul (sru__s_c, sru__cut_c)
+    sru__rest_signed = Mul (sru__sign_c, sru__rest_c)
+    sru__threshold = Add (sru__cut_s, sru__rest_signed)
     sru__signed = Mul (sru__sign_c, sru__centred)
-    sru__open = GreaterOrEqual (sru__signed, sru__cut_s)
+    sru__open = GreaterOrEqual (sru__signed, sru__threshold)
 """
 
+# (n * gamma + beta) with n = (centred - rest) / s, as one factor and one offset per group and channel
 _NORMALIZED_DATA = """
-    sru__n = Div (sru__centred, sru__s_c)
     sru__gamma_c = Reshape (sru__gamma, sru__per_channel)
     sru__beta_c = Reshape (sru__beta, sru__per_channel)
-    sru__scaled = Mul (sru__n, sru__gamma_c)
-    sru__shifted = Add (sru__scaled, sru__beta_c)
+    sru__factor = Div (sru__gamma_c, sru__s_c)
+    sru__rest_scaled = Mul (sru__rest_c, sru__factor)
+    sru__offset = Sub (sru__beta_c, sru__rest_scaled)
+    sru__scaled = Mul (sru__centred, sru__factor)
+    sru__shifted = Add (sru__scaled, sru__offset)
     sru__data = CastLike (sru__shifted, sru__x)
 """
 
 _SOFT_WEIGHT = """
-    sru__n = Div (sru__centred, sru__s_c)
     sru__scale_c = Reshape (sru__scale, sru__per_channel)
     sru__shift_c = Reshape (sru__shift, sru__per_channel)
-    sru__scaled = Mul (sru__n, sru__scale_c)
-    sru__z = Add (sru__scaled, sru__shift_c)
+    sru__factor = Div (sru__scale_c, sru__s_c)
+    sru__rest_scaled = Mul (sru__rest_c, sru__factor)
+    sru__offset = Sub (sru__shift_c, sru__rest_scaled)
+    sru__scaled = Mul (sru__centred, sru__factor)
+    sru__z = Add (sru__scaled, sru__offset)
     sru__r_f = Sigmoid (sru__z)
     sru__r = CastLike (sru__r_f, sru__x)
 """
@@ -193,11 +196,13 @@ _MASK = {
 }
 
 _CROSS = """
-    sru__x11, sru__x12 = Split <axis = 1, num_outputs = 2> (sru__x1)
-    sru__x21, sru__x22 = Split <axis = 1, num_outputs = 2> (sru__x2)
-    sru__y1 = Add (sru__x11, sru__x22)
-    sru__y2 = Add (sru__x12, sru__x21)
-    sru__y = Concat <axis = 1> (sru__y1, sru__y2)
+    sru__halves = Constant <value_ints = [0, 2, -1]> ()
+    sru__other_half = Constant <value_ints = [1, 0]> ()
+    sru__x_shape = Shape (sru__x)
+    sru__x2_halves = Reshape (sru__x2, sru__halves)
+    sru__x2_swapped = Gather <axis = 1> (sru__x2_halves, sru__other_half)
+    sru__x2_crossed = Reshape (sru__x2_swapped, sru__x_shape)
+    sru__y = Add (sru__x1, sru__x2_crossed)
 """
 
 

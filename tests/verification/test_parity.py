@@ -128,7 +128,7 @@ FAULTS = {
     ),
     "gate inverted": (lambda m: edit_body(m, "GreaterOrEqual (", "Less ("), "teacher-forced gates", "unexplained"),
     "halves not crossed": (
-        lambda m: edit_body(m, "Add (sru__x11, sru__x22)", "Add (sru__x11, sru__x21)"), "replay", "noise floor",
+        lambda m: edit_body(m, "value_ints = [1, 0]", "value_ints = [0, 1]"), "replay", "noise floor",
     ),
     "wrong group count": (lambda m: set_attribute(m, "num_groups", 2), "teacher-forced gates", "unexplained"),
     "biased deviation": (lambda m: set_attribute(m, "ddof", 0), "static", "ddof is 0, expected 1"),
