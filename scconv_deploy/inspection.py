@@ -15,12 +15,12 @@ from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.pipeline import Progress, _silent, artifact_file, reference_from_spec
+from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
+from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import Reference
 from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 
@@ -150,7 +150,7 @@ def _size(tensor: onnx.TensorProto) -> int:
     return size
 
 
-def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress = _silent) -> ModelInspection:
+def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress = silent) -> ModelInspection:
     """Load a model and look at its SRUs.
 
     Args:

@@ -25,13 +25,14 @@ from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, 
 from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
 from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.exporters.onnx import export_model, serialize
-from scconv_deploy.gate import recognize, swap
+from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load
+from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import Reference, verify_onnx
+from scconv_deploy.verification.parity import verify_onnx
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 
 MODEL_FILE = "model.onnx"
@@ -96,7 +97,7 @@ class DeployResult:
         }
 
 
-def _silent(message: str) -> None:
+def silent(message: str) -> None:
     """The default progress: none."""
 
 
@@ -109,7 +110,7 @@ def _stage_json(stage: StageRecord) -> dict[str, Any]:
     }
 
 
-def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = _silent) -> Reference:
+def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = silent) -> Reference:
     """Load a model and recognise its SRUs.
 
     Raises:
@@ -134,6 +135,9 @@ def reference_from_module(
     Args:
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError("The model is TorchScript, which hides its modules.", "Give the eager nn.Module.")
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode.", "Call model.eval() first.")
     args: tuple[Any, ...] = ()
@@ -144,7 +148,7 @@ def reference_from_module(
         args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     log = StageLog()
     signature = signatures.from_example(model, args, kwargs, dynamic)
-    return _reference(type(model).__name__, model, signature, seed, log, _silent), log
+    return _reference(type(model).__name__, model, signature, seed, log, silent), log
 
 
 def _reference(
@@ -162,9 +166,10 @@ def _reference(
                 _shape_remedy(name, model, signature),
             ) from error
         recognition = recognize(model, signature.args, signature.kwargs, seed)
+        recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
         stage.applied += [f"{found.path}: {found.variant}" for found in recognition.srus]
         stage.skipped += [(refusal.path, refusal.reason) for refusal in recognition.refused]
-    return Reference(name, model, swap(model, recognition), recognition, signature)
+    return Reference(name, model, swapped, recognition, signature)
 
 
 def _require_float32(model: nn.Module) -> None:
@@ -183,7 +188,7 @@ def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
     return "Give another --input shape."
 
 
-def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = _silent) -> ir.Model:
+def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
     """Export and check; nothing is written."""
     progress("exporting to ONNX")
     return export_model(
@@ -198,7 +203,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
 
 
 def export_spec(
-    spec: ModelSpec, path: Path, options: ExportOptions, force: bool = False, progress: Progress = _silent
+    spec: ModelSpec, path: Path, options: ExportOptions, force: bool = False, progress: Progress = silent
 ) -> ExportResult:
     """``scconv-deploy export``."""
     check_output_file(path, force)
@@ -229,7 +234,7 @@ def export(
     """
     check_output_file(Path(path), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    return _write_export(reference, Path(path), options, log, _silent)
+    return _write_export(reference, Path(path), options, log, silent)
 
 
 def _write_export(
@@ -250,7 +255,7 @@ def deploy_spec(
     data: str | None = None,
     force: bool = False,
     command: str = "",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> DeployResult:
     """``scconv-deploy deploy``: export, verify, and write a bundle; an artifact that fails is named ``*.rejected``."""
     check_output_folder(folder, force)
@@ -278,7 +283,7 @@ def deploy(
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
     samples = samples_of(reference.signature, 0, data, Preprocessing())
-    return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", _silent, {})
+    return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", silent, {})
 
 
 def _deploy(
@@ -318,7 +323,7 @@ def verify_spec(
     *,
     data: str | None = None,
     command: str = "",
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> ParityReport:
     """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
     path, notes = artifact_file(artifact)

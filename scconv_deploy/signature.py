@@ -38,7 +38,7 @@ class Signature:
         return dict(zip(self.names, leaves, strict=True))
 
     def call(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the model on tensors given by name.
+        """Run the model on copies of tensors given by name (code in the wild writes into its inputs).
 
         Returns:
             Its output tensors by name, see :func:`named_outputs`.
@@ -47,7 +47,7 @@ class Signature:
             RuntimeError: torch's word for a shape or dtype that does not fit.
             ModelError: the model raises anything else, or returns no tensor.
         """
-        values = iter([tensors[name] for name in self.names])
+        values = iter([tensors[name].clone() for name in self.names])
         args, kwargs = pytree.tree_map(
             lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )

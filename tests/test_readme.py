@@ -50,5 +50,5 @@ def test_the_next_commands_run_in_order(tmp_path, monkeypatch):
     exported, verified, artifact, model = outputs
     assert "resnet20.onnx: 9 SRUs as nodes" in exported
     assert re.search(r"parity +passed", verified)
-    assert "function   scconv::SRU: 58 nodes" in artifact
+    assert "function   scconv::SRU: 64 nodes" in artifact
     assert "scconv_resnet20: 154,810 parameters" in model

@@ -164,25 +164,78 @@ class StrictSRU(OriginalSRU):
 class ProjectingSRU(nn.Module):
     """in != out: a 1x1 inside the SRU, before the gate."""
 
+    strict = False
+
     def __init__(self, cin, cout, groups=16):
         super().__init__()
         self.proj = nn.Conv2d(cin, cout, 1)
         self.sru_norm = OriginalGroupBatchnorm2d(cout, groups)
 
-    def forward(self, x):
-        x = self.proj(x)
+    def project(self, x):
+        return self.proj(x)
+
+    def gate(self, x):
         w = self.sru_norm.gamma / self.sru_norm.gamma.sum()
         r = torch.sigmoid(self.sru_norm(x) * w)
-        return cross((r >= 0.5) * x, (r < 0.5) * x)
+        mask = r > 0.5 if self.strict else r >= 0.5
+        return cross(mask * x, ~mask * x)
+
+    def forward(self, x):
+        return self.gate(self.project(x))
 
 
 class ProjectedSRU(ProjectingSRU):
     """The same with the 1x1 after the gate."""
 
     def forward(self, x):
-        w = self.sru_norm.gamma / self.sru_norm.gamma.sum()
-        r = torch.sigmoid(self.sru_norm(x) * w)
-        return self.proj(cross((r >= 0.5) * x, (r < 0.5) * x))
+        return self.project(self.gate(x))
+
+
+class BiasedSRU(OriginalSRU):
+    """The biased deviation, with the original's eps on it."""
+
+    def forward(self, x):
+        n, c, h, w = x.size()
+        y = x.view(n, self.gn.group_num, -1)
+        y = (y - y.mean(2, keepdim=True)) / (y.std(2, keepdim=True, unbiased=False) + self.gn.eps)
+        y = y.view(n, c, h, w) * self.gn.gamma + self.gn.beta
+        r = torch.sigmoid(y * (self.gn.gamma / self.gn.gamma.sum()))
+        return cross((r >= self.gate_treshold) * x, (r < self.gate_treshold) * x)
+
+
+class ManualSRU(nn.Module):
+    """Nothing to read from attributes: groups and eps are literals in the code."""
+
+    def __init__(self, channels, normalize):
+        super().__init__()
+        self.g = nn.Parameter(torch.randn(1, channels, 1, 1))
+        self.b = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.normalize = normalize
+
+    def forward(self, x):
+        r = torch.sigmoid((self.normalize(x) * self.g + self.b) * (self.g / self.g.sum()))
+        return cross((r >= 0.5) * x, (r < 0.5) * x)
+
+
+def manual_sru(channels, groups, eps, ddof=1, in_variance=False):
+    """A ManualSRU with this normalisation."""
+
+    def normalize(x):
+        y = x.reshape(x.shape[0], groups, -1)
+        var = y.var(2, unbiased=ddof == 1, keepdim=True)
+        s = torch.sqrt(var + eps) if in_variance else torch.sqrt(var) + eps
+        return ((y - y.mean(2, keepdim=True)) / s).reshape(x.shape)
+
+    return ManualSRU(channels, normalize)
+
+
+def far_out(module):
+    """gamma 0.5, beta 3: every boundary lies six deviations from the mean."""
+    with torch.no_grad():
+        module.gn.gamma.fill_(0.5)
+        module.gn.beta.fill_(3.0)
+    module.keep = True
+    return module
 
 
 # --- looks like an SRU and is none ---
@@ -206,16 +259,38 @@ class InvertedSRU(OriginalSRU):
         return cross((r < self.gate_treshold) * x, (r >= self.gate_treshold) * x)
 
 
-class BiasedSRU(OriginalSRU):
-    """The biased deviation, with the original's eps on it: no published variant."""
+class ClampedSRU(OriginalSRU):
+    """An SRU up to a thousand."""
 
     def forward(self, x):
-        n, c, h, w = x.size()
-        y = x.view(n, self.gn.group_num, -1)
-        y = (y - y.mean(2, keepdim=True)) / (y.std(2, keepdim=True, unbiased=False) + self.gn.eps)
-        y = y.view(n, c, h, w) * self.gn.gamma + self.gn.beta
-        r = torch.sigmoid(y * (self.gn.gamma / self.gn.gamma.sum()))
-        return cross((r >= self.gate_treshold) * x, (r < self.gate_treshold) * x)
+        return super().forward(x.clamp(-1000, 1000))
+
+
+class InPlaceSRU(OriginalSRU):
+    """Writes into what it is given."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        x.mul_(0.5)
+        return y
+
+
+class CountingSRU(OriginalSRU):
+    """Has a state that moves."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def hooked(module):
+    """With a hook that changes what the module returns."""
+    module.register_forward_hook(lambda m, args, y: y * 2)
+    return module
 
 
 class LayerNorm2d(nn.Module):

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules
+from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
@@ -42,6 +42,7 @@ from scconv_deploy.signature import Signature
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
+_ELIMINATED = "its result is not used, or another node computes the same"
 _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 
@@ -64,11 +65,16 @@ def variant_attributes(variant: GateVariant) -> dict[str, Any]:
 
 
 class _SRUNode(nn.Module):
-    """Stands for a :class:`SwappedSRU` in the export: one symbolic node."""
+    """Stands for a :class:`SwappedSRU` in the export: one symbolic node, named after the module and its call.
 
-    def __init__(self, swapped: SwappedSRU) -> None:
+    Args:
+        calls: counts the calls of each path while the model is traced.
+    """
+
+    def __init__(self, swapped: SwappedSRU, calls: Counter[str]) -> None:
         super().__init__()
         self.swapped = swapped
+        self._calls = calls
         inputs = node_inputs(swapped)
         self.names = tuple(inputs)
         for name, value in inputs.items():
@@ -78,6 +84,7 @@ class _SRUNode(nn.Module):
         conv, place = self.swapped.conv, self.swapped.conv_place
         if conv is not None and place == "before":
             x = conv(x)
+        self._calls[self.swapped.path] += 1
         y = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.swapped.variant.operator}",
             (x, *(getattr(self, name) for name in self.names)),
@@ -85,7 +92,10 @@ class _SRUNode(nn.Module):
             dtype=x.dtype,
             shape=x.shape,
             version=DOMAIN_VERSION,
-            metadata_props={SITE: self.swapped.path, VARIANT: self.swapped.variant.name},
+            metadata_props={
+                SITE: site_name(self.swapped.path, self._calls[self.swapped.path]),
+                VARIANT: self.swapped.variant.name,
+            },
         )
         return conv(y) if conv is not None and place == "after" else y
 
@@ -118,16 +128,8 @@ def export_model(
         ModelError: torch.export, onnxsim or the checker refuses the model.
     """
     check_opset(opset)
-    nodes = {id(m): _SRUNode(m) for m in swapped.modules() if isinstance(m, SwappedSRU)}
     with log.stage("export") as stage:
-        output_names = tuple(signature.call(swapped, signature.tensors))
-        model = _torch_export(replace_modules(swapped, dict(nodes)), signature, output_names, opset)
-        if model.opset_imports.get("") != opset:
-            raise ModelError(
-                f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
-            )
-        _check_dynamic(model, signature)
-        _drop_exporter_metadata(model)
+        model, called = _export_bare(swapped, signature, opset)
         sites = _name_sites(model)
         _add_functions(model, mask_form, opset)
         model.ir_version = IR_VERSION
@@ -135,6 +137,7 @@ def export_model(
         if not sites:
             stage.applied.append("no SRU was recognised; the model was exported as it is")
         stage.skipped += [(r.path, r.reason) for r in recognition.refused]
+        stage.skipped += [(site, _ELIMINATED) for site in called if site not in sites]
     with log.stage("simplify") as stage:
         proto = ir.to_proto(model)
         size = proto.ByteSize()
@@ -143,14 +146,37 @@ def export_model(
         before = len(proto.graph.node)
         proto = _simplify(proto)
         stage.applied.append(f"onnxsim: {before} -> {len(proto.graph.node)} nodes")
-    model = ir.from_proto(proto)
+        kept = {node.name for node in proto.graph.node if node.domain == DOMAIN}
+        stage.skipped += [(site, _ELIMINATED) for site in sites if site not in kept]
+    return _finish(ir.from_proto(proto), {site: sites[site] for site in sites if site in kept}, metadata or {})
+
+
+def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str]]:
+    """The graph with a bare node for each SRU, and the sites that tracing came by."""
+    output_names = tuple(signature.call(swapped, signature.tensors))
+    calls: Counter[str] = Counter()
+    nodes = {id(m): _SRUNode(m, calls) for m in swapped.modules() if isinstance(m, SwappedSRU)}
+    traced = replace_modules(swapped, dict(nodes))
+    traced.register_forward_pre_hook(lambda *_: calls.clear())  # torch.export may trace more than once
+    model = _torch_export(traced, signature, output_names, opset)
+    if model.opset_imports.get("") != opset:
+        raise ModelError(
+            f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
+        )
+    _check_dynamic(model, signature)
+    _drop_exporter_metadata(model)
+    return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)]
+
+
+def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[str, str]) -> ir.Model:
+    """What onnxsim dropped or added, put right, and the full checker."""
     for node in model.graph:
         if node.domain == DOMAIN and node.name in sites:
             node.metadata_props[SITE] = node.name
             node.metadata_props[VARIANT] = sites[node.name][1]
     for key in [k for k in model.metadata_props if k.startswith("onnxsim.")]:
         del model.metadata_props[key]
-    model.metadata_props.update(_metadata(sites, metadata or {}))
+    model.metadata_props.update(_metadata(sites, metadata))
     model.producer_name, model.producer_version = "scconv-deploy", __version__
     model.ir_version = IR_VERSION
     check(ir.to_proto(model))
@@ -267,16 +293,12 @@ def _drop_exporter_metadata(model: ir.Model) -> None:
 
 
 def _name_sites(model: ir.Model) -> dict[str, tuple[str, str]]:
-    """Name each node of the domain after its module, ``path#2`` for a second call; site -> (operator, variant)."""
-    calls: Counter[str] = Counter()
+    """Name each node of the domain after its site; site -> (operator, variant)."""
     sites: dict[str, tuple[str, str]] = {}
     for node in model.graph:
-        if node.domain != DOMAIN:
-            continue
-        path = node.metadata_props[SITE]
-        calls[path] += 1
-        node.name = path if calls[path] == 1 else f"{path}#{calls[path]}"
-        sites[node.name] = (node.op_type, node.metadata_props[VARIANT])
+        if node.domain == DOMAIN:
+            node.name = node.metadata_props[SITE]
+            sites[node.name] = (node.op_type, node.metadata_props[VARIANT])
     return sites
 
 

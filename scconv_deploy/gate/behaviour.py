@@ -8,34 +8,39 @@ relative L2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError, ScconvDeployError
 from scconv_deploy.gate import variant as pytorch_gate
-from scconv_deploy.gate.bound import FlipCount, count_flips
+from scconv_deploy.gate.bound import count_flips
 from scconv_deploy.gate.candidates import Candidate, ConvPlace
-from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut
+from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut, tau
 from scconv_deploy.gate.outputs import compare_outputs, relative_l2
 from scconv_deploy.gate.probes import probes
-from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, check_halves
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, check_groups, check_halves
 
 VALUE_TOLERANCE = 1e-6
 """Relative L2 between a module and its variant where no gate differs. torch itself sums in several orders, so a
 bit-exact match is too much to ask; a wrong eps, ddof or data path is at least 1e-5 away."""
 
 _COMMON_GROUPS = (16, 4, 8, 32, 2, 1)
+_COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
+_COMBINATIONS: tuple[Statistics, ...] = ("group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation")
 _NEAREST = 16  # how many of the hypotheses nearest to the behaviour are put to the full test
 _UNLIKE = 0.2  # relative L2 beyond which a candidate is called no SRU at all
 _CLEAR = 1e-3
 """Share of gates, on inputs made to sit on the threshold, up to which a match is beyond doubt. Measured on 401,408
 gates: Python's sum(gamma) for torch's flips 3.4e-4 of them, the biased deviation with beta = 0 flips 1.2e-2."""
 _SMALL_BATCH, _SMALL_SIZE = 2, 8  # of the input on which hypotheses are ranked
+_EPS_SCALES = (1e-3, 1e-6)  # of inputs on which an eps shows: in the variance, in the deviation
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,12 @@ def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypo
         raise NotIdentifiedError(error.message) from error
     if not torch.isfinite(recorded).all():
         raise NotIdentifiedError("its input holds NaN or Inf on the example input")
-    with torch.no_grad():
+    with torch.no_grad(), _unchanged_buffers(candidate.module):
         if remembered is not None:
             found, _ = _best(candidate, [remembered], recorded, seed)
             if found is not None and found.flips <= _CLEAR:
                 return found
-        try:
-            ranked = _rank(candidate, recorded, seed)
-        except Exception as error:  # the user's own code: whatever it raises is the reason
-            raise NotIdentifiedError(f"it cannot be probed: {type(error).__name__}: {error}") from error
+        ranked = _rank(candidate, recorded, seed)
         if not ranked:
             raise NotIdentifiedError("no known variant has its shapes")
         found, reason = _best(candidate, [hypothesis for _, hypothesis in ranked[:_NEAREST]], recorded, seed)
@@ -139,20 +141,20 @@ def _numbers(module: nn.Module) -> list[float]:
 
 
 def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
+    """Everything a candidate may compute, with one eps of several; :func:`_with_every_eps` adds the others."""
     numbers = _numbers(candidate.module)
     channels = candidate.affine[0].numel()
-    groups = dict.fromkeys(int(v) for v in (*numbers, *_COMMON_GROUPS) if v == int(v) and 1 <= v <= channels)
+    divisors = [g for g in range(1, channels + 1) if channels % g == 0]
+    groups = dict.fromkeys(int(v) for v in (*numbers, *_COMMON_GROUPS, *divisors) if v == int(v) and 1 <= v <= channels)
     thresholds = dict.fromkeys(float(v) for v in (*numbers, 0.5) if 0.01 < v < 1)
-    small = dict.fromkeys(float(v) for v in numbers if 0 < v <= 0.01)
     norms = [m for m in candidate.module.modules() if isinstance(m, nn.GroupNorm)]
     normalizations: list[tuple[Any, int, float]] = [("group_norm", m.num_groups, m.eps) for m in norms]
-    normalizations += list(product(["group_batchnorm"], groups, dict.fromkeys([*small, 1e-10])))
     if not norms:
-        normalizations += list(product(["group_norm"], groups, dict.fromkeys([*small, 1e-5])))
+        normalizations = list(product(_COMBINATIONS, groups, _COMMON_EPS[:1]))
     for (kind, num_groups, eps), threshold, base, weighting, place, swapped in product(
         normalizations, thresholds, VARIANTS.values(), ("sum", "softmax"), candidate.conv_places, (False, True)
     ):
-        if kind == "group_norm" and channels % num_groups:
+        if norms and channels % num_groups:
             continue
         variant = replace(
             base, statistics=kind, num_groups=num_groups, eps=eps, threshold=threshold, weighting=weighting
@@ -160,18 +162,39 @@ def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
         yield Hypothesis(variant, swapped, place)
 
 
+def _with_every_eps(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
+    if any(isinstance(m, nn.GroupNorm) for m in candidate.module.modules()):
+        yield hypothesis
+        return
+    for eps in dict.fromkeys([*(v for v in _numbers(candidate.module) if 0 < v <= 0.01), *_COMMON_EPS]):
+        yield replace(hypothesis, variant=replace(hypothesis.variant, eps=float(eps)))
+
+
 def _rank(candidate: Candidate, recorded: Tensor, seed: int) -> list[tuple[float, Hypothesis]]:
-    """Hypotheses by relative L2 distance on one small input, nearest first."""
+    """Hypotheses by relative L2 distance on one small input, nearest first; then, with every eps, on tiny ones."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (_SMALL_BATCH, recorded.shape[1], *(min(s, _SMALL_SIZE) for s in recorded.shape[2:]))
-    x = torch.randn(shape, generator=generator)
+    small = (_SMALL_BATCH, recorded.shape[1], *(min(s, _SMALL_SIZE) for s in recorded.shape[2:]))
+    x = torch.randn(small, generator=generator)
     try:
-        y = candidate.module(x)
-    except Exception:  # a module that takes only its own size is probed at it
+        y = _run(candidate, "small", x)
+    except NotIdentifiedError:  # a module that takes only its own size is probed at it
         x = torch.randn(recorded.shape, generator=generator)
-        y = candidate.module(x)
+        y = _run(candidate, "normal", x)
+    coarse = _by_distance(candidate, ((h, (x, y)) for h in _hypotheses(candidate)))
+    tiny = [(x * scale, _run(candidate, "tiny", x * scale)) for scale in _EPS_SCALES]
+    fine = [h for _, near in coarse[:_NEAREST] for h in _with_every_eps(candidate, near)]
+    distances: dict[Hypothesis, float] = dict.fromkeys(fine, 0.0)
+    for pair in ((x, y), *tiny):
+        for distance, hypothesis in _by_distance(candidate, ((h, pair) for h in fine)):
+            distances[hypothesis] += distance
+    return sorted(((d, h) for h, d in distances.items()), key=lambda pair: pair[0])
+
+
+def _by_distance(
+    candidate: Candidate, cases: Iterable[tuple[Hypothesis, tuple[Tensor, Tensor]]]
+) -> list[tuple[float, Hypothesis]]:
     ranked = []
-    for hypothesis in _hypotheses(candidate):
+    for hypothesis, (x, y) in cases:
         try:
             expected, _ = _expected(candidate, hypothesis, x)
         except (ScconvDeployError, RuntimeError):
@@ -180,6 +203,20 @@ def _rank(candidate: Candidate, recorded: Tensor, seed: int) -> list[tuple[float
             distance = float((y - expected).norm() / y.norm().clamp_min(1e-30))
             ranked.append((distance if distance == distance else float("inf"), hypothesis))
     return sorted(ranked, key=lambda pair: pair[0])
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Refuse a module whose probing changed its buffers, and put them back."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        changed = [n for n, b in module.named_buffers() if not torch.equal(b.nan_to_num(), before[n].nan_to_num())]
+        for name in changed:
+            module.get_buffer(name).copy_(before[name])
+    if changed:
+        raise NotIdentifiedError(f"it changes its buffer {changed[0]} when it runs")
 
 
 def _expected(candidate: Candidate, hypothesis: Hypothesis, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,33 +238,84 @@ def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed
     variant = hypothesis.variant
     gamma, beta = affine(candidate, hypothesis)
     parameters = gate_parameters(gamma, beta, variant)
-    flips = 0.0
-    for name, x in probes(recorded, gamma, beta, variant, seed, hypothesis.conv_place != "before"):
-        expected, gate_input = _expected(candidate, hypothesis, x)
-        try:
-            y = candidate.module(x)
-        except Exception as error:  # the user's own code: whatever it raises is the reason
-            raise NotIdentifiedError(f"on {name} input it raises {type(error).__name__}: {error}") from error
-        if not isinstance(y, Tensor):
-            raise NotIdentifiedError(f"on {name} input it returns {type(y).__name__}, not a tensor")
+    _, of_gate = _expected(candidate, hypothesis, recorded)
+    flips, decided = 0.0, False
+    for name, x in probes(of_gate, gamma, beta, variant, seed):
+        expected = pytorch_gate.sru(x, gamma, beta, variant)
+        y = _run_gate(candidate, hypothesis.conv_place, name, x, recorded)
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise NotIdentifiedError(f"on {name} input its output is {y.dtype}{list(y.shape)}")
-        if hypothesis.conv_place == "after":
-            # a convolution mixes the channels, so gates cannot be read from the output: ask for the same values
-            count, distance = FlipCount(y.numel()), relative_l2(y, expected)
-        else:
-            count, distance = compare_outputs(y, expected, gate_input, gamma, beta, parameters, variant)
+        count, distance = compare_outputs(y, expected, x, gamma, beta, parameters, variant)
         if count.unexplained:
             raise NotIdentifiedError(
                 f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name} input"
             )
-        if not distance <= VALUE_TOLERANCE:
-            raise NotIdentifiedError(f"values differ by {distance:.1e} relative L2 on {name} input")
-        by_formula = pytorch_gate.open_mask(gate_input, gamma, beta, variant)
-        cut_flips = count_flips(
-            by_formula != open_by_cut(gate_input, parameters, variant), gate_input, parameters, variant
-        )
+        _require_near(distance, f"on {name} input")
+        r = pytorch_gate.reweight(pytorch_gate.normalize(x, gamma, beta, variant), gamma, variant)
+        decided = decided or bool((r == variant.threshold).any())
+        by_formula = pytorch_gate.compare(r, variant)
+        cut_flips = count_flips(by_formula != open_by_cut(x, parameters, variant), x, parameters, variant)
         if cut_flips.unexplained:
             raise NotIdentifiedError(f"the exact cut changes {cut_flips.unexplained} gates on {name} input")
         flips = max(flips, count.flips / count.gates)
+    if hypothesis.conv_place == "before":  # the gate was fed past it
+        expected, _ = _expected(candidate, hypothesis, recorded)
+        _require_near(relative_l2(_run(candidate, "recorded", recorded), expected), "with its convolution")
+    if not decided and _can_decide(parameters, of_gate, variant):
+        raise NotIdentifiedError("no input was found on which >= and > differ, so its comparison is not known")
     return Identified(hypothesis, parameters, flips)
+
+
+def _require_near(distance: float, where: str) -> None:
+    if not distance <= VALUE_TOLERANCE:  # not (>), so that NaN is refused
+        raise NotIdentifiedError(f"values differ by {distance:.1e} relative L2 {where}")
+
+
+def _can_decide(parameters: GateParameters, x: Tensor, variant: GateVariant) -> bool:
+    """Whether >= and > differ at all: the sigmoid skips every other float32, and no element of L lies further than
+    sqrt(L - 1) deviations out."""
+    if tau(variant.threshold, ">=") == tau(variant.threshold, ">"):
+        return False
+    elements = x[0].numel() / variant.num_groups
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(parameters.cut) < math.sqrt(elements - 1)).any())
+
+
+def _run_gate(candidate: Candidate, place: ConvPlace, name: str, x: Tensor, recorded: Tensor) -> Tensor:
+    """What the module's gate makes of x, the gate's own input: its convolution is bypassed, where it has one."""
+    if place == "none" or candidate.conv is None:
+        return _run(candidate, name, x)
+    seen: list[Tensor] = []
+
+    def feed(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        seen.append(x)
+        return x.clone()
+
+    def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0].clone())
+
+    conv = candidate.conv
+    handle = conv.register_forward_hook(feed) if place == "before" else conv.register_forward_pre_hook(watch)
+    try:
+        y = _run(candidate, name, recorded if place == "before" else x)
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise NotIdentifiedError("its convolution is not called once, as a module, so that its gates cannot be probed")
+    if place == "before":
+        return y
+    _require_near(relative_l2(y, conv(seen[0])), f"after its convolution on {name} input")
+    return seen[0]
+
+
+def _run(candidate: Candidate, name: str, x: Tensor) -> Tensor:
+    given = x.clone()
+    try:
+        y = candidate.module(given)
+    except Exception as error:  # the user's own code: whatever it raises is the reason
+        raise NotIdentifiedError(f"on {name} input it raises {type(error).__name__}: {error}") from error
+    if not isinstance(y, Tensor):
+        raise NotIdentifiedError(f"on {name} input it returns {type(y).__name__}, not a tensor")
+    if not torch.equal(given, x):
+        raise NotIdentifiedError("it writes into its input")
+    return y

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _PROBE_BATCH = 2
 
@@ -58,6 +59,12 @@ def find_candidates(model: nn.Module) -> Iterator[Candidate]:
         yield Candidate(path or ROOT, module, (others[0], others[1]), convs[0] if convs else None, places)
 
 
+def has_hooks(candidate: Candidate) -> bool:
+    """Whether forward hooks hang on the module or inside it; a node cannot carry them. Its convolution stays itself."""
+    inside = (m for m in candidate.module.modules() if m is not candidate.conv)
+    return any(m._forward_hooks or m._forward_pre_hooks for m in inside)
+
+
 def _is_per_channel(parameter: nn.Parameter) -> bool:
     return parameter.numel() >= 2 and max(parameter.shape) == parameter.numel()
 
@@ -65,15 +72,21 @@ def _is_per_channel(parameter: nn.Parameter) -> bool:
 def record_inputs(
     model: nn.Module, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[int, Tensor | str]:
-    """The first input of each module, cut to two samples, or why it cannot be used."""
+    """The first input of each module, cut to two samples, or why it (or that of a later call) cannot be used."""
     inputs: dict[int, Tensor | str] = {}
+    # the model may write into what it is given
+    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
     def record(module: nn.Module, called_with: tuple[Any, ...], called_by_name: dict[str, Any]) -> None:
         values = [*called_with, *called_by_name.values()]
+        if isinstance(inputs.get(id(module)), str):
+            return
         if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
-            inputs.setdefault(id(module), "it is not called with one tensor [N, C, H, W]")
+            inputs[id(module)] = "it is not called with one tensor [N, C, H, W]"
         elif values[0].dtype != torch.float32:
-            inputs.setdefault(id(module), f"its input is {values[0].dtype}, not float32")
+            inputs[id(module)] = f"its input is {values[0].dtype}, not float32"
+        elif not values[0].numel():
+            inputs[id(module)] = f"its input {list(values[0].shape)} is empty"
         else:
             inputs.setdefault(id(module), values[0][:_PROBE_BATCH].detach().clone())
 

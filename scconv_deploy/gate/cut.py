@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate.variant import Comparison, GateVariant, gate_weight
+from scconv_deploy.gate.variant import Comparison, GateVariant, deviation, gate_weight
 
 _LARGEST = 0x7F7FFFFF  # the bit pattern of the largest finite float32
 _LANES = 64  # torch's vector path; a scalar tail of its CPU kernels can round one ulp differently
@@ -110,9 +110,7 @@ def statistics(x: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
     """
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
-    if variant.statistics == "group_batchnorm":
-        return mean, groups.std(dim=2, keepdim=True) + variant.eps
-    return mean, torch.sqrt(groups.var(dim=2, unbiased=False, keepdim=True) + variant.eps)
+    return mean, deviation(groups, variant)
 
 
 def margin(x: Tensor, parameters: GateParameters, variant: GateVariant) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scconv_deploy.gate.bound import FlipCount, count_flips, margins_and_bounds
+from scconv_deploy.gate.bound import FlipCount, count_flips
 from scconv_deploy.gate.cut import GateParameters
-from scconv_deploy.gate.variant import GateVariant, normalize
+from scconv_deploy.gate.variant import GateVariant, from_normalized, normalize, open_mask
 
 
 def relative_l2(y: Tensor, expected: Tensor) -> float:
@@ -24,28 +24,52 @@ def compare_outputs(
     parameters: GateParameters,
     variant: GateVariant,
 ) -> tuple[FlipCount, float]:
-    """Flips between two SRUs fed the same x, read from their outputs, and how far the other elements are apart.
+    """Flips between two SRUs fed the same x, and how far their values are apart; see :func:`changed_gates`."""
+    differs, distance = changed_gates(y, expected, x, gamma, beta, variant)
+    return count_flips(differs, x, parameters, variant), distance
 
-    A gate that changes moves its outputs by at least 0.4 of the data it lets through, rounding by 1e-6 of it.
+
+def changed_gates(
+    y: Tensor, expected: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant
+) -> tuple[Tensor, float]:
+    """Which gates an SRU decided differently than its variant, read from its output.
+
+    Two gates, a half of the channels apart, make two outputs: of the four ways that they can stand, the nearest one
+    counts. A gate that changes moves its outputs by at least 0.4 of the data it lets through, rounding by 1e-6 of it.
 
     Args:
-        y, expected, x: ``[N, C, H, W]``, the outputs and the gate's input.
+        y: the output, ``[N, C, H, W]``.
+        expected: the variant's, for the same x.
+        x: the gate's input.
 
     Returns:
-        the flips, and the relative L2 distance of the elements without one.
+        bool ``[N, C, H, W]``, and the relative L2 distance of y from the variant with the gates so changed.
     """
+    differs = torch.zeros_like(y, dtype=torch.bool)
     if torch.equal(y, expected):
-        return FlipCount(y.numel()), 0.0
-    data = (x if variant.data == "x" else normalize(x, gamma, beta, variant)).abs()
-    half = x.shape[1] // 2
-    size = data[:, :half] + data[:, half:]
-    size = torch.cat([size, size], 1)
+        return differs, 0.0
+    normalized = normalize(x, gamma, beta, variant)
+    data = x if variant.data == "x" else normalized
+    size = _both_halves(data.abs())
     floor = 1e-6 * data.square().mean().sqrt()
-    changed = ~((y - expected).abs() <= 1e-4 * size + floor)
-    pair = changed[:, :half] | changed[:, half:]
-    margin, bound, _ = margins_and_bounds(x, parameters, variant)
-    sureness = margin.abs() / bound
-    lower_is_nearer = sureness[:, :half] <= sureness[:, half:]
-    differs = torch.cat([pair & lower_is_nearer, pair & ~lower_is_nearer], 1)
-    same = ~torch.cat([pair, pair], 1)
-    return count_flips(differs, x, parameters, variant), relative_l2(y[same], expected[same])
+    apart = (y - expected).abs()
+    suspect = _both_halves((apart > 1e-4 * size + floor).float()) > 0
+    if suspect.any():
+        mask = open_mask(x, gamma, beta, variant)
+        lower = torch.arange(y.shape[1]).reshape(1, -1, 1, 1) < y.shape[1] // 2
+        error = _both_halves(apart)
+        for pattern in (lower, ~lower, lower | ~lower):
+            flips = pattern & suspect
+            other = from_normalized(x, normalized, gamma, variant, mask ^ flips)
+            nearer = _both_halves((y - other).abs()) < error
+            error = torch.where(nearer, _both_halves((y - other).abs()), error)
+            differs = torch.where(nearer, flips, differs)
+            expected = torch.where(nearer, other, expected)
+    return differs, relative_l2(y, expected)
+
+
+def _both_halves(values: Tensor) -> Tensor:
+    """The sum over the two channels that cross, at each of them."""
+    half = values.shape[1] // 2
+    total = values[:, :half] + values[:, half:]
+    return torch.cat([total, total], 1)

@@ -12,29 +12,26 @@ from scconv_deploy.gate.cut import GateParameters, gate_parameters, statistics
 from scconv_deploy.gate.variant import GateVariant
 
 _LARGEST_SHARE = 0.75
+_CARRIED = 0.5  # of a group's variance, by moved elements
 _FIXED_POINT_STEPS = 60  # each halves the error at least
 
 
 def probes(
-    recorded: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, seed: int, reachable: bool
+    recorded: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Named inputs in the module's own input shape.
+    """Named inputs of the gate.
 
     Args:
-        recorded: an input from the model itself, ``[N, C, H, W]``; comes last.
-        reachable: False where a convolution lies between the probe and the gate, so that the gate's input cannot be
-            chosen; noise at several scales has to do then.
+        recorded: one from the model itself, ``[N, C, H, W]``; comes last.
     """
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(recorded.shape, generator=generator)
-    if not reachable:
-        yield from (("normal", base), ("small", base * 1e-3), ("large-mean", base + 100), ("recorded", recorded))
-        return
     yield "normal", base
     # first without, then with an eps that matters beside the deviation
     for name, scale in (("near-threshold", 1.0), ("small near-threshold", 1e-3), ("tiny near-threshold", 1e-6)):
         yield name, near_threshold(base * scale, gamma, beta, variant, generator)
     yield "large-mean", base + 100
+    yield "large", base * 1e4
     yield "rectified", base.relu()
     yield "recorded", recorded
 
@@ -42,7 +39,7 @@ def probes(
 def near_threshold(
     base: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, generator: torch.Generator
 ) -> Tensor:
-    """Noise, half of which is moved to the gate's boundary.
+    """Noise, a part of which is moved to the gate's boundary: half, or less where the boundary lies far out.
 
     Of the moved elements, half lie around the boundary at relative distances from 1e-6 to 0.1 (they tell ddof and
     eps apart) and half between the boundaries of ``>=`` and ``>`` (they tell these apart).
@@ -54,8 +51,9 @@ def near_threshold(
         return torch.as_tensor(parameters.sign * parameters.cut).double().reshape(1, -1, 1, 1)
 
     near, far = boundary(inclusive), boundary(strict)
-    reachable = (near.abs() < 1) & (far.abs() < 1)  # NaN (sign 0) is not
-    moved = (torch.rand(base.shape, generator=generator) < 0.5) & reachable
+    # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
+    share = (_CARRIED / torch.maximum(near.abs(), far.abs()).square()).clamp(max=0.5)
+    moved = torch.rand(base.shape, generator=generator) < share
     grouped = moved.reshape(base.shape[0], variant.num_groups, -1)
     # a tiny group can be moved as a whole by chance: nothing would hold its mean
     moved = (grouped & (grouped.double().mean(dim=2, keepdim=True) <= _LARGEST_SHARE)).reshape(base.shape)
@@ -71,7 +69,7 @@ def near_threshold(
 def _solve_statistics(base: Tensor, moved: Tensor, target: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
     """Mean and s of a group whose moved elements lie at ``mean + s * target``: moving them moves both.
 
-    A fixed point over sums of each group. It converges, for half of the elements stay and targets are below 1.
+    A fixed point over sums of each group. It converges, for the moved elements carry half of the variance at most.
 
     Args:
         base, target: float64 ``[N, C, H, W]``; target is 0 where nothing is moved.

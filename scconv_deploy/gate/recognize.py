@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine, identify
-from scconv_deploy.gate.candidates import ROOT, ConvPlace, find_candidates, record_inputs
+from scconv_deploy.gate.candidates import ROOT, ConvPlace, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.cut import GateParameters
 from scconv_deploy.gate.variant import GateVariant
 
@@ -75,6 +75,8 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
             continue
         try:
             x = inputs.get(id(candidate.module), "it is never called on the example input")
+            if has_hooks(candidate):
+                x = "it has forward hooks, which would be lost"
             if isinstance(x, str):
                 raise NotIdentifiedError(x)
             found = identify(candidate, x, seed, remembered.get(type(candidate.module)))

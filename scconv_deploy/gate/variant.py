@@ -16,11 +16,19 @@ from torch import Tensor
 
 from scconv_deploy.errors import ConfigurationError
 
-Statistics = Literal["group_batchnorm", "group_norm"]
+Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation"]
 Weighting = Literal["sum", "softmax"]
 Comparison = Literal[">=", ">"]
 Fusion = Literal["hard", "soft"]
 Data = Literal["x", "normalized"]
+
+
+_SHORT_NAMES: dict[Statistics, str] = {
+    "group_batchnorm": "groupbn",
+    "group_norm": "groupnorm",
+    "unbiased_variance": "groupvar",
+    "biased_deviation": "groupstd",
+}
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,14 @@ class GateVariant:
 
     Attributes:
         statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by
-            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``).
+            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``); user code also mixes them: ``unbiased_variance`` is
+            ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``.
         weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``.
         comparison: ``open = sigmoid(z) >= threshold`` or strictly ``>``.
         fusion: ``hard`` multiplies by the mask, ``soft`` by ``where(open, 1, sigmoid(z))`` and its counterpart.
         data: what the mask multiplies: the input, or the normalised input ``n * gamma + beta``.
         num_groups: G; the groups lie over the flattened ``C * H * W``.
-        eps: added to the deviation (``group_batchnorm``) or to the variance (``group_norm``).
+        eps: added to the deviation (``group_batchnorm``, ``biased_deviation``) or to the variance (the others).
         threshold: t, compared with the sigmoid.
     """
 
@@ -64,15 +73,15 @@ class GateVariant:
 
     @property
     def ddof(self) -> int:
-        return 1 if self.statistics == "group_batchnorm" else 0
+        return 1 if self.statistics in ("group_batchnorm", "unbiased_variance") else 0
 
     @property
     def eps_var(self) -> float:
-        return self.eps if self.statistics == "group_norm" else 0.0
+        return self.eps if self.statistics in ("group_norm", "unbiased_variance") else 0.0
 
     @property
     def eps_std(self) -> float:
-        return self.eps if self.statistics == "group_batchnorm" else 0.0
+        return self.eps if self.statistics in ("group_batchnorm", "biased_deviation") else 0.0
 
     @property
     def name(self) -> str:
@@ -80,13 +89,12 @@ class GateVariant:
         for name, known in VARIANTS.items():
             if replace(known, num_groups=self.num_groups, eps=self.eps, threshold=self.threshold) == self:
                 return name
-        statistics = "groupbn" if self.statistics == "group_batchnorm" else "groupnorm"
-        parts = [statistics, self.fusion]
+        parts = [_SHORT_NAMES[self.statistics], self.fusion]
         if self.data == "normalized":
             parts.append("normalized")
         if self.weighting == "softmax":
             parts.append("softmax")
-        if self.comparison == (">" if self.statistics == "group_batchnorm" else ">="):
+        if self.comparison == (">=" if self.statistics == "group_norm" else ">"):
             parts.append("strict" if self.comparison == ">" else "inclusive")
         return "-".join(parts)
 
@@ -157,9 +165,23 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> T
         return F.group_norm(x, variant.num_groups, gamma.reshape(-1), beta.reshape(-1), variant.eps)
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
-    std = groups.std(dim=2, keepdim=True)
-    n = ((groups - mean) / (std + variant.eps)).reshape(x.shape)
+    n = ((groups - mean) / deviation(groups, variant)).reshape(x.shape)
     return n * gamma.reshape(-1, 1, 1) + beta.reshape(-1, 1, 1)
+
+
+def deviation(groups: Tensor, variant: GateVariant) -> Tensor:
+    """s of every group, eps in its place.
+
+    Args:
+        groups: ``[N, G, L]``.
+
+    Returns:
+        ``[N, G, 1]``.
+    """
+    unbiased = variant.ddof == 1
+    if variant.eps_var:
+        return torch.sqrt(groups.var(dim=2, unbiased=unbiased, keepdim=True) + variant.eps_var)
+    return groups.std(dim=2, unbiased=unbiased, keepdim=True) + variant.eps_std
 
 
 def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:

@@ -44,10 +44,12 @@ class StageLog:
         """Time a stage; what is noted on the yielded object goes into its record."""
         opened = _OpenStage()
         start = time.perf_counter()
-        yield opened
-        self.records.append(
-            StageRecord(name, time.perf_counter() - start, tuple(opened.applied), tuple(opened.skipped))
-        )
+        try:
+            yield opened
+        finally:
+            self.records.append(
+                StageRecord(name, time.perf_counter() - start, tuple(opened.applied), tuple(opened.skipped))
+            )
 
 
 @dataclass
@@ -168,6 +170,16 @@ class ParityReport:
     def failures(self) -> tuple[str, ...]:
         """Each failed check, the link's name first."""
         return tuple(f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.status == "failed")
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a link that passed did not look at, the link's name first."""
+        return tuple(
+            f"{link.name}: {c.reason}"
+            for link in self.links
+            for c in link.checks
+            if link.status == "passed" and c.status == "not run"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values; ``schema_version`` changes when a field changes its meaning."""

@@ -76,6 +76,8 @@ def print_report(console: Console, report: ParityReport) -> None:
     console.print(Text("parity   ") + _status(report.verdict))
     for failure in report.failures:
         _line(console, f"  {failure}")
+    for caveat in report.caveats:
+        _line(console, f"  not inspected: {caveat}")
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:

@@ -71,16 +71,15 @@ _ATTRIBUTES_TO_TENSORS = """
     sru__group_size_f = Cast <to = 1> (sru__group_size)
     sru__freedom_int = Sub (sru__group_size, sru__ddof)
     sru__freedom = Cast <to = 1> (sru__freedom_int)
-    sru__per_channel = Constant <value_ints = [1, -1, 1, 1]> ()
-    sru__cut_c = Reshape (sru__cut, sru__per_channel)
-    sru__sign_c = Reshape (sru__sign, sru__per_channel)
 """
 
 # Groups of whole channels: channel statistics first, so that no large tensor is ever reshaped. Every sum goes by rows,
 # channels, groups: ONNX Runtime sums an axis naively, and over whole channels s was off by 1e-5 at 256x56x56 (measured:
 # 41 unexplained flips in 3.8e8 gates on rectified input; by rows 0 in 1.1e9, the largest at 0.31 of the bound).
+# Parameters are [1, G, C/G], so that the statistics of a group, [N, G, 1], reach its channels by broadcasting.
 # keepdims = 0, for ONNX Runtime reduces any axis but the last on a slow path (0.28 ms against 0.02 at 8x256x56x1).
 _STATISTICS_OF_CHANNELS = """
+    sru__per_channel = Concat <axis = 0> (sru__one, sru__groups, sru__all)
     sru__row_axis = Constant <value_ints = [3]> ()
     sru__as_channels = Constant <value_ints = [0, -1, 1, 1]> ()
     sru__mean0_row = ReduceMean <keepdims = 0> (sru__xf, sru__row_axis)
@@ -101,8 +100,10 @@ _STATISTICS_OF_CHANNELS = """
     sru__squares0 = ReduceSum <keepdims = 1> (sru__squares_grouped, sru__group_axis)
 """
 
+
 # Groups that straddle channels: over the flattened tensor; the sum of squares is compensated like the mean.
 _STATISTICS_OF_GROUPS = """
+    sru__per_channel = Constant <value_ints = [1, -1, 1, 1]> ()
     sru__as_channels = Shape (sru__x)
     sru__x_grouped = Reshape (sru__xf, sru__grouped)
     sru__grouped_shape = Shape (sru__x_grouped)
@@ -118,7 +119,7 @@ _STATISTICS_OF_GROUPS = """
     sru__squares0 = Mul (sru__square_mean, sru__group_size_f)
 """
 
-_GATE = """
+_DEVIATION = """
     sru__rest_sum = Mul (sru__rest, sru__group_size_f)
     sru__rest_square = Mul (sru__rest_sum, sru__rest)
     sru__squares_less = Sub (sru__squares0, sru__rest_square)
@@ -127,38 +128,48 @@ _GATE = """
     sru__var_eps = Add (sru__var, sru__eps_var)
     sru__deviation = Sqrt (sru__var_eps)
     sru__s = Add (sru__deviation, sru__eps_std)
+"""
+
+# s and rest where a channel lies in several groups: a value per element
+_SPREAD_OVER_ELEMENTS = """
     sru__s_wide = Expand (sru__s, sru__grouped_shape)
     sru__s_c = Reshape (sru__s_wide, sru__as_channels)
     sru__rest_wide = Expand (sru__rest, sru__grouped_shape)
     sru__rest_c = Reshape (sru__rest_wide, sru__as_channels)
-    sru__cut_s = Mul (sru__s_c, sru__cut_c)
-    sru__rest_signed = Mul (sru__sign_c, sru__rest_c)
-    sru__threshold = Add (sru__cut_s, sru__rest_signed)
-    sru__signed = Mul (sru__sign_c, sru__centred)
+"""
+
+_GATE = """
+    sru__cut_c = Reshape (sru__cut, sru__per_channel)
+    sru__sign_c = Reshape (sru__sign, sru__per_channel)
+    sru__cut_s = Mul ({s}, sru__cut_c)
+    sru__rest_signed = Mul (sru__sign_c, {rest})
+    sru__threshold_c = Add (sru__cut_s, sru__rest_signed)
+    sru__threshold = Reshape (sru__threshold_c, sru__as_channels)
+    sru__sign_wide = Constant <value_ints = [1, -1, 1, 1]> ()
+    sru__sign_of_channel = Reshape (sru__sign, sru__sign_wide)
+    sru__signed = Mul (sru__sign_of_channel, sru__centred)
     sru__open = GreaterOrEqual (sru__signed, sru__threshold)
 """
 
-# (n * gamma + beta) with n = (centred - rest) / s, as one factor and one offset per group and channel
-_NORMALIZED_DATA = """
-    sru__gamma_c = Reshape (sru__gamma, sru__per_channel)
-    sru__beta_c = Reshape (sru__beta, sru__per_channel)
-    sru__factor = Div (sru__gamma_c, sru__s_c)
-    sru__rest_scaled = Mul (sru__rest_c, sru__factor)
-    sru__offset = Sub (sru__beta_c, sru__rest_scaled)
+# n * first + second with n = (centred - rest) / s, as one factor and one offset of each channel
+_AFFINE = """
+    sru__first_c = Reshape ({first}, sru__per_channel)
+    sru__second_c = Reshape ({second}, sru__per_channel)
+    sru__factor_c = Div (sru__first_c, {s})
+    sru__rest_scaled = Mul ({rest}, sru__factor_c)
+    sru__offset_c = Sub (sru__second_c, sru__rest_scaled)
+    sru__factor = Reshape (sru__factor_c, sru__as_channels)
+    sru__offset = Reshape (sru__offset_c, sru__as_channels)
     sru__scaled = Mul (sru__centred, sru__factor)
-    sru__shifted = Add (sru__scaled, sru__offset)
-    sru__data = CastLike (sru__shifted, sru__x)
+    sru__affine = Add (sru__scaled, sru__offset)
+"""
+
+_NORMALIZED_DATA = """
+    sru__data = CastLike (sru__affine, sru__x)
 """
 
 _SOFT_WEIGHT = """
-    sru__scale_c = Reshape (sru__scale, sru__per_channel)
-    sru__shift_c = Reshape (sru__shift, sru__per_channel)
-    sru__factor = Div (sru__scale_c, sru__s_c)
-    sru__rest_scaled = Mul (sru__rest_c, sru__factor)
-    sru__offset = Sub (sru__shift_c, sru__rest_scaled)
-    sru__scaled = Mul (sru__centred, sru__factor)
-    sru__z = Add (sru__scaled, sru__offset)
-    sru__r_f = Sigmoid (sru__z)
+    sru__r_f = Sigmoid (sru__affine)
     sru__r = CastLike (sru__r_f, sru__x)
 """
 
@@ -233,15 +244,21 @@ def function_text(key: FunctionKey) -> str:
     check_opset(key.opset)
     soft = key.operator == "SRUSoft"
     data = "sru__data" if key.operator == "SRUNorm" else "sru__x"
+    suffix = "_c" if key.straddle else ""
+    statistics = {"s": f"sru__s{suffix}", "rest": f"sru__rest{suffix}"}
+    first, second = _PARAMETERS[key.operator][2:] or ("", "")
+    affine = _AFFINE.format(first=first, second=second, **statistics)
     blocks: Iterable[str] = (
         _ATTRIBUTES_TO_TENSORS,
         _STATISTICS_OF_GROUPS if key.straddle else _STATISTICS_OF_CHANNELS,
-        _GATE,
-        {"SRU": "", "SRUNorm": _NORMALIZED_DATA, "SRUSoft": _SOFT_WEIGHT}[key.operator],
+        _DEVIATION,
+        _SPREAD_OVER_ELEMENTS if key.straddle else "",
+        _GATE.format(**statistics),
+        {"SRU": "", "SRUNorm": affine + _NORMALIZED_DATA, "SRUSoft": affine + _SOFT_WEIGHT}[key.operator],
         _MASK["soft" if soft else "hard", key.mask_form].format(data=data),
         _CROSS,
     )
-    body = "".join(block.lstrip("\n") for block in blocks)
+    body = "".join(line + "\n" for block in blocks for line in block.splitlines() if line)
     inputs = ", ".join(("sru__x", *_PARAMETERS[key.operator]))
     return (
         f'<domain: "{DOMAIN}", opset_import: ["" : {key.opset}]>\n'

@@ -28,12 +28,12 @@ class OutputMetrics:
 
 
 def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
-    """Measure in float64. Shapes must be equal."""
-    a, b = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    """Measure in float64. Shapes must be equal and non-finite entries at the same places, see :func:`comparable`."""
+    a, b = _without_infinities(y), _without_infinities(reference)
     difference = np.abs(a - b)
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     relative = relative_l2(y, reference)
-    logits = b.ndim == 2 and b.shape[1] >= 2
+    logits = b.ndim == 2 and b.shape[1] >= 2 and np.asarray(reference).dtype.kind == "f"
     cosine = float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b)
     return OutputMetrics(
         max_abs=float(difference.max(initial=0.0)),
@@ -41,14 +41,37 @@ def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
         relative_l2=relative,
         cosine=cosine,
         snr_db=-20 * float(np.log10(relative)) if relative > 0 else None,
-        top1_agreement=float(np.mean(a.argmax(1) == b.argmax(1))) if logits else None,
+        top1_agreement=float(np.mean(np.argmax(y, 1) == np.argmax(reference, 1))) if logits else None,
     )
 
 
+def comparable(y: np.ndarray, reference: np.ndarray) -> bool:
+    """Whether a distance means anything: no NaN, and infinities only where the other side has the same ones."""
+    if np.asarray(reference).dtype.kind != "f":
+        return True
+    infinite = np.isinf(reference)
+    same = np.array_equal(infinite, np.isinf(y)) and np.array_equal(y[infinite], reference[infinite])
+    return bool(same and not np.isnan(y).any() and not np.isnan(reference).any())
+
+
+def distance(y: np.ndarray, reference: np.ndarray) -> float:
+    """Relative L2 for floating types, for others (indices, masks) the share of entries that differ."""
+    if np.asarray(reference).dtype.kind == "f":
+        return relative_l2(y, reference)
+    return float(np.mean(y != reference)) if reference.size else 0.0
+
+
 def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
-    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero."""
-    a, b = np.asarray(y, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero, or nothing can be said."""
+    if not comparable(y, reference):
+        return float("inf")
+    a, b = _without_infinities(y), _without_infinities(reference)
     error, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
     if error == 0.0:
         return 0.0
     return error / norm if norm else float("inf")
+
+
+def _without_infinities(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isinf(array), 0.0, array)

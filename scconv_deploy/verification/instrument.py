@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 from scconv_deploy.rewrite.functions import DOMAIN, OPEN
 
 _INJECTED = "sru__injected"
+PROBE_X, _PROBE_Y, PROBE_OPEN = "scconv_probe::x", "scconv_probe::y", "scconv_probe::open"
+"""Input and outputs of :func:`gate_probe`; no initializer of a user's file has such a name."""
 
 
 def sites(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -30,9 +32,23 @@ def function_of(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.FunctionPr
 
 
 def parameters(model: onnx.ModelProto, node: onnx.NodeProto) -> dict[str, onnx.TensorProto]:
-    """The initializers among a node's inputs, by the node's input name."""
+    """The constants among a node's inputs (initializers, Constant nodes, either behind Identity), by input name."""
     by_name = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {name: by_name[name] for name in node.input[1:] if name in by_name}
+    producers = {n.output[0]: n for n in model.graph.node if n.op_type in ("Constant", "Identity") and n.output}
+    found = {}
+    for name in node.input[1:]:
+        source = name
+        while source in producers and producers[source].op_type == "Identity":
+            source = producers[source].input[0]
+        constant = producers.get(source)
+        value = by_name.get(source)
+        if value is None and constant is not None and constant.op_type == "Constant":
+            value = next((a.t for a in constant.attribute if a.name == "value"), None)
+        if value is not None:
+            found[name] = onnx.TensorProto()
+            found[name].CopyFrom(value)
+            found[name].name = name
+    return found
 
 
 def mask_input(site: str) -> str:
@@ -72,16 +88,16 @@ def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto 
     probe = onnx.NodeProto()
     probe.CopyFrom(node)
     del probe.input[:], probe.output[:]
-    probe.input.extend(["x", *node.input[1:]])
-    probe.output.extend(["y", "open"])
+    probe.input.extend([PROBE_X, *node.input[1:]])
+    probe.output.extend([_PROBE_Y, PROBE_OPEN])
     float_type = TensorProto.FLOAT
     graph = helper.make_graph(
         [probe],
         "gate_probe",
-        [helper.make_tensor_value_info("x", float_type, [None] * 4)],
+        [helper.make_tensor_value_info(PROBE_X, float_type, [None] * 4)],
         [
-            helper.make_tensor_value_info("y", float_type, [None] * 4),
-            helper.make_tensor_value_info("open", TensorProto.BOOL, [None] * 4),
+            helper.make_tensor_value_info(_PROBE_Y, float_type, [None] * 4),
+            helper.make_tensor_value_info(PROBE_OPEN, TensorProto.BOOL, [None] * 4),
         ],
         initializer=list(parameters(model, node).values()),
     )

@@ -47,10 +47,14 @@ class Preprocessing:
 
 
 def noise_samples(signature: Signature, seed: int) -> list[Sample]:
-    """The example inputs, and the same with every open axis at its minimum (the other end of the profile)."""
+    """The example inputs and others, for what was traced may hold what the trace saw.
+
+    With open axes: fresh noise, every open axis at its minimum (the other end of the profile). Else: the example with
+    the values of each floating tensor shuffled, which keeps their range; indices and masks stay.
+    """
     samples = [Sample("seeded noise", signature.tensors)]
+    generator = torch.Generator().manual_seed(seed + 1)
     if signature.dynamic:
-        generator = torch.Generator().manual_seed(seed + 1)
         smallest = {}
         for name, tensor in signature.tensors.items():
             shape = list(tensor.shape)
@@ -58,8 +62,13 @@ def noise_samples(signature: Signature, seed: int) -> list[Sample]:
                 if axis.input in (None, name):
                     shape[axis.axis] = axis.minimum
             smallest[name] = random_tensor(shape, tensor.dtype, generator)
-        samples.append(Sample("seeded noise at the smallest sizes", smallest))
-    return samples
+        return [*samples, Sample("seeded noise at the smallest sizes", smallest)]
+    shuffled = {n: _shuffled(t, generator) if t.is_floating_point() else t for n, t in signature.tensors.items()}
+    return [*samples, Sample("seeded noise, shuffled", shuffled)]
+
+
+def _shuffled(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
 
 
 def load_samples(source: str, signature: Signature, preprocessing: Preprocessing) -> list[Sample]:

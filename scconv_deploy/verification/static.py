@@ -12,7 +12,16 @@ from onnx import numpy_helper
 from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.report.records import Check
-from scconv_deploy.rewrite.functions import MASK_FORMS, OPSETS, FunctionKey, fingerprint, function_proto
+from scconv_deploy.rewrite.functions import (
+    ATTRIBUTES,
+    DOMAIN,
+    DOMAIN_VERSION,
+    MASK_FORMS,
+    OPSETS,
+    FunctionKey,
+    fingerprint,
+    function_proto,
+)
 from scconv_deploy.verification import instrument
 
 NAME = "static"
@@ -31,6 +40,19 @@ def check_site(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU
     return Check(NAME, "passed", "parameters, attributes and function are bit for bit the reference's")
 
 
+def foreign_functions(model: onnx.ModelProto) -> list[str]:
+    """Functions that give standard operators another meaning, and another version of the operators' domain."""
+    problems = [
+        f"the artifact redefines the standard operator {function.name}"
+        for function in model.functions
+        if function.domain in ("", "ai.onnx")
+    ]
+    versions = [o.version for o in model.opset_import if o.domain == DOMAIN]
+    if any(number != DOMAIN_VERSION for number in versions):
+        problems.append(f"the domain {DOMAIN} has version {versions[0]}, expected {DOMAIN_VERSION}")
+    return problems
+
+
 def _operator(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
     expected = swapped.variant.operator
     return [] if node.op_type == expected else [f"operator {node.op_type}, expected {expected}"]
@@ -45,7 +67,7 @@ def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSR
     problems = []
     for actual_name, (name, value) in zip(given, expected.items(), strict=True):
         if actual_name not in stored:
-            problems.append(f"{name} is not an initializer")
+            problems.append(f"{name} is not a constant")
             continue
         actual = numpy_helper.to_array(stored[actual_name])
         if actual.dtype != value.dtype or actual.shape != value.shape:
@@ -63,6 +85,7 @@ def _attributes(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
         wanted: object = float(np.float32(value)) if isinstance(value, float) else value
         if actual.get(name) != wanted:
             problems.append(f"{name} is {actual.get(name)}, expected {value}")
+    problems += [f"unknown attribute {name}" for name in actual if name not in ATTRIBUTES]
     return problems
 
 

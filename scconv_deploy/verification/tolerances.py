@@ -49,6 +49,17 @@ ASSUMED_FLOOR = Tolerance(
     "ten times what ScConv networks show (about 1e-7)",
 )
 
+SMALLEST_SHARE = Tolerance(
+    1e-4,
+    "smallest noise floor of an output of indices or masks, share of entries that differ",
+    "an index changes where two scores are closer than rounding; nothing finer can be asked of it",
+)
+LARGEST_SHARE = Tolerance(
+    1e-2,
+    "largest noise floor of an output of indices or masks, share of entries that differ",
+    "a reference that changes more of them by its own rounding proves nothing",
+)
+
 ALL = {
     "unexplained_flips": UNEXPLAINED_FLIPS,
     "swapped_values": SWAPPED_VALUES,
@@ -56,4 +67,6 @@ ALL = {
     "smallest_floor": SMALLEST_FLOOR,
     "largest_floor": LARGEST_FLOOR,
     "assumed_floor": ASSUMED_FLOOR,
+    "smallest_share": SMALLEST_SHARE,
+    "largest_share": LARGEST_SHARE,
 }

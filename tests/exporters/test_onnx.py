@@ -192,3 +192,31 @@ def test_dynamic_height_and_width():
     with torch.no_grad():
         expected = net(image).numpy()
     np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_are_numbered_as_the_code_makes_them():
+    """The second call's node keeps its number although the first one's result is dropped."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sru = wild.randomize(wild.OriginalSRU(16, 4))
+            self.conv = nn.Conv2d(16, 16, 3)
+
+        def forward(self, x):
+            self.sru(x)
+            return self.sru(self.conv(x))
+
+    reference, log = reference_from_module(Net().eval(), torch.randn(2, 16, 8, 8))
+    model = export_to_ir(reference, ExportOptions(), log)
+    assert json.loads(model.metadata_props["scconv_deploy.sites"]) == {"sru#2": "groupbn-hard"}
+    skipped = {site: reason for record in log.records for site, reason in record.skipped}
+    assert "not used" in skipped["sru"]
+
+
+def test_a_compiled_model_is_its_module_and_torchscript_is_refused(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), wild.randomize(wild.OriginalSRU(16, 4))).eval()
+    image = torch.randn(1, 3, 8, 8, generator=torch.manual_seed(0))
+    assert export(torch.compile(net), image, tmp_path / "m.onnx").sites == {"1": "groupbn-hard"}
+    with pytest.raises(UsageError, match="TorchScript"):
+        export(torch.jit.trace(net, image), image, tmp_path / "n.onnx")

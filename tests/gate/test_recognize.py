@@ -1,12 +1,15 @@
 """Recognition: code we did not write is recognised by what it does, and look-alikes are left alone with a reason."""
 
+import copy
 import re
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.gate import recognize, swap
+from scconv_deploy.errors import ModelError
+from scconv_deploy.gate import recognize, swap, swap_reachable
 from scconv_deploy.nn import SRU, ScConv
 from tests import wild
 
@@ -18,7 +21,7 @@ def example(shape=SHAPE, seed=0):
 
 
 def found_in(module, shape=SHAPE):
-    model = nn.Sequential(wild.randomize(module))
+    model = nn.Sequential(wild.randomize(module) if not hasattr(module, "keep") else module.eval())
     return model, recognize(model, (example(shape),), {})
 
 
@@ -29,6 +32,14 @@ RECOGNISED = {
     "soft": (wild.SoftSRU(32), "groupnorm-soft", ">", 4),
     "softmax, float masks, reshape, other names": (wild.SoftmaxSRU(32), "groupbn-hard-softmax", ">=", 16),
     "strict": (wild.StrictSRU(32), "groupbn-hard-strict", ">", 16),
+    "biased deviation": (wild.BiasedSRU(32), "groupstd-hard", ">=", 16),
+    "unbiased variance": (wild.manual_sru(32, 4, 1e-5, ddof=1, in_variance=True), "groupvar-hard", ">=", 4),
+    "literal eps 1e-6": (wild.manual_sru(32, 4, 1e-6, ddof=0, in_variance=True), "groupnorm-hard-inclusive", ">=", 4),
+    "literal eps 1e-8": (wild.manual_sru(32, 4, 1e-8), "groupbn-hard", ">=", 4),
+    "literal eps 1e-3": (wild.manual_sru(32, 4, 1e-3), "groupbn-hard", ">=", 4),
+    "literal 12 groups": (wild.manual_sru(24, 12, 1e-10), "groupbn-hard", ">=", 12),
+    "far from its boundary": (wild.far_out(wild.OriginalSRU(32)), "groupbn-hard", ">=", 16),
+    "far from its boundary, strict": (wild.far_out(wild.StrictSRU(32)), "groupbn-hard-strict", ">", 16),
     "ours": (SRU(32), "groupbn-hard", ">=", 16),
     "ours, torch_gn": (SRU(32, torch_gn=True), "groupnorm-hard-inclusive", ">=", 16),
     "ours, soft": (SRU(32, variant="groupnorm-soft"), "groupnorm-soft", ">", 4),
@@ -38,12 +49,15 @@ RECOGNISED = {
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_variant_is_decided_by_behaviour(name):
     module, variant, comparison, groups = RECOGNISED[name]
-    model, recognition = found_in(module)
+    shape = (2, next(module.parameters()).numel(), 10, 10)
+    model, recognition = found_in(module, shape)
     assert recognition.refused == ()
     (found,) = recognition.srus
     assert (found.path, found.variant.name) == ("0", variant)
     assert (found.variant.comparison, found.variant.num_groups) == (comparison, groups)
-    x = example(seed=5) * 3 + 1
+    if name.startswith("literal eps"):
+        assert found.variant.eps == float(name.removeprefix("literal eps "))
+    x = example(shape, seed=5) * 3 + 1
     torch.testing.assert_close(swap(model, recognition)(x), model(x), rtol=1e-6, atol=1e-6)
 
 
@@ -83,10 +97,34 @@ def test_a_1x1_inside_the_sru(cls):
     torch.testing.assert_close(swap(model, recognition)(x), model(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_comparison_is_known_behind_a_1x1_too(place):
+    """Both comparisons give the same values on any noise: only inputs made for the gate tell them apart."""
+    cls = wild.ProjectingSRU if place == "before" else wild.ProjectedSRU
+    for strict, comparison in ((False, ">="), (True, ">")):
+        module = cls(32, 32)
+        module.strict = strict
+        _, recognition = found_in(module, (2, 32, 8, 8))
+        (found,) = recognition.srus
+        assert found.variant.comparison == comparison
+
+
+def test_a_1x1_that_is_not_called_is_no_way_around_the_probes():
+    module = wild.ProjectingSRU(32, 32)
+    conv = module.proj
+    module.project = lambda x: nn.functional.conv2d(x, conv.weight, conv.bias)
+    _, recognition = found_in(module, (2, 32, 8, 8))
+    (refusal,) = recognition.refused
+    assert "cannot be probed" in refusal.reason
+
+
 REFUSED = {
     "uncrossed": (wild.UncrossedSRU(32), "not an SRU"),
     "inverted": (wild.InvertedSRU(32), "not an SRU"),
-    "biased deviation": (wild.BiasedSRU(32), "gates differ beyond rounding"),
+    "values clamped far out": (wild.ClampedSRU(32), "gates differ|values differ"),
+    "forward hooks": (wild.hooked(wild.OriginalSRU(32)), "hooks"),
+    "writes into its input": (wild.InPlaceSRU(32), "writes into its input"),
+    "counts its calls in a buffer": (wild.CountingSRU(32), "changes its buffer calls"),
     "LayerNorm2d": (wild.LayerNorm2d(32), "not an SRU"),
     "odd channels": (wild.LayerNorm2d(31), "even number|halves"),
 }
@@ -135,6 +173,89 @@ def test_a_module_called_twice_and_registered_twice():
     assert swapped.first is swapped.again
     torch.testing.assert_close(swapped(example(seed=2)), model(example(seed=2)), rtol=1e-6, atol=1e-6)
     assert type(model.first) is wild.OriginalSRU  # the user's model is not changed
+
+
+class Caller(nn.Module):
+    """Calls its SRU as the argument says."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.sru = wild.randomize(wild.OriginalSRU(32))
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)  # so that it is no candidate itself
+        self.call = call
+
+    def forward(self, x):
+        return self.call(self.sru, self.conv(x))
+
+
+def test_any_call_with_more_than_a_tensor_is_a_reason():
+    class Switchable(wild.OriginalSRU):
+        def forward(self, x, hard=True):
+            return super().forward(x) if hard else x
+
+    model = Caller(lambda sru, x: sru(sru(x), hard=False))
+    model.sru = wild.randomize(Switchable(32))
+    (refusal,) = recognize(model.eval(), (example(),), {}).refused
+    assert "not called with one tensor" in refusal.reason
+
+
+def test_what_a_swap_cannot_reach_is_left_alone():
+    model = Caller(lambda sru, x: x)
+    sru = model.sru
+    model.call = lambda _, x: sru(x)  # a reference of its own
+    model.eval()
+    recognition = recognize(model, (example(),), {})
+    assert len(recognition.srus) == 1
+    kept, swapped = swap_reachable(model, recognition, lambda m: m(example()))
+    assert (kept.srus, kept.refused[0].path) == ((), "sru")
+    assert "cannot reach" in kept.refused[0].reason
+    assert type(swapped.sru) is wild.OriginalSRU
+
+
+def test_what_does_not_run_swapped_is_left_alone():
+    class Watcher(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.good, self.bad = (wild.randomize(wild.OriginalSRU(32), seed) for seed in (0, 1))
+
+        def forward(self, x):
+            if not isinstance(self.bad, wild.OriginalSRU):
+                raise TypeError("bad must be an OriginalSRU")
+            return self.bad(self.good(x))
+
+    model = Watcher().eval()
+    kept, swapped = swap_reachable(model, recognize(model, (example(),), {}), lambda m: m(example()))
+    assert [found.path for found in kept.srus] == ["good"]
+    assert "TypeError: bad must be" in kept.refused[0].reason
+    torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
+
+
+def test_a_parent_may_read_what_its_sru_holds():
+    model = Caller(lambda sru, x: sru(x) * sru.gn.gamma.sum() + sru.gate_treshold).eval()
+    swapped = swap(model, recognize(model, (example(),), {}))
+    assert type(swapped.sru).__name__ == "SwappedSRU"
+    torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
+    assert copy.deepcopy(swapped).sru.gn is model.sru.gn
+    with pytest.raises(AttributeError):
+        swapped.sru.nothing  # noqa: B018
+
+
+def test_what_cannot_be_copied_is_said():
+    model = Caller(lambda sru, x: sru(x)).eval()
+    recognition = recognize(model, (example(),), {})
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match="cannot be copied: TypeError"):
+        swap(model, recognition)
+
+
+def test_the_example_is_not_written_into():
+    class InPlace(Caller):
+        def forward(self, x):
+            return self.sru(x.mul_(2))
+
+    x = example()
+    assert len(recognize(InPlace(None).eval(), (x,), {}).srus) == 1
+    assert torch.equal(x, example())
 
 
 def test_a_module_that_never_runs_is_named():

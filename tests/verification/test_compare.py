@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 
-from scconv_deploy.verification.compare import compare, relative_l2
+from scconv_deploy.verification.compare import comparable, compare, distance, relative_l2
 
 
 def test_metrics_by_hand():
@@ -28,3 +29,18 @@ def test_equal_zero_and_infinite():
     assert (same.relative_l2, same.cosine, same.snr_db) == (0.0, 1.0, None)
     assert relative_l2(np.ones(3), np.zeros(3)) == math.inf
     assert compare(np.ones(3), np.zeros(3)).cosine == 0.0
+
+
+def test_infinities_at_the_same_places_are_equal():
+    masked = np.array([1.0, -np.inf, 3.0])
+    assert comparable(masked, masked)
+    assert distance(np.array([1.0, -np.inf, 3.0 + 1e-3]), masked) == pytest.approx(1e-3 / math.sqrt(10))
+    for other in ([1.0, np.inf, 3.0], [1.0, 0.0, 3.0], [1.0, -np.inf, np.nan], [-np.inf, -np.inf, 3.0]):
+        assert not comparable(np.array(other), masked)
+        assert distance(np.array(other), masked) == math.inf
+    assert not comparable(np.array([np.nan]), np.array([np.nan]))
+
+
+def test_indices_are_counted_not_averaged():
+    assert distance(np.array([1, 2, 3, 900]), np.array([1, 2, 3, 4])) == 0.25
+    assert distance(np.array([True, False]), np.array([True, True])) == 0.5

@@ -13,7 +13,10 @@ from torch import nn
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.gate import recognize, swap
+from scconv_deploy.gate import VARIANTS, gate_parameters, recognize, swap
+from scconv_deploy.gate.bound import margins_and_bounds
+from scconv_deploy.gate.probes import near_threshold
+from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
 from scconv_deploy.report.records import Link, StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
@@ -302,3 +305,193 @@ def test_a_child_in_train_mode_is_refused():
     net[1].train()
     with pytest.raises(UsageError, match="train mode"):
         reference_from_module(net, torch.ones(2, 3, 8, 8))
+
+
+# --- what is exported and what is judged -------------------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    """Uses its SRUs as the argument says; a and b have equal parameters."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.a, self.b = wild.randomize(wild.OriginalSRU(16, 4)), wild.randomize(wild.OriginalSRU(16, 4))
+        self.c = wild.randomize(wild.OriginalSRU(16, 4), 3)
+        self.use = use
+
+    def forward(self, image):
+        return self.use(self, self.conv(image))
+
+
+def unused_first_call(net, x):
+    net.a(x + 1)
+    return net.a(x) + net.c(x)
+
+
+REDUNDANT = {
+    "the first call is not used": (unused_first_call, ["a#2", "c"], "no output depends on it"),
+    "two equal calls": (lambda net, x: net.a(x) + 2 * net.a(x), ["a"], "a computes the same"),
+    "two equal modules": (lambda net, x: net.a(x) + 2 * net.b(x), ["a"], "a computes the same"),
+}
+
+
+def export_of(model):
+    reference, log = reference_from_module(model, torch.randn(2, 3, 10, 10, generator=torch.manual_seed(0)))
+    return reference, onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
+
+
+@pytest.mark.parametrize("name", REDUNDANT)
+def test_sites_that_an_exporter_may_drop_need_no_node(name):
+    use, kept, reason = REDUNDANT[name]
+    torch.manual_seed(0)
+    reference, model = export_of(Calls(use).eval())
+    assert list(instrument.sites(model)) == kept
+    report = judge(reference, model)
+    assert report, report.failures
+    statics = {sru.site: sru.static for sru in report.srus}
+    (missing,) = (check for check in statics.values() if check.status == "not run")
+    assert reason in missing.reason
+    assert [site for site, check in statics.items() if check.status == "passed"] == kept
+
+
+def test_a_model_that_does_other_than_its_modules_fails_the_first_link():
+    """Every SRU agrees, the whole does not: the parent treats a swapped one otherwise."""
+    torch.manual_seed(0)
+    net = Calls(lambda net, x: net.a(x) * (3 if isinstance(net.a, wild.OriginalSRU) else 1)).eval()
+    reference, model = export_of(net)
+    report = judge(reference, model)
+    assert check_of(report, "gates").status == "passed"
+    assert check_of(report, "whole model").status == "failed"
+    assert "swapped against given" in check_of(report, "whole model").reason
+
+
+class Nudged(wild.OriginalSRU):
+    """Turns the gates that rounding cannot be sure of."""
+
+    def forward(self, x):
+        gamma, beta, variant = self.gn.gamma, self.gn.beta, replace(VARIANTS["groupbn-hard"], num_groups=4)
+        margin, bound, _ = margins_and_bounds(x, gate_parameters(gamma, beta, variant), variant)
+        mask = open_mask(x, gamma, beta, variant) ^ (margin.abs() <= 0.5 * bound)
+        return wild.cross(mask * x, ~mask * x)
+
+
+def test_explained_flips_between_given_and_swapped_are_replayed():
+    torch.manual_seed(0)
+    net = nn.Sequential(wild.randomize(wild.OriginalSRU(16, 4)), nn.Conv2d(16, 4, 1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(2, 16, 8, 8, generator=generator)
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    image = near_threshold(base, net[0].gn.gamma, net[0].gn.beta, variant, generator)
+    reference, log = reference_from_module(net, image)
+    model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
+    good, given = net[0], wild.randomize(Nudged(16, 4))
+    net[0] = given
+    found = _with_module(reference.recognition.srus[0], given)
+    assert found.module is not good
+    nudged = Reference(
+        "nudged", net, reference.swapped, replace(reference.recognition, srus=(found,)), reference.signature
+    )
+    report = judge(nudged, model)
+    flips = report.srus[0].swapped
+    assert (flips.flips > 0, flips.unexplained) == (True, 0)
+    assert report.outputs[0].end_to_end.relative_l2 > 1e-4  # the flips show, free-running
+    assert check_of(report, "whole model").status == "passed"
+    assert report, report.failures
+
+
+def test_outputs_of_indices_and_masks_are_counted():
+    torch.manual_seed(0)
+    net = Calls(lambda net, x: {"index": net.a(x).argmax(1), "mask": net.a(x) > 0, "y": net.a(x)}).eval()
+    reference, model = export_of(net)
+    report = judge(reference, model)
+    assert report, report.failures
+    assert {o.name: o.noise_floor for o in report.outputs if o.name != "y"} == {"index": 1e-4, "mask": 1e-4}
+    tensor = next(t for t in model.graph.initializer if t.name == "conv.bias")
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    failures = " ".join(judge(reference, model).failures)
+    assert "index: replay error" in failures
+    assert "mask: replay error" in failures
+
+
+def test_infinities_of_the_reference_are_no_fault():
+    torch.manual_seed(0)
+    net = Calls(lambda net, x: net.a(x).masked_fill(x < 0, -math.inf)).eval()
+    reference, model = export_of(net)
+    report = judge(reference, model)
+    assert report, report.failures
+    assert len(report.outputs) == 1
+
+
+def test_nan_in_the_data_is_named_not_called_a_flip():
+    torch.manual_seed(0)
+    reference, model = export_of(Calls(lambda net, x: net.a(x)).eval())
+    bad = torch.zeros(2, 3, 10, 10)
+    bad[0, 0, 5, 5] = math.nan
+    report = judge(reference, model, [Sample("bad", {"image": bad})])
+    assert "a in PyTorch" in check_of(report, "finite").reason
+    assert "unexplained" not in " ".join(report.failures)
+
+
+def test_an_output_of_another_shape_or_type_fails(tiny_reference, model):
+    head = next(n for n in model.graph.node if n.output[0] == "logits")
+    head.output[0] = "logits_before"
+    model.graph.node.append(helper.make_node("Cast", ["logits_before"], ["logits"], to=onnx.TensorProto.DOUBLE))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    reason = check_of(judge(tiny_reference[0], model), "contract").reason
+    assert "output logits is float64[2, 5], PyTorch's float32[2, 5]" in reason
+
+
+def test_outputs_in_another_order_are_refused(tiny_reference, model):
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[::-1])
+    with pytest.raises(UsageError, match="outputs are features, logits; the reference's logits, features"):
+        judge(tiny_reference[0], model)
+
+
+def test_parameters_may_be_constants_behind_an_identity(tiny_reference, model):
+    tensor = initializer(model, "a.SRU", 1)
+    old = tensor.name
+    value = numpy_helper.to_array(tensor).copy()
+    model.graph.initializer.remove(tensor)
+    constant = helper.make_node("Constant", [], ["held"], value=numpy_helper.from_array(value))
+    for index, node in enumerate((constant, helper.make_node("Identity", ["held"], [old]))):
+        model.graph.node.insert(index, node)
+    assert judge(tiny_reference[0], model)
+    value[0] = np.nextafter(value[0], np.float32(np.inf))
+    model.graph.node[0].CopyFrom(helper.make_node("Constant", [], ["held"], value=numpy_helper.from_array(value)))
+    assert "cut differs in 1" in check_of(judge(tiny_reference[0], model), "static").reason
+
+
+def test_an_initializer_may_have_any_name(tiny_reference, model):
+    old = instrument.sites(model)["a.SRU"].input[1]
+    initializer(model, "a.SRU", 1).name = "open"
+    for node in model.graph.node:
+        node.input[:] = ["open" if name == old else name for name in node.input]
+    assert judge(tiny_reference[0], model)
+
+
+TAMPERED = {
+    "a standard operator redefined": (
+        lambda m: m.functions.append(
+            onnx.parser.parse_function('<domain: "", opset_import: ["" : 18]> Relu (x) => (y) { y = Neg (x) }')
+        ),
+        "redefines the standard operator Relu",
+    ),
+    "an attribute added": (lambda m: set_attribute(m, "alpha", 1.0), "unknown attribute alpha"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_the_contract_does_not_know_fails_the_static_link(tiny_reference, model, name):
+    tamper, words = TAMPERED[name]
+    tamper(model)
+    from scconv_deploy.verification import static
+
+    problems = static.foreign_functions(model) + [
+        static.check_site(model, node, tiny_reference[0].swapped.a.SRU).reason
+        for site, node in instrument.sites(model).items()
+        if site == "a.SRU"
+    ]
+    assert words in " ".join(problems)

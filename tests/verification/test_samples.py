@@ -49,8 +49,16 @@ def test_noise_is_the_example_and_the_smallest_sizes():
     assert str(smallest) == "seeded noise at the smallest sizes: x 1x3x5x8, y 1x2"
 
 
-def test_noise_without_open_axes_is_one_sample():
-    assert len(noise_samples(signature(x=(1, 3)), 0)) == 1
+def test_noise_without_open_axes_is_the_example_and_its_values_in_another_order():
+    values, index = torch.arange(40.0).reshape(2, 20), torch.arange(6)
+    signed = Signature((values, index), {}, ("x", "y"))
+    example, shuffled = noise_samples(signed, 3)
+    assert torch.equal(example.tensors["x"], values)
+    assert not torch.equal(shuffled.tensors["x"], values)
+    assert torch.equal(shuffled.tensors["x"].flatten().sort().values, values.flatten())
+    assert torch.equal(shuffled.tensors["y"], index)  # indices keep their meaning
+    assert torch.equal(noise_samples(signed, 3)[1].tensors["x"], shuffled.tensors["x"])
+    assert not torch.equal(noise_samples(signed, 4)[1].tensors["x"], shuffled.tensors["x"])
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from scconv_deploy.gate import Recognition, SwappedSRU
+from scconv_deploy.gate import Recognition, SwappedSRU, site_name
 from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
 
@@ -22,11 +22,6 @@ class RecordedGate:
     swapped: SwappedSRU
     x: Tensor
     mask: Tensor
-
-
-def site_name(path: str, call: int) -> str:
-    """The name of the call-th use (from 1) of the module at a path; exported nodes are named so too."""
-    return path if call == 1 else f"{path}#{call}"
 
 
 def record_gates(
@@ -52,6 +47,27 @@ def record_gates(
         return signature.call(swapped, tensors), recorded
 
 
+def replay(
+    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Run the swapped model with given gates.
+
+    Args:
+        masks: by site, bool ``[N, C, H, W]``.
+
+    Returns:
+        its outputs by name.
+    """
+    calls: Counter[str] = Counter()
+
+    def on_gate(path: str, x: Tensor) -> Tensor:
+        calls[path] += 1
+        return masks[site_name(path, calls[path])]
+
+    with _watched(swapped, on_gate):
+        return signature.call(swapped, tensors)
+
+
 class Float64Replay:
     """The swapped model in float64, with the gates of the float32 run: a ruler for noise, no judge of gates."""
 
@@ -61,15 +77,8 @@ class Float64Replay:
 
     def run(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run with masks by site; outputs by name, in float64."""
-        calls: Counter[str] = Counter()
-
-        def on_gate(path: str, x: Tensor) -> Tensor:
-            calls[path] += 1
-            return masks[site_name(path, calls[path])]
-
         doubled = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-        with _watched(self._model, on_gate):
-            return self._signature.call(self._model, doubled)
+        return replay(self._model, self._signature, doubled, masks)
 
 
 @contextmanager
