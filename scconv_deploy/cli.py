@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
@@ -18,7 +19,7 @@ import typer
 import typer.core
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import ParityError, ScconvDeployError
+from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -239,6 +240,8 @@ def inspect(
         from scconv_deploy.inspection import inspect_model, inspect_onnx
 
         if target.endswith((".onnx", ".rejected")) or Path(target).is_dir():
+            if kwargs or weights or inputs or batch or dynamic or data:
+                raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
             session.show(inspect_onnx(Path(target)), "print_onnx")
         else:
             spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
@@ -332,10 +335,13 @@ def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
         failure = 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
     except (BrokenPipeError, typer.Exit, typer.Abort):
         raise
-    except Exception as error:  # a bug: say so, with what its report needs
-        traceback.print_exc()
-        remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
-        failure = 1, f"Internal error: {type(error).__name__}: {error}", remedy
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            failure = 2, "No space is left where the result goes.", "Free some, or write elsewhere."
+        else:  # a bug: say so, with what its report needs
+            traceback.print_exc()
+            remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
+            failure = 1, f"Internal error: {type(error).__name__}: {error}", remedy
     raise typer.Exit(_report(*failure, as_json=as_json and not (session is not None and session.shown)))
 
 
@@ -378,7 +384,8 @@ def _report(code: int, message: str, remedy: str, *, as_json: bool) -> int:
     if message[-1:] not in ".!?":
         message += "."
     if as_json:
-        typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
+        with suppress(OSError):  # stdout may be what failed; the line on stderr says it still
+            typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
     typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
     return code
 

@@ -119,11 +119,13 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
     with log.stage("load") as stage:
         progress(f"loading {spec.source}")
         spec = spec.resolved()
-        model = load(spec)
+        noted: list[str] = []
+        model = load(spec, noted)
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
         if spec.weights:
             stage.applied.append(f"weights {spec.weights}")
+            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted]
     return _reference(spec.source, model, signature, spec.seed, log, progress)
 
 

@@ -197,8 +197,11 @@ def source_kind(source: str) -> SourceKind:
     raise UsageError(f"{source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint)
 
 
-def load(spec: ModelSpec) -> nn.Module:
+def load(spec: ModelSpec, noted: list[str] | None = None) -> nn.Module:
     """Build the model, load its weights, and put it into eval mode, in float32, on the CPU.
+
+    Args:
+        noted: gets a line on what of the weights was missing or unexpected, where that is allowed.
 
     Raises:
         UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
@@ -229,7 +232,9 @@ def load(spec: ModelSpec) -> nn.Module:
     # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
     model = getattr(model, "_orig_mod", model)
     if spec.weights is not None:
-        load_weights(model, spec.weights, spec.source, strict=spec.strict, trust=spec.trust_checkpoint)
+        left = load_weights(model, spec.weights, spec.source, strict=spec.strict, trust=spec.trust_checkpoint)
+        if left and noted is not None:
+            noted.append(left)
     try:
         return model.cpu().float().eval()
     except RuntimeError as error:  # parameters on the meta device have no values
@@ -250,8 +255,15 @@ def _build(factory: Any, spec: ModelSpec) -> Any:
             raise UsageError(f"--kwargs: {spec.source} is no factory that takes arguments.", "Leave --kwargs out.")
         return factory
     _check_kwargs(factory, spec)
-    with _user_code(spec.source, "Check --kwargs and the factory."):
-        return factory(**spec.kwargs)
+    try:
+        with _user_code(spec.source, "Check --kwargs and the factory."):
+            return factory(**spec.kwargs)
+    except ModelError as error:
+        if source_kind(spec.source) == "zoo" and isinstance(error.__cause__, TypeError):  # what our modules do not take
+            raise UsageError(
+                f"--kwargs do not fit {spec.source}: {error.__cause__}.", "See ScConv's options."
+            ) from error
+        raise
 
 
 def _check_kwargs(factory: Callable[..., Any], spec: ModelSpec) -> None:

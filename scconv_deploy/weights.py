@@ -41,7 +41,7 @@ def read_module(path: Path, trust: bool) -> nn.Module:
     raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
 
 
-def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = True, trust: bool = False) -> None:
+def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = True, trust: bool = False) -> str:
     """Load a state dict into a model.
 
     Args:
@@ -50,6 +50,9 @@ def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = Tru
         owner: what the model is called in messages.
         strict: missing and unexpected keys are an error.
         trust: see :func:`read_module`.
+
+    Returns:
+        What was missing and unexpected, in words; empty if nothing was.
 
     Raises:
         UsageError: no such file.
@@ -78,6 +81,7 @@ def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = Tru
         raise ModelError(
             f"Weights {path} do not fit {owner}: {problems}.", "Check --kwargs, or accept this with --non-strict."
         )
+    return problems
 
 
 def _without_wrapper(state: dict[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:

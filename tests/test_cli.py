@@ -303,6 +303,23 @@ def test_non_strict(run):
     assert run("inspect", "net.py:make", *SHAPE, "--weights", path, "--non-strict").exit_code == 0
 
 
+def test_options_of_a_model_mean_nothing_to_an_artifact(run, fails):
+    assert run("export", "net.py:make", "-o", "net.onnx", *SHAPE).exit_code == 0
+    fails("usage", "inspect", "net.onnx", *SHAPE, words=("net.onnx is an artifact", "Leave them out"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "scconv_deploy", "inspect", "resnet20", "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "No space is left" in done.stderr
+    assert "bug" not in done.stderr
+
+
 def test_a_pickled_module_as_model(run, fails):
     assert run("inspect", "net:make", *SHAPE).exit_code == 0  # imports net, so that it can be pickled
     torch.save(sys.modules["net"].make(), "best.pt")

@@ -233,7 +233,7 @@ def test_arguments_that_the_factory_does_not_take(name, kwargs, words):
 
 
 def test_arguments_that_a_zoo_model_does_not_take():
-    refusal(ModelError, "scconv_resnet20", "'depth'", "Check --kwargs", kwargs={"depth": 3})
+    refusal(UsageError, "scconv_resnet20", "'depth'", "--kwargs do not fit", kwargs={"depth": 3})
 
 
 def test_sizes_that_a_module_cannot_have(net):
@@ -457,6 +457,9 @@ def test_weights_of_another_architecture(state):
 def test_non_strict_loads_what_fits(state):
     torch.save({"fc.weight": torch.ones(2), "conv.weight": state["conv.weight"]}, "w.pt")
     got = loaded("w.pt", strict=False)
+    noted: list[str] = []
+    load(ModelSpec("net.py:make", weights=Path("w.pt"), strict=False), noted)
+    assert noted == ["3 missing (conv.bias, sru.gn.gamma, sru.gn.beta); 1 unexpected (fc.weight)"]
     assert torch.equal(got["conv.weight"], state["conv.weight"])
     assert not torch.equal(got["sru.gn.gamma"], state["sru.gn.gamma"])
 
