@@ -19,7 +19,7 @@ import typer
 import typer.core
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
+from scconv_deploy.errors import MissingRuntimeError, ParityError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -246,6 +246,28 @@ def inspect(
         else:
             spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
             session.show(inspect_model(spec, data, session.progress), "print_model")
+
+
+@app.command()
+def doctor(
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Exit 3 if this is missing, for example nvcc; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what this machine can do, what is missing and how to get it; exit 3 if something required is missing."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.doctor import diagnose
+
+        session.progress("looking at runtimes, GPUs and compilers")
+        result = diagnose()
+        session.show(result, "print_diagnosis")
+        lacking = result.lacking(require or ())
+        if lacking:
+            first = lacking[0]
+            raise MissingRuntimeError(f"{first.name}: {first.found}.", first.remedy)
 
 
 def _spec(

@@ -657,3 +657,24 @@ def test_an_interrupt_in_the_middle_of_an_export(number):
     assert json.loads(out)["error"]["exit_code"] == 130
     assert sorted(content()) == ["exporting", "net.py", "out.onnx"]
     assert Path("out.onnx").read_text() == "old"
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------
+
+
+def test_doctor(run, fails, monkeypatch):
+    from scconv_deploy import doctor
+
+    findings = (
+        doctor.Finding("python", "python", "ok", "3.11"),
+        doctor.Finding("compiler", "nvcc", "missing", "not found", "building the fused SRU", "pip install nvcc"),
+    )
+    monkeypatch.setattr(doctor, "diagnose", lambda: doctor.Diagnosis(findings))
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "nvcc (for building the fused SRU): pip install nvcc" in result.stdout
+    document = json.loads(run("doctor", "--json").stdout)
+    assert (document["complete"], document["findings"][1]["status"]) == (True, "missing")
+    result = run("doctor", "--require", "nvcc", "--quiet")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "nvcc: not found. pip install nvcc" in result.stderr

@@ -12,11 +12,15 @@ from rich.text import Text
 from scconv_deploy.report.records import Check
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+    from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
     from scconv_deploy.report.records import ParityReport
 
-_STYLES = {"passed": "green", "failed": "bold red", "not run": "yellow"}
+_STYLES = {
+    "passed": "green", "failed": "bold red", "not run": "yellow",
+    "ok": "green", "missing": "yellow", "warning": "bold yellow",
+}  # fmt: skip
 
 
 def print_export(console: Console, result: ExportResult) -> None:
@@ -124,6 +128,18 @@ def print_model(console: Console, result: ModelInspection) -> None:
     else:
         _line(console, "no SRU was recognised")
     _print_left_alone(console, result.left_alone.items())
+
+
+def print_diagnosis(console: Console, result: Diagnosis) -> None:
+    """What the doctor found; what is missing comes with the command that brings it."""
+    table = _table("This machine", "", "", "found")
+    for finding in result.findings:
+        table.add_row(Text(finding.name), _status(finding.status), Text(finding.found))
+    console.print(table)
+    for finding in result.findings:
+        if finding.status != "ok":
+            purpose = f" (for {finding.needed_for})" if finding.needed_for else ""
+            _line(console, f"{finding.name}{purpose}: {finding.remedy}")
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
