@@ -156,7 +156,8 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> T
 
     Args:
         x: ``[N, C, H, W]``.
-        gamma, beta: C elements, of any shape.
+        gamma: C elements, of any shape.
+        beta: the same.
 
     Returns:
         ``n * gamma + beta``, ``[N, C, H, W]``.
@@ -216,7 +217,8 @@ def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tens
 
     Args:
         x: ``[N, C, H, W]``, float32 (float64 serves as a ruler for noise).
-        gamma, beta: C elements each.
+        gamma: C elements, of any shape.
+        beta: the same.
         mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, H, W]``.
 
     Returns:
