@@ -19,17 +19,16 @@ def _non_max_suppression(
 
     What follows then has a fixed size, and S, which depends on the data, stays between these two nodes.
     """
-    selected = op.NonMaxSuppression(
-        boxes,
-        scores,
+    limits: list[Any] = [
         op.Constant(value_ints=[max_per_class]),
         op.Constant(value_floats=[iou_threshold]),
         op.Constant(value_floats=[score_threshold]),
-    )
+    ]
+    selected: Any = op.NonMaxSuppression(boxes, scores, *limits)
     nothing = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [1], [0.0])
     one = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
-    zeros = op.ConstantOfShape(op.Shape(scores), value=nothing)
-    ones = op.ConstantOfShape(op.Shape(selected, start=0, end=1), value=one)
+    zeros: Any = op.ConstantOfShape(op.Shape(scores), value=nothing)
+    ones: Any = op.ConstantOfShape(op.Shape(selected, start=0, end=1), value=one)
     return op.ScatterND(zeros, selected, ones)
 
 

@@ -61,7 +61,7 @@ class ResNet(nn.Module):
                 in_channels = 4 * channels
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc: nn.Module = nn.Linear(in_channels, num_classes)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the last three stages give, of strides 8, 16 and 32: C3, C4 and C5 of a detector."""

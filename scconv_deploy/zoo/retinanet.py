@@ -132,9 +132,9 @@ class RetinaNet(nn.Module):
 def _initialize(model: RetinaNet) -> RetinaNet:
     """:func:`~scconv_deploy.zoo.layers.initialize`, and heads that detect something before they are trained.
 
-    The last biases are those of the RetinaNet paper. Its last weights (deviation 0.01) leave every score near the prior,
-    so that a threshold drops all boxes or none. Here they are scaled on a seeded noise batch to logits of deviation
-    1 and deltas of 0.25 (as in Mishkin and Matas 2016): scores spread over either side of the threshold.
+    The last biases are those of the RetinaNet paper. Its last weights (deviation 0.01) leave every score near the
+    prior, so that a threshold drops all boxes or none. Here they are scaled on a seeded noise batch to logits of
+    deviation 1 and deltas of 0.25 (as in Mishkin and Matas 2016): scores lie on either side of the threshold.
     """
     shape = (2, 3, 128, 128)
     initialize(model, shape)
@@ -146,7 +146,7 @@ def _initialize(model: RetinaNet) -> RetinaNet:
         model.raw = raw
         model.classes.last.weight.mul_(_LOGIT_DEVIATION / values["logits"].std())
         model.boxes.last.weight.mul_(_DELTA_DEVIATION / values["deltas"].std())
-    return model.train()  # type: ignore[return-value]
+    return model.train()
 
 
 def build(
