@@ -31,8 +31,7 @@ def brute_force(boxes, scores, max_per_class, iou_threshold, score_threshold):
             chosen = []
             for index in sorted(range(len(of_class)), key=lambda i, s=of_class: (-s[i], i)):
                 apart = all(
-                    intersection_over_union(boxes[image, index].tolist(), boxes[image, other].tolist())
-                    <= iou_threshold
+                    intersection_over_union(boxes[image, index].tolist(), boxes[image, other].tolist()) <= iou_threshold
                     for other in chosen
                 )
                 if of_class[index] > score_threshold and apart and len(chosen) < max_per_class:
