@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
+from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.report.records import StageLog
@@ -212,6 +213,7 @@ def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence
                 input_names=signature.names,
                 output_names=output_names,
                 dynamic_shapes=signature.dynamic_shapes(model, dims),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
         except Exception as error:  # torch.export raises anything, from its own family to the model's errors

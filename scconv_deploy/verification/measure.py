@@ -17,6 +17,7 @@ from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import instrument, tolerances
 from scconv_deploy.verification.compare import OutputMetrics, comparable, compare, distance
+from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 from scconv_deploy.verification.runners.pytorch import (
     Float64Replay,
@@ -26,6 +27,8 @@ from scconv_deploy.verification.runners.pytorch import (
     run_as_given,
 )
 from scconv_deploy.verification.samples import Sample
+
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,20 +125,37 @@ class Measurement:
             if self._nodes and site not in self._nodes:
                 self._note_redundancy(site, gates, sample, outputs)
             self._teacher_force(site, gate)
-        arrays = {name: tensor.numpy() for name, tensor in sample.tensors.items()}
+        arrays = _arrays(sample.tensors)
         free_outputs, forced_outputs = self._free.run(arrays), self._replay(arrays, masks)
         exact = self._float64_outputs(sample, masks)
-        for name, tensor in outputs.items():
-            given = given_outputs[name].numpy()
-            if self._breaks_contract(name, free_outputs[name], given):
+        self._compare_outputs(
+            sample, _arrays(given_outputs), _arrays(outputs), _arrays(as_given), free_outputs, forced_outputs,
+            None if exact is None else _arrays(exact),
+        )  # fmt: skip
+
+    def _compare_outputs(
+        self,
+        sample: Sample,
+        given: Arrays,
+        swapped: Arrays,
+        as_given: Arrays,
+        free: Arrays,
+        forced: Arrays,
+        exact: Arrays | None,
+    ) -> None:
+        """Every output of the runs of one sample, by name."""
+        as_given, free, forced = align_rows(as_given, given), align_rows(free, given), align_rows(forced, swapped)
+        exact = None if exact is None else align_rows(exact, swapped)
+        for name, value in swapped.items():
+            if self._breaks_contract(name, free[name], given[name]):
                 continue
-            if not comparable(free_outputs[name], given):
-                self._note_non_finite(name, sample, free_outputs[name], given)
+            if not comparable(free[name], given[name]):
+                self._note_non_finite(name, sample, free[name], given[name])
                 continue
-            _keep_worst_metrics(self.measured, name, compare(free_outputs[name], given))
-            value, ruler = tensor.numpy(), None if exact is None else exact[name].numpy()
-            _keep_worst(self.measured.swapped_error, name, _against_noise(as_given[name].numpy(), given, value, ruler))
-            _keep_worst(self.measured.replay, name, _against_noise(forced_outputs[name], value, value, ruler))
+            _keep_worst_metrics(self.measured, name, compare(free[name], given[name]))
+            ruler = None if exact is None else exact[name]
+            _keep_worst(self.measured.swapped_error, name, _against_noise(as_given[name], given[name], value, ruler))
+            _keep_worst(self.measured.replay, name, _against_noise(forced[name], value, value, ruler))
 
     def _compare_swapped(self, calls: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
         """Each SRU as given against its variant; returns the gates as given of those calls in which one differs."""
@@ -221,6 +241,10 @@ class Measurement:
         for whose, value in (("the reference's", expected), ("the artifact's", actual)):
             if not np.isfinite(value).all():
                 self.measured.non_finite.append(f"{whose} output {name} on {sample.name}")
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _same_names(what: str, artifact: Iterable[str], reference: Iterable[str]) -> None:

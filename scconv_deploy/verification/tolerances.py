@@ -59,6 +59,11 @@ LARGEST_SHARE = Tolerance(
     "largest noise floor of an output of indices or masks, share of entries that differ",
     "a reference that changes more of them by its own rounding proves nothing",
 )
+EQUAL_SCORES = Tolerance(
+    1e-5,
+    "difference of two scores, in [0, 1], whose detections may change places",
+    "a hundred units in the last place; detections are sorted by score, so rounding decides the order of closer ones",
+)
 
 ALL = {
     "unexplained_flips": UNEXPLAINED_FLIPS,
@@ -69,4 +74,5 @@ ALL = {
     "assumed_floor": ASSUMED_FLOOR,
     "smallest_share": SMALLEST_SHARE,
     "largest_share": LARGEST_SHARE,
+    "equal_scores": EQUAL_SCORES,
 }

@@ -43,11 +43,17 @@ def _cifar(factory: str, source: str) -> ZooModel:
     return ZooModel(factory, (1, 3, 32, 32), CIFAR_MEAN, CIFAR_STD, source)
 
 
+def _voc(factory: str, source: str) -> ZooModel:
+    return ZooModel(factory, (1, 3, 480, 640), IMAGENET_MEAN, IMAGENET_STD, source)
+
+
 MODELS: dict[str, ZooModel] = {
     "scconv_resnet20": _cifar("cifar_resnet:scconv_resnet20", "ResNet-20 (He et al. 2016) with ScConv"),
     "scconv_resnet56": _cifar("cifar_resnet:scconv_resnet56", "ScConv, CVPR 2023, table 1"),
     "scconv_resnet50": _imagenet("resnet:scconv_resnet50", "ScConv, CVPR 2023, table 5"),
+    "scconv_retinanet_r50": _voc("retinanet:scconv_retinanet_r50", "ScConv, CVPR 2023, table 6"),
     "resnet20": _cifar("cifar_resnet:resnet20", "baseline: He et al. 2016"),
     "resnet56": _cifar("cifar_resnet:resnet56", "baseline: He et al. 2016"),
     "resnet50": _imagenet("resnet:resnet50", "baseline: He et al. 2016, stride in the 3x3"),
+    "retinanet_r50": _voc("retinanet:retinanet_r50", "baseline: Lin et al. 2017, 20 classes (VOC)"),
 }

@@ -37,28 +37,41 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """``[N, 3, 224, 224]`` to logits ``[N, num_classes]``."""
+    """``[N, 3, 224, 224]`` to logits ``[N, num_classes]``.
 
-    def __init__(self, blocks: tuple[int, int, int, int], spatial: SpatialConv, num_classes: int = 1000) -> None:
+    Args:
+        blocks: bottlenecks of each stage.
+        spatial: the 3x3 of a bottleneck, or what replaces it.
+        width: channels of the stem; stage s has ``4 * width * 2**s``.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, int, int, int], spatial: SpatialConv, num_classes: int = 1000, width: int = 64
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        in_channels = 64
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        in_channels = width
         stages: list[nn.Module] = []
         for stage, count in enumerate(blocks):
-            channels = 64 * 2**stage
+            channels = width * 2**stage
             layers = []
             for index in range(count):
                 layers.append(Bottleneck(in_channels, channels, 2 if stage and not index else 1, spatial))
                 in_channels = 4 * channels
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc: nn.Module = nn.Linear(in_channels, num_classes)
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last three stages give, of strides 8, 16 and 32: C3, C4 and C5 of a detector."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
+        c3 = self.layer2(self.layer1(x))
+        c4 = self.layer3(c3)
+        return c3, c4, self.layer4(c4)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.features(image)[-1].mean((2, 3)))
 
 
 def _build(blocks: tuple[int, int, int, int], spatial: SpatialConv, num_classes: int) -> nn.Module:
