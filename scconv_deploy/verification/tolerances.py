@@ -62,7 +62,8 @@ LARGEST_SHARE = Tolerance(
 EQUAL_SCORES = Tolerance(
     1e-5,
     "difference of two scores, in [0, 1], whose detections may change places",
-    "a hundred units in the last place; detections are sorted by score, so rounding decides the order of closer ones",
+    "detections are sorted by score, so rounding decides the order of closer ones (in 5 of 658 images, measured on a "
+    "small RetinaNet); a gate that upstream rounding moves shifts scores by more, 1e-4",
 )
 
 ALL = {
