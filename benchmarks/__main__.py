@@ -15,6 +15,7 @@ BENCHMARKS = {
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+    "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
 }
 
 
