@@ -54,7 +54,18 @@ def run(options: argparse.Namespace) -> None:
 def _deploy(name: str, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "bundle"
-        command = [sys.executable, "-m", "scconv_deploy", "deploy", name, "-o", str(folder), "--seed", str(seed), "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "scconv_deploy",
+            "deploy",
+            name,
+            "-o",
+            str(folder),
+            "--seed",
+            str(seed),
+            "--json",
+        ]
         start = time.perf_counter()
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         seconds = time.perf_counter() - start

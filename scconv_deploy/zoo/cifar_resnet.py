@@ -99,7 +99,8 @@ class CifarBottleneckResNet(ResNet):
         return self.fc(x.mean((2, 3)))
 
 
-def _build(blocks_per_stage: int, second: SpatialConv, num_classes: int, shortcut: Shortcut) -> nn.Module:
+def build(blocks_per_stage: int, second: SpatialConv, num_classes: int, shortcut: Shortcut) -> nn.Module:
+    """A basic-block ResNet of any depth, initialised."""
     return initialize(CifarResNet(blocks_per_stage, second, num_classes, shortcut), (8, 3, 32, 32))
 
 
@@ -112,12 +113,12 @@ def build_bottleneck(
 
 def scconv_resnet20(num_classes: int = 10, **scconv: Any) -> nn.Module:
     """ResNet-20 with ScConv; further arguments are :class:`~scconv_deploy.nn.ScConv`'s."""
-    return _build(3, scconv3x3(**scconv), num_classes, "pad")
+    return build(3, scconv3x3(**scconv), num_classes, "pad")
 
 
 def scconv_resnet56(num_classes: int = 100, **scconv: Any) -> nn.Module:
     """ResNet-56 with ScConv; further arguments are :class:`~scconv_deploy.nn.ScConv`'s."""
-    return _build(9, scconv3x3(**scconv), num_classes, "conv")
+    return build(9, scconv3x3(**scconv), num_classes, "conv")
 
 
 def scconv_cifar_resnet50(num_classes: int = 100, **scconv: Any) -> nn.Module:
@@ -127,12 +128,12 @@ def scconv_cifar_resnet50(num_classes: int = 100, **scconv: Any) -> nn.Module:
 
 def resnet20(num_classes: int = 10, second: SpatialConv = conv3x3) -> nn.Module:
     """The baseline; ``second`` puts another convolution in place of each second 3x3."""
-    return _build(3, second, num_classes, "pad")
+    return build(3, second, num_classes, "pad")
 
 
 def resnet56(num_classes: int = 100, second: SpatialConv = conv3x3) -> nn.Module:
     """The baseline, with the paper's shortcut; ``second`` puts another convolution in place of each second 3x3."""
-    return _build(9, second, num_classes, "conv")
+    return build(9, second, num_classes, "conv")
 
 
 def cifar_resnet50(num_classes: int = 100, spatial: SpatialConv = conv3x3) -> nn.Module:

@@ -16,9 +16,7 @@ class Bottleneck(nn.Module):
     Shape: ``[N, in_channels, H, W]`` to ``[N, expansion * channels, H/stride, W/stride]``.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, spatial: SpatialConv, expansion: int = 4
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, spatial: SpatialConv, expansion: int = 4) -> None:
         super().__init__()
         out_channels = expansion * channels
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)

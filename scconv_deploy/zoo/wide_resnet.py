@@ -72,11 +72,15 @@ def biased3x3(channels: int, stride: int = 1) -> nn.Module:
 def normalized_scconv3x3(**options: Any) -> SpatialConv:
     """ScConv and a BatchNorm, for a branch that ends in it.
 
-    ScConv's channel softmax divides by about 2C. In a block with post-activation a BatchNorm follows and undoes that; here
-    the sum would follow, to which such a branch gives nothing.
+    ScConv's channel softmax divides by about 2C. In a block with post-activation a BatchNorm follows and undoes that;
+    here the sum would follow, to which such a branch gives nothing.
     """
     scconv = scconv3x3(**options)
-    return lambda channels, stride=1: nn.Sequential(scconv(channels, stride), nn.BatchNorm2d(channels))
+
+    def build(channels: int, stride: int = 1) -> nn.Module:
+        return nn.Sequential(scconv(channels, stride), nn.BatchNorm2d(channels))
+
+    return build
 
 
 def build(second: SpatialConv, num_classes: int = 100, blocks_per_stage: int = 4, widen: int = 10) -> nn.Module:
