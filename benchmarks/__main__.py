@@ -16,6 +16,7 @@ BENCHMARKS = {
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+    "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
 }
 
 

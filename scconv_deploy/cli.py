@@ -270,6 +270,28 @@ def doctor(
             raise MissingRuntimeError(f"{first.name}: {first.found}.", first.remedy)
 
 
+@app.command()
+def models(
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Also write the counts beside the paper's, Markdown.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the zoo: parameters, multiply-adds, default input, source."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.zoo.catalogue import document, list_models
+
+        if table is not None:
+            check_output_file(table, force)
+        listing = list_models(progress=session.progress)
+        if table is not None:
+            write_file(table, document(listing).encode())
+        session.show(listing, "print_models")
+
+
 def _spec(
     source: str,
     kwargs: str | None,

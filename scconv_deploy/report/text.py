@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.zoo.catalogue import Listing
 
 _STYLES = {
     "passed": "green", "failed": "bold red", "not run": "yellow",
@@ -140,6 +141,17 @@ def print_diagnosis(console: Console, result: Diagnosis) -> None:
         if finding.status != "ok":
             purpose = f" (for {finding.needed_for})" if finding.needed_for else ""
             _line(console, f"{finding.name}{purpose}: {finding.remedy}")
+
+
+def print_models(console: Console, listing: Listing) -> None:
+    """The zoo."""
+    table = _table("", "name", "input", "ScConvs", "parameters", "multiply-adds", "source")
+    for entry in listing.entries:
+        counts = entry.counts
+        shape = "x".join(map(str, entry.input_shape))
+        amounts = f"{counts.parameters:,}", f"{counts.multiply_adds:,}"
+        table.add_row(Text(entry.name), shape, str(counts.scconvs), *amounts, Text(entry.source))
+    console.print(table)
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

@@ -47,8 +47,11 @@ def initialize(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         input_shape: of the batch, ``[N, C, H, W]``, N of at least 2.
 
     Returns:
-        The model, in train mode, as constructors leave it.
+        The model, in train mode, as constructors leave it. One on the meta device, which has shapes but no values, is
+        returned as it is: it is built to be counted.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return model
     inside = {id(m) for scconv in model.modules() if isinstance(scconv, ScConv) for m in scconv.modules()}
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and id(module) not in inside:
