@@ -29,7 +29,7 @@ from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis, ModelSpec, load
+from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
 from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import verify_onnx
@@ -111,7 +111,7 @@ def _stage_json(stage: StageRecord) -> dict[str, Any]:
 
 
 def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = silent) -> Reference:
-    """Load a model and recognise its SRUs.
+    """Load a model, embed ScConv if asked, and recognise its SRUs.
 
     Raises:
         UsageError, ModelError, IntegrityError: see :func:`scconv_deploy.spec.load`; or the model refuses its inputs.
@@ -119,12 +119,15 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
     with log.stage("load") as stage:
         progress(f"loading {spec.source}")
         spec = spec.resolved()
-        model = load(spec)
+        model, embedded = load_with_record(spec)
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
         if spec.weights:
             stage.applied.append(f"weights {spec.weights}")
-    return _reference(spec.source, model, signature, spec.seed, log, progress)
+    if embedded is not None:
+        applied = (*embedded.summary, *(f"{path}: {what}" for path, what in embedded.replaced))
+        log.records.append(StageRecord("embed", embedded.seconds, applied, embedded.left))
+    return _reference(spec.label, model, signature, spec.seed, log, progress)
 
 
 def reference_from_module(
@@ -377,6 +380,8 @@ def samples_of(signature: Signature, seed: int, data: str | None, preprocessing:
 
 def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
+    if spec.embed is not None:
+        facts["embed"] = str(spec.embed)
     if spec.weights is not None:
         facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
     return facts
