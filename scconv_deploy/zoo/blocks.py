@@ -14,6 +14,9 @@ from scconv_deploy.gate.candidates import ROOT
 
 BlockKind = Literal["bottleneck", "basic, second", "basic, first", "stem", "none"]
 
+BY_PATTERN = "a pattern replaces it all the same"
+"""How a reason ends that only the paper's rule has."""
+
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
@@ -66,18 +69,15 @@ def against_the_paper(convolution: Convolution) -> str | None:
     """Why the paper's rule leaves a 3x3, or None: the one of each bottleneck and the second of each basic block."""
     conv = convolution.module
     if getattr(conv, "groups", 1) != 1:
-        return f"{conv.groups} groups: it may be smaller than ScConv; a pattern replaces it all the same"
+        return f"{conv.groups} groups, which often makes it smaller than ScConv; {BY_PATTERN}"
     if convolution.block == "basic, first":
         return "the first 3x3 of a basic block; the paper's rule takes the second"
     if convolution.block == "stem":
         return "the stem, the network's first convolution"
     if convolution.block == "none":
-        return "in no bottleneck (1x1, 3x3, 1x1) or basic block (3x3, 3x3); a pattern replaces it all the same"
+        return f"in no bottleneck (1x1, 3x3, 1x1) or basic block (3x3, 3x3); {BY_PATTERN}"
     if conv.in_channels != conv.out_channels:
-        return (
-            f"{conv.in_channels} channels in, {conv.out_channels} out; the paper's rule takes those that keep them, "
-            "a pattern replaces it with a 1x1 before ScConv"
-        )
+        return f"{conv.in_channels} channels in, {conv.out_channels} out, which needs a 1x1 more; {BY_PATTERN}"
     return None
 
 

@@ -143,6 +143,9 @@ def embed_on(
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError("The model is TorchScript, which hides its modules.", "Give the eager nn.Module.")
+    lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise ModelError(f"embed: {lazy} has no shape yet.", "Run the model once before.")
     plan = _Plan(model, rule, scconv)
     before = plan.run_before(example) if example is not None else None
     after = plan.run_after(example) if example is not None else None
@@ -175,6 +178,7 @@ class _Plan:
         self.left: dict[str, str] = {}
         considered = _considered(model, rule)
         self.order = [convolution.path for convolution, _ in considered]
+        self._wanted = {convolution.path for convolution, reason in considered if reason is None}
         for convolution, reason in considered:
             if reason is None:
                 try:
@@ -221,12 +225,20 @@ class _Plan:
         return None
 
     def require_some(self) -> None:
-        if not self.chosen:
-            path, reason = next(iter(self.left.items()), (type(self._model).__name__, "it has no 3x3 convolution"))
-            raise ModelError(
-                f"embed {self._rule!r}: nothing was replaced, {len(self.left)} were left; {path}: {reason}.",
-                "Name convolutions by a pattern, for example --embed 'layer[34].*.conv2'.",
-            )
+        if self.chosen:
+            return
+        path, reason = next(iter(self.left.items()), (type(self._model).__name__, "it has no 3x3 convolution"))
+        remedy = "Leave it out."
+        wanted = next((p for p in self.left if p in self._wanted), None)
+        other = next((p for p, why in self.left.items() if why.endswith(blocks.BY_PATTERN)), None)
+        if wanted is not None:
+            path, reason, remedy = wanted, self.left[wanted], "Name others, or change ScConv's arguments."
+        elif other is not None:
+            path, reason, remedy = other, self.left[other], f"Name what to replace, for example --embed {other!r}."
+        raise ModelError(
+            f"embed {self._rule!r}: nothing was replaced, {len(self.left)} were left; {path}: {reason.rstrip('.')}.",
+            remedy,
+        )
 
     def finished(self) -> nn.Module:
         """The result: tensors of its own, each module in the mode of what it stands for."""
@@ -265,7 +277,7 @@ def _considered(model: nn.Module, rule: str) -> list[tuple[Convolution, str | No
     considered: list[tuple[Convolution, str | None]] = []
     for convolution in convolutions:
         if blocks.is_named(convolution, patterns):
-            considered.append((convolution, convolution.obstacle or blocks.against_the_pattern(convolution)))
+            considered.append((convolution, blocks.against_the_pattern(convolution) or convolution.obstacle))
         elif blocks.is_3x3(convolution):
             considered.append((convolution, _UNNAMED))
     if all(reason == _UNNAMED for _, reason in considered):
