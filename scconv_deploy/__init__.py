@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
+    from scconv_deploy.zoo.embed import EmbedResult, embed
+    from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 _HOMES = {
     "CRU": "nn",
@@ -32,6 +34,9 @@ _HOMES = {
     "InputSpec": "spec",
     "ModelSpec": "spec",
     "load": "spec",
+    "EmbedResult": "zoo.embed",
+    "embed": "zoo.embed",
+    "EmbedSpec": "zoo.embed_spec",
 }
 
 __all__ = [
@@ -39,6 +44,8 @@ __all__ = [
     "SRU",
     "DeployResult",
     "DynamicAxis",
+    "EmbedResult",
+    "EmbedSpec",
     "ExportOptions",
     "ExportResult",
     "GroupBatchnorm2d",
@@ -47,6 +54,7 @@ __all__ = [
     "ParityReport",
     "ScConv",
     "deploy",
+    "embed",
     "export",
     "load",
     "verify",

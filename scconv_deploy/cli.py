@@ -62,6 +62,10 @@ Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or
 NonStrict = Annotated[
     bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
 ]
+Embed = Annotated[
+    str | None,
+    typer.Option(metavar="RULE|JSON", help="Put ScConv into 3x3 convolutions: 'paper', or patterns over their paths."),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS),
@@ -132,6 +136,7 @@ def deploy(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
@@ -144,7 +149,7 @@ def deploy(
         from scconv_deploy.pipeline import ExportOptions, deploy_spec
 
         result = deploy_spec(
-            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed),
+            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed),
             output,
             ExportOptions(opset, mask_form),
             data=data,
@@ -169,6 +174,7 @@ def export(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
     force: Force = False,
@@ -179,7 +185,7 @@ def export(
     with _session(as_json, quiet) as session:
         from scconv_deploy.pipeline import ExportOptions, export_spec
 
-        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         result = export_spec(spec, output, ExportOptions(opset, mask_form), force, session.progress)
         session.show(result, "print_export")
 
@@ -196,6 +202,7 @@ def verify(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Also write the report as JSON.")
@@ -211,7 +218,7 @@ def verify(
 
         if report is not None:
             check_output_file(report, force)
-        spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+        spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         result = verify_spec(artifact, spec, data=data, command=_command(), progress=session.progress)
         if report is not None:
             write_file(report, report_bytes(result))
@@ -231,6 +238,7 @@ def inspect(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -244,7 +252,7 @@ def inspect(
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
             session.show(inspect_onnx(Path(target)), "print_onnx")
         else:
-            spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+            spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
             session.show(inspect_model(spec, data, session.progress), "print_model")
 
 
@@ -302,8 +310,9 @@ def _spec(
     batch: str | None,
     dynamic: list[str] | None,
     seed: int,
+    embed: str | None,
 ) -> ModelSpec:
-    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, parse_kwargs
+    from scconv_deploy.spec import DynamicAxis, EmbedSpec, InputSpec, ModelSpec, parse_kwargs
 
     axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
     return ModelSpec(
@@ -315,6 +324,7 @@ def _spec(
         seed,
         not non_strict,
         trust_checkpoint,
+        None if embed is None else EmbedSpec.parse(embed),
     )
 
 

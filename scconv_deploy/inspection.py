@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec, silent
-from scconv_deploy.report.records import StageLog
+from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.measure import Reference
@@ -90,6 +90,7 @@ class ModelInspection:
         multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
         left_alone: candidate -> why it is not taken for an SRU.
         samples: what the gates were watched on.
+        stages: what was done to get there.
     """
 
     model: str
@@ -99,6 +100,7 @@ class ModelInspection:
     srus: tuple[SRUInspection, ...]
     left_alone: dict[str, str]
     samples: tuple[str, ...]
+    stages: tuple[StageRecord, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": "model", **asdict(self)}
@@ -156,7 +158,8 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     Args:
         data: see :func:`scconv_deploy.verification.samples.load_samples`; seeded noise without it.
     """
-    reference = reference_from_spec(spec, StageLog(), progress)
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
     preprocessing = Preprocessing.of(spec.source)
     if data:
         samples = load_samples(data, reference.signature, preprocessing)
@@ -164,13 +167,14 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
         samples = noise_samples(reference.signature, spec.seed)
     progress("watching the gates")
     return ModelInspection(
-        model=spec.source,
+        model=spec.label,
         parameters=sum(p.numel() for p in reference.model.parameters()),
         multiply_adds=multiply_adds(reference),
         inputs=tuple(str(i) for i in spec.resolved().inputs),
         srus=_srus(reference, samples),
         left_alone={r.path: r.reason for r in reference.recognition.refused},
         samples=tuple(str(s) for s in samples),
+        stages=tuple(log.records),
     )
 
 

@@ -29,7 +29,7 @@ from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis, ModelSpec, load
+from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
 from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import verify_onnx
@@ -111,7 +111,7 @@ def _stage_json(stage: StageRecord) -> dict[str, Any]:
 
 
 def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = silent) -> Reference:
-    """Load a model and recognise its SRUs.
+    """Load a model, embed ScConv if asked, and recognise its SRUs.
 
     Raises:
         UsageError, ModelError, IntegrityError: see :func:`scconv_deploy.spec.load`; or the model refuses its inputs.
@@ -120,13 +120,16 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
         progress(f"loading {spec.source}")
         spec = spec.resolved()
         noted: list[str] = []
-        model = load(spec, noted)
+        model, embedded = load_with_record(spec, noted)
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
         if spec.weights:
             stage.applied.append(f"weights {spec.weights}")
-            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted]
-    return _reference(spec.source, model, signature, spec.seed, log, progress)
+            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted if problems]
+    if embedded is not None:
+        applied = (*embedded.summary, *(f"{path}: {what}" for path, what in embedded.replaced))
+        log.records.append(StageRecord("embed", embedded.seconds, applied, embedded.left))
+    return _reference(spec.label, model, signature, spec.seed, log, progress)
 
 
 def reference_from_module(
@@ -379,6 +382,8 @@ def samples_of(signature: Signature, seed: int, data: str | None, preprocessing:
 
 def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
+    if spec.embed is not None:
+        facts["embed"] = str(spec.embed)
     if spec.weights is not None:
         facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
     return facts

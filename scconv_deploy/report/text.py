@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scconv_deploy.report.records import Check
+from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.doctor import Diagnosis
@@ -26,6 +26,7 @@ _STYLES = {
 
 def print_export(console: Console, result: ExportResult) -> None:
     """What was exported, where it is, and what was left alone."""
+    _print_embedding(console, result.stages)
     _print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     _line(console, f"{result.path}: {what}")
@@ -42,6 +43,7 @@ def print_deploy(console: Console, result: DeployResult) -> None:
 
 def print_report(console: Console, report: ParityReport) -> None:
     """The chain, the SRUs and the outputs; the verdict last, with its reasons."""
+    _print_embedding(console, report.stages)
     _print_left_alone(console, [(r.path, r.reason) for r in report.left_alone])
     chain = _table("Chain", "link", "", "why")
     for link in report.links:
@@ -110,6 +112,7 @@ def print_onnx(console: Console, result: OnnxInspection) -> None:
 
 def print_model(console: Console, result: ModelInspection) -> None:
     """A PyTorch model."""
+    _print_embedding(console, result.stages)
     _line(console, f"{result.model}: {result.parameters:,} parameters, {result.multiply_adds:,} multiply-adds a sample")
     _line(console, f"inputs   {', '.join(result.inputs)}")
     _line(console, f"watched  {'; '.join(result.samples)}")
@@ -152,6 +155,20 @@ def print_models(console: Console, listing: Listing) -> None:
         amounts = f"{counts.parameters:,}", f"{counts.multiply_adds:,}"
         table.add_row(Text(entry.name), shape, str(counts.scconvs), *amounts, Text(entry.source))
     console.print(table)
+
+
+def _print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
+    """What ``--embed`` did; the convolutions that it left, by reason."""
+    for stage in stages:
+        if stage.name != "embed":
+            continue
+        for line in stage.applied:
+            _line(console, f"embed    {line}")
+        reasons: dict[str, list[str]] = {}
+        for path, reason in stage.skipped:
+            reasons.setdefault(reason, []).append(path)
+        for reason, paths in reasons.items():
+            _line(console, f"left     {', '.join(paths)}: {reason}")
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

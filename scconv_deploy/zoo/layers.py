@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.nn import ScConv
 
-_LARGEST_GAIN = 8.0
+LARGEST_GAIN = 8.0
 
 SpatialConv = Callable[[int, int], nn.Module]
 """(channels, stride) -> a module from ``[N, C, H, W]`` to ``[N, C, H/stride, W/stride]``."""
@@ -66,5 +66,5 @@ def initialize(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         assert norm.running_var is not None  # noqa: S101  (for the type checker: our norms track statistics)
-        norm.running_var.clamp_(min=_LARGEST_GAIN**-2)
+        norm.running_var.clamp_(min=LARGEST_GAIN**-2)
     return model
