@@ -135,22 +135,26 @@ def _row(entry: Entry) -> str:
     cells = (
         f"`{entry.name}`",
         _amount(counts.parameters),
-        f"{published.parameters_m:.2f} M",
-        f"{_difference(counts.parameters, published.parameters_m):+.1%}",
+        "" if published.parameters_m is None else f"{published.parameters_m:.2f} M",
+        _percent(counts.parameters, published.parameters_m),
         _amount(counts.multiply_adds),
         _amount(counts.flops),
         _amount(published.flops_m * 1e6),
-        f"{_difference(counts.flops, published.flops_m):+.1%}",
+        _percent(counts.flops, published.flops_m),
     )
     return f"| {' | '.join(cells)} |"
 
 
+def _percent(ours: float, theirs_m: float | None) -> str:
+    return "" if theirs_m is None else f"{_difference(ours, theirs_m):+.1%}"
+
+
 def differences(entry: Entry) -> tuple[float, float]:
-    """Of parameters and of FLOPs from the paper's, relative to the paper's; the entry must be in the paper."""
+    """Of parameters and of FLOPs from the paper's, relative to the paper's (0 where it prints none)."""
     published = PAPER[entry.name]
-    return _difference(entry.counts.parameters, published.parameters_m), _difference(
-        entry.counts.flops, published.flops_m
-    )
+    printed = published.parameters_m
+    parameters = 0.0 if printed is None else _difference(entry.counts.parameters, printed)
+    return parameters, _difference(entry.counts.flops, published.flops_m)
 
 
 def _difference(ours: float, theirs_m: float) -> float:
@@ -188,9 +192,9 @@ def strides_table() -> str:
         ours = (
             what,
             _amount(counts.parameters),
-            f"{_difference(counts.parameters, published.parameters_m):+.1%}",
+            _percent(counts.parameters, published.parameters_m),
             _amount(counts.flops),
-            f"{_difference(counts.flops, published.flops_m):+.1%}",
+            _percent(counts.flops, published.flops_m),
         )
         lines.append(f"| {' | '.join(ours)} |")
     return "\n".join(lines) + "\n"

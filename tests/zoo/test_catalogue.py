@@ -34,6 +34,8 @@ PRINTED = {
     "scconv_resnet50_alpha34": ("17.69 M", "2.87 G"),
     "resnet101": ("44.55 M", "7.83 G"),
     "scconv_resnet101": ("28.00 M", "4.90 G"),
+    "retinanet_r50": ("", "63.09 G"),
+    "scconv_retinanet_r50": ("", "41.36 G"),
 }
 SHARE_OF_C2 = {  # what the paper's parameters leave for each ScConv, in C^2; the notes quote it
     ("scconv_resnet50", "resnet50"): 2.01,

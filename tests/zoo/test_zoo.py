@@ -28,6 +28,8 @@ PARAMETERS_AND_SCCONVS = {
     "densenet121": (7_048_548, 0),
     "resnet50": (25_557_032, 0),
     "resnet101": (44_549_160, 0),
+    "scconv_retinanet_r50": (27_697_240, 16),
+    "retinanet_r50": (36_723_992, 0),
 }
 
 SMALL = {
