@@ -14,12 +14,12 @@ class Published:
     """A row of the paper.
 
     Attributes:
-        parameters_m: parameters, millions.
+        parameters_m: parameters, millions; None where the paper gives none.
         flops_m: FLOPs of one image, millions.
         note: why our count differs; every difference over 2 % has one.
     """
 
-    parameters_m: float
+    parameters_m: float | None
     flops_m: float
     note: str = ""
 
