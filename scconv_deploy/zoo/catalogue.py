@@ -5,6 +5,7 @@ Networks are built and called on the meta device, which has shapes but no values
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -132,33 +133,34 @@ def table(listing: Listing) -> str:
 
 def _row(entry: Entry) -> str:
     published, counts = PAPER[entry.name], entry.counts
+    parameters, flops = differences(entry)
     cells = (
         f"`{entry.name}`",
         _amount(counts.parameters),
-        "" if published.parameters_m is None else f"{published.parameters_m:.2f} M",
-        _percent(counts.parameters, published.parameters_m),
+        "-" if published.parameters_m is None else f"{published.parameters_m:.2f} M",
+        "-" if parameters is None else f"{parameters:+.1%}",
         _amount(counts.multiply_adds),
         _amount(counts.flops),
         _amount(published.flops_m * 1e6),
-        _percent(counts.flops, published.flops_m),
+        f"{flops:+.1%}",
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _percent(ours: float, theirs_m: float | None) -> str:
-    return "" if theirs_m is None else f"{_difference(ours, theirs_m):+.1%}"
+def differences(entry: Entry) -> tuple[float | None, float]:
+    """Of parameters and of FLOPs from the paper's, relative to the paper's.
+
+    The entry must be in the paper; None where the paper gives no parameters.
+    """
+    return _differences(entry.name, entry.counts)
 
 
-def differences(entry: Entry) -> tuple[float, float]:
-    """Of parameters and of FLOPs from the paper's, relative to the paper's (0 where it prints none)."""
-    published = PAPER[entry.name]
-    printed = published.parameters_m
-    parameters = 0.0 if printed is None else _difference(entry.counts.parameters, printed)
-    return parameters, _difference(entry.counts.flops, published.flops_m)
-
-
-def _difference(ours: float, theirs_m: float) -> float:
-    return ours / (theirs_m * 1e6) - 1
+def _differences(name: str, counts: Counts) -> tuple[float | None, float]:
+    published = PAPER[name]
+    parameters = None
+    if published.parameters_m is not None:
+        parameters = counts.parameters / (published.parameters_m * 1e6) - 1
+    return parameters, counts.flops / (published.flops_m * 1e6) - 1
 
 
 def _amount(number: float) -> str:
@@ -185,18 +187,14 @@ STRIDES: dict[str, SpatialConv] = {
 
 def strides_table() -> str:
     """Markdown: ScConv-ResNet-50 with each of :data:`STRIDES` beside the paper's."""
-    published, shape = PAPER["scconv_resnet50"], MODELS["scconv_resnet50"].input_shape
+    name = "scconv_resnet50"
     lines = ["| stride | parameters | difference | FLOPs | difference |", "|---|--:|--:|--:|--:|"]
     for what, spatial in STRIDES.items():
-        counts = count(lambda spatial=spatial: build_resnet(RESNET50, spatial), shape)  # type: ignore[misc]
-        ours = (
-            what,
-            _amount(counts.parameters),
-            _percent(counts.parameters, published.parameters_m),
-            _amount(counts.flops),
-            _percent(counts.flops, published.flops_m),
-        )
-        lines.append(f"| {' | '.join(ours)} |")
+        factory = functools.partial(build_resnet, RESNET50, spatial)
+        counts = count(factory, MODELS[name].input_shape)
+        parameters, flops = _differences(name, counts)
+        amounts = f"{_amount(counts.parameters)} | {parameters:+.1%} | {_amount(counts.flops)} | {flops:+.1%}"
+        lines.append(f"| {what} | {amounts} |")
     return "\n".join(lines) + "\n"
 
 

@@ -455,4 +455,6 @@ def test_what_embed_is_not(text, words):
 
 
 def test_every_argument_of_scconv_can_be_given():
-    assert list(SCCONV_OPTIONS) == [name for name in inspect.signature(ScConv).parameters if name not in ("channels", "out_channels")]
+    assert list(SCCONV_OPTIONS) == [
+        name for name in inspect.signature(ScConv).parameters if name not in ("channels", "out_channels")
+    ]
