@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scconv_deploy.gate import FlipCount, Refusal
-from scconv_deploy.verification import tolerances
+from scconv_deploy.verification import tolerances as table
 from scconv_deploy.verification.compare import OutputMetrics
+from scconv_deploy.verification.tolerances import Tolerance
 
 SCHEMA_VERSION = 1
 
@@ -62,12 +63,37 @@ Status = Literal["passed", "failed", "not run"]
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A number that a check holds against a limit, kept so that a stored report can be judged again.
+
+    Attributes:
+        tolerance: name of the limit in the table of tolerances.
+        value: what was measured, in the tolerance's unit.
+        limit: what it may be at most.
+    """
+
+    tolerance: str
+    value: float
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the limit is kept; a value that is not a number does not keep it."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
 class Check:
-    """One question that was asked of a link, its answer and why."""
+    """One question that was asked of a link, its answer and why.
+
+    Attributes:
+        quantities: the numbers that decided; empty where the answer does not rest on a limit.
+    """
 
     name: str
     status: Status
     reason: str
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,70 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Log-spaced bins of ``|margin| / s`` of the reference's gates.
+
+    Attributes:
+        edges: n + 1 of them.
+        counts: n of them; the first bin also holds everything below its edge, the last everything above.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Gates of the artifact running free, against the reference.
+
+    Attributes:
+        unexplained: flips whose margin is beyond the measured error of the gate's input there.
+    """
+
+    gates: int
+    flips: int
+    unexplained: int
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One tensor that both sides have, in the graph's order.
+
+    Attributes:
+        name: ONNX value name.
+        module: path of the module in the PyTorch model, "" if unknown.
+        relative_l2, floor: distance from the reference, and the reference's own rounding noise there.
+    """
+
+    name: str
+    module: str
+    relative_l2: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class WorstInput:
+    """An input on which the artifact is farthest from the reference: the sample, the index in its batch."""
+
+    sample: str
+    index: int
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on labelled data as shares, artifact minus reference, and that difference's interval."""
+
+    samples: int
+    reference: float
+    artifact: float
+    difference: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True)
 class SRUParity:
     """One SRU, summed over the samples.
 
@@ -104,6 +194,9 @@ class SRUParity:
         swapped: flips between the module as given and its variant, both in PyTorch.
         teacher_forced: flips between the artifact's SRU and the reference, fed the same input.
         open_share: share of gates that are open in the reference.
+        free_running: flips with the artifact running as it is, upstream rounding included.
+        margins: how close to the edge the reference's gates live.
+        jump: the largest relative output change that a single flipped gate made.
     """
 
     site: str
@@ -112,6 +205,9 @@ class SRUParity:
     swapped: FlipCount
     teacher_forced: FlipCount | None
     open_share: float
+    free_running: FreeRunning | None = None
+    margins: Histogram | None = None
+    jump: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +242,9 @@ class ParityReport:
         links: the chain.
         samples: name and input shapes of what was run.
         provenance: versions, seed, device, command.
+        layers: error tensor by tensor; ``first_departure`` says in words which one left its tolerance first.
+        overrides: limits that the user changed, by the tolerance's name.
+        tolerances: the table that it was judged by, before the overrides.
     """
 
     model: str
@@ -158,6 +257,12 @@ class ParityReport:
     left_alone: tuple[Refusal, ...]
     provenance: dict[str, str]
     stages: tuple[StageRecord, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    first_departure: str = ""
+    worst_inputs: tuple[WorstInput, ...] = ()
+    accuracy: Accuracy | None = None
+    overrides: dict[str, float] = field(default_factory=dict)
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
@@ -170,6 +275,24 @@ class ParityReport:
     def failures(self) -> tuple[str, ...]:
         """Each failed check, the link's name first."""
         return tuple(f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.status == "failed")
+
+    @property
+    def headline(self) -> str:
+        """The verdict's reason in one line: the first failure, or what the gates and the replay showed."""
+        if self.failures:
+            more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+            return self.failures[0] + more
+        counts = [sru.teacher_forced for sru in self.srus if sru.teacher_forced]
+        parts = []
+        if counts:
+            parts.append(f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}")
+        if self.outputs:
+            worst = max(self.outputs, key=lambda output: output.replay_ratio)
+            parts.append(f"replay error {worst.replay_ratio:.1f}x the noise floor")
+        not_run = [link.name for link in self.links if link.status == "not run"]
+        if not_run:
+            parts.append(f"not run: {', '.join(not_run)}")
+        return "; ".join(parts) or "nothing was measured"
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -186,8 +309,8 @@ class ParityReport:
         document = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
+            "failures": list(self.failures),
             **asdict(self),
-            "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances.ALL.items()},
         }
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio

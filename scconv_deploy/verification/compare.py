@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,9 @@ class OutputMetrics:
         cosine: of the flattened outputs; 1.0 for two zero vectors.
         snr_db: signal-to-noise ratio, ``-20 log10(relative_l2)``; None if the outputs are equal.
         top1_agreement: share of rows with the same largest entry, where the output looks like logits ``[N, K]``.
+        psnr_db: peak signal-to-noise ratio; None if it was not measured or the outputs are equal.
+        quantiles_abs: of the absolute differences, by name (``p50``, ``p99.9``).
+        top5_agreement: share of rows with the same five largest entries, likewise.
     """
 
     max_abs: float
@@ -25,6 +28,9 @@ class OutputMetrics:
     cosine: float
     snr_db: float | None
     top1_agreement: float | None
+    psnr_db: float | None = None
+    quantiles_abs: dict[str, float] = field(default_factory=dict)
+    top5_agreement: float | None = None
 
 
 def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
