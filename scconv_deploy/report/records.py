@@ -94,6 +94,77 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Log-spaced bins of ``|margin| / s`` of the reference's gates: how close to the edge the model lives.
+
+    Attributes:
+        edges: n + 1 of them; the first bin also holds everything below, the last everything above.
+        counts: n of them.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Gates of the artifact running free, against the reference's.
+
+    Attributes:
+        gates, flips: how many were compared, how many differ in a well-conditioned group.
+        unexplained: flips whose margin lies beyond the measured error of the gate's input there and the rounding
+            bound.
+        channels: how many channels hold a flip, the most over the samples.
+        ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
+    """
+
+    gates: int
+    flips: int
+    unexplained: int
+    channels: int = 0
+    ill_conditioned: int = 0
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One tensor that both sides have, in the graph's order, with the reference's gates on both sides.
+
+    Attributes:
+        name: the ONNX value.
+        module: path of the module in the PyTorch model, "" if unknown.
+        relative_l2: of the artifact against the reference, the worst over the samples.
+        floor: relative L2 of PyTorch float32 against float64 at the same place.
+    """
+
+    name: str
+    module: str
+    relative_l2: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class WorstInput:
+    """An input on which the artifact, as it is, is farthest from PyTorch; index counts within the sample's batch."""
+
+    sample: str
+    index: int
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on labelled data, and a paired interval for its difference (artifact - reference)."""
+
+    samples: int
+    reference: float
+    artifact: float
+    difference: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True)
 class SRUParity:
     """One SRU, summed over the samples.
 
@@ -104,6 +175,9 @@ class SRUParity:
         swapped: flips between the module as given and its variant, both in PyTorch.
         teacher_forced: flips between the artifact's SRU and the reference, fed the same input.
         open_share: share of gates that are open in the reference.
+        free_running: flips between the artifact running free and the reference.
+        margins: of the reference's gates.
+        jump: the largest change of the SRU's output that one flipped gate made, in units of the rms of its data.
     """
 
     site: str
@@ -112,6 +186,9 @@ class SRUParity:
     swapped: FlipCount
     teacher_forced: FlipCount | None
     open_share: float
+    free_running: FreeRunning | None = None
+    margins: Histogram | None = None
+    jump: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +223,11 @@ class ParityReport:
         links: the chain.
         samples: name and input shapes of what was run.
         provenance: versions, seed, device, command.
+        layers: error layer by layer, in the graph's order.
+        first_departure: the first tensor that leaves its tolerance, with its module; "" if none does.
+        worst_inputs: farthest first.
+        accuracy: where the data had labels.
+        overrides: tolerances that the user changed.
     """
 
     model: str
@@ -158,6 +240,11 @@ class ParityReport:
     left_alone: tuple[Refusal, ...]
     provenance: dict[str, str]
     stages: tuple[StageRecord, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    first_departure: str = ""
+    worst_inputs: tuple[WorstInput, ...] = ()
+    accuracy: Accuracy | None = None
+    overrides: dict[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
