@@ -121,11 +121,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Log-spaced bins of ``|margin| / s`` of the reference's gates.
+    """Log-spaced bins of ``|margin| / s`` of the reference's gates: how close to the edge the model lives.
 
     Attributes:
-        edges: n + 1 of them.
-        counts: n of them; the first bin also holds everything below its edge, the last everything above.
+        edges: n + 1 of them; the first bin also holds everything below, the last everything above.
+        counts: n of them.
     """
 
     edges: tuple[float, ...]
@@ -134,25 +134,32 @@ class Histogram:
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """Gates of the artifact running free, against the reference.
+    """Gates of the artifact running free, against the reference's.
 
     Attributes:
-        unexplained: flips whose margin is beyond the measured error of the gate's input there.
+        gates, flips: how many were compared, how many differ in a well-conditioned group.
+        unexplained: flips whose margin lies beyond the measured error of the gate's input there and the rounding
+            bound.
+        channels: how many channels hold a flip, the most over the samples.
+        ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
     """
 
     gates: int
     flips: int
     unexplained: int
+    channels: int = 0
+    ill_conditioned: int = 0
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """One tensor that both sides have, in the graph's order.
+    """One tensor that both sides have, in the graph's order, with the reference's gates on both sides.
 
     Attributes:
-        name: ONNX value name.
+        name: the ONNX value.
         module: path of the module in the PyTorch model, "" if unknown.
-        relative_l2, floor: distance from the reference, and the reference's own rounding noise there.
+        relative_l2: of the artifact against the reference, the worst over the samples.
+        floor: relative L2 of PyTorch float32 against float64 at the same place.
     """
 
     name: str
@@ -163,7 +170,7 @@ class LayerError:
 
 @dataclass(frozen=True)
 class WorstInput:
-    """An input on which the artifact is farthest from the reference: the sample, the index in its batch."""
+    """An input on which the artifact, as it is, is farthest from PyTorch; index counts within the sample's batch."""
 
     sample: str
     index: int
@@ -172,7 +179,7 @@ class WorstInput:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy on labelled data as shares, artifact minus reference, and that difference's interval."""
+    """Top-1 accuracy on labelled data, and a paired interval for its difference (artifact - reference)."""
 
     samples: int
     reference: float
@@ -194,9 +201,9 @@ class SRUParity:
         swapped: flips between the module as given and its variant, both in PyTorch.
         teacher_forced: flips between the artifact's SRU and the reference, fed the same input.
         open_share: share of gates that are open in the reference.
-        free_running: flips with the artifact running as it is, upstream rounding included.
-        margins: how close to the edge the reference's gates live.
-        jump: the largest relative output change that a single flipped gate made.
+        free_running: flips between the artifact running free and the reference.
+        margins: of the reference's gates.
+        jump: the largest change of the SRU's output that one flipped gate made, in units of the rms of its data.
     """
 
     site: str
@@ -242,8 +249,11 @@ class ParityReport:
         links: the chain.
         samples: name and input shapes of what was run.
         provenance: versions, seed, device, command.
-        layers: error tensor by tensor; ``first_departure`` says in words which one left its tolerance first.
-        overrides: limits that the user changed, by the tolerance's name.
+        layers: error layer by layer, in the graph's order.
+        first_departure: the first tensor that leaves its tolerance, with its module; "" if none does.
+        worst_inputs: farthest first.
+        accuracy: where the data had labels.
+        overrides: tolerances that the user changed.
         tolerances: the table that it was judged by, before the overrides.
     """
 
