@@ -295,7 +295,9 @@ class ParityReport:
         counts = [sru.teacher_forced for sru in self.srus if sru.teacher_forced]
         parts = []
         if counts:
-            parts.append(f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}")
+            parts.append(
+                f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}"
+            )
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.replay_ratio)
             parts.append(f"replay error {worst.replay_ratio:.1f}x the noise floor")
