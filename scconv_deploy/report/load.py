@@ -115,7 +115,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {name: _decode(args[1], v, f"{where}[{name!r}]") for name, v in value.items()}
     if kind is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(_expect(number or value in NON_FINITE, value, "a number", where))
+        _expect(number or value in NON_FINITE, value, "a number", where)
+        return value if number else float(value)
     return _expect(type(value) is kind, value, kind.__name__, where)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from scconv_deploy.report.escaping import code, markdown
-from scconv_deploy.report.records import ParityReport
+from scconv_deploy.report.records import Check, ParityReport
 
 
 def to_markdown(report: ParityReport) -> str:
@@ -15,21 +15,21 @@ def to_markdown(report: ParityReport) -> str:
         lines += [*(f"- {markdown(failure)}" for failure in report.failures), ""]
     lines += [f"- not inspected: {markdown(caveat)}" for caveat in report.caveats] + [""] * bool(report.caveats)
     lines += _table(("link", "", "why"), [
-        (code(link.name), _status(link.status), "<br>".join(markdown(c.reason) for c in link.checks) or
-         markdown(link.reason)) for link in report.links
+        (code(link.name), _status(link.status), "<br>".join(map(_check, link.checks)) or markdown(link.reason))
+        for link in report.links
     ])  # fmt: skip
     lines += _changed_limits(report)
     if report.srus:
         lines += _folded(f"{len(report.srus)} SRUs, fed the same input", _srus(report))
     if report.outputs:
-        lines += _folded(f"{len(report.outputs)} outputs", _outputs(report))
+        lines += _folded("Outputs", _outputs(report))
     if report.left_alone:
         rows = [(code(refusal.path), markdown(refusal.reason)) for refusal in report.left_alone]
-        lines += _folded(f"{len(rows)} modules left alone", _table(("module", "why"), rows))
+        lines += _folded("Modules left alone", _table(("module", "why"), rows))
     facts = {"artifact": report.artifact, "sha256": report.artifact_sha256, **report.provenance}
     rows = [(markdown(name), code(value)) for name, value in facts.items()]
     rows.append(("samples", "<br>".join(markdown(sample) for sample in report.samples)))
-    lines += _folded("provenance", _table(("", ""), rows))
+    lines += _folded("Provenance", _table(("what", "value"), rows))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,6 +83,10 @@ def _changed_limits(report: ParityReport) -> list[str]:
         usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
         lines.append(f"- tolerance changed: {code(name)} {value:g}{usual}")
     return [*lines, ""] if lines else []
+
+
+def _check(check: Check) -> str:
+    return ("" if check.status == "passed" else f"**{check.status}**: ") + markdown(check.reason)
 
 
 def _status(status: str) -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ _WIDTH_IN = 4.4  # 317 points: the letters stay readable at a phone's width
 _ROW_IN = 0.2
 _INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
 _GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "text.parse_math": False, "figure.constrained_layout.use": True,
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.family": "sans-serif",
@@ -71,21 +72,21 @@ def pictures(report: ParityReport) -> dict[str, Picture]:
 
 def _flips(axes: Axes, report: ParityReport) -> None:
     rows = range(len(report.srus))
-    series: list[tuple[str, list[int], str, float]] = []
+    series: list[tuple[str, list[int], str]] = []
     forced = [s.teacher_forced for s in report.srus]
-    series.append(("same input, explained", [c.flips - c.unexplained if c else 0 for c in forced], _GOOD, 1.0))
+    series.append(("same input, explained", [c.flips - c.unexplained if c else 0 for c in forced], _GOOD))
     if any(s.free_running for s in report.srus):
         free = [s.free_running for s in report.srus]
-        series.append(("running free, explained", [f.flips - f.unexplained if f else 0 for f in free], _FAINT, 1.0))
+        series.append(("running free, explained", [f.flips - f.unexplained if f else 0 for f in free], _FAINT))
         bad = [(c.unexplained if c else 0) + (f.unexplained if f else 0) for c, f in zip(forced, free, strict=True)]
     else:
         bad = [c.unexplained if c else 0 for c in forced]
-    series.append(("unexplained", bad, _BAD, 1.0))
+    series.append(("unexplained", bad, _BAD))
     height = 0.8 / len(series)
-    for index, (label, values, colour, alpha) in enumerate(series):
+    for index, (label, values, colour) in enumerate(series):
         places = [row + (index - (len(series) - 1) / 2) * height for row in rows]
-        axes.barh(places, values, height, label=label, color=colour, alpha=alpha)
-    if any(max(values) for _, values, _, _ in series):
+        axes.barh(places, values, height, label=label, color=colour)
+    if any(max(values) for _, values, _ in series):
         axes.set_xscale("symlog", linthresh=1)
     else:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", size=14)

@@ -103,11 +103,9 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     for worst in report.worst_inputs[:3]:
         _line(console, f"worst input: {worst.sample} [{worst.index}], relative L2 {worst.relative_l2:.1e}")
     if found := report.accuracy:
-        _line(
-            console,
-            f"accuracy on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
-            f"difference {found.difference:+.2%} ({found.confidence:.0%} interval {found.low:+.2%} to {found.high:+.2%})",
-        )
+        interval = f"{found.confidence:.0%} interval {found.low:+.2%} to {found.high:+.2%}"
+        shares = f"reference {found.reference:.2%}, artifact {found.artifact:.2%}, difference {found.difference:+.2%}"
+        _line(console, f"accuracy on {found.samples:,} samples: {shares} ({interval})")
     for name, value in report.overrides.items():
         usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
         _line(console, f"tolerance changed: {name} {value:g}{usual}")
