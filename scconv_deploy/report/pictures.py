@@ -88,16 +88,19 @@ def _flips(axes: Axes, report: ParityReport) -> None:
         axes.barh(places, values, height, label=label, color=colour)
     if any(max(values) for _, values, _ in series):
         axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
     else:
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0])
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", size=14)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(left=0)
     axes.set_xlabel("gates")
     _name_rows(axes, [sru.site for sru in report.srus])
     axes.figure.legend(loc="outside lower center", ncols=2)
 
 
 def _margins(axes: Axes, report: ParityReport) -> None:
+    ends: list[float] = []  # of the bins that hold a gate; a logarithmic axis does not find them by itself
     for row, sru in enumerate(report.srus):
         if sru.margins is None or not (total := sum(sru.margins.counts)):
             continue
@@ -111,6 +114,7 @@ def _margins(axes: Axes, report: ParityReport) -> None:
             # a share of a millionth is what matters here, and must be seen
             shade = 0.12 + 0.88 * max(0.0, 1 + math.log10(count / most) / 6)
             start = max(left, 1e-12)
+            ends += [start, right]
             axes.barh(row, right - start, 0.86, left=start, color=_GOOD, alpha=shade, lw=0)
         axes.annotate(
             f"{total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -118,6 +122,8 @@ def _margins(axes: Axes, report: ParityReport) -> None:
         )  # fmt: skip
         axes.plot([right for _, right, _ in bins[:1]], [row] * len(bins[:1]), "|", color=_BAD, ms=8)
     axes.set_xscale("log")
+    if ends:
+        axes.set_xlim(min(ends), max(ends))
     axes.xaxis.set_major_formatter("{x:.0e}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("|margin| / s")

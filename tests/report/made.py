@@ -20,7 +20,14 @@ from scconv_deploy.report.records import (
     WorstInput,
 )
 from scconv_deploy.verification.compare import OutputMetrics
+from scconv_deploy.verification.tolerances import Tolerance
 
+TOLERANCES = {
+    "unexplained_flips": Tolerance(0, "gates that differ beyond rounding", "a fault moved them"),
+    "replay_multiple": Tolerance(8, "error of the replay, in multiples of the noise floor", "other summation orders"),
+    "smallest_floor": Tolerance(2.0**-24, "smallest noise floor", "half a unit in the last place"),
+    "largest_floor": Tolerance(1e-5, "largest noise floor", "a noisier reference proves nothing"),
+}
 HOSTILE = "<script>alert(1)</script>|`x`\"'&$\\alpha$\x1b[31m @all http://evil.example/"
 
 
@@ -72,6 +79,7 @@ def full_report(ratio: float = 2.0, unexplained: int = 0) -> ParityReport:
         worst_inputs=(WorstInput("seeded noise", 1, 3e-6),),
         accuracy=Accuracy(100, 0.91, 0.9, -0.01, -0.03, 0.01, 0.95),
         overrides={"replay_multiple": 8.5},
+        tolerances=TOLERANCES,
     )
 
 

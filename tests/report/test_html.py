@@ -92,6 +92,7 @@ def test_pictures_name_their_rows_and_their_references_are_in_the_same_picture()
     drawn = re.findall("<svg.*?</svg>", text, re.S)
     assert len(drawn) == 4  # flips, margins, layers, worst inputs
     assert all("layer1.SRU" in svg and "currentColor" in svg for svg in drawn[:2])
+    assert {"1e-04", "1e-03", "1e-02", "1e-01"} <= set(re.findall(r">(1e-\d\d)<", drawn[1]))  # the rare bins too
     assert "seeded noise [1]" in drawn[3]
     identities = [set(re.findall(r' id="([^"]+)"', svg)) for svg in drawn]
     for svg, own in zip(drawn, identities, strict=True):
