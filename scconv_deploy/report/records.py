@@ -283,8 +283,13 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Each failed check, the link's name first."""
-        return tuple(f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.status == "failed")
+        """Each failed check, or the link's own reason where it has none, the link's name first."""
+        failed = [link for link in self.links if link.status == "failed"]
+        return tuple(
+            f"{link.name}: {reason}"
+            for link in failed
+            for reason in [c.reason for c in link.checks if c.status == "failed"] or [link.reason]
+        )
 
     @property
     def headline(self) -> str:

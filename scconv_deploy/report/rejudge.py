@@ -24,7 +24,7 @@ class Judgement:
         report: with the new limits, its checks judged by them.
         stored_verdict: before.
         required: names of the links that must have passed.
-        lacking: the required links that have not, with the reason.
+        lacking: the required links that have not, with the reason; or that none ran.
     """
 
     report: ParityReport
@@ -70,6 +70,8 @@ def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str
         )
     report = rejudge(stored, overrides or {})
     lacking = tuple(reason for name in require for reason in _lacking(report, name))
+    if all(link.status == "not run" for link in report.links):
+        lacking = (*lacking, "no link ran, so nothing is proved")
     return Judgement(report, stored.verdict, tuple(require), lacking)
 
 
@@ -101,7 +103,7 @@ def rejudge(report: ParityReport, overrides: Mapping[str, float]) -> ParityRepor
             raise UsageError(f"Tolerance {name} cannot be {limit}.", "Give a finite number, 0 or larger.")
         if name not in kept:
             raise UsageError(
-                f"The report holds no number that {name} alone decides, so it cannot be judged again by it.",
+                f"The report holds no number that was held against {name}, so it cannot be judged again by it.",
                 f"Can be changed: {', '.join(sorted(kept)) or 'none'}. Otherwise verify the artifact again.",
             )
     links = tuple(_rejudged_link(link, overrides) for link in report.links)
@@ -113,8 +115,9 @@ def _rejudged_link(link: Link, overrides: Mapping[str, float]) -> Link:
 
 
 def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
-    if not check.quantities:
-        return check
+    unexplained = check.status == "failed" and all(q.within for q in check.quantities)
+    if not check.quantities or check.status == "not run" or unexplained:
+        return check  # no number decided it, so none can change it
     quantities = tuple(replace(q, limit=overrides.get(q.tolerance, q.limit)) for q in check.quantities)
     changed = [
         f"{new.tolerance} {new.value:.3g} against {new.limit:g} instead of {old.limit:g}"

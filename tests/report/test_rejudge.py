@@ -50,6 +50,13 @@ def test_a_status_that_the_numbers_do_not_bear_out_is_corrected():
     assert rejudge(report, {}).failures[0].endswith("judged again: unexplained_flips 5 exceeds 0")
 
 
+def test_a_failure_that_no_number_explains_stays_one():
+    other = replace(replay(2.0), status="failed", reason="the output is missing")
+    unread = replace(gates(0), status="not run", reason="no gate can be read")
+    report = replace(full_report(), links=(Link.of("onnxruntime", [other, unread]),))
+    assert rejudge(report, {"replay_multiple": 100.0, "unexplained_flips": 5}).links == report.links
+
+
 def test_a_real_report_keeps_the_numbers_of_every_check_with_a_limit(real_report):
     assert rejudge(real_report, {}) == real_report
     checks = [check for link in real_report.links for check in link.checks]
@@ -71,7 +78,7 @@ def test_a_real_report_keeps_the_numbers_of_every_check_with_a_limit(real_report
         ({"replay": 1.0}, "no tolerance replay.*Known: .*replay_multiple"),
         ({"replay_multiple": -1.0}, "cannot be -1"),
         ({"replay_multiple": float("inf")}, "cannot be inf"),
-        ({"smallest_floor": 1e-9}, "no number that smallest_floor alone decides.*replay_multiple"),
+        ({"smallest_floor": 1e-9}, "no number that was held against smallest_floor.*replay_multiple"),
     ],
 )
 def test_a_limit_that_cannot_be_applied_is_refused(overrides, words):
@@ -110,6 +117,12 @@ def test_a_required_link_that_failed_and_a_failed_check_are_reasons(tmp_path):
     found = check_report(write(tmp_path / "report.json", full_report(ratio=9.0)), ["onnxruntime"])
     assert found.failures[0].startswith("onnxruntime is required and failed: logits: replay error 9.0e-07")
     assert not check_report(tmp_path / "report.json")  # without a requirement too
+
+
+def test_a_report_in_which_nothing_ran_proves_nothing(tmp_path):
+    idle = replace(full_report(), links=(Link("engine", "not run", "no engine was built"),))
+    assert check_report(write(tmp_path / "a.json", idle)).failures == ("no link ran, so nothing is proved",)
+    assert not check_report(write(tmp_path / "b.json", replace(idle, links=())))
 
 
 def test_an_unknown_link_is_refused_with_the_known_ones(tmp_path):
