@@ -205,7 +205,8 @@ def verify(
     embed: Embed = None,
     data: Data = None,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Also write the report as JSON.")
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -215,13 +216,15 @@ def verify(
     with _session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.pipeline import report_bytes, verify_spec
+        from scconv_deploy.report.render import format_of
 
         if report is not None:
+            form = format_of(report)
             check_output_file(report, force)
         spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         result = verify_spec(artifact, spec, data=data, command=_command(), progress=session.progress)
         if report is not None:
-            write_file(report, report_bytes(result))
+            write_file(report, report_bytes(result, form))
         session.show(result, "print_report")
         if not result:
             raise ParityError(f"{artifact}: {result.failures[0]}", "Do not ship it.")
@@ -300,6 +303,87 @@ def models(
         session.show(listing, "print_models")
 
 
+_reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
+app.add_typer(_reports, name="report")
+Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
+
+
+@_reports.command()
+def show(
+    report: Stored,
+    form: Annotated[
+        Literal["text", "markdown", "html", "junit", "json"] | None,
+        typer.Option("--format", help="By default what --output's suffix says, else text."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")] = None,
+    force: Force = False,
+) -> None:
+    """Print a stored report, or write it in another format."""
+    with _session(form == "json", False) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.report.load import load_report
+        from scconv_deploy.report.render import format_of, render
+
+        if output is not None:
+            check_output_file(output, force)
+            form = form or format_of(output)
+        stored = load_report(report)
+        if output is not None:
+            write_file(output, render(stored, form or "text").encode())
+        elif form in (None, "text"):
+            session.show(stored, "print_report")
+        else:
+            session.write(render(stored, form))
+
+
+@_reports.command()
+def check(
+    report: Stored,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINK,...", help="Links that must have passed, for example onnxruntime; repeatable."),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.report.rejudge import check_report, parse_overrides
+
+        names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
+        result = check_report(report, names, parse_overrides(tolerance or ()))
+        session.show(result, "print_judgement")
+        if not result:
+            raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")
+
+
+@_reports.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, or a bundle.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.report.diff import diff_reports
+        from scconv_deploy.report.load import load_report
+
+        session.show(diff_reports(load_report(before), load_report(after)), "print_diff")
+
+
+@_reports.command()
+def schema() -> None:
+    """Print the JSON Schema of report.json."""
+    with _session(False, False) as session:
+        from scconv_deploy.report.schema import schema_text
+
+        session.write(schema_text())
+
+
 def _spec(
     source: str,
     kwargs: str | None,
@@ -363,6 +447,13 @@ class _Session:
             # a pipe gets tables as wide as they are
             console = Console(file=self._stdout, width=None if self._stdout.isatty() else 160)
             getattr(text, printer)(console, result)
+        self.shown = True
+
+    def write(self, document: str) -> None:
+        """Print a document as it is."""
+        if self._status is not None:
+            self._status.stop()
+        typer.echo(document, file=self._stdout, nl=False)
         self.shown = True
 
 

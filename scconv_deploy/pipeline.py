@@ -23,10 +23,12 @@ from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
 from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
 from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
-from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters.onnx import export_model, serialize
 from scconv_deploy.gate import recognize, swap_reachable
+from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
+from scconv_deploy.report.render import Format, render, require_html
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
@@ -36,7 +38,7 @@ from scconv_deploy.verification.parity import verify_onnx
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 
 MODEL_FILE = "model.onnx"
-REPORT_FILE = "report.json"
+HTML_FILE = "report.html"
 Progress = Callable[[str], None]
 MaskFormChoice = Literal["auto", "where", "multiply"]
 
@@ -78,12 +80,13 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A bundle: its folder, the artifact in it, the manifest's own digest, and the verdict."""
+    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, and what it lacks."""
 
     folder: Path
     artifact: Path
     digest: str
     report: ParityReport
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.report)
@@ -93,6 +96,7 @@ class DeployResult:
             "folder": str(self.folder),
             "artifact": str(self.artifact),
             "digest": self.digest,
+            "notes": list(self.notes),
             "report": self.report.as_json(),
         }
 
@@ -308,18 +312,31 @@ def _deploy(
         provenance=provenance, progress=progress,
     )  # fmt: skip
     name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
+    page, notes = _page(report, progress)
     with new_folder(folder) as temporary:
         write_file(temporary / name, data)
         write_file(temporary / REPORT_FILE, report_bytes(report))
+        if page is not None:
+            write_file(temporary / HTML_FILE, page)
         facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
-    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report)
+    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report, notes)
 
 
-def report_bytes(report: ParityReport) -> bytes:
-    """``report.json``."""
-    return (json.dumps(report.as_json(), indent=2) + "\n").encode()
+def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:
+    """``report.html``, or why there is none: a verdict must not be lost because pictures cannot be drawn."""
+    try:
+        require_html()
+    except MissingRuntimeError as error:
+        return None, (f"{HTML_FILE} was not written: {error}",)
+    progress("drawing the report")
+    return report_bytes(report, "html"), ()
+
+
+def report_bytes(report: ParityReport, form: Format = "json") -> bytes:
+    """A report as a file; ``report.json`` by default."""
+    return render(report, form).encode()
 
 
 def verify_spec(

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from scconv_deploy import __version__, cli, pipeline
 from scconv_deploy.exporters.onnx import serialize
 
+REPORTS = ["report.html", "report.json"]
 NET = """
     import os, sys, time
     import torch
@@ -394,7 +395,7 @@ def test_several_inputs(run, fails):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["exprt"], "Did you mean 'export'? See scconv-deploy --help."),
+        (["exprt"], "Did you mean 'export', 'report'? See scconv-deploy --help."),
         (["export"], "Missing argument"),
         (["export", "net.py:make"], "Missing option '--output' / '-o'"),
         (["export", "net.py:make", "-o"], "requires an argument"),
@@ -426,7 +427,9 @@ def test_an_output_that_exists(fails):
     Path("out.onnx").write_text("old")
     fails("usage", "export", "net.py:make", "-o", "out.onnx", *SHAPE, words=("out.onnx exists", "--force"))
     fails("usage", "deploy", "net.py:make", "-o", "out.onnx", *SHAPE, "--force", words="is a file, expected a folder")
-    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.onnx", words=("out.onnx exists", "--force"))
+    Path("out.json").write_text("kept")
+    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.json", words=("out.json exists", "--force"))
+    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.onnx", words=".onnx is no report format")
     Path("folder").mkdir()
     Path("folder/thesis.tex").write_text("mine")
     fails("usage", "export", "net.py:make", "-o", "folder", *SHAPE, "--force", words="is a folder, expected a file")
@@ -563,6 +566,8 @@ def test_verify_a_good_and_a_tampered_file(run, artifact, exported):
     bad = run(*args)
     assert bad.exit_code == 6
     assert json.loads(bad.stdout)["verdict"] == "failed"  # the report, and no second document
+    assert run(*args, "--report", "report.xml").exit_code == 6
+    assert 'failures="2"' in Path("report.xml").read_text().splitlines()[1]  # the artifact's link and the SRU's own
     (line,) = bad.stderr.splitlines()
     assert "cut differs" in line
     assert line.endswith("Do not ship it.")
@@ -593,14 +598,14 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["artifact"] == "bundle/model.onnx"
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "report.json"]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", *REPORTS]
     fails("usage", *args, words=("bundle exists", "--force"))
     assert run("verify", "bundle", "--reference", "net.py:make", *SHAPE, "--quiet").exit_code == 0
     monkeypatch.setattr(pipeline, "serialize", tampered)
     rejected = run(*args, "--force")
     assert rejected.exit_code == 6
     assert "bundle/model.onnx.rejected: onnxruntime:" in rejected.stderr.splitlines()[-1]
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", "report.json"]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", *REPORTS]
     assert not [name for name in content() if ".scconv-deploy" in name]
 
 

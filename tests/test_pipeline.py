@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -96,7 +97,8 @@ def test_accuracy_is_pytorchs(digits, deployed):
 
 def test_the_bundle_is_sealed(deployed):
     result, folder = deployed
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.onnx", "report.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.onnx", "report.html", "report.json"]
+    assert result.notes == ()
     manifest = read_manifest(folder)
     assert differing_files(folder, manifest) == ()
     assert manifest["verdict"] == "passed"
@@ -131,10 +133,15 @@ def test_a_rejected_artifact_is_named_so(digits, tmp_path, monkeypatch):
 
     strict = tolerances.Tolerance(1e-9, "replay", "a test's limit that nothing meets")
     monkeypatch.setattr(tolerances, "REPLAY_MULTIPLE", strict)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no pictures: said, and no reason to lose the verdict
     result = scconv_deploy.deploy(net, images[:2], tmp_path / "out")
     assert not result
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["manifest.json", "model.onnx.rejected", "report.json"]
+    assert result.notes == (
+        "report.html was not written: The HTML report needs matplotlib, which is not installed. "
+        "pip install jinja2 matplotlib",
+    )
     assert read_manifest(tmp_path / "out")["verdict"] == "failed"
     assert artifact_file(tmp_path / "out")[0].name == "model.onnx.rejected"
 

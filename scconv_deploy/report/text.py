@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,7 +16,9 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
+    from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.report.rejudge import Judgement
     from scconv_deploy.zoo.catalogue import Listing
 
 _STYLES = {
@@ -39,10 +42,14 @@ def print_deploy(console: Console, result: DeployResult) -> None:
     _line(console, f"bundle   {result.folder}")
     _line(console, f"artifact {result.artifact}")
     _line(console, f"digest   {result.digest}")
+    for note in result.notes:
+        _line(console, f"note     {note}")
 
 
 def print_report(console: Console, report: ParityReport) -> None:
-    """The chain, the SRUs and the outputs; the verdict last, with its reasons."""
+    """The chain, the SRUs and the outputs; the verdict last, with its reasons. A failure is said first as well."""
+    if not report:
+        _line(console, f"parity   failed: {report.headline}")
     _print_embedding(console, report.stages)
     _print_left_alone(console, [(r.path, r.reason) for r in report.left_alone])
     chain = _table("Chain", "link", "", "why")
@@ -79,12 +86,59 @@ def print_report(console: Console, report: ParityReport) -> None:
             "-" if top1 is None else f"{top1:.0%}",
         )
     console.print(outputs)
+    _print_findings(console, report)
     _line(console, f"samples  {'; '.join(report.samples)}")
     console.print(Text("parity   ") + _status(report.verdict))
     for failure in report.failures:
         _line(console, f"  {failure}")
     for caveat in report.caveats:
         _line(console, f"  not inspected: {caveat}")
+
+
+def _print_findings(console: Console, report: ParityReport) -> None:
+    """What only some reports have."""
+    free = [(sru.site, sru.free_running) for sru in report.srus if sru.free_running]
+    if free:
+        flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
+        _line(console, f"running free, gates changed: {flips:,} of {gates:,} ({bad:,} unexplained)")
+    if report.first_departure:
+        _line(console, f"departs first: {report.first_departure}")
+    for worst in report.worst_inputs[:3]:
+        _line(console, f"worst input: {worst.sample} [{worst.index}], relative L2 {worst.relative_l2:.1e}")
+    if found := report.accuracy:
+        interval = f"{found.confidence:.0%} interval {found.low:+.2%} to {found.high:+.2%}"
+        shares = f"reference {found.reference:.2%}, artifact {found.artifact:.2%}, difference {found.difference:+.2%}"
+        _line(console, f"accuracy on {found.samples:,} samples: {shares} ({interval})")
+    for name, value in report.overrides.items():
+        usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
+        _line(console, f"tolerance changed: {name} {value:g}{usual}")
+
+
+def print_judgement(console: Console, result: Judgement) -> None:
+    """A stored report judged again: the links, then whether it may be signed, with every reason."""
+    links = _table("Chain", "link", "", "why")
+    for link in result.report.links:
+        links.add_row(Text(link.name), _status(link.status), Text(link.reason))
+    console.print(links)
+    _print_findings(console, replace(result.report, worst_inputs=()))
+    if result.stored_verdict != result.report.verdict:
+        _line(console, f"the stored verdict was {result.stored_verdict}")
+    console.print(Text("check    ") + _status("passed" if result else "failed"))
+    for failure in result.failures:
+        _line(console, f"  {failure}")
+    for caveat in result.report.caveats:
+        _line(console, f"  not inspected: {caveat}")
+
+
+def print_diff(console: Console, result: ReportDiff) -> None:
+    """What changed between two reports."""
+    if not result:
+        _line(console, "no difference")
+        return
+    table = _table("Changed", "what", "before", "after")
+    for change in result.changes:
+        table.add_row(Text(change.what), Text(change.before or "-"), Text(change.after or "-"))
+    console.print(table)
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 
 from scconv_deploy.gate import Recognition
-from scconv_deploy.report.records import Check
+from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.verification import static, tolerances
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -23,11 +23,13 @@ def swapped_checks(recognition: Recognition, measured: Measured) -> list[Check]:
             "gates",
             "failed" if total.unexplained else "passed",
             f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)",
+            (_unexplained(total.unexplained),),
         ),
         Check(
             "values",
             "passed" if apart <= limit else "failed",
             f"values agree to {apart:.1e} relative L2 (limit {limit:.0e})",
+            (Quantity("swapped_values", apart, limit),),
         ),
         *_against_floor("whole model", "swapped against given", measured.swapped_error),
     ]
@@ -74,10 +76,11 @@ def teacher_forced_check(measured: Measured) -> Check:
     text = f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"
-    if total.unexplained > tolerances.UNEXPLAINED_FLIPS.value:
+    decided = (_unexplained(total.unexplained),)
+    if not decided[0].within:
         worst = max(measured.teacher_forced.items(), key=lambda item: item[1].unexplained)
-        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained")
-    return Check(name, "passed", text)
+        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained", decided)
+    return Check(name, "passed", text, decided)
 
 
 def replay_checks(measured: Measured) -> list[Check]:
@@ -99,18 +102,27 @@ def contract_checks(measured: Measured) -> list[Check]:
     return [Check("contract", "failed", repeated(measured.contract))]
 
 
+def _unexplained(count: int) -> Quantity:
+    return Quantity("unexplained_flips", count, tolerances.UNEXPLAINED_FLIPS.value)
+
+
 def _against_floor(name: str, what: str, measured: Mapping[str, AgainstNoise]) -> list[Check]:
     checks = []
     limit = tolerances.REPLAY_MULTIPLE.value
     for output, found in measured.items():
         error, floor = found.error, found.floor
+        share = found.largest_floor == tolerances.LARGEST_SHARE.value  # an output of indices or masks
+        decided = (
+            Quantity("largest_share" if share else "largest_floor", floor, found.largest_floor),
+            Quantity("replay_multiple", found.ratio, limit),
+        )
         if not floor <= found.largest_floor:
             noise = f"{floor:.1e} (limit {found.largest_floor:g})"
             text = f"{output}: the reference's own noise is {noise}, so nothing can be judged by it"
-            checks.append(Check(name, "failed", text))
+            checks.append(Check(name, "failed", text, decided))
             continue
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
         text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
-        checks.append(Check(name, "passed" if good else "failed", text))
+        checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks
