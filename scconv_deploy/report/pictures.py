@@ -24,7 +24,8 @@ _ROW_IN = 0.2
 _INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
 _GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
 _SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 9, "text.parse_math": False, "figure.constrained_layout.use": True,
+    "svg.fonttype": "none", "font.size": 9, "text.parse_math": False, "axes.unicode_minus": False,
+    "figure.constrained_layout.use": True,
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.family": "sans-serif",
 }  # fmt: skip
