@@ -51,7 +51,7 @@ MODELS: dict[str, ZooModel] = {
     "scconv_resnet20": _cifar("cifar_resnet:scconv_resnet20", "ResNet-20 (He et al. 2016) with ScConv"),
     "scconv_resnet56": _cifar("cifar_resnet:scconv_resnet56", "ScConv, CVPR 2023, table 1"),
     "scconv_resnet50": _imagenet("resnet:scconv_resnet50", "ScConv, CVPR 2023, table 5"),
-    "scconv_retinanet_r50": _voc("retinanet:scconv_retinanet_r50", "ScConv, CVPR 2023, table 6"),
+    "scconv_retinanet_r50": _voc("retinanet:scconv_retinanet_r50", "ScConv, CVPR 2023, detection on PASCAL VOC"),
     "resnet20": _cifar("cifar_resnet:resnet20", "baseline: He et al. 2016"),
     "resnet56": _cifar("cifar_resnet:resnet56", "baseline: He et al. 2016"),
     "resnet50": _imagenet("resnet:resnet50", "baseline: He et al. 2016, stride in the 3x3"),
