@@ -64,7 +64,7 @@ MODELS: dict[str, ZooModel] = {
     "scconv_resnet50": _imagenet("resnet:scconv_resnet50", _PAPER),
     "scconv_resnet50_alpha34": _imagenet("resnet:scconv_resnet50_alpha34", f"{_PAPER}, alpha = 3/4"),
     "scconv_resnet101": _imagenet("resnet:scconv_resnet101", _PAPER),
-    "scconv_retinanet_r50": _voc("retinanet:scconv_retinanet_r50", "ScConv, CVPR 2023, table 6"),
+    "scconv_retinanet_r50": _voc("retinanet:scconv_retinanet_r50", f"{_PAPER}, detection on PASCAL VOC"),
     "resnet20": _cifar("cifar_resnet:resnet20", "baseline: He et al. 2016"),
     "resnet56": _cifar100("cifar_resnet:resnet56", "baseline: He et al. 2016, option B"),
     "cifar_resnet50": _cifar100("cifar_resnet:cifar_resnet50", "baseline: He et al. 2016, 3x3 stem"),
