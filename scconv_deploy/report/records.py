@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from scconv_deploy.gate import FlipCount, Refusal
+from scconv_deploy.outcomes import FlipCount, Refusal
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.compare import OutputMetrics
 
