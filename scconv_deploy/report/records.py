@@ -274,7 +274,7 @@ class ParityReport:
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
             **asdict(self),
-            "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances.ALL.items()},
+            "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances.table(self.overrides).items()},
         }
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio
