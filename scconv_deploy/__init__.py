@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
+    from scconv_deploy.verification.checks import Checks
 
 _HOMES = {
     "CRU": "nn",
     "SRU": "nn",
     "GroupBatchnorm2d": "nn",
     "ScConv": "nn",
+    "Checks": "verification.checks",
     "DeployResult": "pipeline",
     "ExportOptions": "pipeline",
     "ExportResult": "pipeline",
@@ -37,6 +39,7 @@ _HOMES = {
 __all__ = [
     "CRU",
     "SRU",
+    "Checks",
     "DeployResult",
     "DynamicAxis",
     "ExportOptions",

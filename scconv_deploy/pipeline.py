@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,11 @@ from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load
 from scconv_deploy.verification import instrument, tolerances
+from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import Artifact, Judging, verify_onnx
+from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
-from scconv_deploy.verification.runners.onnxruntime import CPU, RuntimeOptions
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.torch_reference import Reference, TorchReference
 
 REPORT_FILE = "report.json"
@@ -60,27 +60,6 @@ class ExportOptions:
     @property
     def resolved_mask_form(self) -> MaskForm:
         return "multiply" if self.mask_form == "auto" else self.mask_form
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What an artifact is verified on and how.
-
-    Attributes:
-        data: real data beside the seeded noise, see :func:`scconv_deploy.verification.samples.load_samples`.
-        preprocessing: of images; None takes the model's own.
-        tolerances: values by name instead of the table's; the report prints them.
-        provider: execution provider of ONNX Runtime.
-    """
-
-    data: str | None = None
-    preprocessing: Preprocessing | None = None
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    provider: str = CPU
-
-    @property
-    def judging(self) -> Judging:
-        return Judging(self.tolerances, RuntimeOptions(self.provider))
 
 
 @dataclass(frozen=True)
@@ -289,7 +268,7 @@ def deploy_spec(
     tolerances.table(checks.tolerances)  # refused before any work is done
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = _samples(reference, spec.seed, checks, spec.source)
+    samples = checks.samples(reference, spec.seed, spec.source)
     return _deploy(reference, folder, options, checks, samples, log, command, progress, _provenance(spec, command))
 
 
@@ -313,7 +292,7 @@ def deploy(
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = _samples(reference, 0, checks)
+    samples = checks.samples(reference, 0)
     return _deploy(reference, Path(folder), options, checks, samples, log, "scconv_deploy.deploy", silent, {})
 
 
@@ -337,18 +316,13 @@ def _deploy(
     name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
     with new_folder(folder) as temporary:
         write_file(temporary / name, data)
-        write_file(temporary / REPORT_FILE, report_bytes(report))
+        write_file(temporary / REPORT_FILE, report.as_bytes())
         noise = noise_samples(reference.signature, 0)
         write_reference(temporary, TorchReference(reference), noise[::-1], instrument.sites(ir.to_proto(model)))
         facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
     return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report)
-
-
-def report_bytes(report: ParityReport) -> bytes:
-    """``report.json``."""
-    return (json.dumps(report.as_json(), indent=2) + "\n").encode()
 
 
 def verify_spec(
@@ -365,7 +339,7 @@ def verify_spec(
     proto = read_onnx(path)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = with_progress(_samples(reference, spec.seed, checks, spec.source), progress)
+    samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
         reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
         judging=checks.judging, provenance=_provenance(spec, command) | notes,
@@ -388,18 +362,9 @@ def verify(
     path, notes = artifact_file(Path(artifact))
     proto = read_onnx(path)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = with_progress(_samples(reference, 0, checks), silent)
+    samples = with_progress(checks.samples(reference, 0), silent)
     artifact_read = Artifact(proto, str(path), path.read_bytes())
     return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
-
-
-def _samples(reference: Reference, seed: int, checks: Checks, source: str = "") -> list[Iterable[Sample]]:
-    """Seeded noise, and then the user's data."""
-    samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
-    if checks.data:
-        preprocessing = checks.preprocessing or Preprocessing.of(source, reference.model)
-        samples.append(load_samples(checks.data, reference.signature, preprocessing))
-    return samples
 
 
 def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:

@@ -3,8 +3,8 @@
 ``reference.json`` names what is there; ``sample-K.npz`` holds of each sample ``input:I``, ``given:I`` (the model as
 given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's
 input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
-within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from 0 in
-the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, and only as far as the size goes.
+within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
+0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def write_reference(
 
 
 def _outer_arrays(run: ReferenceRun) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for kind, values in (("input", run.inputs), ("given", run.given), ("output", run.outputs)):
         arrays |= {f"{kind}:{index}": value for index, value in enumerate(values.values())}
     return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
@@ -98,7 +98,7 @@ def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: in
 
 
 def _site_arrays(sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for index, site in enumerate(sites.values()):
         arrays |= {f"{name}:{index}": value for name, value in site.parameters.items()}
         arrays[f"reach:{index}"] = site.form.reach

@@ -293,7 +293,7 @@ def _modules_of_values(model: ir.Model) -> dict[str, str]:
 
     Values, not nodes, for onnxsim renames nodes and drops their metadata but keeps the names of values.
     """
-    found = {}
+    found: dict[str, str] = {}
     for node in model.graph:
         try:
             scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))

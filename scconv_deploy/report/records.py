@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -279,6 +280,10 @@ class ParityReport:
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio
         return _finite(document)
+
+    def as_bytes(self) -> bytes:
+        """``report.json``."""
+        return (json.dumps(self.as_json(), indent=2) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

@@ -59,7 +59,7 @@ class Judging:
     """
 
     overrides: Mapping[str, float] = field(default_factory=dict)
-    runtime: RuntimeOptions = RuntimeOptions()
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
 
 def verify_artifact(
@@ -173,7 +173,7 @@ def _departure(
 
 
 def _sru(found: SiteMeasured, measured: Measured, static: Check) -> SRUParity:
-    free = found.free_running
+    free, bins = found.free_running, found.histogram
     return SRUParity(
         site=found.site.name,
         variant=found.site.variant,
@@ -181,11 +181,14 @@ def _sru(found: SiteMeasured, measured: Measured, static: Check) -> SRUParity:
         swapped=measured.swapped_flips.get(found.site.path, FlipCount(0)),
         teacher_forced=found.teacher_forced,
         open_share=found.opened / found.gates,
-        free_running=free
-        and FreeRunning(free.gates, free.flips, free.unexplained, free.channels, free.ill_conditioned),
-        margins=Histogram(MARGIN_EDGES, tuple(map(int, found.histogram))) if found.histogram.any() else None,
+        free_running=None if free is None else _free_running(free),
+        margins=Histogram(MARGIN_EDGES, tuple(map(int, bins))) if bins.any() else None,
         jump=found.jump,
     )
+
+
+def _free_running(count: FlipCount) -> FreeRunning:
+    return FreeRunning(count.gates, count.flips, count.unexplained, count.channels, count.ill_conditioned)
 
 
 def _output(name: str, measured: Measured) -> OutputParity:

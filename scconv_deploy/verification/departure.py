@@ -104,10 +104,8 @@ def _first_of(
 ) -> str:
     """The first of these values beyond its tolerance, in words."""
     places = {name: place for name, place in module_outputs(proto).items() if name in values}
-    expected = {
-        (path, call): (y, floor)
-        for path, call, y, floor in source.modules(run, sorted({p for p, _ in places.values()}))
-    }
+    paths = sorted({path for path, _ in places.values()})
+    expected = {(path, call): (y, floor) for path, call, y, floor in source.modules(run, paths)}
     if not expected:
         return ""
     laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)

@@ -132,20 +132,16 @@ def layers_check(measured: Measured) -> list[Check]:
     if not left:
         return [Check("layers", "passed", f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise")]
     first = left[0]
-    text = f"{first.name} ({first.module or 'module unknown'}): {first.relative_l2:.1e}"
-    ratio = first.relative_l2 / first.floor
+    where = f"{first.name} ({first.module or 'module unknown'})"
+    noise = f"{first.relative_l2 / first.floor:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
     more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-    return [
-        Check("layers", "failed", f"{text}, {ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x){more}")
-    ]
+    return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}")]
 
 
-def _against_floor(
-    name: str, what: str, found_by_output: Mapping[str, AgainstNoise], measured: Measured
-) -> list[Check]:
+def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
     checks = []
     limit = measured.limits["replay_multiple"].value
-    for output, found in found_by_output.items():
+    for output, found in outputs.items():
         error, floor = found.error, found.floor
         if not floor <= found.largest_floor:
             noise = f"{floor:.1e} (limit {found.largest_floor:g})"

@@ -57,7 +57,7 @@ class PairedCounts:
 
     def _interval(self, confidence: float) -> tuple[float, float]:
         n = self.samples
-        a, b, c, d = self.both_right, self.artifact_only, self.reference_only, self.both_wrong
+        a, b, c = self.both_right, self.artifact_only, self.reference_only
         first, second = (a + b) / n, (a + c) / n
         z = NormalDist().inv_cdf((1 + confidence) / 2)
         first_low, first_high = _wilson(a + b, n, z)

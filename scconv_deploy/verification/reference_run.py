@@ -112,9 +112,14 @@ class ReferenceSource(Protocol):
         weights: of the model by name, for the static link; empty where they are not at hand.
     """
 
-    name: str
-    left_alone: tuple[Refusal, ...]
-    swapped_link: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def left_alone(self) -> tuple[Refusal, ...]: ...
+
+    @property
+    def swapped_link(self) -> str: ...
 
     @property
     def recognised(self) -> bool: ...

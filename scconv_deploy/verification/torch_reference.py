@@ -150,7 +150,7 @@ class TorchReference:
         module = self._modules[gate.site.path]
         for other, twin in run.sites.items():
             same = other in present and self._modules[twin.site.path].variant == module.variant
-            if same and np.array_equal(twin.x, gate.x) and _same_parameters(self._modules[twin.site.path], module):
+            if same and _equal(twin.x, gate.x) and _same_parameters(self._modules[twin.site.path], module):
                 return f"{other} computes the same"
         masks = {n: torch.from_numpy(mask) for n, mask in (run.masks | {name: ~gate.mask}).items()}
         inputs = {n: torch.from_numpy(value) for n, value in run.inputs.items()}
@@ -225,6 +225,10 @@ def _compare_call(
     if not differs.any():
         return count, apart, None
     return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def _same_parameters(one: SwappedSRU, other: SwappedSRU) -> bool:
