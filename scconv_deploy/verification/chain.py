@@ -131,14 +131,12 @@ def _links(
     swapped = Link(SWAPPED_LINK, "not run", source.swapped_link)
     if not source.swapped_link:
         swapped = Link.of(SWAPPED_LINK, judge.swapped_checks(source.recognised, measured))
-    stored = []
-    if len(source.weights):
-        stored.append(weights.check(artifact.proto, source.weights, measured.limits["weight_ulps"].value))
+    stored = _weights(source, artifact.proto, measured)
     return (
         swapped,
         Link.of(ONNX_LINK, [
             judge.static_summary(artifact.proto, nodes, statics, measured),
-            *stored,
+            *([stored] if stored is not None else []),
             judge.teacher_forced_check(measured),
             *judge.second_opinion_checks(measured),
             judge.free_running_check(measured),
@@ -169,7 +167,12 @@ def _departure(
                 return f"gates of {name} ({site.site.path}): {count.unexplained} of {count.gates:,} unexplained"
         if statics[name].status == "failed":
             return f"node {name} ({site.site.path}): {statics[name].reason.removeprefix(f'{name}: ')}"
-    return ""
+    stored = _weights(source, proto, measured)
+    return stored.reason if stored is not None and stored.status == "failed" else ""
+
+
+def _weights(source: ReferenceSource, proto: onnx.ModelProto, measured: Measured) -> Check | None:
+    return weights.check(proto, source.weights, measured.limits["weight_ulps"].value) if len(source.weights) else None
 
 
 def _sru(found: SiteMeasured, measured: Measured, static: Check) -> SRUParity:

@@ -251,7 +251,7 @@ def _rows(path: Path, name: str) -> Iterator[np.ndarray]:
                 if len(content) != rows * row_bytes:
                     raise ValueError(f"{name} is cut off")
                 array = np.frombuffer(content, dtype=dtype).reshape(rows, *shape[1:])
-                yield array.astype(dtype.newbyteorder("="), copy=False)
+                yield array.astype(dtype.newbyteorder("="))  # a copy: a buffer is read-only
 
 
 @contextmanager
