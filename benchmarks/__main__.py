@@ -14,6 +14,9 @@ BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
+    "healthy": "two hundred healthy exports and inputs, each of which must pass",
+    "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
 }
 

@@ -101,10 +101,8 @@ def test_a_reference_on_the_wrong_side_is_unexplained():
 
 FAULTS = {
     "inverted": lambda x, f: ~decide(x, f),
-    "cut moved by 1e-3": lambda x, f: decide(
-        x, GateForm(*[*vars(f).values()][:5], f.cut + np.float32(1e-3), f.sign, f.reach)
-    ),
-    "biased deviation of small groups": lambda x, f: decide(x, GateForm(f.num_groups, 0, *[*vars(f).values()][2:])),
+    "cut moved by 1e-3": lambda x, f: decide(x, replace(f, cut=f.cut + np.float32(1e-3))),
+    "biased deviation of small groups": lambda x, f: decide(x, replace(f, ddof=0)),
     "halves of the gates swapped": lambda x, f: np.roll(decide(x, f), 16, axis=1),
 }
 

@@ -35,7 +35,7 @@ def test_healthy_artifacts_pass(tiny_reference, tiny_bytes, optimization, thread
         assert (sru.teacher_forced.gates, sru.teacher_forced.unexplained) == (gates, 0)
         assert sum(sru.margins.counts) == gates
         assert sru.jump is None or 0 < sru.jump < 100
-    assert [layer.name for layer in report.layers][0] == "relu"
+    assert report.layers[0].name == "relu"
     assert [layer.module for layer in report.layers][1:3] == ["a.CRU", "b.CRU"]
     assert all(0 < layer.floor < 1e-6 for layer in report.layers)
     assert len(report.worst_inputs) == min(3 * batch, 5)
@@ -98,7 +98,7 @@ def crashing(monkeypatch):
 
 def test_a_crash_is_told_as_one(crashing, tiny_reference, tiny_bytes):
     artifact = Artifact(onnx.load_model_from_string(tiny_bytes[0]), "model.onnx", tiny_bytes[0])
-    with pytest.raises(ModelError, match="cannot run the model: .* kernel crashed") as caught:
+    with pytest.raises(ModelError, match=r"cannot run the model: .* kernel crashed") as caught:
         verify_onnx(tiny_reference[0], artifact, noise_samples(tiny_reference[0].signature, 0), StageLog())
     assert caught.value.exit_code == 4
 
@@ -115,7 +115,7 @@ def test_a_crash_in_deploy_leaves_no_rejected_artifact(crashing, tmp_path, monke
 
 def test_a_provider_that_is_missing_is_the_environment(tiny_bytes):
     model = onnx.load_model_from_string(tiny_bytes[0])
-    with pytest.raises(MissingRuntimeError, match="no qnn here. Installed: .*CPUExecutionProvider") as caught:
+    with pytest.raises(MissingRuntimeError, match=r"no qnn here\. Installed: .*CPUExecutionProvider") as caught:
         OnnxRuntimeRunner(model, RuntimeOptions("qnn"))
     assert caught.value.exit_code == 3
     for name in ("cpu", "CPU", "CPUExecutionProvider"):
@@ -125,13 +125,13 @@ def test_a_provider_that_is_missing_is_the_environment(tiny_bytes):
 def test_a_provider_that_does_not_start_is_no_silent_fallback(tiny_bytes, monkeypatch):
     import onnxruntime
 
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA may start here")
     available = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    if "CUDAExecutionProvider" in onnxruntime.InferenceSession.__dict__:
-        pytest.skip("this build has it")
-    with pytest.raises((MissingRuntimeError, ModelError)) as caught:
+    with pytest.raises(MissingRuntimeError, match="would use the CPU") as caught:
         OnnxRuntimeRunner(onnx.load_model_from_string(tiny_bytes[0]), RuntimeOptions("cuda"))
-    assert caught.value.exit_code in (3, 4)
+    assert caught.value.exit_code == 3
 
 
 # --- tolerances --------------------------------------------------------------------------------------------------
