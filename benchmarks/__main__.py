@@ -15,6 +15,9 @@ BENCHMARKS = {
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
+    "healthy": "two hundred healthy exports and inputs, each of which must pass",
+    "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
+    from scconv_deploy.verification.checks import Checks
     from scconv_deploy.zoo.embed import EmbedResult, embed
     from scconv_deploy.zoo.embed_spec import EmbedSpec
 
@@ -23,6 +24,7 @@ _HOMES = {
     "SRU": "nn",
     "GroupBatchnorm2d": "nn",
     "ScConv": "nn",
+    "Checks": "verification.checks",
     "DeployResult": "pipeline",
     "ExportOptions": "pipeline",
     "ExportResult": "pipeline",
@@ -42,6 +44,7 @@ _HOMES = {
 __all__ = [
     "CRU",
     "SRU",
+    "Checks",
     "DeployResult",
     "DynamicAxis",
     "EmbedResult",

@@ -24,7 +24,9 @@ from scconv_deploy.errors import MissingRuntimeError, ParityError, ScconvDeployE
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.checks import Checks
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
 
@@ -95,10 +97,23 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Also use real data: a folder of images, an .npz, or 'photos' (those scikit-learn ships).",
+        help="Also use real data: a folder of images (class subfolders give labels), an .npz (with labels, if you "
+        "have them), file.py:loader, or 'photos' (those scikit-learn ships).",
         rich_help_panel=_INPUTS,
     ),
 ]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing", metavar="JSON", help="Of images: mean, std and resize; a zoo model knows its own.",
+        rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Tolerances = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
+]
+Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
 MaskForm = Annotated[
     Literal["auto", "where", "multiply"],
@@ -138,6 +153,9 @@ def deploy(
     seed: Seed = 0,
     embed: Embed = None,
     data: Data = None,
+    preprocessing: Preprocess = None,
+    tolerance: Tolerances = None,
+    provider: Provider = "cpu",
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
     force: Force = False,
@@ -152,7 +170,7 @@ def deploy(
             _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed),
             output,
             ExportOptions(opset, mask_form),
-            data=data,
+            checks=_checks(data, preprocessing, tolerance, provider),
             force=force,
             command=_command(),
             progress=session.progress,
@@ -193,7 +211,10 @@ def export(
 @app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
-    reference: Annotated[str, typer.Option(metavar="MODEL", help="The model it was exported from.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model it was exported from; a bundle brings its own reference."),
+    ] = None,
     kwargs: Kwargs = None,
     weights: Weights = None,
     non_strict: NonStrict = False,
@@ -204,6 +225,9 @@ def verify(
     seed: Seed = 0,
     embed: Embed = None,
     data: Data = None,
+    preprocessing: Preprocess = None,
+    tolerance: Tolerances = None,
+    provider: Provider = "cpu",
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
@@ -215,16 +239,23 @@ def verify(
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
     with _session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
-        from scconv_deploy.pipeline import report_bytes, verify_spec
-        from scconv_deploy.report.render import format_of
+        from scconv_deploy.report.render import format_of, render
 
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)
-        spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
-        result = verify_spec(artifact, spec, data=data, command=_command(), progress=session.progress)
+        if reference is None:
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed:
+                raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
+            result = _verify_bundle(artifact, tolerance, provider, session)
+        else:
+            from scconv_deploy.pipeline import verify_spec
+
+            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
+            checks = _checks(data, preprocessing, tolerance, provider)
+            result = verify_spec(artifact, spec, checks=checks, command=_command(), progress=session.progress)
         if report is not None:
-            write_file(report, report_bytes(result, form))
+            write_file(report, render(result, form).encode())
         session.show(result, "print_report")
         if not result:
             raise ParityError(f"{artifact}: {result.failures[0]}", "Do not ship it.")
@@ -382,6 +413,28 @@ def schema() -> None:
         from scconv_deploy.report.schema import schema_text
 
         session.write(schema_text())
+
+
+def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: _Session) -> ParityReport:
+    """Without a model, and without torch."""
+    from scconv_deploy.verification.chain import Judging
+    from scconv_deploy.verification.recorded import verify_bundle
+    from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+    from scconv_deploy.verification.tolerances import parse_overrides
+
+    if not artifact.is_dir():
+        raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
+    judging = Judging(parse_overrides(tolerance or ()), RuntimeOptions(provider))
+    return verify_bundle(artifact, judging=judging, command=_command(), progress=session.progress)
+
+
+def _checks(data: str | None, preprocessing: str | None, tolerance: list[str] | None, provider: str) -> Checks:
+    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.verification.samples import Preprocessing
+    from scconv_deploy.verification.tolerances import parse_overrides
+
+    wanted = None if preprocessing is None else Preprocessing.parse(preprocessing)
+    return Checks(data, wanted, parse_overrides(tolerance or ()), provider)
 
 
 def _spec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec,
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
-from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.torch_reference import Reference
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     """
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    preprocessing = Preprocessing.of(spec.source)
+    preprocessing = Preprocessing.of(spec.source, reference.model)
+    samples: Iterable[Sample]
     if data:
         samples = load_samples(data, reference.signature, preprocessing)
     else:
@@ -186,7 +187,7 @@ def multiply_adds(reference: Reference) -> int:
     return counter.get_total_flops() // 2 // batch
 
 
-def _srus(reference: Reference, samples: Sequence[Sample]) -> tuple[SRUInspection, ...]:
+def _srus(reference: Reference, samples: Iterable[Sample]) -> tuple[SRUInspection, ...]:
     opened: dict[str, torch.Tensor] = {}
     total: Counter[str] = Counter()
     modules: dict[str, SwappedSRU] = {}

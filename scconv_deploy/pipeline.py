@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,23 +21,27 @@ from torch import nn
 
 from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
+from scconv_deploy.bundle.artifact import MODEL_FILE, artifact_file
 from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
-from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
+from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
+from scconv_deploy.bundle.reference import write_reference
 from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters.onnx import export_model, serialize
 from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
-from scconv_deploy.report.render import Format, render, require_html
+from scconv_deploy.report.render import render, require_html
 from scconv_deploy.rewrite.functions import MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
-from scconv_deploy.verification.measure import Reference
+from scconv_deploy.verification import instrument, tolerances
+from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import verify_onnx
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.progress import with_progress
+from scconv_deploy.verification.samples import Sample, noise_samples
+from scconv_deploy.verification.torch_reference import Reference, TorchReference
 
-MODEL_FILE = "model.onnx"
 HTML_FILE = "report.html"
 Progress = Callable[[str], None]
 MaskFormChoice = Literal["auto", "where", "multiply"]
@@ -261,17 +265,18 @@ def deploy_spec(
     folder: Path,
     options: ExportOptions,
     *,
-    data: str | None = None,
+    checks: Checks = Checks(),
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
 ) -> DeployResult:
     """``scconv-deploy deploy``: export, verify, and write a bundle; an artifact that fails is named ``*.rejected``."""
     check_output_folder(folder, force)
+    tolerances.table(checks.tolerances)  # refused before any work is done
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
-    return _deploy(reference, folder, options, samples, log, command, progress, _provenance(spec, command))
+    samples = checks.samples(reference, spec.seed, spec.source)
+    return _deploy(reference, folder, options, checks, samples, log, command, progress, _provenance(spec, command))
 
 
 def deploy(
@@ -281,25 +286,29 @@ def deploy(
     *,
     dynamic: Sequence[DynamicAxis] = (),
     options: ExportOptions = ExportOptions(),
-    data: str | None = None,
+    checks: Checks = Checks(),
     force: bool = False,
 ) -> DeployResult:
     """Export a module, verify the result against it, and write the bundle; arguments as for :func:`export`.
+
+    Args:
+        checks: real data, tolerances, and what runs the artifact.
 
     Returns:
         The result, falsy when parity failed.
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = samples_of(reference.signature, 0, data, Preprocessing())
-    return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", silent, {})
+    samples = checks.samples(reference, 0)
+    return _deploy(reference, Path(folder), options, checks, samples, log, "scconv_deploy.deploy", silent, {})
 
 
 def _deploy(
     reference: Reference,
     folder: Path,
     options: ExportOptions,
-    samples: Sequence[Sample],
+    checks: Checks,
+    samples: list[Iterable[Sample]],
     log: StageLog,
     command: str,
     progress: Progress,
@@ -308,16 +317,18 @@ def _deploy(
     model = export_to_ir(reference, options, log, progress)
     data = serialize(model)
     report = verify_onnx(
-        reference, onnx.load_model_from_string(data), MODEL_FILE, data, samples, log,
-        provenance=provenance, progress=progress,
+        reference, Artifact(onnx.load_model_from_string(data), MODEL_FILE, data), with_progress(samples, progress), log,
+        judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
     page, notes = _page(report, progress)
     with new_folder(folder) as temporary:
         write_file(temporary / name, data)
-        write_file(temporary / REPORT_FILE, report_bytes(report))
+        write_file(temporary / REPORT_FILE, report.as_bytes())
         if page is not None:
             write_file(temporary / HTML_FILE, page)
+        noise = noise_samples(reference.signature, 0)
+        write_reference(temporary, TorchReference(reference), noise[::-1], instrument.sites(ir.to_proto(model)))
         facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
@@ -331,32 +342,28 @@ def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple
     except MissingRuntimeError as error:
         return None, (f"{HTML_FILE} was not written: {error}",)
     progress("drawing the report")
-    return report_bytes(report, "html"), ()
-
-
-def report_bytes(report: ParityReport, form: Format = "json") -> bytes:
-    """A report as a file; ``report.json`` by default."""
-    return render(report, form).encode()
+    return render(report, "html").encode(), ()
 
 
 def verify_spec(
     artifact: Path,
     spec: ModelSpec,
     *,
-    data: str | None = None,
+    checks: Checks = Checks(),
     command: str = "",
     progress: Progress = silent,
 ) -> ParityReport:
     """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
+    tolerances.table(checks.tolerances)
     path, notes = artifact_file(artifact)
     proto = read_onnx(path)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
-    provenance = _provenance(spec, command) | notes
+    samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
-        reference, proto, str(path), path.read_bytes(), samples, log, provenance=provenance, progress=progress
-    )
+        reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
+        judging=checks.judging, provenance=_provenance(spec, command) | notes,
+    )  # fmt: skip
 
 
 def verify(
@@ -365,9 +372,9 @@ def verify(
     example_inputs: Any,
     *,
     dynamic: Sequence[DynamicAxis] = (),
-    data: str | None = None,
+    checks: Checks = Checks(),
 ) -> ParityReport:
-    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`export`.
+    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`deploy`.
 
     Returns:
         The report, falsy when parity failed.
@@ -375,26 +382,9 @@ def verify(
     path, notes = artifact_file(Path(artifact))
     proto = read_onnx(path)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = samples_of(reference.signature, 0, data, Preprocessing())
-    return verify_onnx(reference, proto, str(path), path.read_bytes(), samples, log, provenance=notes)
-
-
-def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
-    """The ONNX file of an artifact. One whose bytes differ from its manifest is judged all the same, with a note."""
-    if not artifact.is_dir():
-        return artifact, {}
-    manifest = read_manifest(artifact)
-    path = next((artifact / n for n in (MODEL_FILE, f"{MODEL_FILE}.rejected") if (artifact / n).is_file()), None)
-    if path is None:
-        raise UsageError(f"{artifact} holds no {MODEL_FILE}.")
-    changed = differing_files(artifact, manifest)
-    return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}
-
-
-def samples_of(signature: Signature, seed: int, data: str | None, preprocessing: Preprocessing) -> list[Sample]:
-    """Seeded noise, and then the user's data."""
-    samples = noise_samples(signature, seed)
-    return samples + load_samples(data, signature, preprocessing) if data else samples
+    samples = with_progress(checks.samples(reference, 0), silent)
+    artifact_read = Artifact(proto, str(path), path.read_bytes())
+    return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
 
 
 def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:

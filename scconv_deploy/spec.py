@@ -307,6 +307,23 @@ def _import_factory(source: str, kind: SourceKind) -> Any:
     return target
 
 
+def import_object(source: str) -> Any:
+    """What ``package.module:name`` or ``path/file.py:name`` names (UsageError if there is none, ModelError)."""
+    where, _, name = source.rpartition(":")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise UsageError(f"{where} does not exist.", "Check the path.")
+    if not where or not name:
+        raise UsageError(f"{source!r} is not file.py:name or package.module:name.", "Check the name.")
+    return _import_factory(source, "file" if where.endswith(".py") else "module")
+
+
+@contextlib.contextmanager
+def running_user_code(source: str) -> Iterator[None]:
+    """Whatever the code behind a source raises becomes one line (ModelError)."""
+    with _user_code(source):
+        yield
+
+
 def _import_module(where: str) -> ModuleType:
     missing = UsageError(
         f"No module {where!r} can be imported.", "Check the name, or give the file: path/file.py:factory."

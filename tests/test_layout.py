@@ -59,7 +59,7 @@ def test_imports_go_one_way(path):
     assert allowed_onnx or not any(name.split(".")[0] in ("onnx", "onnx_ir", "onnxruntime") for name in imported)
     if where.startswith("bundle"):
         outside = {n.split(".")[0] for n in imported} - set(sys.stdlib_module_names) - {"__future__", "scconv_deploy"}
-        assert not outside  # it also runs on the device
+        assert outside <= {"numpy"}  # it also runs on the device
     if where.startswith(("gate", "nn", "zoo", "spec", "errors")):
         above = ("pipeline", "cli", "exporters", "rewrite", "verification", "report", "inspection")
         assert not any(name.startswith(tuple(f"scconv_deploy.{a}" for a in above)) for name in imported)

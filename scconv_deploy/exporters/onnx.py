@@ -6,6 +6,7 @@ bare and get their functions afterwards; onnxsim keeps them.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -33,6 +34,7 @@ from scconv_deploy.rewrite.functions import (
     DOMAIN,
     DOMAIN_VERSION,
     IR_VERSION,
+    MODULE,
     FunctionKey,
     MaskForm,
     check_opset,
@@ -43,6 +45,7 @@ from scconv_deploy.signature import Signature
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
 _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
@@ -130,7 +133,7 @@ def export_model(
     """
     check_opset(opset)
     with log.stage("export") as stage:
-        model, called = _export_bare(swapped, signature, opset)
+        model, called, modules = _export_bare(swapped, signature, opset)
         sites = _name_sites(model)
         _add_functions(model, mask_form, opset)
         model.ir_version = IR_VERSION
@@ -149,11 +152,16 @@ def export_model(
         stage.applied.append(f"onnxsim: {before} -> {len(proto.graph.node)} nodes")
         kept = {node.name for node in proto.graph.node if node.domain == DOMAIN}
         stage.skipped += [(site, _ELIMINATED) for site in sites if site not in kept]
-    return _finish(ir.from_proto(proto), {site: sites[site] for site in sites if site in kept}, metadata or {})
+    final = ir.from_proto(proto)
+    for node in final.graph:
+        module = next((modules[value.name] for value in node.outputs if value.name in modules), "")
+        if module:
+            node.metadata_props[MODULE] = module
+    return _finish(final, {site: sites[site] for site in sites if site in kept}, metadata or {})
 
 
-def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str]]:
-    """The graph with a bare node for each SRU, and the sites that tracing came by."""
+def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str], dict[str, str]]:
+    """The graph with a bare node for each SRU, the sites that tracing came by, and the module of each value."""
     output_names = tuple(signature.call(swapped, signature.tensors))
     calls: Counter[str] = Counter()
     nodes = {id(m): _SRUNode(m, calls) for m in swapped.modules() if isinstance(m, SwappedSRU)}
@@ -165,8 +173,9 @@ def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[
             f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
         )
     _check_dynamic(model, signature)
+    modules = _modules_of_values(model)
     _drop_exporter_metadata(model)
-    return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)]
+    return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)], modules
 
 
 def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[str, str]) -> ir.Model:
@@ -279,6 +288,22 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+def _modules_of_values(model: ir.Model) -> dict[str, str]:
+    """The module in PyTorch that computes each value, as the exporter notes it: value -> path.
+
+    Values, not nodes, for onnxsim renames nodes and drops their metadata but keeps the names of values.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        try:
+            scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        except (ValueError, SyntaxError):  # a text of another release
+            continue
+        if isinstance(scopes, list) and len(scopes) > 1 and scopes[-2]:  # the last one is the operator
+            found |= {value.name: str(scopes[-2]) for value in node.outputs if value.name}
+    return found
 
 
 def _drop_exporter_metadata(model: ir.Model) -> None:

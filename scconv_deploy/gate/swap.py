@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import variant as pytorch_gate
-from scconv_deploy.gate.recognize import Recognition, RecognizedSRU, Refusal
+from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
+from scconv_deploy.outcomes import Refusal
 
 
 class SwappedSRU(nn.Module):

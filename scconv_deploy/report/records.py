@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from scconv_deploy.gate import FlipCount, Refusal
+from scconv_deploy.outcomes import FlipCount, Refusal
 from scconv_deploy.verification import tolerances as table
 from scconv_deploy.verification.compare import OutputMetrics
 from scconv_deploy.verification.tolerances import Tolerance
@@ -332,6 +333,10 @@ class ParityReport:
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio
         return _finite(document)
+
+    def as_bytes(self) -> bytes:
+        """``report.json``."""
+        return (json.dumps(self.as_json(), indent=2) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

@@ -17,7 +17,7 @@ _BOXES, _SCORES, _LABELS = "boxes", "scores", "labels"
 def align_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs, each detection in the row of the reference's that it is.
 
-    A row moves only among the reference's rows of the same score but for rounding (``tolerances.EQUAL_SCORES``), so
+    A row moves only among the reference's rows of the same score but for rounding (the tolerance ``equal_scores``), so
     what is in the wrong order, or not there at all, stays in its place and counts as different. Outputs that are not
     detections come back as they are.
     """
@@ -41,7 +41,7 @@ def align_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
 
 def _matching_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
     """For each row of the reference the row of the outputs that belongs there; a permutation of K."""
-    tie, scores = tolerances.EQUAL_SCORES.value, reference[_SCORES]
+    tie, scores = tolerances.ALL["equal_scores"].value, reference[_SCORES]
     near = np.abs(scores[None] - scores[:, None]) <= tie
     near &= np.abs(outputs[_SCORES][None] - scores[:, None]) <= tie
     near &= outputs[_LABELS][None] == reference[_LABELS][:, None]

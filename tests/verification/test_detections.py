@@ -3,7 +3,7 @@
 import numpy as np
 
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.tolerances import EQUAL_SCORES
+from scconv_deploy.verification.tolerances import ALL
 
 
 def detections(scores, labels, corners):
@@ -26,7 +26,7 @@ def assert_same(actual, expected):
 
 
 def test_a_tie_that_changed_places_is_put_back():
-    tie = EQUAL_SCORES.value / 2
+    tie = ALL["equal_scores"].value / 2
     reference = detections([0.9, 0.5 + tie, 0.5, 0.0], [1, 2, 3, -1], [1, 2, 3, 0])
     actual = swapped(reference, [0, 2, 1, 3])
     assert_same(align_rows(actual, reference), reference)

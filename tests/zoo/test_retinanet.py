@@ -43,7 +43,7 @@ def small():
 def deployed(small, tmp_path_factory):
     pytest.importorskip("sklearn.datasets", reason="the photographs come with scikit-learn")
     folder = tmp_path_factory.mktemp("retinanet") / "out"
-    return scconv_deploy.deploy(small, noise(2), folder, dynamic=(BATCH,), data="photos")
+    return scconv_deploy.deploy(small, noise(2), folder, dynamic=(BATCH,), checks=scconv_deploy.Checks(data="photos"))
 
 
 def run_onnx(path, image):
