@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scconv_deploy.outcomes import FlipCount, Refusal
-from scconv_deploy.verification import tolerances
+from scconv_deploy.verification import tolerances as table
 from scconv_deploy.verification.compare import OutputMetrics
+from scconv_deploy.verification.tolerances import Tolerance
 
 SCHEMA_VERSION = 1
 
@@ -63,12 +64,37 @@ Status = Literal["passed", "failed", "not run"]
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A number that a check holds against a limit, kept so that a stored report can be judged again.
+
+    Attributes:
+        tolerance: name of the limit in the table of tolerances.
+        value: what was measured, in the tolerance's unit.
+        limit: what it may be at most.
+    """
+
+    tolerance: str
+    value: float
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the limit is kept; a value that is not a number does not keep it."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
 class Check:
-    """One question that was asked of a link, its answer and why."""
+    """One question that was asked of a link, its answer and why.
+
+    Attributes:
+        quantities: the numbers that decided; empty where the answer does not rest on a limit.
+    """
 
     name: str
     status: Status
     reason: str
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,6 +255,7 @@ class ParityReport:
         worst_inputs: farthest first.
         accuracy: where the data had labels.
         overrides: tolerances that the user changed.
+        tolerances: the table that it was judged by, before the overrides.
     """
 
     model: str
@@ -246,6 +273,7 @@ class ParityReport:
     worst_inputs: tuple[WorstInput, ...] = ()
     accuracy: Accuracy | None = None
     overrides: dict[str, float] = field(default_factory=dict)
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
@@ -256,8 +284,33 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Each failed check, the link's name first."""
-        return tuple(f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.status == "failed")
+        """Each failed check, or the link's own reason where it has none, the link's name first."""
+        failed = [link for link in self.links if link.status == "failed"]
+        return tuple(
+            f"{link.name}: {reason}"
+            for link in failed
+            for reason in [c.reason for c in link.checks if c.status == "failed"] or [link.reason]
+        )
+
+    @property
+    def headline(self) -> str:
+        """The verdict's reason in one line: the first failure, or what the gates and the replay showed."""
+        if self.failures:
+            more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+            return self.failures[0] + more
+        counts = [sru.teacher_forced for sru in self.srus if sru.teacher_forced]
+        parts = []
+        if counts:
+            parts.append(
+                f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}"
+            )
+        if self.outputs:
+            worst = max(self.outputs, key=lambda output: output.replay_ratio)
+            parts.append(f"replay error {worst.replay_ratio:.1f}x the noise floor")
+        not_run = [link.name for link in self.links if link.status == "not run"]
+        if not_run:
+            parts.append(f"not run: {', '.join(not_run)}")
+        return "; ".join(parts) or "nothing was measured"
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -274,8 +327,8 @@ class ParityReport:
         document = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
+            "failures": list(self.failures),
             **asdict(self),
-            "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances.table(self.overrides).items()},
         }
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx
 
 from scconv_deploy.outcomes import FlipCount
-from scconv_deploy.report.records import Check
+from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.verification import static
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -23,11 +24,13 @@ def swapped_checks(recognised: bool, measured: Measured) -> list[Check]:
             "gates",
             "failed" if total.unexplained > measured.limits["unexplained_flips"].value else "passed",
             f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)",
+            (_unexplained(total, measured),),
         ),
         Check(
             "values",
             "passed" if apart <= limit else "failed",
             f"values agree to {apart:.1e} relative L2 (limit {limit:.0e})",
+            (Quantity("swapped_values", apart, limit),),
         ),
         *_against_floor("whole model", "swapped against given", measured.swapped_error, measured),
     ]
@@ -86,9 +89,11 @@ def second_opinion_checks(measured: Measured) -> list[Check]:
     check = _gates(name, "onnx.reference, gates changed", {n: count for n, (count, _) in asked.items()}, measured)
     worst, (_, apart) = max(asked.items(), key=lambda item: item[1][1])
     limit = measured.limits["second_opinion"].value
-    if check.status == "passed" and not apart <= limit:
-        return [Check(name, "failed", f"onnx.reference: values of {worst} are {apart:.1e} apart (limit {limit:.0e})")]
-    return [check]
+    decided = (*check.quantities, Quantity("second_opinion", apart, limit))
+    if check.status == "failed" or decided[-1].within:
+        return [replace(check, quantities=decided)]
+    reason = f"onnx.reference: values of {worst} are {apart:.1e} apart (limit {limit:.0e})"
+    return [Check(name, "failed", reason, decided)]
 
 
 def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Measured) -> Check:
@@ -98,10 +103,15 @@ def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Meas
     text = f"{what}: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"
-    if total.unexplained > measured.limits["unexplained_flips"].value:
+    decided = (_unexplained(total, measured),)
+    if not decided[0].within:
         worst = max(counts.items(), key=lambda item: item[1].unexplained)
-        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained")
-    return Check(name, "passed", text)
+        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained", decided)
+    return Check(name, "passed", text, decided)
+
+
+def _unexplained(total: FlipCount, measured: Measured) -> Quantity:
+    return Quantity("unexplained_flips", total.unexplained, measured.limits["unexplained_flips"].value)
 
 
 def replay_checks(measured: Measured) -> list[Check]:
@@ -129,13 +139,16 @@ def layers_check(measured: Measured) -> list[Check]:
         return []
     limit = measured.limits["replay_multiple"].value
     left = [layer for layer in measured.layers.values() if not layer.relative_l2 <= limit * layer.floor]
+    worst = max(layer.relative_l2 / layer.floor for layer in measured.layers.values())
+    decided = (Quantity("replay_multiple", worst, limit),)
     if not left:
-        return [Check("layers", "passed", f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise")]
+        text = f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise"
+        return [Check("layers", "passed", text, decided)]
     first = left[0]
     where = f"{first.name} ({first.module or 'module unknown'})"
     noise = f"{first.relative_l2 / first.floor:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
     more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-    return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}")]
+    return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}", decided)]
 
 
 def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
@@ -143,13 +156,17 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
     limit = measured.limits["replay_multiple"].value
     for output, found in outputs.items():
         error, floor = found.error, found.floor
+        decided = (
+            Quantity(found.floor_name, floor, found.largest_floor),
+            Quantity("replay_multiple", found.ratio, limit),
+        )
         if not floor <= found.largest_floor:
             noise = f"{floor:.1e} (limit {found.largest_floor:g})"
             text = f"{output}: the reference's own noise is {noise}, so nothing can be judged by it"
-            checks.append(Check(name, "failed", text))
+            checks.append(Check(name, "failed", text, decided))
             continue
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
         text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
-        checks.append(Check(name, "passed" if good else "failed", text))
+        checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks

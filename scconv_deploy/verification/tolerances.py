@@ -119,7 +119,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
     return overrides
 
 
-def of_dtype(limits: Table, name: str, dtype: np.dtype) -> float:
-    """The value of a tolerance that depends on the output's type."""
-    kind = dtype.name if f"{name}.{dtype.name}" in limits else "float32"
-    return limits[f"{name}.{'index' if dtype.kind != 'f' else kind}"].value
+def name_of(limits: Table, name: str, dtype: np.dtype) -> str:
+    """The full name of a tolerance that depends on the output's type."""
+    if dtype.kind != "f":
+        return f"{name}.index"
+    return f"{name}.{dtype.name}" if f"{name}.{dtype.name}" in limits else f"{name}.float32"
