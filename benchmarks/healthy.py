@@ -1,4 +1,4 @@
-"""Two hundred healthy exports and inputs, each of which must pass: seeds, variants, batches, ORT levels, threads."""
+"""Two hundred healthy exports and inputs, all of which must pass: seeds, variants, batches, ORT levels and threads."""
 
 from __future__ import annotations
 

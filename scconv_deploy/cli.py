@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.chain import Judging
     from scconv_deploy.verification.checks import Checks
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
@@ -213,7 +214,7 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
     reference: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model it was exported from; a bundle brings its own reference."),
+        typer.Option(metavar="MODEL", help="The model it was exported from, or an ONNX file; a bundle brings its own."),
     ] = None,
     kwargs: Kwargs = None,
     weights: Weights = None,
@@ -248,6 +249,13 @@ def verify(
             if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed:
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)
+        elif reference.endswith(".onnx"):
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing:
+                raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
+            from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
+
+            judging = _judging(tolerance, provider)
+            result = verify_against_onnx(artifact, Path(reference), seed=seed, judging=judging, command=_command())
         else:
             from scconv_deploy.pipeline import verify_spec
 
@@ -417,15 +425,19 @@ def schema() -> None:
 
 def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: _Session) -> ParityReport:
     """Without a model, and without torch."""
-    from scconv_deploy.verification.chain import Judging
     from scconv_deploy.verification.recorded import verify_bundle
-    from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
-    from scconv_deploy.verification.tolerances import parse_overrides
 
     if not artifact.is_dir():
         raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
-    judging = Judging(parse_overrides(tolerance or ()), RuntimeOptions(provider))
-    return verify_bundle(artifact, judging=judging, command=_command(), progress=session.progress)
+    return verify_bundle(artifact, judging=_judging(tolerance, provider), command=_command(), progress=session.progress)
+
+
+def _judging(tolerance: list[str] | None, provider: str) -> Judging:
+    from scconv_deploy.verification.chain import Judging
+    from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+    from scconv_deploy.verification.tolerances import parse_overrides
+
+    return Judging(parse_overrides(tolerance or ()), RuntimeOptions(provider))
 
 
 def _checks(data: str | None, preprocessing: str | None, tolerance: list[str] | None, provider: str) -> Checks:

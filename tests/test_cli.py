@@ -575,6 +575,27 @@ def test_verify_a_good_and_a_tampered_file(run, artifact, exported):
     assert line.endswith("Do not ship it.")
 
 
+def test_verify_with_another_tolerance(run, fails, artifact):
+    args = ["verify", artifact, "--reference", "net.py:make", *SHAPE]
+    strict = run(*args, "--tolerance", "replay_multiple=1e-9", "--json")
+    assert strict.exit_code == 6
+    assert json.loads(strict.stdout)["overrides"] == {"replay_multiple": 1e-9}
+    fails("usage", *args, "--tolerance", "replay=1", words=("No tolerance is called 'replay'", "replay_multiple"))
+    fails("environment", *args, "--provider", "qnn", words=("ONNX Runtime has no qnn here", "CPUExecutionProvider"))
+    fails("usage", *args, "--preprocessing", "{", words=("--preprocessing '{'", '"mean"'))
+
+
+def test_verify_without_a_model(run, fails, artifact, exported):
+    fails("usage", "verify", artifact, words=("is not a bundle", "--reference MODEL"))
+    fails("usage", "verify", artifact, *SHAPE, words="These options belong to a model")
+    Path("reference.onnx").write_bytes(artifact.read_bytes())
+    args = ["verify", artifact, "--reference", "reference.onnx"]
+    assert run(*args, "--quiet").exit_code == 0
+    fails("usage", *args, *SHAPE, words="the reference is an ONNX file")
+    artifact.write_bytes(tampered(exported))
+    assert run(*args, "--quiet").exit_code == 6
+
+
 def test_verify_on_another_shape(run, fails, artifact):
     words = ("index: 2 Got: 9 Expected: 8", "Give the inputs that it was exported for.")
     fails("model", "verify", artifact, "--reference", "net.py:make", "--input", "1x3x9x8", words=words)
@@ -588,7 +609,7 @@ def test_verify_against_another_model(fails, artifact):
 def test_verify_on_data_that_does_not_fit(fails, artifact):
     np.savez("data.npz", image=np.ones((1, 3, 8, 8)))
     args = ["verify", artifact, "--reference", "net.py:make", *SHAPE, "--data"]
-    fails("usage", *args, "data.npz", words=("holds image", "Save one array per input: x."))
+    fails("usage", *args, "data.npz", words=("holds image", "Save one array per input: x"))
     fails("usage", *args, "missing", words="--data missing does not exist")
     Path("data.npz").write_text("text")
     fails("file", *args, "data.npz", words="damaged or not an .npz")
@@ -600,14 +621,15 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["artifact"] == "bundle/model.onnx"
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", *REPORTS]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "reference", *REPORTS]
     fails("usage", *args, words=("bundle exists", "--force"))
+    assert json.loads(run("verify", "bundle", "--json").stdout)["verdict"] == "passed"  # by its own reference
     assert run("verify", "bundle", "--reference", "net.py:make", *SHAPE, "--quiet").exit_code == 0
     monkeypatch.setattr(pipeline, "serialize", tampered)
     rejected = run(*args, "--force")
     assert rejected.exit_code == 6
     assert "bundle/model.onnx.rejected: onnxruntime:" in rejected.stderr.splitlines()[-1]
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", *REPORTS]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", "reference", *REPORTS]
     assert not [name for name in content() if ".scconv-deploy" in name]
 
 

@@ -23,13 +23,16 @@ _KEPT_WORST = 5
 
 @dataclass(frozen=True)
 class AgainstNoise:
-    """An output's distance and the reference's own rounding noise, see :func:`.compare.distance`."""
+    """An output's distance and the reference's own rounding noise, see :func:`.compare.distance`.
+
+    Attributes:
+        floor_name, largest_floor: the tolerance that limits the noise.
+    """
 
     error: float
     floor: float
+    floor_name: str
     largest_floor: float
-    kind: str
-    """Of the output: ``float32``, ``float16`` or ``index``, as tolerances are named."""
 
     @property
     def ratio(self) -> float:
@@ -99,13 +102,14 @@ class Measured:
 
     def against_noise(self, y: np.ndarray, expected: np.ndarray, floor: float | None) -> AgainstNoise:
         """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed)."""
-        smallest = tolerances.of_dtype(self.limits, "smallest_floor", expected.dtype)
-        largest = tolerances.of_dtype(self.limits, "largest_floor", expected.dtype)
+        smallest = self.limits[tolerances.name_of(self.limits, "smallest_floor", expected.dtype)].value
+        largest = tolerances.name_of(self.limits, "largest_floor", expected.dtype)
         if floor is None:
             floor = self.limits["assumed_floor"].value if expected.dtype.kind == "f" else 0.0
         # not max(), which would hide a floor that is not a number
-        kind = tolerances.kind_of(self.limits, "largest_floor", expected.dtype)
-        return AgainstNoise(distance(y, expected), smallest if floor < smallest else floor, largest, kind)
+        return AgainstNoise(
+            distance(y, expected), smallest if floor < smallest else floor, largest, self.limits[largest].value
+        )
 
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""

@@ -124,13 +124,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
     return overrides
 
 
-def of_dtype(limits: Table, name: str, dtype: np.dtype) -> float:
-    """The value of a tolerance that depends on the output's type."""
-    return limits[f"{name}.{kind_of(limits, name, dtype)}"].value
-
-
-def kind_of(limits: Table, name: str, dtype: np.dtype) -> str:
-    """Which row of a tolerance that depends on the output's type: ``float32``, ``float16`` or ``index``."""
+def name_of(limits: Table, name: str, dtype: np.dtype) -> str:
+    """The full name of a tolerance that depends on the output's type."""
     if dtype.kind != "f":
-        return "index"
-    return dtype.name if f"{name}.{dtype.name}" in limits else "float32"
+        return f"{name}.index"
+    return f"{name}.{dtype.name}" if f"{name}.{dtype.name}" in limits else f"{name}.float32"
