@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
+from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.report.records import Check
 from scconv_deploy.rewrite.functions import (
@@ -22,6 +22,7 @@ from scconv_deploy.rewrite.functions import (
     fingerprint,
     function_proto,
 )
+from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.verification import instrument
 
 NAME = "static"
