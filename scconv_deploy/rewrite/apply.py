@@ -6,17 +6,19 @@ replacing are its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 from onnxscript.rewriter import RewriteRule
+from torch import Tensor
 
 from scconv_deploy.gate import site_name
+from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.functions import DOMAIN, MaskForm
-from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions
+from scconv_deploy.rewrite.nodes import SITE, add_functions
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.rewrite.rules.registry import rules_for
 
@@ -30,29 +32,35 @@ class NearMiss:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fused:
     """An SRU that became a node.
 
     Attributes:
         site: the node's name.
         x, y: names of its input and its output.
+        mask, mask_opened: name of the comparison that decided its gates, and what it says where they are open.
+        gamma, beta: ``[C]`` each.
         note: what was assumed.
     """
 
     site: str
-    variant: str
+    variant: GateVariant
     x: str
     y: str
+    mask: str
+    mask_opened: bool
+    gamma: Tensor
+    beta: Tensor
     note: str = ""
 
 
 @dataclass
 class Applied:
-    """What one run of the rules did."""
+    """What one run of the rules did; ``changed`` holds, by rule, the names of the tensors that it computes anew."""
 
     fused: list[Fused] = field(default_factory=list)
-    changed: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
     near_misses: list[NearMiss] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -60,8 +68,8 @@ class Applied:
 
     def lines(self) -> list[str]:
         """For a stage record."""
-        fused = [f"{f.site}: {DOMAIN} node [{f.variant}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
-        return fused + [f"{rule}: {count}" for rule, count in self.changed.items()]
+        fused = [f"{f.site}: {DOMAIN} node [{f.variant.name}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
+        return fused + [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
 
 
 class _Refusals:
@@ -85,21 +93,22 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
     applied = Applied()
     existing = {id(node) for node in model.graph if node.domain == DOMAIN}
     reported: set[int] = set()
+    readings = sru.read_all(model)
     for name, rules in rules_for(mask_form).items():
         refusals = _Refusals()
-        count = _apply(model, rules, refusals)
+        names = _apply(model, rules, refusals)
         for node, reason, sources in refusals.found:
             reported |= {id(source) for source in sources}
             applied.near_misses.append(NearMiss(_name(node), name, reason))
-        if count:
+        if names:
             RemoveUnusedNodesPass()(model)
         if name == sru.NAME:
             missed = [NearMiss(node, name, reason) for node, reason in sru.uncrossed_gates(model, reported)]
             applied.near_misses += missed
             new = [node for node in model.graph if node.domain == DOMAIN and id(node) not in existing]
-            applied.fused = _name_sites(model, new)
-        elif count:
-            applied.changed[name] = count
+            applied.fused = _name_sites(model, new, readings)
+        elif names:
+            applied.changed[name] = names
     if applied:
         model.graph.sort()
         NameFixPass()(model)
@@ -108,8 +117,10 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
     return applied
 
 
-def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> int:
-    graph, count = model.graph, 0
+def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[str]:
+    """Try each rule on each node; the names of what was replaced."""
+    graph = model.graph
+    names: list[str] = []
     for node in list(graph):
         if node.graph is not graph or node.domain not in ("", "ai.onnx"):
             continue
@@ -122,9 +133,9 @@ def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -
             ir.convenience.replace_nodes_and_values(
                 graph, node, [], delta.new_nodes, delta.match.outputs, delta.new_outputs
             )
-            count += 1
+            names += [value.name or "" for value in delta.new_outputs]
             break
-    return count
+    return names
 
 
 def _register(graph: ir.Graph, value: ir.Value) -> None:
@@ -137,7 +148,7 @@ def _register(graph: ir.Graph, value: ir.Value) -> None:
     graph.register_initializer(value)
 
 
-def _name_sites(model: ir.Model, new: Sequence[ir.Node]) -> list[Fused]:
+def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, sru.SRUReading]) -> list[Fused]:
     """Name the nodes after their modules, the second call of one ``#2`` and so on, in the graph's order."""
     taken: dict[str, int] = {node.name: 1 for node in model.graph if node.domain == DOMAIN and node.name}
     taken |= {node.name: 0 for node in new if node.name}
@@ -147,8 +158,14 @@ def _name_sites(model: ir.Model, new: Sequence[ir.Node]) -> list[Fused]:
         taken[base] = taken.get(base, 0) + 1
         node.name = node.metadata_props[SITE] = site_name(base, taken[base])
         note = node.metadata_props.pop(sru.NOTE, "")
-        x, y = node.inputs[0], node.outputs[0]
-        fused.append(Fused(node.name, node.metadata_props[VARIANT], x.name if x and x.name else "", y.name or "", note))
+        y = node.outputs[0].name or ""
+        read = readings[y]
+        fused.append(
+            Fused(
+                node.name, read.variant, read.x.name or "", y, read.mask.name or "", read.mask_opened,
+                read.gamma, read.beta, note,
+            )
+        )  # fmt: skip
     return fused
 
 

@@ -79,6 +79,7 @@ class SRUReading:
         gamma, beta: float32 ``[C]``.
         notes: what was assumed.
         region: its nodes, producers first, those of its constants included.
+        mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
         gate_values: its sigmoid, comparisons and what follows them: what must not be needed elsewhere.
     """
 
@@ -88,6 +89,8 @@ class SRUReading:
     variant: GateVariant
     notes: tuple[str, ...]
     region: tuple[ir.Node, ...]
+    mask: ir.Value
+    mask_opened: bool
     gate_values: tuple[ir.Value, ...]
 
 
@@ -137,7 +140,8 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
         value for node in region for value in node.outputs
         if node is not concat and isinstance(meanings.get(id(value)), _OF_THE_GATE)
     )  # fmt: skip
-    return SRUReading(x, gamma, beta, variant, notes, tuple(region), gate_values)
+    masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
+    return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
 
 
 def _find_input(sigmoid: ir.Node) -> ir.Value:

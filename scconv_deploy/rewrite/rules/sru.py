@@ -92,6 +92,19 @@ def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
     return ""
 
 
+def read_all(model: ir.Model) -> dict[str, SRUReading]:
+    """Every SRU that can be read in the main graph, by the name of its output; nothing is changed."""
+    found = {}
+    for node in model.graph:
+        sigmoid = find_sigmoid(node) if node.op_type == "Concat" else None
+        if sigmoid is not None and node.outputs[0].name:
+            try:
+                found[node.outputs[0].name] = read_sru(node, sigmoid)
+            except UnreadableError:
+                continue  # the rule says why
+    return found
+
+
 def uncrossed_gates(model: ir.Model, reported: set[int]) -> Iterator[tuple[str, str]]:
     """Thresholded sigmoids that no Concat led to: (node, why they are no SRU).
 
