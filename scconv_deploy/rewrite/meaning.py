@@ -29,8 +29,17 @@ class Constant:
     def shape(self) -> Shape:
         return self.value.shape
 
+    @property
+    def number(self) -> float | None:
+        """The number that it holds in every place; None if they differ."""
+        if not self.value.size:
+            return None
+        first = self.value[(0,) * self.value.ndim]
+        broadcast = not any(self.value.strides)  # one number, however large it looks
+        return float(first) if broadcast or (self.value == first).all() else None
+
     def is_filled_with(self, number: float) -> bool:
-        return bool(self.value.size and (self.value == number).all())
+        return self.number == number
 
 
 @dataclass(frozen=True)

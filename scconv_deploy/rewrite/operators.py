@@ -65,10 +65,8 @@ def apply(call: Call) -> list[Known] | None:
 
 
 def _scalar(value: Known | None) -> float | None:
-    """The number that a constant holds, in every place."""
-    if isinstance(value, Constant) and value.value.size and (value.value == value.value.reshape(-1)[0]).all():
-        return float(value.value.reshape(-1)[0])
-    return None
+    """The number that a constant holds in every place."""
+    return value.number if isinstance(value, Constant) else None
 
 
 def _channels(value: Constant, shape: Shape) -> tuple[float, ...] | None:

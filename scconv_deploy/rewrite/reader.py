@@ -39,6 +39,7 @@ from scconv_deploy.rewrite.meaning import (
     Unknown,
 )
 from scconv_deploy.rewrite.operators import Call, apply
+from scconv_deploy.rewrite.sizes import SAMPLES, Sizes
 
 COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
 _GATE_SIDE = frozenset(
@@ -47,8 +48,6 @@ _GATE_SIDE = frozenset(
 _LARGEST_REGION = 4000
 """Nodes. An SRU has 50; one whose gamma is summed channel by channel and was not simplified, two for each channel."""
 
-# N, H, W where they are open: no two sizes coincide in all of them, and any usual number of groups divides each
-_PROBE_SIZES = ((2, 8, 12), (3, 16, 4), (5, 24, 16))
 _NAMES = {
     Constant: "a constant", Input: "its input", Groups: "its groups", GroupMean: "their mean", Centred: "centred data",
     Squares: "squares", Deviation: "a deviation", Normalized: "normalised data", Sigmoid: "its sigmoid", Gate: "a mask",
@@ -58,6 +57,7 @@ _NAMES = {
 _OF_THE_GATE = (Sigmoid, Gate, SoftMask, Part, Half, Crossed)
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
+Sample = tuple[Shape, Sizes]  # of x, and of every other tensor
 _UNIT_ROUNDOFF = 2.0**-24
 _LARGEST_WEIGHT_ERROR = 1e-3
 
@@ -118,12 +118,13 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
         UnreadableError: with the reason and the node.
     """
     x = _find_input(sigmoid)
-    samples = _samples(x, concat.outputs[0])
+    graph = concat.graph
+    samples = _samples(x, concat.outputs[0], [] if graph is None else list(graph.inputs))
     region = _region(concat, x)
     constants: dict[int, np.ndarray | None] = {}
     found = None
-    for sample in samples:
-        meanings = _evaluate(region, x, sample, constants)
+    for sample, sizes in samples:
+        meanings = _evaluate(region, x, (sample, sizes), constants)
         crossing = meanings[id(concat.outputs[0])]
         if isinstance(crossing, Unknown):
             raise UnreadableError(crossing.reason, crossing.node)
@@ -166,7 +167,7 @@ def _is_normalized(value: ir.Value) -> bool:
     return "InstanceNormalization" in kinds or {"ReduceMean", "Sub"} <= kinds
 
 
-def _samples(x: ir.Value, y: ir.Value) -> list[Shape]:
+def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple[Shape, Sizes]]:
     """Concrete sizes of x: its own where they are fixed, several where they are open."""
     if x.dtype not in (None, ir.DataType.FLOAT):
         raise UnreadableError(f"its data is {x.dtype}, and so its gates are rounded; rewrite the float32 model")
@@ -176,8 +177,13 @@ def _samples(x: ir.Value, y: ir.Value) -> list[Shape]:
     channels = shape[1]
     if not isinstance(channels, int):
         raise UnreadableError(f"the number of channels of its input {x.name} is not known")
-    fixed = [d if isinstance(d, int) else None for d in shape]
-    return sorted({(fixed[0] or n, channels, fixed[2] or h, fixed[3] or w) for n, h, w in _PROBE_SIZES})
+    samples = []
+    for index in range(SAMPLES):
+        sizes = Sizes(inputs, index)
+        known = sizes.of(x if x.shape is not None else y) or (None,) * 4
+        n, c, h, w = (sizes.place(axis) if size is None else size for axis, size in enumerate(known))
+        samples.append(((n, c, h, w), sizes))
+    return samples if any(not isinstance(d, int) for d in shape) else samples[:1]
 
 
 def _region(concat: ir.Node, x: ir.Value) -> list[ir.Node]:
@@ -207,10 +213,10 @@ def _region(concat: ir.Node, x: ir.Value) -> list[ir.Node]:
 
 
 def _evaluate(
-    region: Sequence[ir.Node], x: ir.Value, sample: Shape, constants: dict[int, np.ndarray | None]
+    region: Sequence[ir.Node], x: ir.Value, sample: Sample, constants: dict[int, np.ndarray | None]
 ) -> dict[int, Meaning]:
     """The meaning of every value of the region, by id; ``constants`` keeps those that no size of x changes."""
-    meanings: dict[int, Meaning] = {id(x): Input(sample)}
+    meanings: dict[int, Meaning] = {id(x): Input(sample[0])}
     for node in region:
         inputs: list[Meaning | None] = []
         for value in node.inputs:
@@ -232,9 +238,12 @@ def _leaf(value: ir.Value, constants: dict[int, np.ndarray | None]) -> Meaning:
 
 
 def _node(
-    node: ir.Node, inputs: list[Meaning | None], sample: Shape, constants: dict[int, np.ndarray | None]
+    node: ir.Node, inputs: list[Meaning | None], sample: Sample, constants: dict[int, np.ndarray | None]
 ) -> list[Meaning]:
     name = node.name or node.outputs[0].name or node.op_type
+    if node.op_type == "Shape" and isinstance(inputs[0], Unknown) and node.inputs[0] is not None:
+        sizes = _shape_of(node, sample[1].of(node.inputs[0]))
+        return [inputs[0] if sizes is None else Constant(sizes)]
     unknown = next((m for m in inputs if isinstance(m, Unknown)), None)
     if unknown is not None:
         return [unknown] * len(node.outputs)
@@ -254,10 +263,20 @@ def _node(
         stored = [constants[id(v)] for v in node.outputs]
         return [Constant(v) for v in stored if v is not None]
     attributes = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr) and not a.is_ref()}
-    found = apply(Call(node.op_type, known, attributes, sample, len(node.outputs)))
+    found = apply(Call(node.op_type, known, attributes, sample[0], len(node.outputs)))
     if found is None:
         return [Unknown(_why(node, known), name)] * len(node.outputs)
     return list(found)
+
+
+def _shape_of(node: ir.Node, sizes: tuple[int | None, ...] | None) -> np.ndarray | None:
+    """What Shape gives for a tensor outside the SRU, of which only the sizes are known."""
+    if sizes is None:
+        return None
+    first = node.attributes["start"].as_int() if "start" in node.attributes else 0
+    last = node.attributes["end"].as_int() if "end" in node.attributes else len(sizes)
+    wanted = sizes[first:last]
+    return None if None in wanted else np.array(wanted, dtype=np.int64)
 
 
 def _why(node: ir.Node, known: Sequence[Known | None]) -> str:
@@ -275,6 +294,8 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
     Raises:
         UnreadableError: onnx.reference cannot.
     """
+    if node.op_type == "Expand" and values[0] is not None and values[0].size == 1 and values[1] is not None:
+        return [np.broadcast_to(values[0], np.broadcast_shapes(values[0].shape, tuple(values[1])))]  # no copy
     proto: onnx.NodeProto = ir.to_proto(node)
     feeds = {name: value for name, value in zip(proto.input, values, strict=True) if name and value is not None}
     graph = node.graph
