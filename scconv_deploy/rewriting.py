@@ -98,7 +98,12 @@ class RewriteResult:
             "parity": None if self.parity is None else self.parity.as_json(),
             "markdown": self.markdown,
             "stages": [
-                {"name": s.name, "seconds": s.seconds, "applied": list(s.applied), "skipped": [list(p) for p in s.skipped]}
+                {
+                    "name": s.name,
+                    "seconds": s.seconds,
+                    "applied": list(s.applied),
+                    "skipped": [list(p) for p in s.skipped],
+                }
                 for s in self.stages
             ],
         }
@@ -108,7 +113,10 @@ class RewriteResult:
         """A table for a pull request: gates that the file and the result decide otherwise than PyTorch."""
         if self.guard is None or not self.guard.gates:
             return ""
-        lines = ["| SRU | variant | gates | changed by your file | changed by this one |", "| --- | --- | --- | --- | --- |"]
+        lines = [
+            "| SRU | variant | gates | changed by your file | changed by this one |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for gate in self.guard.gates:
             counts = (gate.file.gates, gate.file.flips, gate.rewritten.flips)
             cells = [gate.site, self.sites.get(gate.site, ""), *(f"{count:,}" for count in counts)]
@@ -248,9 +256,11 @@ def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
 
 
 def _rename_sites(proto: onnx.ModelProto, applied: Applied, reference: Reference) -> None:
-    """Name nodes after the reference's modules, found by parameters that are equal to the bit, in the order of calls."""
+    """Name nodes after the reference's modules, found by parameters equal to the bit, in the order of calls."""
     _, gates = record_gates(reference.swapped, reference.signature, reference.signature.tensors)
-    free = {site: {n: t.numpy().tobytes() for n, t in node_inputs(gate.swapped).items()} for site, gate in gates.items()}
+    free = {
+        site: {n: t.numpy().tobytes() for n, t in node_inputs(gate.swapped).items()} for site, gate in gates.items()
+    }
     renamed: dict[str, str] = {}
     for name, node in instrument.sites(proto).items():
         stored = [onnx.numpy_helper.to_array(t).tobytes() for t in instrument.parameters(proto, node).values()]
@@ -329,9 +339,7 @@ def _noise(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
-        shape = [
-            axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)
-        ]
+        shape = [axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         numbers = torch.randn(shape, generator=generator).numpy()
         feeds[value.name] = numbers.astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
@@ -348,7 +356,9 @@ def _load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
         raise IntegrityError(f"--data {source} is damaged or not an .npz.", "Save it with np.savez.") from error
     if set(arrays) != names:
-        raise UsageError(f"--data {source} holds {', '.join(arrays)}.", f"Save one array per input: {', '.join(names)}.")
+        raise UsageError(
+            f"--data {source} holds {', '.join(arrays)}.", f"Save one array per input: {', '.join(names)}."
+        )
     kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in _inputs(proto)}
     return {name: np.ascontiguousarray(array, dtype=kinds[name]) for name, array in arrays.items()}
 

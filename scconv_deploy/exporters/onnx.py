@@ -26,7 +26,6 @@ from torch.utils import _pytree as pytree
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
-from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from scconv_deploy.gate import GateParameters, gate_parameters
 from scconv_deploy.gate.variant import GateVariant, gate_weight
-from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, FunctionKey, MaskForm, function_proto, node_attributes
+from scconv_deploy.rewrite.functions import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    FunctionKey,
+    MaskForm,
+    function_proto,
+    node_attributes,
+)
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"

@@ -310,7 +310,7 @@ def _group_normalization(call: Call) -> Known | None:
     groups = int(call.attributes.get("num_groups", 0))
     if not isinstance(value, Input) or not isinstance(scale, Constant) or not isinstance(shift, Constant):
         return None
-    n, c, h, w = value.shape
+    _, c, h, w = value.shape
     if groups < 1 or c % groups or scale.value.size not in (groups, c) or shift.value.size != scale.value.size:
         return None
     per_channel = [np.repeat(t.value.reshape(-1), c // t.value.size) for t in (scale, shift)]  # opset 18: one a group

@@ -1,4 +1,4 @@
-"""Brings somebody's ONNX file into the form that the rules read: opset, no foreign functions, folded constants, shapes."""
+"""Brings an ONNX file into the form that the rules read: opset, no foreign functions, folded constants, shapes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
     model = ir.from_proto(working)
     _restore(model, proto)
     for node in model.graph:
-        name = next((sites[o.name] for o in node.outputs if o.name in sites), sites.get(f"node:{node.name}"))
+        name = next((sites[o.name] for o in node.outputs if o.name and o.name in sites), sites.get(f"node:{node.name}"))
         if name and node.domain != DOMAIN:
             node.metadata_props[SITE] = name
     return model
@@ -167,7 +167,7 @@ def _sites(proto: onnx.ModelProto) -> Mapping[str, str]:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
         site = _of_scopes(scopes) if scopes else _of_name(node.name)
         if site:
-            found |= {name: site for name in node.output}
+            found |= dict.fromkeys(node.output, site)
             if node.name:
                 found[f"node:{node.name}"] = site
     return found

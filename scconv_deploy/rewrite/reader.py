@@ -256,7 +256,7 @@ def _node(
     if all(m is None or isinstance(m, Constant) for m in known):
         fixed = all(v is None or v.const_value is not None or id(v) in constants for v in node.inputs)
         if not fixed or id(node.outputs[0]) not in constants:
-            results = _compute(node, [None if m is None else m.value for m in known if m is None or isinstance(m, Constant)])
+            results = _compute(node, [m.value if isinstance(m, Constant) else None for m in known])
             if not fixed:
                 return [Constant(v) for v in results]
             constants.update({id(v): r for v, r in zip(node.outputs, results, strict=True)})
@@ -306,9 +306,7 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
         raise UnreadableError(f"{node.op_type} of constants cannot be computed: {error}", node.name or "") from error
 
 
-def _interpret(
-    crossing: Crossing, sample: Shape
-) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """The variant and its parameters."""
     part = crossing.open_part
     gate = part.gate
@@ -332,7 +330,7 @@ def _interpret(
 
 
 def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """gamma, beta and the gate weight of ``z = (n * gamma + beta) * w``; simplifiers drop a gamma of 1 and a beta of 0."""
+    """gamma, beta and w of ``z = (n * gamma + beta) * w``; simplifiers drop a gamma of 1 and a beta of 0."""
     kinds = tuple(kind for kind, _ in z.steps)
     arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
     if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):

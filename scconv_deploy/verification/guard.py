@@ -141,7 +141,9 @@ def compare_graphs(
     tensors = _tensor_names(original)
     readable = [f for f in applied.fused if f.x in tensors and f.mask in tensors]
     unread = tuple(
-        (f.site, "the file names its tensors otherwise than its simplified form") for f in applied.fused if f not in readable
+        (f.site, "the file names its tensors otherwise than its simplified form")
+        for f in applied.fused
+        if f not in readable
     )
     masks = {name: z for name, z in thresholds.items() if name in tensors and z in tensors}
     wanted = {f.x for f in readable} | {f.mask for f in readable} | set(masks) | set(masks.values())
@@ -168,7 +170,7 @@ def _compare(
     before, after, forced = runners
     nodes = instrument.sites(rewritten)
     gates: dict[str, GateComparison] = {}
-    changed = {name: (0, 0) for name in thresholds}
+    changed = dict.fromkeys(thresholds, (0, 0))
     outputs = {o.name: (0.0, 0.0) for o in original.graph.output}
     bounds = {name: _bound(rewritten, name) for name in thresholds}
     for feeds in samples.values():

@@ -116,9 +116,9 @@ def _complement(comparison: ir.Node | None) -> ir.Value | None:
         return None
     first, second = comparison.inputs
     for node in (use.node for use in first.uses()) if first is not None else ():
-        if node.op_type == _COMPLEMENT[comparison.op_type] and node.graph is comparison.graph:
-            if node.inputs[0] is first and _equal(node.inputs[1], second):
-                return node.outputs[0]
+        opposite = node.op_type == _COMPLEMENT[comparison.op_type] and node.graph is comparison.graph
+        if opposite and node.inputs[0] is first and _equal(node.inputs[1], second):
+            return node.outputs[0]
     return None
 
 

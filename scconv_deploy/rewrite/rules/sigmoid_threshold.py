@@ -62,9 +62,7 @@ class SigmoidThreshold(RewriteRuleClassBase):
             return result.fail(f"its sigmoid {r.name} is an output of the graph", [r])
         others = [use.node for use in r.uses() if use.node.op_type not in COMPARISONS]
         if others:
-            return result.fail(
-                f"its sigmoid {r.name} is also needed by {others[0].name or others[0].op_type}", [r]
-            )
+            return result.fail(f"its sigmoid {r.name} is also needed by {others[0].name or others[0].op_type}", [r])
         if not math.isfinite(self._tau(number)):
             return result.fail(f"its threshold {number:g} decides nothing: no sigmoid lies on its other side", [r])
         return result
