@@ -125,7 +125,7 @@ def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -
         if node.graph is not graph or node.domain not in ("", "ai.onnx"):
             continue
         for rule in rules:
-            delta = rule.try_rewrite(model, graph, node, tracer=refusals)  # type: ignore[arg-type]
+            delta = rule.try_rewrite(model, graph, node, tracer=refusals)
             if delta is None:
                 continue
             for value in delta.new_initializers:

@@ -21,6 +21,8 @@ from scconv_deploy.rewrite.functions import (
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
+REWRITTEN = "scconv_deploy.rewritten"
+"""Metadata of a model: the sites (JSON) that were read from the graph, for recognition knew no module for them."""
 
 
 def node_parameters(

@@ -277,8 +277,9 @@ def _expand(call: Call) -> Known | None:
         return None
     if shape == value.shape:
         return value
-    per_group = isinstance(value, (GroupMean, Deviation)) and len(shape) == len(value.shape)
-    return replace(value, shape=shape) if per_group and shape[:2] == value.shape[:2] else None  # type: ignore[type-var]
+    if not isinstance(value, (GroupMean, Deviation)) or len(shape) != len(value.shape):
+        return None
+    return replace(value, shape=shape) if shape[:2] == value.shape[:2] else None
 
 
 def _identity(call: Call) -> Known | None:

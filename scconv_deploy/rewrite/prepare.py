@@ -17,6 +17,8 @@ from scconv_deploy.rewrite.functions import DOMAIN, OPSETS, check_opset
 from scconv_deploy.rewrite.nodes import SITE
 
 LARGEST_PROTO_BYTES = 2**31 - 2**20
+_FOLDS_GAMMA = "eliminate_nop_with_unit"
+"""Where beta is 0 this optimizer drops its Add; gamma * w then become one constant, and gamma cannot be read any more."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -127,7 +129,7 @@ def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
 def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     before = len(proto.graph.node)
     try:
-        simplified, same = onnxsim.simplify(proto)
+        simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))

@@ -177,7 +177,7 @@ def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple
     channels = shape[1]
     if not isinstance(channels, int):
         raise UnreadableError(f"the number of channels of its input {x.name} is not known")
-    samples = []
+    samples: list[Sample] = []
     for index in range(SAMPLES):
         sizes = Sizes(inputs, index)
         known = sizes.of(x if x.shape is not None else y) or (None,) * 4
@@ -316,7 +316,7 @@ def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Te
         raise UnreadableError("its mask multiplies other normalised data than its gate reads")
     statistics, eps, notes = _statistics(z, sample)
     data = "x" if isinstance(part.data, Input) else "normalized"
-    weighting = _weighting(gamma, weight)
+    weighting = _weighting(gamma, weight, len(z.steps) == 1)
     fusion = "soft" if part.soft else "hard"
     try:
         check_halves(sample[1], "it")
@@ -361,7 +361,7 @@ def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[
     return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
 
 
-def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
+def _weighting(gamma: np.ndarray, weight: np.ndarray, folded: bool) -> Weighting:
     """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
     exact = gamma.astype(np.float64)
     total = exact.sum()
@@ -373,6 +373,8 @@ def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
     softmax /= softmax.sum()
     if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
         return "softmax"
+    if folded:
+        raise UnreadableError("gamma and the gate weight were folded into one constant; rewrite the file as exported")
     if error > _LARGEST_WEIGHT_ERROR:
         raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
     raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")

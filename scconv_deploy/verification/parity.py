@@ -70,6 +70,7 @@ def verify_onnx(
         Link.of(SWAPPED_LINK, judge.swapped_checks(reference.recognition, measured)),
         Link.of(ONNX_LINK, [
             judge.static_summary(proto, nodes, statics, measured),
+            *judge.rewritten_checks(proto, nodes, measured),
             judge.teacher_forced_check(measured),
             *judge.replay_checks(measured),
             *judge.contract_checks(measured),
