@@ -14,6 +14,7 @@ BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
 }
 

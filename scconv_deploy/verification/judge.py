@@ -69,9 +69,7 @@ def static_summary(
     return Check(static.NAME, "passed", f"{same} SRUs are bit for bit the reference's")
 
 
-def rewritten_checks(
-    proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured
-) -> list[Check]:
+def rewritten_checks(proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> list[Check]:
     """SRUs that were read from the graph: no module of the reference stands beside them, the outputs alone judge them."""
     found = [site for site in nodes if site in _rewritten(proto) and site not in measured.variants]
     reason = f"{', '.join(found)}: read from the graph, for no module was recognised; judged by the outputs alone"

@@ -29,7 +29,9 @@ def export(model, x, dynamo, opset=18, dynamic=False):
             if dynamo:
                 dims = {axis: torch.export.Dim(name, min=2, max=256) for axis, name in ((0, "b"), (2, "h"), (3, "w"))}
                 shapes = (dims,) if dynamic else None
-                return torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes, **names).model_proto
+                return torch.onnx.export(
+                    model, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes, **names
+                ).model_proto
             buffer = io.BytesIO()
             axes = {"x": {0: "b", 2: "h", 3: "w"}} if dynamic else None
             torch.onnx.export(model, (x,), buffer, dynamo=False, dynamic_axes=axes, **names)

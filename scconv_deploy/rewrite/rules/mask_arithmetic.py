@@ -49,7 +49,7 @@ class _SelectByMask(RewriteRuleClassBase):
         if condition.dtype not in (None, ir.DataType.BOOL):
             return result.fail()  # a Cast of something else: no mask
         compared = condition.producer()
-        if compared is not None and compared.op_type == "Not":
+        while compared is not None and compared.op_type == "Not":
             compared = _producer(compared.inputs[0])
         if compared is None or compared.op_type not in COMPARISONS:
             return result.fail()

@@ -168,7 +168,7 @@ def test_what_only_looks_like_one(module, reason):
     x = naive.noise(2, 8, 4, 6)
     result, applied = naive.rewritten(onnxsim.simplify(naive.export(module, x, False))[0])
     if reason is None:  # the clamp stays before the node
-        assert [n.op_type for n in result.graph.node] == ["Clip", "SRU"]
+        assert [n.op_type for n in result.graph.node][-2:] == ["Clip", "SRU"]
     else:
         assert not applied.fused
         assert reason in applied.near_misses[0].reason
