@@ -126,7 +126,7 @@ def test_expect_fails_with_each_near_miss(tmp_path):
 
 
 def test_mask_form_inline_and_adapted_files(tmp_path, script_net):
-    module, proto = script_net
+    proto = script_net[1]
     x = naive.noise(2, 3, 16, 16, seed=3)
     expected = naive.run(proto, x)
     first = rewrite_onnx(saved(tmp_path, proto), tmp_path / "a.onnx", options=RewriteOptions(adapted=True))

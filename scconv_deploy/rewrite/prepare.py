@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx.inliner
@@ -18,7 +21,7 @@ from scconv_deploy.rewrite.nodes import SITE
 
 LARGEST_PROTO_BYTES = 2**31 - 2**20
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
-"""Where beta is 0 this optimizer drops its Add; gamma * w then become one constant, and gamma cannot be read any more."""
+"""Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -129,7 +132,8 @@ def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
 def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     before = len(proto.graph.node)
     try:
-        simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
+        with _without_stderr():
+            simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))
@@ -139,6 +143,20 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
         return proto
     stage.applied.append(f"onnxsim: {before} -> {len(simplified.graph.node)} nodes")
     return simplified
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """onnxsim writes a line for every node of a sum that it folds later than it first tried; errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _infer_shapes(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:

@@ -70,7 +70,7 @@ def static_summary(
 
 
 def rewritten_checks(proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> list[Check]:
-    """SRUs that were read from the graph: no module of the reference stands beside them, the outputs alone judge them."""
+    """SRUs that were read from the graph: no module of the reference stands beside them."""
     found = [site for site in nodes if site in _rewritten(proto) and site not in measured.variants]
     reason = f"{', '.join(found)}: read from the graph, for no module was recognised; judged by the outputs alone"
     return [Check("rewritten", "not run", reason)] if found else []

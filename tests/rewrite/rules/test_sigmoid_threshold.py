@@ -17,9 +17,8 @@ COMPARE = {
 
 def graph(operator, threshold=0.5, sigmoid_first=True, body="", outputs="bool[N] y"):
     operands = "r, t" if sigmoid_first else "t, r"
-    return naive.parse(
-        f"g (float[N] x) => ({outputs}) <float t = {{{threshold}}}> {{ r = Sigmoid(x)\n y = {operator}({operands})\n{body} }}"
-    )
+    nodes = f"r = Sigmoid(x) y = {operator}({operands}) {body}"
+    return naive.parse(f"g (float[N] x) => ({outputs}) <float t = {{{threshold}}}> {{ {nodes} }}")
 
 
 def around(threshold):
