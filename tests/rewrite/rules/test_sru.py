@@ -204,7 +204,8 @@ def mutate(proto, rng):
     operator = rng.choice(["compare", "axis", "constant", "halves", "operands", "scale", "consumer", "output"])
     nodes = proto.graph.node
     if operator == "compare":
-        node = node_of(proto, str(rng.choice(["GreaterOrEqual", "Less"])))
+        compared = [n for n in nodes if n.op_type in ("GreaterOrEqual", "Less", "Greater", "LessOrEqual")]
+        node = compared[int(rng.integers(len(compared)))]
         node.op_type = str(rng.choice(["GreaterOrEqual", "Less", "Greater", "LessOrEqual"]))
     elif operator == "axis":
         split = node_of(proto, "Split", int(rng.integers(2)))
