@@ -18,6 +18,7 @@ BENCHMARKS = {
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
     "healthy": "two hundred healthy exports and inputs, each of which must pass",
     "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
+    "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
     from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
     from scconv_deploy.verification.checks import Checks
     from scconv_deploy.zoo.embed import EmbedResult, embed
@@ -32,6 +33,9 @@ _HOMES = {
     "export": "pipeline",
     "verify": "pipeline",
     "ParityReport": "report.records",
+    "RewriteOptions": "rewriting",
+    "RewriteResult": "rewriting",
+    "rewrite_onnx": "rewriting",
     "DynamicAxis": "spec",
     "InputSpec": "spec",
     "ModelSpec": "spec",
@@ -55,11 +59,14 @@ __all__ = [
     "InputSpec",
     "ModelSpec",
     "ParityReport",
+    "RewriteOptions",
+    "RewriteResult",
     "ScConv",
     "deploy",
     "embed",
     "export",
     "load",
+    "rewrite_onnx",
     "verify",
 ]
 

@@ -210,6 +210,57 @@ def export(
 
 
 @app.command()
+def rewrite(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="An ONNX file from any exporter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
+    expect: Annotated[
+        int | None, typer.Option(min=0, help="Fail (exit 4) unless the result holds at least so many SRU nodes.")
+    ] = None,
+    mask_form: MaskForm = "auto",
+    inline: Annotated[bool, typer.Option("--inline", help="Expand the functions.")] = False,
+    adapted: Annotated[
+        bool, typer.Option("--adapted", help="Also write FILE.plugin.onnx and FILE.inlined.onnx (TensorRT < 10.7).")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="18 to 23; the file's own by default.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model it was exported from: judge parity against it.")
+    ] = None,
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    data: Data = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give any exporter's ONNX file gates that compute what PyTorch's do, each SRU as one node."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.rewriting import RewriteOptions, rewrite_onnx
+
+        spec = None
+        if reference is not None:
+            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, None)
+        result = rewrite_onnx(
+            source,
+            output,
+            options=RewriteOptions(opset, mask_form, inline, adapted, expect, seed),
+            reference=spec,
+            data=data,
+            force=force,
+            command=_command(),
+            progress=session.progress,
+        )
+        session.show(result, "print_rewrite")
+        if result.parity is not None and not result.parity:
+            raise ParityError(f"{result.path}: {result.parity.failures[0]}", "Do not ship it.")
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
     reference: Annotated[

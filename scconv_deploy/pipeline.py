@@ -26,12 +26,14 @@ from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, 
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
 from scconv_deploy.bundle.reference import write_reference
 from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
-from scconv_deploy.exporters.onnx import export_model, serialize
+from scconv_deploy.exporters.onnx import check, export_model, serialize
 from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.report.render import render, require_html
+from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.rewrite.functions import MaskForm
+from scconv_deploy.rewrite.nodes import REWRITTEN
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
 from scconv_deploy.verification import instrument, tolerances
@@ -204,7 +206,7 @@ def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
 def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
     """Export and check; nothing is written."""
     progress("exporting to ONNX")
-    return export_model(
+    model = export_model(
         reference.swapped,
         reference.recognition,
         reference.signature,
@@ -213,6 +215,17 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         mask_form=options.resolved_mask_form,
         metadata={"scconv_deploy.source": reference.name, "scconv_deploy.mask_form": options.resolved_mask_form},
     )
+    with log.stage("rewrite") as stage:
+        applied = apply_rules(model, options.resolved_mask_form, options.opset)
+        stage.applied += applied.lines() or ["nothing to do"]
+        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
+        if applied:
+            found = {one.site: one.variant.name for one in applied.fused}
+            sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
+            model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
+            model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
+            check(ir.to_proto(model))
+    return model
 
 
 def export_spec(

@@ -629,7 +629,8 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     rejected = run(*args, "--force")
     assert rejected.exit_code == 6
     assert "bundle/model.onnx.rejected: onnxruntime:" in rejected.stderr.splitlines()[-1]
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", "reference", *REPORTS]
+    files = ["manifest.json", "model.onnx.rejected", "reference", *REPORTS]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == files
     assert not [name for name in content() if ".scconv-deploy" in name]
 
 

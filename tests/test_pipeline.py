@@ -113,7 +113,7 @@ def test_the_bundle_is_sealed(deployed):
     report = json.loads((folder / "report.json").read_text())
     assert report["verdict"] == "passed"
     assert report["artifact_sha256"] == manifest["files"]["model.onnx"]["sha256"]
-    assert [stage["name"] for stage in report["stages"]] == ["recognize", "export", "simplify", "verify"]
+    assert [stage["name"] for stage in report["stages"]] == ["recognize", "export", "simplify", "rewrite", "verify"]
 
 
 def test_verify_judges_the_bundle_again_and_sees_a_changed_file(digits, deployed, tmp_path):

@@ -27,24 +27,19 @@ from torch.utils import _pytree as pytree
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.nms import TRANSLATIONS
-from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules, site_name
-from scconv_deploy.gate.variant import GateVariant, gate_weight
+from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
     DOMAIN_VERSION,
     IR_VERSION,
     MODULE,
-    FunctionKey,
     MaskForm,
     check_opset,
-    function_proto,
-    node_attributes,
 )
+from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions, node_parameters, variant_attributes
 from scconv_deploy.signature import Signature
 
-SITE = "scconv.site"
-VARIANT = "scconv.variant"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
 _LARGEST_PROTO_BYTES = 2**31 - 2**20
@@ -52,20 +47,7 @@ _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
-    found: GateParameters = swapped.parameters_of_gate
-    inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
-    gamma, beta = swapped.gamma.detach().reshape(-1), swapped.beta.detach().reshape(-1)
-    if swapped.variant.operator == "SRUNorm":
-        inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
-    elif swapped.variant.operator == "SRUSoft":
-        weight = gate_weight(gamma, swapped.variant).double()
-        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
-    return inputs
-
-
-def variant_attributes(variant: GateVariant) -> dict[str, Any]:
-    """The attributes of a variant's node."""
-    return node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std)
+    return node_parameters(swapped.variant, swapped.gamma, swapped.beta, swapped.parameters_of_gate)
 
 
 class _SRUNode(nn.Module):
@@ -135,7 +117,7 @@ def export_model(
     with log.stage("export") as stage:
         model, called, modules = _export_bare(swapped, signature, opset)
         sites = _name_sites(model)
-        _add_functions(model, mask_form, opset)
+        add_functions(model, mask_form, opset)
         model.ir_version = IR_VERSION
         stage.applied += [f"{site}: {DOMAIN}::{op} [{variant}]" for site, (op, variant) in sites.items()]
         if not sites:
@@ -327,21 +309,6 @@ def _name_sites(model: ir.Model) -> dict[str, tuple[str, str]]:
             node.name = node.metadata_props[SITE]
             sites[node.name] = (node.op_type, node.metadata_props[VARIANT])
     return sites
-
-
-def _add_functions(model: ir.Model, mask_form: MaskForm, opset: int) -> None:
-    for node in model.graph:
-        if node.domain != DOMAIN:
-            continue
-        cut = node.inputs[1]
-        assert cut is not None  # noqa: S101  (for the type checker: we put it there)
-        assert cut.const_value is not None  # noqa: S101  (likewise)
-        straddle = bool(cut.const_value.size % node.attributes["num_groups"].as_int())
-        key = FunctionKey(node.op_type, straddle, mask_form, opset)
-        node.overload = key.overload
-        function = ir.serde.deserialize_function(function_proto(key))
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = DOMAIN_VERSION
 
 
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -42,9 +42,9 @@ class StageLog:
     records: list[StageRecord] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[_OpenStage]:
+    def stage(self, name: str) -> Iterator[OpenStage]:
         """Time a stage; what is noted on the yielded object goes into its record."""
-        opened = _OpenStage()
+        opened = OpenStage()
         start = time.perf_counter()
         try:
             yield opened
@@ -55,7 +55,9 @@ class StageLog:
 
 
 @dataclass
-class _OpenStage:
+class OpenStage:
+    """What a stage notes while it runs."""
+
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.report.rejudge import Judgement
+    from scconv_deploy.rewriting import RewriteResult
+    from scconv_deploy.verification.guard import GuardReport
     from scconv_deploy.zoo.catalogue import Listing
 
 _STYLES = {
@@ -34,6 +36,54 @@ def print_export(console: Console, result: ExportResult) -> None:
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     _line(console, f"{result.path}: {what}")
     _line(console, f"sha256 {result.sha256}")
+
+
+def print_rewrite(console: Console, result: RewriteResult) -> None:
+    """What was fused and what was not, how both files' gates compare, and the verdict against a reference."""
+    _print_left_alone(console, [(miss.node, f"{miss.rule}: {miss.reason}") for miss in result.near_misses])
+    if result.guard is not None:
+        _print_guard(console, result.guard)
+    if result.parity is not None:
+        print_report(console, result.parity)
+        if result.markdown:
+            _line(console, f"\n{result.markdown}\n")
+    outcomes = {
+        "rewritten": f"{len(result.sites)} SRUs as nodes",
+        "partial": f"partial: {len(result.sites)} SRUs as nodes, {len(result.near_misses)} left alone",
+        "unchanged": "nothing to do, copied byte for byte",
+    }
+    _line(console, f"{result.path}: {outcomes[result.outcome]}")
+    for path in result.adapted:
+        _line(console, f"adapted  {path}")
+    _line(console, f"sha256   {result.sha256}")
+
+
+def _print_guard(console: Console, guard: GuardReport) -> None:
+    if guard.gates:
+        gates = _table(
+            "Gates that differ from PyTorch's formula, fed the same input",
+            "site", "gates", "file", "largest margin / s", "rewritten", "unexplained",
+        )  # fmt: skip
+        for gate in guard.gates:
+            gates.add_row(
+                Text(gate.site),
+                f"{gate.file.gates:,}",
+                f"{gate.file.flips:,}",
+                f"{gate.file.largest_margin:.1e}",
+                str(gate.rewritten.flips),
+                str(gate.rewritten.unexplained),
+            )
+        console.print(gates)
+    for name, elements, changed in guard.thresholds:
+        _line(console, f"threshold {name}: {changed:,} of {elements:,} differ from the file's")
+    for name, forced, free in guard.outputs:
+        _line(console, f"output   {name}: {forced:.1e} relative L2 with the file's gates, {free:.1e} without")
+    for site, reason in guard.unread:
+        _line(console, f"not compared: {site}: {reason}")
+    if guard.not_run:
+        _line(console, f"not compared with the original: {guard.not_run}")
+    if guard.sentence:
+        _line(console, guard.sentence)
 
 
 def print_deploy(console: Console, result: DeployResult) -> None:

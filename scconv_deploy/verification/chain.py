@@ -136,6 +136,7 @@ def _links(
         swapped,
         Link.of(ONNX_LINK, [
             judge.static_summary(artifact.proto, nodes, statics, measured),
+            *judge.rewritten_checks(artifact.proto, nodes, measured),
             *([stored] if stored is not None else []),
             judge.teacher_forced_check(measured),
             *judge.second_opinion_checks(measured),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import onnx
 
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
+from scconv_deploy.rewrite.nodes import REWRITTEN
 from scconv_deploy.verification import static
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -56,7 +58,7 @@ def static_summary(
 ) -> Check:
     """One check for all SRUs."""
     failed = [c.reason for c in checks.values() if c.status == "failed"] + static.foreign_functions(proto)
-    foreign = [site for site in nodes if site not in measured.sites]
+    foreign = [site for site in nodes if site not in measured.sites and site not in _rewritten(proto)]
     if foreign:
         failed.append(f"the reference has no SRU for {', '.join(foreign)}")
     if failed:
@@ -64,8 +66,26 @@ def static_summary(
         return Check(static.NAME, "failed", failed[0] + more)
     if not nodes:
         return Check(static.NAME, "not run", "the artifact holds no scconv node, so its gates cannot be inspected")
+    if not checks:
+        return Check(static.NAME, "not run", "the reference has no SRU module to compare with")
     same = sum(c.status == "passed" for c in checks.values())
     return Check(static.NAME, "passed", f"{same} SRUs are bit for bit the reference's")
+
+
+def rewritten_checks(proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> list[Check]:
+    """SRUs that were read from the graph: no module of the reference stands beside them."""
+    found = [site for site in nodes if site in _rewritten(proto) and site not in measured.sites]
+    reason = f"{', '.join(found)}: read from the graph, for no module was recognised; judged by the outputs alone"
+    return [Check("rewritten", "not run", reason)] if found else []
+
+
+def _rewritten(proto: onnx.ModelProto) -> list[str]:
+    text = next((entry.value for entry in proto.metadata_props if entry.key == REWRITTEN), "[]")
+    try:
+        sites = json.loads(text)
+    except ValueError:  # somebody else's file
+        return []
+    return [str(site) for site in sites] if isinstance(sites, list) else []
 
 
 def teacher_forced_check(measured: Measured) -> Check:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
+from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import (
     FlipCount,
     Recognition,
@@ -21,6 +21,7 @@ from scconv_deploy.gate import (
     site_name,
 )
 from scconv_deploy.gate.variant import open_mask, sru
+from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
