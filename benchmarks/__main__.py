@@ -15,6 +15,7 @@ BENCHMARKS = {
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+    "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
 }
 
 

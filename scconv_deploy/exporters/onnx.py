@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules, site_name
-from scconv_deploy.gate.variant import GateVariant, gate_weight
+from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
@@ -48,15 +49,7 @@ _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
-    found: GateParameters = swapped.parameters_of_gate
-    inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
-    gamma, beta = swapped.gamma.detach().reshape(-1), swapped.beta.detach().reshape(-1)
-    if swapped.variant.operator == "SRUNorm":
-        inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
-    elif swapped.variant.operator == "SRUSoft":
-        weight = gate_weight(gamma, swapped.variant).double()
-        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
-    return inputs
+    return operator_inputs(swapped.gamma, swapped.beta, swapped.variant, swapped.parameters_of_gate)
 
 
 def variant_attributes(variant: GateVariant) -> dict[str, Any]:
