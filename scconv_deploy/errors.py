@@ -48,6 +48,12 @@ class ConfigurationError(ModelError, ValueError):
     """A module was asked for sizes that it cannot have."""
 
 
+class BuildError(ScconvDeployError):
+    """An engine or a plugin could not be built."""
+
+    exit_code = 5
+
+
 class ParityError(ScconvDeployError):
     """The artifact does not compute what PyTorch computes."""
 
