@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.trt_plugins.build import BuildResult
+    from scconv_deploy.trt_plugins.check import PluginReport
 
 _STYLES = {
     "passed": "green", "failed": "bold red", "not run": "yellow",
@@ -140,6 +142,24 @@ def print_diagnosis(console: Console, result: Diagnosis) -> None:
         if finding.status != "ok":
             purpose = f" (for {finding.needed_for})" if finding.needed_for else ""
             _line(console, f"{finding.name}{purpose}: {finding.remedy}")
+
+
+def print_build(console: Console, result: BuildResult) -> None:
+    """What was built, for what, and where it is."""
+    what = f"TensorRT {result.tensorrt} headers" if result.tensorrt else "kernels only"
+    how = "from the cache" if result.cached else f"{result.seconds:g} s"
+    _line(console, f"{result.path}: sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}, {what}, {how}")
+    if result.register is not None:
+        _line(console, f"{result.register}: registers it where a host only dlopens")
+    _line(console, f"sha256 {result.sha256}")
+
+
+def print_plugin(console: Console, result: PluginReport) -> None:
+    """What a built plugin is."""
+    table = _table(str(result.path), "", "", "found")
+    for row in result.rows:
+        table.add_row(Text(row.name), _status(row.verdict), Text(row.found))
+    console.print(table)
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

@@ -25,7 +25,7 @@ from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"
 OLDEST_TENSORRT = (10, 3)
-KERNEL_SOURCES = ("kernel/sru.cu", "kernel/sru_float.cu", "kernel/sru_half.cu", "kernel/sru_bfloat16.cu")
+KERNEL_SOURCES = ("kernel/sru.cpp", "kernel/sru_float.cu", "kernel/sru_half.cu", "kernel/sru_bfloat16.cu")
 PLUGIN_SOURCES = ("plugin/attributes.cpp", "plugin/plugin.cpp", "plugin/creator.cpp")
 REGISTER_SOURCE = "register/register.cpp"
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
@@ -86,9 +86,13 @@ def build(
     Raises:
         MissingRuntimeError: there is no nvcc, no header of TensorRT, or no GPU to build for.
         UsageError: an architecture that nvcc does not know, or an output that exists.
-        BuildError: the compiler failed; its lines are in the message.
+        BuildError: the compiler failed; its lines are in the details.
     """
     machine = machine or Machine()
+    if request.register and request.kernels_only:
+        raise UsageError(
+            "The register library registers the TensorRT plugin.", "Leave --kernels-only or --register out."
+        )
     if output is not None:
         check_output_file(output, force)
         if request.register:
@@ -221,7 +225,7 @@ def compile_command(
         *targets,
         "--threads=0",
         "-shared",
-        *_library_folders(nvcc),
+        *library_folders(nvcc),
         *(() if include is None else ("-isystem", str(include))),
         *extra,
         *(str(SOURCES / source) for source in sources),
@@ -231,7 +235,7 @@ def compile_command(
     ]
 
 
-def _library_folders(nvcc: str) -> tuple[str, ...]:
+def library_folders(nvcc: str) -> tuple[str, ...]:
     """PyPI's wheels keep libcudart_static.a in lib, where nvcc looks in lib64 only."""
     folder = Path(nvcc).parent.parent / "lib"
     return (f"-L{folder}",) if (folder / "libcudart_static.a").is_file() else ()
@@ -244,8 +248,6 @@ def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str],
         _run(compile_command(tools.nvcc, architectures, tools.include, output.name, library), folder)
         products = {output: library}
         if request.register:
-            if tools.include is None or tools.tensorrt is None:
-                raise UsageError("--register needs the TensorRT plugin.", "Leave --kernels-only out.")
             products[_register_name(output)] = _compile_register(tools, library)
         for path, product in products.items():
             write_file(path, product.read_bytes())
@@ -264,7 +266,7 @@ def _compile_register(tools: _Tools, library: Path) -> Path:
     _run([*compiler, str(stub), f"-Xlinker=-soname={soname}", "-o", str(folder / soname),
           "-Xcompiler", "-fvisibility=default"], str(folder))  # fmt: skip
     product = _register_name(library)
-    _run([*compiler, *_library_folders(tools.nvcc), "-isystem", str(tools.include), str(SOURCES / REGISTER_SOURCE),
+    _run([*compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(SOURCES / REGISTER_SOURCE),
           "-Xlinker=--no-as-needed", str(library), f"-Xlinker={folder / soname}", "-Xlinker=-rpath=$ORIGIN",
           f"-Xlinker=-soname={product.name}", "-o", str(product)], str(folder))  # fmt: skip
     return product
@@ -281,7 +283,9 @@ def _run(command: Sequence[str], folder: str) -> None:
         raise MissingRuntimeError(f"{command[0]} cannot be run: {error.strerror}.", "Install it again.") from error
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        shown = "\n".join(lines[:_SHOWN_LINES]) or f"exit status {done.returncode}"
+        first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
         raise BuildError(
-            f"nvcc could not build the fused SRU: {shown}", "Check that the host compiler and the CUDA version match."
+            f"nvcc could not build the fused SRU: {first or f'exit status {done.returncode}'}.",
+            "Check that nvcc supports the host compiler.",
+            "\n".join(lines[:_SHOWN_LINES]),
         )

@@ -1,4 +1,4 @@
-"""Look at a built plugin: what it exports, what it needs, which GPUs it has code for, and whether a runtime takes it."""
+"""Look at a built plugin: its exports, its needs, the GPUs that it has code for, and whether a runtime takes it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def _static_rows(library: SharedLibrary) -> list[CheckRow]:
     missing = [name for name in (*ENTRY_POINTS, *C_INTERFACE) if name not in library.exported]
     foreign = sorted(name for name in library.undefined if name.startswith(_FOREIGN_PREFIXES))
     linked = sorted(name for name in library.needed if name.startswith(_FOREIGN_LIBRARIES))
-    extra = sorted(library.exported - {*ENTRY_POINTS, *C_INTERFACE, "scconv_sru_creators"} - set(_runtime_symbols(library)))
+    extra = sorted(
+        library.exported - {*ENTRY_POINTS, *C_INTERFACE, "scconv_sru_creators"} - set(_runtime_symbols(library))
+    )
     code = library.cubins or library.ptx
     newest = ", ".join(f"{family} {version}" for family, version in sorted(library.versions.items()))
     return [

@@ -1,8 +1,8 @@
 """What a shared library says about itself: symbols, dependencies, and the GPU code inside it. Nothing is executed.
 
-Reads little-endian ELF64 (x86-64 and aarch64 Linux; System V ABI, gABI 4.1) and the section ``.nv_fatbin``, whose layout
-NVIDIA does not document: an image header of 16 bytes, then entries of a kind, a header size, a size and a compute
-capability (as ``cuobjdump --list-elf`` shows them).
+Reads little-endian ELF64 (x86-64 and aarch64 Linux; System V ABI, gABI 4.1) and the section ``.nv_fatbin``, whose
+layout NVIDIA does not document: an image header of 16 bytes, then entries of a kind, a header size, a size and a
+compute capability (as ``cuobjdump --list-elf`` shows them).
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def read_library(path: Path) -> SharedLibrary:
 
 def _read(data: bytes, machine: str) -> SharedLibrary:
     sections, names = _sections(data)
-    exported, undefined = set(), set()
-    needed, soname = [], ""
+    exported: set[str] = set()
+    undefined: set[str] = set()
+    needed: list[str] = []
+    soname = ""
     versions: dict[str, str] = {}
     for section in sections:
         if section.kind == _DYNAMIC_SYMBOLS:

@@ -73,9 +73,10 @@ class SruLibrary:
         return self._library.scconv_sru_workspace_bytes(ctypes.byref(params))
 
     def chosen_algorithm(self, params: SruParams) -> str:
-        """What the current GPU would run (RuntimeError of CUDA's, as everywhere in torch)."""
+        """What the current GPU would run (torch.cuda.CudaError where there is none)."""
         chosen = ctypes.c_int32()
-        _check(self._library.scconv_sru_choose(ctypes.byref(params), ctypes.byref(chosen)), "scconv_sru_choose")
+        if status := self._library.scconv_sru_choose(ctypes.byref(params), ctypes.byref(chosen)):
+            raise torch.cuda.CudaError(status)
         return ALGORITHMS[chosen.value]
 
     def sru(
@@ -100,7 +101,7 @@ class SruLibrary:
 
         Raises:
             ConfigurationError: sizes, types or devices that the kernels refuse.
-            RuntimeError: CUDA's own error.
+            torch.cuda.CudaError: CUDA's own error.
         """
         if not x.is_cuda or any(p.device != x.device for p in parameters):
             raise ConfigurationError(f"Fused SRU: x and its parameters are not on one GPU, but on {x.device}.")
@@ -113,7 +114,8 @@ class SruLibrary:
             workspace = torch.empty(self.workspace_bytes(params), dtype=torch.uint8, device=x.device)
             params.y, params.workspace, params.workspace_bytes = y.data_ptr(), workspace.data_ptr(), workspace.numel()
             stream = torch.cuda.current_stream().cuda_stream
-            _check(self._library.scconv_sru_enqueue(ctypes.byref(params), stream), "scconv_sru_enqueue")
+            if status := self._library.scconv_sru_enqueue(ctypes.byref(params), stream):
+                raise torch.cuda.CudaError(status)
         return y
 
 
@@ -159,12 +161,6 @@ def _check_arguments(x: Tensor, parameters: Sequence[Tensor], operator: str) -> 
         raise ConfigurationError(
             f"Fused SRU: parameters are {sorted(map(str, types))}, expected torch.float32 or all of x's {x.dtype}."
         )
-
-
-def _check(status: int, call: str) -> None:
-    if status:
-        name = torch.cuda.cudart().cudaGetErrorString(torch.cuda.cudart().cudaError(status))
-        raise RuntimeError(f"{call}: {name} ({status})")
 
 
 _BUILD = "Build it: scconv-deploy plugin build"

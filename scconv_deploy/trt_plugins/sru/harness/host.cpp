@@ -1,5 +1,6 @@
 #include "host.h"
 
+#include <cstdlib>
 #include <cstring>
 
 #include <dlfcn.h>
@@ -23,7 +24,9 @@ public:
 
 Library::Library(const char* path, Report& report)
 {
-    void* const handle = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+    char* const absolute = realpath(path, nullptr); // a bare name would be looked for where libraries are installed
+    void* const handle = dlopen(absolute == nullptr ? path : absolute, RTLD_LAZY | RTLD_LOCAL);
+    std::free(absolute);
     report.check("dlopen", handle != nullptr);
     if (handle == nullptr)
     {

@@ -4,36 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "../sru_math.h"
+#include "kernel_params.h"
 
 namespace scconv {
-
-struct KernelParams
-{
-    const void* x;
-    void* y;
-    const void* cut;
-    const void* sign;
-    const void* first;
-    const void* second;
-    Moments* pieces;      // [N * G, pieces_per_group]
-    Group* groups;        // [N * G]; general path
-    int64_t batch;
-    uint32_t num_groups;
-    uint32_t half_groups;
-    uint32_t length;        // L
-    uint32_t half_elements; // C / 2 * H * W
-    uint32_t half_channels;
-    uint32_t group_channels; // C / G, where that is whole
-    uint32_t pieces_per_group;
-    uint32_t blocks_per_item; // apply: blocks for a pair, or for a sample
-    Divisor by_pixels;        // H * W
-    Divisor by_length;
-    float freedom; // L - ddof
-    float eps_var;
-    float eps_std;
-    bool parameters_are_float;
-};
 
 __device__ __forceinline__ float to_float(float value)
 {

@@ -81,9 +81,4 @@ cudaError_t launch_operator(Operator op, const KernelParams& p, const Plan& plan
     return cudaErrorInvalidValue;
 }
 
-// Compiled in sru_float.cu, sru_half.cu and sru_bfloat16.cu, so that a build can do them side by side.
-cudaError_t launch_float(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
-cudaError_t launch_half(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
-cudaError_t launch_bfloat16(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
-
 } // namespace scconv

@@ -1,11 +1,13 @@
-// The C interface: checks, the plan, dispatch by data type.
+// The C interface: checks, the plan, dispatch by data type. Host code; the kernels are in sru_*.cu.
 #include "sru.h"
 
-#include "launch.cuh"
+#include "kernel_params.h"
 
 namespace {
 
 using namespace scconv;
+
+static_assert(sizeof(ScconvSruParams) == 120, "trt_plugins/library.py mirrors the struct");
 
 // The largest power of two up to 16 that divides the address; 16 for null, whose alignment nobody asks for.
 uint32_t alignment(const void* pointer)
