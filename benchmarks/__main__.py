@@ -16,6 +16,8 @@ BENCHMARKS = {
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
+    "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
+    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; needs a GPU",
 }
 
 

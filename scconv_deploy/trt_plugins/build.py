@@ -286,6 +286,12 @@ def _run(command: Sequence[str], folder: str) -> None:
         first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
         raise BuildError(
             f"nvcc could not build the fused SRU: {first or f'exit status {done.returncode}'}.",
-            "Check that nvcc supports the host compiler.",
+            _remedy(first),
             "\n".join(lines[:_SHOWN_LINES]),
         )
+
+
+def _remedy(line: str) -> str:
+    if "Unsupported .version" in line:  # pip does not hold CUDA's wheels together
+        return "The CUDA wheels are of several versions: pip install -U nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt"
+    return "Check that nvcc supports the host compiler."
