@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include "kernel_params.h"
 
@@ -54,6 +55,49 @@ struct alignas(sizeof(T) * V) Vector
 {
     T lane[V];
 };
+
+// A vector as it lies in memory. What waits in registers waits like this: held as elements, bfloat16 took a register each
+// and the on-chip kernel spilled (216 bytes on sm_90).
+template <int bytes>
+struct RawOf;
+template <>
+struct RawOf<16>
+{
+    using type = uint4;
+};
+template <>
+struct RawOf<8>
+{
+    using type = uint2;
+};
+template <>
+struct RawOf<4>
+{
+    using type = uint32_t;
+};
+template <>
+struct RawOf<2>
+{
+    using type = uint16_t;
+};
+template <typename T, int V>
+using Raw = typename RawOf<static_cast<int>(sizeof(T)) * V>::type;
+
+template <typename T, int V>
+__device__ __forceinline__ Vector<T, V> unpack(const Raw<T, V>& raw)
+{
+    Vector<T, V> value;
+    memcpy(&value, &raw, sizeof(value));
+    return value;
+}
+
+template <typename T, int V>
+__device__ __forceinline__ Raw<T, V> pack(const Vector<T, V>& value)
+{
+    Raw<T, V> raw;
+    memcpy(&raw, &value, sizeof(raw));
+    return raw;
+}
 
 // One parameter of a channel, whichever type the parameters have.
 template <typename T>
@@ -220,22 +264,22 @@ __device__ __forceinline__ void cross_vectors(
 
 // Write a vector, or of one at an edge the elements that are inside.
 template <typename T, int V, bool rows>
-__device__ __forceinline__ void store(Vector<T, V>* y, const Span& span, uint32_t vector, const Vector<T, V>& value)
+__device__ __forceinline__ void store(Raw<T, V>* y, const Span& span, uint32_t vector, const Vector<T, V>& value)
 {
     if constexpr (rows)
     {
-        y[vector] = value;
+        y[vector] = pack<T, V>(value);
     }
     else if (span.whole(vector, V))
     {
-        y[vector] = value;
+        y[vector] = pack<T, V>(value);
     }
     else
     {
 #pragma unroll
         for (int i = 0; i < V; ++i)
             if (span.inside(span.element(vector, i, V)))
-                y[vector].lane[i] = value.lane[i];
+                reinterpret_cast<T*>(y + vector)[i] = value.lane[i];
     }
 }
 

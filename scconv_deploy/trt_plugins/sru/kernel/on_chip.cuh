@@ -29,7 +29,7 @@ __device__ __forceinline__ void masked(const Span& span, uint32_t vector, const 
 template <typename T, Operator op, int V, bool rows>
 __global__ void __launch_bounds__(1024) on_chip_kernel(const __grid_constant__ KernelParams p)
 {
-    using Data = Vector<T, V>;
+    using Data = Raw<T, V>;
     constexpr int unroll = kOnChipUnroll<rows>;
     extern __shared__ __align__(16) unsigned char shared[];
     float* scratch = reinterpret_cast<float*>(shared);
@@ -65,9 +65,9 @@ __global__ void __launch_bounds__(1024) on_chip_kernel(const __grid_constant__ K
                 float value[V];
                 lower_data[vector] = lower[u];
                 upper_data[vector] = upper[u];
-                masked<T, V, rows>(span, vector, lower[u], value, 0.0f);
+                masked<T, V, rows>(span, vector, unpack<T, V>(lower[u]), value, 0.0f);
                 sums.value[0] = add(sums.value[0], sum_of<V>(value));
-                masked<T, V, rows>(span, vector, upper[u], value, 0.0f);
+                masked<T, V, rows>(span, vector, unpack<T, V>(upper[u]), value, 0.0f);
                 sums.value[1] = add(sums.value[1], sum_of<V>(value));
             }
         }
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(1024) on_chip_kernel(const __grid_constant__ K
     for (uint32_t vector = threadIdx.x; vector < span.vectors; vector += blockDim.x)
     {
         float value[V];
-        masked<T, V, rows>(span, vector, lower_data[vector], value, lower_mean); // outside counts as the mean: 0
+        masked<T, V, rows>(span, vector, unpack<T, V>(lower_data[vector]), value, lower_mean); // outside counts as the mean: 0
 #pragma unroll
         for (int i = 0; i < V; ++i)
             accumulate(lower_sums, value[i], lower_mean);
-        masked<T, V, rows>(span, vector, upper_data[vector], value, upper_mean);
+        masked<T, V, rows>(span, vector, unpack<T, V>(upper_data[vector]), value, upper_mean);
 #pragma unroll
         for (int i = 0; i < V; ++i)
             accumulate(upper_sums, value[i], upper_mean);
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(1024) on_chip_kernel(const __grid_constant__ K
     };
     for (uint32_t vector = threadIdx.x; vector < span.vectors; vector += blockDim.x)
     {
-        Data lower = lower_data[vector], upper = upper_data[vector];
+        Vector<T, V> lower = unpack<T, V>(lower_data[vector]), upper = unpack<T, V>(upper_data[vector]);
         cross_vectors<T, op, V, rows>(span, vector, segment, lower, upper, locate);
         store<T, V, rows>(lower_y, span, vector, lower);
         store<T, V, rows>(upper_y, span, vector, upper);

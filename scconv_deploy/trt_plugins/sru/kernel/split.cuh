@@ -14,7 +14,7 @@ namespace scconv {
 template <typename T, int V>
 __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __grid_constant__ KernelParams p)
 {
-    using Data = Vector<T, V>;
+    using Data = Raw<T, V>;
     __shared__ float scratch[3 * 32];
     const int64_t group = blockIdx.x / p.pieces_per_group;
     const uint32_t piece = blockIdx.x % p.pieces_per_group;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __
 #pragma unroll
     for (int u = 0; u < kStatisticsVectors; ++u)
     {
-        masked<T, V, false>(span, first + u * kStatisticsThreads, data[u], value, 0.0f);
+        masked<T, V, false>(span, first + u * kStatisticsThreads, unpack<T, V>(data[u]), value, 0.0f);
         sum.value[0] = add(sum.value[0], sum_of<V>(value));
     }
     reduce_block(sum, scratch);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(const __
 #pragma unroll
     for (int u = 0; u < kStatisticsVectors; ++u)
     {
-        masked<T, V, false>(span, first + u * kStatisticsThreads, data[u], value, mean);
+        masked<T, V, false>(span, first + u * kStatisticsThreads, unpack<T, V>(data[u]), value, mean);
 #pragma unroll
         for (int i = 0; i < V; ++i)
             accumulate(sums, value[i], mean);
@@ -83,7 +83,7 @@ __device__ __forceinline__ Group merge_group(const KernelParams& p, int64_t grou
 template <typename T, Operator op, int V, bool rows>
 __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_constant__ KernelParams p)
 {
-    using Data = Vector<T, V>;
+    using Data = Raw<T, V>;
     __shared__ Group merged[2];
     const int64_t pair = blockIdx.x / p.blocks_per_item;
     const uint32_t part = blockIdx.x % p.blocks_per_item;
@@ -128,9 +128,10 @@ __global__ void __launch_bounds__(kApplyThreads) apply_kernel(const __grid_const
         const uint32_t vector = first + u * kApplyThreads;
         if (vector < span.vectors)
         {
-            cross_vectors<T, op, V, rows>(span, vector, segment, lower[u], upper[u], locate);
-            store<T, V, rows>(lower_y, span, vector, lower[u]);
-            store<T, V, rows>(upper_y, span, vector, upper[u]);
+            Vector<T, V> a = unpack<T, V>(lower[u]), b = unpack<T, V>(upper[u]);
+            cross_vectors<T, op, V, rows>(span, vector, segment, a, b, locate);
+            store<T, V, rows>(lower_y, span, vector, a);
+            store<T, V, rows>(upper_y, span, vector, b);
         }
     }
 }
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kApplyThreads) merge_kernel(const __grid_const
 template <typename T, Operator op, int V>
 __global__ void __launch_bounds__(kApplyThreads) apply_general_kernel(const __grid_constant__ KernelParams p)
 {
-    using Data = Vector<T, V>;
+    using Data = Raw<T, V>;
     const int64_t sample = blockIdx.x / p.blocks_per_item;
     const uint32_t part = blockIdx.x % p.blocks_per_item;
     const int64_t offset = sample * 2 * p.half_elements;
@@ -169,11 +170,11 @@ __global__ void __launch_bounds__(kApplyThreads) apply_general_kernel(const __gr
         const uint32_t vector = (part * kApplyVectors + u) * kApplyThreads + threadIdx.x;
         if (vector >= span.vectors)
             return;
-        Data lower = lower_x[vector], upper = upper_x[vector];
+        Vector<T, V> lower = unpack<T, V>(lower_x[vector]), upper = unpack<T, V>(upper_x[vector]);
         Segment segment;
         cross_vectors<T, op, V, false>(span, vector, segment, lower, upper, locate);
-        lower_y[vector] = lower;
-        upper_y[vector] = upper;
+        lower_y[vector] = pack<T, V>(lower);
+        upper_y[vector] = pack<T, V>(upper);
     }
 }
 
