@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
+from scconv_deploy.gate import Recognition, RecognizedSRU, replace_modules
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
 from scconv_deploy.trt_plugins.build import built_libraries
@@ -273,3 +274,29 @@ class FusedSRU(nn.Module):
         v = self.variant
         parameters = [getattr(self, name) for name in self._names]
         return sru(x, parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
+
+
+class _FusedSite(nn.Module):
+    """A recognised SRU's place: the fused gate, and the 1x1 convolution that some code puts before or after it."""
+
+    def __init__(self, found: RecognizedSRU) -> None:
+        super().__init__()
+        self.gate = FusedSRU(found.gamma, found.beta, found.variant)
+        before, after = found.conv_place == "before", found.conv_place == "after"
+        self.before = found.conv if before and found.conv is not None else nn.Identity()
+        self.after = found.conv if after and found.conv is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.gate(self.before(x)))
+
+
+def fuse(model: nn.Module, recognition: Recognition) -> nn.Module:
+    """A copy of a model for inference that shares its tensors, with each recognised SRU fused.
+
+    Args:
+        recognition: of the same model, from :func:`scconv_deploy.gate.recognize`; what it refused stays as it is.
+
+    Raises:
+        ModelError: something in the model cannot be copied.
+    """
+    return replace_modules(model, {id(found.module): _FusedSite(found) for found in recognition.srus})

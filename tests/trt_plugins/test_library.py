@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
-from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
+from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters, recognize, relative_l2
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import SOURCES
 from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, sru, sru_params
+from tests.conftest import tiny_net
 
 SHAPE = (2, 16, 9, 7)
 HARD = replace(VARIANTS["groupbn-hard"], num_groups=4)
@@ -125,3 +126,15 @@ def test_without_a_library_the_remedy_is_named(monkeypatch, tmp_path):
     other.write_bytes(b"no library")
     with pytest.raises(IntegrityError, match="no library of the fused SRU"):
         SruLibrary(other)
+
+
+def test_a_models_srus_are_fused_where_they_are_recognised():
+    model = tiny_net()
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    fused = library.fuse(model, recognize(model, (image,), {}))
+    assert sum(isinstance(module, FusedSRU) for module in fused.modules()) == 3
+    assert not any(isinstance(module, FusedSRU) for module in model.modules())
+    with torch.inference_mode():
+        y, expected = fused(image), model(image)
+    for name, value in expected.items():
+        assert relative_l2(y[name], value) < 1e-6
