@@ -81,6 +81,26 @@ def test_a_large_mean_over_a_small_deviation(reference, mean, algorithm):
     )
 
 
+@pytest.mark.parametrize("name", ["groupbn-hard-normalized", "groupnorm-soft"])
+@pytest.mark.parametrize("algorithm", [ON_CHIP, SPLIT, GENERAL])
+def test_values_keep_what_the_rounded_mean_lost(reference, name, algorithm):
+    """At a mean of 1e5 deviations PyTorch's own fp32 mean is off by a hundredth of one, so float64 is the ruler."""
+    variant = replace(VARIANTS[name], num_groups=4)
+    x, gamma, beta = draw((2, 16, 40, 40), mean=1e5)
+    y, opened = reference.sru(x, operator_inputs(gamma, beta, variant), variant, algorithm)
+    expected = sru(x.double(), gamma.double(), beta.double(), variant, opened)
+    assert relative_l2(y, expected) < 1e-6
+    assert relative_l2(sru(x, gamma, beta, variant, opened), expected) > 1e-6
+
+
+def test_a_gate_on_its_boundary_is_open(reference):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    x = torch.zeros(1, 8, 3, 3)  # each element is its group's mean
+    sign, cut = torch.tensor([1.0, -1.0, 0.0, 1.0] * 2), torch.tensor([0.0, 0.0, -torch.inf, 1.0] * 2)
+    _, opened = reference.sru(x, {"cut": cut, "sign": sign}, variant)
+    assert opened[0, :, 0, 0].tolist() == [True, True, True, False] * 2
+
+
 def test_gamma_zero_and_both_signs(reference):
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
     x, gamma, beta = draw((2, 16, 12, 12))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.trt_plugins.build import SOURCES, _compile_register, _Tools
+from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, PLUGIN_SOURCES, SOURCES, _compile_register, _Tools
 from scconv_deploy.trt_plugins.check import C_INTERFACE, ENTRY_POINTS, _static_rows, check_plugin
 from scconv_deploy.trt_plugins.elf import SharedLibrary
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
@@ -180,3 +180,14 @@ def test_the_wheel_carries_the_sources():
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     carried = {p for pattern in settings["scconv_deploy"] for p in PACKAGE.glob(pattern) if p.is_file()}
     assert carried == {p for p in SOURCES.rglob("*") if p.is_file()}
+
+
+def test_cmake_builds_what_plugin_build_builds():
+    """Configuring takes half a minute, so the suite compares sources; docs/plugin.md has the command to run it."""
+    text = (SOURCES / "CMakeLists.txt").read_text()
+    kernels = re.search(r"add_library\(scconv_sru_kernels OBJECT(.*?)\)", text, re.DOTALL)[1].split()
+    plugin = re.search(r"add_library\(scconv_sru SHARED\s+(plugin.*?)\$", text, re.DOTALL)[1].split()
+    assert tuple(kernels) == KERNEL_SOURCES
+    assert tuple(plugin) == PLUGIN_SOURCES
+    for name in re.findall(r"(?:kernel|plugin|register|harness)/\w+\.\w+", text):
+        assert (SOURCES / name).is_file()
