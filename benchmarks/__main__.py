@@ -21,6 +21,9 @@ BENCHMARKS = {
     "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
+    "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
+    "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
+    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; needs a GPU",
 }
 
 

@@ -19,7 +19,7 @@ import typer
 import typer.core
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import MissingRuntimeError, ParityError, ScconvDeployError, UsageError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -52,7 +52,7 @@ app = typer.Typer(
     cls=_Group,
     pretty_exceptions_enable=False,
     help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",
-    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 6 parity failed, "
+    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 5 build, 6 parity failed, "
     "7 a file that is not what it claims, 130 interrupted.",
 )
 
@@ -393,6 +393,61 @@ def models(
         session.show(listing, "print_models")
 
 
+plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
+app.add_typer(plugin, name="plugin")
+
+
+@plugin.command("build")
+def plugin_build(
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="87,89", help="Compute capabilities without the dot; default: of the GPUs present."),
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The library; default: in the cache.")
+    ] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="For PyTorch alone: no TensorRT plugin, no headers of TensorRT's.")
+    ] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Also FILE_register.so, for hosts that only dlopen (Triton, DeepStream).")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile the fused SRU with this machine's nvcc."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.build import BuildRequest, build
+
+        session.progress("compiling the fused SRU")
+        architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
+        request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
+        session.show(build(request, output, force=force), "print_build")
+
+
+@plugin.command("check")
+def plugin_check(
+    file: Annotated[Path, typer.Argument(help="A library that plugin build wrote.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.check import check_plugin
+
+        session.progress("loading the plugin")
+        result = check_plugin(file)
+        session.show(result, "print_plugin")
+        if not result:
+            first = result.failures[0]
+            raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")
+
+
 _reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
 app.add_typer(_reports, name="report")
 Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
@@ -587,6 +642,8 @@ def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
             yield session
         return
     except ScconvDeployError as error:
+        if error.details:
+            typer.echo(error.details, err=True)
         failure = error.exit_code, error.message, _whole_command(error.remedy)
     except KeyboardInterrupt:
         failure = 130, "Interrupted.", "No half-written file is left."

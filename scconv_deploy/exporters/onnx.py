@@ -28,6 +28,7 @@ from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
+from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
@@ -37,7 +38,7 @@ from scconv_deploy.rewrite.functions import (
     MaskForm,
     check_opset,
 )
-from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions, node_parameters, variant_attributes
+from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions, variant_attributes
 from scconv_deploy.signature import Signature
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -47,7 +48,7 @@ _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
-    return node_parameters(swapped.variant, swapped.gamma, swapped.beta, swapped.parameters_of_gate)
+    return operator_inputs(swapped.gamma, swapped.beta, swapped.variant, swapped.parameters_of_gate)
 
 
 class _SRUNode(nn.Module):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.report.rejudge import Judgement
     from scconv_deploy.rewriting import RewriteResult
+    from scconv_deploy.trt_plugins.build import BuildResult
+    from scconv_deploy.trt_plugins.check import PluginReport
     from scconv_deploy.verification.guard import GuardReport
     from scconv_deploy.zoo.catalogue import Listing
 
@@ -273,6 +275,24 @@ def _print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
             reasons.setdefault(reason, []).append(path)
         for reason, paths in reasons.items():
             _line(console, f"left     {', '.join(paths)}: {reason}")
+
+
+def print_build(console: Console, result: BuildResult) -> None:
+    """What was built, for what, and where it is."""
+    what = f"TensorRT {result.tensorrt} headers" if result.tensorrt else "kernels only"
+    how = "from the cache" if result.cached else f"{result.seconds:g} s"
+    _line(console, f"{result.path}: sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}, {what}, {how}")
+    if result.register is not None:
+        _line(console, f"{result.register}: registers it where a host only dlopens")
+    _line(console, f"sha256 {result.sha256}")
+
+
+def print_plugin(console: Console, result: PluginReport) -> None:
+    """What a built plugin is."""
+    table = _table(str(result.path), "", "", "found")
+    for row in result.rows:
+        table.add_row(Text(row.name), _status(row.verdict), Text(row.found))
+    console.print(table)
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

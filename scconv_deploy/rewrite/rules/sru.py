@@ -22,8 +22,9 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
 
 from scconv_deploy.errors import ModelError
+from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION
-from scconv_deploy.rewrite.nodes import SITE, VARIANT, node_parameters, variant_attributes
+from scconv_deploy.rewrite.nodes import SITE, VARIANT, variant_attributes
 from scconv_deploy.rewrite.reader import COMPARISONS, SRUReading, UnreadableError, find_sigmoid, read_sru
 
 NAME = "sru"
@@ -47,7 +48,7 @@ class FuseSRU(RewriteRuleClassBase):
             return result.fail()  # any other Concat: no candidate, no reason
         try:
             reading = read_sru(concat, sigmoid)
-            node_parameters(reading.variant, reading.gamma, reading.beta)
+            operator_inputs(reading.gamma, reading.beta, reading.variant)
         except UnreadableError as error:
             return result.fail(f"{error.reason} (at {error.node})" if error.node else error.reason, [sigmoid])
         except ModelError as error:
@@ -62,7 +63,7 @@ class FuseSRU(RewriteRuleClassBase):
             raise ValueError("rewrite() follows check()")
         reading = read_sru(concat, sigmoid)
         site = concat.metadata_props.get(SITE) or concat.name or y.name or NAME
-        parameters = node_parameters(reading.variant, reading.gamma, reading.beta)
+        parameters = operator_inputs(reading.gamma, reading.beta, reading.variant)
         inputs = [
             op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
             for name, value in parameters.items()
