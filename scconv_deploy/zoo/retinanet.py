@@ -138,6 +138,8 @@ def _initialize(model: RetinaNet) -> RetinaNet:
     """
     shape = (2, 3, 128, 128)
     initialize(model, shape)
+    if any(parameter.is_meta for parameter in model.parameters()):  # built to be counted, see there
+        return model
     with torch.no_grad():
         nn.init.constant_(model.classes.last.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         nn.init.zeros_(model.boxes.last.bias)  # type: ignore[arg-type]
@@ -184,6 +186,10 @@ def retinanet_r50(
     max_detections: int = 100,
     spatial: SpatialConv = conv3x3,
 ) -> nn.Module:
-    """The baseline; ``spatial`` puts another convolution in place of each 3x3 of the backbone."""
+    """The baseline; ``spatial`` puts another convolution in place of each 3x3 of the backbone.
+
+    Untrained, it amplifies photographs 30 times more than the noise that it was initialised on: its scores there are
+    exactly 1 and most boxes have no area, so that ties decide which come out. Verify it on noise, or with weights.
+    """
     options = DetectionOptions(score_threshold, iou_threshold, max_detections=max_detections)
     return build(spatial, num_classes, raw, options=options)
