@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.zoo.detection import DetectionOptions, anchor_shapes, detect, grid_anchors
 from scconv_deploy.zoo.layers import SpatialConv, conv3x3, initialize, scconv3x3
-from scconv_deploy.zoo.resnet import ResNet
+from scconv_deploy.zoo.resnet import Bottleneck, ResNet
 
 STRIDES = (8, 16, 32, 64, 128)
 RATIOS = (0.5, 1.0, 2.0)
@@ -133,16 +133,20 @@ def _initialize(model: RetinaNet) -> RetinaNet:
     """:func:`~scconv_deploy.zoo.layers.initialize`, and heads that detect something before they are trained.
 
     The last biases are those of the RetinaNet paper. Its last weights (deviation 0.01) leave every score near the
-    prior, so that a threshold drops all boxes or none. Here they are scaled on a seeded noise batch to logits of
-    deviation 1 and deltas of 0.25 (as in Mishkin and Matas 2016): scores lie on either side of the threshold.
+    prior, so that a threshold drops all boxes or none. Here they are scaled on a seeded batch to logits of deviation 1
+    and deltas of 0.25 (as in Mishkin and Matas 2016): scores lie on either side of the threshold. The batch is noise
+    of low frequencies, on which networks answer as on photographs.
     """
     shape = (2, 3, 128, 128)
     initialize(model, shape)
+    if any(parameter.is_meta for parameter in model.parameters()):  # built to be counted, see there
+        return model
     with torch.no_grad():
         nn.init.constant_(model.classes.last.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
         nn.init.zeros_(model.boxes.last.bias)  # type: ignore[arg-type]
         raw, model.raw = model.raw, True
-        values = model.eval()(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        coarse = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+        values = model.eval()(F.interpolate(coarse, size=shape[2:], mode="bilinear"))
         model.raw = raw
         model.classes.last.weight.mul_(_LOGIT_DEVIATION / values["logits"].std())
         model.boxes.last.weight.mul_(_DELTA_DEVIATION / values["deltas"].std())
@@ -156,10 +160,18 @@ def build(
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
     width: int = 64,
     channels: int = 256,
+    residual_gain: float = 1.0,
     options: DetectionOptions = DetectionOptions(),
 ) -> RetinaNet:
-    """A RetinaNet of any size, initialised; see :class:`RetinaNet` and :class:`~scconv_deploy.zoo.resnet.ResNet`."""
+    """A RetinaNet of any size, initialised; see :class:`RetinaNet` and :class:`~scconv_deploy.zoo.resnet.ResNet`.
+
+    Args:
+        residual_gain: what the last BatchNorm of every residual branch starts with.
+    """
     backbone = ResNet(blocks, spatial, width=width)
+    for module in backbone.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.constant_(module.bn3.weight, residual_gain)
     return _initialize(RetinaNet(backbone, (8 * width, 16 * width, 32 * width), num_classes, channels, raw, options))
 
 
@@ -184,6 +196,11 @@ def retinanet_r50(
     max_detections: int = 100,
     spatial: SpatialConv = conv3x3,
 ) -> nn.Module:
-    """The baseline; ``spatial`` puts another convolution in place of each 3x3 of the backbone."""
+    """The baseline; ``spatial`` puts another convolution in place of each 3x3 of the backbone.
+
+    Its residual branches start small (Goyal et al. 2017 start them at 0). Otherwise the untrained network amplifies
+    what is unlike the noise that it was initialised on, rounding included: on photographs scores were exactly 1 and
+    most boxes had no area. ScConv's branches are small anyway.
+    """
     options = DetectionOptions(score_threshold, iou_threshold, max_detections=max_detections)
-    return build(spatial, num_classes, raw, options=options)
+    return build(spatial, num_classes, raw, residual_gain=0.1, options=options)

@@ -25,7 +25,7 @@ BATCH = DynamicAxis(1, 2, 4)
 def small_retinanet(raw=False):
     """One bottleneck a stage, 16 channels, 3 classes; seeded, in eval mode."""
     torch.manual_seed(0)
-    options = DetectionOptions(candidates_per_level=200, max_detections=20)
+    options = DetectionOptions(score_threshold=0.03, candidates_per_level=200, max_detections=20)
     blocks = (1, 1, 1, 1)
     return build(scconv3x3(), 3, raw, blocks=blocks, width=16, channels=16, options=options).eval()
 
@@ -74,7 +74,7 @@ def test_boxes_match_one_to_one(small, deployed):
         np.testing.assert_array_equal(found["labels"], expected["labels"])
         np.testing.assert_allclose(found["scores"], expected["scores"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(found["boxes"], expected["boxes"], rtol=0, atol=1e-3)
-    assert min(counts) >= 5  # there is something to compare,
+    assert min(counts) >= 10  # there is something to compare,
     assert min(counts) < 20  # padding among it
 
 
@@ -135,6 +135,18 @@ def test_an_untrained_network_scores_around_its_prior():
     assert outputs["logits"].mean().item() == pytest.approx(-4.6, abs=0.5)
     assert 0.5 < outputs["logits"].std() < 2
     assert 0.1 < outputs["deltas"].std() < 0.5
+
+
+def test_the_untrained_baseline_does_not_saturate_on_smooth_images():
+    """Scores of exactly 1 are ties, and rounding would decide which boxes come out."""
+    coarse = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    image = torch.nn.functional.interpolate(coarse, size=(128, 192), mode="bilinear")
+    with torch.no_grad():
+        found = load(ModelSpec("retinanet_r50"))(image)
+    assert found["count"].tolist() == [100]
+    assert found["scores"].max() < 0.99
+    size = found["boxes"][..., 2:] - found["boxes"][..., :2]
+    assert (size > 0).all()
 
 
 def test_train_mode_gives_what_a_loss_takes():
