@@ -65,10 +65,11 @@ ALL: dict[str, Tolerance] = {
         "an index changes where two scores are closer than rounding; nothing finer can be asked of it",
     ),
     "largest_floor.float32": Tolerance(
-        1e-5,
+        3e-5,
         "largest noise floor of a float32 output, relative L2",
-        "a hundred times what ScConv networks show; a reference noisier than this (random, or stepping where no gate "
-        "is recognised) proves nothing",
+        "three hundred times what ScConv networks show on their own inputs; fed 50 times too large ones they reach "
+        "1e-5 (measured). One gate that no one recognised and that flips in float64 makes 1e-4: a reference noisier "
+        "than this (random, or stepping) proves nothing",
     ),
     "largest_floor.float16": Tolerance(
         1e-2,

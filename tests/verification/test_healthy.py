@@ -165,4 +165,4 @@ def test_an_override_decides_and_is_reported(tiny_reference, tiny_bytes):
     assert not report
     assert "limit 1e-09" in " ".join(report.failures)
     assert report.overrides == {"largest_floor.float32": 1e-9}
-    assert report.as_json()["tolerances"]["largest_floor.float32"]["value"] == 1e-5  # what it was
+    assert report.as_json()["tolerances"]["largest_floor.float32"]["value"] == 3e-5  # what it was

@@ -82,6 +82,9 @@ class OnnxRuntimeRunner:
                 f"{provider} is installed but does not start here; ONNX Runtime would use the CPU.",
                 "Install the libraries that it needs, or leave --provider out.",
             )
+        self._settings = onnxruntime.RunOptions()
+        if provider == CPU:  # several sessions live at once; what one does not need now, another can have
+            self._settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -94,7 +97,7 @@ class OnnxRuntimeRunner:
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; arrays by name in and out."""
         try:
-            values = self._session.run(list(self.outputs), dict(tensors))
+            values = self._session.run(list(self.outputs), dict(tensors), self._settings)
         except Exception as error:  # see above
             raise ModelError(
                 f"ONNX Runtime cannot run the model: {_one_line(error)}", "Give the inputs that it was exported for."
