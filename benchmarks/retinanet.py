@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import scconv_deploy
 from benchmarks import subjects
 from benchmarks.harness import Row, interleave, write
-from scconv_deploy.pipeline import samples_of
 from scconv_deploy.signature import Signature
-from scconv_deploy.verification.samples import Preprocessing
+from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 from scconv_deploy.zoo import MODELS
 from scconv_deploy.zoo.nms import overlaps
 
@@ -64,7 +63,9 @@ def _network(options: argparse.Namespace, name: str) -> list[Row]:
     model = scconv_deploy.load(scconv_deploy.ModelSpec(name, seed=options.seed))
     shape = MODELS[name].input_shape
     x = subjects.noise(shape, options.seed)
-    samples = samples_of(Signature((x,), {}, ("image",)), options.seed, options.data, Preprocessing.of(name))
+    signature = Signature((x,), {}, ("image",))
+    photos = load_samples(options.data, signature, Preprocessing.of(name, model)) if options.data else ()
+    samples = [*noise_samples(signature, options.seed), *photos]
     with tempfile.TemporaryDirectory() as folder:
         data = scconv_deploy.export(model, x, Path(folder) / "model.onnx").path.read_bytes()
     session = subjects.session(data)

@@ -10,11 +10,10 @@ import scconv_deploy
 from scconv_deploy import zoo
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.nn import ScConv
-from scconv_deploy.pipeline import samples_of
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.samples import Preprocessing
+from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 from scconv_deploy.zoo.detection import DetectionOptions, detect
 from scconv_deploy.zoo.layers import scconv3x3
 from scconv_deploy.zoo.retinanet import build
@@ -64,7 +63,8 @@ def test_it_is_verified_gate_by_gate_and_box_by_box(deployed):
 def test_boxes_match_one_to_one(small, deployed):
     signature = Signature((noise(2),), {}, ("image",), (BATCH,))
     counts = []
-    for sample in samples_of(signature, 5, "photos", Preprocessing(zoo.IMAGENET_MEAN, zoo.IMAGENET_STD)):
+    photos = load_samples("photos", signature, Preprocessing(zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
+    for sample in (*noise_samples(signature, 5), *photos):
         image = sample.tensors["image"]
         with torch.no_grad():
             expected = {name: value.numpy() for name, value in small(image).items()}
