@@ -32,8 +32,7 @@ from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
 from scconv_deploy.report.render import render, require_html
 from scconv_deploy.rewrite.apply import apply_rules
-from scconv_deploy.rewrite.functions import MaskForm
-from scconv_deploy.rewrite.nodes import REWRITTEN
+from scconv_deploy.rewrite.functions import REWRITTEN, MaskForm
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
 from scconv_deploy.verification import instrument, tolerances

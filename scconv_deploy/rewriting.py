@@ -26,8 +26,7 @@ from scconv_deploy.pipeline import MaskFormChoice, Progress, reference_from_spec
 from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
 from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions
-from scconv_deploy.rewrite.functions import DOMAIN, IR_VERSION
-from scconv_deploy.rewrite.nodes import SITE
+from scconv_deploy.rewrite.functions import DOMAIN, IR_VERSION, SITE
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.spec import ModelSpec

@@ -35,10 +35,12 @@ from scconv_deploy.rewrite.functions import (
     DOMAIN_VERSION,
     IR_VERSION,
     MODULE,
+    SITE,
+    VARIANT,
     MaskForm,
     check_opset,
 )
-from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions, variant_attributes
+from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
 from scconv_deploy.signature import Signature
 
 _SCOPES = "pkg.torch.onnx.name_scopes"

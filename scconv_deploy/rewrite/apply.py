@@ -17,8 +17,8 @@ from torch import Tensor
 
 from scconv_deploy.gate import site_name
 from scconv_deploy.gate.variant import GateVariant
-from scconv_deploy.rewrite.functions import DOMAIN, MaskForm
-from scconv_deploy.rewrite.nodes import SITE, add_functions
+from scconv_deploy.rewrite.functions import DOMAIN, SITE, MaskForm
+from scconv_deploy.rewrite.nodes import add_functions
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.rewrite.rules.registry import rules_for
 

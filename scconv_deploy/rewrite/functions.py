@@ -44,6 +44,11 @@ STRADDLE = "straddle"
 OPEN = "sru__open"
 """The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""
 
+SITE = "scconv.site"
+VARIANT = "scconv.variant"
+REWRITTEN = "scconv_deploy.rewritten"
+"""Metadata of a model: the sites (JSON) that were read from the graph, for recognition knew no module for them."""
+
 MODULE = "scconv.module"
 """Metadata of a node: the path in PyTorch of the module that computes it."""
 

@@ -16,11 +16,6 @@ from scconv_deploy.rewrite.functions import (
     node_attributes,
 )
 
-SITE = "scconv.site"
-VARIANT = "scconv.variant"
-REWRITTEN = "scconv_deploy.rewritten"
-"""Metadata of a model: the sites (JSON) that were read from the graph, for recognition knew no module for them."""
-
 
 def variant_attributes(variant: GateVariant) -> dict[str, Any]:
     """The attributes of a variant's node."""

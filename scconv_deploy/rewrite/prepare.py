@@ -16,8 +16,7 @@ import onnxsim
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.report.records import OpenStage
-from scconv_deploy.rewrite.functions import DOMAIN, OPSETS, check_opset
-from scconv_deploy.rewrite.nodes import SITE
+from scconv_deploy.rewrite.functions import DOMAIN, OPSETS, SITE, check_opset
 
 LARGEST_PROTO_BYTES = 2**31 - 2**20
 _FOLDS_GAMMA = "eliminate_nop_with_unit"

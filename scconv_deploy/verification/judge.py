@@ -10,7 +10,7 @@ import onnx
 
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
-from scconv_deploy.rewrite.nodes import REWRITTEN
+from scconv_deploy.rewrite.functions import REWRITTEN
 from scconv_deploy.verification import static
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 

@@ -23,8 +23,8 @@ from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBa
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
-from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION
-from scconv_deploy.rewrite.nodes import SITE, VARIANT, variant_attributes
+from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, SITE, VARIANT
+from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.rewrite.reader import COMPARISONS, SRUReading, UnreadableError, find_sigmoid, read_sru
 
 NAME = "sru"
