@@ -13,8 +13,17 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
+    "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
+    "healthy": "two hundred healthy exports and inputs, each of which must pass",
+    "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
+    "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+    "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
+    "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
+    "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
+    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; needs a GPU",
 }
 
 

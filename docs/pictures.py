@@ -11,11 +11,11 @@ from matplotlib import pyplot as plt
 
 from scconv_deploy.gate import tau
 from scconv_deploy.gate.bound import margins_and_bounds
-from scconv_deploy.pipeline import reference_from_spec, samples_of
+from scconv_deploy.pipeline import reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification.runners.pytorch import record_gates
-from scconv_deploy.verification.samples import Preprocessing
+from scconv_deploy.verification.samples import Preprocessing, load_samples
 
 FOLDER = Path(__file__).parent / "pictures"
 INK, OPEN, CLOSED = "#555555", "#1b7f4d", "#b3402a"
@@ -73,7 +73,7 @@ def margins() -> None:
     """How near to their threshold the gates of a network live."""
     spec = ModelSpec("scconv_resnet20").resolved()
     reference = reference_from_spec(spec, StageLog())
-    sample = list(samples_of(reference.signature, 0, "photos", Preprocessing.of(spec.source)))[-1]
+    sample = list(load_samples("photos", reference.signature, Preprocessing.of(spec.source, reference.model)))[-1]
     distances, bounds = [], []
     for gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].values():
         margin, bound, _ = margins_and_bounds(gate.x, gate.swapped.parameters_of_gate, gate.swapped.variant)

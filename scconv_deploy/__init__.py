@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
     from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
+    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.zoo.embed import EmbedResult, embed
+    from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 _HOMES = {
     "CRU": "nn",
     "SRU": "nn",
     "GroupBatchnorm2d": "nn",
     "ScConv": "nn",
+    "Checks": "verification.checks",
     "DeployResult": "pipeline",
     "ExportOptions": "pipeline",
     "ExportResult": "pipeline",
@@ -28,27 +33,40 @@ _HOMES = {
     "export": "pipeline",
     "verify": "pipeline",
     "ParityReport": "report.records",
+    "RewriteOptions": "rewriting",
+    "RewriteResult": "rewriting",
+    "rewrite_onnx": "rewriting",
     "DynamicAxis": "spec",
     "InputSpec": "spec",
     "ModelSpec": "spec",
     "load": "spec",
+    "EmbedResult": "zoo.embed",
+    "embed": "zoo.embed",
+    "EmbedSpec": "zoo.embed_spec",
 }
 
 __all__ = [
     "CRU",
     "SRU",
+    "Checks",
     "DeployResult",
     "DynamicAxis",
+    "EmbedResult",
+    "EmbedSpec",
     "ExportOptions",
     "ExportResult",
     "GroupBatchnorm2d",
     "InputSpec",
     "ModelSpec",
     "ParityReport",
+    "RewriteOptions",
+    "RewriteResult",
     "ScConv",
     "deploy",
+    "embed",
     "export",
     "load",
+    "rewrite_onnx",
     "verify",
 ]
 

@@ -19,12 +19,15 @@ import typer
 import typer.core
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import MissingRuntimeError, ParityError, ScconvDeployError, UsageError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.chain import Judging
+    from scconv_deploy.verification.checks import Checks
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
 
@@ -49,7 +52,7 @@ app = typer.Typer(
     cls=_Group,
     pretty_exceptions_enable=False,
     help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",
-    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 6 parity failed, "
+    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 5 build, 6 parity failed, "
     "7 a file that is not what it claims, 130 interrupted.",
 )
 
@@ -61,6 +64,10 @@ Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of t
 Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)]
 NonStrict = Annotated[
     bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
+]
+Embed = Annotated[
+    str | None,
+    typer.Option(metavar="RULE|JSON", help="Put ScConv into 3x3 convolutions: 'paper', or patterns over their paths."),
 ]
 Trust = Annotated[
     bool,
@@ -91,10 +98,23 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Also use real data: a folder of images, an .npz, or 'photos' (those scikit-learn ships).",
+        help="Also use real data: a folder of images (class subfolders give labels), an .npz (with labels, if you "
+        "have them), file.py:loader, or 'photos' (those scikit-learn ships).",
         rich_help_panel=_INPUTS,
     ),
 ]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing", metavar="JSON", help="Of images: mean, std and resize; a zoo model knows its own.",
+        rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Tolerances = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
+]
+Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
 Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
 MaskForm = Annotated[
     Literal["auto", "where", "multiply"],
@@ -132,7 +152,11 @@ def deploy(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
+    preprocessing: Preprocess = None,
+    tolerance: Tolerances = None,
+    provider: Provider = "cpu",
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
     force: Force = False,
@@ -144,10 +168,10 @@ def deploy(
         from scconv_deploy.pipeline import ExportOptions, deploy_spec
 
         result = deploy_spec(
-            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed),
+            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed),
             output,
             ExportOptions(opset, mask_form),
-            data=data,
+            checks=_checks(data, preprocessing, tolerance, provider),
             force=force,
             command=_command(),
             progress=session.progress,
@@ -169,6 +193,7 @@ def export(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
     force: Force = False,
@@ -179,15 +204,27 @@ def export(
     with _session(as_json, quiet) as session:
         from scconv_deploy.pipeline import ExportOptions, export_spec
 
-        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         result = export_spec(spec, output, ExportOptions(opset, mask_form), force, session.progress)
         session.show(result, "print_export")
 
 
 @app.command()
-def verify(
-    artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
-    reference: Annotated[str, typer.Option(metavar="MODEL", help="The model it was exported from.")],
+def rewrite(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="An ONNX file from any exporter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
+    expect: Annotated[
+        int | None, typer.Option(min=0, help="Fail (exit 4) unless the result holds at least so many SRU nodes.")
+    ] = None,
+    mask_form: MaskForm = "auto",
+    inline: Annotated[bool, typer.Option("--inline", help="Expand the functions.")] = False,
+    adapted: Annotated[
+        bool, typer.Option("--adapted", help="Also write FILE.plugin.onnx and FILE.inlined.onnx (TensorRT < 10.7).")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="18 to 23; the file's own by default.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model it was exported from: judge parity against it.")
+    ] = None,
     kwargs: Kwargs = None,
     weights: Weights = None,
     non_strict: NonStrict = False,
@@ -197,8 +234,55 @@ def verify(
     dynamic: Dynamic = None,
     seed: Seed = 0,
     data: Data = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give any exporter's ONNX file gates that compute what PyTorch's do, each SRU as one node."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.rewriting import RewriteOptions, rewrite_onnx
+
+        spec = None
+        if reference is not None:
+            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, None)
+        result = rewrite_onnx(
+            source,
+            output,
+            options=RewriteOptions(opset, mask_form, inline, adapted, expect, seed),
+            reference=spec,
+            data=data,
+            force=force,
+            command=_command(),
+            progress=session.progress,
+        )
+        session.show(result, "print_rewrite")
+        if result.parity is not None and not result.parity:
+            raise ParityError(f"{result.path}: {result.parity.failures[0]}", "Do not ship it.")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model it was exported from, or an ONNX file; a bundle brings its own."),
+    ] = None,
+    kwargs: Kwargs = None,
+    weights: Weights = None,
+    non_strict: NonStrict = False,
+    trust_checkpoint: Trust = False,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    dynamic: Dynamic = None,
+    seed: Seed = 0,
+    embed: Embed = None,
+    data: Data = None,
+    preprocessing: Preprocess = None,
+    tolerance: Tolerances = None,
+    provider: Provider = "cpu",
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Also write the report as JSON.")
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -207,14 +291,30 @@ def verify(
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
     with _session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
-        from scconv_deploy.pipeline import report_bytes, verify_spec
+        from scconv_deploy.report.render import format_of, render
 
         if report is not None:
+            form = format_of(report)
             check_output_file(report, force)
-        spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
-        result = verify_spec(artifact, spec, data=data, command=_command(), progress=session.progress)
+        if reference is None:
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed:
+                raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
+            result = _verify_bundle(artifact, tolerance, provider, session)
+        elif reference.endswith(".onnx"):
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing:
+                raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
+            from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
+
+            judging = _judging(tolerance, provider)
+            result = verify_against_onnx(artifact, Path(reference), seed=seed, judging=judging, command=_command())
+        else:
+            from scconv_deploy.pipeline import verify_spec
+
+            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
+            checks = _checks(data, preprocessing, tolerance, provider)
+            result = verify_spec(artifact, spec, checks=checks, command=_command(), progress=session.progress)
         if report is not None:
-            write_file(report, report_bytes(result))
+            write_file(report, render(result, form).encode())
         session.show(result, "print_report")
         if not result:
             raise ParityError(f"{artifact}: {result.failures[0]}", "Do not ship it.")
@@ -231,6 +331,7 @@ def inspect(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -244,7 +345,7 @@ def inspect(
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
             session.show(inspect_onnx(Path(target)), "print_onnx")
         else:
-            spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed)
+            spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
             session.show(inspect_model(spec, data, session.progress), "print_model")
 
 
@@ -270,6 +371,190 @@ def doctor(
             raise MissingRuntimeError(f"{first.name}: {first.found}.", first.remedy)
 
 
+@app.command()
+def models(
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Also write the counts beside the paper's, Markdown.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the zoo: parameters, multiply-adds, default input, source."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.zoo.catalogue import document, list_models
+
+        if table is not None:
+            check_output_file(table, force)
+        listing = list_models(progress=session.progress)
+        if table is not None:
+            write_file(table, document(listing).encode())
+        session.show(listing, "print_models")
+
+
+plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
+app.add_typer(plugin, name="plugin")
+
+
+@plugin.command("build")
+def plugin_build(
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="87,89", help="Compute capabilities without the dot; default: of the GPUs present."),
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The library; default: in the cache.")
+    ] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="For PyTorch alone: no TensorRT plugin, no headers of TensorRT's.")
+    ] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Also FILE_register.so, for hosts that only dlopen (Triton, DeepStream).")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile the fused SRU with this machine's nvcc."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.build import BuildRequest, build
+
+        session.progress("compiling the fused SRU")
+        architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
+        request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
+        session.show(build(request, output, force=force), "print_build")
+
+
+@plugin.command("check")
+def plugin_check(
+    file: Annotated[Path, typer.Argument(help="A library that plugin build wrote.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.check import check_plugin
+
+        session.progress("loading the plugin")
+        result = check_plugin(file)
+        session.show(result, "print_plugin")
+        if not result:
+            first = result.failures[0]
+            raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")
+
+
+_reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
+app.add_typer(_reports, name="report")
+Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
+
+
+@_reports.command()
+def show(
+    report: Stored,
+    form: Annotated[
+        Literal["text", "markdown", "html", "junit", "json"] | None,
+        typer.Option("--format", help="By default what --output's suffix says, else text."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")] = None,
+    force: Force = False,
+) -> None:
+    """Print a stored report, or write it in another format."""
+    with _session(form == "json", False) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.report.load import load_report
+        from scconv_deploy.report.render import format_of, render
+
+        if output is not None:
+            check_output_file(output, force)
+            form = form or format_of(output)
+        stored = load_report(report)
+        if output is not None:
+            write_file(output, render(stored, form or "text").encode())
+        elif form in (None, "text"):
+            session.show(stored, "print_report")
+        else:
+            session.write(render(stored, form))
+
+
+@_reports.command()
+def check(
+    report: Stored,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINK,...", help="Links that must have passed, for example onnxruntime; repeatable."),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.report.rejudge import check_report, parse_overrides
+
+        names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
+        result = check_report(report, names, parse_overrides(tolerance or ()))
+        session.show(result, "print_judgement")
+        if not result:
+            raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")
+
+
+@_reports.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, or a bundle.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.report.diff import diff_reports
+        from scconv_deploy.report.load import load_report
+
+        session.show(diff_reports(load_report(before), load_report(after)), "print_diff")
+
+
+@_reports.command()
+def schema() -> None:
+    """Print the JSON Schema of report.json."""
+    with _session(False, False) as session:
+        from scconv_deploy.report.schema import schema_text
+
+        session.write(schema_text())
+
+
+def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: _Session) -> ParityReport:
+    """Without a model, and without torch."""
+    from scconv_deploy.verification.recorded import verify_bundle
+
+    if not artifact.is_dir():
+        raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
+    return verify_bundle(artifact, judging=_judging(tolerance, provider), command=_command(), progress=session.progress)
+
+
+def _judging(tolerance: list[str] | None, provider: str) -> Judging:
+    from scconv_deploy.verification.chain import Judging
+    from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+    from scconv_deploy.verification.tolerances import parse_overrides
+
+    return Judging(parse_overrides(tolerance or ()), RuntimeOptions(provider))
+
+
+def _checks(data: str | None, preprocessing: str | None, tolerance: list[str] | None, provider: str) -> Checks:
+    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.verification.samples import Preprocessing
+    from scconv_deploy.verification.tolerances import parse_overrides
+
+    wanted = None if preprocessing is None else Preprocessing.parse(preprocessing)
+    return Checks(data, wanted, parse_overrides(tolerance or ()), provider)
+
+
 def _spec(
     source: str,
     kwargs: str | None,
@@ -280,8 +565,9 @@ def _spec(
     batch: str | None,
     dynamic: list[str] | None,
     seed: int,
+    embed: str | None,
 ) -> ModelSpec:
-    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, parse_kwargs
+    from scconv_deploy.spec import DynamicAxis, EmbedSpec, InputSpec, ModelSpec, parse_kwargs
 
     axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
     return ModelSpec(
@@ -293,6 +579,7 @@ def _spec(
         seed,
         not non_strict,
         trust_checkpoint,
+        None if embed is None else EmbedSpec.parse(embed),
     )
 
 
@@ -333,6 +620,13 @@ class _Session:
             getattr(text, printer)(console, result)
         self.shown = True
 
+    def write(self, document: str) -> None:
+        """Print a document as it is."""
+        if self._status is not None:
+            self._status.stop()
+        typer.echo(document, file=self._stdout, nl=False)
+        self.shown = True
+
 
 @contextmanager
 def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
@@ -348,6 +642,8 @@ def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
             yield session
         return
     except ScconvDeployError as error:
+        if error.details:
+            typer.echo(error.details, err=True)
         failure = error.exit_code, error.message, _whole_command(error.remedy)
     except KeyboardInterrupt:
         failure = 130, "Interrupted.", "No half-written file is left."

@@ -240,7 +240,7 @@ def _compilers(machine: Machine) -> Iterator[Finding]:
         else:
             first = (machine.run([place, "--version"]) or "").splitlines()[:1]
             yield Finding("compiler", name, "ok", first[0] if first else place)
-    headers = _tensorrt_headers(machine)
+    headers = find_tensorrt_headers(machine)
     if headers is None:
         remedy = "apt install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR to NVIDIA/TensorRT's include folder"
         yield Finding("compiler", "tensorrt-headers", "missing", "no NvInfer.h found", "building the plugin", remedy)
@@ -248,7 +248,7 @@ def _compilers(machine: Machine) -> Iterator[Finding]:
         yield Finding("compiler", "tensorrt-headers", "ok", f"{headers[1]} at {headers[0]}")
 
 
-def _tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
+def find_tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
     """The folder of NvInfer.h and its version."""
     given = machine.environ.get("TENSORRT_INCLUDE_DIR")
     folders = [Path(given)] if given else []

@@ -13,9 +13,13 @@ class ScconvDeployError(Exception):
     Args:
         message: names the object, what was expected and what was found, in one line.
         remedy: what the user can do about it, as a command where there is one.
+
+    Attributes:
+        details: lines of another program that explain the message, for example a compiler's; shown before it.
     """
 
     exit_code = 1
+    details = ""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)
@@ -46,6 +50,16 @@ class ModelError(ScconvDeployError):
 
 class ConfigurationError(ModelError, ValueError):
     """A module was asked for sizes that it cannot have."""
+
+
+class BuildError(ScconvDeployError):
+    """An engine or a plugin could not be built; details are the compiler's lines."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, remedy: str = "", details: str = "") -> None:
+        super().__init__(message, remedy)
+        self.details = details
 
 
 class ParityError(ScconvDeployError):

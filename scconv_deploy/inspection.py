@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec, silent
-from scconv_deploy.report.records import StageLog
+from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
-from scconv_deploy.verification.measure import Reference
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.torch_reference import Reference
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class ModelInspection:
         multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
         left_alone: candidate -> why it is not taken for an SRU.
         samples: what the gates were watched on.
+        stages: what was done to get there.
     """
 
     model: str
@@ -99,6 +100,7 @@ class ModelInspection:
     srus: tuple[SRUInspection, ...]
     left_alone: dict[str, str]
     samples: tuple[str, ...]
+    stages: tuple[StageRecord, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": "model", **asdict(self)}
@@ -156,21 +158,24 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     Args:
         data: see :func:`scconv_deploy.verification.samples.load_samples`; seeded noise without it.
     """
-    reference = reference_from_spec(spec, StageLog(), progress)
-    preprocessing = Preprocessing.of(spec.source)
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
+    preprocessing = Preprocessing.of(spec.source, reference.model)
+    samples: Iterable[Sample]
     if data:
         samples = load_samples(data, reference.signature, preprocessing)
     else:
         samples = noise_samples(reference.signature, spec.seed)
     progress("watching the gates")
     return ModelInspection(
-        model=spec.source,
+        model=spec.label,
         parameters=sum(p.numel() for p in reference.model.parameters()),
         multiply_adds=multiply_adds(reference),
         inputs=tuple(str(i) for i in spec.resolved().inputs),
         srus=_srus(reference, samples),
         left_alone={r.path: r.reason for r in reference.recognition.refused},
         samples=tuple(str(s) for s in samples),
+        stages=tuple(log.records),
     )
 
 
@@ -182,7 +187,7 @@ def multiply_adds(reference: Reference) -> int:
     return counter.get_total_flops() // 2 // batch
 
 
-def _srus(reference: Reference, samples: Sequence[Sample]) -> tuple[SRUInspection, ...]:
+def _srus(reference: Reference, samples: Iterable[Sample]) -> tuple[SRUInspection, ...]:
     opened: dict[str, torch.Tensor] = {}
     total: Counter[str] = Counter()
     modules: dict[str, SwappedSRU] = {}

@@ -119,11 +119,13 @@ class CRU(nn.Module):
         group_kernel_size: its kernel, odd.
         fusion: ``concat`` is a softmax over all 2C pooled channels (all public code), ``pairwise`` the paper's
             Eq. 8, a softmax over the two pooled values of each channel.
+        out_channels: the paper's C2, C itself if None. Where the squeezed lower channels are as many already, the lower
+            path has no ``PWC2``: it makes the rest of C2, and there is none.
 
     Raises:
         ConfigurationError: naming the numbers that do not fit.
 
-    Shape: ``[N, C, H, W]`` to the same.
+    Shape: ``[N, C, H, W]`` to ``[N, out_channels, H, W]``.
     """
 
     def __init__(
@@ -134,8 +136,10 @@ class CRU(nn.Module):
         group_size: int = 2,
         group_kernel_size: int = 3,
         fusion: Literal["concat", "pairwise"] = "concat",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        out = channels if out_channels is None else out_channels
         if not 0 < alpha < 1:
             raise ConfigurationError(f"CRU: alpha is {alpha}, expected a number between 0 and 1.")
         if group_kernel_size < 1 or group_kernel_size % 2 == 0:
@@ -154,9 +158,9 @@ class CRU(nn.Module):
                 f"CRU: {channels} channels with alpha {alpha} and squeeze_ratio {squeeze_ratio} leave "
                 f"{up} upper and {low} lower channels, expected at least 1 of each."
             )
-        if up % group_size or channels % group_size:
+        if up % group_size or out % group_size:
             raise ConfigurationError(
-                f"CRU: the {up} squeezed upper channels and the {channels} output channels must both be multiples "
+                f"CRU: the {up} squeezed upper channels and the {out} output channels must both be multiples "
                 f"of group_size {group_size}.",
                 "Change alpha, squeeze_ratio or group_size.",
             )
@@ -164,18 +168,23 @@ class CRU(nn.Module):
             raise ConfigurationError(
                 f"CRU: squeeze_ratio {squeeze_ratio} leaves all {channels} channels in the lower path."
             )
+        if low > out:
+            raise ConfigurationError(
+                f"CRU: the lower path has {low} squeezed channels, more than the {out} output channels.",
+                "Raise alpha, squeeze_ratio or out_channels.",
+            )
         self.fusion = fusion
         self.squeeze1 = nn.Conv2d(self.up_channels, up, 1, bias=False)
         self.squeeze2 = nn.Conv2d(self.low_channels, low, 1, bias=False)
-        self.GWC = nn.Conv2d(up, channels, group_kernel_size, padding=group_kernel_size // 2, groups=group_size)
-        self.PWC1 = nn.Conv2d(up, channels, 1, bias=False)
-        self.PWC2 = nn.Conv2d(low, channels - low, 1, bias=False)
+        self.GWC = nn.Conv2d(up, out, group_kernel_size, padding=group_kernel_size // 2, groups=group_size)
+        self.PWC1 = nn.Conv2d(up, out, 1, bias=False)
+        self.PWC2 = nn.Conv2d(low, out - low, 1, bias=False) if low < out else None
 
     def forward(self, x: Tensor) -> Tensor:
         up, low = torch.split(x, [self.up_channels, self.low_channels], dim=1)
         up, low = self.squeeze1(up), self.squeeze2(low)
         y1 = self.GWC(up) + self.PWC1(up)
-        y2 = torch.cat([self.PWC2(low), low], dim=1)
+        y2 = low if self.PWC2 is None else torch.cat([self.PWC2(low), low], dim=1)
         if self.fusion == "pairwise":
             pooled = torch.stack([F.adaptive_avg_pool2d(y1, 1), F.adaptive_avg_pool2d(y2, 1)])
             weight1, weight2 = torch.softmax(pooled, dim=0).unbind(0)
@@ -187,11 +196,11 @@ class CRU(nn.Module):
 
 
 class ScConv(nn.Module):
-    """SRU, then CRU: a replacement for a convolution that keeps channels and size.
+    """SRU, then CRU: a replacement for a convolution that keeps the size.
 
     Args: those of :class:`SRU` and :class:`CRU`.
 
-    Shape: ``[N, C, H, W]`` to the same.
+    Shape: ``[N, C, H, W]`` to ``[N, out_channels, H, W]``, C without it.
     """
 
     def __init__(
@@ -206,10 +215,11 @@ class ScConv(nn.Module):
         torch_gn: bool = False,
         variant: str | GateVariant = "groupbn-hard",
         fusion: Literal["concat", "pairwise"] = "concat",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.SRU = SRU(channels, num_groups, gate_threshold, torch_gn, variant)
-        self.CRU = CRU(channels, alpha, squeeze_ratio, group_size, group_kernel_size, fusion)
+        self.CRU = CRU(channels, alpha, squeeze_ratio, group_size, group_kernel_size, fusion, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.CRU(self.SRU(x))

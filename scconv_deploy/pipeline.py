@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,22 +21,30 @@ from torch import nn
 
 from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
+from scconv_deploy.bundle.artifact import MODEL_FILE, artifact_file
 from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
-from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
-from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.exporters.onnx import export_model, serialize
+from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
+from scconv_deploy.bundle.reference import write_reference
+from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.exporters.onnx import check, export_model, serialize
 from scconv_deploy.gate import recognize, swap_reachable
+from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord
+from scconv_deploy.report.render import render, require_html
+from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.rewrite.functions import MaskForm
+from scconv_deploy.rewrite.nodes import REWRITTEN
 from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis, ModelSpec, load
-from scconv_deploy.verification.measure import Reference
+from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
+from scconv_deploy.verification import instrument, tolerances
+from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import verify_onnx
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.progress import with_progress
+from scconv_deploy.verification.samples import Sample, noise_samples
+from scconv_deploy.verification.torch_reference import Reference, TorchReference
 
-MODEL_FILE = "model.onnx"
-REPORT_FILE = "report.json"
+HTML_FILE = "report.html"
 Progress = Callable[[str], None]
 MaskFormChoice = Literal["auto", "where", "multiply"]
 
@@ -78,12 +86,13 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A bundle: its folder, the artifact in it, the manifest's own digest, and the verdict."""
+    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, and what it lacks."""
 
     folder: Path
     artifact: Path
     digest: str
     report: ParityReport
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.report)
@@ -93,6 +102,7 @@ class DeployResult:
             "folder": str(self.folder),
             "artifact": str(self.artifact),
             "digest": self.digest,
+            "notes": list(self.notes),
             "report": self.report.as_json(),
         }
 
@@ -111,7 +121,7 @@ def _stage_json(stage: StageRecord) -> dict[str, Any]:
 
 
 def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = silent) -> Reference:
-    """Load a model and recognise its SRUs.
+    """Load a model, embed ScConv if asked, and recognise its SRUs.
 
     Raises:
         UsageError, ModelError, IntegrityError: see :func:`scconv_deploy.spec.load`; or the model refuses its inputs.
@@ -120,13 +130,16 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
         progress(f"loading {spec.source}")
         spec = spec.resolved()
         noted: list[str] = []
-        model = load(spec, noted)
+        model, embedded = load_with_record(spec, noted)
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
         if spec.weights:
             stage.applied.append(f"weights {spec.weights}")
-            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted]
-    return _reference(spec.source, model, signature, spec.seed, log, progress)
+            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted if problems]
+    if embedded is not None:
+        applied = (*embedded.summary, *(f"{path}: {what}" for path, what in embedded.replaced))
+        log.records.append(StageRecord("embed", embedded.seconds, applied, embedded.left))
+    return _reference(spec.label, model, signature, spec.seed, log, progress)
 
 
 def reference_from_module(
@@ -193,7 +206,7 @@ def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
 def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
     """Export and check; nothing is written."""
     progress("exporting to ONNX")
-    return export_model(
+    model = export_model(
         reference.swapped,
         reference.recognition,
         reference.signature,
@@ -202,6 +215,17 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         mask_form=options.resolved_mask_form,
         metadata={"scconv_deploy.source": reference.name, "scconv_deploy.mask_form": options.resolved_mask_form},
     )
+    with log.stage("rewrite") as stage:
+        applied = apply_rules(model, options.resolved_mask_form, options.opset)
+        stage.applied += applied.lines() or ["nothing to do"]
+        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
+        if applied:
+            found = {one.site: one.variant.name for one in applied.fused}
+            sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
+            model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
+            model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
+            check(ir.to_proto(model))
+    return model
 
 
 def export_spec(
@@ -254,17 +278,18 @@ def deploy_spec(
     folder: Path,
     options: ExportOptions,
     *,
-    data: str | None = None,
+    checks: Checks = Checks(),
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
 ) -> DeployResult:
     """``scconv-deploy deploy``: export, verify, and write a bundle; an artifact that fails is named ``*.rejected``."""
     check_output_folder(folder, force)
+    tolerances.table(checks.tolerances)  # refused before any work is done
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
-    return _deploy(reference, folder, options, samples, log, command, progress, _provenance(spec, command))
+    samples = checks.samples(reference, spec.seed, spec.source)
+    return _deploy(reference, folder, options, checks, samples, log, command, progress, _provenance(spec, command))
 
 
 def deploy(
@@ -274,25 +299,29 @@ def deploy(
     *,
     dynamic: Sequence[DynamicAxis] = (),
     options: ExportOptions = ExportOptions(),
-    data: str | None = None,
+    checks: Checks = Checks(),
     force: bool = False,
 ) -> DeployResult:
     """Export a module, verify the result against it, and write the bundle; arguments as for :func:`export`.
+
+    Args:
+        checks: real data, tolerances, and what runs the artifact.
 
     Returns:
         The result, falsy when parity failed.
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = samples_of(reference.signature, 0, data, Preprocessing())
-    return _deploy(reference, Path(folder), options, samples, log, "scconv_deploy.deploy", silent, {})
+    samples = checks.samples(reference, 0)
+    return _deploy(reference, Path(folder), options, checks, samples, log, "scconv_deploy.deploy", silent, {})
 
 
 def _deploy(
     reference: Reference,
     folder: Path,
     options: ExportOptions,
-    samples: Sequence[Sample],
+    checks: Checks,
+    samples: list[Iterable[Sample]],
     log: StageLog,
     command: str,
     progress: Progress,
@@ -301,42 +330,53 @@ def _deploy(
     model = export_to_ir(reference, options, log, progress)
     data = serialize(model)
     report = verify_onnx(
-        reference, onnx.load_model_from_string(data), MODEL_FILE, data, samples, log,
-        provenance=provenance, progress=progress,
+        reference, Artifact(onnx.load_model_from_string(data), MODEL_FILE, data), with_progress(samples, progress), log,
+        judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
+    page, notes = _page(report, progress)
     with new_folder(folder) as temporary:
         write_file(temporary / name, data)
-        write_file(temporary / REPORT_FILE, report_bytes(report))
+        write_file(temporary / REPORT_FILE, report.as_bytes())
+        if page is not None:
+            write_file(temporary / HTML_FILE, page)
+        noise = noise_samples(reference.signature, 0)
+        write_reference(temporary, TorchReference(reference), noise[::-1], instrument.sites(ir.to_proto(model)))
         facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
-    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report)
+    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report, notes)
 
 
-def report_bytes(report: ParityReport) -> bytes:
-    """``report.json``."""
-    return (json.dumps(report.as_json(), indent=2) + "\n").encode()
+def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:
+    """``report.html``, or why there is none: a verdict must not be lost because pictures cannot be drawn."""
+    try:
+        require_html()
+    except MissingRuntimeError as error:
+        return None, (f"{HTML_FILE} was not written: {error}",)
+    progress("drawing the report")
+    return render(report, "html").encode(), ()
 
 
 def verify_spec(
     artifact: Path,
     spec: ModelSpec,
     *,
-    data: str | None = None,
+    checks: Checks = Checks(),
     command: str = "",
     progress: Progress = silent,
 ) -> ParityReport:
     """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
+    tolerances.table(checks.tolerances)
     path, notes = artifact_file(artifact)
     proto = read_onnx(path)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = samples_of(reference.signature, spec.seed, data, Preprocessing.of(spec.source))
-    provenance = _provenance(spec, command) | notes
+    samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
-        reference, proto, str(path), path.read_bytes(), samples, log, provenance=provenance, progress=progress
-    )
+        reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
+        judging=checks.judging, provenance=_provenance(spec, command) | notes,
+    )  # fmt: skip
 
 
 def verify(
@@ -345,9 +385,9 @@ def verify(
     example_inputs: Any,
     *,
     dynamic: Sequence[DynamicAxis] = (),
-    data: str | None = None,
+    checks: Checks = Checks(),
 ) -> ParityReport:
-    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`export`.
+    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`deploy`.
 
     Returns:
         The report, falsy when parity failed.
@@ -355,30 +395,15 @@ def verify(
     path, notes = artifact_file(Path(artifact))
     proto = read_onnx(path)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = samples_of(reference.signature, 0, data, Preprocessing())
-    return verify_onnx(reference, proto, str(path), path.read_bytes(), samples, log, provenance=notes)
-
-
-def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
-    """The ONNX file of an artifact. One whose bytes differ from its manifest is judged all the same, with a note."""
-    if not artifact.is_dir():
-        return artifact, {}
-    manifest = read_manifest(artifact)
-    path = next((artifact / n for n in (MODEL_FILE, f"{MODEL_FILE}.rejected") if (artifact / n).is_file()), None)
-    if path is None:
-        raise UsageError(f"{artifact} holds no {MODEL_FILE}.")
-    changed = differing_files(artifact, manifest)
-    return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}
-
-
-def samples_of(signature: Signature, seed: int, data: str | None, preprocessing: Preprocessing) -> list[Sample]:
-    """Seeded noise, and then the user's data."""
-    samples = noise_samples(signature, seed)
-    return samples + load_samples(data, signature, preprocessing) if data else samples
+    samples = with_progress(checks.samples(reference, 0), silent)
+    artifact_read = Artifact(proto, str(path), path.read_bytes())
+    return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
 
 
 def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
+    if spec.embed is not None:
+        facts["embed"] = str(spec.embed)
     if spec.weights is not None:
         facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
     return facts

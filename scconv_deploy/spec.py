@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scconv_deploy import zoo
 from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
+from scconv_deploy.source_file import parse_source, refuse_training_on_import
+from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from scconv_deploy.zoo.embed import EmbedResult
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 """Of inputs: those that torch, NumPy and ONNX share."""
@@ -117,6 +122,7 @@ class ModelSpec:
         seed: of the initialisation and of every random input.
         strict: missing and unexpected keys of the weights are an error.
         trust_checkpoint: read files whose reading executes code.
+        embed: what ScConv is put in the place of, if anything.
     """
 
     source: str
@@ -127,6 +133,12 @@ class ModelSpec:
     seed: int = 0
     strict: bool = True
     trust_checkpoint: bool = False
+    embed: EmbedSpec | None = None
+
+    @property
+    def label(self) -> str:
+        """What the model is called, and how the command line names it."""
+        return self.source if self.embed is None else f"{self.source} --embed {shlex.quote(str(self.embed))}"
 
     def resolved(self) -> ModelSpec:
         """The same with a zoo model's default inputs, and the batch's optimum as their axis 0.
@@ -183,7 +195,7 @@ def source_kind(source: str) -> SourceKind:
     if file.suffix == ".py" and not file.is_file():
         raise UsageError(f"{file} does not exist.", "Give path/file.py:factory.")
     if file.suffix == ".py" and (file == path or not name):
-        names = [n.name for n in _parse(file).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        names = [n.name for n in parse_source(file).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
         raise UsageError(
             f"{source} names no factory.",
             f"Write {file}:NAME; it defines {', '.join(names) or 'no function or class'}.",
@@ -198,10 +210,10 @@ def source_kind(source: str) -> SourceKind:
 
 
 def load(spec: ModelSpec, noted: list[str] | None = None) -> nn.Module:
-    """Build the model, load its weights, and put it into eval mode, in float32, on the CPU.
+    """Build the model, load its weights, embed ScConv if asked, and put it into eval mode, in float32, on the CPU.
 
     Args:
-        noted: gets a line on what of the weights was missing or unexpected, where that is allowed.
+        noted: gets a line on what of the weights was missing or unexpected, empty if nothing was.
 
     Raises:
         UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
@@ -209,10 +221,16 @@ def load(spec: ModelSpec, noted: list[str] | None = None) -> nn.Module:
         ModelError: the user's code raises, or the weights are of another architecture.
         IntegrityError, UntrustedError: a file that is not what it claims, or that would execute code.
     """
+    return load_with_record(spec, noted)[0]
+
+
+def load_with_record(spec: ModelSpec, noted: list[str] | None = None) -> tuple[nn.Module, EmbedResult | None]:
+    """:func:`load`, and what ``spec.embed`` did."""
     import torch
     from torch import nn
 
-    from scconv_deploy.weights import load_weights, read_module
+    from scconv_deploy import loading
+    from scconv_deploy.weights import read_module
 
     torch.manual_seed(spec.seed)
     kind = source_kind(spec.source)
@@ -231,16 +249,13 @@ def load(spec: ModelSpec, noted: list[str] | None = None) -> nn.Module:
         raise ModelError(f"{spec.source} is TorchScript, which torch.export cannot read.", "Give the Python module.")
     # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
     model = getattr(model, "_orig_mod", model)
-    if spec.weights is not None:
-        left = load_weights(model, spec.weights, spec.source, strict=spec.strict, trust=spec.trust_checkpoint)
-        if left and noted is not None:
-            noted.append(left)
     try:
-        return model.cpu().float().eval()
+        model = model.cpu().float().eval()
     except RuntimeError as error:  # parameters on the meta device have no values
         raise ModelError(
             f"{spec.source} cannot be put on the CPU: {_first_line(error)}", "Give its parameters values."
         ) from error
+    return loading.weigh_and_embed(model, spec, [] if noted is None else noted)
 
 
 # --- the factory -------------------------------------------------------------------------------------------------
@@ -292,6 +307,23 @@ def _import_factory(source: str, kind: SourceKind) -> Any:
     return target
 
 
+def import_object(source: str) -> Any:
+    """What ``package.module:name`` or ``path/file.py:name`` names (UsageError if there is none, ModelError)."""
+    where, _, name = source.rpartition(":")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise UsageError(f"{where} does not exist.", "Check the path.")
+    if not where or not name:
+        raise UsageError(f"{source!r} is not file.py:name or package.module:name.", "Check the name.")
+    return _import_factory(source, "file" if where.endswith(".py") else "module")
+
+
+@contextlib.contextmanager
+def running_user_code(source: str) -> Iterator[None]:
+    """Whatever the code behind a source raises becomes one line (ModelError)."""
+    with _user_code(source):
+        yield
+
+
 def _import_module(where: str) -> ModuleType:
     missing = UsageError(
         f"No module {where!r} can be imported.", "Check the name, or give the file: path/file.py:factory."
@@ -309,7 +341,7 @@ def _import_module(where: str) -> ModuleType:
 
 
 def _import_file(path: Path, name: str) -> ModuleType:
-    _refuse_training_on_import(path)
+    refuse_training_on_import(path)
     module_spec = importlib.util.spec_from_file_location(_free_module_name(path), path)
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"{path} cannot be imported.", "Give path/file.py:factory.")
@@ -341,33 +373,6 @@ def _free_module_name(path: Path) -> str:
         if found is None or found.origin == str(path.resolve()):
             return name
     return f"_user_file_{name}"
-
-
-def _refuse_training_on_import(path: Path) -> None:
-    """A training script without a main guard would train before we get its factory."""
-    pending: list[ast.AST] = [n for n in _parse(path).body if not _is_main_guard(n)]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            continue
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward":
-            raise UsageError(
-                f"{path} trains when it is imported: line {node.lineno} calls .backward() at the top level.",
-                "Put the training under if __name__ == '__main__':",
-            )
-        pending.extend(ast.iter_child_nodes(node))
-
-
-def _parse(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes(), filename=str(path))  # bytes: the file may declare its encoding
-    except (SyntaxError, ValueError) as error:
-        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-        raise ModelError(f"{path} is not Python: {_first_line(error)}{line}.", "Correct the file.") from error
-
-
-def _is_main_guard(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
 
 
 def _add_to_path(folder: Path) -> None:

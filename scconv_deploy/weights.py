@@ -59,8 +59,13 @@ def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = Tru
         ModelError: the weights are of another architecture.
         IntegrityError, UntrustedError: the file is damaged, or reading it would execute code.
     """
+    return load_state(model, read_state_dict(path, trust), path, owner, strict=strict)
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path, owner: str, *, strict: bool = True) -> str:
+    """The same for a state dict that was read from ``path``."""
     expected = set(model.state_dict())
-    state = _without_wrapper(_read_state_dict(path, trust), expected)
+    state = without_wrapper(state, expected)
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes differ
@@ -84,7 +89,7 @@ def load_weights(model: nn.Module, path: Path, owner: str, *, strict: bool = Tru
     return problems
 
 
-def _without_wrapper(state: dict[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
+def without_wrapper(state: dict[str, torch.Tensor], expected: set[str]) -> dict[str, torch.Tensor]:
     """Strip the prefixes that wrappers put before every key, until the keys are the model's own."""
     while state and not expected & set(state):
         prefix = next((p for p in _WRAPPER_PREFIXES if all(key.startswith(p) for key in state)), None)
@@ -94,7 +99,8 @@ def _without_wrapper(state: dict[str, torch.Tensor], expected: set[str]) -> dict
     return state
 
 
-def _read_state_dict(path: Path, trust: bool) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path, trust: bool) -> dict[str, torch.Tensor]:
+    """The state dict in a file; raises what :func:`load_weights` says of files."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

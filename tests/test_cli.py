@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from scconv_deploy import __version__, cli, pipeline
 from scconv_deploy.exporters.onnx import serialize
 
+REPORTS = ["report.html", "report.json"]
 NET = """
     import os, sys, time
     import torch
@@ -394,7 +395,7 @@ def test_several_inputs(run, fails):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["exprt"], "Did you mean 'export'? See scconv-deploy --help."),
+        (["exprt"], "Did you mean 'export', 'report'? See scconv-deploy --help."),
         (["export"], "Missing argument"),
         (["export", "net.py:make"], "Missing option '--output' / '-o'"),
         (["export", "net.py:make", "-o"], "requires an argument"),
@@ -426,7 +427,9 @@ def test_an_output_that_exists(fails):
     Path("out.onnx").write_text("old")
     fails("usage", "export", "net.py:make", "-o", "out.onnx", *SHAPE, words=("out.onnx exists", "--force"))
     fails("usage", "deploy", "net.py:make", "-o", "out.onnx", *SHAPE, "--force", words="is a file, expected a folder")
-    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.onnx", words=("out.onnx exists", "--force"))
+    Path("out.json").write_text("kept")
+    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.json", words=("out.json exists", "--force"))
+    fails("usage", "verify", "net.py", "--reference", "x", "--report", "out.onnx", words=".onnx is no report format")
     Path("folder").mkdir()
     Path("folder/thesis.tex").write_text("mine")
     fails("usage", "export", "net.py:make", "-o", "folder", *SHAPE, "--force", words="is a folder, expected a file")
@@ -563,9 +566,34 @@ def test_verify_a_good_and_a_tampered_file(run, artifact, exported):
     bad = run(*args)
     assert bad.exit_code == 6
     assert json.loads(bad.stdout)["verdict"] == "failed"  # the report, and no second document
+    assert run(*args, "--report", "report.xml").exit_code == 6
+    document = json.loads(bad.stdout)
+    failed = len(document["failures"]) + sum(sru["static"]["status"] == "failed" for sru in document["srus"])
+    assert f'failures="{failed}"' in Path("report.xml").read_text().splitlines()[1]
     (line,) = bad.stderr.splitlines()
     assert "cut differs" in line
     assert line.endswith("Do not ship it.")
+
+
+def test_verify_with_another_tolerance(run, fails, artifact):
+    args = ["verify", artifact, "--reference", "net.py:make", *SHAPE]
+    strict = run(*args, "--tolerance", "replay_multiple=1e-9", "--json")
+    assert strict.exit_code == 6
+    assert json.loads(strict.stdout)["overrides"] == {"replay_multiple": 1e-9}
+    fails("usage", *args, "--tolerance", "replay=1", words=("No tolerance is called 'replay'", "replay_multiple"))
+    fails("environment", *args, "--provider", "qnn", words=("ONNX Runtime has no qnn here", "CPUExecutionProvider"))
+    fails("usage", *args, "--preprocessing", "{", words=("--preprocessing '{'", '"mean"'))
+
+
+def test_verify_without_a_model(run, fails, artifact, exported):
+    fails("usage", "verify", artifact, words=("is not a bundle", "--reference MODEL"))
+    fails("usage", "verify", artifact, *SHAPE, words="These options belong to a model")
+    Path("reference.onnx").write_bytes(artifact.read_bytes())
+    args = ["verify", artifact, "--reference", "reference.onnx"]
+    assert run(*args, "--quiet").exit_code == 0
+    fails("usage", *args, *SHAPE, words="the reference is an ONNX file")
+    artifact.write_bytes(tampered(exported))
+    assert run(*args, "--quiet").exit_code == 6
 
 
 def test_verify_on_another_shape(run, fails, artifact):
@@ -581,7 +609,7 @@ def test_verify_against_another_model(fails, artifact):
 def test_verify_on_data_that_does_not_fit(fails, artifact):
     np.savez("data.npz", image=np.ones((1, 3, 8, 8)))
     args = ["verify", artifact, "--reference", "net.py:make", *SHAPE, "--data"]
-    fails("usage", *args, "data.npz", words=("holds image", "Save one array per input: x."))
+    fails("usage", *args, "data.npz", words=("holds image", "Save one array per input: x"))
     fails("usage", *args, "missing", words="--data missing does not exist")
     Path("data.npz").write_text("text")
     fails("file", *args, "data.npz", words="damaged or not an .npz")
@@ -593,14 +621,16 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["artifact"] == "bundle/model.onnx"
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "report.json"]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "reference", *REPORTS]
     fails("usage", *args, words=("bundle exists", "--force"))
+    assert json.loads(run("verify", "bundle", "--json").stdout)["verdict"] == "passed"  # by its own reference
     assert run("verify", "bundle", "--reference", "net.py:make", *SHAPE, "--quiet").exit_code == 0
     monkeypatch.setattr(pipeline, "serialize", tampered)
     rejected = run(*args, "--force")
     assert rejected.exit_code == 6
     assert "bundle/model.onnx.rejected: onnxruntime:" in rejected.stderr.splitlines()[-1]
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx.rejected", "report.json"]
+    files = ["manifest.json", "model.onnx.rejected", "reference", *REPORTS]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == files
     assert not [name for name in content() if ".scconv-deploy" in name]
 
 

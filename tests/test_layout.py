@@ -55,11 +55,11 @@ def imports_of(path):
 def test_imports_go_one_way(path):
     imported = set(imports_of(path))
     where = path.relative_to(PACKAGE).as_posix()
-    allowed_onnx = where.startswith(("exporters", "rewrite", "verification", "inspection", "pipeline"))
+    allowed_onnx = where.startswith(("exporters", "rewrite", "verification", "inspection", "pipeline", "rewriting"))
     assert allowed_onnx or not any(name.split(".")[0] in ("onnx", "onnx_ir", "onnxruntime") for name in imported)
     if where.startswith("bundle"):
         outside = {n.split(".")[0] for n in imported} - set(sys.stdlib_module_names) - {"__future__", "scconv_deploy"}
-        assert not outside  # it also runs on the device
+        assert outside <= {"numpy"}  # it also runs on the device
     if where.startswith(("gate", "nn", "zoo", "spec", "errors")):
         above = ("pipeline", "cli", "exporters", "rewrite", "verification", "report", "inspection")
         assert not any(name.startswith(tuple(f"scconv_deploy.{a}" for a in above)) for name in imported)

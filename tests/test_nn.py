@@ -119,3 +119,42 @@ def test_sizes_known_only_from_the_input_are_refused_there():
         SRU(24)(example(24, 3))
     with pytest.raises(ConfigurationError, match="one element"):
         SRU(16)(example(16, 1))
+
+
+def narrow(cru, x):
+    """The paper's equations with C1 and C2, written out; ``x`` is the SRU's output."""
+    up, low = x.split([cru.up_channels, cru.low_channels], 1)
+    up = torch.einsum("oc,nchw->nohw", cru.squeeze1.weight[:, :, 0, 0], up)
+    low = torch.einsum("oc,nchw->nohw", cru.squeeze2.weight[:, :, 0, 0], low)
+    y1 = torch.nn.functional.conv2d(up, cru.GWC.weight, cru.GWC.bias, padding=1, groups=cru.GWC.groups)
+    y1 = y1 + torch.einsum("oc,nchw->nohw", cru.PWC1.weight[:, :, 0, 0], up)
+    made = [] if cru.PWC2 is None else [torch.einsum("oc,nchw->nohw", cru.PWC2.weight[:, :, 0, 0], low)]
+    both = torch.cat([y1, *made, low], 1)
+    both = both * both.mean((2, 3), keepdim=True).softmax(1)
+    return both[:, : y1.shape[1]] + both[:, y1.shape[1] :]
+
+
+@pytest.mark.parametrize(("out", "made_by_pwc2"), [(8, 0), (12, 4), (40, 32)])
+def test_a_cru_that_changes_channels(out, made_by_pwc2):
+    """C1 = 32 leaves 8 squeezed channels in each path; the parameters are those of the paper's cost formula."""
+    torch.manual_seed(0)
+    cru = CRU(32, out_channels=out).eval()
+    y = cru(example())
+    assert y.shape == (2, out, 8, 8)
+    torch.testing.assert_close(y, narrow(cru, example()))
+    squeezes, grouped, pointwise = 2 * 16 * 8, 9 * 8 * out // 2 + out, 8 * out + 8 * made_by_pwc2
+    assert sum(p.numel() for p in cru.parameters()) == squeezes + grouped + pointwise
+    assert (cru.PWC2 is None) == (made_by_pwc2 == 0)
+
+
+def test_scconv_hands_its_output_channels_on():
+    torch.manual_seed(0)
+    module = ScConv(32, out_channels=12).eval()
+    torch.testing.assert_close(module(example()), narrow(module.CRU, module.SRU(example())))
+
+
+def test_fewer_output_channels_than_the_lower_path_keeps_are_refused():
+    with pytest.raises(ConfigurationError, match="8 squeezed channels, more than the 6 output channels"):
+        CRU(32, out_channels=6)
+    with pytest.raises(ConfigurationError, match="the 9 output channels must both be multiples of group_size 2"):
+        CRU(32, out_channels=9)

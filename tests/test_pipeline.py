@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from scconv_deploy.inspection import inspect_model, inspect_onnx
 from scconv_deploy.nn import ScConv
 from scconv_deploy.pipeline import MODEL_FILE, ExportOptions, artifact_file, deploy_spec, verify_spec
 from scconv_deploy.spec import DynamicAxis, ModelSpec
+from scconv_deploy.verification.checks import Checks
 from tests import wild
 
 datasets = pytest.importorskip("sklearn.datasets", reason="the digits come with scikit-learn")
@@ -70,7 +73,11 @@ def deployed(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     np.savez(folder / "digits.npz", image=images[:64].numpy())
     result = scconv_deploy.deploy(
-        net, images[:16], folder / "out", dynamic=(DynamicAxis(1, 16, 397),), data=str(folder / "digits.npz")
+        net,
+        images[:16],
+        folder / "out",
+        dynamic=(DynamicAxis(1, 16, 397),),
+        checks=Checks(data=str(folder / "digits.npz")),
     )
     return result, folder / "out"
 
@@ -96,7 +103,9 @@ def test_accuracy_is_pytorchs(digits, deployed):
 
 def test_the_bundle_is_sealed(deployed):
     result, folder = deployed
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.onnx", "report.json"]
+    names = ["manifest.json", "model.onnx", "reference", "report.html", "report.json"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert result.notes == ()
     manifest = read_manifest(folder)
     assert differing_files(folder, manifest) == ()
     assert manifest["verdict"] == "passed"
@@ -104,7 +113,7 @@ def test_the_bundle_is_sealed(deployed):
     report = json.loads((folder / "report.json").read_text())
     assert report["verdict"] == "passed"
     assert report["artifact_sha256"] == manifest["files"]["model.onnx"]["sha256"]
-    assert [stage["name"] for stage in report["stages"]] == ["recognize", "export", "simplify", "verify"]
+    assert [stage["name"] for stage in report["stages"]] == ["recognize", "export", "simplify", "rewrite", "verify"]
 
 
 def test_verify_judges_the_bundle_again_and_sees_a_changed_file(digits, deployed, tmp_path):
@@ -117,8 +126,7 @@ def test_verify_judges_the_bundle_again_and_sees_a_changed_file(digits, deployed
     bias.CopyFrom(onnx.numpy_helper.from_array(value, "fc.bias"))
     tampered = tmp_path / "tampered"
     tampered.mkdir()
-    for path in folder.iterdir():
-        (tampered / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, tampered, dirs_exist_ok=True)
     onnx.save(model, tampered / MODEL_FILE)
     report = scconv_deploy.verify(tampered, net, images[:4])
     assert not report  # judged all the same
@@ -127,21 +135,27 @@ def test_verify_judges_the_bundle_again_and_sees_a_changed_file(digits, deployed
 
 def test_a_rejected_artifact_is_named_so(digits, tmp_path, monkeypatch):
     net, images, _ = digits
-    from scconv_deploy.verification import tolerances
-
-    strict = tolerances.Tolerance(1e-9, "replay", "a test's limit that nothing meets")
-    monkeypatch.setattr(tolerances, "REPLAY_MULTIPLE", strict)
-    result = scconv_deploy.deploy(net, images[:2], tmp_path / "out")
+    checks = Checks(tolerances={"replay_multiple": 1e-9})  # which nothing meets
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no pictures: said, and no reason to lose the verdict
+    result = scconv_deploy.deploy(net, images[:2], tmp_path / "out", checks=checks)
     assert not result
+    assert result.report.overrides == {"replay_multiple": 1e-9}
+    assert result.report.as_json()["tolerances"]["replay_multiple"]["value"] == 8
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["manifest.json", "model.onnx.rejected", "report.json"]
+    assert names == ["manifest.json", "model.onnx.rejected", "reference", "report.json"]
+    assert result.notes == (
+        "report.html was not written: The HTML report needs matplotlib, which is not installed. "
+        "pip install jinja2 matplotlib",
+    )
     assert read_manifest(tmp_path / "out")["verdict"] == "failed"
     assert artifact_file(tmp_path / "out")[0].name == "model.onnx.rejected"
 
 
 def test_zoo_model_with_a_dynamic_batch_and_photographs(tmp_path):
     spec = ModelSpec("scconv_resnet20", dynamic=(DynamicAxis(1, 2, 8),))
-    result = deploy_spec(spec, tmp_path / "out", ExportOptions(), data="photos", command="scconv-deploy deploy ...")
+    result = deploy_spec(
+        spec, tmp_path / "out", ExportOptions(), checks=Checks(data="photos"), command="scconv-deploy deploy ..."
+    )
     assert result, result.report.failures
     assert len(result.report.srus) == 9
     assert len(result.report.samples) == 3

@@ -40,14 +40,15 @@ def test_every_command_and_option_exists():
 def test_the_next_commands_run_in_order(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="--data photos takes the photographs that scikit-learn ships")
     monkeypatch.chdir(tmp_path)
-    assert len(RUNNABLE) == 4
+    assert len(RUNNABLE) == 5
     runner = CliRunner()
     outputs = []
     for line in RUNNABLE:
         result = runner.invoke(app, shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.output)
         outputs.append(result.output)
-    exported, verified, artifact, model = outputs
+    exported, verified, artifact, model, embedded = outputs
+    assert "ScConv has its initial values" in embedded
     assert "resnet20.onnx: 9 SRUs as nodes" in exported
     assert re.search(r"parity +passed", verified)
     assert "function   scconv::SRU: 64 nodes" in artifact

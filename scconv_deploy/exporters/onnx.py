@@ -6,6 +6,7 @@ bare and get their functions afterwards; onnxsim keeps them.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -25,43 +26,29 @@ from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate import GateParameters, Recognition, SwappedSRU, replace_modules, site_name
-from scconv_deploy.gate.variant import GateVariant, gate_weight
+from scconv_deploy.exporters.nms import TRANSLATIONS
+from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
+from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
     DOMAIN_VERSION,
     IR_VERSION,
-    FunctionKey,
+    MODULE,
     MaskForm,
     check_opset,
-    function_proto,
-    node_attributes,
 )
+from scconv_deploy.rewrite.nodes import SITE, VARIANT, add_functions, variant_attributes
 from scconv_deploy.signature import Signature
 
-SITE = "scconv.site"
-VARIANT = "scconv.variant"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
 _LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 
 def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
-    found: GateParameters = swapped.parameters_of_gate
-    inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
-    gamma, beta = swapped.gamma.detach().reshape(-1), swapped.beta.detach().reshape(-1)
-    if swapped.variant.operator == "SRUNorm":
-        inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
-    elif swapped.variant.operator == "SRUSoft":
-        weight = gate_weight(gamma, swapped.variant).double()
-        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
-    return inputs
-
-
-def variant_attributes(variant: GateVariant) -> dict[str, Any]:
-    """The attributes of a variant's node."""
-    return node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std)
+    return operator_inputs(swapped.gamma, swapped.beta, swapped.variant, swapped.parameters_of_gate)
 
 
 class _SRUNode(nn.Module):
@@ -129,9 +116,9 @@ def export_model(
     """
     check_opset(opset)
     with log.stage("export") as stage:
-        model, called = _export_bare(swapped, signature, opset)
+        model, called, modules = _export_bare(swapped, signature, opset)
         sites = _name_sites(model)
-        _add_functions(model, mask_form, opset)
+        add_functions(model, mask_form, opset)
         model.ir_version = IR_VERSION
         stage.applied += [f"{site}: {DOMAIN}::{op} [{variant}]" for site, (op, variant) in sites.items()]
         if not sites:
@@ -148,11 +135,16 @@ def export_model(
         stage.applied.append(f"onnxsim: {before} -> {len(proto.graph.node)} nodes")
         kept = {node.name for node in proto.graph.node if node.domain == DOMAIN}
         stage.skipped += [(site, _ELIMINATED) for site in sites if site not in kept]
-    return _finish(ir.from_proto(proto), {site: sites[site] for site in sites if site in kept}, metadata or {})
+    final = ir.from_proto(proto)
+    for node in final.graph:
+        module = next((modules[value.name] for value in node.outputs if value.name in modules), "")
+        if module:
+            node.metadata_props[MODULE] = module
+    return _finish(final, {site: sites[site] for site in sites if site in kept}, metadata or {})
 
 
-def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str]]:
-    """The graph with a bare node for each SRU, and the sites that tracing came by."""
+def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str], dict[str, str]]:
+    """The graph with a bare node for each SRU, the sites that tracing came by, and the module of each value."""
     output_names = tuple(signature.call(swapped, signature.tensors))
     calls: Counter[str] = Counter()
     nodes = {id(m): _SRUNode(m, calls) for m in swapped.modules() if isinstance(m, SwappedSRU)}
@@ -164,8 +156,9 @@ def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[
             f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
         )
     _check_dynamic(model, signature)
+    modules = _modules_of_values(model)
     _drop_exporter_metadata(model)
-    return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)]
+    return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)], modules
 
 
 def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[str, str]) -> ir.Model:
@@ -212,6 +205,7 @@ def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence
                 input_names=signature.names,
                 output_names=output_names,
                 dynamic_shapes=signature.dynamic_shapes(model, dims),
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
         except Exception as error:  # torch.export raises anything, from its own family to the model's errors
@@ -279,6 +273,22 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
+def _modules_of_values(model: ir.Model) -> dict[str, str]:
+    """The module in PyTorch that computes each value, as the exporter notes it: value -> path.
+
+    Values, not nodes, for onnxsim renames nodes and drops their metadata but keeps the names of values.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        try:
+            scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        except (ValueError, SyntaxError):  # a text of another release
+            continue
+        if isinstance(scopes, list) and len(scopes) > 1 and scopes[-2]:  # the last one is the operator
+            found |= {value.name: str(scopes[-2]) for value in node.outputs if value.name}
+    return found
+
+
 def _drop_exporter_metadata(model: ir.Model) -> None:
     """The exporter notes stack traces with local paths; they are not part of the artifact."""
     model.graph.doc_string = None
@@ -300,21 +310,6 @@ def _name_sites(model: ir.Model) -> dict[str, tuple[str, str]]:
             node.name = node.metadata_props[SITE]
             sites[node.name] = (node.op_type, node.metadata_props[VARIANT])
     return sites
-
-
-def _add_functions(model: ir.Model, mask_form: MaskForm, opset: int) -> None:
-    for node in model.graph:
-        if node.domain != DOMAIN:
-            continue
-        cut = node.inputs[1]
-        assert cut is not None  # noqa: S101  (for the type checker: we put it there)
-        assert cut.const_value is not None  # noqa: S101  (likewise)
-        straddle = bool(cut.const_value.size % node.attributes["num_groups"].as_int())
-        key = FunctionKey(node.op_type, straddle, mask_form, opset)
-        node.overload = key.overload
-        function = ir.serde.deserialize_function(function_proto(key))
-        model.functions[function.identifier()] = function
-        model.opset_imports[DOMAIN] = DOMAIN_VERSION
 
 
 def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:

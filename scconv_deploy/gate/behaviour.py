@@ -26,10 +26,7 @@ from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut,
 from scconv_deploy.gate.outputs import compare_outputs, relative_l2
 from scconv_deploy.gate.probes import probes
 from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, check_groups, check_halves
-
-VALUE_TOLERANCE = 1e-6
-"""Relative L2 between a module and its variant where no gate differs. torch itself sums in several orders, so a
-bit-exact match is too much to ask; a wrong eps, ddof or data path is at least 1e-5 away."""
+from scconv_deploy.outcomes import VALUE_TOLERANCE
 
 _COMMON_GROUPS = (16, 4, 8, 32, 2, 1)
 _COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3)

@@ -102,6 +102,25 @@ def gate_parameters(gamma: Tensor, beta: Tensor, variant: GateVariant) -> GatePa
         return GateParameters(cut.astype(np.float32), sign.astype(np.float32), reach, threshold)
 
 
+def operator_inputs(
+    gamma: Tensor, beta: Tensor, variant: GateVariant, found: GateParameters | None = None
+) -> dict[str, Tensor]:
+    """The parameters of the operator that computes a variant, in its order, float32 ``[C]`` each.
+
+    Args:
+        found: cut and sign, where they have been computed already.
+    """
+    found = found or gate_parameters(gamma, beta, variant)
+    inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
+    gamma, beta = gamma.detach().float().reshape(-1), beta.detach().float().reshape(-1)
+    if variant.operator == "SRUNorm":
+        inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
+    elif variant.operator == "SRUSoft":
+        weight = gate_weight(gamma, variant).double()
+        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
+    return inputs
+
+
 def statistics(x: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
     """Mean and s of each element's group in x's own type, broadcastable to x's flattened groups.
 

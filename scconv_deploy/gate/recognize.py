@@ -15,6 +15,7 @@ from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine,
 from scconv_deploy.gate.candidates import ROOT, ConvPlace, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.cut import GateParameters
 from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.outcomes import Refusal
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +40,6 @@ class RecognizedSRU:
     parameters: GateParameters
     conv: nn.Conv2d | None = None
     conv_place: ConvPlace = "none"
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A candidate that was left as it is."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import variant as pytorch_gate
-from scconv_deploy.gate.recognize import Recognition, RecognizedSRU, Refusal
+from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
+from scconv_deploy.outcomes import Refusal
 
 
 class SwappedSRU(nn.Module):
@@ -135,13 +136,20 @@ def _misfits(model: nn.Module, srus: list[RecognizedSRU], run: Callable[[nn.Modu
     return reasons
 
 
-def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:
-    """A copy of the model that shares its tensors, with modules replaced by identity wherever they are registered.
+def replace_modules(
+    model: nn.Module, replacements: Mapping[int, nn.Module], *, share_tensors: bool = True
+) -> nn.Module:
+    """A copy of the model, with modules replaced by identity wherever they are registered.
+
+    Args:
+        replacements: ``id`` of a module -> what stands in its place; itself, not a copy.
+        share_tensors: parameters and buffers are the model's own, not copies.
 
     Raises:
         ModelError: something in the model cannot be copied.
     """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    shared = (*model.parameters(), *model.buffers()) if share_tensors else ()
+    memo: dict[int, Any] = {id(t): t for t in shared}
     # deepcopy takes what the memo holds for an object as its copy: this is the replacement, at every place at once
     memo.update(replacements)
     try:

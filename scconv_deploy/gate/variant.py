@@ -224,6 +224,8 @@ def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tens
     Returns:
         ``[N, C, H, W]``, x's type.
     """
+    if mask is not None and variant.fusion == "hard" and variant.data == "x":  # nothing of the norm is left
+        return cross_reconstruct(mask * x, (~mask) * x)
     normalized = normalize(x, gamma, beta, variant)
     return from_normalized(x, normalized, gamma, variant, mask)
 
@@ -232,8 +234,11 @@ def from_normalized(
     x: Tensor, normalized: Tensor, gamma: Tensor, variant: GateVariant, mask: Tensor | None = None
 ) -> Tensor:
     """The SRU after its normalisation; see :func:`sru`."""
-    r = reweight(normalized, gamma, variant)
-    opened = compare(r, variant) if mask is None else mask
+    if variant.fusion == "soft" or mask is None:
+        r = reweight(normalized, gamma, variant)
+        opened = compare(r, variant) if mask is None else mask
+    else:
+        opened = mask
     if variant.fusion == "soft":
         x1 = torch.where(opened, torch.ones_like(r), r) * x
         x2 = torch.where(opened, torch.zeros_like(r), r) * x

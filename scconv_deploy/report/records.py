@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from scconv_deploy.gate import FlipCount, Refusal
-from scconv_deploy.verification import tolerances
+from scconv_deploy.outcomes import FlipCount, Refusal
+from scconv_deploy.verification import tolerances as table
 from scconv_deploy.verification.compare import OutputMetrics
+from scconv_deploy.verification.tolerances import Tolerance
 
 SCHEMA_VERSION = 1
 
@@ -40,9 +42,9 @@ class StageLog:
     records: list[StageRecord] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[_OpenStage]:
+    def stage(self, name: str) -> Iterator[OpenStage]:
         """Time a stage; what is noted on the yielded object goes into its record."""
-        opened = _OpenStage()
+        opened = OpenStage()
         start = time.perf_counter()
         try:
             yield opened
@@ -53,7 +55,9 @@ class StageLog:
 
 
 @dataclass
-class _OpenStage:
+class OpenStage:
+    """What a stage notes while it runs."""
+
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
@@ -62,12 +66,37 @@ Status = Literal["passed", "failed", "not run"]
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """A number that a check holds against a limit, kept so that a stored report can be judged again.
+
+    Attributes:
+        tolerance: name of the limit in the table of tolerances.
+        value: what was measured, in the tolerance's unit.
+        limit: what it may be at most.
+    """
+
+    tolerance: str
+    value: float
+    limit: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the limit is kept; a value that is not a number does not keep it."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
 class Check:
-    """One question that was asked of a link, its answer and why."""
+    """One question that was asked of a link, its answer and why.
+
+    Attributes:
+        quantities: the numbers that decided; empty where the answer does not rest on a limit.
+    """
 
     name: str
     status: Status
     reason: str
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +123,77 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Log-spaced bins of ``|margin| / s`` of the reference's gates: how close to the edge the model lives.
+
+    Attributes:
+        edges: n + 1 of them; the first bin also holds everything below, the last everything above.
+        counts: n of them.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Gates of the artifact running free, against the reference's.
+
+    Attributes:
+        gates, flips: how many were compared, how many differ in a well-conditioned group.
+        unexplained: flips whose margin lies beyond the measured error of the gate's input there and the rounding
+            bound.
+        channels: how many channels hold a flip, the most over the samples.
+        ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
+    """
+
+    gates: int
+    flips: int
+    unexplained: int
+    channels: int = 0
+    ill_conditioned: int = 0
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One tensor that both sides have, in the graph's order, with the reference's gates on both sides.
+
+    Attributes:
+        name: the ONNX value.
+        module: path of the module in the PyTorch model, "" if unknown.
+        relative_l2: of the artifact against the reference, the worst over the samples.
+        floor: relative L2 of PyTorch float32 against float64 at the same place.
+    """
+
+    name: str
+    module: str
+    relative_l2: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class WorstInput:
+    """An input on which the artifact, as it is, is farthest from PyTorch; index counts within the sample's batch."""
+
+    sample: str
+    index: int
+    relative_l2: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy on labelled data, and a paired interval for its difference (artifact - reference)."""
+
+    samples: int
+    reference: float
+    artifact: float
+    difference: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True)
 class SRUParity:
     """One SRU, summed over the samples.
 
@@ -104,6 +204,9 @@ class SRUParity:
         swapped: flips between the module as given and its variant, both in PyTorch.
         teacher_forced: flips between the artifact's SRU and the reference, fed the same input.
         open_share: share of gates that are open in the reference.
+        free_running: flips between the artifact running free and the reference.
+        margins: of the reference's gates.
+        jump: the largest change of the SRU's output that one flipped gate made, in units of the rms of its data.
     """
 
     site: str
@@ -112,6 +215,9 @@ class SRUParity:
     swapped: FlipCount
     teacher_forced: FlipCount | None
     open_share: float
+    free_running: FreeRunning | None = None
+    margins: Histogram | None = None
+    jump: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +252,12 @@ class ParityReport:
         links: the chain.
         samples: name and input shapes of what was run.
         provenance: versions, seed, device, command.
+        layers: error layer by layer, in the graph's order.
+        first_departure: the first tensor that leaves its tolerance, with its module; "" if none does.
+        worst_inputs: farthest first.
+        accuracy: where the data had labels.
+        overrides: tolerances that the user changed.
+        tolerances: the table that it was judged by, before the overrides.
     """
 
     model: str
@@ -158,6 +270,12 @@ class ParityReport:
     left_alone: tuple[Refusal, ...]
     provenance: dict[str, str]
     stages: tuple[StageRecord, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    first_departure: str = ""
+    worst_inputs: tuple[WorstInput, ...] = ()
+    accuracy: Accuracy | None = None
+    overrides: dict[str, float] = field(default_factory=dict)
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
@@ -168,8 +286,33 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Each failed check, the link's name first."""
-        return tuple(f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.status == "failed")
+        """Each failed check, or the link's own reason where it has none, the link's name first."""
+        failed = [link for link in self.links if link.status == "failed"]
+        return tuple(
+            f"{link.name}: {reason}"
+            for link in failed
+            for reason in [c.reason for c in link.checks if c.status == "failed"] or [link.reason]
+        )
+
+    @property
+    def headline(self) -> str:
+        """The verdict's reason in one line: the first failure, or what the gates and the replay showed."""
+        if self.failures:
+            more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
+            return self.failures[0] + more
+        counts = [sru.teacher_forced for sru in self.srus if sru.teacher_forced]
+        parts = []
+        if counts:
+            parts.append(
+                f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}"
+            )
+        if self.outputs:
+            worst = max(self.outputs, key=lambda output: output.replay_ratio)
+            parts.append(f"replay error {worst.replay_ratio:.1f}x the noise floor")
+        not_run = [link.name for link in self.links if link.status == "not run"]
+        if not_run:
+            parts.append(f"not run: {', '.join(not_run)}")
+        return "; ".join(parts) or "nothing was measured"
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -186,12 +329,16 @@ class ParityReport:
         document = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
+            "failures": list(self.failures),
             **asdict(self),
-            "tolerances": {name: asdict(tolerance) for name, tolerance in tolerances.ALL.items()},
         }
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
             plain["replay_ratio"] = output.replay_ratio
         return _finite(document)
+
+    def as_bytes(self) -> bytes:
+        """``report.json``."""
+        return (json.dumps(self.as_json(), indent=2) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:

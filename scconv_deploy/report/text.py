@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scconv_deploy.report.records import Check
+from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
+    from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.report.rejudge import Judgement
+    from scconv_deploy.rewriting import RewriteResult
+    from scconv_deploy.trt_plugins.build import BuildResult
+    from scconv_deploy.trt_plugins.check import PluginReport
+    from scconv_deploy.verification.guard import GuardReport
+    from scconv_deploy.zoo.catalogue import Listing
 
 _STYLES = {
     "passed": "green", "failed": "bold red", "not run": "yellow",
@@ -25,10 +33,59 @@ _STYLES = {
 
 def print_export(console: Console, result: ExportResult) -> None:
     """What was exported, where it is, and what was left alone."""
+    _print_embedding(console, result.stages)
     _print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     _line(console, f"{result.path}: {what}")
     _line(console, f"sha256 {result.sha256}")
+
+
+def print_rewrite(console: Console, result: RewriteResult) -> None:
+    """What was fused and what was not, how both files' gates compare, and the verdict against a reference."""
+    _print_left_alone(console, [(miss.node, f"{miss.rule}: {miss.reason}") for miss in result.near_misses])
+    if result.guard is not None:
+        _print_guard(console, result.guard)
+    if result.parity is not None:
+        print_report(console, result.parity)
+        if result.markdown:
+            _line(console, f"\n{result.markdown}\n")
+    outcomes = {
+        "rewritten": f"{len(result.sites)} SRUs as nodes",
+        "partial": f"partial: {len(result.sites)} SRUs as nodes, {len(result.near_misses)} left alone",
+        "unchanged": "nothing to do, copied byte for byte",
+    }
+    _line(console, f"{result.path}: {outcomes[result.outcome]}")
+    for path in result.adapted:
+        _line(console, f"adapted  {path}")
+    _line(console, f"sha256   {result.sha256}")
+
+
+def _print_guard(console: Console, guard: GuardReport) -> None:
+    if guard.gates:
+        gates = _table(
+            "Gates that differ from PyTorch's formula, fed the same input",
+            "site", "gates", "file", "largest margin / s", "rewritten", "unexplained",
+        )  # fmt: skip
+        for gate in guard.gates:
+            gates.add_row(
+                Text(gate.site),
+                f"{gate.file.gates:,}",
+                f"{gate.file.flips:,}",
+                f"{gate.file.largest_margin:.1e}",
+                str(gate.rewritten.flips),
+                str(gate.rewritten.unexplained),
+            )
+        console.print(gates)
+    for name, elements, changed in guard.thresholds:
+        _line(console, f"threshold {name}: {changed:,} of {elements:,} differ from the file's")
+    for name, forced, free in guard.outputs:
+        _line(console, f"output   {name}: {forced:.1e} relative L2 with the file's gates, {free:.1e} without")
+    for site, reason in guard.unread:
+        _line(console, f"not compared: {site}: {reason}")
+    if guard.not_run:
+        _line(console, f"not compared with the original: {guard.not_run}")
+    if guard.sentence:
+        _line(console, guard.sentence)
 
 
 def print_deploy(console: Console, result: DeployResult) -> None:
@@ -37,10 +94,15 @@ def print_deploy(console: Console, result: DeployResult) -> None:
     _line(console, f"bundle   {result.folder}")
     _line(console, f"artifact {result.artifact}")
     _line(console, f"digest   {result.digest}")
+    for note in result.notes:
+        _line(console, f"note     {note}")
 
 
 def print_report(console: Console, report: ParityReport) -> None:
-    """The chain, the SRUs and the outputs; the verdict last, with its reasons."""
+    """The chain, the SRUs and the outputs; the verdict last, with its reasons. A failure is said first as well."""
+    if not report:
+        _line(console, f"parity   failed: {report.headline}")
+    _print_embedding(console, report.stages)
     _print_left_alone(console, [(r.path, r.reason) for r in report.left_alone])
     chain = _table("Chain", "link", "", "why")
     for link in report.links:
@@ -76,12 +138,59 @@ def print_report(console: Console, report: ParityReport) -> None:
             "-" if top1 is None else f"{top1:.0%}",
         )
     console.print(outputs)
+    _print_findings(console, report)
     _line(console, f"samples  {'; '.join(report.samples)}")
     console.print(Text("parity   ") + _status(report.verdict))
     for failure in report.failures:
         _line(console, f"  {failure}")
     for caveat in report.caveats:
         _line(console, f"  not inspected: {caveat}")
+
+
+def _print_findings(console: Console, report: ParityReport) -> None:
+    """What only some reports have."""
+    free = [(sru.site, sru.free_running) for sru in report.srus if sru.free_running]
+    if free:
+        flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
+        _line(console, f"running free, gates changed: {flips:,} of {gates:,} ({bad:,} unexplained)")
+    if report.first_departure:
+        _line(console, f"departs first: {report.first_departure}")
+    for worst in report.worst_inputs[:3]:
+        _line(console, f"worst input: {worst.sample} [{worst.index}], relative L2 {worst.relative_l2:.1e}")
+    if found := report.accuracy:
+        interval = f"{found.confidence:.0%} interval {found.low:+.2%} to {found.high:+.2%}"
+        shares = f"reference {found.reference:.2%}, artifact {found.artifact:.2%}, difference {found.difference:+.2%}"
+        _line(console, f"accuracy on {found.samples:,} samples: {shares} ({interval})")
+    for name, value in report.overrides.items():
+        usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
+        _line(console, f"tolerance changed: {name} {value:g}{usual}")
+
+
+def print_judgement(console: Console, result: Judgement) -> None:
+    """A stored report judged again: the links, then whether it may be signed, with every reason."""
+    links = _table("Chain", "link", "", "why")
+    for link in result.report.links:
+        links.add_row(Text(link.name), _status(link.status), Text(link.reason))
+    console.print(links)
+    _print_findings(console, replace(result.report, worst_inputs=()))
+    if result.stored_verdict != result.report.verdict:
+        _line(console, f"the stored verdict was {result.stored_verdict}")
+    console.print(Text("check    ") + _status("passed" if result else "failed"))
+    for failure in result.failures:
+        _line(console, f"  {failure}")
+    for caveat in result.report.caveats:
+        _line(console, f"  not inspected: {caveat}")
+
+
+def print_diff(console: Console, result: ReportDiff) -> None:
+    """What changed between two reports."""
+    if not result:
+        _line(console, "no difference")
+        return
+    table = _table("Changed", "what", "before", "after")
+    for change in result.changes:
+        table.add_row(Text(change.what), Text(change.before or "-"), Text(change.after or "-"))
+    console.print(table)
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:
@@ -109,6 +218,7 @@ def print_onnx(console: Console, result: OnnxInspection) -> None:
 
 def print_model(console: Console, result: ModelInspection) -> None:
     """A PyTorch model."""
+    _print_embedding(console, result.stages)
     _line(console, f"{result.model}: {result.parameters:,} parameters, {result.multiply_adds:,} multiply-adds a sample")
     _line(console, f"inputs   {', '.join(result.inputs)}")
     _line(console, f"watched  {'; '.join(result.samples)}")
@@ -140,6 +250,49 @@ def print_diagnosis(console: Console, result: Diagnosis) -> None:
         if finding.status != "ok":
             purpose = f" (for {finding.needed_for})" if finding.needed_for else ""
             _line(console, f"{finding.name}{purpose}: {finding.remedy}")
+
+
+def print_models(console: Console, listing: Listing) -> None:
+    """The zoo."""
+    table = _table("", "name", "input", "ScConvs", "parameters", "multiply-adds", "source")
+    for entry in listing.entries:
+        counts = entry.counts
+        shape = "x".join(map(str, entry.input_shape))
+        amounts = f"{counts.parameters:,}", f"{counts.multiply_adds:,}"
+        table.add_row(Text(entry.name), shape, str(counts.scconvs), *amounts, Text(entry.source))
+    console.print(table)
+
+
+def _print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
+    """What ``--embed`` did; the convolutions that it left, by reason."""
+    for stage in stages:
+        if stage.name != "embed":
+            continue
+        for line in stage.applied:
+            _line(console, f"embed    {line}")
+        reasons: dict[str, list[str]] = {}
+        for path, reason in stage.skipped:
+            reasons.setdefault(reason, []).append(path)
+        for reason, paths in reasons.items():
+            _line(console, f"left     {', '.join(paths)}: {reason}")
+
+
+def print_build(console: Console, result: BuildResult) -> None:
+    """What was built, for what, and where it is."""
+    what = f"TensorRT {result.tensorrt} headers" if result.tensorrt else "kernels only"
+    how = "from the cache" if result.cached else f"{result.seconds:g} s"
+    _line(console, f"{result.path}: sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}, {what}, {how}")
+    if result.register is not None:
+        _line(console, f"{result.register}: registers it where a host only dlopens")
+    _line(console, f"sha256 {result.sha256}")
+
+
+def print_plugin(console: Console, result: PluginReport) -> None:
+    """What a built plugin is."""
+    table = _table(str(result.path), "", "", "found")
+    for row in result.rows:
+        table.add_row(Text(row.name), _status(row.verdict), Text(row.found))
+    console.print(table)
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

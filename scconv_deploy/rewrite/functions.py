@@ -44,6 +44,9 @@ STRADDLE = "straddle"
 OPEN = "sru__open"
 """The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""
 
+MODULE = "scconv.module"
+"""Metadata of a node: the path in PyTorch of the module that computes it."""
+
 MaskForm = Literal["where", "multiply"]
 MASK_FORMS: tuple[MaskForm, ...] = ("where", "multiply")
 

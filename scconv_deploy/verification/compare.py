@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,9 @@ class OutputMetrics:
         cosine: of the flattened outputs; 1.0 for two zero vectors.
         snr_db: signal-to-noise ratio, ``-20 log10(relative_l2)``; None if the outputs are equal.
         top1_agreement: share of rows with the same largest entry, where the output looks like logits ``[N, K]``.
+        psnr_db: peak signal-to-noise ratio, ``20 log10((max - min of the reference) / rms error)``; None if equal.
+        quantiles_abs: of the absolute differences, ``p50``, ``p90``, ``p99`` and ``p99.9``.
+        top5_agreement: share of rows whose five largest entries are the same set, for logits with K > 5.
     """
 
     max_abs: float
@@ -25,6 +28,12 @@ class OutputMetrics:
     cosine: float
     snr_db: float | None
     top1_agreement: float | None
+    psnr_db: float | None = None
+    quantiles_abs: dict[str, float] = field(default_factory=dict)
+    top5_agreement: float | None = None
+
+
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
@@ -33,7 +42,9 @@ def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
     difference = np.abs(a - b)
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     relative = relative_l2(y, reference)
-    logits = b.ndim == 2 and b.shape[1] >= 2 and np.asarray(reference).dtype.kind == "f"
+    logits = looks_like_logits(reference)
+    rms = float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
+    peak = float(np.ptp(b)) if b.size else 0.0
     cosine = float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b)
     return OutputMetrics(
         max_abs=float(difference.max(initial=0.0)),
@@ -42,7 +53,28 @@ def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
         cosine=cosine,
         snr_db=-20 * float(np.log10(relative)) if relative > 0 else None,
         top1_agreement=float(np.mean(np.argmax(y, 1) == np.argmax(reference, 1))) if logits else None,
+        psnr_db=20 * float(np.log10(peak / rms)) if peak and rms else None,
+        quantiles_abs=_quantiles(difference),
+        top5_agreement=_same_five(a, b) if logits and b.shape[1] > 5 else None,
     )
+
+
+def looks_like_logits(output: np.ndarray) -> bool:
+    """Floating ``[N, K]`` with K of at least 2."""
+    return output.ndim == 2 and output.shape[1] >= 2 and output.dtype.kind == "f"
+
+
+def _quantiles(difference: np.ndarray) -> dict[str, float]:
+    if not difference.size:
+        return dict.fromkeys(_QUANTILES, 0.0)
+    values = np.quantile(difference, list(_QUANTILES.values()))
+    return dict(zip(_QUANTILES, map(float, values), strict=True))
+
+
+def _same_five(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of rows with the same set of five largest entries, whatever their order."""
+    five = [np.sort(np.argsort(-values, axis=1, kind="stable")[:, :5], axis=1) for values in (a, b)]
+    return float(np.mean(np.all(five[0] == five[1], axis=1)))
 
 
 def comparable(y: np.ndarray, reference: np.ndarray) -> bool:

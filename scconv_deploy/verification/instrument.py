@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from scconv_deploy.rewrite.functions import DOMAIN, OPEN
+from scconv_deploy.rewrite.functions import DOMAIN, MODULE, OPEN
 
 _INJECTED = "sru__injected"
-PROBE_X, _PROBE_Y, PROBE_OPEN = "scconv_probe::x", "scconv_probe::y", "scconv_probe::open"
+PROBE_X, PROBE_Y, PROBE_OPEN = "scconv_probe::x", "scconv_probe::y", "scconv_probe::open"
 """Input and outputs of :func:`gate_probe`; no initializer of a user's file has such a name."""
 
 
@@ -56,8 +56,32 @@ def mask_input(site: str) -> str:
     return f"{site}::open"
 
 
-def with_injected_masks(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose SRUs take their gates from graph inputs (bool ``[N, C, H, W]``, see :func:`mask_input`)."""
+def gate_input(site: str) -> str:
+    """The graph output of :func:`laid_open` that holds the input of a site's gates."""
+    return f"{site}::x"
+
+
+def gate_output(site: str) -> str:
+    """The graph output of :func:`laid_open` that holds a site's gates as the artifact decides them."""
+    return f"{site}::decided"
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The path in PyTorch of the module that a node belongs to; "" if the file does not say."""
+    return next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
+
+
+def laid_open(
+    model: onnx.ModelProto, wanted: Sequence[str], *, inject: bool, values: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """A copy whose SRUs show their inputs (:func:`gate_input`) and their gates, or take them.
+
+    Args:
+        wanted: sites; those that the model has no node for, or whose body hides its gates, are left as they are.
+        inject: gates come from graph inputs (bool ``[N, C, H, W]``, see :func:`mask_input`); otherwise they are graph
+            outputs (:func:`gate_output`).
+        values: further values to show under their own names.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     replaced: dict[tuple[str, str], onnx.FunctionProto] = {}
@@ -69,10 +93,19 @@ def with_injected_masks(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.M
             function = function_of(copy, node)
             if function is None or not _has_open(function):
                 continue
-            replaced[key] = _injected(function)
+            replaced[key] = _injected(function) if inject else _opened(function)
         node.op_type = replaced[key].name
-        node.input.append(mask_input(site))
-        copy.graph.input.append(helper.make_tensor_value_info(mask_input(site), TensorProto.BOOL, [None] * 4))
+        if inject:
+            node.input.append(mask_input(site))
+            copy.graph.input.append(helper.make_tensor_value_info(mask_input(site), TensorProto.BOOL, [None] * 4))
+        else:
+            node.output.append(gate_output(site))
+            copy.graph.output.append(helper.make_tensor_value_info(gate_output(site), TensorProto.BOOL, [None] * 4))
+        # a value of its own: the input may be a graph input or output already
+        copy.graph.node.append(helper.make_node("Identity", [node.input[0]], [gate_input(site)]))
+        copy.graph.output.append(onnx.ValueInfoProto(name=gate_input(site)))
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values if value not in known)
     copy.functions.extend(replaced.values())
     return copy
 
@@ -82,21 +115,20 @@ def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto 
     function = function_of(model, node)
     if function is None or not _has_open(function):
         return None
-    opened = onnx.FunctionProto()
-    opened.CopyFrom(function)
-    opened.output.append(OPEN)
+    opened = _opened(function)
     probe = onnx.NodeProto()
     probe.CopyFrom(node)
+    probe.op_type = opened.name
     del probe.input[:], probe.output[:]
     probe.input.extend([PROBE_X, *node.input[1:]])
-    probe.output.extend([_PROBE_Y, PROBE_OPEN])
+    probe.output.extend([PROBE_Y, PROBE_OPEN])
     float_type = TensorProto.FLOAT
     graph = helper.make_graph(
         [probe],
         "gate_probe",
         [helper.make_tensor_value_info(PROBE_X, float_type, [None] * 4)],
         [
-            helper.make_tensor_value_info(_PROBE_Y, float_type, [None] * 4),
+            helper.make_tensor_value_info(PROBE_Y, float_type, [None] * 4),
             helper.make_tensor_value_info(PROBE_OPEN, TensorProto.BOOL, [None] * 4),
         ],
         initializer=list(parameters(model, node).values()),
@@ -114,6 +146,14 @@ def attributes(node: onnx.NodeProto) -> Mapping[str, object]:
 
 def _has_open(function: onnx.FunctionProto) -> bool:
     return any(OPEN in node.output for node in function.node)
+
+
+def _opened(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    copy = onnx.FunctionProto()
+    copy.CopyFrom(function)
+    copy.name = f"{function.name}Opened"
+    copy.output.append(OPEN)
+    return copy
 
 
 def _injected(function: onnx.FunctionProto) -> onnx.FunctionProto:

@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx
 
-from scconv_deploy.gate import Recognition
-from scconv_deploy.report.records import Check
-from scconv_deploy.verification import static, tolerances
+from scconv_deploy.outcomes import FlipCount
+from scconv_deploy.report.records import Check, Quantity
+from scconv_deploy.rewrite.nodes import REWRITTEN
+from scconv_deploy.verification import static
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
 
-def swapped_checks(recognition: Recognition, measured: Measured) -> list[Check]:
+def swapped_checks(recognised: bool, measured: Measured) -> list[Check]:
     """The link from PyTorch as given to PyTorch with its SRUs swapped."""
-    if not recognition.srus:
+    if not recognised:
         return [Check("swap", "not run", "no SRU was recognised; the model was exported as it is")]
     total = total_flips(measured.swapped_flips)
-    apart, limit = measured.swapped_distance, tolerances.SWAPPED_VALUES.value
+    apart, limit = measured.swapped_distance, measured.limits["swapped_values"].value
     return [
         Check(
             "gates",
-            "failed" if total.unexplained else "passed",
+            "failed" if total.unexplained > measured.limits["unexplained_flips"].value else "passed",
             f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)",
+            (_unexplained(total, measured),),
         ),
         Check(
             "values",
             "passed" if apart <= limit else "failed",
             f"values agree to {apart:.1e} relative L2 (limit {limit:.0e})",
+            (Quantity("swapped_values", apart, limit),),
         ),
-        *_against_floor("whole model", "swapped against given", measured.swapped_error),
+        *_against_floor("whole model", "swapped against given", measured.swapped_error, measured),
     ]
 
 
 def static_checks(proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> dict[str, Check]:
     """The static link of every SRU of the reference."""
     checks = {}
-    for site, swapped in measured.variants.items():
-        if site in nodes:
-            checks[site] = static.check_site(proto, nodes[site], swapped)
+    for name, found in measured.sites.items():
+        if name in nodes:
+            checks[name] = static.check_site(proto, nodes[name], found.site)
         elif not nodes:
-            checks[site] = Check(static.NAME, "not run", "the artifact holds no scconv node")
-        elif site in measured.redundant:
-            checks[site] = Check(static.NAME, "not run", f"{site} has no node: {measured.redundant[site]}")
+            checks[name] = Check(static.NAME, "not run", "the artifact holds no scconv node")
+        elif name in measured.redundant:
+            checks[name] = Check(static.NAME, "not run", f"{name} has no node: {measured.redundant[name]}")
         else:
-            checks[site] = Check(static.NAME, "failed", f"{site}: the artifact has no node of this name")
+            checks[name] = Check(static.NAME, "failed", f"{name}: the artifact has no node of this name")
     return checks
 
 
@@ -53,7 +58,7 @@ def static_summary(
 ) -> Check:
     """One check for all SRUs."""
     failed = [c.reason for c in checks.values() if c.status == "failed"] + static.foreign_functions(proto)
-    foreign = [site for site in nodes if site not in measured.variants]
+    foreign = [site for site in nodes if site not in measured.sites and site not in _rewritten(proto)]
     if foreign:
         failed.append(f"the reference has no SRU for {', '.join(foreign)}")
     if failed:
@@ -61,28 +66,77 @@ def static_summary(
         return Check(static.NAME, "failed", failed[0] + more)
     if not nodes:
         return Check(static.NAME, "not run", "the artifact holds no scconv node, so its gates cannot be inspected")
+    if not checks:
+        return Check(static.NAME, "not run", "the reference has no SRU module to compare with")
     same = sum(c.status == "passed" for c in checks.values())
     return Check(static.NAME, "passed", f"{same} SRUs are bit for bit the reference's")
 
 
+def rewritten_checks(proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> list[Check]:
+    """SRUs that were read from the graph: no module of the reference stands beside them."""
+    found = [site for site in nodes if site in _rewritten(proto) and site not in measured.sites]
+    reason = f"{', '.join(found)}: read from the graph, for no module was recognised; judged by the outputs alone"
+    return [Check("rewritten", "not run", reason)] if found else []
+
+
+def _rewritten(proto: onnx.ModelProto) -> list[str]:
+    text = next((entry.value for entry in proto.metadata_props if entry.key == REWRITTEN), "[]")
+    try:
+        sites = json.loads(text)
+    except ValueError:  # somebody else's file
+        return []
+    return [str(site) for site in sites] if isinstance(sites, list) else []
+
+
 def teacher_forced_check(measured: Measured) -> Check:
     """Gates of the artifact, each SRU fed the reference's input."""
-    name = "teacher-forced gates"
-    if not measured.teacher_forced:
+    counts = {n: s.teacher_forced for n, s in measured.sites.items() if s.teacher_forced is not None}
+    return _gates("teacher-forced gates", "same input, gates changed", counts, measured)
+
+
+def free_running_check(measured: Measured) -> Check:
+    """Gates of the artifact as it runs."""
+    counts = {n: s.free_running for n, s in measured.sites.items() if s.free_running is not None}
+    return _gates("free-running gates", "running free, gates changed", counts, measured)
+
+
+def second_opinion_checks(measured: Measured) -> list[Check]:
+    """The artifact's SRUs in onnx.reference, on small inputs."""
+    name = "second opinion"
+    asked = {n: s.second_opinion for n, s in measured.sites.items() if s.second_opinion is not None}
+    if not asked:
+        return [Check(name, "not run", measured.opinion_refusal)] if measured.opinion_refusal else []
+    check = _gates(name, "onnx.reference, gates changed", {n: count for n, (count, _) in asked.items()}, measured)
+    worst, (_, apart) = max(asked.items(), key=lambda item: item[1][1])
+    limit = measured.limits["second_opinion"].value
+    decided = (*check.quantities, Quantity("second_opinion", apart, limit))
+    if check.status == "failed" or decided[-1].within:
+        return [replace(check, quantities=decided)]
+    reason = f"onnx.reference: values of {worst} are {apart:.1e} apart (limit {limit:.0e})"
+    return [Check(name, "failed", reason, decided)]
+
+
+def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Measured) -> Check:
+    if not counts:
         return Check(name, "not run", "no gate of the artifact can be read")
-    total = total_flips(measured.teacher_forced)
-    text = f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+    total = total_flips(counts)
+    text = f"{what}: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"
-    if total.unexplained > tolerances.UNEXPLAINED_FLIPS.value:
-        worst = max(measured.teacher_forced.items(), key=lambda item: item[1].unexplained)
-        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained")
-    return Check(name, "passed", text)
+    decided = (_unexplained(total, measured),)
+    if not decided[0].within:
+        worst = max(counts.items(), key=lambda item: item[1].unexplained)
+        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained", decided)
+    return Check(name, "passed", text, decided)
+
+
+def _unexplained(total: FlipCount, measured: Measured) -> Quantity:
+    return Quantity("unexplained_flips", total.unexplained, measured.limits["unexplained_flips"].value)
 
 
 def replay_checks(measured: Measured) -> list[Check]:
     """Each output with the reference's gates, against the noise floor."""
-    return _against_floor("replay", "replay error", measured.replay)
+    return _against_floor("replay", "replay error", measured.replay, measured)
 
 
 def finite_checks(measured: Measured) -> list[Check]:
@@ -99,18 +153,40 @@ def contract_checks(measured: Measured) -> list[Check]:
     return [Check("contract", "failed", repeated(measured.contract))]
 
 
-def _against_floor(name: str, what: str, measured: Mapping[str, AgainstNoise]) -> list[Check]:
+def layers_check(measured: Measured) -> list[Check]:
+    """The input of every SRU with the reference's gates, which sees what later layers would hide."""
+    if not measured.layers:
+        return []
+    limit = measured.limits["replay_multiple"].value
+    left = [layer for layer in measured.layers.values() if not layer.relative_l2 <= limit * layer.floor]
+    worst = max(layer.relative_l2 / layer.floor for layer in measured.layers.values())
+    decided = (Quantity("replay_multiple", worst, limit),)
+    if not left:
+        text = f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise"
+        return [Check("layers", "passed", text, decided)]
+    first = left[0]
+    where = f"{first.name} ({first.module or 'module unknown'})"
+    noise = f"{first.relative_l2 / first.floor:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
+    more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+    return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}", decided)]
+
+
+def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
     checks = []
-    limit = tolerances.REPLAY_MULTIPLE.value
-    for output, found in measured.items():
+    limit = measured.limits["replay_multiple"].value
+    for output, found in outputs.items():
         error, floor = found.error, found.floor
+        decided = (
+            Quantity(found.floor_name, floor, found.largest_floor),
+            Quantity("replay_multiple", found.ratio, limit),
+        )
         if not floor <= found.largest_floor:
             noise = f"{floor:.1e} (limit {found.largest_floor:g})"
             text = f"{output}: the reference's own noise is {noise}, so nothing can be judged by it"
-            checks.append(Check(name, "failed", text))
+            checks.append(Check(name, "failed", text, decided))
             continue
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
         text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
-        checks.append(Check(name, "passed" if good else "failed", text))
+        checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks

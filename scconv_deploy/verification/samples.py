@@ -1,49 +1,96 @@
-"""What a model is verified on: seeded noise, and the user's own data."""
+"""What a model is verified on: seeded noise, and the user's own data in batches, one at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scconv_deploy import zoo
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
+from scconv_deploy.errors import UsageError
 from scconv_deploy.signature import Signature, random_tensor
+from scconv_deploy.verification import data
+from scconv_deploy.verification.data import Block, DataSource
 
-PHOTOS = "photos"
-"""``--data photos``: the photographs that scikit-learn ships."""
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_METADATA = ("pretrained_cfg", "default_cfg")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One run: where it comes from, and the input tensors by name."""
+    """One run.
+
+    Attributes:
+        name: where it comes from.
+        tensors: the inputs by name.
+        labels: int64 ``[N]``, -1 where a row has none; None without labels.
+        kind: what samples like this one are called together.
+        rows: that count; None for all (a last batch that was filled up counts fewer).
+    """
 
     name: str
     tensors: Mapping[str, Tensor]
+    labels: np.ndarray | None = None
+    kind: str = ""
+    rows: int | None = None
+
+    @property
+    def count(self) -> int:
+        return (
+            self.rows if self.rows is not None else max((len(t) for t in self.tensors.values() if t.dim()), default=1)
+        )
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in self.tensors.items())
-        return f"{self.name}: {shapes}"
+        return f"{self.name}: {self.shapes}"
+
+    @property
+    def shapes(self) -> str:
+        return ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in self.tensors.items())
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Values in [0, 1] become ``(value - mean) / std``, per channel. The default changes nothing."""
+    """An image's values in [0, 1] become ``(value - mean) / std``, per channel. The default changes nothing.
+
+    Attributes:
+        resize: the shorter side before a centre crop to the input's size, in pixels; None resizes to the input's size.
+    """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    resize: int | None = None
 
     @classmethod
-    def of(cls, source: str) -> Preprocessing:
-        """A zoo model's own; for any other model values stay in [0, 1]."""
+    def of(cls, source: str, model: nn.Module | None = None) -> Preprocessing:
+        """A zoo model's own, or the model's ``pretrained_cfg`` (as timm notes it); else values stay in [0, 1]."""
         entry = zoo.MODELS.get(source)
-        return cls(entry.mean, entry.std) if entry else cls()
+        if entry:
+            return cls(entry.mean, entry.std)
+        for name in _METADATA:
+            config = getattr(model, name, None)
+            if isinstance(config, Mapping) and "mean" in config and "std" in config:
+                return cls(tuple(map(float, config["mean"])), tuple(map(float, config["std"])))
+        return cls()
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """Read ``--preprocessing JSON``: an object with ``mean``, ``std`` and ``resize`` (UsageError otherwise)."""
+        example = '--preprocessing \'{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": 256}\''
+        try:
+            given: dict[str, Any] = json.loads(text)
+            unknown = set(given) - {"mean", "std", "resize"}
+            mean, std = (tuple(float(v) for v in given.get(k, [d])) for k, d in (("mean", 0.0), ("std", 1.0)))
+            resize = given.get("resize")
+            good = not unknown and all(v > 0 for v in std) and (resize is None or (type(resize) is int and resize > 0))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            good = False
+        if not good:
+            raise UsageError(f"--preprocessing {text!r} is not of the form wanted.", f"Write {example}.")
+        return cls(mean, std, resize)
 
 
 def noise_samples(signature: Signature, seed: int) -> list[Sample]:
@@ -71,111 +118,72 @@ def _shuffled(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
 
 
-def load_samples(source: str, signature: Signature, preprocessing: Preprocessing) -> list[Sample]:
-    """Read ``--data``: ``photos``, a folder of images, or an ``.npz`` with one array per input.
+class Samples:
+    """The user's data in batches of the input's own size, read one at a time whenever they are iterated over.
 
-    Images are resized to the input's H and W (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are
-    taken as they are. Data is cut into batches of the input's own size; the last one is filled up from the start when
-    the batch cannot be smaller.
+    The last batch is filled up from the start when the batch cannot be smaller; its repeated rows do not count.
 
-    Raises:
-        UsageError: no such file or folder, no images in it, or data that does not fit the inputs.
-        IntegrityError: a file in it is damaged.
-        MissingRuntimeError: Pillow or scikit-learn is missing.
+    Attributes:
+        total: how many batches there are; None where only reading tells.
     """
-    path = Path(source)
-    if source == PHOTOS:
-        return _batches(PHOTOS, _images(_shipped_photos(), signature, preprocessing), signature)
-    if not path.exists():
-        raise UsageError(f"--data {source} does not exist.", f"Give a folder of images, an .npz, or {PHOTOS!r}.")
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
-        if not files:
-            raise UsageError(f"--data {source}: no image in this folder.", f"Known: {', '.join(_IMAGE_SUFFIXES)}.")
-        return _batches(path.name, _images(files, signature, preprocessing), signature)
-    if path.suffix == ".npz":
-        return _batches(path.name, _arrays(path, signature), signature)
-    raise UsageError(f"--data {source} is neither a folder nor an .npz.", "Put images into a folder of their own.")
 
-
-def _shipped_photos() -> list[Path]:
-    try:
-        import sklearn.datasets
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "--data photos needs scikit-learn, which ships them.", "pip install 'scconv-deploy[data]'"
-        ) from error
-    folder = Path(sklearn.datasets.__file__).parent / "images"
-    return sorted(folder.glob("*.jpg"))
-
-
-def _images(files: Sequence[Path], signature: Signature, preprocessing: Preprocessing) -> dict[str, Tensor]:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingRuntimeError("Reading images needs Pillow.", "pip install 'scconv-deploy[data]'") from error
-    if len(signature.tensors) != 1:
-        raise UsageError(f"Images fit one input, but the model has {', '.join(signature.names)}.", "Give an .npz.")
-    ((name, example),) = signature.tensors.items()
-    if example.dim() != 4 or example.shape[1] not in (1, 3) or not example.is_floating_point():
-        found = f"{str(example.dtype).removeprefix('torch.')}{list(example.shape)}"
-        raise UsageError(f"Input {name} is {found}, not an image float[N, 1 or 3, H, W].", "Give an .npz.")
-    height, width = example.shape[2:]
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                mode = "RGB" if example.shape[1] == 3 else "L"
-                converted = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-        except Exception as error:  # each of Pillow's readers raises its own on a damaged file
-            raise IntegrityError(f"{file} is damaged or not an image.", "Remove it from the folder.") from error
-        images.append(np.asarray(converted, dtype=np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255)
-    mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(-1, 1, 1)
-    std = np.asarray(preprocessing.std, dtype=np.float32).reshape(-1, 1, 1)
-    return {name: torch.from_numpy((np.stack(images) - mean) / std).to(example.dtype)}
-
-
-def _arrays(path: Path, signature: Signature) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
-        raise IntegrityError(f"--data {path} is damaged or not an .npz: {reason}.", "Save it with np.savez.") from error
-    if set(arrays) != set(signature.names):
-        raise UsageError(
-            f"--data {path} holds {', '.join(arrays) or 'nothing'}.",
-            f"Save one array per input: {', '.join(signature.names)}.",
-        )
-    tensors = {}
-    for name, example in signature.tensors.items():
-        array, sizes = arrays[name], list(example.shape[1:])
-        fits = 0 < array.ndim == example.dim() and list(array.shape[1:]) == sizes
-        if not fits or array.dtype.kind not in "biuf":
-            expected = ", ".join(map(str, ["N", *sizes]))
+    def __init__(self, source: DataSource, signature: Signature) -> None:
+        self._source, self._signature = source, signature
+        sizes = {key: len(example) if example.dim() else 0 for key, example in signature.tensors.items()}
+        if source.rows is not None and source.rows == 0:
+            found = ", ".join(f"{key} 0 for batches of {batch}" for key, batch in sizes.items())
+            raise UsageError(f"--data {source.name}: {found}.", "Give at least one.")
+        if len(set(sizes.values())) != 1 or not all(sizes.values()):
+            found = ", ".join(f"{key} for batches of {batch}" for key, batch in sizes.items())
             raise UsageError(
-                f"--data {path}: {name} is {array.dtype}{list(array.shape)}, expected numbers [{expected}].",
-                "Save it in the input's shape.",
+                f"--data {source.name}: {found}; expected as many of each.", "Give every input the same length."
             )
-        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-        tensors[name] = torch.from_numpy(native).to(example.dtype)
-    return tensors
+        (self._batch,) = set(sizes.values())
+        self.total = None if source.rows is None else -(-source.rows // self._batch)
+
+    def __iter__(self) -> Iterator[Sample]:
+        pending: list[Block] = []
+        first: list[Block] = []  # rows of the start, to fill up the last batch with
+        start = 0
+        for block in self._source.blocks():
+            pending.append(block)
+            while sum(len(b) for b in pending) >= self._batch:
+                rows, pending = _take(pending, self._batch)
+                first = first or [rows]
+                yield self._sample(rows, start, self._batch)
+                start += self._batch
+        left = sum(len(b) for b in pending)
+        if not left:
+            if not start:
+                raise UsageError(f"--data {self._source.name} yields nothing.", "Give at least one batch.")
+            return
+        last, _ = _take(pending, left)
+        if left < _smallest_batch(self._signature, self._batch):
+            fill = [*(first or [last])] * (-(-self._batch // left))
+            last, _ = _take([last, *(b.without_labels() for b in fill)], self._batch)
+        yield self._sample(last, start, left)
+
+    def _sample(self, rows: Block, start: int, count: int) -> Sample:
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(rows.arrays[name])).to(example.dtype)
+            for name, example in self._signature.tensors.items()
+        }
+        name = f"{self._source.name} {start}-{start + count - 1}"
+        sample = Sample(name, tensors, rows.labels, rows=count)
+        return Sample(name, tensors, rows.labels, f"{self._source.name}: {sample.shapes}", count)
 
 
-def _batches(name: str, tensors: Mapping[str, Tensor], signature: Signature) -> list[Sample]:
-    sizes = {key: (len(example), len(tensors[key])) for key, example in signature.tensors.items()}
-    if len(set(sizes.values())) != 1 or not all(count for _, count in sizes.values()):
-        found = ", ".join(f"{key} {count} for batches of {batch}" for key, (batch, count) in sizes.items())
-        raise UsageError(f"--data {name}: {found}; expected as many of each.", "Give every input the same length.")
-    ((batch, count),) = set(sizes.values())
-    samples = []
-    for start in range(0, count, batch):
-        stop = min(start + batch, count)
-        index = list(range(start, stop))
-        if len(index) < _smallest_batch(signature, batch):
-            index = [i % count for i in range(start, start + batch)]
-        samples.append(Sample(f"{name} {start}-{stop - 1}", {key: tensor[index] for key, tensor in tensors.items()}))
-    return samples
+def _take(blocks: list[Block], count: int) -> tuple[Block, list[Block]]:
+    """The first rows of blocks as one, and the blocks of what is left."""
+    taken: list[Block] = []
+    rest = list(blocks)
+    while count:
+        block = rest.pop(0)
+        taken.append(block[:count])
+        if len(block) > count:
+            rest.insert(0, block[count:])
+        count -= len(taken[-1])
+    return Block.joined(taken), rest
 
 
 def _smallest_batch(signature: Signature, batch: int) -> int:
@@ -185,3 +193,25 @@ def _smallest_batch(signature: Signature, batch: int) -> int:
         if axis.axis == 0:
             minima |= {name: axis.minimum for name in signature.names if axis.input in (None, name)}
     return max(minima.values())
+
+
+def load_samples(source: str, signature: Signature, preprocessing: Preprocessing) -> Samples:
+    """Open ``--data``: ``photos``, a folder of images, an ``.npz``, or ``file.py:loader``; see :mod:`.data`.
+
+    Raises:
+        UsageError: no such source, nothing in it, or data that does not fit the inputs; the last also while reading.
+        IntegrityError: a file in it is damaged; also while reading.
+        ModelError: the loader's code raises.
+        MissingRuntimeError: Pillow or scikit-learn is missing.
+    """
+    examples = {name: tensor.numpy() for name, tensor in signature.tensors.items()}
+    affine = (preprocessing.mean, preprocessing.std, preprocessing.resize)
+    return Samples(data.open_source(source, examples, affine), signature)
+
+
+def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:
+    """Samples, and how many there are where that is known."""
+    if isinstance(samples, Samples):
+        return samples, samples.total
+    kept = list(samples)
+    return kept, len(kept)

@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from scconv_deploy.exporters.onnx import node_inputs, variant_attributes
-from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.report.records import Check
 from scconv_deploy.rewrite.functions import (
     ATTRIBUTES,
@@ -23,17 +21,18 @@ from scconv_deploy.rewrite.functions import (
     function_proto,
 )
 from scconv_deploy.verification import instrument
+from scconv_deploy.verification.reference_run import Site
 
 NAME = "static"
 
 
-def check_site(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> Check:
+def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Check:
     """Recompute from the reference what a node must hold and compare."""
     problems = [
-        *_operator(node, swapped),
-        *_parameters(model, node, swapped),
-        *_attributes(node, swapped),
-        *_body(model, node, swapped),
+        *_operator(node, site),
+        *_parameters(model, node, site),
+        *_attributes(node, site),
+        *_body(model, node, site),
     ]
     if problems:
         return Check(NAME, "failed", f"{node.name}: {'; '.join(problems)}")
@@ -53,14 +52,14 @@ def foreign_functions(model: onnx.ModelProto) -> list[str]:
     return problems
 
 
-def _operator(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
-    expected = swapped.variant.operator
+def _operator(node: onnx.NodeProto, site: Site) -> list[str]:
+    expected = site.operator
     return [] if node.op_type == expected else [f"operator {node.op_type}, expected {expected}"]
 
 
-def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> list[str]:
     stored = instrument.parameters(model, node)
-    expected = {name: t.numpy() for name, t in node_inputs(swapped).items()}
+    expected = site.parameters
     given = list(node.input[1:])
     if len(given) != len(expected):
         return [f"{len(given)} parameters, expected {len(expected)}"]
@@ -78,10 +77,10 @@ def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSR
     return problems
 
 
-def _attributes(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+def _attributes(node: onnx.NodeProto, site: Site) -> list[str]:
     actual = instrument.attributes(node)
     problems = []
-    for name, value in variant_attributes(swapped.variant).items():
+    for name, value in site.attributes.items():
         wanted: object = float(np.float32(value)) if isinstance(value, float) else value
         if actual.get(name) != wanted:
             problems.append(f"{name} is {actual.get(name)}, expected {value}")
@@ -89,14 +88,12 @@ def _attributes(node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
     return problems
 
 
-def _body(model: onnx.ModelProto, node: onnx.NodeProto, swapped: SwappedSRU) -> list[str]:
+def _body(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> list[str]:
     function = instrument.function_of(model, node)
     if function is None:
         return ["its function is missing"]
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset not in OPSETS:
         return [f"opset {opset} has no known function bodies"]
-    variant = swapped.variant
-    straddle = bool(swapped.gamma.numel() % variant.num_groups)
-    known = {fingerprint(function_proto(FunctionKey(variant.operator, straddle, form, opset))) for form in MASK_FORMS}
+    known = {fingerprint(function_proto(FunctionKey(site.operator, site.straddle, f, opset))) for f in MASK_FORMS}
     return [] if fingerprint(function) in known else ["its function body is not the one of the contract"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.nn import ScConv
 
-_LARGEST_GAIN = 8.0
+LARGEST_GAIN = 8.0
 
 SpatialConv = Callable[[int, int], nn.Module]
 """(channels, stride) -> a module from ``[N, C, H, W]`` to ``[N, C, H/stride, W/stride]``."""
@@ -47,8 +47,11 @@ def initialize(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         input_shape: of the batch, ``[N, C, H, W]``, N of at least 2.
 
     Returns:
-        The model, in train mode, as constructors leave it.
+        The model, in train mode, as constructors leave it. One on the meta device, which has shapes but no values, is
+        returned as it is: it is built to be counted.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return model
     inside = {id(m) for scconv in model.modules() if isinstance(scconv, ScConv) for m in scconv.modules()}
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and id(module) not in inside:
@@ -63,5 +66,5 @@ def initialize(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         assert norm.running_var is not None  # noqa: S101  (for the type checker: our norms track statistics)
-        norm.running_var.clamp_(min=_LARGEST_GAIN**-2)
+        norm.running_var.clamp_(min=LARGEST_GAIN**-2)
     return model

@@ -87,7 +87,7 @@ def test_the_users_model_is_left_as_it_was(tiny_reference):
 
 def test_stages_are_recorded(tiny_bytes):
     records = {record.name: record for record in tiny_bytes[1].records}
-    assert list(records) == ["export", "simplify"]
+    assert list(records) == ["export", "simplify", "rewrite"]
     assert "b.SRU: scconv::SRUNorm [groupbn-hard-normalized]" in records["export"].applied
     assert records["simplify"].applied[0].startswith("onnxsim: ")
 

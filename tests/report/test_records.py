@@ -35,6 +35,18 @@ def test_one_failed_check_fails_link_and_report():
     assert report(Link.of("onnxruntime", [PASSED]), Link("engine", "not run", "no engine"))
 
 
+def test_a_link_that_failed_without_a_check_is_a_failure_too():
+    bad = report(Link("engine", "failed", "its output has another shape"), Link.of("onnxruntime", [FAILED, FAILED]))
+    assert bad.failures[0] == "engine: its output has another shape"
+    assert bad.headline == "engine: its output has another shape (and 2 more)"
+    assert bad.as_json()["failures"] == list(bad.failures)
+
+
+def test_the_headline_of_a_pass_counts_gates_and_says_what_did_not_run():
+    good = report(Link.of("onnxruntime", [PASSED]), Link("engine", "not run", "no engine"))
+    assert good.headline == ("same input, gates changed: 3 of 10; replay error 2.0x the noise floor; not run: engine")
+
+
 def test_json_has_no_infinity_and_derives_the_ratio():
     document = json.loads(json.dumps(report(Link.of("l", [PASSED])).as_json(), allow_nan=False))
     assert document["outputs"][0]["end_to_end"]["relative_l2"] == "inf"

@@ -44,3 +44,17 @@ def test_infinities_at_the_same_places_are_equal():
 def test_indices_are_counted_not_averaged():
     assert distance(np.array([1, 2, 3, 900]), np.array([1, 2, 3, 4])) == 0.25
     assert distance(np.array([True, False]), np.array([True, True])) == 0.5
+
+
+def test_psnr_quantiles_and_top5_by_hand():
+    reference = np.array([[0.0, 1.0, 2.0, 3.0, 4.0, 10.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]])
+    y = reference.copy()
+    y[0, 0], y[1, 0] = 3.0, 0.5  # 0 enters the first row's five for 1, and stays out of the second's
+    metrics = compare(y, reference)
+    assert metrics.psnr_db == pytest.approx(20 * math.log10(10 / math.sqrt((9 + 0.25) / 12)))
+    assert metrics.top5_agreement == 0.5
+    assert metrics.quantiles_abs["p50"] == 0.0
+    assert metrics.quantiles_abs["p99"] == pytest.approx(np.quantile(np.abs(y - reference), 0.99))
+    assert list(metrics.quantiles_abs) == ["p50", "p90", "p99", "p99.9"]
+    same = compare(reference[:, :5], reference[:, :5])
+    assert (same.psnr_db, same.top5_agreement) == (None, None)  # equal, and no more than five

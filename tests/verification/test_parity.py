@@ -21,16 +21,16 @@ from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_m
 from scconv_deploy.report.records import Link, StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument
-from scconv_deploy.verification.parity import Reference, verify_onnx
+from scconv_deploy.verification.parity import Artifact, Reference, verify_onnx
 from scconv_deploy.verification.samples import Sample, noise_samples
+from scconv_deploy.verification.torch_reference import TorchReference
 from tests import wild
 
 
 def judge(reference, model, samples=None):
     data = model.SerializeToString()
-    return verify_onnx(
-        reference, model, "model.onnx", data, samples or noise_samples(reference.signature, 0), StageLog()
-    )
+    artifact = Artifact(model, "model.onnx", data)
+    return verify_onnx(reference, artifact, samples or noise_samples(reference.signature, 0), StageLog())
 
 
 @pytest.fixture
@@ -487,10 +487,13 @@ TAMPERED = {
 def test_what_the_contract_does_not_know_fails_the_static_link(tiny_reference, model, name):
     tamper, words = TAMPERED[name]
     tamper(model)
+    source = TorchReference(tiny_reference[0])
+    run = source.run(noise_samples(tiny_reference[0].signature, 0)[0])
+    sites = {name: found.site for name, found in run.sites.items()}
     from scconv_deploy.verification import static
 
     problems = static.foreign_functions(model) + [
-        static.check_site(model, node, tiny_reference[0].swapped.a.SRU).reason
+        static.check_site(model, node, sites["a.SRU"]).reason
         for site, node in instrument.sites(model).items()
         if site == "a.SRU"
     ]

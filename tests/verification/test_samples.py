@@ -26,7 +26,7 @@ def signature(dynamic=(), **shapes) -> Signature:
 
 def refuses(kind, source, signed, *words):
     with pytest.raises(kind) as caught:
-        load_samples(str(source), signed, PLAIN)
+        list(load_samples(str(source), signed, PLAIN))
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
     for word in words:
@@ -114,7 +114,7 @@ def test_fewer_than_a_batch(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"y": np.ones((2, 3))}, ("holds y", "Save one array per input: x.")),
+        ({"y": np.ones((2, 3))}, ("holds y", "Save one array per input: x (and labels")),
         ({"x": np.ones((2, 3)), "y": np.ones(2)}, ("holds x, y",)),
         ({}, ("holds nothing",)),
         ({"x": np.ones((2, 4))}, ("x is float64[2, 4], expected numbers [N, 3]",)),
@@ -213,7 +213,7 @@ def test_more_images_than_a_batch(tmp_path):
     images = [save_image(tmp_path / f"{index}.png", size=(4, 4)) for index in range(5)]
     samples = load_samples(str(tmp_path), signature((DynamicAxis(1, 2, 4),), x=(2, 3, 4, 4)), PLAIN)
     assert [len(s.tensors["x"]) for s in samples] == [2, 2, 1]
-    np.testing.assert_array_equal(samples[2].tensors["x"][0].numpy(), by_pillow(images[4], "RGB", 4, 4))
+    np.testing.assert_array_equal(list(samples)[2].tensors["x"][0].numpy(), by_pillow(images[4], "RGB", 4, 4))
 
 
 def test_the_photos_that_are_shipped():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -10,36 +12,79 @@ import onnxruntime
 
 from scconv_deploy.errors import MissingRuntimeError, ModelError
 
+CPU = "CPUExecutionProvider"
+Optimization = Literal["none", "basic", "extended", "all"]
+_LEVELS: dict[Optimization, Any] = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How ONNX Runtime runs a model.
+
+    Attributes:
+        provider: its name, with or without ``ExecutionProvider``, any case (``cuda``).
+        threads: within an operator; 0 leaves it to ONNX Runtime.
+        optimization: of the graph.
+    """
+
+    provider: str = CPU
+    threads: int = 0
+    optimization: Optimization = "all"
+
+    def resolved_provider(self) -> str:
+        """The installed provider of this name (MissingRuntimeError if there is none)."""
+        installed = onnxruntime.get_available_providers()
+        wanted = self.provider.lower().removesuffix("executionprovider")
+        for name in installed:
+            if name.lower().removesuffix("executionprovider") == wanted:
+                return name
+        raise MissingRuntimeError(
+            f"ONNX Runtime has no {self.provider} here.",
+            f"Installed: {', '.join(installed)}.",
+        )
+
 
 class OnnxRuntimeRunner:
     """Runs an ONNX model in ONNX Runtime.
 
     Args:
         model: the model, below 2 GiB.
-        providers: execution providers; the CPU's by default.
 
     Raises:
-        MissingRuntimeError: a provider is not installed.
+        MissingRuntimeError: the provider is not installed, or cannot start here.
         ModelError: ONNX Runtime refuses the model, or (in ``run``) its inputs.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, model: onnx.ModelProto, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
-        missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
-        if missing:
-            raise MissingRuntimeError(
-                f"ONNX Runtime has no {', '.join(missing)} here.",
-                f"Installed: {', '.join(onnxruntime.get_available_providers())}.",
-            )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
+    def __init__(self, model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+        provider = options.resolved_provider()
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
+        settings.intra_op_num_threads = options.threads
+        settings.graph_optimization_level = _LEVELS[options.optimization]
+        # TF32 has 10 bits of mantissa: it is not float32
+        chosen: Any = (provider, {"use_tf32": "0"}) if provider == "CUDAExecutionProvider" else provider
+        providers = [chosen] if provider == CPU else [chosen, CPU]
         try:
-            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+            self._session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise ModelError(
                 f"ONNX Runtime refuses the model: {_one_line(error)}", "Export it again, or with another --opset."
             ) from error
+        if provider not in self._session.get_providers():  # it falls back to the CPU without a word
+            raise MissingRuntimeError(
+                f"{provider} is installed but does not start here; ONNX Runtime would use the CPU.",
+                "Install the libraries that it needs, or leave --provider out.",
+            )
+        self._settings = onnxruntime.RunOptions()
+        if provider == CPU:  # several sessions live at once; what one does not need now, another can have
+            self._settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -52,7 +97,7 @@ class OnnxRuntimeRunner:
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; arrays by name in and out."""
         try:
-            values = self._session.run(list(self.outputs), dict(tensors))
+            values = self._session.run(list(self.outputs), dict(tensors), self._settings)
         except Exception as error:  # see above
             raise ModelError(
                 f"ONNX Runtime cannot run the model: {_one_line(error)}", "Give the inputs that it was exported for."

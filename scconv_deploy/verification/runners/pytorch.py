@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from scconv_deploy.gate import Recognition, SwappedSRU, site_name
@@ -17,11 +18,12 @@ from scconv_deploy.signature import Signature
 
 @dataclass(frozen=True, eq=False)
 class RecordedGate:
-    """One call of an SRU: the gate's input and what the reference decided, ``[N, C, H, W]`` each."""
+    """One call of an SRU: the gate's input and what the reference decided, ``[N, C, H, W]`` each, and its output."""
 
     swapped: SwappedSRU
     x: Tensor
     mask: Tensor
+    y: Tensor
 
 
 def record_gates(
@@ -33,27 +35,41 @@ def record_gates(
         its outputs by name, and every gate by site.
     """
     modules = {m.path: m for m in swapped.modules() if isinstance(m, SwappedSRU)}
+    pending: dict[str, tuple[Tensor, Tensor]] = {}
     recorded: dict[str, RecordedGate] = {}
     calls: Counter[str] = Counter()
 
     def on_gate(path: str, x: Tensor) -> Tensor:
-        calls[path] += 1
         module = modules[path]
         mask = open_mask(x, module.gamma, module.beta, module.variant)
-        recorded[site_name(path, calls[path])] = RecordedGate(module, x, mask)
+        pending[path] = x.clone(), mask  # cloned: code in the wild writes into its tensors in place
         return mask
 
-    with _watched(swapped, on_gate):
+    def on_output(module: nn.Module, args: object, y: Tensor) -> None:
+        assert isinstance(module, SwappedSRU)  # noqa: S101  (for the type checker: only these have the hook)
+        calls[module.path] += 1
+        recorded[site_name(module.path, calls[module.path])] = RecordedGate(
+            module, *pending.pop(module.path), y.clone()
+        )
+
+    with _watched(swapped, on_gate), ExitStack() as stack:
+        for module in modules.values():
+            stack.callback(module.register_forward_hook(on_output).remove)
         return signature.call(swapped, tensors), recorded
 
 
 def replay(
-    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    swapped: nn.Module,
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    watch: Callable[[str, Tensor], None] = lambda site, x: None,
 ) -> dict[str, Tensor]:
     """Run the swapped model with given gates.
 
     Args:
         masks: by site, bool ``[N, C, H, W]``.
+        watch: told every site and its gate's input.
 
     Returns:
         its outputs by name.
@@ -62,7 +78,9 @@ def replay(
 
     def on_gate(path: str, x: Tensor) -> Tensor:
         calls[path] += 1
-        return masks[site_name(path, calls[path])]
+        site = site_name(path, calls[path])
+        watch(site, x)
+        return masks[site]
 
     with _watched(swapped, on_gate):
         return signature.call(swapped, tensors)
@@ -72,13 +90,38 @@ class Float64Replay:
     """The swapped model in float64, with the gates of the float32 run: a ruler for noise, no judge of gates."""
 
     def __init__(self, swapped: nn.Module, signature: Signature) -> None:
-        self._model = copy.deepcopy(swapped).double()
+        self.model = copy.deepcopy(swapped).double()
         self._signature = signature
 
-    def run(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run with masks by site; outputs by name, in float64."""
+    def run(
+        self,
+        tensors: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        watch: Callable[[str, Tensor], None] = lambda site, x: None,
+    ) -> dict[str, Tensor]:
+        """Run with masks by site; outputs by name, in float64. ``watch`` as for :func:`replay`."""
         doubled = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-        return replay(self._model, self._signature, doubled, masks)
+        return replay(self.model, self._signature, doubled, masks, watch)
+
+
+def record_modules(model: nn.Module, paths: Sequence[str], run: Callable[[], object]) -> dict[tuple[str, int], Tensor]:
+    """Outputs of modules while the model runs, by path and call (from 1); only those that return one tensor."""
+    outputs: dict[tuple[str, int], Tensor] = {}
+    calls: Counter[str] = Counter()
+    modules = dict(model.named_modules())
+    with ExitStack() as stack:
+        for path in paths:
+            if path not in modules:
+                continue
+
+            def keep(module: nn.Module, args: object, output: object, path: str = path) -> None:
+                calls[path] += 1
+                if isinstance(output, Tensor):
+                    outputs[path, calls[path]] = output.detach().clone()
+
+            stack.callback(modules[path].register_forward_hook(keep).remove)
+        run()
+    return outputs
 
 
 @contextmanager
@@ -94,25 +137,35 @@ def _watched(model: nn.Module, on_gate: Callable[[str, Tensor], Tensor]) -> Iter
 
 
 def run_as_given(
-    model: nn.Module, recognition: Recognition, signature: Signature, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, list[tuple[Tensor, Tensor]]]]:
+    model: nn.Module,
+    recognition: Recognition,
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    on_call: Callable[[str, int, Tensor, Tensor], None],
+) -> dict[str, Tensor]:
     """Run the user's model untouched.
 
+    Args:
+        on_call: told the path, the call (from 1), the input and the output of every recognised module; the output is
+            the module's own tensor, to be read at once.
+
     Returns:
-        its outputs by name, and for each recognised module (by path) the (input, output) of every call.
+        its outputs by name.
     """
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {found.path: [] for found in recognition.srus}
-    handles = []
-    for found in recognition.srus:
+    calls: Counter[str] = Counter()
+    entered: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for found in recognition.srus:
 
-        def keep(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, path: str = found.path) -> None:
-            value = args[0] if args else next(iter(kwargs.values()))
-            # cloned: code in the wild writes into its tensors in place
-            calls[path].append((value.clone(), output.clone()))
+            def before(module: nn.Module, args: tuple, kwargs: dict, path: str = found.path) -> None:
+                value = args[0] if args else next(iter(kwargs.values()))
+                entered[path] = value.clone()  # code in the wild writes into its tensors in place
 
-        handles.append(found.module.register_forward_hook(keep, with_kwargs=True))
-    try:
-        return signature.call(model, tensors), calls
-    finally:
-        for handle in handles:
-            handle.remove()
+            def after(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, path: str = found.path) -> None:
+                calls[path] += 1
+                with torch.no_grad():
+                    on_call(path, calls[path], entered.pop(path), output)
+
+            stack.callback(found.module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(found.module.register_forward_hook(after, with_kwargs=True).remove)
+        return signature.call(model, tensors)

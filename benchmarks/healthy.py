@@ -1,0 +1,89 @@
+"""Two hundred healthy exports and inputs, all of which must pass: seeds, variants, batches, ORT levels and threads."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import onnx
+import torch
+
+from benchmarks.harness import write
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.gate import VARIANTS
+from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.verification.parity import Artifact, Judging, verify_onnx
+from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.samples import Sample
+from scconv_deploy.zoo.cifar_resnet import CifarResNet
+from scconv_deploy.zoo.layers import initialize, scconv3x3
+
+LEVELS = ("none", "basic", "extended", "all")
+BATCHES = (1, 2, 5)
+SCALES = (1e-2, 1.0, 50.0)
+_COLUMNS = {
+    "variant": "variant",
+    "runs": "runs",
+    "passed": "passed",
+    "gates": "gates",
+    "flips, same input": "forced",
+    "flips, running free": "free",
+    "unexplained": "unexplained",
+    "worst replay, x noise": "worst_replay",
+    "worst layer, x noise": "worst_layer",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--inputs", type=int, default=9, help="verified on each export (default 9)")
+
+
+def run(options: argparse.Namespace) -> None:
+    rows = {name: dict.fromkeys(list(_COLUMNS.values())[1:], 0) | {"variant": name} for name in VARIANTS}
+    choices = itertools.cycle(itertools.product(LEVELS, (1, 2), BATCHES, SCALES))
+    done, failures = 0, []
+    for seed in itertools.count(options.seed):
+        for name, row in rows.items():
+            reference, content = _export(name, seed)
+            for _ in range(options.inputs):
+                if done == options.runs:
+                    write(options.results, list(rows.values()), _COLUMNS, failures=failures)
+                    return
+                level, threads, batch, scale = next(choices)
+                generator = torch.Generator().manual_seed(done)
+                image = scale * torch.randn(batch, 3, 32, 32, generator=generator)
+                judging = Judging(runtime=RuntimeOptions(threads=threads, optimization=level))
+                artifact = Artifact(onnx.load_model_from_string(content), "model.onnx", content)
+                report = verify_onnx(reference, artifact, [Sample("d", {"image": image})], StageLog(), judging=judging)
+                _add(row, report)
+                if not report:
+                    failures.append(f"{name}, seed {seed}, {level}, batch {batch}, {scale}: {report.failures[0]}")
+                    print(failures[-1])
+                done += 1
+
+
+def _export(variant: str, seed: int):
+    torch.manual_seed(seed)
+    model = initialize(CifarResNet(1 + seed % 3, scconv3x3(variant=variant)), (8, 3, 32, 32)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gn.beta", "SRU.gn.bias")) and seed % 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    example = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    reference, log = reference_from_module(model, example, (DynamicAxis(1, 2, 8),))
+    form = ("multiply", "where")[seed % 2]
+    return reference, serialize(export_to_ir(reference, ExportOptions(mask_form=form), log))
+
+
+def _add(row: dict, report) -> None:
+    row["runs"] += 1
+    row["passed"] += bool(report)
+    for sru in report.srus:
+        row["gates"] += sru.free_running.gates
+        row["forced"] += sru.teacher_forced.flips
+        row["free"] += sru.free_running.flips
+        row["unexplained"] += sru.teacher_forced.unexplained + sru.free_running.unexplained
+    row["worst_replay"] = max(row["worst_replay"], *(o.replay_ratio for o in report.outputs))
+    row["worst_layer"] = max(row["worst_layer"], *(la.relative_l2 / la.floor for la in report.layers))

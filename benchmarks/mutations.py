@@ -1,0 +1,39 @@
+"""ScConv-ResNet-20 damaged on purpose, fault by fault: which checks catch each."""
+
+from __future__ import annotations
+
+import argparse
+
+import onnx
+import torch
+
+from benchmarks.harness import write
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.samples import noise_samples
+from tests.mutations import MUTATIONS, two_heads
+
+_COLUMNS = {"damage": "damage", "verdict": "verdict", "caught by": "checks", "first departure": "departure"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--blocks", type=int, default=3, help="of each stage: 3 is ResNet-20")
+
+
+def run(options: argparse.Namespace) -> None:
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(options.seed))
+    reference, log = reference_from_module(two_heads(options.blocks, 32), image)
+    content = serialize(export_to_ir(reference, ExportOptions(), log))
+    rows = []
+    for name, mutation in {"none": None, **MUTATIONS}.items():
+        model = onnx.load_model_from_string(content)
+        if mutation is not None:
+            mutation.damage(model, reference.model)
+        artifact = Artifact(model, "model.onnx", model.SerializeToString())
+        report = verify_onnx(reference, artifact, noise_samples(reference.signature, 0), StageLog())
+        failed = {c.name for link in report.links for c in link.checks if c.status == "failed"}
+        row = {"damage": name, "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
+        rows.append(row | {"departure": report.first_departure})
+    write(options.results, rows, _COLUMNS)

@@ -1,0 +1,254 @@
+"""The reference that travels: what PyTorch computed, in ``reference/`` of a bundle. Standard library and NumPy only.
+
+``reference.json`` names what is there; ``sample-K.npz`` holds of each sample ``input:I``, ``given:I`` (the model as
+given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's
+input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
+within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
+0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scconv_deploy.bundle.atomic import write_file
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.margins import GateForm, margins
+from scconv_deploy.outcomes import Refusal
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
+
+FOLDER = "reference"
+LARGEST_BYTES = 64 * 2**20
+SCHEMA_VERSION = 1
+
+
+def write_reference(
+    bundle: Path,
+    source: ReferenceSource,
+    samples: Iterable[object],
+    nodes: Container[str],
+    largest_bytes: int = LARGEST_BYTES,
+) -> None:
+    """Run the reference on samples and write ``reference/``.
+
+    Args:
+        bundle: the folder to write it in.
+        samples: the first one is always kept, further ones as far as the size goes.
+        nodes: the sites that the artifact has a node for.
+        largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
+    """
+    folder = bundle / FOLDER
+    left = largest_bytes
+    documents: list[dict[str, Any]] = []
+    sites: dict[str, Site] = {}
+    redundant: dict[str, str] = {}
+    for number, sample in enumerate(samples):
+        run = source.run(sample)
+        arrays = _outer_arrays(run)
+        size = sum(array.nbytes for array in arrays.values())
+        if number and size > left:
+            break
+        left -= size
+        if not number:
+            sites = {name: site.site for name, site in run.sites.items()}
+            missing = [name for name in sites if name not in nodes]
+            redundant = source.redundant(run, missing, [n for n in sites if n in nodes]) if missing else {}
+            left -= _add_inner_arrays(arrays, run, left)
+        _save(folder / f"sample-{number}.npz", arrays)
+        documents.append(_sample_document(run))
+    _save(folder / "sites.npz", _site_arrays(sites))
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "model": source.name,
+        "left_alone": [[refusal.path, refusal.reason] for refusal in source.left_alone],
+        "redundant": redundant,
+        "samples": documents,
+        "sites": [_site_document(site) for site in sites.values()],
+    }
+    write_file(folder / "reference.json", (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _outer_arrays(run: ReferenceRun) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for kind, values in (("input", run.inputs), ("given", run.given), ("output", run.outputs)):
+        arrays |= {f"{kind}:{index}": value for index, value in enumerate(values.values())}
+    return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
+
+
+def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: int) -> int:
+    """Inputs and margins of SRUs, in the model's order, until the size is used up; the bytes added."""
+    used = 0
+    for index, site in enumerate(run.sites.values()):
+        if site.x is None or not np.isfinite(site.x).all() or used + site.x.nbytes * 3 // 2 > left:
+            continue
+        found = margins(site.x, site.site.form)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(found.ill, np.nan, np.clip(found.margin / found.bound, -6e4, 6e4))  # float16's range
+        arrays[f"x:{index}"], arrays[f"margin:{index}"] = site.x, ratio.astype(np.float16)
+        used += site.x.nbytes * 3 // 2
+    return used
+
+
+def _site_arrays(sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for index, site in enumerate(sites.values()):
+        arrays |= {f"{name}:{index}": value for name, value in site.parameters.items()}
+        arrays[f"reach:{index}"] = site.form.reach
+    return arrays
+
+
+def _sample_document(run: ReferenceRun) -> dict[str, Any]:
+    return {
+        "name": run.sample,
+        "inputs": list(run.inputs),
+        "outputs": list(run.given),
+        "floors": [run.floors[name] for name in run.given],
+        "float64_refusal": run.float64_refusal,
+        "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
+    }
+
+
+def _site_document(site: Site) -> dict[str, Any]:
+    form = site.form
+    return {
+        "name": site.name,
+        "path": site.path,
+        "variant": site.variant,
+        "operator": site.operator,
+        "parameters": list(site.parameters),
+        "attributes": dict(site.attributes),
+        "straddle": site.straddle,
+        "form": [form.num_groups, form.ddof, form.eps_var, form.eps_std, form.uncentred],
+    }
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes allow_pickle for one of the arrays
+    write_file(path, buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedReference:
+    """A :class:`scconv_deploy.verification.reference_run.ReferenceSource` that reads what was written."""
+
+    name: str
+    left_alone: tuple[Refusal, ...]
+    folder: Path
+    documents: Sequence[Mapping[str, Any]]
+    sites: Mapping[str, Site]
+    why_redundant: Mapping[str, str]
+    swapped_link = "the reference was recorded when the bundle was made; PyTorch was not run"
+
+    @property
+    def recognised(self) -> bool:
+        return bool(self.sites)
+
+    @property
+    def weights(self) -> Arrays:
+        return {}
+
+    @property
+    def samples(self) -> range:
+        """What :meth:`run` takes."""
+        return range(len(self.documents))
+
+    def run(self, sample: object) -> ReferenceRun:
+        """Read a sample by its number (IntegrityError if it is damaged)."""
+        number = int(str(sample))
+        document = self.documents[number]
+        arrays = _load(self.folder / f"sample-{number}.npz")
+        with _undamaged(self.folder):
+            named = {
+                kind: {name: arrays[f"{kind}:{i}"] for i, name in enumerate(document[list_of])}
+                for kind, list_of in (("input", "inputs"), ("given", "outputs"), ("output", "outputs"))
+            }
+            sites = {}
+            for index, entry in enumerate(document["sites"]):
+                shape = tuple(map(int, entry["shape"]))
+                mask = np.unpackbits(arrays[f"open:{index}"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+                sites[entry["name"]] = SiteRun(
+                    self.sites[entry["name"]], arrays.get(f"x:{index}"), mask, entry["floor"]
+                )
+            return ReferenceRun(
+                str(document["name"]),
+                named["input"],
+                named["given"],
+                named["output"],
+                named["output"],
+                dict(zip(document["outputs"], document["floors"], strict=True)),
+                sites,
+                float64_refusal=str(document["float64_refusal"]),
+            )
+
+    def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+        return {name: self.why_redundant[name] for name in missing if name in self.why_redundant}
+
+    def sru(self, site: Site, x: np.ndarray) -> None:
+        """Nothing: PyTorch is not here."""
+
+    def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
+        """Nothing: PyTorch is not here."""
+        return iter(())
+
+
+def read_reference(bundle: Path) -> RecordedReference:
+    """Read ``reference/`` of a bundle.
+
+    Raises:
+        UsageError: the bundle has none.
+        IntegrityError: it is damaged.
+    """
+    folder = bundle / FOLDER
+    if not (folder / "reference.json").is_file():
+        raise UsageError(f"{bundle} has no {FOLDER}/reference.json.", "Give the model with --reference.")
+    with _undamaged(folder):
+        document = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        arrays = _load(folder / "sites.npz")
+        sites = {entry["name"]: _site(entry, index, arrays) for index, entry in enumerate(document["sites"])}
+        left_alone = tuple(Refusal(path, reason) for path, reason in document["left_alone"])
+        return RecordedReference(
+            document["model"], left_alone, folder, document["samples"], sites, document["redundant"]
+        )
+
+
+def _site(entry: Mapping[str, Any], index: int, arrays: Arrays) -> Site:
+    parameters = {name: arrays[f"{name}:{index}"] for name in entry["parameters"]}
+    groups, ddof, eps_var, eps_std, uncentred = entry["form"]
+    form = GateForm(
+        groups, ddof, eps_var, eps_std, uncentred, parameters["cut"], parameters["sign"], arrays[f"reach:{index}"]
+    )
+    return Site(
+        entry["name"],
+        entry["path"],
+        entry["variant"],
+        entry["operator"],
+        parameters,
+        entry["attributes"],
+        entry["straddle"],
+        form,
+    )
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with _undamaged(path), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except Exception as error:  # zipfile, zlib, json and NumPy each raise their own on a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IntegrityError(f"{path} is damaged: {reason}.", "Make the bundle again.") from error

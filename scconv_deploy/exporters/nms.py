@@ -1,0 +1,36 @@
+"""ONNX for :func:`scconv_deploy.zoo.nms.non_max_suppression`: standard operators only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18 as op
+
+from scconv_deploy.zoo import nms  # noqa: F401  (registers the operator)
+
+
+def _non_max_suppression(
+    boxes: Any, scores: Any, max_per_class: int, iou_threshold: float, score_threshold: float
+) -> Any:
+    """NonMaxSuppression lists ``[S, 3]`` indices (image, class, box); ScatterND marks them in ``[N, C, M]`` zeros.
+
+    What follows then has a fixed size, and S, which depends on the data, stays between these two nodes.
+    """
+    limits: list[Any] = [
+        op.Constant(value_ints=[max_per_class]),
+        op.Constant(value_floats=[iou_threshold]),
+        op.Constant(value_floats=[score_threshold]),
+    ]
+    selected: Any = op.NonMaxSuppression(boxes, scores, *limits)
+    nothing = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [1], [0.0])
+    one = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
+    zeros: Any = op.ConstantOfShape(op.Shape(scores), value=nothing)
+    ones: Any = op.ConstantOfShape(op.Shape(selected, start=0, end=1), value=one)
+    return op.ScatterND(zeros, selected, ones)
+
+
+TRANSLATIONS: dict[Callable, Callable] = {torch.ops.scconv_deploy.non_max_suppression.default: _non_max_suppression}
+"""For ``torch.onnx.export(custom_translation_table=...)``."""

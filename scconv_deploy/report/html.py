@@ -1,0 +1,50 @@
+"""One HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from scconv_deploy.report.escaping import visible
+from scconv_deploy.report.pictures import pictures
+from scconv_deploy.report.records import ParityReport
+
+
+def html_page(report: ParityReport) -> str:
+    """The report as a page: verdict and reason first, then what they rest on."""
+    environment = Environment(
+        loader=PackageLoader("scconv_deploy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count}
+    # the pictures are ours, and matplotlib escapes the names in them
+    drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
+    return environment.get_template("report.html.j2").render(report=report, pictures=drawn)
+
+
+def _finalize(value: Any) -> Any:
+    if value is None:
+        return ""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _scientific(value: float | None) -> str:
+    """Two digits, for errors."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}%}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"

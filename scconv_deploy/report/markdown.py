@@ -1,0 +1,102 @@
+"""Markdown for a pull request: the verdict and its reason, the chain, the rest folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scconv_deploy.report.escaping import code, markdown
+from scconv_deploy.report.records import Check, ParityReport
+
+
+def to_markdown(report: ParityReport) -> str:
+    """GitHub's and GitLab's dialect, tables included."""
+    lines = [f"### Parity {report.verdict}: {code(report.model)}", "", markdown(report.headline), ""]
+    if len(report.failures) > 1:
+        lines += [*(f"- {markdown(failure)}" for failure in report.failures), ""]
+    lines += [f"- not inspected: {markdown(caveat)}" for caveat in report.caveats] + [""] * bool(report.caveats)
+    lines += _table(("link", "", "why"), [
+        (code(link.name), _status(link.status), "<br>".join(map(_check, link.checks)) or markdown(link.reason))
+        for link in report.links
+    ])  # fmt: skip
+    lines += _changed_limits(report)
+    if report.srus:
+        lines += _folded(f"{len(report.srus)} SRUs, fed the same input", _srus(report))
+    if report.outputs:
+        lines += _folded("Outputs", _outputs(report))
+    if report.left_alone:
+        rows = [(code(refusal.path), markdown(refusal.reason)) for refusal in report.left_alone]
+        lines += _folded("Modules left alone", _table(("module", "why"), rows))
+    facts = {"artifact": report.artifact, "sha256": report.artifact_sha256, **report.provenance}
+    rows = [(markdown(name), code(value)) for name, value in facts.items()]
+    rows.append(("samples", "<br>".join(markdown(sample) for sample in report.samples)))
+    lines += _folded("Provenance", _table(("what", "value"), rows))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _srus(report: ParityReport) -> list[str]:
+    rows = []
+    for sru in report.srus:
+        forced, free = sru.teacher_forced, sru.free_running
+        rows.append((
+            code(sru.site),
+            code(sru.variant.split(" ")[0]),
+            f"{forced.gates:,}" if forced else "",
+            f"{sru.open_share:.0%}",
+            str(forced.flips) if forced else "",
+            str(forced.unexplained) if forced else "",
+            f"{free.flips} ({free.unexplained} unexplained)" if free else "",
+            _status(sru.static.status) + ("" if sru.static.status == "passed" else f": {markdown(sru.static.reason)}"),
+        ))  # fmt: skip
+    return _table(("site", "variant", "gates", "open", "flips", "unexplained", "running free", "static"), rows)
+
+
+def _outputs(report: ParityReport) -> list[str]:
+    rows = []
+    for output in report.outputs:
+        metrics = output.end_to_end
+        rows.append((
+            code(output.name),
+            f"{output.replay_error:.1e}",
+            f"{output.noise_floor:.1e}" + ("" if output.floor_measured else " (assumed)"),
+            f"{output.replay_ratio:.1f}x",
+            f"{metrics.relative_l2:.1e}",
+            f"{metrics.max_abs:.1e}",
+            "" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.1%}",
+        ))  # fmt: skip
+    lines = _table(
+        ("output", "replay error", "noise floor", "ratio", "end to end rel. L2", "max abs", "top-1 agrees"), rows
+    )
+    if report.first_departure:
+        lines += [f"Departs first: {markdown(report.first_departure)}", ""]
+    if found := report.accuracy:
+        lines += [
+            f"Accuracy on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
+            f"difference {found.difference:+.2%} ({found.confidence:.0%} interval {found.low:+.2%} to "
+            f"{found.high:+.2%})", "",
+        ]  # fmt: skip
+    return lines
+
+
+def _changed_limits(report: ParityReport) -> list[str]:
+    lines = []
+    for name, value in report.overrides.items():
+        usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
+        lines.append(f"- tolerance changed: {code(name)} {value:g}{usual}")
+    return [*lines, ""] if lines else []
+
+
+def _check(check: Check) -> str:
+    return ("" if check.status == "passed" else f"**{check.status}**: ") + markdown(check.reason)
+
+
+def _status(status: str) -> str:
+    return status if status == "passed" else f"**{status}**"
+
+
+def _folded(summary: str, lines: Iterable[str]) -> list[str]:
+    return ["<details>", f"<summary>{summary}</summary>", "", *lines, "</details>", ""]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = [f"| {' | '.join(row)} |" for row in rows]
+    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *body, ""]

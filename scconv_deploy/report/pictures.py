@@ -1,0 +1,200 @@
+"""Pictures of a report as SVG elements that stand in the page: text stays text, and takes the page's colour."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
+from scconv_deploy.report.escaping import visible
+from scconv_deploy.report.records import ParityReport
+
+_WIDTH_IN = 4.4  # 317 points: the letters stay readable at a phone's width
+_ROW_IN = 0.2
+_INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
+_GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 9, "text.parse_math": False, "axes.unicode_minus": False,
+    "figure.constrained_layout.use": True,
+    "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.family": "sans-serif",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG element, what it shows in a few words, and how to read it."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def pictures(report: ParityReport) -> dict[str, Picture]:
+    """The pictures that the report has data for: ``flips``, ``margins``, ``layers``, ``worst``."""
+    drawn: dict[str, Picture] = {}
+    if any(sru.teacher_forced or sru.free_running for sru in report.srus):
+        drawn["flips"] = Picture(
+            "Gates changed, per SRU",
+            "Logarithmic. Explained changes lie within rounding; an unexplained one is a fault.",
+            _svg("flips", len(report.srus), lambda axes: _flips(axes, report)),
+        )
+    if any(sru.margins and sum(sru.margins.counts) for sru in report.srus):
+        drawn["margins"] = Picture(
+            "How close the gates are to the edge",
+            "Share of the reference's gates at each distance |margin| / s from the cut; stronger is more, the red mark "
+            "is the closest bin that holds any, the number counts the gates. Rounding moves those at the left first.",
+            _svg("margins", len(report.srus), lambda axes: _margins(axes, report)),
+        )
+    if report.layers:
+        drawn["layers"] = Picture(
+            "Error per layer",
+            "Relative L2 from the reference, tensor by tensor in the graph's order, and PyTorch's own rounding noise.",
+            _svg("layers", 11, lambda axes: _layers(axes, report)),
+        )
+    if report.worst_inputs:
+        drawn["worst"] = Picture(
+            "Worst inputs",
+            "Relative L2 of the whole model, running free, on the inputs where it is largest.",
+            _svg("worst", len(report.worst_inputs), lambda axes: _worst(axes, report)),
+        )
+    return drawn
+
+
+def _flips(axes: Axes, report: ParityReport) -> None:
+    rows = range(len(report.srus))
+    series: list[tuple[str, list[int], str]] = []
+    forced = [s.teacher_forced for s in report.srus]
+    series.append(("same input, explained", [c.flips - c.unexplained if c else 0 for c in forced], _GOOD))
+    if any(s.free_running for s in report.srus):
+        free = [s.free_running for s in report.srus]
+        series.append(("running free, explained", [f.flips - f.unexplained if f else 0 for f in free], _FAINT))
+        bad = [(c.unexplained if c else 0) + (f.unexplained if f else 0) for c, f in zip(forced, free, strict=True)]
+    else:
+        bad = [c.unexplained if c else 0 for c in forced]
+    series.append(("unexplained", bad, _BAD))
+    height = 0.8 / len(series)
+    for index, (label, values, colour) in enumerate(series):
+        places = [row + (index - (len(series) - 1) / 2) * height for row in rows]
+        axes.barh(places, values, height, label=label, color=colour)
+    if any(max(values) for _, values, _ in series):
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
+    else:
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0])
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", size=14)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("gates")
+    _name_rows(axes, [sru.site for sru in report.srus])
+    axes.figure.legend(loc="outside lower center", ncols=2)
+
+
+def _margins(axes: Axes, report: ParityReport) -> None:
+    ends: list[float] = []  # of the bins that hold a gate; a logarithmic axis does not find them by itself
+    for row, sru in enumerate(report.srus):
+        if sru.margins is None or not (total := sum(sru.margins.counts)):
+            continue
+        most = max(sru.margins.counts)
+        bins = [
+            (left, right, count)
+            for (left, right), count in zip(pairwise(sru.margins.edges), sru.margins.counts, strict=False)
+            if count
+        ]
+        for left, right, count in bins:
+            # a share of a millionth is what matters here, and must be seen
+            shade = 0.12 + 0.88 * max(0.0, 1 + math.log10(count / most) / 6)
+            start = max(left, 1e-12)
+            ends += [start, right]
+            axes.barh(row, right - start, 0.86, left=start, color=_GOOD, alpha=shade, lw=0)
+        axes.annotate(
+            f"{total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+            va="center", size=7,
+        )  # fmt: skip
+        axes.plot([right for _, right, _ in bins[:1]], [row] * len(bins[:1]), "|", color=_BAD, ms=8)
+    axes.set_xscale("log")
+    if ends:
+        axes.set_xlim(min(ends), max(ends))
+    axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("|margin| / s")
+    _name_rows(axes, [sru.site for sru in report.srus])
+
+
+def _layers(axes: Axes, report: ParityReport) -> None:
+    errors = [layer.relative_l2 for layer in report.layers]
+    floors = [layer.floor for layer in report.layers]
+    usable = [v for v in errors + floors if math.isfinite(v) and v > 0] or [1e-8]
+    lowest = min(usable) / 3
+    places = range(len(errors))
+    axes.plot(places, [_drawable(v, lowest) for v in errors], "o-", ms=3, lw=1, color=_GOOD, label="artifact")
+    axes.plot(places, [_drawable(v, lowest) for v in floors], "-", lw=1, color=_FAINT, label="noise floor")
+    lost = [index for index, value in enumerate(errors) if not math.isfinite(value)]
+    if lost:
+        axes.plot(lost, [max(usable) * 3] * len(lost), "x", color=_BAD, label="not finite")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.0e}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=lowest)
+    axes.set_xlabel("tensor")
+    axes.set_ylabel("relative L2")
+    axes.figure.legend(loc="outside lower center", ncols=3)
+
+
+def _drawable(value: float, lowest: float) -> float:
+    """Zero stands at the bottom of a logarithmic axis; what is not finite leaves a gap."""
+    return max(value, lowest) if math.isfinite(value) else math.nan
+
+
+def _worst(axes: Axes, report: ParityReport) -> None:
+    values = [worst.relative_l2 if math.isfinite(worst.relative_l2) else 0.0 for worst in report.worst_inputs]
+    axes.barh(range(len(values)), values, 0.7, color=_GOOD)
+    for row, worst in enumerate(report.worst_inputs):
+        axes.annotate(
+            f"{worst.relative_l2:.1e}", (values[row], row), xytext=(3, 0), textcoords="offset points", va="center",
+            size=8,
+        )  # fmt: skip
+    axes.margins(x=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.set_xlabel("relative L2")
+    _name_rows(axes, [f"{worst.sample} [{worst.index}]" for worst in report.worst_inputs])
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One name a row, the first at the top; the end of a long name tells more than its beginning."""
+    shown = [visible(" ".join(name.split())) for name in names]
+    axes.set_yticks(range(len(names)), [name if len(name) <= 24 else f"...{name[-21:]}" for name in shown])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _svg(name: str, rows: int, draw: Callable[[Axes], None]) -> str:
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it
+        figure = Figure(figsize=(_WIDTH_IN, 1.0 + _ROW_IN * max(rows, 3)))
+        draw(figure.subplots())
+        stream = io.StringIO()
+        unwanted = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # so that equal reports are equal files
+        figure.savefig(stream, format="svg", transparent=True, metadata=unwanted)
+    return _inline(stream.getvalue(), name)
+
+
+def _inline(document: str, name: str) -> str:
+    """An SVG document as an element: no prolog, no size of its own, its ids apart from the other pictures'."""
+    svg = document[document.index("<svg") :]
+    opening, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]+"', opening)
+    rest = re.sub(r' id="', f' id="{name}-', rest)
+    rest = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
+    rest = rest.replace(_INK, "currentColor").replace("xlink:href", "href")
+    return f'<svg {box[0] if box else ""} role="img">{rest}'.strip()

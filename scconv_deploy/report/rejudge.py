@@ -1,0 +1,145 @@
+"""A stored report judged again, also under other tolerances; nothing runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.report.load import load_report, unsealed_files
+from scconv_deploy.report.records import Check, Link, ParityReport
+
+ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Links that may be required of a chain in which no engine ran."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What ``report check`` found; its truth value says whether the report may be signed.
+
+    Attributes:
+        report: with the new limits, its checks judged by them.
+        stored_verdict: before.
+        required: names of the links that must have passed.
+        lacking: the required links that have not, with the reason; or that none ran.
+    """
+
+    report: ParityReport
+    stored_verdict: Literal["passed", "failed"]
+    required: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why not: required links that have not passed, and failed checks."""
+        return (*self.lacking, *self.report.failures)
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": "passed" if self else "failed",
+            "failures": list(self.failures),
+            "stored_verdict": self.stored_verdict,
+            "required": list(self.required),
+            "overrides": self.report.overrides,
+            "links": [{"name": link.name, "status": link.status, "reason": link.reason} for link in self.report.links],
+        }
+
+
+def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str, float] | None = None) -> Judgement:
+    """``scconv-deploy report check``.
+
+    Args:
+        path: a ``report.json``, or a bundle; a bundle's files must be the ones that were sealed.
+        require: links that must have passed.
+        overrides: tolerance -> new limit.
+
+    Raises:
+        UsageError: an unknown link or tolerance.
+        IntegrityError, MissingRuntimeError: see :func:`.load.load_report`; or a file of the bundle changed.
+    """
+    stored = load_report(path)
+    if path.is_dir() and (changed := unsealed_files(path)):
+        raise IntegrityError(
+            f"{path}: {', '.join(changed)} changed after the report was written.", "Verify the artifact again."
+        )
+    report = rejudge(stored, overrides or {})
+    lacking = tuple(reason for name in require for reason in _lacking(report, name))
+    if all(link.status == "not run" for link in report.links):
+        lacking = (*lacking, "no link ran, so nothing is proved")
+    return Judgement(report, stored.verdict, tuple(require), lacking)
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
+    """``NAME=VALUE`` of the command line (UsageError)."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"--tolerance {text} is not NAME=VALUE.", "For example --tolerance replay_multiple=4.")
+    return found
+
+
+def rejudge(report: ParityReport, overrides: Mapping[str, float]) -> ParityReport:
+    """Hold every number that a check kept against its limit, or the new one.
+
+    Raises:
+        UsageError: a tolerance that the report does not know, or that none of its checks kept a number for.
+    """
+    kept = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
+    for name, limit in overrides.items():
+        if name not in report.tolerances:
+            raise UsageError(f"There is no tolerance {name}.", f"Known: {', '.join(report.tolerances)}.")
+        if not (math.isfinite(limit) and limit >= 0):
+            raise UsageError(f"Tolerance {name} cannot be {limit}.", "Give a finite number, 0 or larger.")
+        if name not in kept:
+            raise UsageError(
+                f"The report holds no number that was held against {name}, so it cannot be judged again by it.",
+                f"Can be changed: {', '.join(sorted(kept)) or 'none'}. Otherwise verify the artifact again.",
+            )
+    links = tuple(_rejudged_link(link, overrides) for link in report.links)
+    return replace(report, links=links, overrides={**report.overrides, **overrides})
+
+
+def _rejudged_link(link: Link, overrides: Mapping[str, float]) -> Link:
+    return Link.of(link.name, [_rejudged(check, overrides) for check in link.checks]) if link.checks else link
+
+
+def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
+    unexplained = check.status == "failed" and all(q.within for q in check.quantities)
+    if not check.quantities or check.status == "not run" or unexplained:
+        return check  # no number decided it, so none can change it
+    quantities = tuple(replace(q, limit=overrides.get(q.tolerance, q.limit)) for q in check.quantities)
+    changed = [
+        f"{new.tolerance} {new.value:.3g} against {new.limit:g} instead of {old.limit:g}"
+        for old, new in zip(check.quantities, quantities, strict=True)
+        if new.limit != old.limit
+    ]
+    broken = [f"{q.tolerance} {q.value:.3g} exceeds {q.limit:g}" for q in quantities if not q.within]
+    status: Literal["passed", "failed"] = "failed" if broken else "passed"
+    if status != check.status and not changed:  # the stored status was not what the numbers say
+        changed = broken or ["every number within its limit"]
+    reason = f"{check.reason}; judged again: {', '.join(changed)}" if changed else check.reason
+    return Check(check.name, status, reason, quantities)
+
+
+def _lacking(report: ParityReport, name: str) -> list[str]:
+    """Why a required link has not passed; empty if it has."""
+    links = [link for link in report.links if link.name.lower() == name.lower()]
+    if links:
+        return [f"{name} is required and {k.status}: {k.reason}" for k in links if k.status != "passed"]
+    if name.lower() in ENGINES:
+        why = next((link.reason for link in report.links if link.name == "engine"), "the report has no such link")
+        return [f"{name} is required and not run: {why}"]
+    known = [link.name for link in report.links]
+    known += [engine for engine in ENGINES if engine not in known]
+    raise UsageError(f"There is no link {name}.", f"Known: {', '.join(known)}.")

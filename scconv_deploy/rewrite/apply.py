@@ -1,0 +1,173 @@
+"""Applies the rules to a graph and keeps account of what they did and what they refused.
+
+onnxscript's own driver drops the reasons of refusals and stamps rule names into the file; matching, checking and
+replacing are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnxscript.rewriter import RewriteRule
+from torch import Tensor
+
+from scconv_deploy.gate import site_name
+from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.rewrite.functions import DOMAIN, MaskForm
+from scconv_deploy.rewrite.nodes import SITE, add_functions
+from scconv_deploy.rewrite.rules import sru
+from scconv_deploy.rewrite.rules.registry import rules_for
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A candidate that a rule refused: the node, the rule, and why."""
+
+    node: str
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """An SRU that became a node.
+
+    Attributes:
+        site: the node's name.
+        x, y: names of its input and its output.
+        mask, mask_opened: name of the comparison that decided its gates, and what it says where they are open.
+        gamma, beta: ``[C]`` each.
+        note: what was assumed.
+    """
+
+    site: str
+    variant: GateVariant
+    x: str
+    y: str
+    mask: str
+    mask_opened: bool
+    gamma: Tensor
+    beta: Tensor
+    note: str = ""
+
+
+@dataclass
+class Applied:
+    """What one run of the rules did; ``changed`` holds, by rule, the names of the tensors that it computes anew."""
+
+    fused: list[Fused] = field(default_factory=list)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    near_misses: list[NearMiss] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.fused or self.changed)
+
+    def lines(self) -> list[str]:
+        """For a stage record."""
+        fused = [f"{f.site}: {DOMAIN} node [{f.variant.name}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
+        return fused + [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
+
+
+class _Refusals:
+    """Takes the part of onnxscript's MatchingTracer: hears of every match that a check refused."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[ir.Node, str, Sequence[Any]]] = []
+
+    def log(self, rule: Any, container: Any, node: ir.Node, match: Any, status: Any) -> None:
+        if match.reason and status.name in ("CONDITION_FAILED", "REPLACEMENT_FAILED"):
+            self.found.append((node, match.reason, match.failure_nodes_and_values))
+
+
+def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
+    """Rewrite the main graph in place; SRU nodes get their functions.
+
+    Args:
+        model: with inferred types and shapes.
+        opset: the model's own.
+    """
+    applied = Applied()
+    existing = {id(node) for node in model.graph if node.domain == DOMAIN}
+    reported: set[int] = set()
+    readings = sru.read_all(model)
+    for name, rules in rules_for(mask_form).items():
+        refusals = _Refusals()
+        names = _apply(model, rules, refusals)
+        for node, reason, sources in refusals.found:
+            reported |= {id(source) for source in sources}
+            applied.near_misses.append(NearMiss(_name(node), name, reason))
+        if names:
+            RemoveUnusedNodesPass()(model)
+        if name == sru.NAME:
+            missed = [NearMiss(node, name, reason) for node, reason in sru.uncrossed_gates(model, reported)]
+            applied.near_misses += missed
+            new = [node for node in model.graph if node.domain == DOMAIN and id(node) not in existing]
+            applied.fused = _name_sites(model, new, readings)
+        elif names:
+            applied.changed[name] = names
+    if applied:
+        model.graph.sort()
+        NameFixPass()(model)
+        add_functions(model, mask_form, opset)
+        RemoveUnusedFunctionsPass()(model)
+    return applied
+
+
+def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[str]:
+    """Try each rule on each node; the names of what was replaced."""
+    graph = model.graph
+    names: list[str] = []
+    for node in list(graph):
+        if node.graph is not graph or node.domain not in ("", "ai.onnx"):
+            continue
+        for rule in rules:
+            delta = rule.try_rewrite(model, graph, node, tracer=refusals)
+            if delta is None:
+                continue
+            for value in delta.new_initializers:
+                _register(graph, value)
+            ir.convenience.replace_nodes_and_values(
+                graph, node, [], delta.new_nodes, delta.match.outputs, delta.new_outputs
+            )
+            names += [value.name or "" for value in delta.new_outputs]
+            break
+    return names
+
+
+def _register(graph: ir.Graph, value: ir.Value) -> None:
+    """Add an initializer under a name that is free."""
+    name, count = value.name or "constant", 1
+    while name in graph.initializers:
+        count += 1
+        name = f"{value.name}#{count}"
+    value.name = name
+    graph.register_initializer(value)
+
+
+def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, sru.SRUReading]) -> list[Fused]:
+    """Name the nodes after their modules, the second call of one ``#2`` and so on, in the graph's order."""
+    taken: dict[str, int] = {node.name: 1 for node in model.graph if node.domain == DOMAIN and node.name}
+    taken |= {node.name: 0 for node in new if node.name}
+    fused = []
+    for node in new:
+        base = node.name or sru.NAME
+        taken[base] = taken.get(base, 0) + 1
+        node.name = node.metadata_props[SITE] = site_name(base, taken[base])
+        note = node.metadata_props.pop(sru.NOTE, "")
+        y = node.outputs[0].name or ""
+        read = readings[y]
+        fused.append(
+            Fused(
+                node.name, read.variant, read.x.name or "", y, read.mask.name or "", read.mask_opened,
+                read.gamma, read.beta, note,
+            )
+        )  # fmt: skip
+    return fused
+
+
+def _name(node: ir.Node) -> str:
+    return node.metadata_props.get(SITE) or node.name or node.outputs[0].name or node.op_type

@@ -1,0 +1,215 @@
+"""Brings an ONNX file into the form that the rules read: opset, no foreign functions, folded constants, shapes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnx_ir as ir
+import onnxsim
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.report.records import OpenStage
+from scconv_deploy.rewrite.functions import DOMAIN, OPSETS, check_opset
+from scconv_deploy.rewrite.nodes import SITE
+
+LARGEST_PROTO_BYTES = 2**31 - 2**20
+_FOLDS_GAMMA = "eliminate_nop_with_unit"
+"""Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model imports (0: none)."""
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def target_opset(proto: onnx.ModelProto, wanted: int | None) -> int:
+    """The opset of the result: the one asked for, else the file's own or 18.
+
+    Raises:
+        UsageError: no functions exist for the one asked for.
+        ModelError: none for the file's own.
+    """
+    if wanted is not None:
+        check_opset(wanted)
+        return wanted
+    current = opset_of(proto)
+    if current > OPSETS[-1]:
+        raise ModelError(
+            f"The file has opset {current}; functions exist for {OPSETS[0]} to {OPSETS[-1]}.",
+            f"Export it with opset {OPSETS[-1]} or lower.",
+        )
+    return max(current, OPSETS[0])
+
+
+def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
+    """A copy of the model, ready for the rules.
+
+    Args:
+        proto: external data loaded.
+        opset: of the result; see :func:`target_opset`.
+        stage: gets what was done, and what could not be.
+
+    Raises:
+        ModelError: too large for one ONNX file, or its opset cannot be converted.
+    """
+    if proto.ByteSize() > LARGEST_PROTO_BYTES:
+        raise ModelError(
+            f"The model has {proto.ByteSize() / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).",
+            "Rewrite the part that holds the ScConvs alone.",
+        )
+    sites = _sites(proto)
+    working = onnx.ModelProto()
+    working.CopyFrom(proto)
+    if opset_of(working) != opset:
+        working = _convert(working, opset, stage)
+    working = _inline_foreign(working, stage)
+    _drop_initializer_inputs(working, stage)
+    working = _simplify(working, stage)
+    working = _infer_shapes(working, stage)
+    model = ir.from_proto(working)
+    _restore(model, proto)
+    for node in model.graph:
+        name = next((sites[o.name] for o in node.outputs if o.name and o.name in sites), sites.get(f"node:{node.name}"))
+        if name and node.domain != DOMAIN:
+            node.metadata_props[SITE] = name
+    return model
+
+
+def strip_sites(model: ir.Model) -> None:
+    """Remove the working marks that :func:`prepare` left on nodes that are no SRU."""
+    for node in model.graph:
+        if node.domain != DOMAIN:
+            node.metadata_props.pop(SITE, None)
+
+
+def _convert(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> onnx.ModelProto:
+    current = opset_of(proto)
+    if proto.functions:
+        raise ModelError(
+            f"The file has opset {current} and functions, which onnx's version converter drops.",
+            f"Export it with opset {OPSETS[0]} to {OPSETS[-1]}, or leave --opset out.",
+        )
+    try:
+        converted = onnx.version_converter.convert_version(proto, opset)
+    except Exception as error:  # onnx raises ConvertError, RuntimeError and IndexError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"The file has opset {current}, which cannot be converted to {opset}: {reason}",
+            f"Export it with opset {OPSETS[0]} or higher.",
+        ) from error
+    stage.applied.append(f"opset {current} -> {opset}")
+    return converted
+
+
+def _inline_foreign(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
+    """Functions of others may hold SRUs, and hide them."""
+    foreign = sorted({(f.domain, f.name) for f in proto.functions if f.domain != DOMAIN})
+    if not foreign:
+        return proto
+    stage.applied.append(f"{len(foreign)} functions inlined")
+    return onnx.inliner.inline_selected_functions(proto, foreign)
+
+
+def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
+    """Older exporters list initializers among the inputs, where a caller could override them; nobody does."""
+    names = {tensor.name for tensor in proto.graph.initializer}
+    kept = [value for value in proto.graph.input if value.name not in names]
+    dropped = len(proto.graph.input) - len(kept)
+    if dropped:
+        stage.applied.append(f"{dropped} initializers are no longer inputs")
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+
+
+def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
+    before = len(proto.graph.node)
+    try:
+        with _without_stderr():
+            simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
+    except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))
+        return proto
+    if not same:
+        stage.skipped.append(("onnxsim", "it changes what the graph computes"))
+        return proto
+    stage.applied.append(f"onnxsim: {before} -> {len(simplified.graph.node)} nodes")
+    return simplified
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """onnxsim writes a line for every node of a sum that it folds later than it first tried; errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _infer_shapes(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as error:  # onnx raises InferenceError, RuntimeError and ValueError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        stage.skipped.append(("shape inference", reason))
+        return proto
+
+
+def _restore(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """What converters and simplifiers drop or add: metadata, names and comments of the file."""
+    model.metadata_props.clear()
+    model.metadata_props.update({entry.key: entry.value for entry in proto.metadata_props})
+    model.graph.name, model.graph.doc_string = proto.graph.name, proto.graph.doc_string or None
+    model.producer_name, model.producer_version = proto.producer_name or None, proto.producer_version or None
+    model.domain, model.doc_string = proto.domain or None, proto.doc_string or None
+    model.model_version = proto.model_version or None
+
+
+def _sites(proto: onnx.ModelProto) -> Mapping[str, str]:
+    """Modules by the outputs (and ``node:`` names) of their nodes, where an exporter wrote them down."""
+    found: dict[str, str] = {}
+    for node in proto.graph.node:
+        if node.op_type != "Concat":  # where an SRU ends
+            continue
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
+        site = _of_scopes(scopes) if scopes else _of_name(node.name)
+        if site:
+            found |= dict.fromkeys(node.output, site)
+            if node.name:
+                found[f"node:{node.name}"] = site
+    return found
+
+
+def _of_scopes(text: str) -> str:
+    """torch.export's: ``['', 'layer1', 'layer1.0', 'layer1.0.SRU', 'cat']``."""
+    try:
+        scopes = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+
+
+def _of_name(name: str) -> str:
+    """TorchScript's: ``/layer1/layer1.0/SRU/Concat_1``, in which a module of a Sequential repeats its parent's name."""
+    if not name.startswith("/"):
+        return ""
+    path: list[str] = []
+    for part in name.split("/")[1:-1]:
+        if path and part.startswith(f"{path[-1].split('.')[0]}."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path)

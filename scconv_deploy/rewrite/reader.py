@@ -1,0 +1,385 @@
+"""Reads an SRU out of a graph: from the Concat at its end back to its x, whatever exporter wrote it.
+
+The region between is evaluated in the vocabulary of :mod:`.meaning`, at several sizes of x, so that a shape that is
+computed and one that is written down read the same. What the Concat then means is an SRU, or the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from scconv_deploy.errors import ScconvDeployError
+from scconv_deploy.gate.variant import GateVariant, Statistics, Weighting, check_groups, check_halves
+from scconv_deploy.rewrite.meaning import (
+    Centred,
+    Constant,
+    Crossed,
+    Crossing,
+    Deviation,
+    Gate,
+    GroupMean,
+    Groups,
+    Half,
+    Input,
+    Known,
+    Meaning,
+    Normalized,
+    Part,
+    Shape,
+    Sigmoid,
+    SoftMask,
+    Squares,
+    Unknown,
+)
+from scconv_deploy.rewrite.operators import Call, apply
+from scconv_deploy.rewrite.sizes import SAMPLES, Sizes
+
+COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
+_GATE_SIDE = frozenset(
+    (*COMPARISONS, "Add", "Mul", "Sub", "Split", "Slice", "Where", "Cast", "CastLike", "Not", "Identity")
+)
+_LARGEST_REGION = 4000
+"""Nodes. An SRU has 50; one whose gamma is summed channel by channel and was not simplified, two for each channel."""
+
+_NAMES = {
+    Constant: "a constant", Input: "its input", Groups: "its groups", GroupMean: "their mean", Centred: "centred data",
+    Squares: "squares", Deviation: "a deviation", Normalized: "normalised data", Sigmoid: "its sigmoid", Gate: "a mask",
+    SoftMask: "a soft mask", Part: "masked data", Half: "half of the channels", Crossed: "crossed halves",
+    Crossing: "an SRU's output",
+}  # fmt: skip
+_OF_THE_GATE = (Sigmoid, Gate, SoftMask, Part, Half, Crossed)
+_DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
+_ASSUMED_EPS = 1e-10
+Sample = tuple[Shape, Sizes]  # of x, and of every other tensor
+_UNIT_ROUNDOFF = 2.0**-24
+_LARGEST_WEIGHT_ERROR = 1e-3
+
+
+class UnreadableError(Exception):
+    """It is no SRU, or none that an operator can stand for; ``node`` is where."""
+
+    def __init__(self, reason: str, node: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.node = reason, node
+
+
+@dataclass(frozen=True, eq=False)
+class SRUReading:
+    """An SRU of a graph.
+
+    Attributes:
+        x: its input, ``[N, C, H, W]`` float32.
+        gamma, beta: float32 ``[C]``.
+        notes: what was assumed.
+        region: its nodes, producers first, those of its constants included.
+        mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
+        gate_values: its sigmoid, comparisons and what follows them: what must not be needed elsewhere.
+    """
+
+    x: ir.Value
+    gamma: torch.Tensor
+    beta: torch.Tensor
+    variant: GateVariant
+    notes: tuple[str, ...]
+    region: tuple[ir.Node, ...]
+    mask: ir.Value
+    mask_opened: bool
+    gate_values: tuple[ir.Value, ...]
+
+
+def find_sigmoid(concat: ir.Node) -> ir.Node | None:
+    """The sigmoid whose comparison decides what this Concat puts together; None if there is none."""
+    seen: set[int] = set()
+    queue = [concat]
+    for node in queue:
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is None or id(producer) in seen or len(seen) > _LARGEST_REGION:
+                continue
+            seen.add(id(producer))
+            if producer.op_type == "Sigmoid" and any(u.node.op_type in COMPARISONS for u in producer.outputs[0].uses()):
+                return producer
+            if producer.op_type in _GATE_SIDE:
+                queue.append(producer)
+    return None
+
+
+def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
+    """Read the SRU that ends in this Concat.
+
+    Raises:
+        UnreadableError: with the reason and the node.
+    """
+    x = _find_input(sigmoid)
+    graph = concat.graph
+    samples = _samples(x, concat.outputs[0], [] if graph is None else list(graph.inputs))
+    region = _region(concat, x)
+    constants: dict[int, np.ndarray | None] = {}
+    found = None
+    for sample, sizes in samples:
+        meanings = _evaluate(region, x, (sample, sizes), constants)
+        crossing = meanings[id(concat.outputs[0])]
+        if isinstance(crossing, Unknown):
+            raise UnreadableError(crossing.reason, crossing.node)
+        if not isinstance(crossing, Crossing):
+            raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
+        variant, gamma, beta, notes = _interpret(crossing, sample)
+        if found is not None and found[0] != variant:
+            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {variant})")
+        found = variant, gamma, beta, notes
+    if found is None:
+        raise UnreadableError("no input size fits it")
+    variant, gamma, beta, notes = found
+    gate_values = tuple(
+        value for node in region for value in node.outputs
+        if node is not concat and isinstance(meanings.get(id(value)), _OF_THE_GATE)
+    )  # fmt: skip
+    masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
+    return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
+
+
+def _find_input(sigmoid: ir.Node) -> ir.Value:
+    """x: what the nearest normalisation before the sigmoid takes."""
+    seen: set[int] = set()
+    queue = [sigmoid]
+    for node in queue:
+        if node.op_type == "GroupNormalization" and node.inputs[0] is not None:
+            return node.inputs[0]
+        if node.op_type == "Reshape" and node.inputs[0] is not None and _is_normalized(node.outputs[0]):
+            return node.inputs[0]
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and id(producer) not in seen and len(seen) < 200:
+                seen.add(id(producer))
+                queue.append(producer)
+    raise UnreadableError("no group normalisation was found before its sigmoid", sigmoid.name or "")
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    kinds = {use.node.op_type for use in value.uses()}
+    return "InstanceNormalization" in kinds or {"ReduceMean", "Sub"} <= kinds
+
+
+def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple[Shape, Sizes]]:
+    """Concrete sizes of x: its own where they are fixed, several where they are open."""
+    if x.dtype not in (None, ir.DataType.FLOAT):
+        raise UnreadableError(f"its data is {x.dtype}, and so its gates are rounded; rewrite the float32 model")
+    shape = x.shape if x.shape is not None else y.shape
+    if shape is None or len(shape) != 4:
+        raise UnreadableError(f"its input {x.name} has {'no known shape' if shape is None else f'shape {shape}'}")
+    channels = shape[1]
+    if not isinstance(channels, int):
+        raise UnreadableError(f"the number of channels of its input {x.name} is not known")
+    samples: list[Sample] = []
+    for index in range(SAMPLES):
+        sizes = Sizes(inputs, index)
+        known = sizes.of(x if x.shape is not None else y) or (None,) * 4
+        n, c, h, w = (sizes.place(axis) if size is None else size for axis, size in enumerate(known))
+        samples.append(((n, c, h, w), sizes))
+    return samples if any(not isinstance(d, int) for d in shape) else samples[:1]
+
+
+def _region(concat: ir.Node, x: ir.Value) -> list[ir.Node]:
+    """Every node between x (or constants) and the Concat, producers first."""
+    order: list[ir.Node] = []
+    state: dict[int, bool] = {}
+    stack = [concat]
+    while stack:
+        node = stack[-1]
+        if state.get(id(node)):
+            stack.pop()
+            continue
+        producers = [v.producer() for v in node.inputs if v is not None and v is not x]
+        waiting = [p for p in producers if p is not None and id(p) not in state]
+        if waiting and id(node) not in state:
+            state[id(node)] = False
+            stack += waiting
+        elif not waiting:
+            state[id(node)] = True
+            order.append(node)
+            stack.pop()
+        else:
+            stack += waiting
+        if len(state) > _LARGEST_REGION:
+            raise UnreadableError(f"more than {_LARGEST_REGION} nodes lie between its input and its Concat")
+    return order
+
+
+def _evaluate(
+    region: Sequence[ir.Node], x: ir.Value, sample: Sample, constants: dict[int, np.ndarray | None]
+) -> dict[int, Meaning]:
+    """The meaning of every value of the region, by id; ``constants`` keeps those that no size of x changes."""
+    meanings: dict[int, Meaning] = {id(x): Input(sample[0])}
+    for node in region:
+        inputs: list[Meaning | None] = []
+        for value in node.inputs:
+            if value is not None and id(value) not in meanings:
+                meanings[id(value)] = _leaf(value, constants)
+            inputs.append(None if value is None else meanings[id(value)])
+        for value, meaning in zip(node.outputs, _node(node, inputs, sample, constants), strict=True):
+            meanings[id(value)] = meaning
+    return meanings
+
+
+def _leaf(value: ir.Value, constants: dict[int, np.ndarray | None]) -> Meaning:
+    if id(value) not in constants:
+        constants[id(value)] = None if value.const_value is None else value.const_value.numpy()
+    array = constants[id(value)]
+    if array is None:
+        return Unknown(f"it needs {value.name}, which is neither its input nor a constant", value.name or "")
+    return Constant(array)
+
+
+def _node(
+    node: ir.Node, inputs: list[Meaning | None], sample: Sample, constants: dict[int, np.ndarray | None]
+) -> list[Meaning]:
+    name = node.name or node.outputs[0].name or node.op_type
+    if node.op_type == "Shape" and isinstance(inputs[0], Unknown) and node.inputs[0] is not None:
+        sizes = _shape_of(node, sample[1].of(node.inputs[0]))
+        return [inputs[0] if sizes is None else Constant(sizes)]
+    unknown = next((m for m in inputs if isinstance(m, Unknown)), None)
+    if unknown is not None:
+        return [unknown] * len(node.outputs)
+    known: list[Known | None] = [m for m in inputs if not isinstance(m, Unknown)]
+    if node.domain not in ("", "ai.onnx"):
+        return [Unknown(f"{node.domain}::{node.op_type} is not part of an SRU", name)] * len(node.outputs)
+    if node.op_type in ("Shape", "Size") and known[0] is not None:
+        given: np.ndarray = np.broadcast_to(np.float32(0), known[0].shape)
+        return [Constant(v) for v in _compute(node, [given])]
+    if all(m is None or isinstance(m, Constant) for m in known):
+        fixed = all(v is None or v.const_value is not None or id(v) in constants for v in node.inputs)
+        if not fixed or id(node.outputs[0]) not in constants:
+            results = _compute(node, [m.value if isinstance(m, Constant) else None for m in known])
+            if not fixed:
+                return [Constant(v) for v in results]
+            constants.update({id(v): r for v, r in zip(node.outputs, results, strict=True)})
+        stored = [constants[id(v)] for v in node.outputs]
+        return [Constant(v) for v in stored if v is not None]
+    attributes = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr) and not a.is_ref()}
+    found = apply(Call(node.op_type, known, attributes, sample[0], len(node.outputs)))
+    if found is None:
+        return [Unknown(_why(node, known), name)] * len(node.outputs)
+    return list(found)
+
+
+def _shape_of(node: ir.Node, sizes: tuple[int | None, ...] | None) -> np.ndarray | None:
+    """What Shape gives for a tensor outside the SRU, of which only the sizes are known."""
+    if sizes is None:
+        return None
+    first = node.attributes["start"].as_int() if "start" in node.attributes else 0
+    last = node.attributes["end"].as_int() if "end" in node.attributes else len(sizes)
+    wanted = sizes[first:last]
+    return None if None in wanted else np.array(wanted, dtype=np.int64)
+
+
+def _why(node: ir.Node, known: Sequence[Known | None]) -> str:
+    if node.op_type == "Concat" and all(isinstance(m, Crossed) for m in known):
+        return "its Concat puts the halves together in another order: closed gates where an SRU's are open"
+    if node.op_type == "Add" and all(isinstance(m, Half) for m in known):
+        return "its halves are not crossed: x1's lower half with x2's upper one, and the other way round"
+    kinds = " and ".join(_NAMES.get(type(m), "other data") for m in known if m is not None)
+    return f"{node.op_type} of {kinds} is not part of an SRU"
+
+
+def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Run one node on constants.
+
+    Raises:
+        UnreadableError: onnx.reference cannot.
+    """
+    if node.op_type == "Expand" and values[0] is not None and values[0].size == 1 and values[1] is not None:
+        return [np.broadcast_to(values[0], np.broadcast_shapes(values[0].shape, tuple(values[1])))]  # no copy
+    proto: onnx.NodeProto = ir.to_proto(node)
+    feeds = {name: value for name, value in zip(proto.input, values, strict=True) if name and value is not None}
+    graph = node.graph
+    version = graph.opset_imports.get("", 18) if graph is not None else 18
+    try:
+        return [np.asarray(v) for v in ReferenceEvaluator(proto, opsets={"": version}).run(None, feeds)]
+    except Exception as error:  # onnx.reference raises whatever numpy raises
+        raise UnreadableError(f"{node.op_type} of constants cannot be computed: {error}", node.name or "") from error
+
+
+def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The variant and its parameters."""
+    part = crossing.open_part
+    gate = part.gate
+    z = gate.sigmoid.of
+    gamma, beta, weight = _affine(z)
+    if isinstance(part.data, Normalized) and part.data != replace(z, steps=z.steps[:-1]):
+        raise UnreadableError("its mask multiplies other normalised data than its gate reads")
+    statistics, eps, notes = _statistics(z, sample)
+    data = "x" if isinstance(part.data, Input) else "normalized"
+    weighting = _weighting(gamma, weight, len(z.steps) == 1)
+    fusion = "soft" if part.soft else "hard"
+    try:
+        check_halves(sample[1], "it")
+        check_groups(sample[1], z.num_groups, sample[1] * sample[2] * sample[3], "it")
+        variant = GateVariant(
+            statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
+        )  # fmt: skip
+    except ScconvDeployError as error:
+        raise UnreadableError(error.message) from error
+    return variant, torch.from_numpy(gamma), torch.from_numpy(beta), notes
+
+
+def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """gamma, beta and w of ``z = (n * gamma + beta) * w``; simplifiers drop a gamma of 1 and a beta of 0."""
+    kinds = tuple(kind for kind, _ in z.steps)
+    arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
+    if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
+        raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
+    gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else np.ones_like(arrays[-1])
+    beta = arrays[-2] if "add" in kinds else np.zeros_like(arrays[-1])
+    return gamma, beta, arrays[-1]
+
+
+def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
+    """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
+    deviation = z.deviation
+    elements = sample[1] * sample[2] * sample[3] / z.num_groups
+    off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
+    if min(off) > _DDOF_TOLERANCE:
+        raise UnreadableError("the divisor of its variance is neither L nor L - 1")
+    if max(off) <= 4 * _DDOF_TOLERANCE:
+        raise UnreadableError(f"with {elements:.0f} elements in a group, L and L - 1 cannot be told apart in float32")
+    unbiased = off[1] < off[0]
+    if deviation.eps_var and deviation.eps_std:
+        raise UnreadableError("it adds an eps to the variance and another one to the deviation")
+    if deviation.eps_var:
+        return ("unbiased_variance" if unbiased else "group_norm"), _shortest(deviation.eps_var), ()
+    statistics: Statistics = "group_batchnorm" if unbiased else "biased_deviation"
+    if deviation.eps_std:
+        return statistics, _shortest(deviation.eps_std), ()
+    # measured: torch.export drops an eps of 1e-10, which float32 loses beside any deviation but 0
+    return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
+
+
+def _weighting(gamma: np.ndarray, weight: np.ndarray, folded: bool) -> Weighting:
+    """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
+    exact = gamma.astype(np.float64)
+    total = exact.sum()
+    # however the sum was ordered: |error| <= C u sum|gamma|
+    error = (len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(exact).sum() / abs(total) if total else np.inf
+    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(weight - exact / total) <= error * np.abs(exact / total)):
+        return "sum"
+    softmax = np.exp(exact - exact.max())
+    softmax /= softmax.sum()
+    if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
+        return "softmax"
+    if folded:
+        raise UnreadableError("gamma and the gate weight were folded into one constant; rewrite the file as exported")
+    if error > _LARGEST_WEIGHT_ERROR:
+        raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
+    raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")
+
+
+def _shortest(value: float) -> float:
+    """The number as its author wrote it: the shortest that rounds to this float32."""
+    return float(str(np.float32(value)))

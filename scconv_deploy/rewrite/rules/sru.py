@@ -1,0 +1,129 @@
+"""The whole SRU becomes one node of the domain ``scconv``.
+
+Before, as any exporter writes it (decomposed deviation, InstanceNormalization or GroupNormalization)::
+
+    gn = n * gamma + beta;  r = Sigmoid(gn * w);  x1 = Cast(r >= t) * x;  x2 = Cast(r < t) * x
+    y  = Concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
+
+After: ``y = scconv::SRU(x, cut, sign)``, ``SRUNorm`` where the mask multiplies gn, ``SRUSoft`` where it is
+``where(open, 1, r)``. The algebra is that of :mod:`scconv_deploy.gate.cut`.
+
+Refused, with the reason: anything that :mod:`..reader` cannot read as an SRU, a parameter that no gate can be made of,
+and a gate (its sigmoid, masks or masked data) that is needed elsewhere, for the file would then hold two gates that
+can differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION
+from scconv_deploy.rewrite.nodes import SITE, VARIANT, variant_attributes
+from scconv_deploy.rewrite.reader import COMPARISONS, SRUReading, UnreadableError, find_sigmoid, read_sru
+
+NAME = "sru"
+NOTE = "scconv.note"
+
+
+class FuseSRU(RewriteRuleClassBase):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__(NAME, remove_nodes=False)  # shared constants and statistics may stay
+
+    def pattern(self, op: Any, lower: Any, upper: Any) -> Any:
+        return op.Concat(lower, upper, _allow_other_attributes=True, _outputs=["y"])
+
+    def check(self, context: Any, y: ir.Value, **_: Any) -> MatchResult:
+        result = MatchResult()
+        concat = y.producer()
+        sigmoid = None if concat is None else find_sigmoid(concat)
+        if concat is None or sigmoid is None:
+            return result.fail()  # any other Concat: no candidate, no reason
+        try:
+            reading = read_sru(concat, sigmoid)
+            operator_inputs(reading.gamma, reading.beta, reading.variant)
+        except UnreadableError as error:
+            return result.fail(f"{error.reason} (at {error.node})" if error.node else error.reason, [sigmoid])
+        except ModelError as error:
+            return result.fail(error.message, [sigmoid])
+        needed = _needed_elsewhere(reading, concat)
+        return result.fail(needed, [sigmoid]) if needed else result
+
+    def rewrite(self, op: RewriterContext, y: ir.Value, **_: Any) -> ir.Value:
+        concat = y.producer()
+        sigmoid = None if concat is None else find_sigmoid(concat)
+        if concat is None or sigmoid is None:
+            raise ValueError("rewrite() follows check()")
+        reading = read_sru(concat, sigmoid)
+        site = concat.metadata_props.get(SITE) or concat.name or y.name or NAME
+        parameters = operator_inputs(reading.gamma, reading.beta, reading.variant)
+        inputs = [
+            op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
+            for name, value in parameters.items()
+        ]
+        # by attribute: op.op() takes other arguments in each onnxscript
+        fused = getattr(op, reading.variant.operator)(
+            reading.x, *inputs, **variant_attributes(reading.variant), _domain=DOMAIN, _version=DOMAIN_VERSION
+        )
+        node = fused.producer()
+        if node is None:
+            raise ValueError("the rewriter made no node")
+        fused.shape, fused.dtype = y.shape or reading.x.shape, reading.x.dtype
+        node.name = site
+        node.metadata_props.update({SITE: site, VARIANT: reading.variant.name, NOTE: "; ".join(reading.notes)})
+        return fused
+
+
+def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
+    """Which of the gate's tensors something else reads; empty if none."""
+    inside = {id(node) for node in reading.region}
+    for value in reading.gate_values:
+        if value.is_graph_output():
+            return f"its {value.name} is an output of the graph"
+        others = [use.node for use in value.uses() if id(use.node) not in inside]
+        if others:
+            return f"its {value.name} is also needed by {others[0].name or others[0].op_type}"
+    return ""
+
+
+def read_all(model: ir.Model) -> dict[str, SRUReading]:
+    """Every SRU that can be read in the main graph, by the name of its output; nothing is changed."""
+    found = {}
+    for node in model.graph:
+        sigmoid = find_sigmoid(node) if node.op_type == "Concat" else None
+        if sigmoid is not None and node.outputs[0].name:
+            try:
+                found[node.outputs[0].name] = read_sru(node, sigmoid)
+            except UnreadableError:
+                continue  # the rule says why
+    return found
+
+
+def uncrossed_gates(model: ir.Model, reported: set[int]) -> Iterator[tuple[str, str]]:
+    """Thresholded sigmoids that no Concat led to: (node, why they are no SRU).
+
+    Args:
+        reported: ids of the sigmoids that have had their reason.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type != "Sigmoid" or id(node) in reported:
+            continue
+        if not any(use.node.op_type in COMPARISONS for use in node.outputs[0].uses()):
+            continue
+        inside = node.graph is not model.graph
+        reason = (
+            "it is inside a subgraph; rules are applied to the main graph"
+            if inside
+            else "no Concat of two crossed halves follows its threshold"
+        )
+        yield node.name or node.outputs[0].name or "Sigmoid", reason
+
+
+RULES = (FuseSRU.rule(),)

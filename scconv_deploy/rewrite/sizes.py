@@ -1,0 +1,68 @@
+"""Concrete sizes for open axes, the same for the same symbol everywhere in a graph.
+
+torch.export writes the sizes of inner tensors as expressions of the inputs' symbols (``((h - 1)//2) + 1``), and reads
+them from the model's inputs. To follow it, the symbols get numbers and the expressions are computed.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable
+
+import onnx_ir as ir
+
+SAMPLES = 3
+_BATCHES = (2, 3, 5)
+_STEP = 32  # spatial sizes are multiples of it, so that strides and numbers of groups divide them
+_OPERATORS: dict[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+class Sizes:
+    """Numbers for the symbols of a graph.
+
+    Args:
+        inputs: of the graph.
+        sample: 0 to ``SAMPLES - 1``; each gives every symbol another number, and no two symbols the same.
+    """
+
+    def __init__(self, inputs: Iterable[ir.Value], sample: int) -> None:
+        self._sample = sample
+        self._numbers: dict[str, int] = {}
+        for value in inputs:
+            self.of(value)
+
+    def of(self, value: ir.Value) -> tuple[int | None, ...] | None:
+        """The sizes of a tensor; None in place of one that is not known, or for all of them."""
+        return None if value.shape is None else tuple(self._axis(d, axis) for axis, d in enumerate(value.shape))
+
+    def place(self, axis: int) -> int:
+        """A number for an axis about which nothing is known."""
+        return _BATCHES[self._sample] if axis == 0 else _STEP * (1 + self._sample) + 4 * axis
+
+    def _axis(self, size: int | ir.SymbolicDim, axis: int) -> int | None:
+        if isinstance(size, int):
+            return size
+        if size.value is None:
+            return None
+        try:
+            return self._number(ast.parse(str(size.value), mode="eval").body, axis)
+        except (SyntaxError, ZeroDivisionError):
+            return None
+
+    def _number(self, node: ast.expr, axis: int) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](self._number(node.left, axis), self._number(node.right, axis))
+        if not isinstance(node, ast.Name):
+            raise SyntaxError(ast.unparse(node))
+        if node.id not in self._numbers:
+            free = _STEP * (2 + self._sample + len(self._numbers))
+            self._numbers[node.id] = _BATCHES[self._sample] if axis == 0 else free
+        return self._numbers[node.id]

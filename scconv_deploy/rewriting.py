@@ -1,0 +1,382 @@
+"""``scconv-deploy rewrite``: anyone's ONNX file in, one with SRU nodes out, compared with the file that came.
+
+read --> prepare --> rules --> forms --> check --> guard (and verify, with a reference) --> write
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from scconv_deploy import __version__
+from scconv_deploy.bundle.atomic import check_output_file, write_file
+from scconv_deploy.errors import IntegrityError, ModelError, ParityError, UsageError
+from scconv_deploy.exporters.onnx import check, node_inputs
+from scconv_deploy.pipeline import MaskFormChoice, Progress, reference_from_spec, silent
+from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, StageRecord
+from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
+from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions
+from scconv_deploy.rewrite.functions import DOMAIN, IR_VERSION
+from scconv_deploy.rewrite.nodes import SITE
+from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
+from scconv_deploy.rewrite.rules import sigmoid_threshold
+from scconv_deploy.spec import ModelSpec
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification.checks import Checks
+from scconv_deploy.verification.guard import GuardReport, compare_graphs
+from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.progress import with_progress
+from scconv_deploy.verification.runners.pytorch import record_gates
+from scconv_deploy.verification.torch_reference import Reference
+
+_OPEN_SIZE = {0: 2}  # of an axis without a size, by its place; the others are as wide as a small image
+_OTHER_OPEN_SIZE = 64
+
+_GUARD_SAMPLES = 16
+"""Of a user's data, how many are also compared with the original file."""
+
+
+@dataclass(frozen=True)
+class RewriteOptions:
+    """How a file is rewritten.
+
+    Attributes:
+        opset: of the result, 18 to 23; None keeps the file's own, or takes 18 where that is older.
+        mask_form: ``auto`` is ``multiply`` for new functions and leaves those that are there as they are.
+        inline: expand the functions instead of keeping SRU nodes.
+        adapted: also write ``NAME.plugin.onnx`` and ``NAME.inlined.onnx`` for TensorRT before 10.7.
+        expect: how many SRU nodes the result must hold at least.
+        seed: of the data on which both files are compared.
+    """
+
+    opset: int | None = None
+    mask_form: MaskFormChoice = "auto"
+    inline: bool = False
+    adapted: bool = False
+    expect: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """What was written.
+
+    Attributes:
+        outcome: ``rewritten``; ``partial`` where a candidate was refused; ``unchanged``: the file's own bytes.
+        sites: SRU nodes of the result, site -> variant.
+        near_misses: candidates that were refused.
+        adapted: further files that were written.
+        guard: the comparison with the original.
+        parity: the verdict against PyTorch, where a reference was given.
+    """
+
+    path: Path
+    sha256: str
+    outcome: Literal["rewritten", "partial", "unchanged"]
+    sites: Mapping[str, str]
+    near_misses: tuple[NearMiss, ...]
+    stages: tuple[StageRecord, ...]
+    adapted: tuple[Path, ...] = ()
+    guard: GuardReport | None = None
+    parity: ParityReport | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "outcome": self.outcome,
+            "sites": dict(self.sites),
+            "near_misses": [vars(miss) for miss in self.near_misses],
+            "adapted": [str(path) for path in self.adapted],
+            "guard": None if self.guard is None else self.guard.as_json(),
+            "parity": None if self.parity is None else self.parity.as_json(),
+            "markdown": self.markdown,
+            "stages": [
+                {
+                    "name": s.name,
+                    "seconds": s.seconds,
+                    "applied": list(s.applied),
+                    "skipped": [list(p) for p in s.skipped],
+                }
+                for s in self.stages
+            ],
+        }
+
+    @property
+    def markdown(self) -> str:
+        """A table for a pull request: gates that the file and the result decide otherwise than PyTorch."""
+        if self.guard is None or not self.guard.gates:
+            return ""
+        lines = [
+            "| SRU | variant | gates | changed by your file | changed by this one |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for gate in self.guard.gates:
+            counts = (gate.file.gates, gate.file.flips, gate.rewritten.flips)
+            cells = [gate.site, self.sites.get(gate.site, ""), *(f"{count:,}" for count in counts)]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"{self.guard.sentence[:1].upper()}{self.guard.sentence[1:]}."]
+        return "\n".join(lines)
+
+
+def rewrite_onnx(
+    source: str | Path,
+    output: str | Path,
+    *,
+    options: RewriteOptions = RewriteOptions(),
+    reference: ModelSpec | None = None,
+    data: str | None = None,
+    force: bool = False,
+    command: str = "scconv_deploy.rewrite_onnx",
+    progress: Progress = silent,
+) -> RewriteResult:
+    """Rewrite an ONNX file from any exporter so that it computes its gates as PyTorch does.
+
+    Args:
+        source: the file; external data beside it.
+        output: where to write; external data goes into the file.
+        reference: the model that the file was exported from; parity is then judged against it.
+        data: an ``.npz`` with one array per input (with a reference also a folder of images, or ``photos``).
+        force: overwrite.
+
+    Raises:
+        UsageError, IntegrityError: the file cannot be read, or the output not written.
+        ModelError: it cannot be converted, or fewer SRUs were fused than ``options.expect``.
+        ParityError: the result does not compute what the original computes, or what PyTorch does.
+    """
+    source, output = Path(source), Path(output)
+    for path in (output, *(_adapted_paths(output) if options.adapted else ())):
+        check_output_file(path, force)
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UsageError(f"{output} is the input itself.", "Name another output.")
+    original = read_onnx(source)
+    log = StageLog()
+    progress("rewriting")
+    with log.stage("rewrite") as stage:
+        proto, applied = rewrite_graph(original, options, stage)
+    sites = _variants(proto)
+    if options.expect is not None and len(sites) < options.expect:
+        raise ModelError(_short(len(sites), options.expect, applied.near_misses), "Use --expect 0 to accept this.")
+    if reference is not None:
+        loaded = reference_from_spec(reference, log, progress)
+        _rename_sites(proto, applied, loaded)
+        sites = _variants(proto)
+    unchanged = proto == original
+    final = inlined(proto) if options.inline else proto
+    data_bytes = source.read_bytes() if unchanged and not options.inline else _serialize(final)
+    guard = _guard(original, proto, applied, options, None if reference else data, log, progress) if applied else None
+    if guard is not None and not guard and not guard.not_run:
+        raise ParityError(f"{source}: {guard.failures[0]}", "Nothing was written; please report this file.")
+    parity = None
+    if reference is not None:
+        checks = Checks(data)
+        samples = with_progress(checks.samples(loaded, reference.seed, reference.source), progress)
+        artifact = Artifact(proto, str(output), data_bytes)
+        parity = verify_onnx(loaded, artifact, samples, log, provenance={"command": command})
+        if applied:
+            seen = islice(chain(*checks.samples(loaded, reference.seed, reference.source)), _GUARD_SAMPLES)
+            feeds = {str(s): {n: t.numpy() for n, t in s.tensors.items()} for s in seen}
+            guard = _compare(original, proto, applied, feeds, log)
+    if parity is not None and not parity:
+        output = output.with_name(f"{output.name}.rejected")
+    write_file(output, data_bytes)
+    adapted = _write_adapted(proto, output) if options.adapted else ()
+    outcome: Literal["rewritten", "partial", "unchanged"] = "partial" if applied.near_misses else "rewritten"
+    if unchanged and not options.inline:
+        outcome = "unchanged"
+    digest = hashlib.sha256(data_bytes).hexdigest()
+    misses = tuple(applied.near_misses)
+    return RewriteResult(output, digest, outcome, sites, misses, tuple(log.records), adapted, guard, parity)
+
+
+def rewrite_graph(
+    original: onnx.ModelProto, options: RewriteOptions, stage: OpenStage
+) -> tuple[onnx.ModelProto, Applied]:
+    """The graph part of :func:`rewrite_onnx`.
+
+    Returns:
+        the rewritten model, or the original itself if there was nothing to do; and what was done.
+    """
+    opset = target_opset(original, options.opset)
+    model = prepare(original, opset, stage)
+    applied = apply_rules(model, "where" if options.mask_form == "where" else "multiply", opset)
+    strip_sites(model)
+    stage.applied += applied.lines()
+    stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
+    converted = options.opset is not None and options.opset != opset_of(original)
+    if applied or converted:
+        proto = ir.to_proto(model)
+    else:
+        stage.applied[:] = []
+        proto = onnx.ModelProto()
+        proto.CopyFrom(original)
+    reformed: list[str] = []
+    if options.mask_form != "auto":
+        reformed, skipped = change_mask_form(proto, options.mask_form)
+        stage.applied += [f"{name}: mask form {options.mask_form}" for name in reformed]
+        stage.skipped += skipped
+    if not applied and not converted and not reformed:
+        stage.applied.append("nothing to do")
+        return original, applied
+    _finish(proto)
+    return proto, applied
+
+
+def _finish(proto: onnx.ModelProto) -> None:
+    """Our metadata beside the file's own, and the full checker."""
+    sites = _variants(proto)
+    ours = {"scconv_deploy.version": __version__}
+    if sites:
+        proto.ir_version = IR_VERSION
+        ours["scconv_deploy.sites"] = json.dumps(dict(sites))
+    else:
+        proto.ir_version = min(proto.ir_version, IR_VERSION)
+    kept = {entry.key: entry.value for entry in proto.metadata_props} | ours
+    onnx.helper.set_model_props(proto, kept)
+    check(proto)
+
+
+def _variants(proto: onnx.ModelProto) -> dict[str, str]:
+    found = {}
+    for site, node in instrument.sites(proto).items():
+        found[site] = next((e.value for e in node.metadata_props if e.key == "scconv.variant"), node.op_type)
+    return found
+
+
+def _serialize(proto: onnx.ModelProto) -> bytes:
+    return proto.SerializeToString(deterministic=True)
+
+
+def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
+    listed = "; ".join(f"{miss.node} ({miss.rule}): {miss.reason}" for miss in misses) or "no candidate was found"
+    return f"{found} of {expected} expected SRUs were fused: {listed}"
+
+
+def _rename_sites(proto: onnx.ModelProto, applied: Applied, reference: Reference) -> None:
+    """Name nodes after the reference's modules, found by parameters equal to the bit, in the order of calls."""
+    _, gates = record_gates(reference.swapped, reference.signature, reference.signature.tensors)
+    free = {
+        site: {n: t.numpy().tobytes() for n, t in node_inputs(gate.swapped).items()} for site, gate in gates.items()
+    }
+    renamed: dict[str, str] = {}
+    for name, node in instrument.sites(proto).items():
+        stored = [onnx.numpy_helper.to_array(t).tobytes() for t in instrument.parameters(proto, node).values()]
+        site = next((site for site, values in free.items() if list(values.values()) == stored), None)
+        if site is not None:
+            del free[site]
+            renamed[name] = site
+    taken = set(instrument.sites(proto)) - set(renamed)
+    for node in proto.graph.node:
+        site = renamed.get(node.name) if node.domain == DOMAIN else None
+        if site is None or site in taken:
+            continue
+        node.name = site
+        for entry in node.metadata_props:
+            if entry.key == SITE:
+                entry.value = site
+    applied.fused = [replace(one, site=renamed.get(one.site, one.site)) for one in applied.fused]
+    if renamed:
+        _finish(proto)
+
+
+def _guard(
+    original: onnx.ModelProto,
+    proto: onnx.ModelProto,
+    applied: Applied,
+    options: RewriteOptions,
+    data: str | None,
+    log: StageLog,
+    progress: Progress,
+) -> GuardReport:
+    progress("comparing with the original")
+    try:
+        feeds = {"seeded noise": _noise(original, options.seed)}
+    except ModelError as error:
+        if data is None:
+            return GuardReport(not_run=str(error))
+        feeds = {}
+    if data is not None:
+        feeds[Path(data).name] = _load(data, original)
+    return _compare(original, proto, applied, feeds, log)
+
+
+def _compare(
+    original: onnx.ModelProto, proto: onnx.ModelProto, applied: Applied, feeds: Mapping[str, Any], log: StageLog
+) -> GuardReport:
+    with log.stage("guard") as stage:
+        report = compare_graphs(original, proto, applied, _thresholds(proto, applied), feeds)
+        stage.applied += report.samples
+        stage.skipped += report.unread
+        if report.not_run:
+            stage.skipped.append(("guard", report.not_run))
+    return report
+
+
+def _thresholds(proto: onnx.ModelProto, applied: Applied) -> dict[str, str]:
+    """Rewritten sigmoid thresholds that are still in the graph: mask -> argument."""
+    names = set(applied.changed.get(sigmoid_threshold.NAME, ()))
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    return {
+        node.output[0]: node.input[0]
+        for node in proto.graph.node
+        if node.op_type in ("GreaterOrEqual", "Less") and node.output[0] in names and node.input[1] in stored
+    }
+
+
+def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    return [value for value in proto.graph.input if value.name not in initializers]
+
+
+def _noise(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
+    """Seeded inputs: normal numbers, or zeros for integers, which may be indices; one size for each symbol."""
+    generator = torch.Generator().manual_seed(seed)
+    feeds = {}
+    for value in _inputs(proto):
+        kind = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+            raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
+        shape = [axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        numbers = torch.randn(shape, generator=generator).numpy()
+        feeds[value.name] = numbers.astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
+    return feeds
+
+
+def _load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    names = {value.name for value in _inputs(proto)}
+    if not Path(source).is_file():
+        raise UsageError(f"--data {source} is not a file.", "Give an .npz with one array per input.")
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
+        raise IntegrityError(f"--data {source} is damaged or not an .npz.", "Save it with np.savez.") from error
+    if set(arrays) != names:
+        raise UsageError(
+            f"--data {source} holds {', '.join(arrays)}.", f"Save one array per input: {', '.join(names)}."
+        )
+    kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in _inputs(proto)}
+    return {name: np.ascontiguousarray(array, dtype=kinds[name]) for name, array in arrays.items()}
+
+
+def _adapted_paths(output: Path) -> tuple[Path, Path]:
+    return output.with_suffix(".plugin.onnx"), output.with_suffix(".inlined.onnx")
+
+
+def _write_adapted(proto: onnx.ModelProto, output: Path) -> tuple[Path, ...]:
+    paths = _adapted_paths(output)
+    for path, form in zip(paths, (without_functions(proto), inlined(proto)), strict=True):
+        write_file(path, _serialize(form))
+    return paths

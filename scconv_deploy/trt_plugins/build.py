@@ -1,0 +1,297 @@
+"""Compile the fused SRU with the user's own nvcc, for TensorRT (with NVIDIA's headers) or for PyTorch alone.
+
+One library serves both: it exports the entry points of a TensorRT plugin and the kernels' C interface, and is linked to
+neither TensorRT nor the CUDA runtime library (which is inside). NVIDIA's headers are found, never copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scconv_deploy.bundle.atomic import check_output_file, write_file
+from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+
+SOURCES = Path(__file__).parent / "sru"
+LIBRARY = "libscconv_sru.so"
+OLDEST_TENSORRT = (10, 3)
+KERNEL_SOURCES = ("kernel/sru.cpp", "kernel/sru_float.cu", "kernel/sru_half.cu", "kernel/sru_bfloat16.cu")
+PLUGIN_SOURCES = ("plugin/attributes.cpp", "plugin/plugin.cpp", "plugin/creator.cpp")
+REGISTER_SOURCE = "register/register.cpp"
+COMPILE_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+_SHOWN_LINES = 40
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is to be built.
+
+    Attributes:
+        architectures: compute capabilities without the dot, for example ``("87", "89")``; empty for the GPUs present.
+        tensorrt_include: the folder of NvInfer.h; None to look for it.
+        kernels_only: without the TensorRT plugin, for PyTorch alone; needs no header of NVIDIA's.
+        register: also the library for hosts that only dlopen, beside the first one.
+    """
+
+    architectures: tuple[str, ...] = ()
+    tensorrt_include: Path | None = None
+    kernels_only: bool = False
+    register: bool = False
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built; paths are absolute."""
+
+    path: Path
+    register: Path | None
+    architectures: tuple[str, ...]
+    cuda: str
+    tensorrt: str | None
+    cached: bool
+    seconds: float
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "register": self.register and str(self.register)}
+
+
+@dataclass(frozen=True)
+class _Tools:
+    nvcc: str
+    cuda: str
+    include: Path | None
+    tensorrt: str | None
+
+
+def build(
+    request: BuildRequest, output: Path | None = None, *, force: bool = False, machine: Machine | None = None
+) -> BuildResult:
+    """Compile the library, to a file or into the cache; a build that is in the cache already is used again.
+
+    Args:
+        output: where to; None for the cache (``$XDG_CACHE_HOME/scconv-deploy``), whose key is made of the sources, the
+            compiler, the headers' version and the flags.
+
+    Raises:
+        MissingRuntimeError: there is no nvcc, no header of TensorRT, or no GPU to build for.
+        UsageError: an architecture that nvcc does not know, or an output that exists.
+        BuildError: the compiler failed; its lines are in the details.
+    """
+    machine = machine or Machine()
+    if request.register and request.kernels_only:
+        raise UsageError(
+            "The register library registers the TensorRT plugin.", "Leave --kernels-only or --register out."
+        )
+    if output is not None:
+        check_output_file(output, force)
+        if request.register:
+            check_output_file(_register_name(output), force)
+    tools = _tools(request, machine)
+    architectures = _architectures(request, tools, machine)
+    start = time.monotonic()
+    cached = _cache_folder(machine) / _key(request, tools, architectures)
+    found = cached / LIBRARY
+    complete = found.is_file() and (not request.register or _register_name(found).is_file())
+    if output is None:
+        if not complete:
+            _compile(request, tools, architectures, found)
+        path = found
+    else:
+        _compile(request, tools, architectures, output)
+        path, complete = output, False
+    return BuildResult(
+        path.absolute(),
+        _register_name(path).absolute() if request.register else None,
+        architectures,
+        tools.cuda,
+        tools.tensorrt,
+        complete,
+        round(time.monotonic() - start, 1),
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def built_libraries(machine: Machine | None = None) -> list[Path]:
+    """Libraries in the cache that these sources gave, newest first."""
+    folder = _cache_folder(machine or Machine())
+    found = folder.glob(f"{_source_digest()[:12]}-*/{LIBRARY}")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+# --- what is found on the machine ---
+
+
+def _tools(request: BuildRequest, machine: Machine) -> _Tools:
+    nvcc = find_nvcc(machine)
+    banner = machine.run([nvcc, "--version"]) if nvcc else None
+    release = re.search(r"V(\d+\.\d+\.\d+)", banner or "")
+    if nvcc is None or release is None:
+        raise MissingRuntimeError(
+            f"nvcc {'does not run: ' + nvcc if nvcc else 'was not found'} (PATH, CUDA_HOME, /usr/local/cuda, wheels).",
+            "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl, or install NVIDIA's CUDA toolkit.",
+        )
+    if request.kernels_only:
+        return _Tools(nvcc, release[1], None, None)
+    include, version = _headers(request, machine)
+    return _Tools(nvcc, release[1], include, version)
+
+
+def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
+    """TensorRT's headers and their version."""
+    if request.tensorrt_include is not None:
+        if not (request.tensorrt_include / "NvInfer.h").is_file():
+            raise UsageError(
+                f"{request.tensorrt_include} holds no NvInfer.h.", "Name TensorRT's include folder, or leave it out."
+            )
+        environment = dict(machine.environ) | {"TENSORRT_INCLUDE_DIR": str(request.tensorrt_include.absolute())}
+        machine = Machine(run=machine.run, environ=environment, root=machine.root)
+    headers = find_tensorrt_headers(machine)
+    if headers is None:
+        raise MissingRuntimeError(
+            "TensorRT's headers (NvInfer.h) were not found.",
+            "apt install libnvinfer-headers-dev, or give --tensorrt-include with the include folder of NVIDIA/TensorRT "
+            "at your version, or --kernels-only for PyTorch.",
+        )
+    folder, version = headers[0].absolute(), headers[1]
+    numbers = [int(part) for part in version.split(".") if part.isdigit()]
+    if tuple(numbers[:2]) < OLDEST_TENSORRT:
+        raise MissingRuntimeError(
+            f"TensorRT's headers in {folder} are of version {version}, expected 10.3 or later.", "Name newer ones."
+        )
+    return folder, version
+
+
+def _architectures(request: BuildRequest, tools: _Tools, machine: Machine) -> tuple[str, ...]:
+    wanted = request.architectures
+    if not wanted:
+        output = machine.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+        wanted = tuple(line.strip().replace(".", "") for line in output.splitlines() if line.strip())
+        if not wanted:
+            raise MissingRuntimeError("There is no GPU to build for.", "Name its architecture, for example --arch 89.")
+    known = re.findall(r"compute_(\d+)", machine.run([tools.nvcc, "--list-gpu-arch"]) or "")
+    for architecture in wanted:
+        if architecture not in known:
+            raise UsageError(
+                f"nvcc {tools.cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}."
+            )
+    return tuple(sorted(set(wanted), key=int))
+
+
+# --- the cache ---
+
+
+def _cache_folder(machine: Machine) -> Path:
+    base = machine.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "scconv-deploy" / "plugins"
+
+
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".h", ".cuh", ".cu", ".cpp")):
+        digest.update(f"{path.relative_to(SOURCES).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(request: BuildRequest, tools: _Tools, architectures: Sequence[str]) -> str:
+    """Sources first, so that libraries of other sources are told by their names."""
+    facts = [tools.cuda, tools.tensorrt, *architectures, *COMPILE_FLAGS, request.kernels_only, os.uname().machine]
+    return f"{_source_digest()[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+
+
+# --- the compiler ---
+
+
+def compile_command(
+    nvcc: str, architectures: Sequence[str], include: Path | None, soname: str, output: Path, *extra: str
+) -> list[str]:
+    """The compiler's command line: machine code for each architecture, and PTX of the last for GPUs to come."""
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    sources = KERNEL_SOURCES + (PLUGIN_SOURCES if include is not None else ())
+    return [
+        nvcc,
+        *COMPILE_FLAGS,
+        *targets,
+        "--threads=0",
+        "-shared",
+        *library_folders(nvcc),
+        *(() if include is None else ("-isystem", str(include))),
+        *extra,
+        *(str(SOURCES / source) for source in sources),
+        f"-Xlinker=-soname={soname}",
+        "-o",
+        str(output),
+    ]
+
+
+def library_folders(nvcc: str) -> tuple[str, ...]:
+    """PyPI's wheels keep libcudart_static.a in lib, where nvcc looks in lib64 only."""
+    folder = Path(nvcc).parent.parent / "lib"
+    return (f"-L{folder}",) if (folder / "libcudart_static.a").is_file() else ()
+
+
+def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str], output: Path) -> None:
+    """Compile into a temporary folder, and put what came out in its place in one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / output.name
+        _run(compile_command(tools.nvcc, architectures, tools.include, output.name, library), folder)
+        products = {output: library}
+        if request.register:
+            products[_register_name(output)] = _compile_register(tools, library)
+        for path, product in products.items():
+            write_file(path, product.read_bytes())
+
+
+def _compile_register(tools: _Tools, library: Path) -> Path:
+    """The register library, linked to the plugin beside it and to libnvinfer of the headers' major version.
+
+    libnvinfer need not be here: a stub of its soname stands for it in the linker, as CUDA's own stubs do.
+    """
+    folder = library.parent
+    soname = f"libnvinfer.so.{(tools.tensorrt or '').split('.')[0]}"
+    stub = folder / "stub.cpp"
+    stub.write_text('extern "C" void* getPluginRegistry() noexcept { return nullptr; }\n', encoding="utf-8")
+    compiler = [tools.nvcc, "-std=c++17", "-O2", "-shared", "-cudart=none", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    _run([*compiler, str(stub), f"-Xlinker=-soname={soname}", "-o", str(folder / soname),
+          "-Xcompiler", "-fvisibility=default"], str(folder))  # fmt: skip
+    product = _register_name(library)
+    _run([*compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(SOURCES / REGISTER_SOURCE),
+          "-Xlinker=--no-as-needed", str(library), f"-Xlinker={folder / soname}", "-Xlinker=-rpath=$ORIGIN",
+          f"-Xlinker=-soname={product.name}", "-o", str(product)], str(folder))  # fmt: skip
+    return product
+
+
+def _register_name(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_register{path.suffix}")
+
+
+def _run(command: Sequence[str], folder: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    except OSError as error:
+        raise MissingRuntimeError(f"{command[0]} cannot be run: {error.strerror}.", "Install it again.") from error
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
+        raise BuildError(
+            f"nvcc could not build the fused SRU: {first or f'exit status {done.returncode}'}.",
+            _remedy(first),
+            "\n".join(lines[:_SHOWN_LINES]),
+        )
+
+
+def _remedy(line: str) -> str:
+    if "Unsupported .version" in line:  # pip does not hold CUDA's wheels together
+        return "The CUDA wheels are of several versions: pip install -U nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt"
+    return "Check that nvcc supports the host compiler."

@@ -1,0 +1,147 @@
+"""Look at a built plugin: its exports, its needs, the GPUs that it has code for, and whether a runtime takes it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scconv_deploy.doctor import Machine
+from scconv_deploy.errors import UsageError
+from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
+
+ENTRY_POINTS = ("getCreators", "setLoggerFinder")
+C_INTERFACE = (
+    "scconv_sru_abi_version",
+    "scconv_sru_choose",
+    "scconv_sru_enqueue",
+    "scconv_sru_refusal",
+    "scconv_sru_workspace_bytes",
+)
+OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
+RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Package and module; both have a plugin registry."""
+
+# Symbols of NVIDIA's that a host would have to offer: their versions would tie the plugin to one TensorRT.
+_FOREIGN_PREFIXES = ("nvinfer", "_ZN8nvinfer1", "getPluginRegistry", "getLogger", "getInferLib", "createInfer")
+_FOREIGN_LIBRARIES = ("libnvinfer", "libnvonnxparser", "libcudart", "libtensorrt")
+_CHILD_TIMEOUT_S = 120
+_LOAD = """
+import json, sys
+import {module} as trt
+registry = trt.get_plugin_registry()
+handle = registry.load_library(sys.argv[1])
+found = [[c.name, c.plugin_version, c.plugin_namespace] for c in registry.all_creators]
+print(json.dumps({{"version": trt.__version__, "loaded": handle is not None, "creators": found}}))
+"""
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One question and its answer."""
+
+    name: str
+    verdict: Literal["passed", "failed", "not run"]
+    found: str
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """Falsy when a check failed."""
+
+    path: Path
+    rows: tuple[CheckRow, ...]
+    architectures: tuple[str, ...]
+    ptx: tuple[str, ...]
+    needed: tuple[str, ...]
+    versions: dict[str, str]
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[CheckRow, ...]:
+        return tuple(row for row in self.rows if row.verdict == "failed")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"path": str(self.path), "verdict": "passed" if self else "failed"}
+
+
+def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
+    """Check a library; it is loaded only when its symbols are right, and only in a child process.
+
+    Raises:
+        UsageError: there is no such file.
+        IntegrityError: it is no shared library.
+    """
+    machine = machine or Machine()
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist.", "Build it: scconv-deploy plugin build -o FILE")
+    library = read_library(path)
+    rows = [*_static_rows(library)]
+    if all(row.verdict == "passed" for row in rows):
+        rows += [_load_row(path, package, module, machine) for package, module in RUNTIMES.items()]
+    else:
+        rows += [CheckRow(f"loads in {package}", "not run", "its symbols are wrong") for package in RUNTIMES]
+    return PluginReport(path, tuple(rows), library.cubins, library.ptx, library.needed, library.versions)
+
+
+def _static_rows(library: SharedLibrary) -> list[CheckRow]:
+    missing = [name for name in (*ENTRY_POINTS, *C_INTERFACE) if name not in library.exported]
+    foreign = sorted(name for name in library.undefined if name.startswith(_FOREIGN_PREFIXES))
+    linked = sorted(name for name in library.needed if name.startswith(_FOREIGN_LIBRARIES))
+    extra = sorted(
+        library.exported - {*ENTRY_POINTS, *C_INTERFACE, "scconv_sru_creators"} - set(_runtime_symbols(library))
+    )
+    code = library.cubins or library.ptx
+    newest = ", ".join(f"{family} {version}" for family, version in sorted(library.versions.items()))
+    return [
+        _row("entry points and C interface", not missing, "all exported", f"not exported: {', '.join(missing)}"),
+        _row("nothing else exported", not extra, "no other symbol", f"also exported: {', '.join(extra[:5])}"),
+        _row("no symbol of libnvinfer needed", not foreign, "none", ", ".join(foreign[:5])),
+        _row("not linked to TensorRT or the CUDA runtime", not linked, ", ".join(library.needed), ", ".join(linked)),
+        _row("GPU code", bool(code), _code(library), "there is none"),
+        CheckRow("runs on", "passed", f"{library.machine}, needs {newest}"),
+    ]
+
+
+def _runtime_symbols(library: SharedLibrary) -> list[str]:
+    """Weak template instances of the C++ library, which every compiler exports, and the linker's own marks."""
+    return [name for name in library.exported if name.startswith(("_ZNSt", "_ZSt", "_ZNKSt", "_ZTI", "_ZTS", "_ZTV"))]
+
+
+def _code(library: SharedLibrary) -> str:
+    ptx = f"; PTX {', '.join(library.ptx)} for newer GPUs" if library.ptx else "; no PTX for newer GPUs"
+    return f"compute capability {', '.join(library.cubins) or 'none'}{ptx}"
+
+
+def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:
+    return CheckRow(name, "passed" if passed else "failed", found if passed else otherwise)
+
+
+def _load_row(path: Path, package: str, module: str, machine: Machine) -> CheckRow:
+    """In a child process: a plugin that crashes is a finding."""
+    name = f"loads in {package}"
+    if machine.installed(package) is None:
+        return CheckRow(name, "not run", f"{package} is not installed")
+    command = [sys.executable, "-c", _LOAD.format(module=module), str(path.absolute())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return CheckRow(name, "failed", f"no answer in {_CHILD_TIMEOUT_S} s")
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        if "ImportError" in last or "ModuleNotFoundError" in last or "OSError" in last:
+            return CheckRow(name, "not run", f"{package} is installed, but does not import: {last}")
+        return CheckRow(name, "failed", last)
+    expected = {(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) for operator in OPERATORS}
+    found = {tuple(creator) for creator in answer["creators"] if creator[2] == PLUGIN_NAMESPACE}
+    registered = ", ".join(f"{space}::{operator} {version}" for operator, version, space in sorted(found)) or "nothing"
+    passed = answer["loaded"] and expected <= found
+    return CheckRow(name, "passed" if passed else "failed", f"{package} {answer['version']} registers {registered}")

@@ -1,0 +1,302 @@
+"""The fused SRU for PyTorch: the compiled library bound with ctypes, and the operator ``torch.ops.scconv.sru``.
+
+On a CPU tensor the operator computes the contract in plain PyTorch; on a GPU it runs the kernels of the library that
+:func:`load` opened, on the current stream, without synchronising. Inference only: it has no gradient.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
+from scconv_deploy.gate import Recognition, RecognizedSRU, replace_modules
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
+from scconv_deploy.trt_plugins.build import built_libraries
+
+ABI_VERSION = 1
+OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
+ALGORITHMS = ("auto", "on_chip", "split", "general")
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class SruParams(ctypes.Structure):
+    """``ScconvSruParams`` of ``sru/kernel/sru.h``, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "y", "cut", "sign", "first", "second", "workspace")),
+        ("workspace_bytes", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "pixels")),
+        *((name, ctypes.c_int32) for name in ("num_groups", "ddof")),
+        *((name, ctypes.c_float) for name in ("eps_var", "eps_std")),
+        *((name, ctypes.c_int32) for name in ("op", "type", "parameter_type", "algorithm")),
+    )
+
+
+class SruLibrary:
+    """A compiled library.
+
+    Args:
+        path: what ``scconv-deploy plugin build`` wrote.
+
+    Raises:
+        IntegrityError: it cannot be loaded, or is not this package's, or of another version of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._library = ctypes.CDLL(str(path.absolute()))
+            version = self._library.scconv_sru_abi_version()
+        except (OSError, AttributeError) as error:
+            raise IntegrityError(f"{path} is no library of the fused SRU: {error}.", _BUILD) from error
+        if version != ABI_VERSION:
+            raise IntegrityError(f"{path} has interface version {version}, expected {ABI_VERSION}.", _BUILD)
+        params = ctypes.POINTER(SruParams)
+        self._library.scconv_sru_refusal.restype = ctypes.c_char_p
+        self._library.scconv_sru_refusal.argtypes = [params]
+        self._library.scconv_sru_workspace_bytes.restype = ctypes.c_uint64
+        self._library.scconv_sru_workspace_bytes.argtypes = [params]
+        self._library.scconv_sru_choose.argtypes = [params, ctypes.POINTER(ctypes.c_int32)]
+        self._library.scconv_sru_enqueue.argtypes = [params, ctypes.c_void_p]
+
+    def refusal(self, params: SruParams) -> str | None:
+        """Why sizes and types are refused, or None."""
+        reason = self._library.scconv_sru_refusal(ctypes.byref(params))
+        return reason.decode() if reason else None
+
+    def workspace_bytes(self, params: SruParams) -> int:
+        return self._library.scconv_sru_workspace_bytes(ctypes.byref(params))
+
+    def chosen_algorithm(self, params: SruParams) -> str:
+        """What the current GPU would run (torch.cuda.CudaError where there is none)."""
+        chosen = ctypes.c_int32()
+        if status := self._library.scconv_sru_choose(ctypes.byref(params), ctypes.byref(chosen)):
+            raise torch.cuda.CudaError(status)
+        return ALGORITHMS[chosen.value]
+
+    def sru(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        operator: str,
+        num_groups: int,
+        ddof: int,
+        eps_var: float,
+        eps_std: float,
+        algorithm: str = "auto",
+    ) -> Tensor:
+        """Enqueue the operator on x's GPU and its current stream.
+
+        Args:
+            x: ``[N, C, H, W]``, float32, float16 or bfloat16, on a GPU.
+            parameters: cut, sign and what the operator takes more, ``[C]`` each, float32 or of x's type.
+
+        Returns:
+            ``[N, C, H, W]``, x's type.
+
+        Raises:
+            ConfigurationError: sizes, types or devices that the kernels refuse.
+            torch.cuda.CudaError: CUDA's own error.
+        """
+        if not x.is_cuda or any(p.device != x.device for p in parameters):
+            raise ConfigurationError(f"Fused SRU: x and its parameters are not on one GPU, but on {x.device}.")
+        x, parameters = x.contiguous(), [p.contiguous() for p in parameters]
+        params = sru_params(x, parameters, operator, num_groups, ddof, eps_var, eps_std, algorithm)
+        if reason := self.refusal(params):
+            raise ConfigurationError(f"Fused SRU on {list(x.shape)}, num_groups {num_groups}: {reason}.")
+        y = torch.empty_like(x)
+        with torch.cuda.device(x.device):
+            workspace = torch.empty(self.workspace_bytes(params), dtype=torch.uint8, device=x.device)
+            params.y, params.workspace, params.workspace_bytes = y.data_ptr(), workspace.data_ptr(), workspace.numel()
+            stream = torch.cuda.current_stream().cuda_stream
+            if status := self._library.scconv_sru_enqueue(ctypes.byref(params), stream):
+                raise torch.cuda.CudaError(status)
+        return y
+
+
+def sru_params(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operator: str,
+    num_groups: int,
+    ddof: int,
+    eps_var: float,
+    eps_std: float,
+    algorithm: str = "auto",
+) -> SruParams:
+    """The struct for these tensors, without output and workspace (ConfigurationError for shapes that do not fit)."""
+    _check_arguments(x, parameters, operator)
+    batch, channels, height, width = x.shape
+    params = SruParams(
+        batch=batch, channels=channels, pixels=height * width, num_groups=num_groups, ddof=ddof, eps_var=eps_var,
+        eps_std=eps_std, op=OPERATORS.index(operator), type=TYPES.index(x.dtype),
+        parameter_type=TYPES.index(parameters[0].dtype), algorithm=ALGORITHMS.index(algorithm),
+    )  # fmt: skip
+    params.x = x.data_ptr()
+    for name, value in zip(("cut", "sign", "first", "second"), parameters, strict=False):
+        setattr(params, name, value.data_ptr())
+    return params
+
+
+def _check_arguments(x: Tensor, parameters: Sequence[Tensor], operator: str) -> None:
+    if operator not in OPERATORS:
+        raise ConfigurationError(f"Fused SRU: operator {operator!r} is unknown.", f"Use one of {', '.join(OPERATORS)}.")
+    if x.dim() != 4 or x.dtype not in TYPES:
+        raise ConfigurationError(
+            f"Fused SRU: x is {x.dtype} {list(x.shape)}, expected [N, C, H, W] in float32, float16 or bfloat16."
+        )
+    count = 2 if operator == "SRU" else 4
+    shapes = [tuple(p.shape) for p in parameters]
+    if shapes != [(x.shape[1],)] * count:
+        raise ConfigurationError(
+            f"Fused SRU: parameters have shapes {shapes}, expected {count} times ({x.shape[1]},) for {operator}."
+        )
+    types = {p.dtype for p in parameters}
+    if len(types) > 1 or not types <= {torch.float32, x.dtype}:
+        raise ConfigurationError(
+            f"Fused SRU: parameters are {sorted(map(str, types))}, expected torch.float32 or all of x's {x.dtype}."
+        )
+
+
+_BUILD = "Build it: scconv-deploy plugin build"
+_loaded: list[SruLibrary] = []
+
+
+def load(path: Path | None = None) -> SruLibrary:
+    """Open a library for ``torch.ops.scconv.sru``; without a path the newest one in the build cache.
+
+    Raises:
+        MissingRuntimeError: there is none in the cache.
+        IntegrityError: it is not this package's library.
+    """
+    if path is None:
+        found = built_libraries()
+        if not found:
+            raise MissingRuntimeError("No library of the fused SRU has been built.", _BUILD)
+        path = found[0]
+    library = SruLibrary(path)
+    _loaded[:] = [library]
+    return library
+
+
+@torch.library.custom_op("scconv::sru", mutates_args=(), device_types="cuda")
+def sru(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operator: str,
+    num_groups: int,
+    ddof: int,
+    eps_var: float,
+    eps_std: float,
+) -> Tensor:
+    """The operator of the domain ``scconv`` on ``[N, C, H, W]``; see :class:`SruLibrary` for the arguments."""
+    library = _loaded[0] if _loaded else load()
+    return library.sru(x, parameters, operator, num_groups, ddof, eps_var, eps_std)
+
+
+@sru.register_kernel("cpu")
+def _sru_on_cpu(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operator: str,
+    num_groups: int,
+    ddof: int,
+    eps_var: float,
+    eps_std: float,
+) -> Tensor:
+    """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type."""
+    _check_arguments(x, parameters, operator)
+    channels, elements = x.shape[1], x[0].numel()
+    check_halves(channels, "Fused SRU")
+    check_groups(channels, num_groups, elements, "Fused SRU")
+    wide = x.float()
+    groups = wide.reshape(x.shape[0], num_groups, -1)
+    mean = groups.mean(dim=2, keepdim=True)
+    s = torch.sqrt(groups.var(dim=2, correction=ddof, keepdim=True) + eps_var) + eps_std
+    centred = (groups - mean).reshape(x.shape)
+    spread = s.expand_as(groups).reshape(x.shape)
+    cut, sign, *affine = (p.float().reshape(1, -1, 1, 1) for p in parameters)
+    opened = sign * centred >= spread * cut
+    data = x
+    if affine:
+        normalized = centred / spread * affine[0] + affine[1]
+        if operator == "SRUSoft":
+            r = torch.sigmoid(normalized)
+            x1, x2 = (torch.where(opened, fixed, r) * wide for fixed in (1.0, 0.0))
+            return cross_reconstruct(x1, x2).to(x.dtype)
+        data = normalized.to(x.dtype)
+    return cross_reconstruct(opened * data, (~opened) * data)
+
+
+@sru.register_fake
+def _sru_fake(
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    operator: str,
+    num_groups: int,
+    ddof: int,
+    eps_var: float,
+    eps_std: float,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+class FusedSRU(nn.Module):
+    """An SRU whose gate is the fused operator, for inference.
+
+    Args:
+        gamma, beta: C elements each, of the group normalisation.
+        variant: which SRU it is; see :func:`scconv_deploy.gate.recognize`.
+    """
+
+    def __init__(self, gamma: Tensor, beta: Tensor, variant: GateVariant) -> None:
+        super().__init__()
+        self.variant = variant
+        for name, value in operator_inputs(gamma, beta, variant).items():
+            self.register_buffer(name, value)
+        self._names = tuple(name for name, _ in self.named_buffers())
+
+    def _apply(self, fn, recurse=True):
+        """Parameters follow the module's device, but stay float32 (half precision would move the cut)."""
+        kept = {name: getattr(self, name) for name in self._names}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.variant
+        parameters = [getattr(self, name) for name in self._names]
+        return sru(x, parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
+
+
+class _FusedSite(nn.Module):
+    """A recognised SRU's place: the fused gate, and the 1x1 convolution that some code puts before or after it."""
+
+    def __init__(self, found: RecognizedSRU) -> None:
+        super().__init__()
+        self.gate = FusedSRU(found.gamma, found.beta, found.variant)
+        before, after = found.conv_place == "before", found.conv_place == "after"
+        self.before = found.conv if before and found.conv is not None else nn.Identity()
+        self.after = found.conv if after and found.conv is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.gate(self.before(x)))
+
+
+def fuse(model: nn.Module, recognition: Recognition) -> nn.Module:
+    """A copy of a model for inference that shares its tensors, with each recognised SRU fused.
+
+    Args:
+        recognition: of the same model, from :func:`scconv_deploy.gate.recognize`; what it refused stays as it is.
+
+    Raises:
+        ModelError: something in the model cannot be copied.
+    """
+    return replace_modules(model, {id(found.module): _FusedSite(found) for found in recognition.srus})

@@ -1,0 +1,46 @@
+// What every kernel is given, and how the host calls them; no device code, so that the host side compiles by itself.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "../sru_math.h"
+#include "plan.h"
+
+namespace scconv {
+
+struct KernelParams
+{
+    const void* x;
+    void* y;
+    const void* cut;
+    const void* sign;
+    const void* first;
+    const void* second;
+    Moments* pieces;      // [N * G, pieces_per_group]
+    Group* groups;        // [N * G]; general path
+    int64_t batch;
+    uint32_t num_groups;
+    uint32_t half_groups;
+    uint32_t length;        // L
+    uint32_t half_elements; // C / 2 * H * W
+    uint32_t half_channels;
+    uint32_t group_channels; // C / G, where that is whole
+    uint32_t pieces_per_group;
+    uint32_t blocks_per_item; // apply: blocks for a pair, or for a sample
+    Divisor by_pixels;        // H * W
+    Divisor by_length;
+    float freedom; // L - ddof
+    float eps_var;
+    float eps_std;
+    bool parameters_are_float;
+};
+
+// One for each data type, compiled in sru_float.cu, sru_half.cu and sru_bfloat16.cu so that a build does them side by
+// side.
+cudaError_t launch_float(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
+cudaError_t launch_half(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
+cudaError_t launch_bfloat16(Operator op, const KernelParams& p, const Plan& plan, cudaStream_t stream);
+
+} // namespace scconv

@@ -1,0 +1,139 @@
+// The C interface: checks, the plan, dispatch by data type. Host code; the kernels are in sru_*.cu.
+#include "sru.h"
+
+#include "kernel_params.h"
+
+namespace {
+
+using namespace scconv;
+
+static_assert(sizeof(ScconvSruParams) == 120, "trt_plugins/library.py mirrors the struct");
+
+// The largest power of two up to 16 that divides the address; 16 for null, whose alignment nobody asks for.
+uint32_t alignment(const void* pointer)
+{
+    const auto address = reinterpret_cast<uintptr_t>(pointer) | 16u;
+    return static_cast<uint32_t>(address & (~address + 1));
+}
+
+Problem problem_of(const ScconvSruParams& p)
+{
+    const uint32_t x = alignment(p.x), y = alignment(p.y);
+    const int32_t bytes = p.type == SCCONV_FLOAT ? 4 : 2;
+    return {p.batch, p.channels, p.pixels, p.num_groups, bytes, x < y ? x : y, static_cast<Algorithm>(p.algorithm)};
+}
+
+const char* refusal_of(const ScconvSruParams& p)
+{
+    if (p.op < SCCONV_SRU || p.op > SCCONV_SRU_SOFT)
+        return "the operator is unknown";
+    if (p.type < SCCONV_FLOAT || p.type > SCCONV_BFLOAT16)
+        return "the data type is none of float, half and bfloat16";
+    if (p.parameter_type != SCCONV_FLOAT && p.parameter_type != p.type)
+        return "the parameters are neither float nor of the data type";
+    if (p.algorithm < SCCONV_AUTO || p.algorithm > SCCONV_GENERAL)
+        return "the algorithm is unknown";
+    return refusal(problem_of(p), p.ddof);
+}
+
+cudaError_t query(Limits& limits)
+{
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(
+            &limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return status;
+}
+
+KernelParams kernel_params(const ScconvSruParams& p, const Problem& problem, const Plan& plan)
+{
+    KernelParams k{};
+    k.x = p.x;
+    k.y = p.y;
+    k.cut = p.cut;
+    k.sign = p.sign;
+    k.first = p.first;
+    k.second = p.second;
+    k.pieces = static_cast<Moments*>(p.workspace);
+    k.groups = reinterpret_cast<Group*>(k.pieces + p.batch * p.num_groups * plan.pieces);
+    k.batch = p.batch;
+    k.num_groups = static_cast<uint32_t>(p.num_groups);
+    k.half_groups = k.num_groups / 2;
+    k.length = static_cast<uint32_t>(problem.group_elements());
+    k.half_elements = static_cast<uint32_t>(problem.half_elements());
+    k.half_channels = static_cast<uint32_t>(p.channels / 2);
+    k.group_channels = static_cast<uint32_t>(p.channels / p.num_groups);
+    k.pieces_per_group = plan.pieces;
+    const int64_t items = plan.algorithm == Algorithm::kGeneral ? p.batch : p.batch * k.half_groups;
+    k.blocks_per_item = static_cast<uint32_t>(plan.blocks / items);
+    k.by_pixels = make_divisor(static_cast<uint32_t>(p.pixels));
+    k.by_length = make_divisor(k.length);
+    k.freedom = static_cast<float>(problem.group_elements() - p.ddof);
+    k.eps_var = p.eps_var;
+    k.eps_std = p.eps_std;
+    k.parameters_are_float = p.parameter_type == SCCONV_FLOAT;
+    return k;
+}
+
+bool pointers_given(const ScconvSruParams& p)
+{
+    const bool affine = p.op == SCCONV_SRU || (p.first != nullptr && p.second != nullptr);
+    return p.x != nullptr && p.y != nullptr && p.cut != nullptr && p.sign != nullptr && affine;
+}
+
+} // namespace
+
+int32_t scconv_sru_abi_version(void)
+{
+    return SCCONV_SRU_ABI_VERSION;
+}
+
+const char* scconv_sru_refusal(const ScconvSruParams* params)
+{
+    return params == nullptr ? "no parameters are given" : refusal_of(*params);
+}
+
+uint64_t scconv_sru_workspace_bytes(const ScconvSruParams* params)
+{
+    return params == nullptr || refusal_of(*params) != nullptr ? 0 : workspace_bytes(problem_of(*params));
+}
+
+cudaError_t scconv_sru_choose(const ScconvSruParams* params, int32_t* algorithm)
+{
+    if (params == nullptr || algorithm == nullptr || refusal_of(*params) != nullptr)
+        return cudaErrorInvalidValue;
+    Limits limits{};
+    const cudaError_t status = query(limits);
+    if (status == cudaSuccess)
+        *algorithm = static_cast<int32_t>(make_plan(problem_of(*params), limits).algorithm);
+    return status;
+}
+
+cudaError_t scconv_sru_enqueue(const ScconvSruParams* params, cudaStream_t stream)
+{
+    if (params == nullptr || refusal_of(*params) != nullptr || !pointers_given(*params))
+        return cudaErrorInvalidValue;
+    Limits limits{};
+    const cudaError_t status = query(limits);
+    if (status != cudaSuccess)
+        return status;
+    const Problem problem = problem_of(*params);
+    const Plan plan = make_plan(problem, limits);
+    const int64_t groups = params->batch * params->num_groups;
+    if (plan.blocks > kMaxBlocks || groups > kMaxBlocks / plan.pieces)
+        return cudaErrorInvalidConfiguration;
+    if (plan.algorithm != Algorithm::kOnChip
+        && (params->workspace == nullptr || params->workspace_bytes < workspace_bytes(problem)))
+        return cudaErrorInvalidValue;
+    const KernelParams kernel = kernel_params(*params, problem, plan);
+    const Operator op = static_cast<Operator>(params->op);
+    switch (params->type)
+    {
+    case SCCONV_FLOAT: return launch_float(op, kernel, plan, stream);
+    case SCCONV_HALF: return launch_half(op, kernel, plan, stream);
+    default: return launch_bfloat16(op, kernel, plan, stream);
+    }
+}

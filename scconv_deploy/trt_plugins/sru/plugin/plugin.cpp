@@ -1,0 +1,312 @@
+#include "plugin.h"
+
+#include <cstdio>
+#include <new>
+
+#include "message.h"
+
+namespace scconv {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+using nvinfer1::DimsExprs;
+using nvinfer1::DynamicPluginTensorDesc;
+using nvinfer1::PluginTensorDesc;
+using nvinfer1::TensorFormat;
+
+namespace {
+
+constexpr int32_t kRefused = -1;
+
+bool kernel_type(DataType type, int32_t& found) noexcept
+{
+    switch (type)
+    {
+    case DataType::kFLOAT: found = SCCONV_FLOAT; return true;
+    case DataType::kHALF: found = SCCONV_HALF; return true;
+    case DataType::kBF16: found = SCCONV_BFLOAT16; return true;
+    default: return false;
+    }
+}
+
+} // namespace
+
+SruPlugin::SruPlugin(const OperatorTraits& traits, const Attributes& attributes) noexcept
+    : traits_(traits)
+    , attributes_(attributes)
+    , fields_(attributes_)
+{
+    // what time depends on; TensorRT adds shapes, types and the device
+    std::snprintf(timing_cache_id_, sizeof(timing_cache_id_), "scconv-%s-%s-abi%d-groups%d", traits_.name, kVersion,
+        SCCONV_SRU_ABI_VERSION, attributes_.num_groups);
+}
+
+nvinfer1::IPluginCapability* SruPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
+{
+    switch (type)
+    {
+    case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+nvinfer1::IPluginV3* SruPlugin::clone() noexcept
+{
+    auto* copy = new (std::nothrow) SruPlugin(traits_, attributes_);
+    if (copy != nullptr)
+    {
+        copy->tactic_ = tactic_;
+        copy->both_tactics_ = both_tactics_;
+    }
+    return copy;
+}
+
+const char* SruPlugin::getPluginName() const noexcept
+{
+    return traits_.name;
+}
+
+const char* SruPlugin::getPluginVersion() const noexcept
+{
+    return kVersion;
+}
+
+const char* SruPlugin::getPluginNamespace() const noexcept
+{
+    return kNamespace;
+}
+
+// --- what is refused ---
+
+bool SruPlugin::check_counts(int32_t inputs, int32_t outputs) const noexcept
+{
+    if (inputs == 1 + traits_.parameters && outputs == 1)
+        return true;
+    message(traits_.name, "%d inputs and %d outputs, expected %d and 1", inputs, outputs, 1 + traits_.parameters);
+    return false;
+}
+
+// dynamic: sizes of -1 are not known yet and pass.
+bool SruPlugin::check_shapes(const Dims& x, const PluginTensorDesc* parameters, bool dynamic) const noexcept
+{
+    if (x.nbDims != 4)
+    {
+        message(traits_.name, "the input has %d dimensions, expected [N, C, H, W]", x.nbDims);
+        return false;
+    }
+    for (int32_t i = 0; i < traits_.parameters; ++i)
+    {
+        const Dims& dims = parameters[i].dims;
+        const bool unknown = dynamic && (x.d[1] < 0 || dims.d[0] < 0);
+        if (dims.nbDims != 1 || (!unknown && dims.d[0] != x.d[1]))
+        {
+            message(traits_.name, "parameter %d has %d dimensions and %lld elements, expected 1 and the %lld channels",
+                i + 1, dims.nbDims, static_cast<long long>(dims.nbDims > 0 ? dims.d[0] : 0),
+                static_cast<long long>(x.d[1]));
+            return false;
+        }
+    }
+    for (int32_t i = 0; dynamic && i < 4; ++i)
+        if (x.d[i] < 0)
+            return true;
+    ScconvSruParams params{};
+    if (!fill(x, DataType::kFLOAT, DataType::kFLOAT, params))
+        return false;
+    const char* reason = scconv_sru_refusal(&params);
+    if (reason == nullptr)
+        return true;
+    message(traits_.name, "%s (input [%lld, %lld, %lld, %lld], num_groups %d)", reason, static_cast<long long>(x.d[0]),
+        static_cast<long long>(x.d[1]), static_cast<long long>(x.d[2]), static_cast<long long>(x.d[3]),
+        attributes_.num_groups);
+    return false;
+}
+
+bool SruPlugin::fill(const Dims& x, DataType type, DataType parameter_type, ScconvSruParams& params) const noexcept
+{
+    if (!kernel_type(type, params.type) || !kernel_type(parameter_type, params.parameter_type))
+    {
+        message(traits_.name, "data type %d or %d is none of float, half and bfloat16", static_cast<int>(type),
+            static_cast<int>(parameter_type));
+        return false;
+    }
+    if (x.d[2] > 0 && x.d[3] > INT64_MAX / x.d[2])
+    {
+        message(traits_.name, "H * W is not a 64-bit number");
+        return false;
+    }
+    params.batch = x.d[0];
+    params.channels = x.d[1];
+    params.pixels = x.d[2] * x.d[3];
+    params.num_groups = attributes_.num_groups;
+    params.ddof = attributes_.ddof;
+    params.eps_var = attributes_.eps_var;
+    params.eps_std = attributes_.eps_std;
+    params.op = traits_.op;
+    params.algorithm = tactic_;
+    return true;
+}
+
+// --- build ---
+
+int32_t SruPlugin::configurePlugin(
+    const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*, int32_t outputs) noexcept
+{
+    if (!check_counts(inputs, outputs))
+        return kRefused;
+    PluginTensorDesc parameters[4];
+    for (int32_t i = 0; i < traits_.parameters; ++i)
+        parameters[i] = in[1 + i].desc;
+    for (const Dims* dims : {&in[0].desc.dims, &in[0].min, &in[0].opt, &in[0].max})
+        if (!check_shapes(*dims, parameters, true))
+            return kRefused;
+
+    ScconvSruParams params{};
+    if (!fill(in[0].opt, in[0].desc.type, in[1].desc.type, params))
+        return kRefused;
+    int32_t chosen = SCCONV_AUTO;
+    params.algorithm = SCCONV_ON_CHIP;
+    both_tactics_ = scconv_sru_choose(&params, &chosen) == cudaSuccess && chosen == SCCONV_ON_CHIP;
+    return 0;
+}
+
+int32_t SruPlugin::getOutputDataTypes(
+    DataType* outputTypes, int32_t outputs, const DataType* inputTypes, int32_t inputs) const noexcept
+{
+    if (!check_counts(inputs, outputs))
+        return kRefused;
+    int32_t unused = 0;
+    if (!kernel_type(inputTypes[0], unused))
+    {
+        message(traits_.name, "input type %d is none of float, half and bfloat16", static_cast<int>(inputTypes[0]));
+        return kRefused;
+    }
+    outputTypes[0] = inputTypes[0];
+    return 0;
+}
+
+int32_t SruPlugin::getOutputShapes(const DimsExprs* in, int32_t inputs, const DimsExprs*, int32_t, DimsExprs* out,
+    int32_t outputs, nvinfer1::IExprBuilder&) noexcept
+{
+    if (!check_counts(inputs, outputs))
+        return kRefused;
+    if (in[0].nbDims != 4)
+    {
+        message(traits_.name, "the input has %d dimensions, expected [N, C, H, W]", in[0].nbDims);
+        return kRefused;
+    }
+    for (int32_t i = 1; i < inputs; ++i)
+        if (in[i].nbDims != 1)
+        {
+            message(traits_.name, "parameter %d has %d dimensions, expected [C]", i, in[i].nbDims);
+            return kRefused;
+        }
+    out[0] = in[0];
+    return 0;
+}
+
+bool SruPlugin::supportsFormatCombination(
+    int32_t position, const DynamicPluginTensorDesc* inOut, int32_t inputs, int32_t outputs) noexcept
+{
+    if (inputs != 1 + traits_.parameters || outputs != 1 || position < 0 || position > inputs)
+        return false;
+    const PluginTensorDesc& asked = inOut[position].desc;
+    const DataType data = inOut[0].desc.type;
+    if (asked.format != TensorFormat::kLINEAR)
+        return false;
+    int32_t unused = 0;
+    if (position == 0)
+        return kernel_type(data, unused);
+    if (position == inputs)
+        return asked.type == data;
+    if (position == 1)
+        return asked.type == DataType::kFLOAT || asked.type == data;
+    return asked.type == inOut[1].desc.type; // one type for all parameters
+}
+
+int32_t SruPlugin::getNbOutputs() const noexcept
+{
+    return 1;
+}
+
+size_t SruPlugin::getWorkspaceSize(
+    const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*, int32_t) const noexcept
+{
+    ScconvSruParams params{};
+    if (inputs < 2 || in[0].max.nbDims != 4 || !fill(in[0].max, in[0].desc.type, in[1].desc.type, params))
+        return 0;
+    return scconv_sru_workspace_bytes(&params);
+}
+
+int32_t SruPlugin::getNbTactics() noexcept
+{
+    return both_tactics_ ? 2 : 0;
+}
+
+int32_t SruPlugin::getValidTactics(int32_t* tactics, int32_t count) noexcept
+{
+    const int32_t all[] = {SCCONV_ON_CHIP, SCCONV_SPLIT};
+    if (count > getNbTactics())
+        return kRefused;
+    for (int32_t i = 0; i < count; ++i)
+        tactics[i] = all[i];
+    return 0;
+}
+
+const char* SruPlugin::getTimingCacheID() noexcept
+{
+    return timing_cache_id_;
+}
+
+// --- runtime ---
+
+int32_t SruPlugin::setTactic(int32_t tactic) noexcept
+{
+    if (tactic < SCCONV_AUTO || tactic > SCCONV_SPLIT)
+    {
+        message(traits_.name, "tactic %d is unknown", tactic);
+        return kRefused;
+    }
+    tactic_ = tactic; // a tactic that a shape does not allow is replaced at launch; the workspace suffices for all
+    return 0;
+}
+
+int32_t SruPlugin::onShapeChange(
+    const PluginTensorDesc* in, int32_t inputs, const PluginTensorDesc*, int32_t outputs) noexcept
+{
+    return check_counts(inputs, outputs) && check_shapes(in[0].dims, in + 1, false) ? 0 : kRefused;
+}
+
+int32_t SruPlugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs,
+    void* const* outputs, void* workspace, cudaStream_t stream) noexcept
+{
+    ScconvSruParams params{};
+    if (!fill(in[0].dims, in[0].type, in[1].type, params))
+        return kRefused;
+    params.x = inputs[0];
+    params.y = outputs[0];
+    params.cut = inputs[1];
+    params.sign = inputs[2];
+    params.first = traits_.parameters > 2 ? inputs[3] : nullptr;
+    params.second = traits_.parameters > 2 ? inputs[4] : nullptr;
+    params.workspace = workspace;
+    params.workspace_bytes = workspace == nullptr ? 0 : scconv_sru_workspace_bytes(&params);
+    const cudaError_t status = scconv_sru_enqueue(&params, stream);
+    if (status == cudaSuccess)
+        return 0;
+    message(traits_.name, "enqueue: %s", cudaGetErrorString(status));
+    return kRefused;
+}
+
+nvinfer1::IPluginV3* SruPlugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept
+{
+    return clone(); // no resource is shared, and a context must not see another's tactic
+}
+
+const nvinfer1::PluginFieldCollection* SruPlugin::getFieldsToSerialize() noexcept
+{
+    return fields_.collection();
+}
+
+} // namespace scconv

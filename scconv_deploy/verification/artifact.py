@@ -1,0 +1,235 @@
+"""Runs the artifact against what a reference left behind, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.margins import count_flips, count_free_flips, histogram
+from scconv_deploy.outcomes import FlipCount
+from scconv_deploy.report.records import LayerError
+from scconv_deploy.verification import instrument, jump
+from scconv_deploy.verification.compare import comparable, compare, looks_like_logits, relative_l2
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.measure import Measured, SiteMeasured
+from scconv_deploy.verification.paired import PairedCounts
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, SiteRun
+from scconv_deploy.verification.runners.onnx_reference import OnnxReferenceRunner
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+
+_OPINION_SIZE = 8
+"""Height and width to which an SRU's input is cut for onnx.reference, which is a hundred times slower."""
+
+
+class ArtifactMeasurement:
+    """Holds the artifact's sessions; a context manager.
+
+    Args:
+        source: the reference.
+        proto: the artifact.
+        options: of ONNX Runtime.
+    """
+
+    def __init__(
+        self, source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
+    ) -> None:
+        self._source, self._proto, self._options = source, proto, options
+        self._free = OnnxRuntimeRunner(proto, options)
+        self._nodes = instrument.sites(proto)
+        self._producers = {output: node for node in proto.graph.node for output in node.output}
+        self._probes: dict[str, OnnxRuntimeRunner | None] = {}
+        self._open: OnnxRuntimeRunner | None = None
+        self._forced: OnnxRuntimeRunner | None = None
+        self.measured = measured
+
+    def __enter__(self) -> ArtifactMeasurement:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._probes.clear()
+        self._open = self._forced = None
+
+    def run(self, run: ReferenceRun) -> None:
+        """Measure one sample.
+
+        Raises:
+            UsageError: the artifact's inputs or outputs are not the reference's.
+            ModelError: ONNX Runtime cannot run it.
+        """
+        _same_names("inputs", self._free.inputs, run.inputs)
+        _same_names("outputs", self._free.outputs, run.given)
+        self._add_reference(run)
+        for site in run.sites.values():
+            self._teacher_force(site)
+        self._run_free(run)
+        self._replay(run, self._free.run(run.inputs))
+
+    def _add_reference(self, run: ReferenceRun) -> None:
+        """What the reference says of itself, and the sites that need no node."""
+        measured = self.measured
+        for path, count in run.swapped_flips.items():
+            measured.swapped_flips[path] = measured.swapped_flips.get(path, FlipCount(0)) + count
+        measured.swapped_distance = max(measured.swapped_distance, run.swapped_distance)
+        measured.float64_refusal = run.float64_refusal
+        measured.non_finite.update(run.non_finite)
+        missing = [name for name in run.sites if name not in self._nodes]
+        if self._nodes and missing:
+            measured.redundant |= self._source.redundant(run, missing, list(self._nodes))
+        for name, site in run.sites.items():
+            found = measured.sites.setdefault(name, SiteMeasured(site.site))
+            found.opened += int(site.mask.sum())
+            found.gates += site.mask.size
+            if site.x is not None and np.isfinite(site.x).all():
+                found.histogram += histogram(site.x, site.site.form)
+
+    # --- gates ---------------------------------------------------------------------------------------------------
+
+    def _teacher_force(self, site: SiteRun) -> None:
+        """The artifact's gates for the reference's own input."""
+        name = site.site.name
+        if site.x is None:
+            return
+        if not np.isfinite(site.x).all():
+            self.measured.non_finite[f"the input of {name}"] += 1
+            return
+        if name not in self._probes:
+            model = self._probe_of(name)
+            self._probes[name] = OnnxRuntimeRunner(model, self._options) if model is not None else None
+            if model is not None:
+                self._ask_second_opinion(model, site)
+        runner = self._probes[name]
+        if runner is None:
+            return
+        decided = runner.run({instrument.PROBE_X: site.x})[instrument.PROBE_OPEN]
+        differs, found = decided != site.mask, self.measured.sites[name]
+        if differs.any():
+            found.jumped(jump.largest(site.x, differs, site.site))
+        found.teacher_forced = (found.teacher_forced or FlipCount(0)) + count_flips(differs, site.x, site.site.form)
+
+    def _probe_of(self, name: str) -> onnx.ModelProto | None:
+        node = self._nodes.get(name)
+        return instrument.gate_probe(self._proto, node) if node is not None else None
+
+    def _ask_second_opinion(self, probe: onnx.ModelProto, site: SiteRun) -> None:
+        """The same node in onnx.reference on a small input, gates and values."""
+        form = site.site.form
+        assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
+        x = np.ascontiguousarray(site.x[:1, :, :_OPINION_SIZE, :_OPINION_SIZE])
+        if x[0].size % form.num_groups or x[0].size == form.num_groups:
+            return
+        expected = self._source.sru(site.site, x)
+        if expected is None:
+            return
+        y, mask = expected
+        try:
+            with OnnxReferenceRunner(probe) as runner:
+                found = runner.run({instrument.PROBE_X: x})
+        except ModelError as error:
+            self.measured.opinion_refusal = error.message
+            return
+        differs = found[instrument.PROBE_OPEN] != mask
+        half = x.shape[1] // 2
+        touched = differs | np.roll(differs, half, axis=1)  # a gate shows in both of the channels that cross
+        apart = relative_l2(np.where(touched, y, found[instrument.PROBE_Y]), y)
+        self.measured.sites[site.site.name].second_opinion = (count_flips(differs, x, form), apart)
+
+    def _run_free(self, run: ReferenceRun) -> None:
+        """The artifact's gates where its own rounding has led it."""
+        if self._open is None:
+            laid_open = instrument.laid_open(self._proto, list(run.sites), inject=False)
+            self._open = OnnxRuntimeRunner(laid_open, self._options)
+        if set(self._open.outputs) == set(run.given):
+            return  # no gate can be read
+        found = self._open.run(run.inputs)
+        for name, site in run.sites.items():
+            decided, x = found.get(instrument.gate_output(name)), found.get(instrument.gate_input(name))
+            if decided is None or x is None or site.x is None or decided.shape != site.mask.shape:
+                continue
+            if not (np.isfinite(x).all() and np.isfinite(site.x).all()):
+                continue  # named elsewhere
+            differs, measured = decided != site.mask, self.measured.sites[name]
+            if differs.any():
+                measured.jumped(jump.largest(x, differs, site.site))
+            count = count_free_flips(site.mask, decided, site.x, x, site.site.form)
+            measured.free_running = (measured.free_running or FlipCount(0)) + count
+
+    # --- values --------------------------------------------------------------------------------------------------
+
+    def _replay(self, run: ReferenceRun, free: Arrays) -> None:
+        """Outputs and layers with the reference's gates; end to end as it is."""
+        forced = self._forced_outputs(run)
+        free, as_given = align_rows(free, run.given), align_rows(run.as_given, run.given)
+        for name, site in run.sites.items():
+            x = forced.get(instrument.gate_input(name))
+            if x is not None and site.x is not None:
+                self._keep_layer(self._nodes[name].input[0], x, site)
+        forced = align_rows(forced, run.outputs)
+        for name, value in run.outputs.items():
+            given = run.given[name]
+            if self._breaks_contract(name, free[name], given):
+                continue
+            if not comparable(free[name], given):
+                self._note_non_finite(name, run, free[name], given)
+                continue
+            self.measured.keep_metrics(name, compare(free[name], given))
+            floor = run.floors[name]
+            self.measured.keep_swapped(name, self.measured.against_noise(as_given[name], given, floor))
+            self.measured.keep_replay(name, self.measured.against_noise(forced[name], value, floor), run)
+        self._answer(run, free)
+
+    def _forced_outputs(self, run: ReferenceRun) -> dict[str, np.ndarray]:
+        if self._forced is None:
+            laid_open = instrument.laid_open(self._proto, list(run.sites), inject=True)
+            self._forced = OnnxRuntimeRunner(laid_open, self._options)
+        return self._forced.run(inputs_with_masks(self._forced.inputs, run))
+
+    def _keep_layer(self, value: str, x: np.ndarray, site: SiteRun) -> None:
+        assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
+        if x.shape != site.x.shape or not comparable(x, site.x):
+            return
+        found = self.measured.against_noise(x, site.x, site.floor)
+        producer = self._producers.get(value)
+        module = "" if producer is None else instrument.module_of(producer)
+        self.measured.keep_layer(LayerError(value, module, found.error, found.floor))
+
+    def _answer(self, run: ReferenceRun, free: Arrays) -> None:
+        """Rank the inputs, and count right answers where there are labels."""
+        ((first, given), *_) = run.given.items()
+        if given.ndim and given.shape == free[first].shape and given.dtype.kind == "f":
+            self.measured.keep_worst_inputs(run.sample, free[first], given, run.count)
+        logits = next((n for n, g in run.given.items() if looks_like_logits(g) and g.shape == free[n].shape), None)
+        if run.labels is None or logits is None or len(run.labels) != len(run.given[logits]):
+            return
+        if self.measured.paired is None:
+            self.measured.paired = PairedCounts()
+        self.measured.paired.add(run.given[logits], free[logits], run.labels)
+
+    def _breaks_contract(self, name: str, actual: np.ndarray, expected: np.ndarray) -> bool:
+        if actual.shape == expected.shape and actual.dtype == expected.dtype:
+            return False
+        found, wanted = (f"{a.dtype}{list(a.shape)}" for a in (actual, expected))
+        self.measured.contract[f"output {name} is {found}, PyTorch's {wanted}"] += 1
+        return True
+
+    def _note_non_finite(self, name: str, run: ReferenceRun, actual: np.ndarray, expected: np.ndarray) -> None:
+        for whose, value in (("the reference's", expected), ("the artifact's", actual)):
+            if not np.isfinite(value).all():
+                self.measured.non_finite[f"{whose} output {name} on {run.sample}"] += 1
+
+
+def inputs_with_masks(wanted: Iterable[str], run: ReferenceRun) -> Mapping[str, np.ndarray]:
+    """The inputs of a model whose gates are injected."""
+    masks = {instrument.mask_input(name): mask for name, mask in run.masks.items()}
+    return {**run.inputs, **{name: masks[name] for name in wanted if name in masks}}
+
+
+def _same_names(what: str, artifact: Iterable[str], reference: Iterable[str]) -> None:
+    """In the same order too: programs that feed by position would mix them up."""
+    if list(artifact) != list(reference):
+        raise UsageError(
+            f"The artifact's {what} are {', '.join(artifact)}; the reference's {', '.join(reference)}.",
+            "Give the model that this artifact was exported from.",
+        )

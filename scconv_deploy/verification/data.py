@@ -1,0 +1,322 @@
+"""Where real data comes from: images, arrays, or a loader of the user's; read in blocks, so that memory does not grow.
+
+Every source gives blocks of rows. Labels are class numbers: the order of the class folders' names, the array
+``labels`` of an ``.npz``, or the second of what a loader yields.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError
+
+PHOTOS = "photos"
+"""``--data photos``: the photographs that scikit-learn ships."""
+LABELS = "labels"
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_ROWS_AT_ONCE = 64
+Affine = tuple[tuple[float, ...], tuple[float, ...], int | None]
+"""Mean and standard deviation per channel, and the shorter side before a centre crop."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Rows: arrays by input, equally long, and their labels (int64, -1 where there is none) or None."""
+
+    arrays: Mapping[str, np.ndarray]
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, rows: slice) -> Block:
+        return Block(
+            {name: array[rows] for name, array in self.arrays.items()},
+            None if self.labels is None else self.labels[rows],
+        )
+
+    def without_labels(self) -> Block:
+        """The same rows, which do not count as answers."""
+        return Block(self.arrays, None if self.labels is None else np.full(len(self), -1, dtype=np.int64))
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Block]) -> Block:
+        """One block of several, labelled if all of them are."""
+        if len(blocks) == 1:
+            return blocks[0]
+        arrays = {name: np.concatenate([b.arrays[name] for b in blocks]) for name in blocks[0].arrays}
+        labels = [b.labels for b in blocks if b.labels is not None]
+        return cls(arrays, np.concatenate(labels) if len(labels) == len(blocks) else None)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """A name, how many rows there are (None if only reading tells), and what reads them from the start."""
+
+    name: str
+    rows: int | None
+    blocks: Callable[[], Iterator[Block]]
+
+
+def open_source(source: str, examples: Mapping[str, np.ndarray], affine: Affine) -> DataSource:
+    """Open ``photos``, a folder of images (class subfolders give labels), an ``.npz`` or ``file.py:loader``.
+
+    Images are resized (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are taken as they are.
+
+    Args:
+        examples: of the inputs, by name, for shapes and types.
+
+    Raises:
+        see :func:`.samples.load_samples`.
+    """
+    path = Path(source)
+    if source == PHOTOS:
+        return _image_source(PHOTOS, _shipped_photos(), None, examples, affine)
+    if path.is_dir():
+        files, labels = _image_files(path)
+        if not files:
+            raise UsageError(f"--data {source}: no image in this folder.", f"Known: {', '.join(_IMAGE_SUFFIXES)}.")
+        return _image_source(path.name, files, labels, examples, affine)
+    if path.suffix == ".npz" and path.exists():
+        return _npz_source(path, examples)
+    if ":" in source and not path.exists():
+        return _loader_source(source, examples)
+    if not path.exists():
+        kinds = f"Give a folder of images, an .npz, file.py:loader, or {PHOTOS!r}."
+        raise UsageError(f"--data {source} does not exist.", kinds)
+    raise UsageError(f"--data {source} is neither a folder nor an .npz.", "Put images into a folder of their own.")
+
+
+# --- images ------------------------------------------------------------------------------------------------------
+
+
+def _shipped_photos() -> list[Path]:
+    try:
+        import sklearn.datasets
+    except ImportError as error:
+        raise MissingRuntimeError(
+            "--data photos needs scikit-learn, which ships them.", "pip install 'scconv-deploy[data]'"
+        ) from error
+    folder = Path(sklearn.datasets.__file__).parent / "images"
+    return sorted(folder.glob("*.jpg"))
+
+
+def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
+    """Images in the order of their names; with class subfolders, those in them and the number of each one's class."""
+
+    def images(inside: Path) -> list[Path]:
+        return sorted(p for p in inside.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+
+    if files := images(folder):
+        return files, None
+    classes = [images(p) for p in sorted(folder.iterdir()) if p.is_dir()]
+    labels = [number for number, files in enumerate(classes) for _ in files]
+    return [file for files in classes for file in files], np.asarray(labels, dtype=np.int64)
+
+
+def _image_source(
+    name: str, files: Sequence[Path], labels: np.ndarray | None, examples: Mapping[str, np.ndarray], affine: Affine
+) -> DataSource:
+    try:
+        import PIL.Image  # noqa: F401  (said before any work is done)
+    except ImportError as error:
+        raise MissingRuntimeError("Reading images needs Pillow.", "pip install 'scconv-deploy[data]'") from error
+    if len(examples) != 1:
+        raise UsageError(f"Images fit one input, but the model has {', '.join(examples)}.", "Give an .npz.")
+    ((key, example),) = examples.items()
+    if example.ndim != 4 or example.shape[1] not in (1, 3) or example.dtype.kind != "f":
+        found = f"{example.dtype}{list(example.shape)}"
+        raise UsageError(f"Input {key} is {found}, not an image float[N, 1 or 3, H, W].", "Give an .npz.")
+    mean, std = (np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in affine[:2])
+    if len(mean) not in (1, example.shape[1]) or len(std) not in (1, example.shape[1]):
+        raise UsageError(
+            f"Preprocessing has {len(mean)} means and {len(std)} deviations; {key} has {example.shape[1]} channels.",
+            "Give one for each channel.",
+        )
+
+    def blocks() -> Iterator[Block]:
+        for index, file in enumerate(files):
+            values = (_image(file, example.shape[1:], affine[2]) - mean) / std
+            yield Block({key: values[None]}, None if labels is None else labels[index : index + 1])
+
+    return DataSource(name, len(files), blocks)
+
+
+def _image(file: Path, shape: Sequence[int], resize: int | None) -> np.ndarray:
+    """An image as float32 ``[C, H, W]`` in [0, 1]."""
+    from PIL import Image
+
+    channels, height, width = shape
+    try:
+        with Image.open(file) as image:
+            converted = image.convert("RGB" if channels == 3 else "L")
+            if resize is None:
+                converted = converted.resize((width, height), Image.Resampling.BILINEAR)
+            else:
+                scale = resize / min(converted.size)
+                wide, high = (
+                    max(round(side * scale), least) for side, least in zip(converted.size, (width, height), strict=True)
+                )
+                converted = converted.resize((wide, high), Image.Resampling.BILINEAR)
+                left, top = (wide - width) // 2, (high - height) // 2
+                converted = converted.crop((left, top, left + width, top + height))
+    except Exception as error:  # each of Pillow's readers raises its own on a damaged file
+        raise IntegrityError(f"{file} is damaged or not an image.", "Remove it from the folder.") from error
+    return np.asarray(converted, dtype=np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255
+
+
+# --- arrays ------------------------------------------------------------------------------------------------------
+
+
+def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
+    """Members of an ``.npz`` are read as streams: an array is never whole in memory."""
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        headers = {}
+        for member in archive.namelist():
+            with archive.open(member) as stream:
+                headers[member.removesuffix(".npy")] = _header(stream)
+    labelled = LABELS in headers and LABELS not in examples
+    if set(headers) - ({LABELS} if labelled else set()) != set(examples):
+        raise UsageError(
+            f"--data {path} holds {', '.join(headers) or 'nothing'}.",
+            f"Save one array per input: {', '.join(examples)} (and {LABELS}, if you have them).",
+        )
+    for name, example in examples.items():
+        shape, _, dtype = headers[name]
+        sizes = list(example.shape[1:])
+        if not 0 < len(shape) == example.ndim or list(shape[1:]) != sizes or dtype.kind not in "biuf":
+            expected = ", ".join(map(str, ["N", *sizes]))
+            raise UsageError(
+                f"--data {path}: {name} is {dtype}{list(shape)}, expected numbers [{expected}].",
+                "Save it in the input's shape.",
+            )
+    lengths = {name: headers[name][0][0] for name in examples}
+    if labelled:
+        shape, _, dtype = headers[LABELS]
+        if len(shape) != 1 or dtype.kind not in "iu":
+            raise UsageError(
+                f"--data {path}: {LABELS} is {dtype}{list(shape)}, expected integers [N].", "Save class numbers."
+            )
+        lengths[LABELS] = shape[0]
+    if len(set(lengths.values())) != 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UsageError(f"--data {path}: {found}; expected as many of each.", "Give every array the same length.")
+
+    def blocks() -> Iterator[Block]:
+        streams = {name: _rows(path, name) for name in lengths}
+        for _ in range(0, lengths[next(iter(examples))], _ROWS_AT_ONCE):
+            with _readable(path):
+                read = {name: next(rows) for name, rows in streams.items()}
+            labels = read.pop(LABELS).astype(np.int64) if labelled else None
+            yield Block(read, labels)
+
+    return DataSource(path.name, lengths[next(iter(examples))], blocks)
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of an array, the stream left at its data."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    found = np.lib.format.read_magic(stream)
+    if found not in read:
+        raise ValueError(f"format {found} of an array is not known")
+    shape, fortran, dtype = read[found](stream)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are not read")
+    return shape, fortran, dtype
+
+
+def _rows(path: Path, name: str) -> Iterator[np.ndarray]:
+    """An array, ``_ROWS_AT_ONCE`` rows at a time, in the machine's byte order."""
+    with zipfile.ZipFile(path) as archive:
+        if (member := f"{name}.npy") not in archive.namelist():
+            member = name
+        with archive.open(member) as stream:
+            shape, fortran, dtype = _header(stream)
+            if fortran and len(shape) > 1:  # its rows do not lie together
+                whole = np.load(path, allow_pickle=False)[name]
+                yield from (whole[i : i + _ROWS_AT_ONCE] for i in range(0, shape[0], _ROWS_AT_ONCE))
+                return
+            row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            for start in range(0, shape[0], _ROWS_AT_ONCE):
+                rows = min(_ROWS_AT_ONCE, shape[0] - start)
+                content = stream.read(rows * row_bytes)
+                if len(content) != rows * row_bytes:
+                    raise ValueError(f"{name} is cut off")
+                array = np.frombuffer(content, dtype=dtype).reshape(rows, *shape[1:])
+                yield array.astype(dtype.newbyteorder("="))  # a copy: a buffer is read-only
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a damaged archive raises becomes one line."""
+    try:
+        yield
+    except ScconvDeployError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        raise IntegrityError(f"--data {path} is damaged or not an .npz: {reason}.", "Save it with np.savez.") from error
+
+
+# --- a loader ----------------------------------------------------------------------------------------------------
+
+
+def _loader_source(source: str, examples: Mapping[str, np.ndarray]) -> DataSource:
+    """A callable or an iterable of the user's that gives batches: inputs, or (inputs, labels).
+
+    Inputs are one array (or tensor) for one input, or a mapping by name; a DataLoader of (images, labels) fits.
+    """
+    from scconv_deploy.spec import import_object, running_user_code
+
+    target = import_object(source)
+
+    def blocks() -> Iterator[Block]:
+        with running_user_code(source):
+            iterator = iter(target() if callable(target) else target)
+        while True:
+            with running_user_code(source):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield _block_of(item, source, examples)
+
+    return DataSource(source.rpartition("/")[2], None, blocks)
+
+
+def _block_of(item: Any, source: str, examples: Mapping[str, np.ndarray]) -> Block:
+    labelled = isinstance(item, (tuple, list)) and len(item) == 2
+    inputs, labels = item if labelled else (item, None)
+    if isinstance(inputs, (tuple, list)) and len(inputs) == len(examples):
+        inputs = dict(zip(examples, inputs, strict=True))
+    if not isinstance(inputs, Mapping):
+        inputs = dict.fromkeys(list(examples)[:1], inputs)
+    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    if set(arrays) != set(examples):
+        raise UsageError(
+            f"--data {source} yields {', '.join(arrays)}; the inputs are {', '.join(examples)}.",
+            "Yield a mapping with one array per input, or (mapping, labels).",
+        )
+    for name, example in examples.items():
+        array, sizes = arrays[name], list(example.shape[1:])
+        if array.ndim != example.ndim or list(array.shape[1:]) != sizes or array.dtype.kind not in "biuf":
+            expected = ", ".join(map(str, ["N", *sizes]))
+            raise UsageError(
+                f"--data {source} yields {array.dtype}{list(array.shape)} for {name}, expected numbers [{expected}].",
+                "Yield batches in the input's shape, or (inputs, labels).",
+            )
+    if len({len(array) for array in arrays.values()}) != 1:
+        raise UsageError(f"--data {source} yields inputs of different lengths.", "Yield as many rows of each.")
+    numbers = None if labels is None else np.asarray(labels)
+    rows = len(next(iter(arrays.values())))
+    if numbers is not None and (numbers.shape != (rows,) or numbers.dtype.kind not in "iu"):
+        found = f"{numbers.dtype}{list(numbers.shape)}"
+        raise UsageError(f"--data {source} yields labels {found}, expected integers [{rows}].", "Yield class numbers.")
+    return Block(arrays, None if numbers is None else numbers.astype(np.int64))

@@ -1,0 +1,116 @@
+"""Where an artifact leaves the reference first: the tensor, and the module that computes it in PyTorch.
+
+With the reference's gates on both sides everything is continuous, so an error has one place of origin. Every value
+that is the output of a module is compared, from the start on (the exporter notes the module of a node as
+``scconv.module``), and the first one beyond its tolerance is it. Halving the graph instead can look in the wrong half:
+an error shrinks below the noise in a residual sum and comes out of it again (measured: one weight of a grouped
+convolution off by 1e-4 of its norm shows there, not at the next SRU, and again at the output).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import onnx
+
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification.artifact import inputs_with_masks
+from scconv_deploy.verification.compare import comparable
+from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.reference_run import ReferenceRun, ReferenceSource
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+
+_AT_ONCE = 16  # values compared in one run: their tensors are in memory together
+
+
+def first_departure(
+    source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
+) -> str:
+    """The first value beyond its tolerance, its module and its error in words; "" if no value is.
+
+    Call it for an artifact that failed: it runs the worst sample again.
+    """
+    if (run := measured.worst_run) is None:
+        return ""
+    candidates = list(module_outputs(proto))
+    for start in range(0, len(candidates), _AT_ONCE):
+        found = _first_of(source, proto, run, measured, options, candidates[start : start + _AT_ONCE])
+        if found:
+            return found
+    # without module outputs on the reference's side: what was compared on every sample
+    limit = measured.limits["replay_multiple"].value
+    for layer in measured.layers.values():
+        if not layer.relative_l2 <= limit * layer.floor:
+            return _words(layer.name, layer.module, layer.relative_l2, layer.floor)
+    for name, replay in measured.replay.items():
+        if not replay.ratio <= limit:
+            return _words(name, _module_of_value(proto, name), replay.error, replay.floor)
+    return ""
+
+
+def module_outputs(proto: onnx.ModelProto) -> dict[str, tuple[str, int]]:
+    """Values that are outputs of PyTorch modules: value -> (path, call from 1), in the graph's order.
+
+    A module's output is what leaves it: produced by one of its nodes, used by a node of none or a graph output. A
+    module with several such values for a call is left out, for which is which cannot be known; so is the whole model.
+    """
+    leaving: dict[str, list[str]] = defaultdict(list)
+    users: dict[str, list[str]] = defaultdict(list)
+    for node in proto.graph.node:
+        for name in node.input:
+            users[name].append(instrument.module_of(node))
+    outputs = {value.name for value in proto.graph.output}
+    for node in proto.graph.node:
+        module = instrument.module_of(node)
+        for name in node.output if module else ():
+            if name in outputs or any(not _inside(user, module) for user in users[name]):
+                leaving[module].append(name)
+    found = {name: (module, call) for module, names in leaving.items() for call, name in enumerate(names, start=1)}
+    order = [name for node in proto.graph.node for name in node.output if name in found]
+    return {name: found[name] for name in order}
+
+
+def _inside(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")
+
+
+def _first_of(
+    source: ReferenceSource,
+    proto: onnx.ModelProto,
+    run: ReferenceRun,
+    measured: Measured,
+    options: RuntimeOptions,
+    values: Sequence[str],
+) -> str:
+    """The first of these values beyond its tolerance, in words."""
+    places = {name: place for name, place in module_outputs(proto).items() if name in values}
+    paths = sorted({path for path, _ in places.values()})
+    expected = {(path, call): (y, floor) for path, call, y, floor in source.modules(run, paths)}
+    if not expected:
+        return ""
+    laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
+    with OnnxRuntimeRunner(laid_open, options) as runner:
+        actual = runner.run(inputs_with_masks(runner.inputs, run))
+    made = Counter(path for path, _ in expected)
+    stored = Counter(path for path, _ in module_outputs(proto).values())
+    for name in values:
+        path, _ = place = places[name]
+        if place not in expected or made[path] != stored[path]:
+            continue
+        y, floor = expected[place]
+        if actual[name].shape != y.shape:
+            continue
+        found = measured.against_noise(actual[name], y, floor)
+        if not comparable(actual[name], y) or not found.ratio <= measured.limits["replay_multiple"].value:
+            return _words(name, path, found.error, found.floor)
+    return ""
+
+
+def _module_of_value(proto: onnx.ModelProto, value: str) -> str:
+    return next((instrument.module_of(node) for node in proto.graph.node if value in node.output), "")
+
+
+def _words(value: str, module: str, error: float, floor: float) -> str:
+    where = f"{value} ({module})" if module else f"{value} (module unknown)"
+    return f"{where}: {error:.1e} relative L2, {error / floor:.1f}x the noise floor {floor:.1e}"

@@ -1,0 +1,58 @@
+"""Detections come best first, and rounding swaps the rows of two whose scores are nearly equal: put them side by side.
+
+Outputs called ``boxes`` ``[N, K, 4]``, ``scores`` ``[N, K]`` and ``labels`` ``[N, K]`` are taken for detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from scconv_deploy.verification import tolerances
+
+_BOXES, _SCORES, _LABELS = "boxes", "scores", "labels"
+
+
+def align_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs, each detection in the row of the reference's that it is.
+
+    A row moves only among the reference's rows of the same score but for rounding (the tolerance ``equal_scores``), so
+    what is in the wrong order, or not there at all, stays in its place and counts as different. Outputs that are not
+    detections come back as they are.
+    """
+    aligned = dict(outputs)
+    names = (_BOXES, _SCORES, _LABELS)
+    if not all(name in outputs and name in reference for name in names):
+        return aligned
+    boxes, scores, labels = (outputs[name] for name in names)
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or not scores.shape == labels.shape == boxes.shape[:2]:
+        return aligned
+    if any(outputs[name].shape != reference[name].shape for name in names):
+        return aligned
+    for name in names:
+        aligned[name] = outputs[name].copy()
+    for image in range(len(scores)):
+        rows = _matching_rows(*({n: side[n][image] for n in names} for side in (outputs, reference)))
+        for name in names:
+            aligned[name][image] = outputs[name][image][rows]
+    return aligned
+
+
+def _matching_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+    """For each row of the reference the row of the outputs that belongs there; a permutation of K."""
+    tie, scores = tolerances.ALL["equal_scores"].value, reference[_SCORES]
+    near = np.abs(scores[None] - scores[:, None]) <= tie
+    near &= np.abs(outputs[_SCORES][None] - scores[:, None]) <= tie
+    near &= outputs[_LABELS][None] == reference[_LABELS][:, None]
+    apart = np.abs(outputs[_BOXES][None] - reference[_BOXES][:, None]).max(2)
+    apart = np.where(near, apart, np.inf)
+    rows = np.full(len(near), -1)
+    for row in range(len(near)):
+        best = int(np.argmin(apart[row]))
+        if np.isfinite(apart[row, best]):
+            rows[row] = best
+            apart[:, best] = np.inf
+    free = np.flatnonzero(rows < 0)
+    rows[free] = np.setdiff1d(np.arange(len(near)), rows)
+    return rows

@@ -1,0 +1,50 @@
+"""Judge the artifact of a bundle against the reference that travels with it: no model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scconv_deploy.bundle.artifact import artifact_file
+from scconv_deploy.bundle.manifest import differing_files, read_manifest
+from scconv_deploy.bundle.reference import FOLDER, read_reference
+from scconv_deploy.errors import IntegrityError
+from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
+from scconv_deploy.verification.onnx_file import read_onnx
+
+
+def verify_bundle(
+    bundle: Path,
+    *,
+    judging: Judging = Judging(),
+    command: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """``scconv-deploy verify BUNDLE``.
+
+    Returns:
+        The report; falsy when a check failed.
+
+    Raises:
+        UsageError: it is not a bundle, or has no ``reference/``.
+        IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
+    """
+    path, notes = artifact_file(bundle)
+    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{FOLDER}/")]
+    if changed:
+        raise IntegrityError(
+            f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
+            "Copy the bundle again, or give the model with --reference.",
+        )
+    source = read_reference(bundle)
+    proto = read_onnx(path)
+    progress(f"verifying {path.name} against {FOLDER}/")
+    return verify_artifact(
+        source,
+        Artifact(proto, str(path), path.read_bytes()),
+        source.samples,
+        StageLog(),
+        judging=judging,
+        provenance={"command": command, "reference": f"{FOLDER}/ of the bundle"} | notes,
+    )

@@ -1,0 +1,142 @@
+"""What a reference leaves behind of one sample: everything that an artifact is held against, as NumPy arrays.
+
+It comes from PyTorch (:mod:`.torch_reference`), from a bundle's ``reference/`` (:mod:`.recorded`) or from another ONNX
+file (:mod:`.onnx_reference_file`); what judges the artifact does not know which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from scconv_deploy.margins import GateForm
+from scconv_deploy.outcomes import FlipCount, Refusal
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What the node of one SRU must hold.
+
+    Attributes:
+        name: of the node; ``path`` of its module, shared by several calls.
+        variant: in words; ``operator`` of the domain ``scconv``.
+        parameters: of the node in the operator's order, float32 ``[C]`` each.
+        attributes: of the node.
+        straddle: whether groups straddle channels.
+        form: what its margins depend on.
+    """
+
+    name: str
+    path: str
+    variant: str
+    operator: str
+    parameters: Arrays
+    attributes: Mapping[str, int | float | str]
+    straddle: bool
+    form: GateForm
+
+
+@dataclass(frozen=True, eq=False)
+class SiteRun:
+    """One call of an SRU.
+
+    Attributes:
+        x: the gate's input, float32 ``[N, C, H, W]``; None where it was not kept.
+        mask: what the reference decided, bool ``[N, C, H, W]``.
+        floor: relative L2 of x in float32 against float64 with the same gates; None if it was not measured.
+    """
+
+    site: Site
+    x: np.ndarray | None
+    mask: np.ndarray
+    floor: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceRun:
+    """One sample.
+
+    Attributes:
+        sample: its name.
+        inputs: by name.
+        given: outputs of the model as given; ``outputs`` of the same with its SRUs swapped, with the gates of
+            ``sites``; ``as_given`` of the swapped one with the gates of the given one.
+        floors: of every output, see :func:`.compare.distance`; None where float64 does not run.
+        sites: in the order of their calls.
+        swapped_flips, swapped_distance: each SRU as given (by path) against its variant.
+        non_finite: tensors of the reference with NaN or Inf, in words.
+        float64_refusal: why there are no floors.
+        labels: int64 ``[N]``, -1 where there is none; None without labels.
+        kind: what samples like this one are called together; "" for one of its own.
+        count: rows that count; a last batch that was filled up has fewer than it holds.
+    """
+
+    sample: str
+    inputs: Arrays
+    given: Arrays
+    outputs: Arrays
+    as_given: Arrays
+    floors: Mapping[str, float | None]
+    sites: Mapping[str, SiteRun]
+    swapped_flips: Mapping[str, FlipCount] = field(default_factory=dict)
+    swapped_distance: float = 0.0
+    non_finite: Sequence[str] = ()
+    float64_refusal: str = ""
+    labels: np.ndarray | None = None
+    count: int = 0
+    kind: str = ""
+
+    @property
+    def description(self) -> str:
+        shapes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in self.inputs.items())
+        return f"{self.sample}: {shapes}"
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        return {name: site.mask for name, site in self.sites.items()}
+
+
+class ReferenceSource(Protocol):
+    """A reference that can be run on samples.
+
+    Attributes:
+        name: of the model.
+        left_alone: candidates that were not recognised.
+        swapped_link: why the link from the given to the swapped model is not run; "" if it is.
+        recognised: whether an SRU was.
+        weights: of the model by name, for the static link; empty where they are not at hand.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def left_alone(self) -> tuple[Refusal, ...]: ...
+
+    @property
+    def swapped_link(self) -> str: ...
+
+    @property
+    def recognised(self) -> bool: ...
+
+    @property
+    def weights(self) -> Arrays: ...
+
+    def run(self, sample: object) -> ReferenceRun: ...
+
+    def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+        """Which of the sites that an artifact has no node for need none, with the reason."""
+        ...
+
+    def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The reference's own SRU on any input: output and gates; None where it is not at hand."""
+        ...
+
+    def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
+        """(path, call from 1, output, floor) of modules with this run's gates; nothing where they are out of reach."""
+        ...

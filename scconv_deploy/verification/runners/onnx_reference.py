@@ -1,0 +1,47 @@
+"""``onnx.reference``: the specification's own interpreter in NumPy, a second opinion on single SRUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from scconv_deploy.errors import ModelError
+
+
+class OnnxReferenceRunner:
+    """Runs a small ONNX model in ``onnx.reference``; slow, and written independently of every runtime.
+
+    Raises:
+        ModelError: it does not know an operator, or (in ``run``) refuses the inputs.
+    """
+
+    name = "onnx.reference"
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        try:
+            self._evaluator = ReferenceEvaluator(model)
+        except Exception as error:  # it raises anything on what it does not know
+            raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}") from error
+        self.inputs = tuple(self._evaluator.input_names)
+        self.outputs = tuple(self._evaluator.output_names)
+
+    def __enter__(self) -> OnnxReferenceRunner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        del self._evaluator
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; arrays by name in and out."""
+        try:
+            values = self._evaluator.run(None, dict(tensors))
+        except Exception as error:  # see above
+            raise ModelError(f"onnx.reference cannot run the model: {_one_line(error)}") from error
+        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

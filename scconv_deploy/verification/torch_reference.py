@@ -1,0 +1,243 @@
+"""PyTorch as the reference: runs a sample and leaves behind what an artifact is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scconv_deploy.exporters.onnx import node_inputs
+from scconv_deploy.gate import (
+    FlipCount,
+    Recognition,
+    SwappedSRU,
+    changed_gates,
+    count_flips,
+    gate_form,
+    relative_l2,
+    site_name,
+)
+from scconv_deploy.gate.variant import open_mask, sru
+from scconv_deploy.rewrite.nodes import variant_attributes
+from scconv_deploy.signature import Signature
+from scconv_deploy.verification import compare
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.runners.pytorch import (
+    Float64Replay,
+    RecordedGate,
+    record_gates,
+    record_modules,
+    replay,
+    run_as_given,
+)
+from scconv_deploy.verification.samples import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The PyTorch side: the model as given, the same with its SRUs swapped, and how it is called."""
+
+    name: str
+    model: nn.Module
+    swapped: nn.Module
+    recognition: Recognition
+    signature: Signature
+
+
+class TorchReference:
+    """A :class:`.reference_run.ReferenceSource`."""
+
+    swapped_link = ""
+
+    def __init__(self, reference: Reference) -> None:
+        self.name = reference.name
+        self.left_alone = reference.recognition.refused
+        self._reference = reference
+        self._modules = {m.path: m for m in reference.swapped.modules() if isinstance(m, SwappedSRU)}
+        self._float64 = Float64Replay(reference.swapped, reference.signature)
+        self._sites: dict[str, Site] = {}
+
+    @property
+    def recognised(self) -> bool:
+        return bool(self._reference.recognition.srus)
+
+    @property
+    def weights(self) -> Arrays:
+        """Parameters and buffers of the model as given, by name."""
+        state = {**dict(self._reference.model.named_parameters()), **dict(self._reference.model.named_buffers())}
+        return {name: tensor.detach().numpy() for name, tensor in state.items()}
+
+    def run(self, sample: object) -> ReferenceRun:
+        """Run a :class:`.samples.Sample`.
+
+        Raises:
+            ModelError, RuntimeError: the model refuses it.
+        """
+        if not isinstance(sample, Sample):
+            raise TypeError(f"expected a Sample, found {type(sample).__name__}")
+        reference, signature = self._reference, self._reference.signature
+        outputs, gates = record_gates(reference.swapped, signature, sample.tensors)
+        masks = {site: gate.mask for site, gate in gates.items()}
+        swapped = _Comparison(self._modules, gates)
+        given = run_as_given(reference.model, reference.recognition, signature, sample.tensors, swapped.compare)
+        as_given = outputs
+        if swapped.given_masks:
+            as_given = replay(reference.swapped, signature, sample.tensors, masks | swapped.given_masks)
+        floors, x_floors, refusal = self._floors(sample, outputs, gates, masks)
+        return ReferenceRun(
+            sample.name,
+            _arrays(sample.tensors),
+            _arrays(given),
+            _arrays(outputs),
+            _arrays(as_given),
+            floors,
+            {n: SiteRun(self._site(n, g), g.x.numpy(), g.mask.numpy(), x_floors.get(n)) for n, g in gates.items()},
+            swapped.flips,
+            swapped.distance,
+            tuple(swapped.non_finite),
+            refusal,
+            sample.labels,
+            sample.count,
+            sample.kind,
+        )
+
+    def _site(self, name: str, gate: RecordedGate) -> Site:
+        if name not in self._sites:
+            module = gate.swapped
+            variant = module.variant
+            self._sites[name] = Site(
+                name,
+                module.path,
+                str(variant),
+                variant.operator,
+                {key: value.numpy() for key, value in node_inputs(module).items()},
+                variant_attributes(variant),
+                bool(module.gamma.numel() % variant.num_groups),
+                gate_form(module.parameters_of_gate, variant),
+            )
+        return self._sites[name]
+
+    def _floors(
+        self,
+        sample: Sample,
+        outputs: Mapping[str, Tensor],
+        gates: Mapping[str, RecordedGate],
+        masks: Mapping[str, Tensor],
+    ) -> tuple[dict[str, float | None], dict[str, float], str]:
+        """PyTorch's own noise at every output and at every gate's input, and why there is none."""
+        at_gates: dict[str, float] = {}
+
+        def watch(site: str, x: Tensor) -> None:
+            if torch.isfinite(gates[site].x).all():
+                at_gates[site] = relative_l2(gates[site].x, x)
+
+        try:
+            exact = self._float64.run(sample.tensors, masks, watch)
+        except RuntimeError as error:  # the user's forward makes float32 tensors of its own
+            reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
+            return dict.fromkeys(outputs), {}, reason
+        single = _arrays(outputs)
+        ruler = align_rows(_arrays(exact), single)
+        floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
+        return dict(floors), at_gates, ""
+
+    def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+        """An exporter merges equal calls and drops unused ones."""
+        return {name: reason for name in missing if (reason := self._why_redundant(run, name, present))}
+
+    def _why_redundant(self, run: ReferenceRun, name: str, present: Sequence[str]) -> str:
+        gate = run.sites[name]
+        module = self._modules[gate.site.path]
+        for other, twin in run.sites.items():
+            same = other in present and self._modules[twin.site.path].variant == module.variant
+            if same and _equal(twin.x, gate.x) and _same_parameters(self._modules[twin.site.path], module):
+                return f"{other} computes the same"
+        masks = {n: torch.from_numpy(mask) for n, mask in (run.masks | {name: ~gate.mask}).items()}
+        inputs = {n: torch.from_numpy(value) for n, value in run.inputs.items()}
+        inverted = _arrays(replay(self._reference.swapped, self._reference.signature, inputs, masks))
+        unchanged = all(np.array_equal(inverted[n], value, equal_nan=True) for n, value in run.outputs.items())
+        return "no output depends on it" if unchanged else ""
+
+    def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Output and gates of one SRU for any input, in PyTorch's float32."""
+        module = self._modules[site.path]
+        tensor = torch.from_numpy(x)
+        with torch.no_grad():
+            mask = open_mask(tensor, module.gamma, module.beta, module.variant)
+            return sru(tensor, module.gamma, module.beta, module.variant, mask).numpy(), mask.numpy()
+
+    def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
+        """(path, call, output, floor) of the swapped model's modules with this run's gates."""
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        inputs = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        signature = self._reference.signature
+        single = record_modules(
+            self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
+        )
+        exact: Mapping[tuple[str, int], Tensor] = {}
+        if not run.float64_refusal:
+            exact = record_modules(self._float64.model, paths, lambda: self._float64.run(inputs, masks))
+        for (path, call), value in single.items():
+            ruler = exact.get((path, call))
+            floor = None if ruler is None else compare.distance(value.numpy(), ruler.numpy())
+            yield path, call, value.numpy(), floor
+
+
+class _Comparison:
+    """Each call of an SRU as given against its variant, while the model as given runs."""
+
+    def __init__(self, modules: Mapping[str, SwappedSRU], gates: Mapping[str, RecordedGate]) -> None:
+        self._modules, self._gates = modules, gates
+        self.flips: dict[str, FlipCount] = {}
+        self.distance = 0.0
+        self.given_masks: dict[str, Tensor] = {}
+        self.non_finite: list[str] = []
+
+    def compare(self, path: str, call: int, x: Tensor, y: Tensor) -> None:
+        """Compare one call; the gates as given are kept where one differs."""
+        site, swapped = site_name(path, call), self._modules[path]
+        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+            self.non_finite.append(f"the input or output of {site} in PyTorch")
+            return
+        recorded = self._gates.get(site)
+        known = recorded is not None and swapped.conv_place != "before" and torch.equal(x, recorded.x)
+        if known and recorded is not None and torch.equal(y, recorded.y):  # the same bits from the same bits
+            count, apart, mask = FlipCount(recorded.mask.numel()), 0.0, None
+        else:
+            gate_input = swapped.conv(x) if swapped.conv is not None and swapped.conv_place == "before" else x
+            count, apart, mask = _compare_call(swapped, gate_input, x, y)
+        self.flips[path] = self.flips.get(path, FlipCount(0)) + count
+        self.distance = max(self.distance, apart)
+        if mask is not None:
+            self.given_masks[site] = mask
+
+
+def _compare_call(
+    swapped: SwappedSRU, gate_input: Tensor, x: Tensor, y: Tensor
+) -> tuple[FlipCount, float, Tensor | None]:
+    """One call of an SRU as given: flips against its variant, the distance elsewhere, and its gates if one differs."""
+    expected = swapped(x)
+    if swapped.conv_place == "after":  # a convolution mixes the channels, so gates cannot be read from the output
+        return FlipCount(y.numel()), relative_l2(y, expected), None
+    found = swapped.parameters_of_gate
+    differs, apart = changed_gates(y, expected, gate_input, swapped.gamma, swapped.beta, swapped.variant)
+    count = count_flips(differs, gate_input, found, swapped.variant)
+    if not differs.any():
+        return count, apart, None
+    return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def _same_parameters(one: SwappedSRU, other: SwappedSRU) -> bool:
+    return one is other or (torch.equal(one.gamma, other.gamma) and torch.equal(one.beta, other.beta))
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

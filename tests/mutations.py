@@ -1,0 +1,206 @@
+"""Damage to an exported ScConv-ResNet, and what must catch it; used by the tests and by ``benchmarks/mutations.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from scconv_deploy.gate import gate_parameters
+from scconv_deploy.rewrite.functions import FunctionKey, function_text
+from scconv_deploy.verification import instrument
+from scconv_deploy.zoo.cifar_resnet import CifarResNet
+from scconv_deploy.zoo.layers import initialize, scconv3x3
+
+
+class TwoHeads(nn.Module):
+    """ScConv-ResNet-20 (three blocks a stage) or a smaller one, with two outputs of one shape."""
+
+    def __init__(self, blocks_per_stage: int, side: int) -> None:
+        super().__init__()
+        self.net = initialize(CifarResNet(blocks_per_stage, scconv3x3()), (8, 3, side, side))
+        self.net.fc = nn.Identity()
+        self.first, self.second = nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def forward(self, image):
+        x = self.net(image)
+        return {"first": self.first(x), "second": self.second(x)}
+
+
+SITE = "net.layer2.0.conv2.SRU"
+ZERO_BETA = "net.layer1.0.conv2.SRU"
+"""As it is before training: its cut is tau / a, so that every bit of tau shows; beta * w would swallow them."""
+
+
+def two_heads(blocks_per_stage: int, side: int) -> nn.Module:
+    """Seeded, in eval mode, its gates' beta drawn: with beta = 0 the deviation and its eps would hardly matter."""
+    torch.manual_seed(0)
+    model = TwoHeads(blocks_per_stage, side)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gn.beta") and ZERO_BETA not in name:
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+def node_of(model: onnx.ModelProto, site: str = SITE) -> onnx.NodeProto:
+    return instrument.sites(model)[site]
+
+
+def edit(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
+
+
+def edit_body(model: onnx.ModelProto, old: str, new: str) -> None:
+    text = function_text(FunctionKey("SRU", False, "multiply", 18))
+    if text.count(old) != 1:
+        raise ValueError(f"{old!r} is not once in the body")
+    del model.functions[:]
+    model.functions.append(onnx.parser.parse_function(text.replace(old, new)))
+
+
+def set_attribute(model: onnx.ModelProto, name: str, value: float) -> None:
+    node = node_of(model)
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def recut(model: onnx.ModelProto, torch_model: nn.Module, change, site: str = SITE) -> None:
+    """The cut of one SRU as it would be for other parameters; change is (gamma, beta) -> cut."""
+    norm = torch_model.get_submodule(site).gn
+    edit(model, node_of(model, site).input[1], lambda cut: change(norm.gamma, norm.beta))
+
+
+def tau_moved(
+    model: onnx.ModelProto, torch_model: nn.Module, move: Callable[[np.float32], np.float64], site: str = SITE
+) -> None:
+    variant = torch_model.get_submodule(site).variant
+
+    def cut(gamma, beta):
+        exact = gate_parameters(gamma, beta, variant)
+        g, b = gamma.detach().double().numpy().ravel(), beta.detach().double().numpy().ravel()
+        w = (gamma / gamma.sum()).detach().double().numpy().ravel()
+        return (exact.sign * (move(np.float32(exact.tau)) - b * w) / (g * w)).astype(np.float32)
+
+    recut(model, torch_model, cut, site)
+
+
+def one_ulp(tau: np.float32) -> np.float64:
+    return np.float64(np.nextafter(tau, np.float32(1)))
+
+
+def gamma_changed(model: onnx.ModelProto, torch_model: nn.Module) -> None:
+    variant = torch_model.get_submodule(SITE).variant
+
+    def cut(gamma, beta):
+        changed = gamma.detach().clone()
+        changed.view(-1)[3] *= 1 + 1e-3
+        return gate_parameters(changed, beta, variant).cut
+
+    recut(model, torch_model, cut)
+
+
+def sru_in_half(model: onnx.ModelProto) -> None:
+    """Data in float16 around one SRU; what it computes inside stays float32."""
+    node = node_of(model)
+    index = list(model.graph.node).index(node)
+    x, y = node.input[0], node.output[0]
+    node.input[0], node.output[0] = "half_x", "half_y"
+    model.graph.node.insert(index, helper.make_node("Cast", [x], ["half_x"], to=TensorProto.FLOAT16))
+    model.graph.node.insert(index + 2, helper.make_node("Cast", ["half_y"], [y], to=TensorProto.FLOAT))
+
+
+def drop_layer(model: onnx.ModelProto) -> None:
+    """The first ReLU of the second stage."""
+    relu = next(n for n in model.graph.node if n.op_type == "Relu" and instrument.module_of(n) == "net.layer2.0")
+    relu.op_type = "Identity"
+
+
+def swap_outputs(model: onnx.ModelProto) -> None:
+    names = {"first": "second", "second": "first"}
+    for node in model.graph.node:
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def flip_bit(bit: int) -> Callable[[np.ndarray], np.ndarray]:
+    def flip(weight: np.ndarray) -> np.ndarray:
+        weight.view(np.uint32).flat[5] ^= 1 << bit
+        return weight
+
+    return flip
+
+
+def nudge(weight: np.ndarray) -> np.ndarray:
+    weight.flat[7] += 1e-4 * np.linalg.norm(weight)
+    return weight
+
+
+def spoil(bias: np.ndarray) -> np.ndarray:
+    bias[1] = np.nan
+    return bias
+
+
+GWC = "net.layer2.0.conv2.CRU.GWC.weight"  # a convolution that no BatchNorm is folded into
+STEM = "net.conv1.weight"  # one that has its BatchNorm folded in
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Damage, the check that must fail, words of its reason, and why no run of the model can show it (if so)."""
+
+    damage: Callable[[onnx.ModelProto, nn.Module], None]
+    check: str
+    words: str
+    below_the_noise: str = ""
+
+
+MUTATIONS = {
+    "gate inverted": Mutation(
+        lambda m, _: edit_body(m, "GreaterOrEqual (", "Less ("), "teacher-forced gates", "unexplained"
+    ),
+    "> for >=": Mutation(
+        lambda m, _: edit_body(m, "GreaterOrEqual (", "Greater ("), "static", "function body",
+        "the two differ only where the margin is exactly 0, which no element of a random input meets",
+    ),
+    "tau off by one ulp": Mutation(
+        lambda m, t: tau_moved(m, t, one_ulp, ZERO_BETA), "static", "cut differs",
+        "tau is about 1e-7, its last place 1e-14: no rounding can say on which side of that a gate lies",
+    ),
+    "tau off by 1e-3": Mutation(
+        lambda m, t: tau_moved(m, t, lambda tau: tau + np.float64(1e-3)), "teacher-forced gates", SITE
+    ),
+    "biased for unbiased deviation": Mutation(lambda m, _: set_attribute(m, "ddof", 0), "static", "ddof is 0"),
+    "eps 1e-5 for 1e-10": Mutation(lambda m, _: set_attribute(m, "eps_std", 1e-5), "static", "eps_std"),
+    "halves not crossed": Mutation(
+        lambda m, _: edit_body(m, "value_ints = [1, 0]", "value_ints = [0, 1]"), "replay", "noise floor"
+    ),
+    "wrong group count": Mutation(lambda m, _: set_attribute(m, "num_groups", 8), "teacher-forced gates", SITE),
+    "one channel's gamma changed by 1e-3": Mutation(gamma_changed, "static", "cut differs"),
+    "one weight changed by 1e-4 of its norm": Mutation(lambda m, _: edit(m, GWC, nudge), "weights", GWC),
+    "the same where a BatchNorm is folded in": Mutation(lambda m, _: edit(m, STEM, nudge), "weights", STEM),
+    "one weight bit flipped, the lowest": Mutation(
+        lambda m, _: edit(m, GWC, flip_bit(0)), "weights", GWC,
+        "one part in 1e7 of one of thousands of weights: below the rounding of the sums that it is part of",
+    ),
+    "one weight bit flipped, the sign": Mutation(lambda m, _: edit(m, GWC, flip_bit(31)), "replay", "noise floor"),
+    "one SRU in fp16": Mutation(lambda m, _: sru_in_half(m), "replay", "noise floor"),
+    "a layer dropped": Mutation(lambda m, _: drop_layer(m), "replay", "noise floor"),
+    "outputs swapped": Mutation(lambda m, _: swap_outputs(m), "replay", "noise floor"),
+    "NaN in one output": Mutation(
+        lambda m, _: edit(m, "second.bias", spoil), "finite", "the artifact's output second"
+    ),
+}  # fmt: skip
+
+IN_THE_ROUNDING = (
+    "a bit below 8 units in the last place, of a weight that has a BatchNorm folded in: the folding itself rounds "
+    "differently in NumPy, onnxscript and onnxsim, so a file that differs there is a healthy export",
+    lambda m: edit(m, STEM, flip_bit(0)),
+)
+
+__all__ = ["IN_THE_ROUNDING", "MUTATIONS", "SITE", "Mutation", "two_heads"]

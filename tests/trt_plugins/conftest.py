@@ -1,0 +1,79 @@
+"""The compilers' products, made once a session; each skips with its reason where it cannot be made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders
+from tests.trt_plugins.reference import Reference
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Reference:
+    """The kernels' arithmetic on the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return Reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def nvcc() -> str:
+    found = find_nvcc(Machine())
+    if found is None:
+        pytest.skip("nvcc was not found")
+    return found
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A host without TensorRT, a plugin, and the stand-in of libnvinfer, compiled with one version's headers."""
+
+    folder: Path
+    version: str
+    include: Path
+
+    @property
+    def plugin(self) -> Path:
+        return self.folder / "libscconv_sru.so"
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(self.folder / "sru_harness"), *map(str, arguments)]
+        environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def harness(nvcc, tmp_path_factory) -> Harness:
+    """The plugin without kernels (no_device.cpp), so that it compiles in seconds; everything else is the real thing."""
+    headers = find_tensorrt_headers(Machine())
+    if headers is None:
+        pytest.skip("TensorRT's headers were not found; set TENSORRT_INCLUDE_DIR")
+    include, version = headers
+    folder = tmp_path_factory.mktemp("harness")
+    (folder / "stand_in").mkdir()
+    flags = [nvcc, "-std=c++17", "-O1", "-isystem", str(include), "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
+             *library_folders(nvcc)]  # fmt: skip
+    hidden = ("-Xcompiler", "-fvisibility=hidden", "-shared")
+    stand_in = f"libnvinfer.so.{version.split('.')[0]}"
+    commands = [
+        [*flags, *hidden, *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
+         str(Path(__file__).parent / "no_device.cpp"), "-Xlinker=-soname=libscconv_sru.so",
+         "-o", str(folder / "libscconv_sru.so")],
+        [*flags, *(str(SOURCES / "harness" / f"{name}.cpp") for name in ("main", "host", "check", "run")), "-ldl",
+         "-o", str(folder / "sru_harness")],
+        [*flags, *hidden, "-Xcompiler", "-Wno-overloaded-virtual,-Wno-deprecated-declarations",
+         str(SOURCES / "harness" / "registry.cpp"), f"-Xlinker=-soname={stand_in}",
+         "-o", str(folder / "stand_in" / stand_in)],
+    ]  # fmt: skip
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    for process in running:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    return Harness(folder, version, include)

@@ -1,0 +1,163 @@
+"""Building the plugin: which compiler, headers and architectures, the cache, and what is said when it fails.
+
+A shell script stands for nvcc, so that this takes no compiler; test_plugin.py builds with the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from scconv_deploy.doctor import Machine
+from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command
+
+NVCC = r"""#!/bin/sh
+case "$*" in
+  --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit 0;;
+  --list-gpu-arch) printf 'compute_75\ncompute_87\ncompute_89\n'; exit 0;;
+esac
+echo "$@" >> "$(dirname "$0")/calls"
+[ -e "$(dirname "$0")/fail" ] && { echo "sru.cu(3): error: expected a ';'" >&2; exit 2; }
+while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "library $(wc -l < "$(dirname "$0")/calls")" > "$2"; shift; done
+"""
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine with a compiler, TensorRT's headers and an Orin; `calls` are the compiler's command lines."""
+    bin_folder = tmp_path / "cuda" / "bin"
+    bin_folder.mkdir(parents=True)
+    nvcc = bin_folder / "nvcc"
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    include = tmp_path / "usr" / "include"
+    include.mkdir(parents=True)
+    (include / "NvInfer.h").touch()
+    write_version(include, "10", "3")
+
+    def run(command):
+        if command[0] == "nvidia-smi":
+            return "8.7\n8.9\n8.7\n"
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return Machine(
+        run=run,
+        which=lambda name: None,
+        environ={"CUDA_HOME": str(tmp_path / "cuda"), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        root=tmp_path,
+        site_packages=(),
+    )
+
+
+def write_version(include, major, minor):
+    lines = (f"#define NV_TENSORRT_MAJOR {major}", f"#define NV_TENSORRT_MINOR {minor}", "#define NV_TENSORRT_PATCH 0")
+    (include / "NvInferVersion.h").write_text("\n".join(lines))
+
+
+def calls(machine):
+    path = machine.root / "cuda" / "bin" / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_into_the_cache_once(machine):
+    first = build(BuildRequest(), machine=machine)
+    assert first.architectures == ("87", "89")  # of the GPUs present
+    assert (first.cuda, first.tensorrt, first.cached) == ("13.0.88", "10.3.0", False)
+    assert first.path.read_text() == "library 1\n"
+    second = build(BuildRequest(), machine=machine)
+    assert (second.cached, second.path, second.sha256, len(calls(machine))) == (True, first.path, first.sha256, 1)
+    assert built_libraries(machine) == [first.path]
+    assert json.loads(json.dumps(second.as_json()))["path"] == str(first.path)
+
+
+def test_what_makes_another_library(machine):
+    requests = [BuildRequest(), BuildRequest(("89",)), BuildRequest(kernels_only=True)]
+    paths = [build(request, machine=machine).path for request in requests]
+    write_version(machine.root / "usr" / "include", "11", "1")
+    paths.append(build(BuildRequest(), machine=machine).path)
+    assert len({*paths}) == 4
+    assert len(calls(machine)) == 4
+
+
+def test_the_command_line(machine, tmp_path):
+    include = tmp_path / "include"
+    command = compile_command("nvcc", ("87", "120"), include, "libx.so", tmp_path / "out.so")
+    assert [part for part in command if part.startswith("-gencode")] == [
+        "-gencode=arch=compute_87,code=sm_87",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    assert str(SOURCES / "plugin" / "creator.cpp") in command
+    assert command[command.index("-isystem") + 1] == str(include)
+    kernels = compile_command("nvcc", ("87",), None, "libx.so", tmp_path / "out.so")
+    assert not any("/plugin/" in part or part == "-isystem" for part in kernels)
+    assert sum(part.endswith((".cu", ".cpp")) for part in kernels) == 4
+
+
+def test_to_a_file_with_the_register_library_beside_it(machine, tmp_path):
+    output = tmp_path / "out" / "libmine.so"
+    result = build(BuildRequest(("89",), register=True), output, machine=machine)
+    assert (result.path, result.register) == (output, tmp_path / "out" / "libmine_register.so")
+    assert result.register.is_file()
+    library, stub, register = calls(machine)
+    assert "-soname=libmine.so" in library
+    assert "libnvinfer.so.10" in stub
+    assert "libnvinfer.so.10" in register
+    assert "$ORIGIN" in register
+    with pytest.raises(UsageError, match="exists"):
+        build(BuildRequest(("89",)), output, machine=machine)
+    assert len(calls(machine)) == 3
+    build(BuildRequest(("89",)), output, force=True, machine=machine)
+    assert output.read_text() == "library 4\n"
+
+
+def test_a_failing_compiler_leaves_nothing_and_is_quoted(machine, tmp_path):
+    (machine.root / "cuda" / "bin" / "fail").touch()
+    output = tmp_path / "libmine.so"
+    with pytest.raises(BuildError, match="expected a ';'") as caught:
+        build(BuildRequest(("89",)), output, machine=machine)
+    assert "sru.cu(3): error" in caught.value.details
+    assert caught.value.exit_code == 5
+    with pytest.raises(BuildError):
+        build(BuildRequest(("89",)), machine=machine)
+    assert not output.exists()
+    assert built_libraries(machine) == []
+
+
+def test_what_is_missing_is_named_with_its_remedy(machine, tmp_path):
+    bare = Machine(
+        run=lambda command: None, which=lambda name: None, environ={}, root=tmp_path / "no", site_packages=()
+    )
+    with pytest.raises(MissingRuntimeError, match=r"nvcc was not found.*pip install nvidia-cuda-nvcc") as caught:
+        build(BuildRequest(), machine=bare)
+    assert caught.value.exit_code == 3
+    with pytest.raises(UsageError, match=r"no architecture '12'.*75, 87, 89"):
+        build(BuildRequest(("12",)), machine=machine)
+    with pytest.raises(UsageError, match=r"holds no NvInfer\.h"):
+        build(BuildRequest(tensorrt_include=tmp_path), machine=machine)
+    write_version(tmp_path / "usr" / "include", "10", "2")
+    with pytest.raises(MissingRuntimeError, match=r"10\.2\.0, expected 10\.3"):
+        build(BuildRequest(), machine=machine)
+    (tmp_path / "usr" / "include" / "NvInfer.h").unlink()
+    with pytest.raises(MissingRuntimeError, match="--tensorrt-include"):
+        build(BuildRequest(), machine=machine)
+    with pytest.raises(UsageError, match="register"):
+        build(BuildRequest(kernels_only=True, register=True), machine=machine)
+    without_gpu = Machine(
+        run=lambda command: None if command[0] == "nvidia-smi" else machine.run(command), which=machine.which,
+        environ=machine.environ, root=machine.root, site_packages=(),
+    )  # fmt: skip
+    with pytest.raises(MissingRuntimeError, match="--arch"):
+        build(BuildRequest(kernels_only=True), machine=without_gpu)
+    assert calls(machine) == []
+
+
+def test_wheels_of_pypi_get_their_library_folder(machine, tmp_path):
+    library = tmp_path / "cuda" / "lib"
+    library.mkdir()
+    (library / "libcudart_static.a").touch()
+    build(BuildRequest(("89",)), machine=machine)
+    assert f"-L{library}" in calls(machine)[0]

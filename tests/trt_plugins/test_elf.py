@@ -1,0 +1,64 @@
+"""Reading shared libraries: against libraries compiled for the test, and damaged ones."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+
+import pytest
+
+from scconv_deploy.errors import IntegrityError
+from scconv_deploy.trt_plugins.elf import _images, read_library
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("elf")
+    source = folder / "one.cpp"
+    source.write_text(
+        'extern "C" { int puts(const char*); __attribute__((visibility("default"))) int seen() { return puts("x"); }\n'
+        '__attribute__((visibility("hidden"))) int unseen() { return 2; } }\n'
+    )
+    command = ["g++", "-shared", "-fPIC", str(source), "-Wl,-soname,libone.so.3", "-o", str(folder / "libone.so")]
+    subprocess.run(command, check=True)
+    return folder / "libone.so"
+
+
+def test_symbols_dependencies_and_versions(library):
+    found = read_library(library)
+    assert found.soname == "libone.so.3"
+    assert "seen" in found.exported
+    assert "unseen" not in found.exported | found.undefined
+    assert "puts" in found.undefined
+    assert "libc.so.6" in found.needed
+    assert tuple(map(int, found.versions["GLIBC"].split("."))) >= (2, 2)
+    assert (found.cubins, found.ptx) == ((), ())
+
+
+def test_what_is_no_shared_library_is_refused(library, tmp_path):
+    data = library.read_bytes()
+    for name, content, reason in (
+        ("text", b"#!/bin/sh\n" * 10, "no 64-bit Linux"),
+        ("empty", b"", "no 64-bit Linux"),
+        ("truncated", data[: len(data) // 2], "damaged"),
+        ("object", data[:16] + struct.pack("<H", 1) + data[18:], "no shared library"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(IntegrityError, match=reason):
+            read_library(path)
+
+
+def test_images_of_a_fat_binary():
+    def entry(kind, capability, payload):
+        return struct.pack("<HHIQ", kind, 0x101, 64, len(payload)).ljust(28, b"\0") + struct.pack(
+            "<I", capability
+        ) + b"\0" * 32 + payload  # fmt: skip
+
+    entries = entry(2, 87, b"a" * 40) + entry(2, 120, b"b" * 8) + entry(1, 120, b"c" * 16)
+    container = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries
+    assert list(_images(container + b"\0" * 8 + container)) == [(2, 87), (2, 120), (1, 120)] * 2
+    assert list(_images(b"something else" * 4)) == []

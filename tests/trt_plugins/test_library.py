@@ -1,0 +1,140 @@
+"""The PyTorch operator: on the CPU against the variants, its fake against its shapes, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
+from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters, recognize, relative_l2
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import sru as variant_sru
+from scconv_deploy.trt_plugins import library
+from scconv_deploy.trt_plugins.build import SOURCES
+from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, sru, sru_params
+from tests.conftest import tiny_net
+
+SHAPE = (2, 16, 9, 7)
+HARD = replace(VARIANTS["groupbn-hard"], num_groups=4)
+
+
+def draw(shape=SHAPE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    gamma, beta = (torch.randn(shape[1], generator=generator) for _ in range(2))
+    return torch.randn(shape, generator=generator), gamma, beta
+
+
+def arguments(gamma, beta, variant):
+    inputs = list(operator_inputs(gamma, beta, variant).values())
+    return inputs, variant.operator, variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("shape", [SHAPE, (1, 24, 4, 4)])
+def test_on_the_cpu_it_is_the_variant(name, shape):
+    variant = replace(VARIANTS[name], num_groups=4 if shape[1] == 16 else 8)
+    x, gamma, beta = draw(shape)
+    y = sru(x, *arguments(gamma, beta, variant))
+    expected = variant_sru(x, gamma, beta, variant)
+    count, distance = compare_outputs(y, expected, x, gamma, beta, gate_parameters(gamma, beta, variant), variant)
+    assert count.unexplained == 0
+    assert distance < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_statistics_and_gates_are_fp32_whatever_the_data_are(name, dtype, tolerance):
+    variant = replace(VARIANTS[name], num_groups=4)
+    x, gamma, beta = draw()
+    x = x.to(dtype)
+    y = sru(x, *arguments(gamma, beta, variant))
+    expected = variant_sru(x.float(), gamma, beta, variant)
+    assert y.dtype == dtype
+    # a flipped gate would be an error of the order of 1 in one of 2,016 elements
+    assert float((y.float() - expected).norm() / expected.norm()) < tolerance
+
+
+def test_it_is_an_operator_with_a_fake_that_compiles():
+    x, gamma, beta = draw()
+    torch.library.opcheck(sru, (x, *arguments(gamma, beta, HARD)), test_utils=("test_schema", "test_faketensor"))
+    fused = FusedSRU(gamma, beta, HARD)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), fused(x))
+    assert torch.equal(fused(x), variant_sru(x, gamma, beta, HARD))
+
+
+def test_a_modules_parameters_stay_fp32():
+    _, gamma, beta = draw()
+    fused = FusedSRU(gamma, beta, HARD)
+    cut = fused.cut.clone()
+    assert torch.equal(fused.half().cut, cut)
+    assert fused.double().cut.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"x": torch.zeros(16, 9, 7)}, "expected \\[N, C, H, W\\]"),
+        ({"x": torch.zeros(SHAPE, dtype=torch.float64)}, "float32, float16 or bfloat16"),
+        ({"operator": "SRUHard"}, "unknown"),
+        ({"operator": "SRUNorm"}, "expected 4 times"),
+        ({"parameters": [torch.zeros(16), torch.zeros(15)]}, "expected 2 times \\(16,\\)"),
+        ({"parameters": [torch.zeros(16), torch.zeros(16).half()]}, "expected torch.float32 or all"),
+        ({"num_groups": 5}, "not a multiple"),
+        ({"num_groups": 17}, "fewer than"),
+    ],
+)
+def test_what_it_refuses(change, reason):
+    call = {"x": torch.zeros(SHAPE), "parameters": [torch.zeros(16), torch.ones(16)], "operator": "SRU",
+            "num_groups": 4, "ddof": 1, "eps_var": 0.0, "eps_std": 1e-10} | change  # fmt: skip
+    with pytest.raises(ConfigurationError, match=reason):
+        sru(*call.values())
+
+
+def test_odd_channels_are_refused():
+    with pytest.raises(ConfigurationError, match="halves"):
+        sru(torch.zeros(1, 15, 4, 4), [torch.zeros(15)] * 2, "SRU", 15, 1, 0.0, 1e-10)
+
+
+def test_the_struct_carries_what_it_is_given():
+    x, gamma, beta = draw()
+    inputs, *rest = arguments(gamma, beta, replace(VARIANTS["groupnorm-soft"], num_groups=8))
+    params = sru_params(x.half(), inputs, *rest, algorithm="split")
+    header = (SOURCES / "kernel" / "sru.h").read_text()
+    struct = header[header.index("typedef struct") : header.index("} ScconvSruParams")]
+    declared = re.findall(r"^    (const void\*|void\*|\w+) (\w+);", struct, re.MULTILINE)
+    c_types = {"const void*": ctypes.c_void_p, "void*": ctypes.c_void_p, "float": ctypes.c_float,
+               "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64}  # fmt: skip
+    assert [(name, c_types[kind]) for kind, name in declared] == list(SruParams._fields_)
+    assert ctypes.sizeof(SruParams) == 120  # a static_assert in sru.cpp
+    assert (params.batch, params.channels, params.pixels, params.num_groups) == (2, 16, 63, 8)
+    assert (params.op, params.type, params.parameter_type, params.algorithm) == (2, 1, 0, 2)
+    assert (params.ddof, params.eps_std) == (0, 0.0)
+    assert params.eps_var == pytest.approx(1e-5)
+    assert params.second == inputs[3].data_ptr()
+
+
+def test_without_a_library_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(MissingRuntimeError, match="plugin build"):
+        library.load()
+    other = tmp_path / "other.so"
+    other.write_bytes(b"no library")
+    with pytest.raises(IntegrityError, match="no library of the fused SRU"):
+        SruLibrary(other)
+
+
+def test_a_models_srus_are_fused_where_they_are_recognised():
+    model = tiny_net()
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    fused = library.fuse(model, recognize(model, (image,), {}))
+    assert sum(isinstance(module, FusedSRU) for module in fused.modules()) == 3
+    assert not any(isinstance(module, FusedSRU) for module in model.modules())
+    with torch.inference_mode():
+        y, expected = fused(image), model(image)
+    for name, value in expected.items():
+        assert relative_l2(y[name], value) < 1e-6

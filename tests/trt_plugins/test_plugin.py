@@ -1,0 +1,193 @@
+"""The plugin in the hands of a host that does what TensorRT does, and the kernels in the compiler's."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, PLUGIN_SOURCES, SOURCES, _compile_register, _Tools
+from scconv_deploy.trt_plugins.check import C_INTERFACE, ENTRY_POINTS, _static_rows, check_plugin
+from scconv_deploy.trt_plugins.elf import SharedLibrary
+from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
+
+PACKAGE = SOURCES.parents[1]
+SMALL = {"batch": 2, "channels": 32, "pixels": 49, "num_groups": 4, "ddof": 1, "eps_std": 1e-10}
+
+
+@pytest.mark.nvcc
+def test_a_host_finds_every_operator_type_and_shape_as_it_should(harness):
+    done = harness.run("check", harness.plugin)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("passed")] == []
+    assert done.returncode == 0
+    assert len(lines) > 1000  # 3 operators, 5 pairs of types, whole and straddling groups
+    # what was refused was refused in words
+    assert "scconv::SRU: the input has 3 dimensions, expected [N, C, H, W]." in done.stderr
+    assert "field groups is unknown; expected num_groups, ddof, eps_var and eps_std" in done.stderr
+
+
+@pytest.mark.nvcc
+def test_a_host_that_only_dlopens_finds_it_registered(harness, nvcc):
+    tools = _Tools(nvcc, "", harness.include, harness.version)
+    register = _compile_register(tools, harness.plugin)
+    done = harness.run("register", register)
+    assert [line for line in done.stdout.splitlines() if not line.startswith("passed")] == []
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 6)
+
+
+@pytest.mark.nvcc
+def test_enqueue_without_a_gpu_is_an_error_not_a_crash(harness, tmp_path):
+    arguments = ("SRU", "float", "float", 1, 16, 4, 4, 4, 1, 0.0, 1e-10, 0, "plain", tmp_path)
+    done = harness.run("run", harness.plugin, *arguments)
+    assert done.returncode in (1, 3)  # 3: no GPU; 1: a GPU, for which this build has no kernels
+    assert "not run: there is no GPU" in done.stdout or "FAILED enqueue" in done.stdout
+
+
+@pytest.mark.nvcc
+def test_the_c_interface_through_ctypes(harness):
+    library = SruLibrary(harness.plugin)
+    params = SruParams(**SMALL)
+    assert library.refusal(params) is None
+    assert library.workspace_bytes(params) == 2 * 4 * 3 * 16
+    for change, reason in (
+        ({"channels": 33, "num_groups": 3}, "odd"),
+        ({"type": 7}, "data type is none of"),
+        ({"op": 3}, "operator is unknown"),
+        ({"type": 1, "parameter_type": 2}, "neither float nor"),
+        ({"algorithm": 4}, "algorithm is unknown"),
+    ):
+        refused = SruParams(**(SMALL | change))
+        assert reason in library.refusal(refused)
+        assert library.workspace_bytes(refused) == 0
+    enqueue = ctypes.CDLL(str(harness.plugin)).scconv_sru_enqueue
+    assert enqueue(None, None) == 1  # cudaErrorInvalidValue
+    assert enqueue(ctypes.byref(params), None) == 1  # null pointers
+
+
+@pytest.mark.nvcc
+def test_plugin_check_of_what_is_right_and_what_is_not(harness):
+    report = check_plugin(harness.plugin)
+    assert report, report.failures
+    rows = {row.name: row for row in report.rows}
+    assert "libstdc++.so.6" in rows["not linked to TensorRT or the CUDA runtime"].found
+    if find_spec("tensorrt_rtx"):
+        assert "registers scconv::SRU 1, scconv::SRUNorm 1, scconv::SRUSoft 1" in rows["loads in tensorrt-rtx"].found
+    stand_in = next((harness.folder / "stand_in").glob("libnvinfer.so.*"))
+    report = check_plugin(stand_in)
+    assert not report
+    rows = {row.name: row for row in report.rows}
+    assert "getCreators" in rows["entry points and C interface"].found
+    assert "getPluginRegistry" in rows["nothing else exported"].found
+    assert rows["loads in tensorrt-rtx"].verdict == "not run"  # nothing that is wrong is ever loaded
+
+
+RIGHT = SharedLibrary(
+    "x86-64", "libscconv_sru.so", ("libc.so.6",), frozenset((*ENTRY_POINTS, *C_INTERFACE)), frozenset({"puts"}),
+    {"GLIBC": "2.34"}, ("8.7",), (),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({}, None),
+        ({"exported": RIGHT.exported - {"setLoggerFinder"}}, "entry points and C interface"),
+        ({"exported": RIGHT.exported | {"getPluginCreators"}}, "nothing else exported"),
+        ({"undefined": frozenset({"getPluginRegistry"})}, "no symbol of libnvinfer needed"),
+        ({"undefined": frozenset({"_ZN8nvinfer13fooEv"})}, "no symbol of libnvinfer needed"),
+        ({"needed": ("libnvinfer.so.10",)}, "not linked to TensorRT or the CUDA runtime"),
+        ({"needed": ("libcudart.so.13",)}, "not linked to TensorRT or the CUDA runtime"),
+        ({"cubins": ()}, "GPU code"),
+    ],
+)
+def test_each_fault_has_its_row(change, failed):
+    rows = _static_rows(replace(RIGHT, **change))
+    assert [row.name for row in rows if row.verdict == "failed"] == ([failed] if failed else [])
+
+
+@pytest.mark.nvcc
+def test_an_installed_runtime_takes_the_plugin(harness):
+    trt = pytest.importorskip("tensorrt_rtx")
+    code = (
+        f"import tensorrt_rtx as t; r = t.get_plugin_registry(); r.load_library({str(harness.plugin)!r})\n"
+        "c = r.get_creator('SRUSoft', '1', 'scconv')\n"
+        "import numpy as np\n"
+        "f = t.PluginFieldCollection([t.PluginField('num_groups', np.array([4], np.int32), t.PluginFieldType.INT32)])\n"
+        "p = c.create_plugin('x', f, t.TensorRTPhase.BUILD)\n"
+        "print(type(p).__name__, sorted(f.name for f in c.field_names))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"TensorRT-RTX {trt.__version__}: {done.stderr}"
+    assert done.stdout.strip() == "IPluginV3 ['ddof', 'eps_std', 'eps_var', 'num_groups']"
+
+
+def test_a_file_that_is_no_plugin_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        check_plugin(tmp_path / "nothing.so")
+    (tmp_path / "text.so").write_text("text")
+    with pytest.raises(IntegrityError, match="no 64-bit Linux shared library"):
+        check_plugin(tmp_path / "text.so")
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize(("data_type", "architecture"), [("half", 75), ("float", 90)])
+def test_the_kernels_compile_without_a_warning_and_without_tensorrt(nvcc, data_type, architecture, tmp_path):
+    """Not optimised, for speed; `python -m benchmarks sru_registers` compiles all ten architectures as they ship."""
+    source = SOURCES / "kernel" / f"sru_{data_type}.cu"
+    command = [nvcc, "-std=c++17", "-Werror", "all-warnings", "-Xcicc", "-O0", "-Xptxas", "-O0", "-cubin",
+               f"-arch=sm_{architecture}", str(source), "-o", str(tmp_path / "out.cubin")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.cubin").read_bytes()[:4] == b"\x7fELF"
+
+
+LAYERS = {
+    "sru_math.h": set(),
+    "kernel": {"cuda"},
+    "plugin": {"cuda", "tensorrt"},
+    "register": {"tensorrt"},
+    "harness": {"cuda", "tensorrt"},
+    "reference": set(),
+}
+"""Whose headers each layer may include."""
+
+
+def test_no_header_of_nvidias_is_included_outside_its_layer():
+    seen = set()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".h", ".cuh", ".cu", ".cpp", ".hpp", ".c")):
+        layer = path.relative_to(SOURCES).parts[0]  # nothing is compiled elsewhere in the package
+        seen.add(layer)
+        for header in re.findall(r'#include\s*[<"]([^>"]+)', path.read_text()):
+            kind = "tensorrt" if Path(header).name.startswith("Nv") else "cuda" if header.startswith("cuda") else None
+            assert kind is None or kind in LAYERS[layer], f"{path.name} includes {header}"
+            assert not (layer == "kernel" and header.startswith("../plugin"))
+        if layer == "kernel" and path.name == "plan.h":
+            assert "cuda" not in "".join(re.findall(r"#include.*", path.read_text()))
+    assert seen == set(LAYERS)
+    assert not list(PACKAGE.rglob("Nv*.h"))  # found, never copied
+
+
+def test_the_wheel_carries_the_sources():
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    carried = {p for pattern in settings["scconv_deploy"] for p in PACKAGE.glob(pattern) if p.is_file()}
+    assert carried == {p for p in SOURCES.rglob("*") if p.is_file()}
+
+
+def test_cmake_builds_what_plugin_build_builds():
+    """Configuring takes half a minute, so the suite compares sources; docs/plugin.md has the command to run it."""
+    text = (SOURCES / "CMakeLists.txt").read_text()
+    kernels = re.search(r"add_library\(scconv_sru_kernels OBJECT(.*?)\)", text, re.DOTALL)[1].split()
+    plugin = re.search(r"add_library\(scconv_sru SHARED\s+(plugin.*?)\$", text, re.DOTALL)[1].split()
+    assert tuple(kernels) == KERNEL_SOURCES
+    assert tuple(plugin) == PLUGIN_SOURCES
+    for name in re.findall(r"(?:kernel|plugin|register|harness)/\w+\.\w+", text):
+        assert (SOURCES / name).is_file()

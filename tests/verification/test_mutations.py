@@ -1,0 +1,81 @@
+"""It catches faults: a small ScConv-ResNet damaged on purpose. On ResNet-20: ``python -m benchmarks mutations``."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.samples import noise_samples
+from tests.mutations import IN_THE_ROUNDING, MUTATIONS, SITE, two_heads
+
+DYNAMIC = {"teacher-forced gates", "free-running gates", "replay", "layers", "finite", "contract", "second opinion"}
+
+
+@pytest.fixture(scope="module")
+def exported():
+    """(reference, bytes of its model.onnx): one block a stage, 16x16."""
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    reference, log = reference_from_module(two_heads(1, 16), image)
+    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
+
+
+def judge(reference, model):
+    samples = noise_samples(reference.signature, 0)[:1]
+    return verify_onnx(reference, Artifact(model, "model.onnx", model.SerializeToString()), samples, StageLog())
+
+
+def failed_checks(report):
+    return {c.name: c.reason for link in report.links for c in link.checks if c.status == "failed"}
+
+
+def test_undamaged_it_passes(exported):
+    report = judge(exported[0], onnx.load_model_from_string(exported[1]))
+    assert report, report.failures
+    assert report.first_departure == ""
+    assert len(report.srus) == 3
+    weights = next(c for c in report.links[1].checks if c.name == "weights")
+    assert "2 but for a factor of each channel" not in weights.reason  # three convolutions and the stem are folded
+    assert "4 but for a factor of each channel" in weights.reason
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_damage_is_caught(exported, name):
+    mutation = MUTATIONS[name]
+    model = onnx.load_model_from_string(exported[1])
+    mutation.damage(model, exported[0].model)
+    report = judge(exported[0], model)
+    assert not report
+    failed = failed_checks(report)
+    assert mutation.words in failed[mutation.check]
+    if mutation.below_the_noise:  # no run shows it, only the static link does
+        assert not DYNAMIC & set(failed)
+
+
+def test_what_is_within_the_rounding_of_folding_passes(exported):
+    _, damage = IN_THE_ROUNDING
+    model = onnx.load_model_from_string(exported[1])
+    damage(model)
+    assert judge(exported[0], model)
+
+
+DEPARTURES = {
+    "one weight changed by 1e-4 of its norm": "(net.layer2.0.conv2.CRU.GWC)",
+    "the same where a BatchNorm is folded in": "(net.bn1)",
+    "halves not crossed": "(net.layer1.0.conv2.SRU)",  # the body is every SRU's
+    "one SRU in fp16": f"({SITE})",
+    "outputs swapped": "first (second)",
+    "tau off by 1e-3": f"gates of {SITE}",
+    "biased for unbiased deviation": SITE,
+}
+
+
+@pytest.mark.parametrize("name", DEPARTURES)
+def test_the_first_departure_is_named_with_its_module(exported, name):
+    model = onnx.load_model_from_string(exported[1])
+    MUTATIONS[name].damage(model, exported[0].model)
+    assert DEPARTURES[name] in judge(exported[0], model).first_departure
