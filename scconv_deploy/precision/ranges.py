@@ -42,22 +42,6 @@ def activations_beyond(
     return dict(sorted(beyond.items(), key=lambda item: -item[1]))
 
 
-def noise(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
-    """One seeded sample for a graph's inputs: normal for floats, zeros for others; open axes get 2."""
-    rng = np.random.default_rng(seed)
-    held = {tensor.name for tensor in model.graph.initializer}
-    sample: dict[str, np.ndarray] = {}
-    for value in model.graph.input:
-        if value.name in held:
-            continue
-        tensor = value.type.tensor_type
-        shape = [d.dim_value if d.HasField("dim_value") else 2 for d in tensor.shape.dim]
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        floating = np.issubdtype(dtype, np.floating)
-        sample[value.name] = rng.normal(size=shape).astype(dtype) if floating else np.zeros(shape, dtype)
-    return sample
-
-
 def _float_tensors(model: onnx.ModelProto) -> list[str]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = [*inferred.value_info, *inferred.output]

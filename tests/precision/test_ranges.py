@@ -3,7 +3,7 @@
 import numpy as np
 import onnx.parser
 
-from scconv_deploy.precision.ranges import activations_beyond, noise
+from scconv_deploy.precision.ranges import activations_beyond
 
 MODEL = onnx.parser.parse_model(
     '<ir_version: 10, opset_import: ["" : 18]> g (float[n, 2] x, int64[1] i) => (float[n, 2] y)'
@@ -20,10 +20,3 @@ def test_tensors_beyond_the_limit_the_largest_first():
 def test_not_a_number_is_beyond():
     found = activations_beyond(MODEL, [{"x": np.float32([[np.nan, 0]]), "i": np.int64([0])}], 65504)
     assert found == dict.fromkeys("aby", float("inf"))
-
-
-def test_noise_fits_the_inputs_and_is_seeded():
-    sample = noise(MODEL, 3)
-    assert {n: (a.shape, a.dtype.name) for n, a in sample.items()} == {"x": ((2, 2), "float32"), "i": ((1,), "int64")}
-    assert np.array_equal(noise(MODEL, 3)["x"], sample["x"])
-    assert not np.array_equal(noise(MODEL, 4)["x"], sample["x"])
