@@ -261,6 +261,34 @@ def rewrite(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float32 ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
+    precision: Annotated[Literal["fp16", "bf16"], typer.Option(help="Of the data; gates stay in float32.")],
+    io: Annotated[
+        Literal["float32", "half"], typer.Option("--io", help="Types of the graph's inputs and outputs.")
+    ] = "float32",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Nodes or weights that stay in float32, with * and ?; repeatable."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE.npz", help="Real inputs instead of seeded noise.")] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert to half precision, the gates in float32; exit 6 (nothing written) if a gate changes on the same input."""
+    with _session(as_json, quiet) as session:
+        from scconv_deploy.converting import convert_onnx
+        from scconv_deploy.precision.half import HalfOptions
+
+        options = HalfOptions(precision, io, tuple(keep or ()))
+        result = convert_onnx(source, output, options, data=data, seed=seed, force=force, progress=session.progress)
+        session.show(result, "print_conversion")
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
     reference: Annotated[

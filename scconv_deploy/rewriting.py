@@ -13,14 +13,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 
 from scconv_deploy import __version__
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.errors import IntegrityError, ModelError, ParityError, UsageError
+from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.exporters.onnx import check, node_inputs
 from scconv_deploy.pipeline import MaskFormChoice, Progress, reference_from_spec, silent
 from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, StageRecord
@@ -30,6 +28,7 @@ from scconv_deploy.rewrite.functions import DOMAIN, IR_VERSION, SITE
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.spec import ModelSpec
+from scconv_deploy.verification import feeds as feeding
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.guard import GuardReport, compare_graphs
@@ -38,9 +37,6 @@ from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
 from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.torch_reference import Reference
-
-_OPEN_SIZE = {0: 2}  # of an axis without a size, by its place; the others are as wide as a small image
-_OTHER_OPEN_SIZE = 64
 
 _GUARD_SAMPLES = 16
 """Of a user's data, how many are also compared with the original file."""
@@ -300,13 +296,13 @@ def _guard(
 ) -> GuardReport:
     progress("comparing with the original")
     try:
-        feeds = {"seeded noise": _noise(original, options.seed)}
+        feeds = {"seeded noise": feeding.noise(original, options.seed)}
     except ModelError as error:
         if data is None:
             return GuardReport(not_run=str(error))
         feeds = {}
     if data is not None:
-        feeds[Path(data).name] = _load(data, original)
+        feeds[Path(data).name] = feeding.load(data, original)
     return _compare(original, proto, applied, feeds, log)
 
 
@@ -331,43 +327,6 @@ def _thresholds(proto: onnx.ModelProto, applied: Applied) -> dict[str, str]:
         for node in proto.graph.node
         if node.op_type in ("GreaterOrEqual", "Less") and node.output[0] in names and node.input[1] in stored
     }
-
-
-def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    return [value for value in proto.graph.input if value.name not in initializers]
-
-
-def _noise(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
-    """Seeded inputs: normal numbers, or zeros for integers, which may be indices; one size for each symbol."""
-    generator = torch.Generator().manual_seed(seed)
-    feeds = {}
-    for value in _inputs(proto):
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-            raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
-        shape = [axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        numbers = torch.randn(shape, generator=generator).numpy()
-        feeds[value.name] = numbers.astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
-    return feeds
-
-
-def _load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
-    names = {value.name for value in _inputs(proto)}
-    if not Path(source).is_file():
-        raise UsageError(f"--data {source} is not a file.", "Give an .npz with one array per input.")
-    try:
-        with np.load(source, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
-        raise IntegrityError(f"--data {source} is damaged or not an .npz.", "Save it with np.savez.") from error
-    if set(arrays) != names:
-        raise UsageError(
-            f"--data {source} holds {', '.join(arrays)}.", f"Save one array per input: {', '.join(names)}."
-        )
-    kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in _inputs(proto)}
-    return {name: np.ascontiguousarray(array, dtype=kinds[name]) for name, array in arrays.items()}
 
 
 def _adapted_paths(output: Path) -> tuple[Path, Path]:

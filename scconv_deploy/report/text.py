@@ -13,6 +13,7 @@ from rich.text import Text
 from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+    from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.inspection import ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
@@ -238,6 +239,27 @@ def print_model(console: Console, result: ModelInspection) -> None:
     else:
         _line(console, "no SRU was recognised")
     _print_left_alone(console, result.left_alone.items())
+
+
+def print_conversion(console: Console, result: ConvertResult) -> None:
+    """What stays in float32 and why, and how far the result is from the original."""
+    for node, reason in result.kept:
+        _line(console, f"float32  {node}: {reason}")
+    for name, largest in result.beyond.items():
+        _line(console, f"beyond   {name} reaches {largest:.3g}, more than half can hold")
+    before, after = result.bytes_before / 1e6, result.bytes_after / 1e6
+    _line(console, f"{result.path}: {result.precision}, {result.half} nodes in half, {result.casts} casts")
+    _line(console, f"size     {before:.1f} -> {after:.1f} MB")
+    report = result.comparison
+    if report.not_run:
+        _line(console, f"not compared: {report.not_run}")
+    else:
+        _line(console, f"same half input, gates changed: {report.flips:,} of {report.gates:,}")
+        for name, error in (report.errors or {}).items():
+            free = (report.free_errors or {})[name]
+            text = f"{error:.1e} relative L2 with the float32 gates (limit {report.limit:.1e}), {free:.1e} running free"
+            _line(console, f"{name}: {text}")
+    _line(console, f"sha256 {result.sha256}")
 
 
 def print_diagnosis(console: Console, result: Diagnosis) -> None:

@@ -1,0 +1,1 @@
+"""Half precision for the data, float32 for the gate."""
