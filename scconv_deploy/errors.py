@@ -48,6 +48,16 @@ class ConfigurationError(ModelError, ValueError):
     """A module was asked for sizes that it cannot have."""
 
 
+class BuildError(ScconvDeployError):
+    """An engine or a plugin could not be built; details are the compiler's lines."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, remedy: str = "", details: str = "") -> None:
+        super().__init__(message, remedy)
+        self.details = details
+
+
 class ParityError(ScconvDeployError):
     """The artifact does not compute what PyTorch computes."""
 
