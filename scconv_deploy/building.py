@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,15 +17,28 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.atomic import check_output_file
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters import engine_cache
-from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineProfile, sidecar, write_engine
+from scconv_deploy.exporters.engine import (
+    EngineArtifact,
+    EngineManifest,
+    EngineProfile,
+    EngineSRU,
+    sidecar,
+    write_engine,
+)
 from scconv_deploy.exporters.engine_cache import EngineCache
+from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt import BuildOptions, Plan, build_plan, check_options, device
 from scconv_deploy.exporters.tensorrt_versions import load_module
+from scconv_deploy.report.records import Link, ParityReport, StageLog
 from scconv_deploy.verification.onnx_file import read_onnx
 
 Progress = Callable[[str], None]
 _BAR = 24
+
+
+Prepared = tuple[ModuleType, tuple[str, ...]]
+ENGINE_LINK = "engine"
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class BuildResult:
         }  # fmt: skip
 
 
-def prepare(options: BuildOptions, cache: EngineCache | None) -> tuple[ModuleType, tuple[str, ...]]:
+def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
     """Load the library and refuse what cannot work, before anything takes time.
 
     Returns:
@@ -94,7 +107,7 @@ def build_model(
     onnx_sha256: str,
     output: Path,
     options: BuildOptions,
-    prepared: tuple[ModuleType, tuple[str, ...]],
+    prepared: Prepared,
     *,
     cache: EngineCache | None,
     command: str,
@@ -127,6 +140,63 @@ def build_model(
         kept = cache.store(key, plan.data, manifest)
         notes += (kept,) if kept and kept not in notes else ()
     return BuildResult(write_engine(output, plan.data, manifest), False, seconds, notes)
+
+
+@dataclass(frozen=True)
+class EngineBuilder:
+    """The engines of a bundle: each backend's options with what :func:`prepare` gave."""
+
+    wanted: Sequence[tuple[BuildOptions, Prepared]] = ()
+    cache: EngineCache | None = None
+    command: str = ""
+    progress: Progress = lambda message: None
+
+    def build(
+        self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport
+    ) -> tuple[tuple[EngineManifest, ...], ParityReport, tuple[str, ...]]:
+        """Write ``model.<backend>.engine`` for each backend into a folder.
+
+        Returns:
+            the manifests, the report with the stage and the link "engine", and notes.
+        """
+        if not self.wanted:
+            return (), report, ()
+        log, link = StageLog(), ""
+        manifests, notes = [], []
+        with log.stage("build") as stage:
+            for options, prepared in self.wanted:
+                if not report:
+                    stage.skipped.append((options.backend, "the ONNX model failed parity"))
+                    continue
+                path = folder / f"model.{options.backend}.engine"
+                digest = hashlib.sha256(data).hexdigest()
+                result = build_model(
+                    model, digest, path, options, prepared,
+                    cache=self.cache, command=self.command, progress=self.progress,
+                )  # fmt: skip
+                manifest = result.engine.manifest
+                manifests.append(manifest)
+                notes += result.notes
+                stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
+                stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in _expanded(manifest)]
+                stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
+        link = _engine_reason(manifests)
+        links = tuple(Link(o.name, "not run", link) if o.name == ENGINE_LINK else o for o in report.links)
+        stages = (*report.stages, *log.records)
+        return tuple(manifests), replace(report, links=links, stages=stages), tuple(notes)
+
+
+def _expanded(manifest: EngineManifest) -> list[EngineSRU]:
+    return [sru for sru in manifest.srus if sru.form == "expanded"]
+
+
+def _engine_reason(manifests: Sequence[EngineManifest]) -> str:
+    """Why the link has no verdict, in front of what there is."""
+    if not manifests:
+        return "no engine was built: the ONNX model failed parity"
+    built = "; ".join(f"{m.summary}, sha256 {m.sha256[:12]}" for m in manifests)
+    why = "it has not been run here" if gpus() else "no GPU here can run it"
+    return f"built, but {why}: {built}"
 
 
 def _key(

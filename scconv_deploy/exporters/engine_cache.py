@@ -60,7 +60,9 @@ class EngineCache:
         except OSError as error:
             reason = f"the cache {self.folder} cannot be written: {error.strerror or error}"
             if self.chosen:
-                raise UsageError(f"{reason[0].upper()}{reason[1:]}.", "Choose another --cache, or --no-cache.") from error
+                raise UsageError(
+                    f"{reason[0].upper()}{reason[1:]}.", "Choose another --cache, or --no-cache."
+                ) from error
             return reason
         return ""
 

@@ -68,7 +68,9 @@ def resolve_profiles(
         raise UsageError(f"The model has no input {unknown[0]!r}.", f"Its inputs: {', '.join(inputs)}.")
     by_name = {shape.input: shape for shape in shapes}
     if any(a.input is None for a in axes) and not any(shape and shape[0] == -1 for shape in inputs.values()):
-        raise UsageError("--batch: no input of the model has an open axis 0.", "Export it with --batch, or leave it out.")
+        raise UsageError(
+            "--batch: no input of the model has an open axis 0.", "Export it with --batch, or leave it out."
+        )
     return tuple(_profile(name, shape, by_name.get(name), axes) for name, shape in inputs.items())
 
 
@@ -77,9 +79,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
 
 
-def _profile(
-    name: str, shape: tuple[int, ...], given: ShapeRange | None, axes: Sequence[DynamicAxis]
-) -> EngineProfile:
+def _profile(name: str, shape: tuple[int, ...], given: ShapeRange | None, axes: Sequence[DynamicAxis]) -> EngineProfile:
     if given is not None:
         wanted = (given.minimum, given.optimum, given.maximum)
         if len(given.minimum) != len(shape) or any(

@@ -125,7 +125,9 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
 
 def _check_gpu(options: BuildOptions, wanted: Iterable[str]) -> None:
     if options.backend == "tensorrt":
-        require_gpu("tensorrt", "it times its kernels on the GPU that it builds for", "Build on the machine with the GPU.")
+        require_gpu(
+            "tensorrt", "it times its kernels on the GPU that it builds for", "Build on the machine with the GPU."
+        )
         return
     if options.resolved_target == "local":
         require_gpu("tensorrt-rtx", "--target local is this machine's GPU", "Name GPUs instead: --target sm89,sm120.")

@@ -17,6 +17,7 @@ class OnnxRuntimeRunner:
     Args:
         model: the model, below 2 GiB.
         providers: execution providers; the CPU's by default.
+        threads: within an operator; 0 is ONNX Runtime's own choice.
 
     Raises:
         MissingRuntimeError: a provider is not installed.
@@ -25,7 +26,9 @@ class OnnxRuntimeRunner:
 
     name = "onnxruntime"
 
-    def __init__(self, model: onnx.ModelProto, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
+    ) -> None:
         missing = [p for p in providers if p not in onnxruntime.get_available_providers()]
         if missing:
             raise MissingRuntimeError(
@@ -34,6 +37,7 @@ class OnnxRuntimeRunner:
             )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
+        options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
         except Exception as error:  # onnxruntime's exceptions share no public base class
