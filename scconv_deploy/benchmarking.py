@@ -6,9 +6,9 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class BenchRow:
 
     Attributes:
         p50_ms, p90_ms, p99_ms, mean_ms: wall clock of one run, copies to and from the device left out.
-        items_per_s: batch over the mean.
+        items_per_s: samples of one run (axis 0) over the mean.
         device_p50_ms: between two events on the stream; None where there is no device.
         memory_bytes: of what ``memory_of`` names, more than before the subject was loaded: the process's resident set
             or the device's; None where it cannot be asked.
@@ -108,6 +108,7 @@ class _Subject:
 
     name: str
     kind: str
+    items: int
     run: Callable[[], float | None]
     memory_bytes: int | None
     memory_of: Literal["process", "device"]
@@ -135,7 +136,7 @@ def bench_artifacts(
             progress(f"loading {name}")
             subjects += _subjects(name, options, stack)
         times, device_times = _measure(subjects, options, progress)
-    rows = tuple(_row(s, times[s.name], device_times[s.name], options.batch) for s in subjects)
+    rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
     return BenchResult(options.batch, options.rounds, options.warmup, rows, _environment(options, command))
 
 
@@ -163,7 +164,9 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
 
     run()
     memory = None if before is None else max(0, (_resident() or 0) - before)
-    return _Subject(f"{name} (ONNX Runtime)", "onnxruntime", run, memory, "process", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    items = _items(shapes.values())
+    return _Subject(f"{name} (ONNX Runtime)", "onnxruntime", items, run, memory, "process", seconds)
 
 
 def _onnx_shape(value: onnx.ValueInfoProto, options: BenchOptions) -> tuple[int, ...]:
@@ -203,7 +206,8 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
     runner.run(feed)
     memory = torch.cuda.memory_allocated() - allocated + runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
-    return _Subject(label, runner.name, runner.timed, memory, "device", time.perf_counter() - start)
+    items = _items(value.shape for value in feed.values())
+    return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)
 
 
 def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
@@ -215,11 +219,11 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
     before, start = _resident(), time.perf_counter()
     given = tuple(InputSpec.parse(text) for text in options.inputs)
     spec = ModelSpec(name, inputs=given, seed=options.seed).resolved()
-    model = load(spec).to(device)
-    inputs = (
-        spec.inputs if given else tuple(InputSpec((options.batch, *i.shape[1:]), i.name, i.dtype) for i in spec.inputs)
-    )
-    signature = signatures.from_specs(load(spec), inputs, (), options.seed)
+    if not given:
+        spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
+    model = load(spec)
+    signature = signatures.from_specs(model, spec.inputs, (), options.seed)
+    model = model.to(device)
     tensors = {key: value.to(device) for key, value in signature.tensors.items()}
     allocated = torch.cuda.memory_allocated() if device == "cuda" else 0
     target: Any = torch.compile(model) if compiled else model
@@ -238,11 +242,12 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
 
     run()
     seconds = time.perf_counter() - start
-    how = "torch.compile" if compiled else "PyTorch"
+    how, items = "torch.compile" if compiled else "PyTorch", _items(i.shape for i in spec.inputs)
     if device == "cuda":
-        return _Subject(f"{name} ({how})", how, run, torch.cuda.max_memory_allocated() - allocated, "device", seconds)
+        grown = torch.cuda.max_memory_allocated() - allocated
+        return _Subject(f"{name} ({how})", how, items, run, grown, "device", seconds)
     memory = None if before is None else max(0, (_resident() or 0) - before)
-    return _Subject(f"{name} ({how})", how, run, memory, "process", seconds)
+    return _Subject(f"{name} ({how})", how, items, run, memory, "process", seconds)
 
 
 def _resident() -> int | None:
@@ -275,11 +280,16 @@ def _measure(
     return host, device
 
 
-def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float], batch: int) -> BenchRow:
+def _items(shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many samples one run takes: axis 0 of the first input that has one."""
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -> BenchRow:
     p50, p90, p99 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, (50, 90, 99)))
     mean = float(np.mean(seconds))
     return BenchRow(
-        subject.name, subject.kind, p50, p90, p99, mean * 1e3, batch / mean,
+        subject.name, subject.kind, p50, p90, p99, mean * 1e3, subject.items / mean,
         float(np.median(device)) * 1e3 if device else None,
         subject.memory_bytes, subject.memory_of, subject.load_s,
     )  # fmt: skip

@@ -161,8 +161,9 @@ class EngineBuilder:
         """
         if not self.wanted:
             return (), report, ()
-        log, link = StageLog(), ""
-        manifests, notes = [], []
+        log = StageLog()
+        manifests: list[EngineManifest] = []
+        notes: list[str] = []
         with log.stage("build") as stage:
             for options, prepared in self.wanted:
                 if not report:
@@ -180,8 +181,8 @@ class EngineBuilder:
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in _expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
-        link = _engine_reason(manifests)
-        links = tuple(Link(o.name, "not run", link) if o.name == ENGINE_LINK else o for o in report.links)
+        reason = _engine_reason(manifests)
+        links = tuple(Link(o.name, "not run", reason) if o.name == ENGINE_LINK else o for o in report.links)
         stages = (*report.stages, *log.records)
         return tuple(manifests), replace(report, links=links, stages=stages), tuple(notes)
 

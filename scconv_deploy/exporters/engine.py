@@ -262,5 +262,5 @@ def _tuple(value: Any) -> Any:
 
 
 def _fits(value: Any, annotation: str) -> bool:
-    kinds = {"str": str, "int": int, "float": (int, float), "dict": dict, "tuple": tuple}
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "tuple": tuple}
     return isinstance(value, kinds[annotation.split("[")[0]])

@@ -26,7 +26,7 @@ class LibraryLog:
         self._messages: list[tuple[str, str]] = []
         outer = self
 
-        class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+        class Logger(module.ILogger):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 module.ILogger.__init__(self)
 
@@ -114,7 +114,7 @@ class Progress:
 def progress_monitor(module: ModuleType, progress: Progress) -> Any:
     """An ``IProgressMonitor`` of the module; keep it as long as the builder uses it. It must not raise."""
 
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(module.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
 
