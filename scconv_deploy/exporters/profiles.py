@@ -68,9 +68,7 @@ def resolve_profiles(
         raise UsageError(f"The model has no input {unknown[0]!r}.", f"Its inputs: {', '.join(inputs)}.")
     by_name = {shape.input: shape for shape in shapes}
     if any(a.input is None for a in axes) and not any(shape and shape[0] == -1 for shape in inputs.values()):
-        raise UsageError(
-            "--batch: no input of the model has an open axis 0.", "Export it with --batch, or leave it out."
-        )
+        raise UsageError("--batch: no input has an open axis 0.", "Export it with --batch, or leave it out.")
     return tuple(_profile(name, shape, by_name.get(name), axes) for name, shape in inputs.items())
 
 
