@@ -55,7 +55,7 @@ def sru_model(names=("block.sru",)):
         )
         for i, name in enumerate(names)
     ]  # fmt: skip
-    shape = ["N", 8, 4, 4]
+    shape = ["N", 8, 8, 8]
     graph = helper.make_graph(
         nodes, "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],

@@ -1,7 +1,8 @@
 """Every option against the real TensorRT-RTX: read back from its configuration, from the plan, or as its refusal."""
 
-import _thread
 import dataclasses
+import os
+import signal
 import threading
 
 import pytest
@@ -204,12 +205,12 @@ def test_an_interrupt_stops_the_build():
     def report(fraction, phase):
         phases.append(phase)
         if len(phases) == 3:
-            _thread.interrupt_main()  # what Ctrl-C does, while the library works in another thread
+            os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C does
 
     with pytest.raises(KeyboardInterrupt):
         build_plan(trt, model, BuildOptions("tensorrt-rtx"), resolve_profiles(model, (), BATCH), report)
     assert "Optimizing graph" not in phases  # it stopped early
-    assert threading.active_count() == 1 or not any("ThreadPool" in t.name for t in threading.enumerate())
+    assert not any("ThreadPool" in thread.name for thread in threading.enumerate())
     assert plan_of().data  # and the next build is not cancelled
 
 

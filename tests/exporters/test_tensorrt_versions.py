@@ -143,7 +143,7 @@ def test_the_configuration_uses_the_names_of_each_version(name, tmp_path):
 def test_before_10_7_functions_are_inlined_or_left_to_the_plugin():
     model = sru_model(("a", "b"))
     inlined = adapted(recorded("tensorrt-10.3"), model, BuildOptions("tensorrt"))
-    x = np.random.default_rng(2).standard_normal((2, 8, 4, 4)).astype("float32")
+    x = np.random.default_rng(2).standard_normal((2, 8, 8, 8)).astype("float32")
     with OnnxRuntimeRunner(model) as given, OnnxRuntimeRunner(inlined) as changed:
         expected, found = given.run({"x": x})["x2"], changed.run({"x": x})["x2"]
     assert not inlined.functions
