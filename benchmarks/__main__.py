@@ -15,6 +15,7 @@ BENCHMARKS = {
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "build_time": "seconds to build a TensorRT-RTX engine of ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
 }
