@@ -12,9 +12,10 @@ from importlib.metadata import version
 import onnx
 
 from benchmarks.harness import Row, interleave, write
+from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporters.profiles import resolve_profiles
-from scconv_deploy.exporters.tensorrt import BuildOptions, Plan, build_plan, check_options
+from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options
 from scconv_deploy.exporters.tensorrt_versions import load_module
 from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_spec
 from scconv_deploy.report.records import StageLog

@@ -17,6 +17,7 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.atomic import check_output_file
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters import engine_cache
+from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import (
     EngineArtifact,
     EngineManifest,
@@ -28,7 +29,7 @@ from scconv_deploy.exporters.engine import (
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.profiles import resolve_profiles
-from scconv_deploy.exporters.tensorrt import BuildOptions, Plan, build_plan, check_options, device
+from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options, device
 from scconv_deploy.exporters.tensorrt_versions import load_module
 from scconv_deploy.report.records import Link, ParityReport, StageLog
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -124,7 +125,7 @@ def build_model(
     key = _key(model, module, options, profiles, gpu)
     found, note = cache.find(key) if cache is not None else (None, "")
     notes += (note,) if note else ()
-    if found is not None and not options.require_plugin:
+    if found is not None and not (options.require_plugin and _expanded(found.manifest)):  # the build says why
         manifest = replace(found.manifest, command=command, onnx_sha256=onnx_sha256)
         engine = write_engine(output, found.verified_bytes(), manifest)
         return BuildResult(engine, True, time.perf_counter() - start, notes)

@@ -12,8 +12,8 @@ import typer
 from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from scconv_deploy.exporters.build_options import BuildOptions
     from scconv_deploy.exporters.engine_cache import EngineCache
-    from scconv_deploy.exporters.tensorrt import BuildOptions
 
 _ENGINE, _TUNING = "Engine", "Tuning"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -109,7 +109,7 @@ def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
 
 def engine_options(backends: Sequence[str], target: str, axes: Sequence[Any]) -> tuple[BuildOptions, ...]:
     """What deploy builds: an engine for each backend but onnx."""
-    from scconv_deploy.exporters.tensorrt import BuildOptions
+    from scconv_deploy.exporters.build_options import BuildOptions
 
     wanted = [name for name in backends if name != "onnx"]
     if target and not wanted:
@@ -152,8 +152,8 @@ def build(
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.building import build_file
+        from scconv_deploy.exporters.build_options import BuildOptions
         from scconv_deploy.exporters.profiles import ShapeRange
-        from scconv_deploy.exporters.tensorrt import BuildOptions
         from scconv_deploy.spec import DynamicAxis
 
         axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]

@@ -25,10 +25,10 @@ from scconv_deploy.building import EngineBuilder, prepare
 from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
 from scconv_deploy.bundle.manifest import MANIFEST, differing_files, manifest_bytes, read_manifest
 from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineManifest
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import export_model, serialize
-from scconv_deploy.exporters.tensorrt import BuildOptions
 from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog, StageRecord

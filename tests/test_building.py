@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from scconv_deploy import building, cli
 from scconv_deploy.building import EngineBuilder, build_file
 from scconv_deploy.exporters import gpu
+from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import load_engine
 from scconv_deploy.exporters.engine_cache import EngineCache
-from scconv_deploy.exporters.tensorrt import BuildOptions
 from scconv_deploy.pipeline import ExportOptions
 from scconv_deploy.spec import DynamicAxis
 from tests.exporters.engines import conv_model, save, sru_model
@@ -111,6 +111,9 @@ def test_bad_files_are_one_line(workplace):
     failed(run("build", "foo.onnx", "-o", "f.engine", *BUILD), 5, "has no operator my.ops::Foo")
     save(sru_model(), workplace / "sru.onnx")
     failed(run("build", "sru.onnx", "-o", "s.engine", *BUILD, "--require-plugin"), 5, "1 of 1 SRUs were expanded")
+    assert run("build", "sru.onnx", "-o", "s.engine", *BUILD).exit_code == 0  # and now it is in the cache
+    again = run("build", "sru.onnx", "-o", "t.engine", *BUILD, "--require-plugin")
+    failed(again, 5, "1 of 1 SRUs were expanded")
     failed(run("build", "m.onnx", "-o", "m.onnx", *BUILD, "--force"), 2, "under an ONNX file's name")
     assert Path("m.onnx").read_bytes() == whole
     run("build", "m.onnx", "-o", "m.engine", *BUILD)

@@ -9,8 +9,10 @@ import pytest
 from packaging.version import Version
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
-from scconv_deploy.exporters import tensorrt, tensorrt_versions
-from scconv_deploy.exporters.tensorrt import BuildOptions, adapted, check_options
+from scconv_deploy.exporters import tensorrt, tensorrt_network, tensorrt_versions
+from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.tensorrt import check_options
+from scconv_deploy.exporters.tensorrt_network import adapted
 from scconv_deploy.exporters.tensorrt_versions import FEATURES, has, require
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 from tests.exporters.engines import VERSIONS, recorded, sru_model, surface
@@ -187,9 +189,9 @@ def test_a_plugin_is_looked_up_after_it_was_loaded(registry, message, tmp_path):
     module.get_plugin_registry = lambda: registry
     options = BuildOptions("tensorrt", plugin=plugin)
     with pytest.raises(tensorrt.BuildError, match=message):
-        tensorrt.load_plugin(module, options, sru_model())
+        tensorrt_network.load_plugin(module, options, sru_model())
     module.get_plugin_registry = lambda: Registry([("SRU", "1", "scconv")])
-    assert tensorrt.load_plugin(module, options, sru_model()).startswith("b718f135")  # SHA-256 of b"library"
+    assert tensorrt_network.load_plugin(module, options, sru_model()).startswith("b718f135")  # SHA-256 of b"library"
 
 
 class Network:
@@ -211,7 +213,7 @@ def test_which_srus_got_the_plugin_and_why_not(tmp_path):
         ("node_of_sru__y", "CONCATENATION", "[ONNX Layer: node_of_sru__y | b (SRU)]"),
     ])  # fmt: skip
     options = BuildOptions("tensorrt", plugin=tmp_path / "p.so", require_plugin=True)
-    first, second = tensorrt._srus(sru_model(("a", "b")), network, options)
+    first, second = tensorrt_network.srus_of(sru_model(("a", "b")), network, options)
     assert (first.site, first.form) == ("a", "plugin")
     assert (second.site, second.form, second.layers) == ("b", "expanded", 2)
     assert "although the plugin is registered" in second.reason
