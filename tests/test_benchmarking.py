@@ -17,7 +17,7 @@ from tests.exporters.engines import conv_model, save
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(conv_model(), tmp_path / "m.onnx")
-    Path("net.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
+    Path("bench_net.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_percentiles_throughput_and_device_time():
 def test_a_file_and_models_on_the_command_line(workplace):
     result = CliRunner().invoke(
         cli.app,
-        ["bench", "m.onnx", "net.py:make", "--input", "2x3x8x8", "--rounds", "4", "--json", "-o", "times.json"],
+        ["bench", "m.onnx", "bench_net.py:make", "--input", "2x3x8x8", "--rounds", "4", "--json", "-o", "times.json"],
     )
     assert result.exit_code == 4  # the shape of one is not the other's
     assert "Got: 3 Expected: 16" in result.stderr
@@ -71,9 +71,9 @@ def test_a_file_and_models_on_the_command_line(workplace):
 
 
 def test_a_model_runs_in_pytorch(workplace):
-    result = benchmarking.bench_artifacts(["net.py:make"], BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cpu"))
+    result = benchmarking.bench_artifacts(["bench_net.py:make"], BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cpu"))
     (row,) = result.rows
-    assert row.name == "net.py:make (PyTorch)"
+    assert row.name == "bench_net.py:make (PyTorch)"
     assert row.items_per_s == pytest.approx(2e3 / row.mean_ms)
 
 
