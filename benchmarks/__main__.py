@@ -19,6 +19,7 @@ BENCHMARKS = {
     "healthy": "two hundred healthy exports and inputs, each of which must pass",
     "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
     "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
+    "build_time": "seconds to build a TensorRT-RTX engine of ScConv-ResNet-50 beside the plain ResNet-50",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 import typer
 import typer.core
 
-from scconv_deploy import __version__
+from scconv_deploy import __version__, cli_build
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, ScconvDeployError, UsageError
 
 if TYPE_CHECKING:
@@ -159,18 +159,26 @@ def deploy(
     provider: Provider = "cpu",
     opset: Opset = 18,
     mask_form: MaskForm = "auto",
+    backend: cli_build.Backends = None,
+    target: cli_build.Target = "",
+    cache: cli_build.CacheFolder = None,
+    no_cache: cli_build.NoCache = False,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a model, verify the artifact against PyTorch, and write a bundle."""
+    """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
     with _session(as_json, quiet) as session:
         from scconv_deploy.pipeline import ExportOptions, deploy_spec
 
+        spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
+        backends = cli_build.parse_backends(backend)
         result = deploy_spec(
-            _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed),
+            spec,
             output,
-            ExportOptions(opset, mask_form),
+            ExportOptions(opset, mask_form, backends),
+            engines=cli_build.engine_options(backends, target, spec.dynamic),
+            cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, preprocessing, tolerance, provider),
             force=force,
             command=_command(),
@@ -366,12 +374,15 @@ def inspect(
 ) -> None:
     """Show what a model or an artifact holds."""
     with _session(as_json, quiet) as session:
-        from scconv_deploy.inspection import inspect_model, inspect_onnx
+        from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
 
-        if target.endswith((".onnx", ".rejected")) or Path(target).is_dir():
+        if target.endswith((".onnx", ".rejected", ".engine")) or Path(target).is_dir():
             if kwargs or weights or inputs or batch or dynamic or data:
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
-            session.show(inspect_onnx(Path(target)), "print_onnx")
+            if target.endswith(".engine"):
+                session.show(inspect_engine(Path(target)), "print_engine")
+            else:
+                session.show(inspect_onnx(Path(target)), "print_onnx")
         else:
             spec = _spec(target, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
             session.show(inspect_model(spec, data, session.progress), "print_model")
@@ -455,7 +466,7 @@ def plugin_build(
         session.progress("compiling the fused SRU")
         architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
         request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
-        session.show(build(request, output, force=force), "print_build")
+        session.show(build(request, output, force=force), "print_plugin_build")
 
 
 @plugin.command("check")
@@ -734,6 +745,10 @@ def _report(code: int, message: str, remedy: str, *, as_json: bool) -> int:
             typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
     typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
     return code
+
+
+command_line, run_session = _command, _session  # of the commands in other modules
+cli_build.register(app)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

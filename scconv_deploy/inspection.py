@@ -14,6 +14,8 @@ import torch
 from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
+from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord
@@ -21,6 +23,7 @@ from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.pytorch import record_gates
+from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 from scconv_deploy.verification.torch_reference import Reference
 
@@ -60,6 +63,39 @@ class OnnxInspection:
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": "onnx", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class EngineInspection:
+    """An engine: its manifest, and its own layers as JSON texts where the library can open it here.
+
+    Attributes:
+        unopened: why it could not be opened, "" if it was.
+    """
+
+    engine: EngineArtifact
+    layers: tuple[str, ...] = ()
+    unopened: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": "engine", **self.engine.as_json(), "layers_of_the_engine": list(self.layers),
+            "unopened": self.unopened,
+        }  # fmt: skip
+
+
+def inspect_engine(path: Path) -> EngineInspection:
+    """Read an engine's manifest, and open the engine where there is a library and a GPU for it.
+
+    Raises:
+        UsageError, IntegrityError: see :func:`scconv_deploy.exporters.engine.load_engine`.
+    """
+    artifact = load_engine(path)
+    try:
+        with TensorRTRunner(artifact) as runner:
+            return EngineInspection(artifact, runner.layer_information())
+    except MissingRuntimeError as error:
+        return EngineInspection(artifact, (), error.message)
 
 
 @dataclass(frozen=True)

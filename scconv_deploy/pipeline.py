@@ -21,11 +21,15 @@ from torch import nn
 
 from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
+from scconv_deploy.building import EngineBuilder, prepare
 from scconv_deploy.bundle.artifact import MODEL_FILE, artifact_file
 from scconv_deploy.bundle.atomic import check_output_file, check_output_folder, new_folder, write_file
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
 from scconv_deploy.bundle.reference import write_reference
 from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.engine import EngineManifest
+from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import check, export_model, serialize
 from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.report.load import REPORT_FILE
@@ -54,15 +58,20 @@ class ExportOptions:
 
     Attributes:
         opset: 18 to 23.
-        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, as long as it is the only backend.
+        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, as long as it is the only backend, and
+            ``where``, which TensorRT fuses, as soon as there is another.
+        backends: what is produced: ``onnx``, ``tensorrt``, ``tensorrt-rtx``.
     """
 
     opset: int = 18
     mask_form: MaskFormChoice = "auto"
+    backends: tuple[str, ...] = ("onnx",)
 
     @property
     def resolved_mask_form(self) -> MaskForm:
-        return "multiply" if self.mask_form == "auto" else self.mask_form
+        if self.mask_form != "auto":
+            return self.mask_form
+        return "multiply" if set(self.backends) <= {"onnx"} else "where"
 
 
 @dataclass(frozen=True)
@@ -85,13 +94,14 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, and what it lacks."""
+    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, what it lacks, its engines."""
 
     folder: Path
     artifact: Path
     digest: str
     report: ParityReport
     notes: tuple[str, ...] = ()
+    engines: tuple[EngineManifest, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.report)
@@ -102,6 +112,7 @@ class DeployResult:
             "artifact": str(self.artifact),
             "digest": self.digest,
             "notes": list(self.notes),
+            "engines": [engine.as_json() for engine in self.engines],
             "report": self.report.as_json(),
         }
 
@@ -278,17 +289,25 @@ def deploy_spec(
     options: ExportOptions,
     *,
     checks: Checks = Checks(),
+    engines: Sequence[BuildOptions] = (),
+    cache: EngineCache | None = None,
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
 ) -> DeployResult:
-    """``scconv-deploy deploy``: export, verify, and write a bundle; an artifact that fails is named ``*.rejected``."""
+    """``scconv-deploy deploy``: export, verify, build engines, and write a bundle.
+
+    An artifact that fails is named ``*.rejected``, and no engine is built from it.
+    """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refused before any work is done
+    prepared = [(wanted, prepare(wanted, cache)) for wanted in engines]
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
     samples = checks.samples(reference, spec.seed, spec.source)
-    return _deploy(reference, folder, options, checks, samples, log, command, progress, _provenance(spec, command))
+    builder = EngineBuilder(prepared, cache, command, progress)
+    provenance = _provenance(spec, command)
+    return _deploy(reference, folder, options, checks, samples, log, command, progress, provenance, builder)
 
 
 def deploy(
@@ -325,16 +344,19 @@ def _deploy(
     command: str,
     progress: Progress,
     provenance: Mapping[str, str],
+    builder: EngineBuilder = EngineBuilder(),
 ) -> DeployResult:
     model = export_to_ir(reference, options, log, progress)
     data = serialize(model)
+    proto = onnx.load_model_from_string(data)
     report = verify_onnx(
-        reference, Artifact(onnx.load_model_from_string(data), MODEL_FILE, data), with_progress(samples, progress), log,
+        reference, Artifact(proto, MODEL_FILE, data), with_progress(samples, progress), log,
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
-    page, notes = _page(report, progress)
     with new_folder(folder) as temporary:
+        engines, report, built = builder.build(proto, data, temporary, report)
+        page, notes = _page(report, progress)
         write_file(temporary / name, data)
         write_file(temporary / REPORT_FILE, report.as_bytes())
         if page is not None:
@@ -344,7 +366,8 @@ def _deploy(
         facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
-    return DeployResult(folder, folder / name, hashlib.sha256(sealed).hexdigest(), report, notes)
+    digest = hashlib.sha256(sealed).hexdigest()
+    return DeployResult(folder, folder / name, digest, report, (*notes, *built), engines)
 
 
 def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:

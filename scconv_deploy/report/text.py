@@ -13,15 +13,18 @@ from rich.text import Text
 from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+    from scconv_deploy.benchmarking import BenchResult
+    from scconv_deploy.building import BuildResult
     from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
-    from scconv_deploy.inspection import ModelInspection, OnnxInspection
+    from scconv_deploy.exporters.engine import EngineManifest
+    from scconv_deploy.inspection import EngineInspection, ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult, ExportResult
     from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.report.rejudge import Judgement
     from scconv_deploy.rewriting import RewriteResult
-    from scconv_deploy.trt_plugins.build import BuildResult
+    from scconv_deploy.trt_plugins.build import BuildResult as PluginBuild
     from scconv_deploy.trt_plugins.check import PluginReport
     from scconv_deploy.verification.guard import GuardReport
     from scconv_deploy.zoo.catalogue import Listing
@@ -95,8 +98,64 @@ def print_deploy(console: Console, result: DeployResult) -> None:
     _line(console, f"bundle   {result.folder}")
     _line(console, f"artifact {result.artifact}")
     _line(console, f"digest   {result.digest}")
+    for engine in result.engines:
+        _line(console, f"engine   {engine.summary}")
     for note in result.notes:
         _line(console, f"note     {note}")
+
+
+def print_build(console: Console, result: BuildResult) -> None:
+    """An engine: what it is, what became of its SRUs, and what the library warned of."""
+    manifest = result.engine.manifest
+    _print_engine(console, manifest)
+    for warning in manifest.warnings:
+        _line(console, f"warning  {warning}")
+    for note in result.notes:
+        _line(console, f"note     {note}")
+    how = "from the cache" if result.from_cache else "built"
+    _line(console, f"{result.engine.path}: {how} in {result.seconds:.2f} s")
+    _line(console, f"sha256   {manifest.sha256}")
+
+
+def _print_engine(console: Console, manifest: EngineManifest) -> None:
+    _line(console, manifest.summary)
+    for tensor in (*manifest.inputs, *manifest.outputs):
+        _line(console, f"tensor   {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.shape))}]")
+    for profile in manifest.profiles:
+        shapes = ("x".join(map(str, shape)) for shape in (profile.minimum, profile.optimum, profile.maximum))
+        _line(console, f"profile  {profile.input}: {' to '.join(dict.fromkeys(shapes))}")
+    _line(console, f"flags    {', '.join(manifest.flags) or 'none'}; {len(manifest.layers)} layers before fusion")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for sru in manifest.srus:
+        reasons.setdefault((sru.form, sru.reason if sru.form == "expanded" else ""), []).append(sru.site)
+    for (form, reason), sites in reasons.items():
+        _line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
+
+
+def print_engine(console: Console, result: EngineInspection) -> None:
+    """An engine's manifest, and its own layers where it could be opened."""
+    _print_engine(console, result.engine.manifest)
+    _line(console, f"built by {result.engine.manifest.command}")
+    _line(console, f"onnx     sha256 {result.engine.manifest.onnx_sha256}")
+    if result.unopened:
+        _line(console, f"its own layers are not shown: {result.unopened}")
+    for layer in result.layers:
+        _line(console, layer)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """Times of one run, in milliseconds, and what else is known of each subject."""
+    table = _table(
+        f"{result.rounds} rounds, taking turns, batch {result.batch}",
+        "what", "p50", "p90", "p99", "items/s", "device p50", "memory", "load",
+    )  # fmt: skip
+    for row in result.rows:
+        device = "-" if row.device_p50_ms is None else f"{row.device_p50_ms:.3f} ms"
+        memory = "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f} MB {row.memory_of}"
+        times = (f"{value:.3f} ms" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
+        table.add_row(Text(row.name), *times, f"{row.items_per_s:,.1f}", device, memory, f"{row.load_s:.2f} s")
+    console.print(table)
+    _line(console, "; ".join(f"{name} {value}" for name, value in result.environment.items()))
 
 
 def print_report(console: Console, report: ParityReport) -> None:
@@ -299,7 +358,7 @@ def _print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
             _line(console, f"left     {', '.join(paths)}: {reason}")
 
 
-def print_build(console: Console, result: BuildResult) -> None:
+def print_plugin_build(console: Console, result: PluginBuild) -> None:
     """What was built, for what, and where it is."""
     what = f"TensorRT {result.tensorrt} headers" if result.tensorrt else "kernels only"
     how = "from the cache" if result.cached else f"{result.seconds:g} s"

@@ -1,0 +1,228 @@
+"""The commands that build and time engines; parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from scconv_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from scconv_deploy.exporters.build_options import BuildOptions
+    from scconv_deploy.exporters.engine_cache import EngineCache
+
+_ENGINE, _TUNING = "Engine", "Tuning"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend", metavar="onnx|tensorrt|tensorrt-rtx", help="What is produced; repeatable. Default: onnx.",
+        rich_help_panel=_ENGINE,
+    ),
+]  # fmt: skip
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="portable|local|smNN,...",
+        help="Where the engine will run. TensorRT-RTX: portable (default; GPUs from sm80 on), local, or sm89,sm120.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Of engines; default ~/.cache/scconv-deploy.", rich_help_panel=_ENGINE),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Build, whatever is kept.", rich_help_panel=_ENGINE)]
+Backend = Annotated[
+    Literal["tensorrt", "tensorrt-rtx"], typer.Option(help="The library that builds it.", rich_help_panel=_ENGINE)
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape", metavar="NAME:MIN:OPT:MAX", help="All of an input's axes: x:1x3x64x64:8x3x64x64:32x3x64x64.",
+        rich_help_panel=_ENGINE,
+    ),
+]  # fmt: skip
+Tf32 = Annotated[bool, typer.Option("--tf32", help="Let fp32 convolutions use TF32.", rich_help_panel=_TUNING)]
+Strip = Annotated[
+    bool, typer.Option("--strip", help="Leave the weights out; refit before use.", rich_help_panel=_TUNING)
+]
+Refit = Annotated[bool, typer.Option("--refit", help="Let weights be replaced later.", rich_help_panel=_TUNING)]
+Level = Annotated[int | None, typer.Option("--optimization-level", help="0 to 5.", rich_help_panel=_TUNING)]
+Workspace = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="At most, for example 512M or 2G.", rich_help_panel=_TUNING)
+]
+Hardware = Annotated[
+    Literal["ampere+", "same-cc"] | None,
+    typer.Option("--hardware-compatibility", help="Which other GPUs may run it.", rich_help_panel=_TUNING),
+]
+VersionCompatible = Annotated[
+    bool, typer.Option("--version-compatible", help="Later TensorRT may run it.", rich_help_panel=_TUNING)
+]
+TimingCache = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Tactic timings, instead of the cache's.", rich_help_panel=_TUNING)
+]
+_PLUGIN = "Fused SRU"
+Plugin = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The plugin library (tensorrt).", rich_help_panel=_PLUGIN)
+]
+SerializePlugin = Annotated[
+    bool, typer.Option("--serialize-plugin", help="Put the library into the engine.", rich_help_panel=_PLUGIN)
+]
+RequirePlugin = Annotated[
+    bool, typer.Option("--require-plugin", help="Exit 5 if an SRU got no plugin.", rich_help_panel=_PLUGIN)
+]
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes of ``512M``, ``2G`` or a plain number (UsageError otherwise)."""
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:iB|B)?", text.strip())
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"{option} {text!r} is not a size.", "Write for example 512M or 2G.")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
+    """What ``--cache`` and ``--no-cache`` say."""
+    from scconv_deploy.exporters.engine_cache import EngineCache
+
+    if without and folder is not None:
+        raise UsageError("--cache and --no-cache exclude each other.")
+    if without:
+        return None
+    return EngineCache.default() if folder is None else EngineCache(folder, chosen=True)
+
+
+def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The values of ``--backend`` of deploy, each once; onnx comes first and is always produced."""
+    known = ("onnx", "tensorrt", "tensorrt-rtx")
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"--backend {name!r} is not known.", f"Known: {', '.join(known)}.")
+    return tuple(dict.fromkeys(("onnx", *(names or ()))))
+
+
+def engine_options(backends: Sequence[str], target: str, axes: Sequence[Any]) -> tuple[BuildOptions, ...]:
+    """What deploy builds: an engine for each backend but onnx."""
+    from scconv_deploy.exporters.build_options import BuildOptions
+
+    wanted = [name for name in backends if name != "onnx"]
+    if target and not wanted:
+        raise UsageError(f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt-rtx.")
+    return tuple(BuildOptions(name, target, axes=tuple(axes)) for name in wanted)  # type: ignore[arg-type]
+
+
+def build(
+    source: Annotated[Path, typer.Argument(metavar="F.onnx", help="The ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The engine.")],
+    backend: Backend,
+    target: Target = "",
+    batch: Annotated[
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Of axis 0 where it is open.", rich_help_panel=_ENGINE)
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:AXIS=MIN:OPT:MAX", help="Of another open axis.", rich_help_panel=_ENGINE),
+    ] = None,
+    shape: Shapes = None,
+    tf32: Tf32 = False,
+    strip: Strip = False,
+    refit: Refit = False,
+    optimization_level: Level = None,
+    workspace: Workspace = None,
+    hardware_compatibility: Hardware = None,
+    version_compatible: VersionCompatible = False,
+    timing_cache: TimingCache = None,
+    plugin: Plugin = None,
+    serialize_plugin: SerializePlugin = False,
+    require_plugin: RequirePlugin = False,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Build a TensorRT engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
+    from scconv_deploy.cli import command_line, run_session
+
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.building import build_file
+        from scconv_deploy.exporters.build_options import BuildOptions
+        from scconv_deploy.exporters.profiles import ShapeRange
+        from scconv_deploy.spec import DynamicAxis
+
+        axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
+        options = BuildOptions(
+            backend,
+            target,
+            tuple(ShapeRange.parse(text) for text in shape or ()),
+            (*axes, *(DynamicAxis.parse(text) for text in dynamic or ())),
+            tf32,
+            strip,
+            refit,
+            optimization_level,
+            None if workspace is None else parse_size("--workspace", workspace),
+            hardware_compatibility,
+            version_compatible,
+            plugin,
+            serialize_plugin,
+            require_plugin,
+            timing_cache,
+        )
+        kept = chosen_cache(cache, no_cache)
+        result = build_file(
+            source, output, options, cache=kept, force=force, command=command_line(), progress=session.progress
+        )
+        session.show(result, "print_build")
+
+
+def bench(
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="ARTIFACT...", help="ONNX files, bundles, engines, or models (PyTorch).")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Size of axis 0 where it is open.")] = 1,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="[NAME:]SHAPE[:DTYPE]", help="Of a model, or where other axes are open."),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Models also through torch.compile.")] = False,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Engines also as a CUDA graph.")] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run; auto is cuda where there is a GPU.")
+    ] = "auto",
+    rounds: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Time artifacts against each other, taking turns: percentiles, throughput, host and device time, memory."""
+    from scconv_deploy.cli import command_line, run_session
+
+    with run_session(as_json, quiet) as session:
+        import json
+
+        from scconv_deploy.benchmarking import BenchOptions, bench_artifacts
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+
+        if output is not None:
+            check_output_file(output, force)
+        options = BenchOptions(batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed)
+        result = bench_artifacts(artifacts, options, command_line(), session.progress)
+        if output is not None:
+            write_file(output, (json.dumps(result.as_json(), indent=2) + "\n").encode())
+        session.show(result, "print_bench")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(build)
+    app.command()(bench)

@@ -1,0 +1,130 @@
+"""What TensorRT says while it works: its log in one place, and its progress, through which it is cancelled."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+_ERRORS = ("ERROR", "INTERNAL_ERROR")
+_ALREADY = re.compile(r"A node named \S+ already exists, the output tensors of this new instance")
+Report = Callable[[float, str], None]
+
+
+class LibraryLog:
+    """A logger for the library, and what it was told.
+
+    TensorRT keeps the first logger of the process and ignores later ones, so there is one for each module:
+    :func:`library_log`.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self._messages: list[tuple[str, str]] = []
+        outer = self
+
+        class Logger(module.ILogger):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                module.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                outer._messages.append((severity.name, message))
+
+        self.logger = Logger()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[tuple[str, str]]]:
+        """The messages of a block, (severity, message)."""
+        before, self._messages = self._messages, []
+        try:
+            yield self._messages
+        finally:
+            self._messages = before
+
+
+@functools.cache
+def library_log(module: ModuleType) -> LibraryLog:
+    """The one log of a module in this process."""
+    return LibraryLog(module)
+
+
+def errors(messages: Sequence[tuple[str, str]]) -> list[str]:
+    """Its errors, each in one line, the first one first."""
+    return [" ".join(message.split()) for severity, message in messages if severity in _ERRORS]
+
+
+def warnings(messages: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Its warnings, each once, with a count where it was repeated.
+
+    A function that is expanded twice gives every node's name twice, and the parser a warning for each: one line here.
+    """
+    counts = Counter(_condensed(message) for severity, message in messages if severity == "WARNING")
+    return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in counts.items())
+
+
+def _condensed(message: str) -> str:
+    line = " ".join(message.split())
+    return "names of a function's nodes repeat where it is expanded again" if _ALREADY.search(line) else line
+
+
+class Progress:
+    """The progress of nested phases as one fraction, which never falls, and a way to cancel.
+
+    Attributes:
+        fraction: 0 to 1.
+        cancelled: set by :meth:`cancel`; the library stops at its next step.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._open: dict[str, tuple[int, int]] = {}  # phase -> (steps done, steps); outermost first
+        self.fraction = 0.0
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def start(self, phase: str, steps: int) -> None:
+        self._open[phase] = (0, max(steps, 1))
+        self._tell()
+
+    def step(self, phase: str, step: int) -> bool:
+        """Note a finished step, counted from 0; False asks the library to stop."""
+        if phase in self._open:
+            self._open[phase] = (step + 1, self._open[phase][1])
+            self._tell()
+        return not self.cancelled
+
+    def finish(self, phase: str) -> None:
+        self._open.pop(phase, None)
+        if not self._open:
+            self.fraction = 1.0
+
+    def _tell(self) -> None:
+        inner = 0.0
+        for done, steps in reversed(self._open.values()):
+            inner = min(1.0, (done + inner) / steps)
+        self.fraction = max(self.fraction, inner)
+        self._report(self.fraction, next(reversed(self._open)))
+
+
+def progress_monitor(module: ModuleType, progress: Progress) -> Any:
+    """An ``IProgressMonitor`` of the module; keep it as long as the builder uses it. It must not raise."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()

@@ -1,0 +1,159 @@
+"""What TensorRT's parser is given and what it makes of it: the model it can read, plugins, refusals, layers, SRUs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import onnx
+from onnx import inliner
+from packaging.version import Version
+
+from scconv_deploy.errors import BuildError, ModelError, UsageError
+from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.engine import EngineLayer, EngineSRU, EngineTensor
+from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend
+from scconv_deploy.rewrite.functions import DOMAIN
+
+PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "scconv"
+_CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
+
+
+def adapted(module: ModuleType, model: onnx.ModelProto, options: BuildOptions) -> onnx.ModelProto:
+    """The model as this version reads it right.
+
+    Before 10.7, TensorRT prefers a function over a plugin: with a plugin the functions are left out, without one they
+    are inlined, for it binds their inputs wrongly. Every other version takes the model as it is.
+    """
+    if options.backend == "tensorrt-rtx" or Version(module.__version__) >= FUNCTIONS_BEHIND_PLUGINS:
+        return model
+    if options.plugin is None:
+        return inliner.inline_local_functions(model)
+    stripped = onnx.ModelProto()
+    stripped.CopyFrom(model)
+    del stripped.functions[:]
+    return stripped
+
+
+def load_plugin(module: ModuleType, options: BuildOptions, model: onnx.ModelProto) -> str:
+    """Load the plugin library through the registry, and look there for what the model needs.
+
+    Returns:
+        its SHA-256.
+
+    Raises:
+        UsageError: no such file.
+        BuildError: the registry refuses it, or it holds no creator for one of the model's operators.
+    """
+    path = options.plugin
+    if path is None or not path.is_file():
+        raise UsageError(f"--plugin {path} does not exist.", "Build it with scconv-deploy plugin build.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    registry = module.get_plugin_registry()
+    if registry.load_library(str(path.resolve())) is None:
+        raise BuildError(f"TensorRT cannot load the plugin {path}.", "Check it with scconv-deploy plugin check.")
+    for operator in sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN}):
+        if registry.get_creator(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
+            raise BuildError(
+                f"{path} was loaded, but the registry has no creator {PLUGIN_NAMESPACE}::{operator} "
+                f"version {PLUGIN_VERSION}.",
+                "Build the plugin of this scconv-deploy: scconv-deploy plugin build.",
+            )
+    return digest
+
+
+def parse(module: ModuleType, network: Any, logger: Any, model: onnx.ModelProto, backend: Backend) -> Any:
+    """Fill a network from a model; the parser must live as long as the network.
+
+    Raises:
+        UsageError: a plugin is registered that TensorRT-RTX would abort on.
+        ModelError: the model is too large to hand over.
+        BuildError: an operator that the library lacks, by name, or its refusal.
+    """
+    if backend == "tensorrt-rtx":
+        _refuse_creators(module, model)
+    try:
+        data = model.SerializeToString()
+    except ValueError as error:  # protobuf's limit
+        raise ModelError("The model is larger than 2 GiB.", "Split it.") from error
+    parser = module.OnnxParser(network, logger)
+    if not parser.parse(data):
+        raise _refusal(parser, model, backend)
+    return parser
+
+
+def _refuse_creators(module: ModuleType, model: onnx.ModelProto) -> None:
+    """TensorRT-RTX's parser aborts the process where an operator's name meets a plugin's (measured)."""
+    used = {node.op_type for node in model.graph.node} | {n.op_type for f in model.functions for n in f.node}
+    registered = {creator.name for creator in module.get_plugin_registry().all_creators}
+    if clash := sorted(used & registered):
+        raise UsageError(
+            f"A plugin named {clash[0]!r} is registered in this process, and TensorRT-RTX has no plugins.",
+            "Build in a process that loaded none.",
+        )
+
+
+def _refusal(parser: Any, model: onnx.ModelProto, backend: Backend) -> BuildError:
+    """The parser's errors, the operator named and what to do about it."""
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    for error in found:
+        operator = error.node_operator()
+        if not operator or not _is_unknown(error):
+            continue
+        nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+        domain = next((n.domain for n in nodes if n.op_type == operator and n.name == error.node_name()), "")
+        if domain in ("", "ai.onnx"):
+            remedy = "Export with another --opset, replace it in the model, or run the model in ONNX Runtime."
+        elif backend == "tensorrt":
+            remedy = "Give it a meaning as a model-local function, or its plugin with --plugin."
+        else:
+            remedy = "Give it a meaning as a model-local function: TensorRT-RTX has no plugins."
+        name = f"{domain}::{operator}" if domain else operator
+        return BuildError(f"{NAMES[backend]} has no operator {name} (node {error.node_name() or '?'}).", remedy)
+    what = "; ".join(" ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}".split()) for e in found)
+    return BuildError(f"{NAMES[backend]} refuses the model: {what or 'no reason given'}", "Check it in ONNX Runtime.")
+
+
+def _is_unknown(error: Any) -> bool:
+    return error.code().name == "UNSUPPORTED_NODE" or "Plugin not found" in error.desc() or "creator" in error.desc()
+
+
+def layers_of(network: Any) -> tuple[EngineLayer, ...]:
+    """Every layer of a parsed network, before anything is fused."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return tuple(
+        EngineLayer(layer.name, layer.type.name, tuple(layer.get_output_type(i).name for i in range(layer.num_outputs)))
+        for layer in layers
+    )
+
+
+def srus_of(model: onnx.ModelProto, network: Any, options: BuildOptions) -> tuple[EngineSRU, ...]:
+    """What the parser made of each SRU: one plugin layer of its name, or the layers of its function."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    plugins = {layer.name for layer in layers if layer.type.name == "PLUGIN_V3"}
+    # the parser writes the calls that lead to a layer into its metadata: [ONNX Layer: NODE | SITE (OPERATOR)]
+    counts = Counter(found[1] for layer in layers if (found := _CALLED_FROM.search(layer.metadata)))
+    if options.backend == "tensorrt-rtx":
+        why = "TensorRT-RTX has no plugins; its compiler fuses the function's nodes"
+    elif options.plugin is None:
+        why = "no plugin was given (--plugin)"
+    else:
+        why = "the parser took the function although the plugin is registered"
+    names = [node.name or node.output[0] for node in model.graph.node if node.domain == DOMAIN]
+    return tuple(
+        EngineSRU(name, "plugin", f"plugin layer {name}", 1)
+        if name in plugins
+        else EngineSRU(name, "expanded", why, counts[name])
+        for name in names
+    )
+
+
+def tensors_of(network: Any) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
+    """A network's inputs and outputs."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    described = [[EngineTensor(t.name, t.dtype.name, tuple(t.shape)) for t in side] for side in (inputs, outputs)]
+    return tuple(described[0]), tuple(described[1])

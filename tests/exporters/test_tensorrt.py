@@ -1,0 +1,225 @@
+"""Every option against the real TensorRT-RTX: read back from its configuration, from the plan, or as its refusal."""
+
+import dataclasses
+import os
+import signal
+import threading
+
+import pytest
+
+from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.exporters import gpu
+from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.engine import PlanHeader
+from scconv_deploy.exporters.profiles import resolve_profiles
+from scconv_deploy.exporters.tensorrt import _attach_timing, _keep_timing, build_plan, check_options
+from scconv_deploy.spec import DynamicAxis
+from tests.exporters.engines import conv_model, sru_model
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+pytestmark = [
+    pytest.mark.tensorrt,
+    pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops.*"),
+]
+BATCH = (DynamicAxis(1, 2, 8),)
+without_gpu = pytest.mark.skipif(bool(gpu.gpus()), reason="this machine has a GPU")
+
+
+def plan_of(model=None, **changes):
+    model = model or conv_model()
+    options = BuildOptions("tensorrt-rtx", axes=BATCH, **{"target": "sm89"} | changes)
+    check_options(trt, options)
+    return build_plan(trt, model, options, resolve_profiles(model, options.shapes, options.axes))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return plan_of()
+
+
+def test_tf32_is_off_unless_asked_for(plain):
+    config = trt.Builder(logger()).create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32)  # what the library would do
+    assert plain.flags == ()
+    assert plan_of(tf32=True).flags == ("TF32",)
+
+
+def logger():
+    from scconv_deploy.exporters.tensorrt_log import library_log
+
+    return library_log(trt).logger
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "header"),
+    [
+        ("sm89", ("sm89",), ("sm89",)),
+        ("sm120", ("sm120",), ("sm120",)),
+        ("sm120,SM89, sm89", ("sm120", "sm89"), ("sm89", "sm120")),
+        ("sm75", ("sm75",), ("sm75",)),
+        ("sm121", ("sm121",), ("sm121",)),
+        ("portable", (), ("sm80", "sm86", "sm89", "sm120", "sm121")),
+        ("", (), ("sm80", "sm86", "sm89", "sm120", "sm121")),
+    ],
+)
+def test_the_plan_says_for_which_gpus_it_is(target, names, header):
+    plan = plan_of(target=target)
+    assert plan.compute_capabilities == names
+    assert PlanHeader.read(plan.data) == PlanHeader(trt.__version__, header)
+
+
+def test_more_targets_make_a_larger_plan(plain):
+    assert len(plan_of(target="sm75,sm80,sm86,sm89,sm120,sm121").data) > len(plain.data)
+
+
+def test_unknown_targets_name_the_known_ones():
+    with pytest.raises(UsageError, match="sm42") as refused:
+        plan_of(target="sm89,sm42")
+    assert "portable, local, sm75, sm80, sm86, sm89, sm120, sm121" in refused.value.remedy
+    with pytest.raises(UsageError, match="'local' is not known"):
+        plan_of(target="local,sm89")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "local"}, "--target local is this machine's GPU"),
+        ({"refit": True}, "--refit: refitting compiles"),
+        ({"strip": True}, "--strip: stripping implies refitting"),
+    ],
+)
+def test_what_needs_a_gpu_says_so_before_it_starts(changes, message, monkeypatch):
+    monkeypatch.setattr(trt, "Builder", None)  # would fail if anything started
+    with pytest.raises(MissingRuntimeError, match=message):
+        plan_of(**changes)
+
+
+@without_gpu
+@pytest.mark.parametrize("changes", [{"refit": True}, {"strip": True}, {"target": "local"}])
+def test_and_the_library_would_indeed_refuse(changes):
+    options = BuildOptions("tensorrt-rtx", axes=BATCH, **changes)
+    with pytest.raises(BuildError, match="TensorRT-RTX cannot build the engine"):
+        build_plan(trt, conv_model(), options, resolve_profiles(conv_model(), (), BATCH))
+
+
+def test_the_optimization_level_is_the_librarys(plain):
+    assert plain.settings["optimization_level"] == 3
+    assert plan_of(optimization_level=5).settings["optimization_level"] == 5
+    with pytest.raises(UsageError, match="expected 0 to 5"):
+        plan_of(optimization_level=6)
+
+
+def test_a_small_workspace_is_refused_by_the_library_with_a_remedy():
+    assert plan_of(workspace_bytes=1 << 28).settings["workspace_bytes"] == 1 << 28
+    with pytest.raises(BuildError, match="within workspace limit") as refused:
+        plan_of(workspace_bytes=1 << 10)
+    assert refused.value.remedy == "Give it more --workspace, or leave that out."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version_compatible": True}, {"hardware_compatibility": "ampere+"}, {"hardware_compatibility": "same-cc"},
+        {"plugin": "p.so"}, {"timing_cache": "t.cache"}, {"serialize_plugin": True},
+    ],
+)  # fmt: skip
+def test_what_rtx_cannot_do_is_refused(changes):
+    with pytest.raises(UsageError, match="TensorRT-RTX has no --") as refused:
+        plan_of(**changes)
+    assert "Versions that have it: tensorrt 10." in refused.value.remedy
+
+
+def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):
+    static = conv_model(batch=2)
+    options = BuildOptions("tensorrt-rtx", "sm89")
+    plan = build_plan(trt, static, options, resolve_profiles(static, (), ()))
+    assert plan.inputs[0].shape == (2, 16, 8, 8)
+    assert plain.inputs[0].shape == (-1, 16, 8, 8)
+    assert plan.data != plain.data
+
+
+def test_the_librarys_own_refusal_of_a_profile_is_reported():
+    profile = resolve_profiles(conv_model(), (), BATCH)[0]
+    wrong = dataclasses.replace(profile, minimum=(4, 16, 8, 8))
+    with pytest.raises(BuildError, match=r"refuses the profile: .*MIN<=OPT<=MAX"):
+        build_plan(trt, conv_model(), BuildOptions("tensorrt-rtx"), (wrong,))
+
+
+def test_layers_before_fusion_and_srus_expanded():
+    plan = plan_of(sru_model(("first.sru", "second.sru")))
+    assert [(s.site, s.form) for s in plan.srus] == [("first.sru", "expanded"), ("second.sru", "expanded")]
+    assert plan.srus[0].layers == plan.srus[1].layers > 20
+    assert sum(s.layers for s in plan.srus) <= len(plan.layers)
+    kinds = {layer.type for layer in plan.layers}
+    assert {"SELECT", "REDUCE"} <= kinds  # the masks are selected, not multiplied
+    assert {t for layer in plan.layers for t in layer.dtypes} >= {"FLOAT", "BOOL"}
+    assert any("repeat where it is expanded again" in warning for warning in plan.warnings)
+
+
+def test_require_plugin_fails_before_anything_is_built():
+    with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: TensorRT-RTX has no"):
+        plan_of(sru_model(), require_plugin=True)
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"), [("", r"has no operator Foo \(node conv0\)"), ("my.ops", r"has no operator my\.ops::Foo")]
+)
+def test_an_unsupported_operator_is_named_with_a_remedy(domain, message):
+    with pytest.raises(BuildError, match=message) as refused:
+        plan_of(conv_model("Foo", domain))
+    assert ("model-local function" in refused.value.remedy) == bool(domain)
+    assert "plugin not found" not in str(refused.value).lower()
+
+
+def test_a_registered_plugin_is_refused_before_the_parser_aborts_the_process(monkeypatch):
+    class Creator:
+        name = "SRU"
+
+    class Registry:
+        all_creators = (Creator(),)
+
+    monkeypatch.setattr(trt, "get_plugin_registry", Registry)
+    with pytest.raises(UsageError, match="A plugin named 'SRU' is registered"):
+        plan_of(sru_model())
+    plan_of(conv_model())  # nothing of that name in it
+
+
+def test_progress_ends_at_one_and_names_phases():
+    told = []
+    model = conv_model()
+    build_plan(
+        trt, model, BuildOptions("tensorrt-rtx", "sm89"), resolve_profiles(model, (), BATCH),
+        lambda fraction, phase: told.append((fraction, phase)),
+    )  # fmt: skip
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert 0.5 < fractions[-1] <= 1
+    assert "Optimizing graph" in {phase for _, phase in told}
+
+
+def test_an_interrupt_stops_the_build():
+    model = sru_model(tuple("abcdef"))
+    phases = []
+
+    def report(fraction, phase):
+        phases.append(phase)
+        if len(phases) == 3:
+            os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C does
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(trt, model, BuildOptions("tensorrt-rtx"), resolve_profiles(model, (), BATCH), report)
+    assert "Optimizing graph" not in phases  # it stopped early
+    assert "engine build" not in {thread.name for thread in threading.enumerate()}
+    assert plan_of().data  # and the next build is not cancelled
+
+
+def test_a_timing_cache_is_read_attached_and_written(tmp_path):
+    config = trt.Builder(logger()).create_builder_config()
+    place = tmp_path / "timing" / "t.cache"
+    timing = _attach_timing(config, place)
+    assert timing is not None
+    _keep_timing(timing, place)
+    assert place.read_bytes() == bytes(timing.serialize())
+    assert _attach_timing(config, None) is None

@@ -1,0 +1,93 @@
+"""``bench``: turns, percentiles and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from scconv_deploy import benchmarking, cli
+from scconv_deploy.benchmarking import BenchOptions, _measure, _row, _Subject
+from scconv_deploy.errors import UsageError
+from tests.exporters.engines import conv_model, save
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(conv_model(), tmp_path / "m.onnx")
+    Path("bench_net.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
+    return tmp_path
+
+
+def subject(name, calls, device=None):
+    def run():
+        calls.append(name)
+        return device
+
+    return _Subject(name, "x", 4, run, None, "process", 0.0)
+
+
+def test_subjects_take_turns_and_warm_up_is_not_counted():
+    calls = []
+    subjects = [subject("a", calls), subject("b", calls, 0.002)]
+    host, device = _measure(subjects, BenchOptions(rounds=20, warmup=3), lambda message: None)
+    rounds = [tuple(calls[i : i + 2]) for i in range(0, len(calls), 2)]
+    assert len(calls) == 46
+    assert set(rounds) == {("a", "b"), ("b", "a")}  # each once a round, in both orders
+    assert [len(times) for times in host.values()] == [20, 20]
+    assert device == {"a": [], "b": [0.002] * 20}
+
+
+def test_percentiles_throughput_and_device_time():
+    seconds = [i / 1000 for i in range(1, 101)]
+    row = _row(subject("a", []), seconds, [0.001, 0.002, 0.009])
+    assert (row.p50_ms, row.p90_ms, row.p99_ms) == pytest.approx((50.5, 90.1, 99.01))
+    assert row.items_per_s == pytest.approx(4 / 0.0505)
+    assert row.device_p50_ms == pytest.approx(2.0)
+    assert _row(subject("a", []), seconds, []).device_p50_ms is None
+
+
+def test_a_file_and_models_on_the_command_line(workplace):
+    result = CliRunner().invoke(
+        cli.app,
+        ["bench", "m.onnx", "bench_net.py:make", "--input", "2x3x8x8", "--rounds", "4", "--json", "-o", "times.json"],
+    )
+    assert result.exit_code == 4  # the shape of one is not the other's
+    assert "Got: 3 Expected: 16" in result.stderr
+    assert not Path("times.json").exists()
+
+    result = CliRunner().invoke(cli.app, ["bench", "m.onnx", "--batch", "3", "--rounds", "4", "--json", "-o", "t.json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document == json.loads(Path("t.json").read_text())
+    (row,) = document["rows"]
+    assert row["name"] == "m.onnx (ONNX Runtime)"
+    assert row["items_per_s"] == pytest.approx(3e3 / row["mean_ms"])
+    assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+    assert row["device_p50_ms"] is None
+    assert document["environment"]["seed"] == "0"
+
+
+def test_a_model_runs_in_pytorch(workplace):
+    result = benchmarking.bench_artifacts(
+        ["bench_net.py:make"], BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cpu")
+    )
+    (row,) = result.rows
+    assert row.name == "bench_net.py:make (PyTorch)"
+    assert row.items_per_s == pytest.approx(2e3 / row.mean_ms)
+
+
+def test_an_open_axis_needs_a_size():
+    with pytest.raises(UsageError, match=r"Input 'x' is -1x3x-1x-1\. Add --input x:SHAPE"):
+        benchmarking._closed("x", (-1, 3, -1, -1), BenchOptions())
+    assert benchmarking._closed("x", (-1, 3), BenchOptions(batch=7)) == (7, 3)
+    assert benchmarking._closed("x", (-1, 3, -1), BenchOptions(inputs=("x:1x3x9",))) == (1, 3, 9)
+
+
+def test_noise_is_seeded_and_of_its_type():
+    first, second = (benchmarking._noise((3, 4), np.dtype("float16"), 5) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.dtype == np.float16
+    assert set(np.unique(benchmarking._noise((50,), np.dtype("int64"), 0))) == {0, 1}

@@ -1,0 +1,269 @@
+"""``build``, ``deploy --backend`` and ``inspect`` of engines on the command line, with the real TensorRT-RTX."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scconv_deploy import building, cli
+from scconv_deploy.building import EngineBuilder, build_file
+from scconv_deploy.exporters import gpu
+from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.engine import load_engine
+from scconv_deploy.exporters.engine_cache import EngineCache
+from scconv_deploy.pipeline import ExportOptions
+from scconv_deploy.spec import DynamicAxis
+from tests.exporters.engines import conv_model, save, sru_model
+
+pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+pytestmark = pytest.mark.tensorrt
+BUILD = ("--backend", "tensorrt-rtx", "--target", "sm89", "--batch", "1:2:8")
+OPTIONS = BuildOptions("tensorrt-rtx", "sm89", axes=(DynamicAxis(1, 2, 8),))
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    save(conv_model(), tmp_path / "m.onnx")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def failed(result, code, message):
+    """One line on stderr, the right code."""
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_second_identical_build_comes_from_the_cache(workplace):
+    first = run("build", "m.onnx", "-o", "a.engine", *BUILD, "--json")
+    second = run("build", "m.onnx", "-o", "b.engine", *BUILD, "--json")
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    made, again = json.loads(first.stdout), json.loads(second.stdout)
+    assert (made["from_cache"], again["from_cache"]) == (False, True)
+    assert again["manifest"]["sha256"] == made["manifest"]["sha256"]
+    assert load_engine(Path("b.engine")).verified_bytes() == load_engine(Path("a.engine")).verified_bytes()
+    third = json.loads(run("build", "m.onnx", "-o", "c.engine", *BUILD, "--tf32", "--json").stdout)
+    assert third["from_cache"] is False
+    assert third["manifest"]["flags"] == ["TF32"]
+    without = run("build", "m.onnx", "-o", "d.engine", *BUILD, "--no-cache", "--json")
+    assert json.loads(without.stdout)["from_cache"] is False
+
+
+def test_the_sidecar_says_what_the_engine_is(workplace):
+    save(sru_model(), workplace / "sru.onnx")
+    assert run("build", "sru.onnx", "-o", "s.engine", *BUILD).exit_code == 0
+    manifest = json.loads(Path("s.engine.json").read_text())
+    assert manifest["profiles"] == [
+        {"input": "x", "minimum": [1, 8, 8, 8], "optimum": [2, 8, 8, 8], "maximum": [8, 8, 8, 8]}
+    ]
+    assert manifest["compute_capabilities"] == ["sm89"]
+    assert [s["form"] for s in manifest["srus"]] == ["expanded"]
+    assert manifest["file_bytes"] == Path("s.engine").stat().st_size
+    assert len(manifest["layers"]) > 20
+    shown = run("inspect", "s.engine")
+    assert shown.exit_code == 0
+    assert "profile  x: 1x8x8x8 to 2x8x8x8 to 8x8x8x8" in shown.stdout
+    assert "block.sru: TensorRT-RTX has no plugins" in shown.stdout
+    if not gpu.gpus():
+        assert "its own layers are not shown: TensorRT-RTX needs a GPU here" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--backend", "tensorrt-rtx"), 2, "the range of axis 0 is not known. Add --batch 1:8:32"),
+        ((*BUILD, "--shape", "x:8x16x8x8:2x16x8x8:9x16x8x8"), 2, "expected 1 <= MIN <= OPT <= MAX"),
+        ((*BUILD, "--target", "sm42"), 2, "Known: portable, local, sm75"),
+        ((*BUILD, "--workspace", "lots"), 2, "is not a size"),
+        ((*BUILD, "--workspace", "1K"), 5, "within workspace limit"),
+        ((*BUILD, "--cache", "m.onnx/cache"), 2, "cannot be written"),
+        ((*BUILD, "--cache", "c", "--no-cache"), 2, "exclude each other"),
+        ((*BUILD, "--version-compatible"), 2, "Versions that have it: tensorrt 10.3"),
+        ((*BUILD, "--plugin", "p.so"), 2, "it has no plugins"),
+        (("--backend", "tensorrt", "--batch", "1:2:8"), 3, "pip install tensorrt"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(workplace, arguments, code, message):
+    failed(run("build", "m.onnx", "-o", "m.engine", *arguments), code, message)
+    assert not list(workplace.glob("m.engine*"))
+
+
+def test_bad_files_are_one_line(workplace):
+    whole = Path("m.onnx").read_bytes()
+    Path("half.onnx").write_bytes(whole[: len(whole) // 2])
+    failed(run("build", "half.onnx", "-o", "h.engine", *BUILD), 7, "truncated or not ONNX")
+    save(conv_model("Foo", "my.ops"), workplace / "foo.onnx")
+    failed(run("build", "foo.onnx", "-o", "f.engine", *BUILD), 5, "has no operator my.ops::Foo")
+    save(sru_model(), workplace / "sru.onnx")
+    failed(run("build", "sru.onnx", "-o", "s.engine", *BUILD, "--require-plugin"), 5, "1 of 1 SRUs were expanded")
+    assert run("build", "sru.onnx", "-o", "s.engine", *BUILD).exit_code == 0  # and now it is in the cache
+    again = run("build", "sru.onnx", "-o", "t.engine", *BUILD, "--require-plugin")
+    failed(again, 5, "1 of 1 SRUs were expanded")
+    failed(run("build", "m.onnx", "-o", "m.onnx", *BUILD, "--force"), 2, "under an ONNX file's name")
+    assert Path("m.onnx").read_bytes() == whole
+    run("build", "m.onnx", "-o", "m.engine", *BUILD)
+    failed(run("build", "m.onnx", "-o", "m.engine", *BUILD), 2, "m.engine exists")
+
+
+def test_a_tampered_and_a_truncated_engine_are_refused(workplace):
+    run("build", "m.onnx", "-o", "m.engine", *BUILD)
+    data = Path("m.engine").read_bytes()
+    Path("m.engine").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for command in ("inspect", "bench"):
+        failed(run(command, "m.engine"), 7, "its SHA-256 is")
+    Path("m.engine").write_bytes(data[:1000])
+    failed(run("inspect", "m.engine"), 7, "has 1000 bytes")
+
+
+@pytest.mark.skipif(bool(gpu.gpus()), reason="this machine has a GPU")
+def test_running_an_engine_without_a_gpu_is_exit_3(workplace):
+    run("build", "m.onnx", "-o", "m.engine", *BUILD)
+    failed(run("bench", "m.engine"), 3, "TensorRT-RTX needs a GPU here")
+
+
+def test_a_damaged_entry_of_the_cache_is_built_again_with_a_note(workplace):
+    cache = EngineCache(workplace / "cache")
+    build_file(Path("m.onnx"), Path("a.engine"), OPTIONS, cache=cache)
+    entry = next((workplace / "cache" / "engines").iterdir()) / "model.engine"
+    entry.write_bytes(entry.read_bytes()[:-5])
+    again = build_file(Path("m.onnx"), Path("b.engine"), OPTIONS, cache=cache)
+    assert not again.from_cache
+    assert "a damaged entry of the cache was dropped" in again.notes[0]
+    assert build_file(Path("m.onnx"), Path("c.engine"), OPTIONS, cache=cache).from_cache
+
+
+def test_a_full_disk_leaves_no_engine(workplace, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    failed(run("build", "m.onnx", "-o", "m.engine", *BUILD), 2, "No space left on device")
+    assert sorted(p.name for p in workplace.glob("*")) == ["m.onnx", "xdg"]
+
+
+def command_line(output, cache):
+    code = "import sys; from scconv_deploy.cli import main; main()"
+    return [sys.executable, "-c", code, "build", "m.onnx", "-o", output, *BUILD, "--cache", cache]
+
+
+def test_two_builds_race_and_one_is_killed_in_the_middle(workplace):
+    save(sru_model(tuple("abcd")), workplace / "m.onnx")
+    killed = subprocess.Popen(command_line("k.engine", "cache"), stderr=subprocess.PIPE, start_new_session=True)
+    racing = [
+        subprocess.Popen(command_line(f"{i}.engine", "cache"), stdout=subprocess.DEVNULL, start_new_session=True)
+        for i in range(2)
+    ]
+    deadline = time.time() + 60
+    while not (workplace / "cache").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)  # somewhere in its build
+    killed.wait()
+    assert [process.wait(120) for process in racing] == [0, 0]
+    assert not Path("k.engine.json").exists() or load_engine(Path("k.engine"))
+    for i in range(2):
+        load_engine(Path(f"{i}.engine"))
+    entries = [p for p in (workplace / "cache" / "engines").iterdir() if not p.name.startswith(".")]
+    assert len(entries) == 1
+    load_engine(entries[0] / "model.engine")
+
+
+def test_mask_form_is_where_as_soon_as_a_tensorrt_backend_is_asked_for():
+    assert ExportOptions().resolved_mask_form == "multiply"
+    assert ExportOptions(backends=("onnx", "tensorrt-rtx")).resolved_mask_form == "where"
+    assert ExportOptions(mask_form="multiply", backends=("onnx", "tensorrt")).resolved_mask_form == "multiply"
+
+
+NET = """
+from torch import nn
+from scconv_deploy.nn import SRU
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.sru = SRU(8, 4)
+
+    def forward(self, x):
+        return self.sru(self.conv(x)).mean((2, 3))
+"""
+
+
+def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(workplace):
+    Path("engine_net.py").write_text(NET)
+    deploy = ("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", "--json")
+    result = run(*deploy, "--backend", "onnx", "--backend", "tensorrt-rtx", "--target", "sm89,sm120")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    link = next(link for link in document["report"]["links"] if link["name"] == "engine")
+    assert link["status"] == "not run"
+    assert "tensorrt-rtx" in link["reason"]
+    assert "sm89, sm120" in link["reason"]
+    if not gpu.gpus():
+        assert "no GPU here can run it" in link["reason"]
+    engine = load_engine(Path("bundle/model.tensorrt-rtx.engine"))
+    assert engine.manifest.sha256 == document["engines"][0]["sha256"]
+    assert engine.manifest.profiles[0].maximum == (8, 3, 8, 8)
+    assert "SELECT" in {layer.type for layer in engine.manifest.layers}
+    build = next(stage for stage in document["report"]["stages"] if stage["name"] == "build")
+    assert ["tensorrt-rtx: sru", "TensorRT-RTX has no plugins; its compiler fuses the function's nodes"] in build[
+        "skipped"
+    ]
+    sealed = json.loads(Path("bundle/manifest.json").read_text())["files"]
+    assert {"model.tensorrt-rtx.engine", "model.tensorrt-rtx.engine.json"} <= set(sealed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--backend", "tensorrt-rtx", "--target", "orin"), 2, "'orin' is not known"),
+        (("--target", "sm89"), 2, "none is asked for"),
+        (("--backend", "openvino"), 2, "Known: onnx, tensorrt, tensorrt-rtx"),
+        (("--backend", "tensorrt"), 3, "TensorRT"),
+    ],
+)
+def test_deploy_refuses_before_it_exports(arguments, code, message, monkeypatch):
+    monkeypatch.setattr("scconv_deploy.pipeline.export_to_ir", None)
+    failed(run("deploy", "resnet20", "-o", "bundle", *arguments), code, message)
+    assert not Path("bundle").exists()
+
+
+def test_no_engine_is_built_from_a_model_that_failed(tiny_reference, monkeypatch, tmp_path):
+    class Failed:
+        stages, links = (), ()
+
+        def __bool__(self):
+            return False
+
+    monkeypatch.setattr(building, "build_model", None)
+    monkeypatch.setattr(building, "replace", lambda report, **changes: changes)
+    builder = EngineBuilder([(OPTIONS, (None, ()))])
+    manifests, changes, _ = builder.build(conv_model(), b"", tmp_path, Failed())
+    assert manifests == ()
+    assert changes["stages"][-1].skipped == (("tensorrt-rtx", "the ONNX model failed parity"),)
+
+
+def test_interrupting_the_command_leaves_no_half_file(workplace):
+    save(sru_model(tuple("abcdef")), workplace / "m.onnx")
+    process = subprocess.Popen(command_line("m.engine", "cache"), stderr=subprocess.PIPE, text=True)
+    while not (workplace / "cache").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in said
+    assert not list(workplace.glob("m.engine*"))
