@@ -71,9 +71,8 @@ def test_a_file_and_models_on_the_command_line(workplace):
 
 
 def test_a_model_runs_in_pytorch(workplace):
-    result = benchmarking.bench_artifacts(
-        ["bench_net.py:make"], BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cpu")
-    )
+    options = BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cpu")
+    result = benchmarking.bench_artifacts(["bench_net.py:make"], options)
     (row,) = result.rows
     assert row.name == "bench_net.py:make (PyTorch)"
     assert row.items_per_s == pytest.approx(2e3 / row.mean_ms)
