@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import re
-import shlex
 import signal
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 import typer.core
 
 from scconv_deploy import __version__, cli_build
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, ScconvDeployError, UsageError
+from scconv_deploy.cli_options import (
+    Batch,
+    Data,
+    Dynamic,
+    Embed,
+    Force,
+    Inputs,
+    Json,
+    Kwargs,
+    MaskForm,
+    Model,
+    NonStrict,
+    Opset,
+    Preprocess,
+    Provider,
+    Quiet,
+    Seed,
+    Tolerances,
+    Trust,
+    Weights,
+)
+from scconv_deploy.cli_session import Session, command_line, report_error, run_session
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, UsageError
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import ModelSpec
     from scconv_deploy.verification.chain import Judging
@@ -41,9 +54,9 @@ class _Group(typer.core.TyperGroup):
             code = super().main(args, *rest, **options | {"standalone_mode": False})
         except _UsageError as error:
             see = f"See {error.ctx.command_path if error.ctx else 'scconv-deploy'} --help."
-            code = _report(2, error.format_message(), see, as_json="--json" in args)
+            code = report_error(2, error.format_message(), see, as_json="--json" in args)
         except typer.Abort:
-            code = _report(130, "Interrupted.", "", as_json="--json" in args)
+            code = report_error(130, "Interrupted.", "", as_json="--json" in args)
         sys.exit(code or 0)
 
 
@@ -55,74 +68,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 5 build, 6 parity failed, "
     "7 a file that is not what it claims, 130 interrupted.",
 )
-
-_INPUTS, _WEIGHTS = "Inputs", "Weights"
-Model = Annotated[
-    str, typer.Argument(help="A zoo name, package.module:factory, path/file.py:factory, or a pickled module.")
-]
-Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, a JSON object.")]
-Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)]
-NonStrict = Annotated[
-    bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
-]
-Embed = Annotated[
-    str | None,
-    typer.Option(metavar="RULE|JSON", help="Put ScConv into 3x3 convolutions: 'paper', or patterns over their paths."),
-]
-Trust = Annotated[
-    bool,
-    typer.Option("--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS),
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input", metavar="[NAME:]SHAPE[:DTYPE]", help="One per input; a zoo model knows its own.",
-        rich_help_panel=_INPUTS,
-    ),
-]  # fmt: skip
-Batch = Annotated[
-    str | None,
-    typer.Option(metavar="MIN:OPT:MAX", help="Make axis 0 of every input dynamic.", rich_help_panel=_INPUTS),
-]
-Dynamic = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME:AXIS=MIN:OPT:MAX", help="Make another axis dynamic; repeatable.", rich_help_panel=_INPUTS
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(min=0, max=2**32 - 1, help="Of the initialisation and of random inputs.", rich_help_panel=_INPUTS),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE",
-        help="Also use real data: a folder of images (class subfolders give labels), an .npz (with labels, if you "
-        "have them), file.py:loader, or 'photos' (those scikit-learn ships).",
-        rich_help_panel=_INPUTS,
-    ),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        "--preprocessing", metavar="JSON", help="Of images: mean, std and resize; a zoo model knows its own.",
-        rich_help_panel=_INPUTS,
-    ),
-]  # fmt: skip
-Tolerances = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
-]
-Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
-Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
-MaskForm = Annotated[
-    Literal["auto", "where", "multiply"],
-    typer.Option(help="How a mask is applied: Where (for TensorRT) or Cast and Mul (faster in ONNX Runtime)."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -168,7 +113,7 @@ def deploy(
     quiet: Quiet = False,
 ) -> None:
     """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.pipeline import ExportOptions, deploy_spec
 
         spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
@@ -181,7 +126,7 @@ def deploy(
             cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, preprocessing, tolerance, provider),
             force=force,
-            command=_command(),
+            command=command_line(),
             progress=session.progress,
         )
         session.show(result, "print_deploy")
@@ -209,7 +154,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a model to ONNX, each SRU as one node; nothing is verified."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.pipeline import ExportOptions, export_spec
 
         spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
@@ -247,7 +192,7 @@ def rewrite(
     quiet: Quiet = False,
 ) -> None:
     """Give any exporter's ONNX file gates that compute what PyTorch's do, each SRU as one node."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.rewriting import RewriteOptions, rewrite_onnx
 
         spec = None
@@ -260,7 +205,7 @@ def rewrite(
             reference=spec,
             data=data,
             force=force,
-            command=_command(),
+            command=command_line(),
             progress=session.progress,
         )
         session.show(result, "print_rewrite")
@@ -287,7 +232,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Convert to half precision, the gates in float32; exit 6 (nothing written) if a gate changes on the same input."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.converting import convert_onnx
         from scconv_deploy.precision.half import HalfOptions
 
@@ -325,7 +270,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.report.render import format_of, render
 
@@ -342,13 +287,13 @@ def verify(
             from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 
             judging = _judging(tolerance, provider)
-            result = verify_against_onnx(artifact, Path(reference), seed=seed, judging=judging, command=_command())
+            result = verify_against_onnx(artifact, Path(reference), seed=seed, judging=judging, command=command_line())
         else:
             from scconv_deploy.pipeline import verify_spec
 
             spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
             checks = _checks(data, preprocessing, tolerance, provider)
-            result = verify_spec(artifact, spec, checks=checks, command=_command(), progress=session.progress)
+            result = verify_spec(artifact, spec, checks=checks, command=command_line(), progress=session.progress)
         if report is not None:
             write_file(report, render(result, form).encode())
         session.show(result, "print_report")
@@ -373,7 +318,7 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Show what a model or an artifact holds."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
 
         if target.endswith((".onnx", ".rejected", ".engine")) or Path(target).is_dir():
@@ -398,7 +343,7 @@ def doctor(
     quiet: Quiet = False,
 ) -> None:
     """Say what this machine can do, what is missing and how to get it; exit 3 if something required is missing."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.doctor import diagnose
 
         session.progress("looking at runtimes, GPUs and compilers")
@@ -420,7 +365,7 @@ def models(
     quiet: Quiet = False,
 ) -> None:
     """List the zoo: parameters, multiply-adds, default input, source."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.zoo.catalogue import document, list_models
 
@@ -460,7 +405,7 @@ def plugin_build(
     quiet: Quiet = False,
 ) -> None:
     """Compile the fused SRU with this machine's nvcc."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.trt_plugins.build import BuildRequest, build
 
         session.progress("compiling the fused SRU")
@@ -476,7 +421,7 @@ def plugin_check(
     quiet: Quiet = False,
 ) -> None:
     """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.trt_plugins.check import check_plugin
 
         session.progress("loading the plugin")
@@ -503,7 +448,7 @@ def show(
     force: Force = False,
 ) -> None:
     """Print a stored report, or write it in another format."""
-    with _session(form == "json", False) as session:
+    with run_session(form == "json", False) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.report.load import load_report
         from scconv_deploy.report.render import format_of, render
@@ -534,7 +479,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.report.rejudge import check_report, parse_overrides
 
         names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
@@ -552,7 +497,7 @@ def diff(
     quiet: Quiet = False,
 ) -> None:
     """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
-    with _session(as_json, quiet) as session:
+    with run_session(as_json, quiet) as session:
         from scconv_deploy.report.diff import diff_reports
         from scconv_deploy.report.load import load_report
 
@@ -562,19 +507,21 @@ def diff(
 @_reports.command()
 def schema() -> None:
     """Print the JSON Schema of report.json."""
-    with _session(False, False) as session:
+    with run_session(False, False) as session:
         from scconv_deploy.report.schema import schema_text
 
         session.write(schema_text())
 
 
-def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: _Session) -> ParityReport:
+def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: Session) -> ParityReport:
     """Without a model, and without torch."""
     from scconv_deploy.verification.recorded import verify_bundle
 
     if not artifact.is_dir():
         raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
-    return verify_bundle(artifact, judging=_judging(tolerance, provider), command=_command(), progress=session.progress)
+    return verify_bundle(
+        artifact, judging=_judging(tolerance, provider), command=command_line(), progress=session.progress
+    )
 
 
 def _judging(tolerance: list[str] | None, provider: str) -> Judging:
@@ -622,132 +569,6 @@ def _spec(
     )
 
 
-def _command() -> str:
-    return shlex.join(["scconv-deploy", *sys.argv[1:]])
-
-
-class _Session:
-    """Where the output of one command goes: results to stdout, progress to stderr."""
-
-    def __init__(self, stdout: TextIO, status: Status | None, as_json: bool, quiet: bool) -> None:
-        self._stdout = stdout
-        self._status = status
-        self._json = as_json
-        self._quiet = quiet
-        self.shown = False
-
-    def progress(self, message: str) -> None:
-        """Say what is being done, on a terminal."""
-        from rich.text import Text
-
-        if self._status is not None:
-            self._status.update(Text(message))
-
-    def show(self, result: Any, printer: str) -> None:
-        """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""
-        from rich.console import Console
-
-        from scconv_deploy.report import text
-
-        if self._status is not None:
-            self._status.stop()
-        if self._json:
-            typer.echo(json.dumps(result.as_json(), indent=2), file=self._stdout)
-        elif not self._quiet:
-            # a pipe gets tables as wide as they are
-            console = Console(file=self._stdout, width=None if self._stdout.isatty() else 160)
-            getattr(text, printer)(console, result)
-        self.shown = True
-
-    def write(self, document: str) -> None:
-        """Print a document as it is."""
-        if self._status is not None:
-            self._status.stop()
-        typer.echo(document, file=self._stdout, nl=False)
-        self.shown = True
-
-
-@contextmanager
-def _session(as_json: bool, quiet: bool) -> Iterator[_Session]:
-    """Run a command: progress on stderr while it lasts, and every error as its line and its exit code."""
-    session: _Session | None = None
-    try:
-        from rich.console import Console
-
-        errors = Console(stderr=True)
-        wanted = errors.is_terminal and not quiet and not as_json
-        with _reserved_stdout() as stdout, errors.status("starting") if wanted else nullcontext() as status:
-            session = _Session(stdout, status, as_json, quiet)
-            yield session
-        return
-    except ScconvDeployError as error:
-        if error.details:
-            typer.echo(error.details, err=True)
-        failure = error.exit_code, error.message, _whole_command(error.remedy)
-    except KeyboardInterrupt:
-        failure = 130, "Interrupted.", "No half-written file is left."
-    except SystemExit as error:  # the user's forward
-        failure = 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
-    except PermissionError as error:
-        failure = 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
-    except (BrokenPipeError, typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            failure = 2, "No space is left where the result goes.", "Free some, or write elsewhere."
-        else:  # a bug: say so, with what its report needs
-            traceback.print_exc()
-            remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
-            failure = 1, f"Internal error: {type(error).__name__}: {error}", remedy
-    raise typer.Exit(_report(*failure, as_json=as_json and not (session is not None and session.shown)))
-
-
-@contextmanager
-def _reserved_stdout() -> Iterator[TextIO]:
-    """Keep stdout for the result: what the user's code and its child processes print there goes to stderr."""
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        try:
-            descriptor, instead = stdout.fileno(), sys.stderr.fileno()
-        except (AttributeError, OSError, ValueError):  # closed, or no file as in a test
-            yield stdout
-            return
-        kept = os.dup(descriptor)
-        os.dup2(instead, descriptor)
-        try:
-            with os.fdopen(os.dup(kept), "w", encoding=stdout.encoding) as file:
-                yield file
-        finally:
-            stdout.flush()  # what came through sys.__stdout__
-            os.dup2(kept, descriptor)
-            os.close(kept)
-
-
-def _whole_command(remedy: str) -> str:
-    """A remedy that ends in ``: MODEL --input SHAPE`` with the whole command there, so that it can be pasted."""
-    hint = re.search(r": .+ --input (\S+)$", remedy)
-    arguments = sys.argv[1:]
-    given = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--input"]
-    if hint is None or len(given) > 1:
-        return remedy
-    for i in given:
-        del arguments[i : i + (1 if "=" in arguments[i] else 2)]
-    return f"{remedy[: hint.start()]}: {shlex.join(['scconv-deploy', *arguments, '--input', hint[1]])}"
-
-
-def _report(code: int, message: str, remedy: str, *, as_json: bool) -> int:
-    """Print an error: one line on stderr, and the JSON document if that is wanted."""
-    message, remedy = (" ".join(map(str.strip, text.splitlines())) for text in (message, remedy))
-    if message[-1:] not in ".!?":
-        message += "."
-    if as_json:
-        with suppress(OSError):  # stdout may be what failed; the line on stderr says it still
-            typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
-    return code
-
-
-command_line, run_session = _command, _session  # of the commands in other modules
 cli_build.register(app)
 
 

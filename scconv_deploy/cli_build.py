@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from scconv_deploy.cli_options import Force, Json, Quiet
+from scconv_deploy.cli_session import command_line, run_session
 from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,13 +145,11 @@ def build(
     require_plugin: RequirePlugin = False,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
-    from scconv_deploy.cli import command_line, run_session
-
     with run_session(as_json, quiet) as session:
         from scconv_deploy.building import build_file
         from scconv_deploy.exporters.build_options import BuildOptions
@@ -200,13 +200,11 @@ def bench(
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time artifacts against each other, taking turns: percentiles, throughput, host and device time, memory."""
-    from scconv_deploy.cli import command_line, run_session
-
     with run_session(as_json, quiet) as session:
         import json
 
