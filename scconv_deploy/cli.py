@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 import typer.core
 
-from scconv_deploy import __version__, cli_build
+from scconv_deploy import __version__, cli_build, cli_plugin, cli_report
 from scconv_deploy.cli_options import (
     Batch,
     Data,
@@ -34,7 +34,7 @@ from scconv_deploy.cli_options import (
     Weights,
 )
 from scconv_deploy.cli_session import Session, command_line, report_error, run_session
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ParityError, UsageError
+from scconv_deploy.errors import MissingRuntimeError, ParityError, UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.report.records import ParityReport
@@ -377,142 +377,6 @@ def models(
         session.show(listing, "print_models")
 
 
-plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
-app.add_typer(plugin, name="plugin")
-
-
-@plugin.command("build")
-def plugin_build(
-    arch: Annotated[
-        str | None,
-        typer.Option(metavar="87,89", help="Compute capabilities without the dot; default: of the GPUs present."),
-    ] = None,
-    tensorrt_include: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The library; default: in the cache.")
-    ] = None,
-    kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="For PyTorch alone: no TensorRT plugin, no headers of TensorRT's.")
-    ] = False,
-    register: Annotated[
-        bool, typer.Option("--register", help="Also FILE_register.so, for hosts that only dlopen (Triton, DeepStream).")
-    ] = False,
-    force: Force = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Compile the fused SRU with this machine's nvcc."""
-    with run_session(as_json, quiet) as session:
-        from scconv_deploy.trt_plugins.build import BuildRequest, build
-
-        session.progress("compiling the fused SRU")
-        architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
-        request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
-        session.show(build(request, output, force=force), "print_plugin_build")
-
-
-@plugin.command("check")
-def plugin_check(
-    file: Annotated[Path, typer.Argument(help="A library that plugin build wrote.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
-    with run_session(as_json, quiet) as session:
-        from scconv_deploy.trt_plugins.check import check_plugin
-
-        session.progress("loading the plugin")
-        result = check_plugin(file)
-        session.show(result, "print_plugin")
-        if not result:
-            first = result.failures[0]
-            raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")
-
-
-_reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
-app.add_typer(_reports, name="report")
-Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
-
-
-@_reports.command()
-def show(
-    report: Stored,
-    form: Annotated[
-        Literal["text", "markdown", "html", "junit", "json"] | None,
-        typer.Option("--format", help="By default what --output's suffix says, else text."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")] = None,
-    force: Force = False,
-) -> None:
-    """Print a stored report, or write it in another format."""
-    with run_session(form == "json", False) as session:
-        from scconv_deploy.bundle.atomic import check_output_file, write_file
-        from scconv_deploy.report.load import load_report
-        from scconv_deploy.report.render import format_of, render
-
-        if output is not None:
-            check_output_file(output, force)
-            form = form or format_of(output)
-        stored = load_report(report)
-        if output is not None:
-            write_file(output, render(stored, form or "text").encode())
-        elif form in (None, "text"):
-            session.show(stored, "print_report")
-        else:
-            session.write(render(stored, form))
-
-
-@_reports.command()
-def check(
-    report: Stored,
-    require: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LINK,...", help="Links that must have passed, for example onnxruntime; repeatable."),
-    ] = None,
-    tolerance: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
-    with run_session(as_json, quiet) as session:
-        from scconv_deploy.report.rejudge import check_report, parse_overrides
-
-        names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
-        result = check_report(report, names, parse_overrides(tolerance or ()))
-        session.show(result, "print_judgement")
-        if not result:
-            raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")
-
-
-@_reports.command()
-def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, or a bundle.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
-    with run_session(as_json, quiet) as session:
-        from scconv_deploy.report.diff import diff_reports
-        from scconv_deploy.report.load import load_report
-
-        session.show(diff_reports(load_report(before), load_report(after)), "print_diff")
-
-
-@_reports.command()
-def schema() -> None:
-    """Print the JSON Schema of report.json."""
-    with run_session(False, False) as session:
-        from scconv_deploy.report.schema import schema_text
-
-        session.write(schema_text())
-
-
 def _verify_bundle(artifact: Path, tolerance: list[str] | None, provider: str, session: Session) -> ParityReport:
     """Without a model, and without torch."""
     from scconv_deploy.verification.recorded import verify_bundle
@@ -570,6 +434,8 @@ def _spec(
 
 
 cli_build.register(app)
+app.add_typer(cli_plugin.plugin, name="plugin")
+app.add_typer(cli_report.reports, name="report")
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

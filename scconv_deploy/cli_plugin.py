@@ -1,0 +1,65 @@
+"""``scconv-deploy plugin``: parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scconv_deploy.cli_options import Force, Json, Quiet
+from scconv_deploy.cli_session import run_session
+from scconv_deploy.errors import IntegrityError
+
+plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
+
+
+@plugin.command("build")
+def plugin_build(
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="87,89", help="Compute capabilities without the dot; default: of the GPUs present."),
+    ] = None,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The library; default: in the cache.")
+    ] = None,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="For PyTorch alone: no TensorRT plugin, no headers of TensorRT's.")
+    ] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Also FILE_register.so, for hosts that only dlopen (Triton, DeepStream).")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile the fused SRU with this machine's nvcc."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.build import BuildRequest, build
+
+        session.progress("compiling the fused SRU")
+        architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
+        request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
+        session.show(build(request, output, force=force), "print_plugin_build")
+
+
+@plugin.command("check")
+def plugin_check(
+    file: Annotated[Path, typer.Argument(help="A library that plugin build wrote.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.trt_plugins.check import check_plugin
+
+        session.progress("loading the plugin")
+        result = check_plugin(file)
+        session.show(result, "print_plugin")
+        if not result:
+            first = result.failures[0]
+            raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")

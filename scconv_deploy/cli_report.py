@@ -1,0 +1,91 @@
+"""``scconv-deploy report``: parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scconv_deploy.cli_options import Force, Json, Quiet
+from scconv_deploy.cli_session import run_session
+from scconv_deploy.errors import ParityError
+
+reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
+Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
+
+
+@reports.command()
+def show(
+    report: Stored,
+    form: Annotated[
+        Literal["text", "markdown", "html", "junit", "json"] | None,
+        typer.Option("--format", help="By default what --output's suffix says, else text."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")] = None,
+    force: Force = False,
+) -> None:
+    """Print a stored report, or write it in another format."""
+    with run_session(form == "json", False) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.report.load import load_report
+        from scconv_deploy.report.render import format_of, render
+
+        if output is not None:
+            check_output_file(output, force)
+            form = form or format_of(output)
+        stored = load_report(report)
+        if output is not None:
+            write_file(output, render(stored, form or "text").encode())
+        elif form in (None, "text"):
+            session.show(stored, "print_report")
+        else:
+            session.write(render(stored, form))
+
+
+@reports.command()
+def check(
+    report: Stored,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINK,...", help="Links that must have passed, for example onnxruntime; repeatable."),
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.report.rejudge import check_report, parse_overrides
+
+        names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
+        result = check_report(report, names, parse_overrides(tolerance or ()))
+        session.show(result, "print_judgement")
+        if not result:
+            raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")
+
+
+@reports.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, or a bundle.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.report.diff import diff_reports
+        from scconv_deploy.report.load import load_report
+
+        session.show(diff_reports(load_report(before), load_report(after)), "print_diff")
+
+
+@reports.command()
+def schema() -> None:
+    """Print the JSON Schema of report.json."""
+    with run_session(False, False) as session:
+        from scconv_deploy.report.schema import schema_text
+
+        session.write(schema_text())
