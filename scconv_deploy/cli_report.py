@@ -58,10 +58,11 @@ def check(
 ) -> None:
     """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.report.rejudge import check_report, parse_overrides
+        from scconv_deploy.report.rejudge import check_report
+        from scconv_deploy.verification.tolerances import parse_values
 
         names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
-        result = check_report(report, names, parse_overrides(tolerance or ()))
+        result = check_report(report, names, parse_values(tolerance or ()))
         session.show(result, "print_judgement")
         if not result:
             raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")

@@ -75,20 +75,6 @@ def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str
     return Judgement(report, stored.verdict, tuple(require), lacking)
 
 
-def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
-    """``NAME=VALUE`` of the command line (UsageError)."""
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise UsageError(f"--tolerance {text} is not NAME=VALUE.", "For example --tolerance replay_multiple=4.")
-    return found
-
-
 def rejudge(report: ParityReport, overrides: Mapping[str, float]) -> ParityReport:
     """Hold every number that a check kept against its limit, or the new one.
 

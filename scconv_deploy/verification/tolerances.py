@@ -111,18 +111,24 @@ def table(overrides: Mapping[str, float] | None = None) -> dict[str, Tolerance]:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
-    """Read ``--tolerance NAME=VALUE`` (UsageError if it is not of that form)."""
-    overrides = {}
+    """Read ``--tolerance NAME=VALUE`` and hold it against the table (UsageError)."""
+    overrides = parse_values(texts)
+    table(overrides)
+    return overrides
+
+
+def parse_values(texts: Sequence[str]) -> dict[str, float]:
+    """The same of any table, such as a stored report's (UsageError if it is not of that form)."""
+    values = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
-            overrides[name.strip()] = float(value)
+            values[name.strip()] = float(value)
         except ValueError as error:
             raise UsageError(
                 f"--tolerance {text!r} is not NAME=VALUE.", "Write for example --tolerance replay_multiple=16."
             ) from error
-    table(overrides)
-    return overrides
+    return values
 
 
 def name_of(limits: Table, name: str, dtype: np.dtype) -> str:

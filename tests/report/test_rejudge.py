@@ -8,8 +8,9 @@ import pytest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.report.load import from_json
 from scconv_deploy.report.records import Link
-from scconv_deploy.report.rejudge import check_report, parse_overrides, rejudge
+from scconv_deploy.report.rejudge import check_report, rejudge
 from scconv_deploy.report.render import to_json
+from scconv_deploy.verification.tolerances import parse_values
 from tests.report.made import full_report, gates, replay
 from tests.report.test_load import bundle
 
@@ -87,12 +88,12 @@ def test_a_limit_that_cannot_be_applied_is_refused(overrides, words):
 
 
 def test_overrides_are_parsed_or_refused():
-    assert parse_overrides(["replay_multiple=4", " unexplained_flips = 1 "]) == {
+    assert parse_values(["replay_multiple=4", " unexplained_flips = 1 "]) == {
         "replay_multiple": 4.0, "unexplained_flips": 1.0,
     }  # fmt: skip
     for text in ("replay_multiple", "replay_multiple=", "replay_multiple=x"):
         with pytest.raises(UsageError, match="not NAME=VALUE"):
-            parse_overrides([text])
+            parse_values([text])
 
 
 def write(path, report):
