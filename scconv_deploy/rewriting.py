@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,15 @@ import onnx
 import onnx_ir as ir
 
 from scconv_deploy import __version__
+from scconv_deploy import rewriting_reference as matching
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ModelError, ParityError, UsageError
-from scconv_deploy.exporters.onnx import check, node_inputs
+from scconv_deploy.exporters.onnx import check
 from scconv_deploy.pipeline import MaskFormChoice, Progress, reference_from_spec, silent
 from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
 from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions
-from scconv_deploy.rewrite.functions import DOMAIN, IR_VERSION, SITE
+from scconv_deploy.rewrite.functions import IR_VERSION
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.spec import ModelSpec
@@ -35,7 +36,6 @@ from scconv_deploy.verification.guard import GuardReport, compare_graphs
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
-from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.torch_reference import Reference
 
 _GUARD_SAMPLES = 16
@@ -165,7 +165,7 @@ def rewrite_onnx(
         raise ModelError(_short(len(sites), options.expect, applied.near_misses), "Use --expect 0 to accept this.")
     if reference is not None:
         loaded = reference_from_spec(reference, log, progress)
-        _rename_sites(proto, applied, loaded)
+        names = _match(proto, applied, loaded, log)
         sites = _variants(proto)
     unchanged = proto == original
     final = inlined(proto) if options.inline else proto
@@ -177,11 +177,11 @@ def rewrite_onnx(
     if reference is not None:
         checks = Checks(data)
         samples = with_progress(checks.samples(loaded, reference.seed, reference.source), progress)
-        artifact = Artifact(proto, str(output), data_bytes)
+        artifact = Artifact(matching.renamed(proto, names), str(output), data_bytes)
         parity = verify_onnx(loaded, artifact, samples, log, provenance={"command": command})
         if applied:
             seen = islice(chain(*checks.samples(loaded, reference.seed, reference.source)), _GUARD_SAMPLES)
-            feeds = {str(s): {n: t.numpy() for n, t in s.tensors.items()} for s in seen}
+            feeds = {str(s): {n: s.tensors[ours].numpy() for n, ours in names.inputs.items()} for s in seen}
             guard = _compare(original, proto, applied, feeds, log)
     if parity is not None and not parity:
         output = output.with_name(f"{output.name}.rejected")
@@ -258,31 +258,18 @@ def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
     return f"{found} of {expected} expected SRUs were fused: {listed}"
 
 
-def _rename_sites(proto: onnx.ModelProto, applied: Applied, reference: Reference) -> None:
-    """Name nodes after the reference's modules, found by parameters equal to the bit, in the order of calls."""
-    _, gates = record_gates(reference.swapped, reference.signature, reference.signature.tensors)
-    free = {
-        site: {n: t.numpy().tobytes() for n, t in node_inputs(gate.swapped).items()} for site, gate in gates.items()
-    }
-    renamed: dict[str, str] = {}
-    for name, node in instrument.sites(proto).items():
-        stored = [onnx.numpy_helper.to_array(t).tobytes() for t in instrument.parameters(proto, node).values()]
-        site = next((site for site, values in free.items() if list(values.values()) == stored), None)
-        if site is not None:
-            del free[site]
-            renamed[name] = site
-    taken = set(instrument.sites(proto)) - set(renamed)
-    for node in proto.graph.node:
-        site = renamed.get(node.name) if node.domain == DOMAIN else None
-        if site is None or site in taken:
-            continue
-        node.name = site
-        for entry in node.metadata_props:
-            if entry.key == SITE:
-                entry.value = site
-    applied.fused = [replace(one, site=renamed.get(one.site, one.site)) for one in applied.fused]
-    if renamed:
-        _finish(proto)
+def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
+    """Names and what folding took, from the reference; the file's own nodes are left as they are."""
+    with log.stage("match") as stage:
+        names = matching.match_names(proto, reference)
+        stage.applied += names.renamed
+        if applied.fused:
+            completed = matching.adopt(proto, applied, reference)
+            stage.applied += [
+                f"{site}: parameters from the reference, for the file has lost gamma" for site in completed
+            ]
+            _finish(proto)
+    return names
 
 
 def _guard(

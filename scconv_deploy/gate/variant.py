@@ -17,7 +17,7 @@ from torch import Tensor
 from scconv_deploy.errors import ConfigurationError
 
 Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation"]
-Weighting = Literal["sum", "softmax"]
+Weighting = Literal["sum", "softmax", "none"]
 Comparison = Literal[">=", ">"]
 Fusion = Literal["hard", "soft"]
 Data = Literal["x", "normalized"]
@@ -39,7 +39,8 @@ class GateVariant:
         statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by
             ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``); user code also mixes them: ``unbiased_variance`` is
             ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``.
-        weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``.
+        weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``; ``none``: it is 1,
+            as in a graph where a simplifier has multiplied gamma and beta by it.
         comparison: ``open = sigmoid(z) >= threshold`` or strictly ``>``.
         fusion: ``hard`` multiplies by the mask, ``soft`` by ``where(open, 1, sigmoid(z))`` and its counterpart.
         data: what the mask multiplies: the input, or the normalised input ``n * gamma + beta``.
@@ -92,8 +93,8 @@ class GateVariant:
         parts = [_SHORT_NAMES[self.statistics], self.fusion]
         if self.data == "normalized":
             parts.append("normalized")
-        if self.weighting == "softmax":
-            parts.append("softmax")
+        if self.weighting != "sum":
+            parts.append("softmax" if self.weighting == "softmax" else "unweighted")
         if self.comparison == (">=" if self.statistics == "group_norm" else ">"):
             parts.append("strict" if self.comparison == ">" else "inclusive")
         return "-".join(parts)
@@ -188,6 +189,8 @@ def deviation(groups: Tensor, variant: GateVariant) -> Tensor:
 def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:
     """W_gamma of the paper's Eq. 2, ``[C]``: one reduction, not one node per channel."""
     gamma = gamma.reshape(-1)
+    if variant.weighting == "none":
+        return torch.ones_like(gamma)
     return torch.softmax(gamma, 0) if variant.weighting == "softmax" else gamma / gamma.sum()
 
 

@@ -6,6 +6,7 @@ computed and one that is written down read the same. What the Concat then means 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,7 @@ _NAMES = {
 _OF_THE_GATE = (Sigmoid, Gate, SoftMask, Part, Half, Crossed)
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
+FOLDED = "gamma and the gate weight are one float32 constant in the file: the cut is known to its rounding"
 Sample = tuple[Shape, Sizes]  # of x, and of every other tensor
 _UNIT_ROUNDOFF = 2.0**-24
 _LARGEST_WEIGHT_ERROR = 1e-3
@@ -311,12 +313,14 @@ def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Te
     part = crossing.open_part
     gate = part.gate
     z = gate.sigmoid.of
-    gamma, beta, weight = _affine(z)
-    if isinstance(part.data, Normalized) and part.data != replace(z, steps=z.steps[:-1]):
+    gamma, beta, weighting = _affine(z)
+    weighted = z.steps if weighting == "none" else z.steps[:-1]
+    if isinstance(part.data, Normalized) and part.data != replace(z, steps=weighted):
         raise UnreadableError("its mask multiplies other normalised data than its gate reads")
     statistics, eps, notes = _statistics(z, sample)
+    if weighting == "none":
+        notes = (*notes, FOLDED)
     data = "x" if isinstance(part.data, Input) else "normalized"
-    weighting = _weighting(gamma, weight, len(z.steps) == 1)
     fusion = "soft" if part.soft else "hard"
     try:
         check_halves(sample[1], "it")
@@ -329,15 +333,26 @@ def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Te
     return variant, torch.from_numpy(gamma), torch.from_numpy(beta), notes
 
 
-def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """gamma, beta and w of ``z = (n * gamma + beta) * w``; simplifiers drop a gamma of 1 and a beta of 0."""
+def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
+    """gamma, beta and the weighting of ``z = (n * gamma + beta) * w``.
+
+    Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
+    ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
+    """
     kinds = tuple(kind for kind, _ in z.steps)
     arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
+    if kinds == ("multiply", "add"):
+        return arrays[0], arrays[1], "none"
     if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
         raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
     gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else np.ones_like(arrays[-1])
     beta = arrays[-2] if "add" in kinds else np.zeros_like(arrays[-1])
-    return gamma, beta, arrays[-1]
+    try:
+        return gamma, beta, _weighting(gamma, arrays[-1])
+    except UnreadableError:
+        if len(kinds) > 1:
+            raise
+        return arrays[0], beta, "none"
 
 
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
@@ -361,23 +376,25 @@ def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[
     return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
 
 
-def _weighting(gamma: np.ndarray, weight: np.ndarray, folded: bool) -> Weighting:
+def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
     """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
     exact = gamma.astype(np.float64)
-    total = exact.sum()
-    # however the sum was ordered: |error| <= C u sum|gamma|
-    error = (len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(exact).sum() / abs(total) if total else np.inf
+    total, error = exact.sum(), weight_error(exact)
     if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(weight - exact / total) <= error * np.abs(exact / total)):
         return "sum"
     softmax = np.exp(exact - exact.max())
     softmax /= softmax.sum()
     if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
         return "softmax"
-    if folded:
-        raise UnreadableError("gamma and the gate weight were folded into one constant; rewrite the file as exported")
     if error > _LARGEST_WEIGHT_ERROR:
         raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
     raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")
+
+
+def weight_error(gamma: np.ndarray) -> float:
+    """How far, relatively, ``gamma / sum(gamma)`` in float32 can be off: ``|error| <= C u sum|gamma|`` in any order."""
+    total = abs(gamma.sum())
+    return float((len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(gamma).sum() / total) if total else math.inf
 
 
 def _shortest(value: float) -> float:
