@@ -79,7 +79,7 @@ def naive_resnet20(variant: str = "groupbn-hard", trained: bool = True, seed: in
         beta = name.endswith(("beta", "bias"))
         drawn = torch.randn(parameter.shape, generator=generator)
         # a new network of the public code has gamma drawn (or 1, in nn.GroupNorm) and beta 0
-        values = 0.5 * drawn * trained if beta else 1 + 0.5 * drawn
+        values = (0.5 * drawn if trained else torch.zeros_like(drawn)) if beta else 1 + 0.5 * drawn
         parameter.data.copy_(values)
     return model.eval()
 
@@ -95,6 +95,7 @@ class _ScConv(nn.Module):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opsets", action="store_true", help="one form at each opset instead of every form")
+    parser.add_argument("--untrained", action="store_true", help="beta = 0 alone")
     parser.add_argument("--variant", choices=VARIANTS, help="this one alone")
     parser.add_argument("--exporter", choices=EXPORTERS, help="this one alone")
 
@@ -107,6 +108,8 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for form in _opsets() if options.opsets else _forms():
             if options.variant not in (None, form.variant) or options.exporter not in (None, form.exporter):
+                continue
+            if options.untrained and form.trained:
                 continue
             exported = _export(form, options.seed)
             for before, simplify in simplifiers.items():
@@ -193,7 +196,7 @@ def _facts(result: RewriteResult) -> Row:
     if result.guard is None or result.parity is None:
         raise RuntimeError("a reference was given, so both were compared")
     gates = result.guard.gates
-    free = [sru.free_running.unexplained + sru.teacher_forced.unexplained for sru in result.parity.srus]
+    counts = [count for sru in result.parity.srus for count in (sru.free_running, sru.teacher_forced)]
     return {
         "found": len(result.sites) + len(result.near_misses),
         "fused": len(result.sites),
@@ -201,7 +204,8 @@ def _facts(result: RewriteResult) -> Row:
         "gates": sum(gate.file.gates for gate in gates),
         "changed_by_file": result.guard.file_changed,
         "changed_by_result": result.guard.rewritten_changed,
-        "unexplained": sum(gate.rewritten.unexplained for gate in gates) + sum(free),
+        "unexplained": sum(gate.rewritten.unexplained for gate in gates)
+        + sum(count.unexplained for count in counts if count is not None),
         "parity": "passed" if result.parity else result.parity.failures[0],
         "rewrite_s": next(stage.seconds for stage in result.stages if stage.name == "rewrite"),
     }
