@@ -21,7 +21,7 @@ from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.gate.variant import gate_weight
 from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.rewrite.functions import DOMAIN, SITE, VARIANT
-from scconv_deploy.rewrite.reader import FOLDED, weight_error
+from scconv_deploy.rewrite.interpret import FOLDED, weight_error
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.torch_reference import Reference

@@ -6,9 +6,8 @@ computed and one that is written down read the same. What the Concat then means 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -16,8 +15,9 @@ import onnx_ir as ir
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from scconv_deploy.errors import ScconvDeployError
-from scconv_deploy.gate.variant import GateVariant, Statistics, Weighting, check_groups, check_halves
+from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.rewrite.call import Call
+from scconv_deploy.rewrite.interpret import UnreadableError, interpret
 from scconv_deploy.rewrite.meaning import (
     Centred,
     Constant,
@@ -39,7 +39,7 @@ from scconv_deploy.rewrite.meaning import (
     Squares,
     Unknown,
 )
-from scconv_deploy.rewrite.operators import Call, apply
+from scconv_deploy.rewrite.operators import apply
 from scconv_deploy.rewrite.sizes import SAMPLES, Sizes
 
 COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
@@ -56,20 +56,11 @@ _NAMES = {
     Crossing: "an SRU's output",
 }  # fmt: skip
 _OF_THE_GATE = (Sigmoid, Gate, SoftMask, Part, Half, Crossed)
-_DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
-_ASSUMED_EPS = 1e-10
-FOLDED = "gamma and the gate weight are one float32 constant in the file, so the cut is known to its rounding; --reference MODEL restores it"
+_COMPUTED = (
+    "its gamma, beta or gate weight is computed in the graph ({reason}); cut and sign must be constants, for their "
+    "float64 is not TensorRT's and a sum in another order moves gates"
+)
 Sample = tuple[Shape, Sizes]  # of x, and of every other tensor
-_UNIT_ROUNDOFF = 2.0**-24
-_LARGEST_WEIGHT_ERROR = 1e-3
-
-
-class UnreadableError(Exception):
-    """It is no SRU, or none that an operator can stand for; ``node`` is where."""
-
-    def __init__(self, reason: str, node: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.node = reason, node
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +123,7 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
             raise UnreadableError(crossing.reason, crossing.node)
         if not isinstance(crossing, Crossing):
             raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
-        variant, gamma, beta, notes = _interpret(crossing, sample)
+        variant, gamma, beta, notes = interpret(crossing, sample)
         if found is not None and found[0] != variant:
             raise UnreadableError(f"at another input size it is another variant ({found[0]} and {variant})")
         found = variant, gamma, beta, notes
@@ -248,6 +239,8 @@ def _node(
         return [inputs[0] if sizes is None else Constant(sizes)]
     unknown = next((m for m in inputs if isinstance(m, Unknown)), None)
     if unknown is not None:
+        if node.op_type in ("Mul", "Add") and any(isinstance(m, Normalized) for m in inputs):
+            unknown = Unknown(_COMPUTED.format(reason=unknown.reason), unknown.node)
         return [unknown] * len(node.outputs)
     known: list[Known | None] = [m for m in inputs if not isinstance(m, Unknown)]
     if node.domain not in ("", "ai.onnx"):
@@ -306,97 +299,3 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
         return [np.asarray(v) for v in ReferenceEvaluator(proto, opsets={"": version}).run(None, feeds)]
     except Exception as error:  # onnx.reference raises whatever numpy raises
         raise UnreadableError(f"{node.op_type} of constants cannot be computed: {error}", node.name or "") from error
-
-
-def _interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """The variant and its parameters."""
-    part = crossing.open_part
-    gate = part.gate
-    z = gate.sigmoid.of
-    gamma, beta, weighting = _affine(z)
-    weighted = z.steps if weighting == "none" else z.steps[:-1]
-    if isinstance(part.data, Normalized) and part.data != replace(z, steps=weighted):
-        raise UnreadableError("its mask multiplies other normalised data than its gate reads")
-    statistics, eps, notes = _statistics(z, sample)
-    if weighting == "none":
-        notes = (*notes, FOLDED)
-    data = "x" if isinstance(part.data, Input) else "normalized"
-    fusion = "soft" if part.soft else "hard"
-    try:
-        check_halves(sample[1], "it")
-        check_groups(sample[1], z.num_groups, sample[1] * sample[2] * sample[3], "it")
-        variant = GateVariant(
-            statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
-        )  # fmt: skip
-    except ScconvDeployError as error:
-        raise UnreadableError(error.message) from error
-    return variant, torch.from_numpy(gamma), torch.from_numpy(beta), notes
-
-
-def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
-    """gamma, beta and the weighting of ``z = (n * gamma + beta) * w``.
-
-    Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
-    ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
-    """
-    kinds = tuple(kind for kind, _ in z.steps)
-    arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
-    if kinds == ("multiply", "add"):
-        return arrays[0], arrays[1], "none"
-    if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
-        raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
-    gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else np.ones_like(arrays[-1])
-    beta = arrays[-2] if "add" in kinds else np.zeros_like(arrays[-1])
-    try:
-        return gamma, beta, _weighting(gamma, arrays[-1])
-    except UnreadableError:
-        if len(kinds) > 1:
-            raise
-        return arrays[0], beta, "none"
-
-
-def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
-    """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
-    deviation = z.deviation
-    elements = sample[1] * sample[2] * sample[3] / z.num_groups
-    off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
-    if min(off) > _DDOF_TOLERANCE:
-        raise UnreadableError("the divisor of its variance is neither L nor L - 1")
-    if max(off) <= 4 * _DDOF_TOLERANCE:
-        raise UnreadableError(f"with {elements:.0f} elements in a group, L and L - 1 cannot be told apart in float32")
-    unbiased = off[1] < off[0]
-    if deviation.eps_var and deviation.eps_std:
-        raise UnreadableError("it adds an eps to the variance and another one to the deviation")
-    if deviation.eps_var:
-        return ("unbiased_variance" if unbiased else "group_norm"), _shortest(deviation.eps_var), ()
-    statistics: Statistics = "group_batchnorm" if unbiased else "biased_deviation"
-    if deviation.eps_std:
-        return statistics, _shortest(deviation.eps_std), ()
-    # measured: torch.export drops an eps of 1e-10, which float32 loses beside any deviation but 0
-    return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
-
-
-def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
-    """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
-    exact = gamma.astype(np.float64)
-    total, error = exact.sum(), weight_error(exact)
-    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(weight - exact / total) <= error * np.abs(exact / total)):
-        return "sum"
-    softmax = np.exp(exact - exact.max())
-    softmax /= softmax.sum()
-    if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
-        return "softmax"
-    if error > _LARGEST_WEIGHT_ERROR:
-        raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
-    raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")
-
-
-def weight_error(gamma: np.ndarray) -> float:
-    """How far, relatively, ``gamma / sum(gamma)`` in float32 can be off: ``|error| <= C u sum|gamma|`` in any order."""
-    total = abs(gamma.sum())
-    return float((len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(gamma).sum() / total) if total else math.inf
-
-
-def _shortest(value: float) -> float:
-    """The number as its author wrote it: the shortest that rounds to this float32."""
-    return float(str(np.float32(value)))

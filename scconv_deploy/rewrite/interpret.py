@@ -1,0 +1,130 @@
+"""Which variant of the SRU a cross reconstruction is, and with which parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from scconv_deploy.errors import ScconvDeployError
+from scconv_deploy.gate.variant import GateVariant, Statistics, Weighting, check_groups, check_halves
+from scconv_deploy.rewrite.meaning import Crossing, Input, Normalized, Shape
+
+FOLDED = "its gamma and gate weight are one constant, so cut is good to its float32; --reference MODEL restores gamma"
+"""Note of an SRU whose gamma a simplifier has multiplied by the gate weight."""
+_DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
+_ASSUMED_EPS = 1e-10
+_UNIT_ROUNDOFF = 2.0**-24
+_LARGEST_WEIGHT_ERROR = 1e-3
+
+
+class UnreadableError(Exception):
+    """It is no SRU, or none that an operator can stand for; ``node`` is where."""
+
+    def __init__(self, reason: str, node: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.node = reason, node
+
+
+def interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The variant, gamma, beta (float32 ``[C]``) and what was assumed.
+
+    Args:
+        crossing: what the SRU's Concat means.
+        sample: x's shape, for which it means that.
+
+    Raises:
+        UnreadableError: no operator stands for it.
+    """
+    part = crossing.open_part
+    gate = part.gate
+    z = gate.sigmoid.of
+    gamma, beta, weighting = _affine(z)
+    weighted = z.steps if weighting == "none" else z.steps[:-1]
+    if isinstance(part.data, Normalized) and part.data != replace(z, steps=weighted):
+        raise UnreadableError("its mask multiplies other normalised data than its gate reads")
+    statistics, eps, notes = _statistics(z, sample)
+    if weighting == "none":
+        notes = (*notes, FOLDED)
+    data = "x" if isinstance(part.data, Input) else "normalized"
+    fusion = "soft" if part.soft else "hard"
+    try:
+        check_halves(sample[1], "it")
+        check_groups(sample[1], z.num_groups, sample[1] * sample[2] * sample[3], "it")
+        variant = GateVariant(
+            statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
+        )  # fmt: skip
+    except ScconvDeployError as error:
+        raise UnreadableError(error.message) from error
+    return variant, torch.from_numpy(gamma), torch.from_numpy(beta), notes
+
+
+def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
+    """gamma, beta and the weighting of ``z = (n * gamma + beta) * w``.
+
+    Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
+    ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
+    """
+    kinds = tuple(kind for kind, _ in z.steps)
+    arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
+    if kinds == ("multiply", "add"):
+        return arrays[0], arrays[1], "none"
+    if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
+        raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
+    gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else np.ones_like(arrays[-1])
+    beta = arrays[-2] if "add" in kinds else np.zeros_like(arrays[-1])
+    try:
+        return gamma, beta, _weighting(gamma, arrays[-1])
+    except UnreadableError:
+        if len(kinds) > 1:
+            raise
+        return arrays[0], beta, "none"
+
+
+def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
+    """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
+    deviation = z.deviation
+    elements = sample[1] * sample[2] * sample[3] / z.num_groups
+    off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
+    if min(off) > _DDOF_TOLERANCE:
+        raise UnreadableError("the divisor of its variance is neither L nor L - 1")
+    if max(off) <= 4 * _DDOF_TOLERANCE:
+        raise UnreadableError(f"with {elements:.0f} elements in a group, L and L - 1 cannot be told apart in float32")
+    unbiased = off[1] < off[0]
+    if deviation.eps_var and deviation.eps_std:
+        raise UnreadableError("it adds an eps to the variance and another one to the deviation")
+    if deviation.eps_var:
+        return ("unbiased_variance" if unbiased else "group_norm"), _shortest(deviation.eps_var), ()
+    statistics: Statistics = "group_batchnorm" if unbiased else "biased_deviation"
+    if deviation.eps_std:
+        return statistics, _shortest(deviation.eps_std), ()
+    # measured: torch.export drops an eps of 1e-10, which float32 loses beside any deviation but 0
+    return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
+
+
+def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
+    """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
+    exact = gamma.astype(np.float64)
+    total, error = exact.sum(), weight_error(exact)
+    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(weight - exact / total) <= error * np.abs(exact / total)):
+        return "sum"
+    softmax = np.exp(exact - exact.max())
+    softmax /= softmax.sum()
+    if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
+        return "softmax"
+    if error > _LARGEST_WEIGHT_ERROR:
+        raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
+    raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")
+
+
+def weight_error(gamma: np.ndarray) -> float:
+    """How far, relatively, ``gamma / sum(gamma)`` in float32 can be off: ``|error| <= C u sum|gamma|`` in any order."""
+    total = abs(gamma.sum())
+    return float((len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(gamma).sum() / total) if total else math.inf
+
+
+def _shortest(value: float) -> float:
+    """The number as its author wrote it: the shortest that rounds to this float32."""
+    return float(str(np.float32(value)))
