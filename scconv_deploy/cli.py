@@ -186,6 +186,7 @@ def rewrite(
     batch: Batch = None,
     dynamic: Dynamic = None,
     seed: Seed = 0,
+    embed: Embed = None,
     data: Data = None,
     force: Force = False,
     as_json: Json = False,
@@ -197,7 +198,7 @@ def rewrite(
 
         spec = None
         if reference is not None:
-            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, None)
+            spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         result = rewrite_onnx(
             source,
             output,

@@ -46,6 +46,7 @@ from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.torch_reference import Reference, TorchReference
+from scconv_deploy.zoo.embed import EmbedResult
 
 HTML_FILE = "report.html"
 Progress = Callable[[str], None]
@@ -147,19 +148,28 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
             stage.applied.append(f"weights {spec.weights}")
             stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted if problems]
     if embedded is not None:
-        applied = (*embedded.summary, *(f"{path}: {what}" for path, what in embedded.replaced))
-        log.records.append(StageRecord("embed", embedded.seconds, applied, embedded.left))
+        log.records.append(_embedding(embedded))
     return _reference(spec.label, model, signature, spec.seed, log, progress)
 
 
+def _embedding(embedded: EmbedResult) -> StageRecord:
+    applied = (*embedded.summary, *(f"{path}: {what}" for path, what in embedded.replaced))
+    return StageRecord("embed", embedded.seconds, applied, embedded.left)
+
+
 def reference_from_module(
-    model: nn.Module, example_inputs: Any, dynamic: Sequence[DynamicAxis] = (), seed: int = 0
+    model: nn.Module | EmbedResult, example_inputs: Any, dynamic: Sequence[DynamicAxis] = (), seed: int = 0
 ) -> tuple[Reference, StageLog]:
     """The same for a module at hand; it is not changed.
 
     Args:
+        model: or what :func:`scconv_deploy.embed` returned, whose record is then kept.
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
     """
+    log = StageLog()
+    if isinstance(model, EmbedResult):
+        log.records.append(_embedding(model))
+        model = model.model
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError("The model is TorchScript, which hides its modules.", "Give the eager nn.Module.")
@@ -171,7 +181,6 @@ def reference_from_module(
         kwargs = example_inputs
     else:
         args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    log = StageLog()
     signature = signatures.from_example(model, args, kwargs, dynamic)
     return _reference(type(model).__name__, model, signature, seed, log, silent), log
 
@@ -248,7 +257,7 @@ def export_spec(
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | EmbedResult,
     example_inputs: Any,
     path: str | Path,
     *,
@@ -259,7 +268,7 @@ def export(
     """Export a module to ONNX, its SRUs as function nodes.
 
     Args:
-        model: in eval mode, float32, on the CPU; it is not changed.
+        model: in eval mode, float32, on the CPU; it is not changed. Or the result of :func:`scconv_deploy.embed`.
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
         path: the file to write.
         dynamic: axes to leave open; trace such an axis with a size of at least 2.
@@ -311,7 +320,7 @@ def deploy_spec(
 
 
 def deploy(
-    model: nn.Module,
+    model: nn.Module | EmbedResult,
     example_inputs: Any,
     folder: str | Path,
     *,
@@ -403,7 +412,7 @@ def verify_spec(
 
 def verify(
     artifact: str | Path,
-    model: nn.Module,
+    model: nn.Module | EmbedResult,
     example_inputs: Any,
     *,
     dynamic: Sequence[DynamicAxis] = (),

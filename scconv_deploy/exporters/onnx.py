@@ -34,6 +34,7 @@ from scconv_deploy.rewrite.functions import (
     DOMAIN,
     DOMAIN_VERSION,
     IR_VERSION,
+    LARGEST_PROTO_BYTES,
     MODULE,
     SITE,
     VARIANT,
@@ -45,7 +46,6 @@ from scconv_deploy.signature import Signature
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
-_LARGEST_PROTO_BYTES = 2**31 - 2**20
 
 
 def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def export_model(
     with log.stage("simplify") as stage:
         proto = ir.to_proto(model)
         size = proto.ByteSize()
-        if size > _LARGEST_PROTO_BYTES:
+        if size > LARGEST_PROTO_BYTES:
             raise ModelError(f"The model has {size / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).")
         before = len(proto.graph.node)
         proto = _simplify(proto)

@@ -38,6 +38,8 @@ OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")
 OPSETS = range(18, 24)
 IR_VERSION = 10
+LARGEST_PROTO_BYTES = 2**31 - 2**20
+"""What one ONNX file without external data can hold, with room for what is added."""
 STRADDLE = "straddle"
 """The overload for groups whose borders lie inside a channel (C % G != 0)."""
 

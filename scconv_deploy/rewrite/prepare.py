@@ -16,9 +16,8 @@ import onnxsim
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.report.records import OpenStage
-from scconv_deploy.rewrite.functions import DOMAIN, OPSETS, SITE, check_opset
+from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, check_opset
 
-LARGEST_PROTO_BYTES = 2**31 - 2**20
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
 """Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -87,6 +87,15 @@ class SRUReading:
     gate_values: tuple[ir.Value, ...]
 
 
+def is_thresholded(node: ir.Node) -> bool:
+    """Whether this is a sigmoid that is compared with something; in half precision exporters cast it first."""
+    if node.op_type != "Sigmoid":
+        return False
+    readers = [use.node for use in node.outputs[0].uses()]
+    readers += [use.node for cast in readers if cast.op_type == "Cast" for use in cast.outputs[0].uses()]
+    return any(reader.op_type in COMPARISONS for reader in readers)
+
+
 def find_sigmoid(concat: ir.Node) -> ir.Node | None:
     """The sigmoid whose comparison decides what this Concat puts together; None if there is none."""
     seen: set[int] = set()
@@ -97,7 +106,7 @@ def find_sigmoid(concat: ir.Node) -> ir.Node | None:
             if producer is None or id(producer) in seen or len(seen) > _LARGEST_REGION:
                 continue
             seen.add(id(producer))
-            if producer.op_type == "Sigmoid" and any(u.node.op_type in COMPARISONS for u in producer.outputs[0].uses()):
+            if is_thresholded(producer):
                 return producer
             if producer.op_type in _GATE_SIDE:
                 queue.append(producer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,8 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UsageError
+from scconv_deploy.rewrite.functions import LARGEST_PROTO_BYTES
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -19,6 +21,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         UsageError: no such file.
         IntegrityError: empty, truncated, not ONNX, or external data outside the model's folder.
+        ModelError: with its external data it is larger than what onnx's tools can hold.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -34,9 +37,15 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise IntegrityError(
             f"{path} is truncated or not ONNX: it has no IR version or no outputs.", "Export or copy it again."
         )
-    for tensor in _tensors(model):
-        if uses_external_data(tensor):
-            _check_external(tensor, path)
+    external = [tensor for tensor in _tensors(model) if uses_external_data(tensor)]
+    for tensor in external:
+        _check_external(tensor, path)
+    size = len(data) + sum(_bytes_of(tensor) for tensor in external)
+    if size > LARGEST_PROTO_BYTES:
+        raise ModelError(
+            f"{path} has {size / 2**30:.1f} GiB with its external data; checker, simplifier and runtime take 2 GiB.",
+            "Give the part that holds the ScConvs alone.",
+        )
     try:
         load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
@@ -58,6 +67,15 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
         if field.message_type is not None:
             for child in [value] if isinstance(value, Message) else value:
                 yield from _tensors(child)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    """What the tensor takes in memory; 0 for a type that onnx does not know (its checker refuses it)."""
+    try:
+        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError:
+        return 0
+    return item * max(0, math.prod(tensor.dims))
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:

@@ -1,8 +1,8 @@
 """A sum that was unrolled into one node per channel becomes one: ``Add(Add(g[0], g[1]), ...) -> ReduceSum(g)``.
 
 Python's ``sum(gamma)`` iterates over a tensor, and exporters write every step of it. Where gamma is a constant,
-onnxsim folds them all; this rule is for a gamma that is computed. The terms are ``Gather(g, i)`` or ``Squeeze`` of the
-outputs of ``Split(g)``, along axis 0, with or without the 0 that Python starts from.
+onnxsim folds them all; this rule is for a gamma that is computed. The terms are ``Gather(g, i)``, or ``Squeeze`` of
+``Slice(g, i, i + 1)`` or of the outputs of ``Split(g)``, along axis 0, with or without the 0 that Python starts from.
 
 The order of the summation changes, and with it the rounding. Refused: fewer than three terms, terms that are not all
 of one tensor's entries in their order.
@@ -78,18 +78,29 @@ def _entry(term: ir.Value) -> tuple[ir.Value, int] | None:
         return None if index is None or index.shape.rank() != 0 else (node.inputs[0], int(index.numpy()))
     if node is None or node.op_type != "Squeeze" or node.inputs[0] is None or not _squeezes_first_axis(node):
         return None
-    split = node.inputs[0].producer()
-    if split is None or split.op_type != "Split" or _attribute(split, "axis") != 0 or split.inputs[0] is None:
+    taken = node.inputs[0].producer()
+    if taken is None or not taken.inputs or taken.inputs[0] is None:
         return None
-    return split.inputs[0], list(split.outputs).index(node.inputs[0])
+    if taken.op_type == "Split" and _attribute(taken, "axis") == 0:
+        return taken.inputs[0], list(taken.outputs).index(node.inputs[0])
+    start = _sliced(taken) if taken.op_type == "Slice" else None
+    return None if start is None else (taken.inputs[0], start)
+
+
+def _sliced(node: ir.Node) -> int | None:
+    """i of ``g[i : i + 1]`` along axis 0."""
+    constants = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:]]
+    if len(constants) < 3 or any(c is None or c.size != 1 for c in constants):
+        return None
+    start, end, axis, *step = [int(c.numpy().reshape(-1)[0]) for c in constants if c is not None]
+    return start if start >= 0 and end == start + 1 and axis == 0 and step in ([], [1]) else None
 
 
 def _length(term: ir.Value) -> int:
     """How many entries g has; 0 where it is not known."""
     node = term.producer()
     if node is not None and node.op_type == "Squeeze" and node.inputs[0] is not None:
-        split = node.inputs[0].producer()
-        node = split if split is not None and len(split.outputs) > 1 else node
+        node = node.inputs[0].producer()
     source = None if node is None else node.inputs[0]
     size = source.shape[0] if source is not None and source.shape else 0
     return size if isinstance(size, int) else 0

@@ -24,8 +24,9 @@ from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBa
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, SITE, VARIANT
+from scconv_deploy.rewrite.interpret import UnreadableError
 from scconv_deploy.rewrite.nodes import variant_attributes
-from scconv_deploy.rewrite.reader import COMPARISONS, SRUReading, UnreadableError, find_sigmoid, read_sru
+from scconv_deploy.rewrite.reader import SRUReading, find_sigmoid, is_thresholded, read_sru
 
 NAME = "sru"
 NOTE = "scconv.note"
@@ -113,9 +114,7 @@ def uncrossed_gates(model: ir.Model, reported: set[int]) -> Iterator[tuple[str, 
         reported: ids of the sigmoids that have had their reason.
     """
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type != "Sigmoid" or id(node) in reported:
-            continue
-        if not any(use.node.op_type in COMPARISONS for use in node.outputs[0].uses()):
+        if not is_thresholded(node) or id(node) in reported:
             continue
         inside = node.graph is not model.graph
         reason = (

@@ -25,6 +25,20 @@ def test_an_unrolled_sum_becomes_one_node():
     assert not naive.rewritten(result)[1]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_entries_that_are_slices(step):
+    """torch.export's: ``Squeeze(Slice(g, i, i + 1))``; with a step over the end it is another thing to the reader."""
+    axis = "<int64[1] axis = {0}, int64[1] step = {" + str(step) + "}, "
+    ends = ", ".join(f"int64[1] e{i} = {{{i}}}" for i in range(5))
+    entries = " ".join(f"s{i} = Slice(x, e{i}, e{i + 1}, axis, step) g{i} = Squeeze(s{i}, axis)" for i in range(4))
+    sums = "a = Add(g0, g1) b = Add(a, g2) y = Add(b, g3)"
+    proto = naive.parse(f"g (float[4, 1, 1] x) => (float[1, 1] y) {axis}{ends}> {{ {entries} {sums} }}")
+    result, applied = naive.rewritten(proto)
+    assert applied.changed == ({"gamma sum": ["y"]} if step == 1 else {})
+    x = naive.noise(4, 1, 1)
+    np.testing.assert_allclose(naive.run(result, x), naive.run(proto, x), rtol=1e-6)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1, 3), (0, 1, 1, 3)])
 def test_other_sums_are_left_alone_with_the_reason(order):
     proto = unrolled(order)

@@ -1,5 +1,8 @@
 """The rule that fuses a whole SRU: what it reads, what it refuses, and that it is never wrong."""
 
+from dataclasses import replace
+from functools import lru_cache
+
 import numpy as np
 import onnx
 import onnxsim
@@ -9,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from scconv_deploy.gate import count_flips, gate_parameters
+from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
+from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.variant import open_mask
+from scconv_deploy.rewrite.interpret import FOLDED
 from scconv_deploy.verification import instrument
 from tests import wild
 from tests.rewrite import naive
@@ -26,6 +31,7 @@ SRUS = {
 }
 
 
+@lru_cache
 def exported(name="groupbn-hard", dynamo=False, dynamic=False, opset=18, seed=0):
     module = wild.randomize(SRUS[name](), seed)
     return module, naive.export(module, naive.noise(2, 8, 4, 6), dynamo, opset, dynamic)
@@ -38,9 +44,16 @@ def script():
     return module, onnxsim.simplify(proto)[0]
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
-@pytest.mark.parametrize("name", SRUS)
+def forms():
+    """torch.export takes a second, so it exports with open axes the published variants alone."""
+    for name in SRUS:
+        for dynamo, dynamic in ((False, False), (False, True), (True, False), (True, True)):
+            if not (dynamo and dynamic) or name in VARIANTS:
+                kind = f"{'torch.export' if dynamo else 'TorchScript'}-{'dynamic' if dynamic else 'static'}"
+                yield pytest.param(name, dynamo, dynamic, id=f"{name}-{kind}")
+
+
+@pytest.mark.parametrize(("name", "dynamo", "dynamic"), forms())
 def test_every_variant_is_read_before_and_after_onnxsim(name, dynamo, dynamic):
     module, proto = exported(name, dynamo, dynamic)
     x = naive.noise(3, 8, 6, 10) if dynamic else naive.noise(2, 8, 4, 6)
@@ -83,6 +96,94 @@ def test_an_eps_that_the_exporter_dropped_is_assumed_and_noted():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def without_beta(name):
+    """A new network's SRU: beta is 0, and simplifiers make one constant of gamma and the gate weight."""
+    module = wild.randomize(SRUS[name]())
+    beta = module.gn.bias if name == "groupnorm-soft" else module.gn.beta
+    with torch.no_grad():
+        beta.zero_()
+    return module
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+@pytest.mark.parametrize("name", ["groupbn-hard", "groupnorm-soft"])
+def test_gamma_and_weight_in_one_constant(name, dynamo):
+    module = without_beta(name)
+    x = naive.noise(2, 8, 4, 6)
+    proto = onnxsim.simplify(naive.export(module, x, dynamo))[0]
+    affine = [node for node in proto.graph.node if node.op_type in ("Mul", "Add")]
+    result, applied = naive.rewritten(proto)
+    (fused,) = applied.fused
+    assert fused.variant.name == f"{name}-unweighted"
+    assert FOLDED in fused.note
+    gamma = (module.gn.weight if name == "groupnorm-soft" else module.gn.gamma).detach().reshape(-1)
+    np.testing.assert_allclose(fused.gamma.numpy(), (gamma * (gamma / gamma.sum())).numpy(), rtol=1e-6)
+    assert len(affine) > 3
+    np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), variant=st.sampled_from(["groupbn-hard", "groupnorm-soft"]))
+def test_a_folded_gamma_loses_no_gate(seed, variant):
+    """The cut of fl(gamma * w) beside PyTorch's gate, which multiplies by gamma and then by w."""
+    generator = torch.Generator().manual_seed(seed)
+    known = VARIANTS[variant]
+    gamma, beta = 1 + 0.5 * torch.randn(32, generator=generator), torch.zeros(32)
+    x = torch.randn(2, 32, 32, 32, generator=generator)
+    folded = gate_parameters(gamma * (gamma / gamma.sum()), beta, replace(known, weighting="none"))
+    exact = gate_parameters(gamma, beta, known)
+    np.testing.assert_allclose(folded.cut, exact.cut, rtol=3e-7)
+    differs = open_by_cut(x, folded, known) != open_mask(x, gamma, beta, known)
+    assert count_flips(differs, x, exact, known).unexplained == 0
+    assert int(differs.sum()) <= 1
+
+
+def test_a_gate_that_reads_n_a_plus_b():
+    """Where a simplifier has multiplied out gamma, beta and the weight: cut = (tau - b) / a."""
+
+    class Multiplied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = wild.randomize(wild.OriginalSRU(8, 4))
+            weight = self.inner.gn.gamma / self.inner.gn.gamma.sum()
+            with torch.no_grad():
+                self.a, self.b = (torch.nn.Parameter(t * weight) for t in (self.inner.gn.gamma, self.inner.gn.beta))
+                self.inner.gn.gamma.fill_(1)
+                self.inner.gn.beta.zero_()
+
+        def forward(self, x):
+            r = torch.sigmoid(self.inner.gn(x) * self.a + self.b)
+            return wild.cross((r >= 0.5) * x, (r < 0.5) * x)
+
+    module, x = Multiplied(), naive.noise(2, 8, 4, 6)
+    result, applied = naive.rewritten(onnxsim.simplify(naive.export(module, x, False))[0])
+    (fused,) = applied.fused
+    assert fused.variant.name == "groupbn-hard-unweighted"
+    np.testing.assert_array_equal(fused.beta.numpy(), module.b.detach().reshape(-1).numpy())
+    np.testing.assert_array_equal(naive.run(result, x), module(x).detach().numpy())
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+def test_a_computed_gamma_is_refused_with_the_reason(dynamo):
+    """Its sum becomes one node and its threshold exact; cut and sign must be constants."""
+
+    class Computed(wild.OriginalSRU):
+        def forward(self, x):
+            gamma = self.gn.gamma * (1 + x.mean())
+            r = torch.sigmoid(wild.OriginalGroupBatchnorm2d.forward(self.gn, x) * (gamma / sum(gamma)))
+            return wild.cross((r >= 0.5) * x, (r < 0.5) * x)
+
+    module, x = wild.randomize(Computed(8, 4)), naive.noise(2, 8, 4, 6)
+    proto = naive.export(module, x, dynamo)
+    result, applied = naive.rewritten(onnxsim.simplify(proto)[0])
+    assert not applied.fused
+    assert "its gamma, beta or gate weight is computed in the graph" in applied.near_misses[0].reason
+    assert set(applied.changed) == {"gamma sum", "sigmoid threshold"}
+    assert [n.op_type for n in result.graph.node].count("ReduceSum") >= 1
+    assert "Sigmoid" not in [n.op_type for n in result.graph.node]
+    np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_threshold_and_comparison_are_read_not_guessed(threshold):
     module = wild.randomize(wild.StrictSRU(8, 4, threshold))
     _, applied = naive.rewritten(naive.export(module, naive.noise(2, 8, 4, 6), False))
@@ -182,21 +283,26 @@ def test_rewriting_again_finds_nothing(script):
     assert [n.SerializeToString() for n in again.graph.node] == [n.SerializeToString() for n in result.graph.node]
 
 
-def test_half_precision_is_refused(script):
-    proto = copy_of(script[1])
-    for tensor in proto.graph.initializer:
-        if tensor.data_type == 1:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.t.data_type == 1:
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16)))
-            if attribute.name == "to":
-                attribute.i = 10
-    del proto.graph.value_info[:]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.elem_type = 10
-    assert "its data is FLOAT16" in refusal(proto)[1]
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+def test_half_precision_is_refused(dynamo):
+    module = wild.randomize(wild.OriginalSRU(8, 4)).half()
+    _, reason = refusal(onnxsim.simplify(naive.export(module, naive.noise(2, 8, 4, 6).half(), dynamo))[0])
+    assert reason == "its data is FLOAT16, and so its gates are rounded; rewrite the float32 model"
+
+
+def test_a_float32_gate_on_half_precision_data_is_fused():
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sru = wild.randomize(wild.OriginalSRU(8, 4))
+
+        def forward(self, x):
+            return self.sru(x.half().float()).half().float()
+
+    module, x = Mixed(), naive.noise(2, 8, 4, 6)
+    result, applied = naive.rewritten(onnxsim.simplify(naive.export(module, x, False))[0])
+    assert len(applied.fused) == 1
+    np.testing.assert_array_equal(naive.run(result, x), module(x).detach().numpy())
 
 
 def mutate(proto, rng):
