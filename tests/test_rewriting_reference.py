@@ -15,7 +15,6 @@ from scconv_deploy.cli import app
 from scconv_deploy.errors import ParityError, UsageError
 from scconv_deploy.spec import InputSpec, ModelSpec
 from tests import wild
-from tests.conftest import tiny_net
 from tests.rewrite import naive
 
 SHAPE = (InputSpec.parse("2x3x16x16"),)
@@ -142,13 +141,3 @@ def test_the_command_takes_embed(tmp_path):
     embedded = next(stage for stage in document["stages"] if stage["name"] == "embed")
     assert embedded["applied"][0].startswith("rule 1: 1 convolutions replaced")
     assert CliRunner().invoke(app, [*command, *model[:3], "--force"]).exit_code == ParityError.exit_code
-
-
-def test_tiny_nets_sites_are_still_found_by_their_bits(tmp_path):
-    names = {"opset_version": 17, "input_names": ["image"], "output_names": ["logits", "features"]}
-    torch.onnx.export(tiny_net(), (naive.noise(2, 3, 16, 16),), str(tmp_path / "in.onnx"), dynamo=False, **names)
-    reference = ModelSpec("tests/conftest.py:tiny_net", inputs=SHAPE)
-    result = rewrite_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx", reference=reference)
-    match = next(stage for stage in result.stages if stage.name == "match")
-    assert match.applied == ()
-    assert list(result.sites) == ["a.SRU", "b.SRU", "c", "a.SRU#2"]
