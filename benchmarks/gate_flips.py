@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 
 import torch
 
@@ -16,12 +17,14 @@ from benchmarks.gates import eager_gates, ort_gates
 from benchmarks.harness import write
 from scconv_deploy.gate import VARIANTS, FlipCount, count_flips, gate_parameters
 from scconv_deploy.gate.cut import open_by_cut
+from scconv_deploy.gate.variant import gate_weight
 from tests.wild import OriginalSRU
 
 SHAPE = (8, 256, 56, 56)
 MEANS = (0, 10, 1000)
 BETAS = ("zero", "random")
 VARIANT = VARIANTS["groupbn-hard"]
+_UNWEIGHTED = replace(VARIANT, weighting="none")
 _COLUMNS = {
     "beta": "beta",
     "mean": "mean",
@@ -63,12 +66,15 @@ def _one_model(beta: str, seed: int) -> dict[tuple[int, str], FlipCount]:
     naive, _ = subjects.naive_onnx(model, noise)
     files = {"naive export in ORT": naive, "ours in ORT": subjects.our_onnx(model, noise)}
     parameters = gate_parameters(model.gn.gamma, model.gn.beta, VARIANT)
+    weight = gate_weight(model.gn.gamma.detach(), VARIANT)
+    folded = gate_parameters(*(t.reshape(-1) * weight for t in (model.gn.gamma, model.gn.beta)), _UNWEIGHTED)
     found = {}
     for mean in MEANS:
         x = noise + mean
         (expected,) = eager_gates(model, x)
         masks = {name: ort_gates(data, x)[0] for name, data in files.items()}
         masks["the cut, torch's statistics"] = open_by_cut(x, parameters, VARIANT)
+        masks["the cut of gamma * w folded, torch's statistics"] = open_by_cut(x, folded, VARIANT)
         for name, mask in masks.items():
             found[mean, name] = count_flips(mask != expected, x, parameters, VARIANT)
     return found
