@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import scconv_deploy
 from scconv_deploy import embed
 from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.nn import ScConv
@@ -458,3 +459,19 @@ def test_every_argument_of_scconv_can_be_given():
     assert list(SCCONV_OPTIONS) == [
         name for name in inspect.signature(ScConv).parameters if name not in ("channels", "out_channels")
     ]
+
+
+# --- what it did is not lost -------------------------------------------------------------------------------------
+
+
+def test_the_record_of_an_embedding_reaches_the_stages_of_an_export(tmp_path):
+    """export, deploy and verify take the result of embed as well as a module."""
+    embedded = embed(named(conv1=conv(3, 16), conv2=conv()).eval(), "conv2")
+    result = scconv_deploy.export(embedded, noise(2, 3, 8, 8), tmp_path / "model.onnx")
+    assert result.sites == {"conv2.SRU": "groupbn-hard"}
+    (record,) = [stage for stage in result.stages if stage.name == "embed"]
+    assert record.applied[:2] == embedded.summary[:2]
+    assert record.applied[-1].startswith("conv2: ")
+    assert record.skipped == embedded.left
+    plain = scconv_deploy.export(embedded.model, noise(2, 3, 8, 8), tmp_path / "plain.onnx")
+    assert "embed" not in [stage.name for stage in plain.stages]
