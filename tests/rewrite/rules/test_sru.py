@@ -95,7 +95,6 @@ def test_an_eps_that_the_exporter_dropped_is_assumed_and_noted():
     assert applied.fused[0].note == ""
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def without_beta(name):
     """A new network's SRU: beta is 0, and simplifiers make one constant of gamma and the gate weight."""
     module = wild.randomize(SRUS[name]())
@@ -184,6 +183,7 @@ def test_a_computed_gamma_is_refused_with_the_reason(dynamo):
     np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 def test_threshold_and_comparison_are_read_not_guessed(threshold):
     module = wild.randomize(wild.StrictSRU(8, 4, threshold))
     _, applied = naive.rewritten(naive.export(module, naive.noise(2, 8, 4, 6), False))
