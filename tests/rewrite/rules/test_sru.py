@@ -1,6 +1,5 @@
 """The rule that fuses a whole SRU: what it reads, what it refuses, and that it is never wrong."""
 
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
-from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.variant import open_mask
-from scconv_deploy.rewrite.interpret import FOLDED
 from scconv_deploy.verification import instrument
 from tests import wild
 from tests.rewrite import naive
@@ -93,73 +90,6 @@ def test_an_eps_that_the_exporter_dropped_is_assumed_and_noted():
     assert applied.fused[0].note == "the graph holds no eps; 1e-10 is assumed"
     _, applied = naive.rewritten(exported(dynamo=False)[1])
     assert applied.fused[0].note == ""
-
-
-def without_beta(name):
-    """A new network's SRU: beta is 0, and simplifiers make one constant of gamma and the gate weight."""
-    module = wild.randomize(SRUS[name]())
-    beta = module.gn.bias if name == "groupnorm-soft" else module.gn.beta
-    with torch.no_grad():
-        beta.zero_()
-    return module
-
-
-@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
-@pytest.mark.parametrize("name", ["groupbn-hard", "groupnorm-soft"])
-def test_gamma_and_weight_in_one_constant(name, dynamo):
-    module = without_beta(name)
-    x = naive.noise(2, 8, 4, 6)
-    proto = onnxsim.simplify(naive.export(module, x, dynamo))[0]
-    affine = [node for node in proto.graph.node if node.op_type in ("Mul", "Add")]
-    result, applied = naive.rewritten(proto)
-    (fused,) = applied.fused
-    assert fused.variant.name == f"{name}-unweighted"
-    assert FOLDED in fused.note
-    gamma = (module.gn.weight if name == "groupnorm-soft" else module.gn.gamma).detach().reshape(-1)
-    np.testing.assert_allclose(fused.gamma.numpy(), (gamma * (gamma / gamma.sum())).numpy(), rtol=1e-6)
-    assert len(affine) > 3
-    np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), variant=st.sampled_from(["groupbn-hard", "groupnorm-soft"]))
-def test_a_folded_gamma_loses_no_gate(seed, variant):
-    """The cut of fl(gamma * w) beside PyTorch's gate, which multiplies by gamma and then by w."""
-    generator = torch.Generator().manual_seed(seed)
-    known = VARIANTS[variant]
-    gamma, beta = 1 + 0.5 * torch.randn(32, generator=generator), torch.zeros(32)
-    x = torch.randn(2, 32, 32, 32, generator=generator)
-    folded = gate_parameters(gamma * (gamma / gamma.sum()), beta, replace(known, weighting="none"))
-    exact = gate_parameters(gamma, beta, known)
-    np.testing.assert_allclose(folded.cut, exact.cut, rtol=3e-7)
-    differs = open_by_cut(x, folded, known) != open_mask(x, gamma, beta, known)
-    assert count_flips(differs, x, exact, known).unexplained == 0
-    assert int(differs.sum()) <= 1
-
-
-def test_a_gate_that_reads_n_a_plus_b():
-    """Where a simplifier has multiplied out gamma, beta and the weight: cut = (tau - b) / a."""
-
-    class Multiplied(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = wild.randomize(wild.OriginalSRU(8, 4))
-            weight = self.inner.gn.gamma / self.inner.gn.gamma.sum()
-            with torch.no_grad():
-                self.a, self.b = (torch.nn.Parameter(t * weight) for t in (self.inner.gn.gamma, self.inner.gn.beta))
-                self.inner.gn.gamma.fill_(1)
-                self.inner.gn.beta.zero_()
-
-        def forward(self, x):
-            r = torch.sigmoid(self.inner.gn(x) * self.a + self.b)
-            return wild.cross((r >= 0.5) * x, (r < 0.5) * x)
-
-    module, x = Multiplied(), naive.noise(2, 8, 4, 6)
-    result, applied = naive.rewritten(onnxsim.simplify(naive.export(module, x, False))[0])
-    (fused,) = applied.fused
-    assert fused.variant.name == "groupbn-hard-unweighted"
-    np.testing.assert_array_equal(fused.beta.numpy(), module.b.detach().reshape(-1).numpy())
-    np.testing.assert_array_equal(naive.run(result, x), module(x).detach().numpy())
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
