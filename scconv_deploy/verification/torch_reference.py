@@ -26,8 +26,8 @@ from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
-    Float64Replay,
     RecordedGate,
     record_gates,
     record_modules,
@@ -87,7 +87,7 @@ class TorchReference:
         as_given = outputs
         if swapped.given_masks:
             as_given = replay(reference.swapped, signature, sample.tensors, masks | swapped.given_masks)
-        floors, x_floors, refusal = self._floors(sample, outputs, gates, masks)
+        floors, x_floors, refusal = self._floors(sample, outputs, gates)
         return ReferenceRun(
             sample.name,
             _arrays(sample.tensors),
@@ -122,28 +122,18 @@ class TorchReference:
         return self._sites[name]
 
     def _floors(
-        self,
-        sample: Sample,
-        outputs: Mapping[str, Tensor],
-        gates: Mapping[str, RecordedGate],
-        masks: Mapping[str, Tensor],
+        self, sample: Sample, outputs: Mapping[str, Tensor], gates: Mapping[str, RecordedGate]
     ) -> tuple[dict[str, float | None], dict[str, float], str]:
         """PyTorch's own noise at every output and at every gate's input, and why there is none."""
-        at_gates: dict[str, float] = {}
-
-        def watch(site: str, x: Tensor) -> None:
-            if torch.isfinite(gates[site].x).all():
-                at_gates[site] = relative_l2(gates[site].x, x)
-
         try:
-            exact = self._float64.run(sample.tensors, masks, watch)
+            exact = self._float64.noise(sample.tensors, outputs, gates)
         except RuntimeError as error:  # the user's forward makes float32 tensors of its own
             reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
             return dict.fromkeys(outputs), {}, reason
         single = _arrays(outputs)
-        ruler = align_rows(_arrays(exact), single)
+        ruler = align_rows(_arrays(exact.outputs), single)
         floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
-        return dict(floors), at_gates, ""
+        return dict(floors), exact.at_gates, ""
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """An exporter merges equal calls and drops unused ones."""
