@@ -81,6 +81,7 @@ class Measured:
         non_finite: tensors with NaN or Inf, and how often.
         worst_run: the sample with the worst ratio of the replay.
         paired: right and wrong answers on labelled data.
+        inputs, inputs_in_full: how many were compared, and how many of them in full.
     """
 
     limits: Table
@@ -98,7 +99,16 @@ class Measured:
     opinion_refusal: str = ""
     worst_run: ReferenceRun | None = None
     paired: PairedCounts | None = None
+    inputs: int = 0
+    inputs_in_full: int = 0
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
+
+    @property
+    def coverage(self) -> str:
+        """What to say of a check that the inputs which only ran free were not part of; "" if there are none."""
+        if self.inputs == self.inputs_in_full:
+            return ""
+        return f", on {self.inputs_in_full:,} of {self.inputs:,} inputs"
 
     def against_noise(self, y: np.ndarray, expected: np.ndarray, floor: float | None) -> AgainstNoise:
         """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed)."""

@@ -79,6 +79,8 @@ class TorchReference:
         """
         if not isinstance(sample, Sample):
             raise TypeError(f"expected a Sample, found {type(sample).__name__}")
+        if not sample.deep:
+            return self._run_free(sample)
         reference, signature = self._reference, self._reference.signature
         outputs, gates = record_gates(reference.swapped, signature, sample.tensors)
         masks = {site: gate.mask for site, gate in gates.items()}
@@ -95,7 +97,10 @@ class TorchReference:
             _arrays(outputs),
             _arrays(as_given),
             floors,
-            {n: SiteRun(self._site(n, g), g.x.numpy(), g.mask.numpy(), x_floors.get(n)) for n, g in gates.items()},
+            {
+                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), x_floors.get(name))
+                for name, gate in gates.items()
+            },
             swapped.flips,
             swapped.distance,
             tuple(swapped.non_finite),
@@ -105,9 +110,36 @@ class TorchReference:
             sample.kind,
         )
 
-    def _site(self, name: str, gate: RecordedGate) -> Site:
+    def _run_free(self, sample: Sample) -> ReferenceRun:
+        """The model as given, once, and what its gates' formula says of each SRU's input."""
+        sites: dict[str, SiteRun] = {}
+
+        def keep(path: str, call: int, x: Tensor, y: Tensor) -> None:
+            module, name = self._modules[path], site_name(path, call)
+            if module.conv is not None and module.conv_place == "before":
+                x = module.conv(x)
+            mask = open_mask(x, module.gamma, module.beta, module.variant)
+            sites[name] = SiteRun(self._site(name, module), x.numpy(), mask.numpy())
+
+        reference = self._reference
+        outputs = run_as_given(reference.model, reference.recognition, reference.signature, sample.tensors, keep)
+        given = _arrays(outputs)
+        return ReferenceRun(
+            sample.name,
+            _arrays(sample.tensors),
+            given,
+            given,
+            given,
+            dict.fromkeys(given),
+            sites,
+            labels=sample.labels,
+            count=sample.count,
+            kind=sample.kind,
+            deep=False,
+        )
+
+    def _site(self, name: str, module: SwappedSRU) -> Site:
         if name not in self._sites:
-            module = gate.swapped
             variant = module.variant
             self._sites[name] = Site(
                 name,
