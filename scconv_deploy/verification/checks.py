@@ -23,7 +23,7 @@ class Checks:
         preprocessing: of images; None takes the model's own.
         tolerances: values by name instead of the table's (:data:`.tolerances.ALL`); the report prints them.
         provider: execution provider of ONNX Runtime.
-        deep: how many inputs of the data are judged in full; the others run free, which costs a third.
+        deep: how many inputs of the data are judged in full; the others run free, which costs less than half.
     """
 
     data: str | None = None
