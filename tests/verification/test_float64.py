@@ -1,4 +1,4 @@
-"""The noise in float64, a few rows at a time: the same as all at once; rows that depend on one another stay together."""
+"""The noise in float64, some rows at a time: the same as all at once; rows that depend on one another stay together."""
 
 from __future__ import annotations
 
