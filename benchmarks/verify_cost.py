@@ -1,7 +1,8 @@
 """What a full fp32 verification costs, against one PyTorch pass over the same images.
 
 Session creation is timed apart: it is paid once, however many images there are. Memory is the largest resident size of
-a process that verifies, beside that of one that has loaded the model and run one pass.
+a process that verifies a file, as ``scconv-deploy verify`` does, beside that of one that has loaded the model and run
+one pass; exporting is in neither.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx
 import torch
@@ -49,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="scconv_resnet50")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pass-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", help=argparse.SUPPRESS)  # what a process of its own does
 
 
 def run(options: argparse.Namespace) -> None:
@@ -58,35 +62,45 @@ def run(options: argparse.Namespace) -> None:
     shape = (options.images, *ModelSpec(options.model).resolved().inputs[0].shape[1:])
     image = subjects.noise(shape, options.seed)
     call = subjects.in_torch(model, image)
-    if options.pass_only:
+    if options.only == "pass":
         call()
-        print(json.dumps(_peak_mb()))
+        print(json.dumps({"pass_peak_mb": _peak_mb()}))
         return
-    arguments = ["--model", options.model, "--images", str(options.images), "--pass-only"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "verify_cost", *arguments], capture_output=True, text=True, check=True
-    )
     reference, log = reference_from_module(model, image)
-    content = serialize(export_to_ir(reference, ExportOptions(), log))
-    before = _peak_mb()  # the exporter's own peak is not the verification's
-    rows = [_round(reference, content, image, call) for _ in range(options.rounds)]
-    middle = sorted(rows, key=lambda row: row["ratio"])[len(rows) // 2]
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
-    row = {"model": options.model, "images": options.images, **middle, "weights_mb": round(weights)}
-    row |= {"peak_mb": _peak_mb(), "pass_peak_mb": json.loads(alone.stdout.splitlines()[-1]), "export_peak_mb": before}
-    row["ratios"] = [r["ratio"] for r in rows]
+    if options.only:
+        print(json.dumps(_measure(reference, Path(options.only), image, call, options.rounds)))
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(serialize(export_to_ir(reference, ExportOptions(), log)))
+        row = {"model": options.model, "images": options.images, **_alone(options, "pass"), **_alone(options, path)}
+    row["weights_mb"] = round(sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6)
     write(options.results, [row], _COLUMNS, shape=shape, bins=len(MARGIN_EDGES) - 1)
 
 
-def _round(reference, content: bytes, image: torch.Tensor, call) -> dict[str, float]:
-    proto, creating = onnx.load_model_from_string(content), 0.0
+def _alone(options: argparse.Namespace, what: str | Path) -> dict[str, Any]:
+    """Run one part in a process of its own, for its memory."""
+    arguments = ["--model", options.model, "--images", str(options.images), "--rounds", str(options.rounds)]
+    command = [sys.executable, "-m", "benchmarks", "verify_cost", *arguments, "--seed", str(options.seed)]
+    done = subprocess.run([*command, "--only", str(what)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measure(reference, path: Path, image: torch.Tensor, call, rounds: int) -> dict[str, Any]:
+    proto = onnx.load(path)
+    rows = [_round(reference, proto, image, call) for _ in range(rounds)]
+    middle = sorted(rows, key=lambda row: row["ratio"])[len(rows) // 2]
+    return {**middle, "peak_mb": _peak_mb(), "ratios": [row["ratio"] for row in rows]}
+
+
+def _round(reference, proto: onnx.ModelProto, image: torch.Tensor, call) -> dict[str, float]:
+    creating = creating_cpu = 0.0
     start_session = OnnxRuntimeRunner.__init__
 
     def timed(self, *arguments):
-        nonlocal creating
-        start = time.perf_counter()
-        start_session(self, *arguments)
-        creating += time.perf_counter() - start
+        nonlocal creating, creating_cpu
+        seconds, cpu = _seconds(lambda: start_session(self, *arguments))
+        creating, creating_cpu = creating + seconds, creating_cpu + cpu
 
     passes = [_seconds(call) for _ in range(2)]
     OnnxRuntimeRunner.__init__ = timed  # type: ignore[method-assign]
@@ -101,7 +115,7 @@ def _round(reference, content: bytes, image: torch.Tensor, call) -> dict[str, fl
         "verify_s": seconds,
         "sessions_s": creating,
         "ratio": (seconds - creating) / one,
-        "cpu_ratio": (cpu - creating) / one_cpu,
+        "cpu_ratio": (cpu - creating_cpu) / one_cpu,
     }
 
 

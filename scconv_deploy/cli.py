@@ -15,6 +15,7 @@ from scconv_deploy import __version__, cli_build, cli_plugin, cli_report
 from scconv_deploy.cli_options import (
     Batch,
     Data,
+    Deep,
     Dynamic,
     Embed,
     Force,
@@ -99,6 +100,7 @@ def deploy(
     seed: Seed = 0,
     embed: Embed = None,
     data: Data = None,
+    deep: Deep = None,
     preprocessing: Preprocess = None,
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
@@ -124,7 +126,7 @@ def deploy(
             ExportOptions(opset, mask_form, backends),
             engines=cli_build.engine_options(backends, target, spec.dynamic),
             cache=cli_build.chosen_cache(cache, no_cache),
-            checks=_checks(data, preprocessing, tolerance, provider),
+            checks=_checks(data, deep, preprocessing, tolerance, provider),
             force=force,
             command=command_line(),
             progress=session.progress,
@@ -259,6 +261,7 @@ def verify(
     seed: Seed = 0,
     embed: Embed = None,
     data: Data = None,
+    deep: Deep = None,
     preprocessing: Preprocess = None,
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
@@ -279,11 +282,11 @@ def verify(
             form = format_of(report)
             check_output_file(report, force)
         if reference is None:
-            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed:
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed or deep is not None:
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)
         elif reference.endswith(".onnx"):
-            if kwargs or weights or inputs or batch or dynamic or data or preprocessing:
+            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or deep is not None:
                 raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
             from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 
@@ -293,7 +296,7 @@ def verify(
             from scconv_deploy.pipeline import verify_spec
 
             spec = _spec(reference, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
-            checks = _checks(data, preprocessing, tolerance, provider)
+            checks = _checks(data, deep, preprocessing, tolerance, provider)
             result = verify_spec(artifact, spec, checks=checks, command=command_line(), progress=session.progress)
         if report is not None:
             write_file(report, render(result, form).encode())
@@ -397,13 +400,15 @@ def _judging(tolerance: list[str] | None, provider: str) -> Judging:
     return Judging(parse_overrides(tolerance or ()), RuntimeOptions(provider))
 
 
-def _checks(data: str | None, preprocessing: str | None, tolerance: list[str] | None, provider: str) -> Checks:
-    from scconv_deploy.verification.checks import Checks
+def _checks(
+    data: str | None, deep: int | None, preprocessing: str | None, tolerance: list[str] | None, provider: str
+) -> Checks:
+    from scconv_deploy.verification.checks import DEEP, Checks
     from scconv_deploy.verification.samples import Preprocessing
     from scconv_deploy.verification.tolerances import parse_overrides
 
     wanted = None if preprocessing is None else Preprocessing.parse(preprocessing)
-    return Checks(data, wanted, parse_overrides(tolerance or ()), provider)
+    return Checks(data, wanted, parse_overrides(tolerance or ()), provider, DEEP if deep is None else deep)
 
 
 def _spec(

@@ -62,13 +62,15 @@ class ArtifactMeasurement:
         _same_names("inputs", self._free.inputs, run.inputs)
         _same_names("outputs", self._free.outputs, run.given)
         self._add_reference(run)
-        for site in run.sites.values():
-            self._teacher_force(site)
+        if run.deep:
+            self._judge_reference(run)
+            for site in run.sites.values():
+                self._teacher_force(site)
         self._run_free(run)
-        self._replay(run, self._free.run(run.inputs))
+        self._compare_outputs(run, self._free.run(run.inputs))
 
-    def _add_reference(self, run: ReferenceRun) -> None:
-        """What the reference says of itself, and the sites that need no node."""
+    def _judge_reference(self, run: ReferenceRun) -> None:
+        """The swapped model against the given one, and the sites that need no node."""
         measured = self.measured
         for path, count in run.swapped_flips.items():
             measured.swapped_flips[path] = measured.swapped_flips.get(path, FlipCount(0)) + count
@@ -78,6 +80,12 @@ class ArtifactMeasurement:
         missing = [name for name in run.sites if name not in self._nodes]
         if self._nodes and missing:
             measured.redundant |= self._source.redundant(run, missing, list(self._nodes))
+
+    def _add_reference(self, run: ReferenceRun) -> None:
+        """What the reference's gates look like."""
+        measured = self.measured
+        measured.inputs += run.count
+        measured.inputs_in_full += run.count if run.deep else 0
         for name, site in run.sites.items():
             found = measured.sites.setdefault(name, SiteMeasured(site.site))
             found.opened += int(site.mask.sum())
@@ -139,8 +147,7 @@ class ArtifactMeasurement:
     def _run_free(self, run: ReferenceRun) -> None:
         """The artifact's gates where its own rounding has led it."""
         if self._open is None:
-            laid_open = instrument.laid_open(self._proto, list(run.sites), inject=False)
-            self._open = OnnxRuntimeRunner(laid_open, self._options)
+            self._open = self._laid_open(run, inject=False)
         if set(self._open.outputs) == set(run.given):
             return  # no gate can be read
         found = self._open.run(run.inputs)
@@ -156,17 +163,15 @@ class ArtifactMeasurement:
             count = count_free_flips(site.mask, decided, site.x, x, site.site.form)
             measured.free_running = (measured.free_running or FlipCount(0)) + count
 
+    def _laid_open(self, run: ReferenceRun, inject: bool) -> OnnxRuntimeRunner:
+        return OnnxRuntimeRunner(instrument.laid_open(self._proto, list(run.sites), inject=inject), self._options)
+
     # --- values --------------------------------------------------------------------------------------------------
 
-    def _replay(self, run: ReferenceRun, free: Arrays) -> None:
-        """Outputs and layers with the reference's gates; end to end as it is."""
-        forced = self._forced_outputs(run)
+    def _compare_outputs(self, run: ReferenceRun, free: Arrays) -> None:
+        """Outputs end to end, and with the reference's gates."""
+        forced = self._replay(run) if run.deep else {}
         free, as_given = align_rows(free, run.given), align_rows(run.as_given, run.given)
-        for name, site in run.sites.items():
-            x = forced.get(instrument.gate_input(name))
-            if x is not None and site.x is not None:
-                self._keep_layer(self._nodes[name].input[0], x, site)
-        forced = align_rows(forced, run.outputs)
         for name, value in run.outputs.items():
             given = run.given[name]
             if self._breaks_contract(name, free[name], given):
@@ -175,15 +180,25 @@ class ArtifactMeasurement:
                 self._note_non_finite(name, run, free[name], given)
                 continue
             self.measured.keep_metrics(name, compare(free[name], given))
+            if not run.deep:
+                continue
             floor = run.floors[name]
             self.measured.keep_swapped(name, self.measured.against_noise(as_given[name], given, floor))
             self.measured.keep_replay(name, self.measured.against_noise(forced[name], value, floor), run)
         self._answer(run, free)
 
+    def _replay(self, run: ReferenceRun) -> Arrays:
+        """The outputs with the reference's gates; the layers are compared here."""
+        forced = self._forced_outputs(run)
+        for name, site in run.sites.items():
+            x = forced.get(instrument.gate_input(name))
+            if x is not None and site.x is not None:
+                self._keep_layer(self._nodes[name].input[0], x, site)
+        return align_rows(forced, run.outputs)
+
     def _forced_outputs(self, run: ReferenceRun) -> dict[str, np.ndarray]:
         if self._forced is None:
-            laid_open = instrument.laid_open(self._proto, list(run.sites), inject=True)
-            self._forced = OnnxRuntimeRunner(laid_open, self._options)
+            self._forced = self._laid_open(run, inject=True)
         return self._forced.run(inputs_with_masks(self._forced.inputs, run))
 
     def _keep_layer(self, value: str, x: np.ndarray, site: SiteRun) -> None:

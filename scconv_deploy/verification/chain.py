@@ -108,7 +108,7 @@ def verify_artifact(
         artifact_sha256=hashlib.sha256(artifact.content).hexdigest(),
         links=links,
         srus=tuple(_sru(found, measured, statics[name]) for name, found in measured.sites.items()),
-        outputs=tuple(_output(name, measured) for name in measured.end_to_end),
+        outputs=tuple(_output(name, measured) for name in measured.replay),
         samples=names,
         left_alone=source.left_alone,
         provenance=_provenance(runtime) | dict(provenance or {}),

@@ -10,6 +10,9 @@ from scconv_deploy.verification.runners.onnxruntime import CPU, RuntimeOptions
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 from scconv_deploy.verification.torch_reference import Reference
 
+DEEP = 64
+"""Inputs of the data that are judged in full unless the user says otherwise: half a minute of ScConv-ResNet-50."""
+
 
 @dataclass(frozen=True)
 class Checks:
@@ -20,12 +23,14 @@ class Checks:
         preprocessing: of images; None takes the model's own.
         tolerances: values by name instead of the table's (:data:`.tolerances.ALL`); the report prints them.
         provider: execution provider of ONNX Runtime.
+        deep: how many inputs of the data are judged in full; the others run free, which costs less than half.
     """
 
     data: str | None = None
     preprocessing: Preprocessing | None = None
     tolerances: Mapping[str, float] = field(default_factory=dict)
     provider: str = CPU
+    deep: int = DEEP
 
     @property
     def judging(self) -> Judging:
@@ -36,5 +41,5 @@ class Checks:
         samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
         if self.data:
             preprocessing = self.preprocessing or Preprocessing.of(source, reference.model)
-            samples.append(load_samples(self.data, reference.signature, preprocessing))
+            samples.append(load_samples(self.data, reference.signature, preprocessing, self.deep))
         return samples

@@ -25,13 +25,14 @@ def swapped_checks(recognised: bool, measured: Measured) -> list[Check]:
         Check(
             "gates",
             "failed" if total.unexplained > measured.limits["unexplained_flips"].value else "passed",
-            f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)",
+            f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+            + measured.coverage,
             (_unexplained(total, measured),),
         ),
         Check(
             "values",
             "passed" if apart <= limit else "failed",
-            f"values agree to {apart:.1e} relative L2 (limit {limit:.0e})",
+            f"values agree to {apart:.1e} relative L2 (limit {limit:.0e}){measured.coverage}",
             (Quantity("swapped_values", apart, limit),),
         ),
         *_against_floor("whole model", "swapped against given", measured.swapped_error, measured),
@@ -91,7 +92,7 @@ def _rewritten(proto: onnx.ModelProto) -> list[str]:
 def teacher_forced_check(measured: Measured) -> Check:
     """Gates of the artifact, each SRU fed the reference's input."""
     counts = {n: s.teacher_forced for n, s in measured.sites.items() if s.teacher_forced is not None}
-    return _gates("teacher-forced gates", "same input, gates changed", counts, measured)
+    return _gates("teacher-forced gates", "same input, gates changed", counts, measured, measured.coverage)
 
 
 def free_running_check(measured: Measured) -> Check:
@@ -116,13 +117,14 @@ def second_opinion_checks(measured: Measured) -> list[Check]:
     return [Check(name, "failed", reason, decided)]
 
 
-def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Measured) -> Check:
+def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Measured, coverage: str = "") -> Check:
     if not counts:
         return Check(name, "not run", "no gate of the artifact can be read")
     total = total_flips(counts)
     text = f"{what}: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"
+    text += coverage
     decided = (_unexplained(total, measured),)
     if not decided[0].within:
         worst = max(counts.items(), key=lambda item: item[1].unexplained)
@@ -162,7 +164,7 @@ def layers_check(measured: Measured) -> list[Check]:
     worst = max(layer.relative_l2 / layer.floor for layer in measured.layers.values())
     decided = (Quantity("replay_multiple", worst, limit),)
     if not left:
-        text = f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise"
+        text = f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise{measured.coverage}"
         return [Check("layers", "passed", text, decided)]
     first = left[0]
     where = f"{first.name} ({first.module or 'module unknown'})"
@@ -188,5 +190,6 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
         text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
+        text += measured.coverage
         checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -79,8 +79,9 @@ class Measured:
         layers: error of the values that both sides have, by name, the worst ratio over the samples.
         contract: where the artifact's outputs are not of the reference's order, shape or type, and how often.
         non_finite: tensors with NaN or Inf, and how often.
-        worst_run: the sample with the worst ratio of the replay.
+        worst_run: the sample with the worst ratio of the replay; without the inputs of its gates.
         paired: right and wrong answers on labelled data.
+        inputs, inputs_in_full: how many were compared, and how many of them in full.
     """
 
     limits: Table
@@ -98,7 +99,16 @@ class Measured:
     opinion_refusal: str = ""
     worst_run: ReferenceRun | None = None
     paired: PairedCounts | None = None
+    inputs: int = 0
+    inputs_in_full: int = 0
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
+
+    @property
+    def coverage(self) -> str:
+        """What to say of a check that the inputs which only ran free were not part of; "" if there are none."""
+        if self.inputs == self.inputs_in_full:
+            return ""
+        return f", on {self.inputs_in_full:,} of {self.inputs:,} inputs"
 
     def against_noise(self, y: np.ndarray, expected: np.ndarray, floor: float | None) -> AgainstNoise:
         """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed)."""
@@ -114,7 +124,9 @@ class Measured:
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""
         if _keep_worst(self.replay, name, found) and found is max(self.replay.values(), key=_badness):
-            self.worst_run = run
+            # without what it need not hold while the next sample runs
+            sites = {site: replace(found, x=None) for site, found in run.sites.items()}
+            self.worst_run = replace(run, sites=sites)
 
     def keep_swapped(self, name: str, found: AgainstNoise) -> None:
         _keep_worst(self.swapped_error, name, found)

@@ -74,6 +74,8 @@ class ReferenceRun:
         labels: int64 ``[N]``, -1 where there is none; None without labels.
         kind: what samples like this one are called together; "" for one of its own.
         count: rows that count; a last batch that was filled up has fewer than it holds.
+        deep: whether it is judged in full. Else it runs free: the gates, the outputs as they are and the answers are
+            compared; ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
     """
 
     sample: str
@@ -90,6 +92,7 @@ class ReferenceRun:
     labels: np.ndarray | None = None
     count: int = 0
     kind: str = ""
+    deep: bool = True
 
     @property
     def description(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from scconv_deploy.signature import Signature, random_tensor
 from scconv_deploy.verification import data
 from scconv_deploy.verification.data import Block, DataSource
 
+FREE = " (running free: gates, end to end, accuracy)"
+"""What is said of samples that are not judged in full."""
 _METADATA = ("pretrained_cfg", "default_cfg")
 
 
@@ -30,6 +32,7 @@ class Sample:
         labels: int64 ``[N]``, -1 where a row has none; None without labels.
         kind: what samples like this one are called together.
         rows: that count; None for all (a last batch that was filled up counts fewer).
+        deep: whether it is judged in full; else it runs free, see :attr:`.reference_run.ReferenceRun.deep`.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Sample:
     labels: np.ndarray | None = None
     kind: str = ""
     rows: int | None = None
+    deep: bool = True
 
     @property
     def count(self) -> int:
@@ -123,12 +127,15 @@ class Samples:
 
     The last batch is filled up from the start when the batch cannot be smaller; its repeated rows do not count.
 
+    Args:
+        deep: how many rows are judged in full, rounded up to whole batches; None for all.
+
     Attributes:
         total: how many batches there are; None where only reading tells.
     """
 
-    def __init__(self, source: DataSource, signature: Signature) -> None:
-        self._source, self._signature = source, signature
+    def __init__(self, source: DataSource, signature: Signature, deep: int | None = None) -> None:
+        self._source, self._signature, self._deep = source, signature, deep
         sizes = {key: len(example) if example.dim() else 0 for key, example in signature.tensors.items()}
         if source.rows is not None and source.rows == 0:
             found = ", ".join(f"{key} 0 for batches of {batch}" for key, batch in sizes.items())
@@ -169,8 +176,9 @@ class Samples:
             for name, example in self._signature.tensors.items()
         }
         name = f"{self._source.name} {start}-{start + count - 1}"
-        sample = Sample(name, tensors, rows.labels, rows=count)
-        return Sample(name, tensors, rows.labels, f"{self._source.name}: {sample.shapes}", count)
+        deep = self._deep is None or start < self._deep
+        sample = Sample(name, tensors, rows.labels, f"{self._source.name}: ", count, deep)
+        return replace(sample, kind=f"{sample.kind}{sample.shapes}{'' if deep else FREE}")
 
 
 def _take(blocks: list[Block], count: int) -> tuple[Block, list[Block]]:
@@ -195,8 +203,11 @@ def _smallest_batch(signature: Signature, batch: int) -> int:
     return max(minima.values())
 
 
-def load_samples(source: str, signature: Signature, preprocessing: Preprocessing) -> Samples:
+def load_samples(source: str, signature: Signature, preprocessing: Preprocessing, deep: int | None = None) -> Samples:
     """Open ``--data``: ``photos``, a folder of images, an ``.npz``, or ``file.py:loader``; see :mod:`.data`.
+
+    Args:
+        deep: see :class:`Samples`.
 
     Raises:
         UsageError: no such source, nothing in it, or data that does not fit the inputs; the last also while reading.
@@ -206,7 +217,7 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
     """
     examples = {name: tensor.numpy() for name, tensor in signature.tensors.items()}
     affine = (preprocessing.mean, preprocessing.std, preprocessing.resize)
-    return Samples(data.open_source(source, examples, affine), signature)
+    return Samples(data.open_source(source, examples, affine), signature, deep)
 
 
 def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:

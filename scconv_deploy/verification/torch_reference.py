@@ -26,8 +26,8 @@ from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
-    Float64Replay,
     RecordedGate,
     record_gates,
     record_modules,
@@ -79,6 +79,8 @@ class TorchReference:
         """
         if not isinstance(sample, Sample):
             raise TypeError(f"expected a Sample, found {type(sample).__name__}")
+        if not sample.deep:
+            return self._run_free(sample)
         reference, signature = self._reference, self._reference.signature
         outputs, gates = record_gates(reference.swapped, signature, sample.tensors)
         masks = {site: gate.mask for site, gate in gates.items()}
@@ -87,7 +89,7 @@ class TorchReference:
         as_given = outputs
         if swapped.given_masks:
             as_given = replay(reference.swapped, signature, sample.tensors, masks | swapped.given_masks)
-        floors, x_floors, refusal = self._floors(sample, outputs, gates, masks)
+        floors, x_floors, refusal = self._floors(sample, outputs, gates)
         return ReferenceRun(
             sample.name,
             _arrays(sample.tensors),
@@ -95,7 +97,10 @@ class TorchReference:
             _arrays(outputs),
             _arrays(as_given),
             floors,
-            {n: SiteRun(self._site(n, g), g.x.numpy(), g.mask.numpy(), x_floors.get(n)) for n, g in gates.items()},
+            {
+                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), x_floors.get(name))
+                for name, gate in gates.items()
+            },
             swapped.flips,
             swapped.distance,
             tuple(swapped.non_finite),
@@ -105,9 +110,36 @@ class TorchReference:
             sample.kind,
         )
 
-    def _site(self, name: str, gate: RecordedGate) -> Site:
+    def _run_free(self, sample: Sample) -> ReferenceRun:
+        """The model as given, once, and what its gates' formula says of each SRU's input."""
+        sites: dict[str, SiteRun] = {}
+
+        def keep(path: str, call: int, x: Tensor, y: Tensor) -> None:
+            module, name = self._modules[path], site_name(path, call)
+            if module.conv is not None and module.conv_place == "before":
+                x = module.conv(x)
+            mask = open_mask(x, module.gamma, module.beta, module.variant)
+            sites[name] = SiteRun(self._site(name, module), x.numpy(), mask.numpy())
+
+        reference = self._reference
+        outputs = run_as_given(reference.model, reference.recognition, reference.signature, sample.tensors, keep)
+        given = _arrays(outputs)
+        return ReferenceRun(
+            sample.name,
+            _arrays(sample.tensors),
+            given,
+            given,
+            given,
+            dict.fromkeys(given),
+            sites,
+            labels=sample.labels,
+            count=sample.count,
+            kind=sample.kind,
+            deep=False,
+        )
+
+    def _site(self, name: str, module: SwappedSRU) -> Site:
         if name not in self._sites:
-            module = gate.swapped
             variant = module.variant
             self._sites[name] = Site(
                 name,
@@ -122,28 +154,18 @@ class TorchReference:
         return self._sites[name]
 
     def _floors(
-        self,
-        sample: Sample,
-        outputs: Mapping[str, Tensor],
-        gates: Mapping[str, RecordedGate],
-        masks: Mapping[str, Tensor],
+        self, sample: Sample, outputs: Mapping[str, Tensor], gates: Mapping[str, RecordedGate]
     ) -> tuple[dict[str, float | None], dict[str, float], str]:
         """PyTorch's own noise at every output and at every gate's input, and why there is none."""
-        at_gates: dict[str, float] = {}
-
-        def watch(site: str, x: Tensor) -> None:
-            if torch.isfinite(gates[site].x).all():
-                at_gates[site] = relative_l2(gates[site].x, x)
-
         try:
-            exact = self._float64.run(sample.tensors, masks, watch)
+            exact = self._float64.noise(sample.tensors, outputs, gates)
         except RuntimeError as error:  # the user's forward makes float32 tensors of its own
             reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
             return dict.fromkeys(outputs), {}, reason
         single = _arrays(outputs)
-        ruler = align_rows(_arrays(exact), single)
+        ruler = align_rows(_arrays(exact.outputs), single)
         floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
-        return dict(floors), at_gates, ""
+        return dict(floors), exact.at_gates, ""
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """An exporter merges equal calls and drops unused ones."""

@@ -58,3 +58,16 @@ def test_psnr_quantiles_and_top5_by_hand():
     assert list(metrics.quantiles_abs) == ["p50", "p90", "p99", "p99.9"]
     same = compare(reference[:, :5], reference[:, :5])
     assert (same.psnr_db, same.top5_agreement) == (None, None)  # equal, and no more than five
+
+
+def test_relative_l2_adds_up_over_what_is_compared_at_a_time():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(3, 50_000)).astype(np.float32)  # two blocks and a part of one
+    y = reference + rng.normal(size=reference.shape).astype(np.float32) * 1e-3
+    a, b = y.astype(np.float64), reference.astype(np.float64)
+    assert math.isclose(relative_l2(y, reference), np.linalg.norm(a - b) / np.linalg.norm(b), rel_tol=1e-12)
+    y[2, -1] = np.nan
+    assert relative_l2(y, reference) == math.inf
+    y[2, -1] = reference[2, -1] = np.inf
+    a[2, -1] = b[2, -1] = 0  # the same infinity on both sides says nothing of the others
+    assert math.isclose(relative_l2(y, reference), np.linalg.norm(a - b) / np.linalg.norm(b), rel_tol=1e-12)

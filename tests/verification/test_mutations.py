@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import onnx
 import pytest
-import torch
 
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
-from tests.mutations import IN_THE_ROUNDING, MUTATIONS, SITE, two_heads
+from tests.mutations import IN_THE_ROUNDING, MUTATIONS, SITE
 
 DYNAMIC = {"teacher-forced gates", "free-running gates", "replay", "layers", "finite", "contract", "second opinion"}
-
-
-@pytest.fixture(scope="module")
-def exported():
-    """(reference, bytes of its model.onnx): one block a stage, 16x16."""
-    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    reference, log = reference_from_module(two_heads(1, 16), image)
-    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
 
 
 def judge(reference, model):

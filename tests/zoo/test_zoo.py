@@ -8,7 +8,7 @@ from scconv_deploy import zoo
 from scconv_deploy.nn import ScConv
 from scconv_deploy.spec import ModelSpec, load
 from scconv_deploy.zoo import cifar_resnet, densenet, resnet, resnext, wide_resnet
-from scconv_deploy.zoo.layers import scconv3x3
+from scconv_deploy.zoo.layers import initialize, scconv3x3
 
 PARAMETERS_AND_SCCONVS = {
     "scconv_resnet20": (154_810, 9),
@@ -100,6 +100,23 @@ def test_same_seed_same_weights():
     other = load(ModelSpec("scconv_resnet20", seed=1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
+
+
+def test_the_number_of_threads_makes_no_other_network():
+    """What was exported on one machine is verified on another."""
+    threads = torch.get_num_threads()
+    states = []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), torch.nn.BatchNorm2d(64))
+            states.append(initialize(net, (2, 3, 56, 56)).state_dict())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    first, *others = states
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
 def test_a_stride_is_average_pooling_before_scconv():

@@ -68,6 +68,8 @@ class OnnxRuntimeRunner:
         settings.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
         settings.intra_op_num_threads = options.threads
         settings.graph_optimization_level = _LEVELS[options.optimization]
+        # its threads wait for the next run by spinning, and take the time of whoever has the turn (measured: a tenth)
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         # TF32 has 10 bits of mantissa: it is not float32
         chosen: Any = (provider, {"use_tf32": "0"}) if provider == "CUDAExecutionProvider" else provider
         providers = [chosen] if provider == CPU else [chosen, CPU]

@@ -1,8 +1,7 @@
-"""PyTorch as the reference: gates recorded in float32, and replayed in float64 for the noise floor."""
+"""PyTorch as the reference: gates recorded in float32, compared and injected; in float64 see :mod:`.float64`."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,24 +83,6 @@ def replay(
 
     with _watched(swapped, on_gate):
         return signature.call(swapped, tensors)
-
-
-class Float64Replay:
-    """The swapped model in float64, with the gates of the float32 run: a ruler for noise, no judge of gates."""
-
-    def __init__(self, swapped: nn.Module, signature: Signature) -> None:
-        self.model = copy.deepcopy(swapped).double()
-        self._signature = signature
-
-    def run(
-        self,
-        tensors: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        watch: Callable[[str, Tensor], None] = lambda site, x: None,
-    ) -> dict[str, Tensor]:
-        """Run with masks by site; outputs by name, in float64. ``watch`` as for :func:`replay`."""
-        doubled = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-        return replay(self.model, self._signature, doubled, masks, watch)
 
 
 def record_modules(model: nn.Module, paths: Sequence[str], run: Callable[[], object]) -> dict[tuple[str, int], Tensor]:

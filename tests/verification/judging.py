@@ -1,0 +1,61 @@
+"""What the tests of the verdict share: judging, reading a check, and networks and edits to judge."""
+
+import onnx
+import torch
+from onnx import helper
+from torch import nn
+
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.verification.samples import noise_samples
+from tests import wild
+
+
+def judge(reference, model, samples=None):
+    """Verify on seeded noise, or on samples."""
+    data = model.SerializeToString()
+    artifact = Artifact(model, "model.onnx", data)
+    return verify_onnx(reference, artifact, samples or noise_samples(reference.signature, 0), StageLog())
+
+
+def check_of(report, name):
+    """The check of this name; a failed one first, for there is one replay per output."""
+    checks = [c for link in report.links for c in link.checks if c.name == name]
+    return min(checks, key=lambda c: c.status != "failed")
+
+
+class Calls(nn.Module):
+    """Uses its SRUs as the argument says; a and b have equal parameters."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.a, self.b = wild.randomize(wild.OriginalSRU(16, 4)), wild.randomize(wild.OriginalSRU(16, 4))
+        self.c = wild.randomize(wild.OriginalSRU(16, 4), 3)
+        self.use = use
+
+    def forward(self, image):
+        return self.use(self, self.conv(image))
+
+
+def export_of(model):
+    """The reference and the ONNX model of a module that takes 10x10 images."""
+    reference, log = reference_from_module(model, torch.randn(2, 3, 10, 10, generator=torch.manual_seed(0)))
+    return reference, onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
+
+
+def initializer(model, site, index):
+    """The constant that a site has as this input."""
+    name = instrument.sites(model)[site].input[index]
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def set_attribute(model, name, value):
+    """Set an attribute of the site a.SRU."""
+    node = instrument.sites(model)["a.SRU"]
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
