@@ -1,13 +1,15 @@
 """What the tests of the verdict share: judging, reading a check, and networks and edits to judge."""
 
+import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
 from scconv_deploy.report.records import StageLog
+from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
@@ -59,3 +61,21 @@ def set_attribute(model, name, value):
     kept = [a for a in node.attribute if a.name != name]
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def edit_body(model, old, new, operator="SRU"):
+    """Replace a part of a function body's text."""
+    key = FunctionKey(operator, False, "multiply", 18)
+    text = function_text(key)
+    assert text.count(old) == 1
+    functions = [f for f in model.functions if f.name != operator]
+    del model.functions[:]
+    model.functions.extend([*functions, onnx.parser.parse_function(text.replace(old, new))])
+
+
+def damage_weight(model, relative):
+    """Move one element of stem.weight, relative to the weight's norm."""
+    tensor = next(t for t in model.graph.initializer if t.name == "stem.weight")
+    value = numpy_helper.to_array(tensor).copy()
+    value.flat[0] += relative * np.linalg.norm(value)
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))

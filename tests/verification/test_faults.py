@@ -7,11 +7,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
-from tests.verification.judging import check_of, initializer, judge, set_attribute
+from tests.verification.judging import check_of, damage_weight, edit_body, initializer, judge, set_attribute
 
 
 def scale_cut(model, edit):
@@ -19,25 +18,9 @@ def scale_cut(model, edit):
     tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor).copy()), tensor.name))
 
 
-def edit_body(model, old, new, operator="SRU"):
-    key = FunctionKey(operator, False, "multiply", 18)
-    text = function_text(key)
-    assert text.count(old) == 1
-    functions = [f for f in model.functions if f.name != operator]
-    del model.functions[:]
-    model.functions.extend([*functions, onnx.parser.parse_function(text.replace(old, new))])
-
-
 def one_ulp(cut):
     cut[0] = np.nextafter(cut[0], np.float32(np.inf))
     return cut
-
-
-def damage_weight(model, relative):
-    tensor = next(t for t in model.graph.initializer if t.name == "stem.weight")
-    value = numpy_helper.to_array(tensor).copy()
-    value.flat[0] += relative * np.linalg.norm(value)
-    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
 
 FAULTS = {

@@ -7,7 +7,7 @@ import pytest
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
-from tests.verification.test_parity import damage_weight, edit_body
+from tests.verification.judging import damage_weight, edit_body
 
 
 @pytest.fixture
