@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +71,8 @@ class OnnxRuntimeRunner:
         settings.graph_optimization_level = _LEVELS[options.optimization]
         # its threads wait for the next run by spinning, and take the time of whoever has the turn (measured: a tenth)
         settings.add_session_config_entry("session.force_spinning_stop", "1")
+        _share_memory()
+        settings.add_session_config_entry("session.use_env_allocators", "1")
         # TF32 has 10 bits of mantissa: it is not float32
         chosen: Any = (provider, {"use_tf32": "0"}) if provider == "CUDAExecutionProvider" else provider
         providers = [chosen] if provider == CPU else [chosen, CPU]
@@ -84,9 +87,6 @@ class OnnxRuntimeRunner:
                 f"{provider} is installed but does not start here; ONNX Runtime would use the CPU.",
                 "Install the libraries that it needs, or leave --provider out.",
             )
-        self._settings = onnxruntime.RunOptions()
-        if provider == CPU:  # several sessions live at once; what one does not need now, another can have
-            self._settings.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -99,12 +99,24 @@ class OnnxRuntimeRunner:
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; arrays by name in and out."""
         try:
-            values = self._session.run(list(self.outputs), dict(tensors), self._settings)
+            values = self._session.run(list(self.outputs), dict(tensors))
         except Exception as error:  # see above
             raise ModelError(
                 f"ONNX Runtime cannot run the model: {_one_line(error)}", "Give the inputs that it was exported for."
             ) from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+@cache
+def _share_memory() -> None:
+    """One arena for the sessions of this process: several live at once and run in turn.
+
+    Measured on ScConv-ResNet-50 with 8 images: with an arena each they take 1.4 times as long, for fresh pages.
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _one_line(error: BaseException) -> str:
