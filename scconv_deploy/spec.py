@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
-import importlib
-import importlib.util
 import inspect
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from scconv_deploy import zoo
-from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
-from scconv_deploy.source_file import parse_source, refuse_training_on_import
+from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.source_file import parse_source
+from scconv_deploy.user_code import add_to_path, first_line, import_factory, running_user_code
 from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 """Of inputs: those that torch, NumPy and ONNX share."""
 
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -235,10 +230,10 @@ def load_with_record(spec: ModelSpec, noted: list[str] | None = None) -> tuple[n
     torch.manual_seed(spec.seed)
     kind = source_kind(spec.source)
     if kind == "checkpoint":
-        _add_to_path(Path.cwd())  # where the pickle looks for its classes
+        add_to_path(Path.cwd())  # where the pickle looks for its classes
         factory: Any = read_module(Path(spec.source), spec.trust_checkpoint)
     else:
-        factory = zoo.MODELS[spec.source].build if kind == "zoo" else _import_factory(spec.source, kind)
+        factory = zoo.MODELS[spec.source].build if kind == "zoo" else import_factory(spec.source)
     model = _build(factory, spec)
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -253,7 +248,7 @@ def load_with_record(spec: ModelSpec, noted: list[str] | None = None) -> tuple[n
         model = model.cpu().float().eval()
     except RuntimeError as error:  # parameters on the meta device have no values
         raise ModelError(
-            f"{spec.source} cannot be put on the CPU: {_first_line(error)}", "Give its parameters values."
+            f"{spec.source} cannot be put on the CPU: {first_line(error)}", "Give its parameters values."
         ) from error
     return loading.weigh_and_embed(model, spec, [] if noted is None else noted)
 
@@ -271,7 +266,7 @@ def _build(factory: Any, spec: ModelSpec) -> Any:
         return factory
     _check_kwargs(factory, spec)
     try:
-        with _user_code(spec.source, "Check --kwargs and the factory."):
+        with running_user_code(spec.source, "Check --kwargs and the factory."):
             return factory(**spec.kwargs)
     except ModelError as error:
         if source_kind(spec.source) == "zoo" and isinstance(error.__cause__, TypeError):  # what our modules do not take
@@ -291,117 +286,3 @@ def _check_kwargs(factory: Callable[..., Any], spec: ModelSpec) -> None:
     except TypeError as error:
         takes = ", ".join(map(str, signature.parameters.values())) or "no argument"
         raise UsageError(f"--kwargs do not fit {spec.source}: {error}.", f"It takes {takes}.") from error
-
-
-def _import_factory(source: str, kind: SourceKind) -> Any:
-    where, _, name = source.rpartition(":")
-    module = _import_file(Path(where), name) if kind == "file" else _import_module(where)
-    target: Any = module
-    for part in name.split("."):
-        with _user_code(f"Looking up {source}"):  # a package may import what is asked for only now
-            found = getattr(target, part, _MISSING)
-        if found is _MISSING:
-            near = difflib.get_close_matches(part, [n for n in dir(target) if not n.startswith("_")], n=1)
-            raise UsageError(f"{where} has no {name!r}.", f"Did you mean {near[0]}?" if near else "Check the name.")
-        target = found
-    return target
-
-
-def import_object(source: str) -> Any:
-    """What ``package.module:name`` or ``path/file.py:name`` names (UsageError if there is none, ModelError)."""
-    where, _, name = source.rpartition(":")
-    if where.endswith(".py") and not Path(where).is_file():
-        raise UsageError(f"{where} does not exist.", "Check the path.")
-    if not where or not name:
-        raise UsageError(f"{source!r} is not file.py:name or package.module:name.", "Check the name.")
-    return _import_factory(source, "file" if where.endswith(".py") else "module")
-
-
-@contextlib.contextmanager
-def running_user_code(source: str) -> Iterator[None]:
-    """Whatever the code behind a source raises becomes one line (ModelError)."""
-    with _user_code(source):
-        yield
-
-
-def _import_module(where: str) -> ModuleType:
-    missing = UsageError(
-        f"No module {where!r} can be imported.", "Check the name, or give the file: path/file.py:factory."
-    )
-    if where.startswith("."):
-        raise missing
-    _add_to_path(Path.cwd())
-    with _user_code(f"Importing {where}"):
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
-                raise missing from error
-            raise
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    refuse_training_on_import(path)
-    module_spec = importlib.util.spec_from_file_location(_free_module_name(path), path)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"{path} cannot be imported.", "Give path/file.py:factory.")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses and pickles of the file look it up
-    _add_to_path(path.parent.resolve())
-    try:
-        with _user_code(f"Importing {path}"):
-            module_spec.loader.exec_module(module)
-    except BaseException as error:
-        sys.modules.pop(module_spec.name, None)
-        if "relative import" not in str(error):
-            raise
-        root = path.resolve().parent
-        while (root / "__init__.py").is_file():
-            root = root.parent
-        dotted = ".".join(path.resolve().relative_to(root).with_suffix("").parts)
-        raise UsageError(
-            f"{path} imports from the package that it is part of.", f"From {root}, name it {dotted}:{name}."
-        ) from error
-    return module
-
-
-def _free_module_name(path: Path) -> str:
-    """The file's own name, so that files that import each other find one module; another if that one is taken."""
-    name = path.stem.replace(".", "_")
-    if name not in sys.modules:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin == str(path.resolve()):
-            return name
-    return f"_user_file_{name}"
-
-
-def _add_to_path(folder: Path) -> None:
-    """Before all else, as for a script; it stays, for factories import lazily."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-@contextlib.contextmanager
-def _user_code(doing: str, remedy: str = "Correct that code.") -> Iterator[None]:
-    """Whatever the user's code raises becomes one line; it does not see our command line."""
-    argv = sys.argv
-    sys.argv = argv[:1]
-    try:
-        yield
-    except ScconvDeployError:
-        raise
-    except SystemExit as error:
-        raise ModelError(
-            f"{doing} called sys.exit({error.code!r}).", "Put its command line under if __name__ == '__main__':"
-        ) from error
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            missing = f"{doing} needs the module {error.name!r}, which is missing."
-            raise ModelError(missing, "Install it, or set PYTHONPATH.") from error
-        raise ModelError(f"{doing} raised {type(error).__name__}: {_first_line(error)}", remedy) from error
-    finally:
-        sys.argv = argv
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
