@@ -2,14 +2,19 @@
 
 Both are exported first, through our pipeline, with the mask form that TensorRT backends get. The library keeps
 thread pools and compiled pieces between builds in one process, which hits both alike.
+
+``--bodies`` also builds the ScConv network with less in its SRUs, to tell what of the time is whose. None of them is an
+SRU: they are there to be timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from importlib.metadata import version
 
 import onnx
+import onnx.parser
 
 from benchmarks.harness import Row, interleave, write
 from scconv_deploy.exporters.build_options import BuildOptions
@@ -20,6 +25,51 @@ from scconv_deploy.exporters.tensorrt_versions import load_module
 from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import DynamicAxis, ModelSpec
+
+_CROSS = """
+    halves = Constant <value_ints = [0, 2, -1]> ()
+    other = Constant <value_ints = [1, 0]> ()
+    shape = Shape (x)
+    shut = Sub (x, x1)
+    split = Reshape (shut, halves)
+    swapped = Gather <axis = 1> (split, other)
+    crossed = Reshape (swapped, shape)
+    y = Add (x1, crossed)
+"""
+_SELECT = """
+    zero = Constant <value_float = 0.0> ()
+    x1 = Where (open, x, zero)
+"""
+BODIES = {
+    "no SRU": "    y = Identity (x)",
+    "threshold 0, no statistics": "    nought = Constant <value_float = 0.0> ()\n    open = GreaterOrEqual (x, nought)"
+    + _SELECT
+    + _CROSS,
+    "fewest statistics": """
+    count = Constant <value_int: int = @num_groups> ()
+    front = Constant <value_ints = [0]> ()
+    back = Constant <value_ints = [-1]> ()
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    groups = Reshape (count, one)
+    grouped = Concat <axis = 0> (front, groups, back)
+    per_channel = Concat <axis = 0> (one, groups, back)
+    as_channels = Constant <value_ints = [0, -1, 1, 1]> ()
+    size = Shape (x)
+    x_grouped = Reshape (x, grouped)
+    mean = ReduceMean (x_grouped, two)
+    centred_grouped = Sub (x_grouped, mean)
+    centred = Reshape (centred_grouped, size)
+    squares = ReduceSumSquare (centred_grouped, two)
+    cut_c = Reshape (cut, per_channel)
+    product = Mul (squares, cut_c)
+    threshold = Reshape (product, as_channels)
+    open = GreaterOrEqual (centred, threshold)
+"""
+    + _SELECT
+    + _CROSS,
+}
+"""In the place of the paper's SRU: x, cut and sign give y."""
 
 _COLUMNS = {
     "variant": "variant",
@@ -48,6 +98,21 @@ class _Build:
         check_options(self.module, self.options)
         self.plan: Plan | None = None
 
+    def with_body(self, body: str) -> _Build:
+        """The same network with another meaning of its SRUs."""
+        (function,) = self.model.functions
+        formal = [name.removeprefix("sru__") for name in function.input]
+        opset = function.opset_import[0].version
+        other = onnx.parser.parse_function(
+            f'<domain: "{function.domain}", opset_import: ["" : {opset}]>\n'
+            f"{function.name} <{', '.join(function.attribute)}> ({', '.join(formal)}) => (y)\n{{\n{body}\n}}"
+        )
+        changed = copy.copy(self)
+        changed.model = onnx.ModelProto()
+        changed.model.CopyFrom(self.model)
+        changed.model.functions[0].CopyFrom(other)
+        return changed
+
     def __call__(self) -> None:
         profiles = resolve_profiles(self.model, (), self.options.axes)
         self.plan = build_plan(self.module, self.model, self.options, profiles)
@@ -56,6 +121,7 @@ class _Build:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("resnet50", "resnet20"), default="resnet50", help="resnet20 is quick")
     parser.add_argument("--target", default="sm89,sm120")
+    parser.add_argument("--bodies", action="store_true", help="also less in the SRUs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
 
@@ -63,6 +129,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     names = (options.network, f"scconv_{options.network}")
     builds = {name: _Build(name, options.seed, options.target) for name in names}
+    if options.bodies:
+        network = builds[names[1]]
+        builds |= {f"{names[1]}, {what}": network.with_body(body) for what, body in BODIES.items()}
     timing = interleave(builds, options.rounds, options.warmup)
     rows: list[Row] = []
     for name, build in builds.items():
