@@ -10,60 +10,23 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import scconv_deploy
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import ModelError
 from scconv_deploy.inspection import inspect_model, inspect_onnx
-from scconv_deploy.nn import ScConv
 from scconv_deploy.pipeline import MODEL_FILE, ExportOptions, artifact_file, deploy_spec, verify_spec
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 from scconv_deploy.verification.checks import Checks
-from tests import wild
+from tests.digits import train
 
-datasets = pytest.importorskip("sklearn.datasets", reason="the digits come with scikit-learn")
-
-
-class DigitsNet(nn.Module):
-    """8x8 digits; ScConv as user code writes it, and ours with a gate that learns."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.scconv1 = wild.OriginalScConv(16, 4)
-        self.bn2 = nn.BatchNorm2d(16)
-        self.scconv2 = ScConv(16, variant="groupnorm-soft")
-        self.fc = nn.Linear(16 * 16, 10)
-
-    def forward(self, image):
-        x = F.relu(self.bn1(self.conv1(image)))
-        x = F.relu(self.bn2(self.scconv1(x)) + x)
-        x = F.max_pool2d(x, 2)
-        x = F.relu(32 * self.scconv2(x) + x)
-        return self.fc(x.flatten(1))
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 
 @pytest.fixture(scope="module")
 def digits():
     """(trained network, test images, test labels)."""
-    data = datasets.load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(data.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1400], order[1400:]
-    torch.manual_seed(0)
-    net = DigitsNet()
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(6):
-        for batch in train[torch.randperm(len(train), generator=generator)].split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(net(images[batch]), labels[batch]).backward()
-            optimizer.step()
-    return net.eval(), images[test], labels[test]
+    return train()
 
 
 @pytest.fixture(scope="module")

@@ -82,12 +82,13 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
     """Convert a float32 model, in place.
 
     Raises:
-        ModelError: it holds half types already, a value without a type, or functions of another domain.
+        ModelError: it holds half types already (it is as it was then), a value without a type, or functions of
+            another domain.
         UsageError: a pattern of ``keep`` matches nothing.
     """
-    _require_float32(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.ShapeInferencePass()(model)
+    _require_float32(model)
     conversion = _Conversion(model, options)
     conversion.run()
     return Conversion(model, conversion.half, tuple(conversion.kept.items()), conversion.casts)
@@ -95,7 +96,8 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
 
 def _require_float32(model: ir.Model) -> None:
     halves = set(DTYPES.values())
-    values = [*model.graph.inputs, *model.graph.initializers.values(), *model.graph.outputs]
+    produced = [output for node in model.graph for output in node.outputs]  # one without weights shows it there alone
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *produced]
     found = next((v for v in values if v.dtype in halves), None)
     if found is not None:
         raise ModelError(
@@ -274,12 +276,14 @@ class _Conversion:
         return output
 
     def _restore_outputs(self) -> None:
-        """float32 under the outputs' own names."""
+        """float32 under the outputs' own names; a kept node may have asked for the same cast already."""
         for index, value in enumerate(self._graph.outputs):
             if value in self._floats and value.dtype == self._dtype:
                 name = value.name or f"output_{index}"
                 value.name = f"{name}_half"
-                self._graph.outputs[index] = self._cast(value, ir.DataType.FLOAT, name)
+                output = self._in_type(value, ir.DataType.FLOAT)
+                output.name = name
+                self._graph.outputs[index] = output
 
 
 def _matches(node: ir.Node, pattern: str) -> bool:
