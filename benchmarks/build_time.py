@@ -22,7 +22,8 @@ from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options
 from scconv_deploy.exporters.tensorrt_versions import load_module
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_spec
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 

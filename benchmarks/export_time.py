@@ -11,7 +11,8 @@ import statistics
 
 from benchmarks import subjects
 from benchmarks.harness import Row, Timing, interleave, write
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_spec
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.zoo import MODELS

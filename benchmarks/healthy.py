@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.harness import write
 from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.gate import VARIANTS
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import DynamicAxis
 from scconv_deploy.verification.parity import Artifact, Judging, verify_onnx

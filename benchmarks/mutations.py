@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.harness import write
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples

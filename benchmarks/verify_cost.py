@@ -25,8 +25,9 @@ from benchmarks import subjects
 from benchmarks.environment import THREADS
 from benchmarks.harness import write
 from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.margins import MARGIN_EDGES
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.spec import ModelSpec, load
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.artifact import ArtifactMeasurement

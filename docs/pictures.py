@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from scconv_deploy.gate import tau
 from scconv_deploy.gate.bound import margins_and_bounds
-from scconv_deploy.pipeline import reference_from_spec
+from scconv_deploy.references import reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification.runners.pytorch import record_gates

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from scconv_deploy.exporting import ExportOptions, ExportResult, export
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
-    from scconv_deploy.pipeline import DeployResult, ExportOptions, ExportResult, deploy, export, verify
+    from scconv_deploy.pipeline import DeployResult, deploy, verify
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
     from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
@@ -27,10 +28,10 @@ _HOMES = {
     "ScConv": "nn",
     "Checks": "verification.checks",
     "DeployResult": "pipeline",
-    "ExportOptions": "pipeline",
-    "ExportResult": "pipeline",
+    "ExportOptions": "exporting",
+    "ExportResult": "exporting",
     "deploy": "pipeline",
-    "export": "pipeline",
+    "export": "exporting",
     "verify": "pipeline",
     "ParityReport": "report.records",
     "RewriteOptions": "rewriting",

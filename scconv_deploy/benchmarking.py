@@ -19,10 +19,11 @@ import torch
 
 from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
+from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.exporters.gpu import gpus
-from scconv_deploy.pipeline import Progress, artifact_file, silent
+from scconv_deploy.references import Progress, silent
 from scconv_deploy.spec import InputSpec, ModelSpec, load
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions

@@ -20,12 +20,15 @@ from scconv_deploy.cli_options import (
     Embed,
     Force,
     Inputs,
+    Io,
     Json,
+    Keep,
     Kwargs,
     MaskForm,
     Model,
     NonStrict,
     Opset,
+    Precision,
     Preprocess,
     Provider,
     Quiet,
@@ -104,8 +107,11 @@ def deploy(
     preprocessing: Preprocess = None,
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
-    opset: Opset = 18,
+    opset: Opset = None,
     mask_form: MaskForm = "auto",
+    precision: Precision = "fp32",
+    io: Io = "float32",
+    keep: Keep = None,
     backend: cli_build.Backends = None,
     target: cli_build.Target = "",
     cache: cli_build.CacheFolder = None,
@@ -116,14 +122,15 @@ def deploy(
 ) -> None:
     """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.pipeline import ExportOptions, deploy_spec
+        from scconv_deploy.exporting import ExportOptions
+        from scconv_deploy.pipeline import deploy_spec
 
         spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
         backends = cli_build.parse_backends(backend)
         result = deploy_spec(
             spec,
             output,
-            ExportOptions(opset, mask_form, backends),
+            ExportOptions(opset, mask_form, backends, precision, io, tuple(keep or ())),
             engines=cli_build.engine_options(backends, target, spec.dynamic),
             cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, deep, preprocessing, tolerance, provider),
@@ -149,18 +156,22 @@ def export(
     dynamic: Dynamic = None,
     seed: Seed = 0,
     embed: Embed = None,
-    opset: Opset = 18,
+    opset: Opset = None,
     mask_form: MaskForm = "auto",
+    precision: Precision = "fp32",
+    io: Io = "float32",
+    keep: Keep = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a model to ONNX, each SRU as one node; nothing is verified."""
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.pipeline import ExportOptions, export_spec
+        from scconv_deploy.exporting import ExportOptions, export_spec
 
         spec = _spec(model, kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed)
-        result = export_spec(spec, output, ExportOptions(opset, mask_form), force, session.progress)
+        options = ExportOptions(opset, mask_form, precision=precision, io=io, keep=tuple(keep or ()))
+        result = export_spec(spec, output, options, force, session.progress)
         session.show(result, "print_export")
 
 
@@ -221,13 +232,8 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float32 ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
     precision: Annotated[Literal["fp16", "bf16"], typer.Option(help="Of the data; gates stay in float32.")],
-    io: Annotated[
-        Literal["float32", "half"], typer.Option("--io", help="Types of the graph's inputs and outputs.")
-    ] = "float32",
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Nodes or weights that stay in float32, with * and ?; repeatable."),
-    ] = None,
+    io: Io = "float32",
+    keep: Keep = None,
     data: Annotated[str | None, typer.Option(metavar="FILE.npz", help="Real inputs instead of seeded noise.")] = None,
     seed: Seed = 0,
     force: Force = False,
@@ -240,7 +246,10 @@ def convert(
         from scconv_deploy.precision.half import HalfOptions
 
         options = HalfOptions(precision, io, tuple(keep or ()))
-        result = convert_onnx(source, output, options, data=data, seed=seed, force=force, progress=session.progress)
+        result = convert_onnx(
+            source, output, options,
+            data=data, seed=seed, force=force, command=command_line(), progress=session.progress,
+        )  # fmt: skip
         session.show(result, "print_conversion")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-_INPUTS, _WEIGHTS = "Inputs", "Weights"
+_INPUTS, _WEIGHTS, _PRECISION = "Inputs", "Weights", "Precision"
 Model = Annotated[
     str, typer.Argument(help="A zoo name, package.module:factory, path/file.py:factory, or a pickled module.")
 ]
@@ -73,7 +73,10 @@ Tolerances = Annotated[
     typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
 ]
 Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
-Opset = Annotated[int, typer.Option(help="ONNX opset, 18 to 23.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),
+]
 MaskForm = Annotated[
     Literal["auto", "where", "multiply"],
     typer.Option(help="How a mask is applied: Where (for TensorRT) or Cast and Mul (faster in ONNX Runtime)."),
@@ -81,3 +84,18 @@ MaskForm = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16"],
+    typer.Option(help="Of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),
+]
+Io = Annotated[
+    Literal["float32", "half"],
+    typer.Option("--io", help="Types of the graph's inputs and outputs.", rich_help_panel=_PRECISION),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Nodes or weights that stay in float32, with * and ?; repeatable.",
+        rich_help_panel=_PRECISION,
+    ),
+]  # fmt: skip

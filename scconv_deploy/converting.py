@@ -1,33 +1,28 @@
-"""``scconv-deploy convert``: a float32 ONNX file in half precision, the gate in float32, compared with the original.
+"""``scconv-deploy convert``: a float32 ONNX file in half precision, the gate in float32, judged against the original.
 
-read --> ranges --> half --> check --> compare --> write
+read --> half --> check --> verify against the original --> write
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
-from scconv_deploy.pipeline import Progress, silent
-from scconv_deploy.precision.compare import PrecisionReport, compare_precision
-from scconv_deploy.precision.half import LARGEST, HalfOptions, to_half
-from scconv_deploy.precision.ranges import activations_beyond
+from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.references import Progress, silent
+from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.verification import feeds
+from scconv_deploy.verification.chain import Artifact, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
-
-PRECISION = "scconv_deploy.precision"
-"""Metadata of a converted file."""
+from scconv_deploy.verification.onnx_reference_file import NamedArrays, OnnxReference
 
 
 @dataclass(frozen=True)
@@ -38,9 +33,8 @@ class ConvertResult:
         precision: of the data.
         half, casts: nodes that compute in half, and casts that were put in.
         kept: (node, why it stays in float32).
-        beyond: tensors whose values half cannot hold, with their largest absolute value on the data.
         bytes_before, bytes_after: of the files.
-        comparison: with the original.
+        report: the parity with the original.
     """
 
     path: Path
@@ -51,15 +45,13 @@ class ConvertResult:
     kept: tuple[tuple[str, str], ...]
     bytes_before: int
     bytes_after: int
-    comparison: PrecisionReport
-    beyond: Mapping[str, float] = field(default_factory=dict)
+    report: ParityReport
 
     def as_json(self) -> dict[str, Any]:
-        beyond = {name: value if np.isfinite(value) else str(value) for name, value in self.beyond.items()}
         return {
             **{name: getattr(self, name) for name in ("sha256", "precision", "half", "casts", "kept")},
             **{name: getattr(self, name) for name in ("bytes_before", "bytes_after")},
-            "path": str(self.path), "beyond": beyond, "comparison": self.comparison.as_json(),
+            "path": str(self.path), "report": self.report.as_json(),
         }  # fmt: skip
 
 
@@ -71,6 +63,7 @@ def convert_onnx(
     data: str | None = None,
     seed: int = 0,
     force: bool = False,
+    command: str = "",
     progress: Progress = silent,
 ) -> ConvertResult:
     """Convert a file to half precision.
@@ -92,25 +85,25 @@ def convert_onnx(
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
     feed = feeds.load(data, original) if data else feeds.noise(original, seed)
-    progress("looking for values that half cannot hold")
-    beyond = activations_beyond(original, [feed], LARGEST[options.precision])
+    log = StageLog()
     progress("converting")
-    conversion = to_half(ir.from_proto(original), options)
-    conversion.model.metadata_props[PRECISION] = json.dumps(
-        {"precision": options.precision, "io": options.io, "keep": list(options.keep)}
-    )
-    proto = ir.to_proto(conversion.model)
-    check(proto)
+    with log.stage("precision") as stage:
+        conversion = converted(ir.from_proto(original), options)
+        stage.skipped += conversion.kept
+        proto = ir.to_proto(conversion.model)
+        check(proto)
     progress("comparing with the original")
-    report = compare_precision(original, proto, [feed], options.precision)
-    if not report:
-        hint = f"; {next(iter(beyond))} is beyond half's range" if beyond else ""
-        raise ParityError(f"{source}: {report.failures[0]}{hint}.", "Nothing was written; see --keep.")
     content = proto.SerializeToString(deterministic=True)
+    report = verify_artifact(
+        OnnxReference(str(source), original), Artifact(proto, str(output), content, original),
+        [NamedArrays(data or "seeded noise", feed)], log, provenance={"command": command, "seed": str(seed)},
+    )  # fmt: skip
+    if not report:
+        raise ParityError(f"{source}: {report.failures[0]}.", "Nothing was written; see --keep.")
     write_file(output, content)
     return ConvertResult(
         output, hashlib.sha256(content).hexdigest(), options.precision, conversion.half, conversion.casts,
-        conversion.kept, _size(original), len(content), report, beyond,
+        conversion.kept, _size(original), len(content), report,
     )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ import torch
 from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
+from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.pipeline import Progress, artifact_file, reference_from_spec, silent
+from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument

@@ -109,6 +109,12 @@ def margins(x: np.ndarray, form: GateForm) -> Margins:
         return Margins(sign * centred - spread * cut, UNIT_ROUNDOFF * bound, spread, ill)
 
 
+def decide(x: np.ndarray, form: GateForm) -> np.ndarray:
+    """The gates for the input x, bool ``[N, C, H, W]``, decided in float64."""
+    with np.errstate(invalid="ignore"):
+        return margins(x, form).margin >= 0
+
+
 def count_flips(differs: np.ndarray, x: np.ndarray, form: GateForm) -> FlipCount:
     """Sort the gates that differ on the same input into explained, unexplained and ill-conditioned ones.
 

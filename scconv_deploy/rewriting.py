@@ -21,7 +21,8 @@ from scconv_deploy import rewriting_reference as matching
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
-from scconv_deploy.pipeline import MaskFormChoice, Progress, reference_from_spec, silent
+from scconv_deploy.exporting import MaskFormChoice
+from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, StageRecord
 from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
 from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions

@@ -37,7 +37,7 @@ def tiny_net():
 @pytest.fixture(scope="session")
 def tiny_reference():
     """(reference, log): TinyNet with a dynamic batch, its SRUs recognised."""
-    from scconv_deploy.pipeline import reference_from_module
+    from scconv_deploy.references import reference_from_module
     from scconv_deploy.spec import DynamicAxis
 
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def tiny_reference():
 def tiny_bytes(tiny_reference):
     """TinyNet exported: the bytes of model.onnx, and the stages' log."""
     from scconv_deploy.exporters.onnx import serialize
-    from scconv_deploy.pipeline import ExportOptions, export_to_ir
+    from scconv_deploy.exporting import ExportOptions, export_to_ir
     from scconv_deploy.report.records import StageLog
 
     log = StageLog()

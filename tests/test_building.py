@@ -19,7 +19,7 @@ from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import load_engine
 from scconv_deploy.exporters.engine_cache import EngineCache
-from scconv_deploy.pipeline import ExportOptions
+from scconv_deploy.exporting import ExportOptions
 from scconv_deploy.spec import DynamicAxis
 from tests.exporters.engines import conv_model, save, sru_model
 

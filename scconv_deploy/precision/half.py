@@ -9,6 +9,7 @@ Works on the finished float32 graph and not on the module: by then BatchNorms ar
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -19,13 +20,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, UNIT_ROUNDOFF, HalfPrecision
 from scconv_deploy.rewrite.functions import DOMAIN
 
-Precision = Literal["fp16", "bf16"]
-DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+PRECISION = "scconv_deploy.precision"
+"""Metadata of a converted model: its :class:`HalfOptions` (JSON)."""
 
-UNIT_ROUNDOFF: dict[str, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-LARGEST: dict[str, float] = {"fp16": 65504.0, "bf16": float(np.finfo(np.float32).max)}
+DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 KEPT_OPERATORS: dict[str, str] = {
     "Softmax": "exponentials and their sum",
@@ -57,7 +58,7 @@ class HalfOptions:
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
     """
 
-    precision: Precision
+    precision: HalfPrecision
     io: Literal["float32", "half"] = "float32"
     keep: tuple[str, ...] = ()
 
@@ -78,17 +79,32 @@ class Conversion:
     casts: int
 
 
+def converted(model: ir.Model, options: HalfOptions) -> Conversion:
+    """:func:`to_half` of a copy, which says in its metadata what was done to it."""
+    conversion = to_half(ir.from_proto(ir.to_proto(model)), options)
+    conversion.model.metadata_props[PRECISION] = json.dumps(
+        {"precision": options.precision, "io": options.io, "keep": list(options.keep)}
+    )
+    return conversion
+
+
 def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
     """Convert a float32 model, in place.
 
     Raises:
-        ModelError: it holds half types already (it is as it was then), a value without a type, or functions of
-            another domain.
+        ModelError: its opset is too low for the type; it holds half types already (it is as it was then), a value
+            without a type, or functions of another domain.
         UsageError: a pattern of ``keep`` matches nothing.
     """
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.ShapeInferencePass()(model)
     _require_float32(model)
+    opset, first = model.opset_imports[""], FIRST_OPSET[options.precision]
+    if opset is None or opset < first:
+        raise ModelError(
+            f"The model has opset {opset}; {options.precision} needs {first}, from which convolutions take it.",
+            f"Export it with --opset {first}, or run scconv-deploy rewrite IN.onnx -o OUT.onnx --opset {first}.",
+        )
     conversion = _Conversion(model, options)
     conversion.run()
     return Conversion(model, conversion.half, tuple(conversion.kept.items()), conversion.casts)

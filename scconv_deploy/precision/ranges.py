@@ -8,45 +8,65 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.precision.types import ELEMENT, LARGEST, HalfPrecision
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _PREFIX = "scconv_range::"
 
 
-def activations_beyond(
-    model: onnx.ModelProto, samples: Iterable[Mapping[str, np.ndarray]], largest: float
-) -> dict[str, float]:
-    """The float tensors of the main graph whose largest absolute value on the samples is above a limit.
+class RangeWatch:
+    """The largest absolute values of what a half model holds in half, in the float32 model that it came from.
 
     Each tensor is reduced to one number inside the graph, so that memory does not grow with the number of tensors.
 
     Args:
-        samples: input arrays by name.
-        largest: the limit, for example 65504 for float16.
-
-    Returns:
-        tensor -> its largest absolute value (NaN counts as infinite), the largest first.
+        single: the float32 model.
+        half: the same, converted.
+        precision: of it.
 
     Raises:
-        ModelError: ONNX Runtime cannot run the model.
+        ModelError: ONNX Runtime cannot run the float32 model.
     """
-    watched = _float_tensors(model)
-    found = dict.fromkeys(watched, 0.0)
-    with OnnxRuntimeRunner(_with_ranges(model, watched)) as runner:
-        for sample in samples:
-            outputs = runner.run(sample)
-            for name in watched:
-                value = float(outputs[_PREFIX + name])
-                found[name] = max(found[name], float("inf") if np.isnan(value) else value)
-    beyond = {name: value for name, value in found.items() if value > largest}
-    return dict(sorted(beyond.items(), key=lambda item: -item[1]))
+
+    def __init__(
+        self,
+        single: onnx.ModelProto,
+        half: onnx.ModelProto,
+        precision: HalfPrecision,
+        options: RuntimeOptions = RuntimeOptions(),
+    ) -> None:
+        self._limit = LARGEST[precision]
+        in_half = _of_type(half, ELEMENT[precision]) | _halved_outputs(half, ELEMENT[precision])
+        watched = [name for name in _of_type(single, TensorProto.FLOAT) if name in in_half]
+        self._largest = dict.fromkeys(watched, 0.0)
+        self._runner = OnnxRuntimeRunner(_with_ranges(single, watched), options) if watched else None
+
+    def add(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Run once."""
+        found = self._runner.run(inputs) if self._runner is not None else {}
+        for name, largest in self._largest.items():
+            value = float(found[_PREFIX + name])
+            self._largest[name] = max(largest, float("inf") if np.isnan(value) else value)
+
+    @property
+    def beyond(self) -> dict[str, float]:
+        """Tensor -> its largest absolute value (NaN counts as infinite), of those that half cannot hold; in order."""
+        return {name: value for name, value in self._largest.items() if value > self._limit}
 
 
-def _float_tensors(model: onnx.ModelProto) -> list[str]:
+def _of_type(model: onnx.ModelProto, kind: int) -> dict[str, None]:
+    """The tensors of this type that the main graph's nodes give, in order."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = [*inferred.value_info, *inferred.output]
-    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return [name for node in model.graph.node for name in node.output if name in floats]
+    typed = {v.name for v in (*inferred.value_info, *inferred.output) if v.type.tensor_type.elem_type == kind}
+    return {name: None for node in model.graph.node for name in node.output if name in typed}
+
+
+def _halved_outputs(half: onnx.ModelProto, kind: int) -> dict[str, None]:
+    """Outputs of the graph that are half under another name, and cast to float32 under their own."""
+    typed = _of_type(half, kind)
+    outputs = {value.name for value in half.graph.output}
+    casts = [node for node in half.graph.node if node.op_type == "Cast" and node.output[0] in outputs]
+    return {node.output[0]: None for node in casts if node.input[0] in typed}
 
 
 def _with_ranges(model: onnx.ModelProto, watched: Iterable[str]) -> onnx.ModelProto:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
     from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.exporters.engine import EngineManifest
+    from scconv_deploy.exporting import ExportResult
     from scconv_deploy.inspection import EngineInspection, ModelInspection, OnnxInspection
-    from scconv_deploy.pipeline import DeployResult, ExportResult
+    from scconv_deploy.pipeline import DeployResult
     from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.report.rejudge import Judgement
@@ -304,20 +305,10 @@ def print_conversion(console: Console, result: ConvertResult) -> None:
     """What stays in float32 and why, and how far the result is from the original."""
     for node, reason in result.kept:
         _line(console, f"float32  {node}: {reason}")
-    for name, largest in result.beyond.items():
-        _line(console, f"beyond   {name} reaches {largest:.3g}, more than half can hold")
     before, after = result.bytes_before / 1e6, result.bytes_after / 1e6
     _line(console, f"{result.path}: {result.precision}, {result.half} nodes in half, {result.casts} casts")
     _line(console, f"size     {before:.1f} -> {after:.1f} MB")
-    report = result.comparison
-    if report.not_run:
-        _line(console, f"not compared: {report.not_run}")
-    else:
-        _line(console, f"same half input, gates changed: {report.flips:,} of {report.gates:,}")
-        for name, error in (report.errors or {}).items():
-            free = (report.free_errors or {})[name]
-            text = f"{error:.1e} relative L2 with the float32 gates (limit {report.limit:.1e}), {free:.1e} running free"
-            _line(console, f"{name}: {text}")
+    print_report(console, result.report)
     _line(console, f"sha256 {result.sha256}")
 
 

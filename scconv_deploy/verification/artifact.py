@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.margins import count_flips, count_free_flips, histogram
+from scconv_deploy.margins import count_flips, count_free_flips, decide, histogram
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError
 from scconv_deploy.verification import instrument, jump
@@ -17,9 +17,11 @@ from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.paired import PairedCounts
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, SiteRun
+from scconv_deploy.verification.runners.half import HalfRunner, runner_of
 from scconv_deploy.verification.runners.onnx_reference import OnnxReferenceRunner
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
+Runner = OnnxRuntimeRunner | HalfRunner
 _OPINION_SIZE = 8
 """Height and width to which an SRU's input is cut for onnx.reference, which is a hundred times slower."""
 
@@ -37,12 +39,12 @@ class ArtifactMeasurement:
         self, source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
     ) -> None:
         self._source, self._proto, self._options = source, proto, options
-        self._free = OnnxRuntimeRunner(proto, options)
+        self._free = runner_of(proto, options)
         self._nodes = instrument.sites(proto)
         self._producers = {output: node for node in proto.graph.node for output in node.output}
-        self._probes: dict[str, OnnxRuntimeRunner | None] = {}
-        self._open: OnnxRuntimeRunner | None = None
-        self._forced: OnnxRuntimeRunner | None = None
+        self._probes: dict[str, Runner | None] = {}
+        self._open: Runner | None = None
+        self._forced: Runner | None = None
         self.measured = measured
 
     def __enter__(self) -> ArtifactMeasurement:
@@ -105,17 +107,27 @@ class ArtifactMeasurement:
             return
         if name not in self._probes:
             model = self._probe_of(name)
-            self._probes[name] = OnnxRuntimeRunner(model, self._options) if model is not None else None
+            self._probes[name] = runner_of(model, self._options) if model is not None else None
             if model is not None:
                 self._ask_second_opinion(model, site)
         runner = self._probes[name]
         if runner is None:
             return
-        decided = runner.run({instrument.PROBE_X: site.x})[instrument.PROBE_OPEN]
-        differs, found = decided != site.mask, self.measured.sites[name]
+        x, expected = self._as_data(site)
+        decided = runner.run({instrument.PROBE_X: x})[instrument.PROBE_OPEN]
+        differs, found = decided != expected, self.measured.sites[name]
         if differs.any():
-            found.jumped(jump.largest(site.x, differs, site.site))
-        found.teacher_forced = (found.teacher_forced or FlipCount(0)) + count_flips(differs, site.x, site.site.form)
+            found.jumped(jump.largest(x, differs, site.site))
+        found.teacher_forced = (found.teacher_forced or FlipCount(0)) + count_flips(differs, x, site.site.form)
+
+    def _as_data(self, site: SiteRun) -> tuple[np.ndarray, np.ndarray]:
+        """The reference's input of a gate as the artifact can take it, and what is right for it."""
+        assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
+        if self.measured.data == np.float32:
+            return site.x, site.mask
+        with np.errstate(over="ignore"):
+            x = site.x.astype(self.measured.data).astype(np.float32)
+        return x, decide(x, site.site.form)
 
     def _probe_of(self, name: str) -> onnx.ModelProto | None:
         node = self._nodes.get(name)
@@ -124,6 +136,8 @@ class ArtifactMeasurement:
     def _ask_second_opinion(self, probe: onnx.ModelProto, site: SiteRun) -> None:
         """The same node in onnx.reference on a small input, gates and values."""
         form = site.site.form
+        if self.measured.data != np.float32:
+            return  # PyTorch's own values are in float32
         assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
         x = np.ascontiguousarray(site.x[:1, :, :_OPINION_SIZE, :_OPINION_SIZE])
         if x[0].size % form.num_groups or x[0].size == form.num_groups:
@@ -163,8 +177,8 @@ class ArtifactMeasurement:
             count = count_free_flips(site.mask, decided, site.x, x, site.site.form)
             measured.free_running = (measured.free_running or FlipCount(0)) + count
 
-    def _laid_open(self, run: ReferenceRun, inject: bool) -> OnnxRuntimeRunner:
-        return OnnxRuntimeRunner(instrument.laid_open(self._proto, list(run.sites), inject=inject), self._options)
+    def _laid_open(self, run: ReferenceRun, inject: bool) -> Runner:
+        return runner_of(instrument.laid_open(self._proto, list(run.sites), inject=inject), self._options)
 
     # --- values --------------------------------------------------------------------------------------------------
 
@@ -183,7 +197,7 @@ class ArtifactMeasurement:
             if not run.deep:
                 continue
             floor = run.floors[name]
-            self.measured.keep_swapped(name, self.measured.against_noise(as_given[name], given, floor))
+            self.measured.keep_swapped(name, as_given[name], given, floor)
             self.measured.keep_replay(name, self.measured.against_noise(forced[name], value, floor), run)
         self._answer(run, free)
 

@@ -1,8 +1,9 @@
 """The chain from the reference to the artifact, link by link, and the verdict; no torch in it.
 
-``PyTorch as given -> with SRUs swapped -> ONNX Runtime``: each SRU is fed the reference's own input and its gates are
-compared one by one; running free, every changed gate must be explained by the error of its input; with the gates
-fixed the rest is continuous and is judged by its error against PyTorch's own rounding noise. See DESIGN section 6.
+``PyTorch as given -> with SRUs swapped -> ONNX Runtime -> precision``: each SRU is fed the reference's own input and
+its gates are compared one by one; running free, every changed gate must be explained by the error of its input; with
+the gates fixed the rest is continuous and is judged by its error against PyTorch's own rounding noise, or against the
+rounding of half data. See DESIGN section 6.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,6 +20,8 @@ import onnx
 from scconv_deploy import __version__
 from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
+from scconv_deploy.precision.ranges import RangeWatch
+from scconv_deploy.precision.types import Precision, data_type, precision_of
 from scconv_deploy.report.records import (
     Check,
     FreeRunning,
@@ -33,20 +37,34 @@ from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference_run import ReferenceSource
+from scconv_deploy.verification.runners.half import needs_stand_in
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
+PRECISION_LINK = "precision"
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is judged: the model with its external data loaded, its name, and the bytes that are hashed."""
+    """What is judged.
+
+    Attributes:
+        proto: the model with its external data loaded.
+        name: of the file; ``content`` is what is hashed.
+        single: the float32 model that a half one was converted from, a link of its own; None if it is not at hand.
+    """
 
     proto: onnx.ModelProto
     name: str
     content: bytes
+    single: onnx.ModelProto | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """The type of its data."""
+        return precision_of(self.proto)
 
 
 @dataclass(frozen=True)
@@ -85,14 +103,25 @@ def verify_artifact(
         ModelError: ONNX Runtime or the reference cannot run the inputs at all.
     """
     proto, runtime = artifact.proto, judging.runtime
-    measured = Measured(tolerances.table(judging.overrides))
+    table = tolerances.table(judging.overrides)
+    measured, single = Measured(table, data_type(artifact.precision)), None
     described: dict[str, int] = {}
-    with log.stage("verify") as stage, ArtifactMeasurement(source, proto, measured, runtime) as measurement:
+    with log.stage("verify") as stage, ExitStack() as stack:
+        measurements = [stack.enter_context(ArtifactMeasurement(source, proto, measured, runtime))]
+        ranges = None
+        if artifact.single is not None and artifact.precision != "fp32":
+            ranges = RangeWatch(artifact.single, proto, artifact.precision, runtime)
+        if artifact.single is not None and not source.swapped_link:
+            single = Measured(table)
+            measurements.append(stack.enter_context(ArtifactMeasurement(source, artifact.single, single, runtime)))
         for sample in samples:
             run = source.run(sample)
             kind = run.kind or run.description
             described[kind] = described.get(kind, 0) + 1
-            measurement.run(run)
+            for measurement in measurements:
+                measurement.run(run)
+            if ranges is not None and run.deep:
+                ranges.add(run.inputs)
         names = tuple(text if n == 1 else f"{text}, {n} batches" for text, n in described.items())
         stage.applied += names
         stage.skipped += measured.redundant.items()
@@ -100,7 +129,7 @@ def verify_artifact(
             stage.skipped.append(("noise floor in float64", measured.float64_refusal))
     nodes = instrument.sites(proto)
     statics = judge.static_checks(proto, nodes, measured)
-    links = _links(source, artifact, nodes, statics, measured)
+    links = _links(source, artifact, statics, measured, single, ranges, runtime)
     failed = any(link.status == "failed" for link in links)
     return ParityReport(
         model=source.name,
@@ -124,31 +153,70 @@ def verify_artifact(
 def _links(
     source: ReferenceSource,
     artifact: Artifact,
-    nodes: Mapping[str, onnx.NodeProto],
     statics: Mapping[str, Check],
     measured: Measured,
+    single: Measured | None,
+    ranges: RangeWatch | None,
+    runtime: RuntimeOptions,
 ) -> tuple[Link, ...]:
     swapped = Link(SWAPPED_LINK, "not run", source.swapped_link)
     if not source.swapped_link:
         swapped = Link.of(SWAPPED_LINK, judge.swapped_checks(source.recognised, measured))
-    stored = _weights(source, artifact.proto, measured)
-    return (
-        swapped,
-        Link.of(ONNX_LINK, [
-            judge.static_summary(artifact.proto, nodes, statics, measured),
-            *judge.rewritten_checks(artifact.proto, nodes, measured),
-            *([stored] if stored is not None else []),
-            judge.teacher_forced_check(measured),
-            *judge.second_opinion_checks(measured),
-            judge.free_running_check(measured),
-            *judge.replay_checks(measured),
-            *judge.layers_check(measured),
-            *judge.contract_checks(measured),
-            *judge.finite_checks(measured),
-        ]),
-        Link("precision", "not run", "the artifact computes in fp32; nothing was converted"),
-        Link("engine", "not run", "no engine was built"),
-    )  # fmt: skip
+    found = _artifact_checks(source, artifact.proto, statics, measured)
+    if artifact.precision == "fp32":
+        onnx_link = Link.of(ONNX_LINK, found)
+        precision = Link(PRECISION_LINK, "not run", "the artifact computes in fp32; nothing was converted")
+    else:
+        reason = (
+            source.swapped_link or f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
+        )
+        onnx_link = Link(ONNX_LINK, "not run", source.swapped_link or reason)
+        if artifact.single is not None and single is not None:
+            checks = judge.static_checks(artifact.single, instrument.sites(artifact.single), single)
+            onnx_link = Link.of(ONNX_LINK, _artifact_checks(source, artifact.single, checks, single))
+        precision = Link.of(PRECISION_LINK, [*_stand_in(artifact, runtime), *_in_range(artifact, ranges), *found])
+    return (swapped, onnx_link, precision, Link("engine", "not run", "no engine was built"))
+
+
+def _artifact_checks(
+    source: ReferenceSource, proto: onnx.ModelProto, statics: Mapping[str, Check], measured: Measured
+) -> list[Check]:
+    nodes = instrument.sites(proto)
+    stored = _weights(source, proto, measured)
+    return [
+        judge.static_summary(proto, nodes, statics, measured),
+        *judge.rewritten_checks(proto, nodes, measured),
+        *([stored] if stored is not None else []),
+        judge.teacher_forced_check(measured),
+        *judge.second_opinion_checks(measured),
+        judge.free_running_check(measured),
+        *judge.replay_checks(measured),
+        *judge.layers_check(measured),
+        *judge.contract_checks(measured),
+        *judge.finite_checks(measured),
+    ]
+
+
+def _in_range(artifact: Artifact, ranges: RangeWatch | None) -> list[Check]:
+    """Values that half cannot hold, by the layer that gives them."""
+    if ranges is None or not ranges.beyond:
+        return []
+    producers = {name: node for node in artifact.proto.graph.node for name in node.output}
+    found = []
+    for name, largest in ranges.beyond.items():
+        module = instrument.module_of(producers[name]) if name in producers else ""
+        found.append(f"{name}{f' ({module})' if module else ''} reaches {largest:.3g}")
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    reason = f"{', '.join(found[:3])}{more}, which {artifact.precision} cannot hold; --keep leaves layers in float32"
+    return [Check("range", "failed", reason)]
+
+
+def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:
+    """Said where the artifact itself cannot run."""
+    if not needs_stand_in(artifact.proto, runtime):
+        return []
+    text = f"ONNX Runtime cannot run {artifact.precision} here: a stand-in that computes each operator in float32 and "
+    return [Check("stand-in", "not run", f"{text}rounds what it gives was judged")]
 
 
 def _departure(

@@ -22,7 +22,8 @@ from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.compare import comparable
 from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference_run import ReferenceRun, ReferenceSource
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification.runners.half import runner_of
+from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 
 _AT_ONCE = 16  # values compared in one run: their tensors are in memory together
 
@@ -93,7 +94,7 @@ def first_of(
     if not expected:
         return ""
     laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
-    with OnnxRuntimeRunner(laid_open, options) as runner:
+    with runner_of(laid_open, options) as runner:
         actual = runner.run(inputs_with_masks(runner.inputs, run))
     made = Counter(path for path, _ in expected)
     stored = Counter(path for path, _ in module_outputs(proto).values())

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from scconv_deploy.precision.types import ELEMENT, precision_of
 from scconv_deploy.rewrite.functions import DOMAIN, MODULE, OPEN
 
 _INJECTED = "sru__injected"
@@ -111,7 +112,10 @@ def laid_open(
 
 
 def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto | None:
-    """A model of one SRU alone: its x in, its y and its gates (bool) out; None if its body hides them."""
+    """A model of one SRU alone: its x in, its y and its gates (bool) out; None if its body hides them.
+
+    x and y have the type of the model's data.
+    """
     function = function_of(model, node)
     if function is None or not _has_open(function):
         return None
@@ -122,7 +126,8 @@ def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto 
     del probe.input[:], probe.output[:]
     probe.input.extend([PROBE_X, *node.input[1:]])
     probe.output.extend([PROBE_Y, PROBE_OPEN])
-    float_type = TensorProto.FLOAT
+    precision = precision_of(model)
+    float_type = TensorProto.FLOAT if precision == "fp32" else ELEMENT[precision]
     graph = helper.make_graph(
         [probe],
         "gate_probe",

@@ -19,6 +19,7 @@ from scconv_deploy.verification.reference_run import ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
 
 _KEPT_WORST = 5
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Measured:
 
     Attributes:
         limits: the tolerances that noise floors are clamped to.
+        data: the type of the artifact's data, whose rounding no float output is below.
         sites: in the order of their calls.
         swapped_flips, swapped_distance: each SRU as given against its variant, fed the same input.
         swapped_error, replay: of the sample with the worst ratio; the swapped model against the given one, and the
@@ -85,6 +87,7 @@ class Measured:
     """
 
     limits: Table
+    data: np.dtype = FLOAT32
     sites: dict[str, SiteMeasured] = field(default_factory=dict)
     swapped_flips: dict[str, FlipCount] = field(default_factory=dict)
     swapped_distance: float = 0.0
@@ -110,10 +113,17 @@ class Measured:
             return ""
         return f", on {self.inputs_in_full:,} of {self.inputs:,} inputs"
 
-    def against_noise(self, y: np.ndarray, expected: np.ndarray, floor: float | None) -> AgainstNoise:
-        """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed)."""
-        smallest = self.limits[tolerances.name_of(self.limits, "smallest_floor", expected.dtype)].value
-        largest = tolerances.name_of(self.limits, "largest_floor", expected.dtype)
+    def against_noise(
+        self, y: np.ndarray, expected: np.ndarray, floor: float | None, data: np.dtype | None = None
+    ) -> AgainstNoise:
+        """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed).
+
+        Args:
+            data: the type that y was computed in; the artifact's by default.
+        """
+        rounded = (data or self.data) if expected.dtype == np.float32 else expected.dtype
+        smallest = self.limits[tolerances.name_of(self.limits, "smallest_floor", rounded)].value
+        largest = tolerances.name_of(self.limits, "largest_floor", rounded)
         if floor is None:
             floor = self.limits["assumed_floor"].value if expected.dtype.kind == "f" else 0.0
         # not max(), which would hide a floor that is not a number
@@ -128,7 +138,9 @@ class Measured:
             sites = {site: replace(found, x=None) for site, found in run.sites.items()}
             self.worst_run = replace(run, sites=sites)
 
-    def keep_swapped(self, name: str, found: AgainstNoise) -> None:
+    def keep_swapped(self, name: str, as_given: np.ndarray, given: np.ndarray, floor: float | None) -> None:
+        """Both are PyTorch's, in float32 whatever the artifact computes in."""
+        found = self.against_noise(as_given, given, floor, data=FLOAT32)
         _keep_worst(self.swapped_error, name, found)
 
     def keep_metrics(self, name: str, metrics: OutputMetrics) -> None:

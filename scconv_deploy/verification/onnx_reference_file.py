@@ -44,9 +44,9 @@ class OnnxReference:
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
     left_alone: tuple[Refusal, ...] = ()
 
-    def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        self.name = str(path)
-        self._proto = read_onnx(path)
+    def __init__(self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+        self.name = name
+        self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
         self._runner = OnnxRuntimeRunner(instrument.laid_open(self._proto, list(self._sites), inject=False), options)
 
@@ -107,7 +107,7 @@ def verify_against_onnx(
         ModelError: ONNX Runtime refuses one.
     """
     path, notes = artifact_file(artifact)
-    source = OnnxReference(reference, judging.runtime)
+    source = OnnxReference(str(reference), read_onnx(reference), judging.runtime)
     content = path.read_bytes()
     provenance: Mapping[str, str] = {"command": command, "seed": str(seed), "reference": str(reference)} | notes
     return verify_artifact(

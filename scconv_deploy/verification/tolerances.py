@@ -59,6 +59,9 @@ ALL: dict[str, Tolerance] = {
     "smallest_floor.float16": Tolerance(
         2.0**-11, "smallest noise floor of a float16 output, relative L2", "half a unit in the last place"
     ),
+    "smallest_floor.bfloat16": Tolerance(
+        2.0**-8, "smallest noise floor of a bfloat16 output, relative L2", "half a unit in the last place"
+    ),
     "smallest_floor.index": Tolerance(
         1e-4,
         "smallest noise floor of an output of indices or masks, share of entries that differ",
@@ -74,6 +77,11 @@ ALL: dict[str, Tolerance] = {
     "largest_floor.float16": Tolerance(
         1e-2,
         "largest noise floor of a float16 output, relative L2",
+        "twenty times its own rounding; a noisier reference proves nothing",
+    ),
+    "largest_floor.bfloat16": Tolerance(
+        8e-2,
+        "largest noise floor of a bfloat16 output, relative L2",
         "twenty times its own rounding; a noisier reference proves nothing",
     ),
     "largest_floor.index": Tolerance(
@@ -133,6 +141,6 @@ def parse_values(texts: Sequence[str]) -> dict[str, float]:
 
 def name_of(limits: Table, name: str, dtype: np.dtype) -> str:
     """The full name of a tolerance that depends on the output's type."""
-    if dtype.kind != "f":
-        return f"{name}.index"
-    return f"{name}.{dtype.name}" if f"{name}.{dtype.name}" in limits else f"{name}.float32"
+    if f"{name}.{dtype.name}" in limits:
+        return f"{name}.{dtype.name}"
+    return f"{name}.float32" if dtype.kind == "f" else f"{name}.index"

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import warnings
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from scconv_deploy.precision.types import NUMPY
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.verification.reference_run import Arrays
 
 NAME = "weights"
-_UNIT = 2.0**-23  # distance from 1 to the next float32
 
 
 def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
@@ -24,11 +25,14 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     A weight of two or more axes may be scaled by one factor for each output channel (axis 0), which is what folding a
     BatchNorm does; the factor itself is not judged here, for it shows in every output of the channel.
 
+    A weight in half is compared with the reference's rounded to half.
+
     Args:
         weights: of the reference, by name.
         limit_ulps: how far an entry may be off, in units of its own last place.
     """
     same = folded = 0
+    rounded = ""
     worst = 0.0
     problems, others = [], []
     for tensor in model.graph.initializer:
@@ -36,6 +40,10 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
         if expected is None or expected.dtype != np.float32:
             continue
         actual = numpy_helper.to_array(tensor)
+        if actual.dtype in NUMPY.values():
+            with np.errstate(over="ignore"):  # what half cannot hold differs then
+                expected = expected.astype(actual.dtype)
+            rounded = f", rounded to {actual.dtype}"
         if actual.shape != expected.shape or actual.dtype != expected.dtype:
             others.append(tensor.name)
         elif actual.tobytes() == expected.tobytes():
@@ -55,7 +63,7 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
         return Check(NAME, "failed", problems[0] + more, decided)
     if not same and not folded:
         return Check(NAME, "not run", "no stored weight has the name of one of the reference's")
-    text = f"{same} weights are the reference's bit for bit, {folded} but for a factor of each channel"
+    text = f"{same} weights are the reference's bit for bit{rounded}, {folded} but for a factor of each channel"
     return Check(NAME, "passed", text + (f"; {len(others)} of another form" if others else ""), decided)
 
 
@@ -64,15 +72,16 @@ def _off_scale(actual: np.ndarray, expected: np.ndarray) -> float | None:
 
     The factor of a channel is the median of its entries' ratios, so that a damaged entry does not move it.
     """
-    if actual.ndim < 2 or not np.isfinite(expected).all():
+    if actual.ndim < 2 or not np.isfinite(expected.astype(np.float32)).all():
         return None
+    kind = ml_dtypes.finfo(actual.dtype)
     a, b = (v.reshape(len(v), -1).astype(np.float64) for v in (actual, expected))
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a channel of zeros has no ratio
         factor = np.nan_to_num(np.nanmedian(np.where(b == 0, np.nan, a / b), axis=1, keepdims=True))
     scaled = factor * b
     off = np.abs(a - scaled)
-    units = off / (_UNIT * np.maximum(np.abs(scaled), np.finfo(np.float32).tiny))
+    units = off / (float(kind.eps) * np.maximum(np.abs(scaled), float(kind.tiny)))
     with np.errstate(invalid="ignore"):
         units[factor[:, 0] == 1] *= np.inf  # not folded at all: every bit counts
     return float(np.nanmax(units))  # 0 * inf: the entries of such a channel that are equal

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.exporters.onnx import export_model
+from scconv_deploy.exporters.onnx import export_model, serialize
 from scconv_deploy.gate import Recognition
-from scconv_deploy.pipeline import serialize
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis

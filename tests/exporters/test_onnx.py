@@ -11,7 +11,8 @@ from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export, export_to_ir, reference_from_module
+from scconv_deploy.exporting import ExportOptions, export, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
 from scconv_deploy.spec import DynamicAxis

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from scconv_deploy import cli
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import check
+from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.precision.half import HalfOptions, to_half
+from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification import instrument
 
 FLOAT, HALVES = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -21,10 +23,12 @@ CASES = [("fp16", "float32"), ("fp16", "half"), ("bf16", "float32")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
-def half(request, tiny_bytes):
+def half(request, tiny_bytes, tiny_reference):
     """TinyNet converted: four SRUs of three operators, one of them behind another."""
     precision, io = request.param
     model = ir.from_proto(onnx.load_model_from_string(tiny_bytes[0]))
+    if precision == "bf16":
+        model = export_to_ir(tiny_reference[0], ExportOptions(opset=22), StageLog())
     return ir.to_proto(to_half(model, HalfOptions(precision, io)).model)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from tests.mutations import two_heads
 
 

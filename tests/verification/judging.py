@@ -7,7 +7,8 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.pipeline import reference_from_module
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.verification.runners import float64
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import record_gates

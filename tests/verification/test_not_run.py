@@ -9,7 +9,8 @@ from torch import nn
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.verification.samples import Sample
 from tests.verification.judging import Calls, check_of, export_of, judge
 

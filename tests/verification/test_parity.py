@@ -10,8 +10,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.gate import recognize, swap
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import Link
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.samples import Sample

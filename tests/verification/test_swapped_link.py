@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.gate import VARIANTS, gate_parameters
 from scconv_deploy.gate.bound import margins_and_bounds
 from scconv_deploy.gate.probes import near_threshold
 from scconv_deploy.gate.variant import open_mask
-from scconv_deploy.pipeline import ExportOptions, export_to_ir, reference_from_module
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.parity import Reference
 from tests import wild

@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from scconv_deploy import cli, inspection, zoo
-from scconv_deploy.pipeline import reference_from_spec
+from scconv_deploy.references import reference_from_spec
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.zoo import catalogue
