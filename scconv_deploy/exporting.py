@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 from torch import nn
@@ -16,7 +16,7 @@ from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import check, export_model, serialize
 from scconv_deploy.precision.half import HalfOptions, converted
-from scconv_deploy.precision.types import FIRST_OPSET, Precision
+from scconv_deploy.precision.types import FIRST_OPSET, IoTypes, Precision
 from scconv_deploy.references import Progress, reference_from_module, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.rewrite.apply import apply_rules
@@ -42,17 +42,24 @@ class ExportOptions:
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
 
     Raises:
-        UsageError: options that contradict each other.
+        UsageError: a value that is none of those named, or options that contradict each other.
     """
 
     opset: int | None = None
     mask_form: MaskFormChoice = "auto"
     backends: tuple[str, ...] = ("onnx",)
     precision: Precision = "fp32"
-    io: Literal["float32", "half"] = "float32"
+    io: IoTypes = "float32"
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, known in (
+            ("precision", Precision),
+            ("io", Literal["float32", "half"]),
+            ("mask_form", MaskFormChoice),
+        ):
+            if getattr(self, name) not in get_args(known):
+                raise UsageError(f"{name} is {getattr(self, name)!r}.", f"There are {', '.join(get_args(known))}.")
         if self.precision == "fp32":
             if self.io != "float32" or self.keep:
                 name = "--io half" if self.io != "float32" else f"--keep {self.keep[0]!r}"

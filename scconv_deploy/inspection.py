@@ -18,6 +18,7 @@ from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
+from scconv_deploy.precision.types import Precision, precision_of
 from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
@@ -47,6 +48,7 @@ class OnnxInspection:
         sites: SRU node -> its variant, or its operator where the file does not say.
         operators: how many nodes of each type the graph has, function bodies not counted.
         parameters: numbers in the initializers.
+        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``.
     """
 
     path: str
@@ -60,6 +62,7 @@ class OnnxInspection:
     operators: dict[str, int]
     parameters: int
     metadata: dict[str, str]
+    precision: Precision = "fp32"
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, UNIT_ROUNDOFF, HalfPrecision
+from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, UNIT_ROUNDOFF, HalfPrecision, IoTypes
 from scconv_deploy.rewrite.functions import DOMAIN
 
 PRECISION = "scconv_deploy.precision"
@@ -59,7 +58,7 @@ class HalfOptions:
     """
 
     precision: HalfPrecision
-    io: Literal["float32", "half"] = "float32"
+    io: IoTypes = "float32"
     keep: tuple[str, ...] = ()
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 HalfPrecision = Literal["fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
+IoTypes = Literal["float32", "half"]
 
 NUMPY: dict[HalfPrecision, np.dtype] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ELEMENT: dict[HalfPrecision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

@@ -259,6 +259,7 @@ def print_onnx(console: Console, result: OnnxInspection) -> None:
     opsets = ", ".join(f"{domain} {number}" for domain, number in result.opsets.items())
     _line(console, f"{result.path}: {result.file_bytes / 1e6:.1f} MB, IR {result.ir_version}, opset {opsets}")
     _line(console, f"parameters {result.parameters:,}")
+    _line(console, f"precision  {result.precision}")
     for what, tensors in (("input", result.inputs), ("output", result.outputs)):
         for tensor in tensors:
             _line(console, f"{what:<10} {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.shape))}]")
