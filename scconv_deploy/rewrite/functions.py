@@ -46,6 +46,9 @@ STRADDLE = "straddle"
 OPEN = "sru__open"
 """The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""
 
+GATED = "sru__xf"
+"""The input in float32 as the gates see it, in every body: a runtime may leave out a rounding to half before it."""
+
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
 REWRITTEN = "scconv_deploy.rewritten"

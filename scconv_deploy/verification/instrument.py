@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from scconv_deploy.precision.types import ELEMENT, precision_of
-from scconv_deploy.rewrite.functions import DOMAIN, MODULE, OPEN
+from scconv_deploy.rewrite.functions import DOMAIN, GATED, MODULE, OPEN
 
 _INJECTED = "sru__injected"
 PROBE_X, PROBE_Y, PROBE_OPEN = "scconv_probe::x", "scconv_probe::y", "scconv_probe::open"
@@ -94,7 +94,7 @@ def laid_open(
             function = function_of(copy, node)
             if function is None or not _has_open(function):
                 continue
-            replaced[key] = _injected(function) if inject else _opened(function)
+            replaced[key] = _injected(function) if inject else _opened(function, *_shown(function))
         node.op_type = replaced[key].name
         if inject:
             node.input.append(mask_input(site))
@@ -102,8 +102,10 @@ def laid_open(
         else:
             node.output.append(gate_output(site))
             copy.graph.output.append(helper.make_tensor_value_info(gate_output(site), TensorProto.BOOL, [None] * 4))
-        # a value of its own: the input may be a graph input or output already
-        copy.graph.node.append(helper.make_node("Identity", [node.input[0]], [gate_input(site)]))
+        if len(replaced[key].output) > len(node.output):
+            node.output.append(gate_input(site))
+        else:  # a value of its own: the input may be a graph input or output already
+            copy.graph.node.append(helper.make_node("Identity", [node.input[0]], [gate_input(site)]))
         copy.graph.output.append(onnx.ValueInfoProto(name=gate_input(site)))
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values if value not in known)
@@ -153,12 +155,16 @@ def _has_open(function: onnx.FunctionProto) -> bool:
     return any(OPEN in node.output for node in function.node)
 
 
-def _opened(function: onnx.FunctionProto) -> onnx.FunctionProto:
+def _opened(function: onnx.FunctionProto, *further: str) -> onnx.FunctionProto:
     copy = onnx.FunctionProto()
     copy.CopyFrom(function)
     copy.name = f"{function.name}Opened"
-    copy.output.append(OPEN)
+    copy.output.extend([OPEN, *further])
     return copy
+
+
+def _shown(function: onnx.FunctionProto) -> list[str]:
+    return [GATED] if any(GATED in node.output for node in function.node) else []
 
 
 def _injected(function: onnx.FunctionProto) -> onnx.FunctionProto:
