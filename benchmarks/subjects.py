@@ -86,9 +86,9 @@ def cached_naive_onnx(model: nn.Module, x: Tensor) -> tuple[bytes, NaiveExport]:
     return file.read_bytes(), NaiveExport(**json.loads(facts.read_text(encoding="utf-8")))
 
 
-def our_onnx(model: nn.Module, x: Tensor, mask_form: Any = "multiply") -> bytes:
+def our_onnx(model: nn.Module, x: Tensor, mask_form: Any = "multiply", opset: int = 18) -> bytes:
     """The model through ``scconv_deploy.export``; every SRU must become a node, or the comparison means nothing."""
-    options = scconv_deploy.ExportOptions(mask_form=mask_form)
+    options = scconv_deploy.ExportOptions(mask_form=mask_form, opset=opset)
     with tempfile.TemporaryDirectory() as folder:
         result = scconv_deploy.export(model, x, Path(folder) / "model.onnx", options=options)
         expected = sum(isinstance(module, OriginalSRU) for module in model.modules())

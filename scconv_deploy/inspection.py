@@ -167,6 +167,7 @@ def inspect_onnx(artifact: Path) -> OnnxInspection:
         operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
         parameters=sum(_size(tensor) for tensor in model.graph.initializer),
         metadata={p.key: p.value for p in model.metadata_props},
+        precision=precision_of(model),
         notes=tuple(f"{key}: {value}" for key, value in facts.items()),
     )
 

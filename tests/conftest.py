@@ -53,3 +53,32 @@ def tiny_bytes(tiny_reference):
 
     log = StageLog()
     return serialize(export_to_ir(tiny_reference[0], ExportOptions(), log)), log
+
+
+def in_half(reference, options):
+    """(the float32 graph, the half artifact, the stages' log) of a reference, as protos."""
+    import onnx_ir as ir
+
+    from scconv_deploy.exporting import export_to_ir, in_precision
+    from scconv_deploy.report.records import StageLog
+
+    log = StageLog()
+    model = export_to_ir(reference, options, log)
+    float32 = ir.to_proto(model)
+    return float32, ir.to_proto(in_precision(model, options, log)), log
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16(tiny_reference):
+    """:func:`in_half` of TinyNet in float16."""
+    from scconv_deploy.exporting import ExportOptions
+
+    return in_half(tiny_reference[0], ExportOptions(precision="fp16"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tiny_reference):
+    """The same in bfloat16."""
+    from scconv_deploy.exporting import ExportOptions
+
+    return in_half(tiny_reference[0], ExportOptions(precision="bf16"))

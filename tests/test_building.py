@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,27 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
     assert "block.sru: TensorRT-RTX has no plugins" in shown.stdout
     if not gpu.gpus():
         assert "its own layers are not shown: TensorRT-RTX needs a GPU here" in shown.stdout
+
+
+def test_a_small_scconv_network_builds_in_both_half_types(workplace):
+    """The types stand in the ONNX file; the sidecar shows that the library kept them."""
+    single = ("export", "scconv_resnet20", "--opset", "22", "--mask-form", "where", "-o", "net.onnx", "--quiet")
+    assert run(*single).exit_code == 0
+    for precision, dtype in (("fp16", "HALF"), ("bf16", "BF16")):
+        name = f"{precision}.onnx"
+        converted = run("convert", "net.onnx", "-o", name, "--precision", precision, "--quiet")
+        assert converted.exit_code == 0, converted.output
+        built = run("build", name, "-o", f"{precision}.engine", "--backend", "tensorrt-rtx", "--target", "sm89")
+        assert built.exit_code == 0, built.output
+        manifest = json.loads(Path(f"{precision}.engine.json").read_text())
+        assert {tensor["dtype"] for tensor in (*manifest["inputs"], *manifest["outputs"])} == {"FLOAT"}
+        types = Counter((layer["type"], *layer["dtypes"]) for layer in manifest["layers"])
+        assert types["CONVOLUTION", dtype] == 55
+        assert not types["CONVOLUTION", "FLOAT"]
+        assert types["REDUCE", "FLOAT"] > 9 * 3  # the statistics of nine SRUs
+        assert not types["REDUCE", dtype]
+        assert types["SOFTMAX", "FLOAT"] == 9
+        assert len(manifest["srus"]) == 9
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -165,7 +166,9 @@ class _Conversion:
     def _check_patterns(self, nodes: list[ir.Node]) -> None:
         for pattern in self._options.keep:
             if not any(_matches(node, pattern) for node in nodes):
-                raise UsageError(f"--keep {pattern!r} matches no node or weight.", "See inspect for names.")
+                close = get_close_matches(pattern, {name for node in nodes for name in _names(node)})
+                names = f"Close are {', '.join(close)}." if close else "Take names of modules, as in 'layer1.0.*'."
+                raise UsageError(f"--keep {pattern!r} matches no node or weight.", names)
 
     def _reason_to_keep(self, node: ir.Node) -> str:
         """Why a node stays in float32; empty if it need not, or if it has nothing to do with floats."""
@@ -302,7 +305,11 @@ class _Conversion:
 
 
 def _matches(node: ir.Node, pattern: str) -> bool:
-    """Its name, its outputs', or those of its weights (``layer1.0.conv1.weight``)."""
+    return any(fnmatchcase(name, pattern) for name in _names(node))
+
+
+def _names(node: ir.Node) -> list[str]:
+    """Its own, its outputs', those of its weights (``layer1.0.conv1.weight``)."""
     names = [node.name, *(o.name for o in node.outputs)]
     names += [v.name for v in node.inputs if v is not None and v.const_value is not None]
-    return any(fnmatchcase(name, pattern) for name in names if name)
+    return [name for name in names if name]

@@ -228,7 +228,8 @@ class OutputParity:
         name: of the output.
         end_to_end: the artifact as it is against PyTorch as given; informs.
         replay_error: relative L2 of the artifact with the reference's gates against the reference; decides.
-        noise_floor: relative L2 of PyTorch float32 against float64 with the same gates.
+        noise_floor: relative L2 of PyTorch float32 against float64 with the same gates; of a half artifact the rounding
+            to its type, where that is larger.
         floor_measured: False where the reference cannot run in float64 and a floor was assumed.
     """
 
