@@ -18,7 +18,7 @@ from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.precision.types import Precision
+from scconv_deploy.precision.types import Precision, precision_of
 from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.spec import ModelSpec
