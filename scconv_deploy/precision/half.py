@@ -41,9 +41,9 @@ KEPT_OPERATORS: dict[str, str] = {
 }
 """Operators that stay in float32, and why.
 
-Measured (``python -m benchmarks half_keep``): rounding what they give costs nothing; a runtime that also adds up in half
-gets the means of ScConv-ResNet-50 wrong by up to 2 % in float16 and 73 % in bfloat16. Their casts cost little, for a
-softmax stands between a kept mean and a product. Reasons that name a range follow from the type.
+Measured (``python -m benchmarks half_keep``): rounding what they give costs nothing; a runtime that also adds up in
+half gets the means of ScConv-ResNet-50 wrong by up to 2 % in float16 and 73 % in bfloat16. Keeping Softmax too costs no
+cast, for it stands between a kept mean and a product. Reasons that name a range follow from the type.
 """
 
 _WORST_CONSTANT = 4.0  # in unit roundoffs: a constant that half represents worse than this is not rounded but lost
