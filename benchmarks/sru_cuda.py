@@ -118,7 +118,7 @@ def _judge(y: Tensor, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
     wide = x[:2].float().cpu()
     expected = variant_sru(wide, gamma, beta, VARIANT)
     parameters = gate_parameters(gamma, beta, VARIANT)
-    count, distance = compare_outputs(y[:2].float().cpu(), expected, wide, gamma, beta, parameters, VARIANT)
+    count, distance = compare_outputs(y[:2].cpu(), expected, wide, gamma, beta, parameters, VARIANT)
     return {"flips": count.flips, "unexplained": count.unexplained, "relative_l2": distance}
 
 

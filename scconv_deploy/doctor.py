@@ -29,6 +29,9 @@ PACKAGE = "scconv-deploy"
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX builds for (its support matrix; the names that ``tensorrt_rtx.ComputeCapability`` has)."""
 
+CUDA_WHEELS = "pip install 'scconv-deploy[cuda]'"
+"""What brings nvcc where no CUDA toolkit is installed."""
+
 _CHILD_TIMEOUT_S = 120
 _TENSORRT_INCLUDES = (
     "/usr/include/x86_64-linux-gnu",
@@ -216,12 +219,16 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
 
 def find_nvcc(machine: Machine) -> str | None:
     """nvcc on PATH, in CUDA_HOME, in /usr/local/cuda, or of a PyPI wheel."""
+    return find_cuda_tool("nvcc", machine)
+
+
+def find_cuda_tool(name: str, machine: Machine) -> str | None:
+    """A program of CUDA's toolkit, looked for like nvcc."""
     places = [Path(machine.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if machine.environ.get(key)]
     places.append(machine.root / "usr" / "local" / "cuda")
     for site in machine.site_packages:
         places += [site / "nvidia" / "cu13", site / "nvidia" / "cuda_nvcc"]
-    on_path = machine.which("nvcc")
-    return on_path or next((str(p / "bin" / "nvcc") for p in places if (p / "bin" / "nvcc").is_file()), None)
+    return machine.which(name) or next((str(p / "bin" / name) for p in places if (p / "bin" / name).is_file()), None)
 
 
 def _compilers(machine: Machine) -> Iterator[Finding]:
@@ -230,7 +237,7 @@ def _compilers(machine: Machine) -> Iterator[Finding]:
     if nvcc and release:
         yield Finding("compiler", "nvcc", "ok", f"CUDA {release[1]} at {nvcc}")
     else:
-        remedy = "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl, or NVIDIA's CUDA toolkit"
+        remedy = f"{CUDA_WHEELS}, or NVIDIA's CUDA toolkit"
         found = f"{nvcc} does not run" if nvcc else "not found"
         yield Finding("compiler", "nvcc", "missing", found, "building the fused SRU", remedy)
     for name, remedy in (("g++", "apt install g++"), ("cmake", "pip install cmake")):

@@ -15,6 +15,10 @@ def relative_l2(y: Tensor, expected: Tensor) -> float:
     return float((y.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-300))
 
 
+_ROUNDING = {torch.float16: 2**-9, torch.bfloat16: 2**-6}
+"""How far rounding may move an output, relative to the data of both channels: twice a unit in the last place."""
+
+
 def compare_outputs(
     y: Tensor,
     expected: Tensor,
@@ -35,16 +39,20 @@ def changed_gates(
     """Which gates an SRU decided differently than its variant, read from its output.
 
     Two gates, a half of the channels apart, make two outputs: of the four ways that they can stand, the nearest one
-    counts. A gate that changes moves its outputs by at least 0.4 of the data it lets through, rounding by 1e-6 of it.
+    counts. A gate that changes moves its outputs by at least 0.4 of the data it lets through, rounding by 1e-6 of it;
+    in float16 and bfloat16 by up to a unit in the last place, so that a gate of data much smaller than its partner's
+    cannot be told from rounding.
 
     Args:
-        y: the output, ``[N, C, H, W]``.
+        y: the output, ``[N, C, H, W]``; float16 or bfloat16 where that is the data's type, else float32.
         expected: the variant's, for the same x.
         x: the gate's input.
 
     Returns:
         bool ``[N, C, H, W]``, and the relative L2 distance of y from the variant with the gates so changed.
     """
+    rounding = _ROUNDING.get(y.dtype, 1e-4)
+    y = y.to(expected.dtype)
     differs = torch.zeros_like(y, dtype=torch.bool)
     if torch.equal(y, expected):
         return differs, 0.0
@@ -53,7 +61,7 @@ def changed_gates(
     size = _both_halves(data.abs())
     floor = 1e-6 * data.square().mean().sqrt()
     apart = (y - expected).abs()
-    suspect = _both_halves((apart > 1e-4 * size + floor).float()) > 0
+    suspect = _both_halves((apart > rounding * size + floor).float()) > 0
     if suspect.any():
         mask = open_mask(x, gamma, beta, variant)
         lower = torch.arange(y.shape[1]).reshape(1, -1, 1, 1) < y.shape[1] // 2

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.doctor import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 
 SOURCES = Path(__file__).parent / "sru"
@@ -139,7 +139,7 @@ def _tools(request: BuildRequest, machine: Machine) -> _Tools:
     if nvcc is None or release is None:
         raise MissingRuntimeError(
             f"nvcc {'does not run: ' + nvcc if nvcc else 'was not found'} (PATH, CUDA_HOME, /usr/local/cuda, wheels).",
-            "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl, or install NVIDIA's CUDA toolkit.",
+            f"{CUDA_WHEELS}, or install NVIDIA's CUDA toolkit.",
         )
     if request.kernels_only:
         return _Tools(nvcc, release[1], None, None)
@@ -293,5 +293,5 @@ def _run(command: Sequence[str], folder: str) -> None:
 
 def _remedy(line: str) -> str:
     if "Unsupported .version" in line:  # pip does not hold CUDA's wheels together
-        return "The CUDA wheels are of several versions: pip install -U nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt"
+        return f"The CUDA wheels are of several versions: {CUDA_WHEELS}"
     return "Check that nvcc supports the host compiler."

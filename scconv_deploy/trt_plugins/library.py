@@ -7,7 +7,9 @@ On a CPU tensor the operator computes the contract in plain PyTorch; on a GPU it
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +25,30 @@ ABI_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 ALGORITHMS = ("auto", "on_chip", "split", "general")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class SruSettings:
+    """What an operator of the domain ``scconv`` does, besides its tensors.
+
+    Attributes:
+        operator: ``SRU``, ``SRUNorm`` or ``SRUSoft``.
+        num_groups, ddof, eps_var, eps_std: of ``s = sqrt(SS / (L - ddof) + eps_var) + eps_std``, as on an ONNX node.
+        algorithm: of the kernels; ``auto`` leaves it to them.
+    """
+
+    operator: str
+    num_groups: int
+    ddof: int
+    eps_var: float
+    eps_std: float
+    algorithm: str = "auto"
+
+    @classmethod
+    def of(cls, variant: GateVariant, algorithm: str = "auto") -> SruSettings:
+        """The operator that a variant is."""
+        v = variant
+        return cls(v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std, algorithm)
 
 
 class SruParams(ctypes.Structure):
@@ -80,17 +106,7 @@ class SruLibrary:
             raise torch.cuda.CudaError(status)
         return ALGORITHMS[chosen.value]
 
-    def sru(
-        self,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        operator: str,
-        num_groups: int,
-        ddof: int,
-        eps_var: float,
-        eps_std: float,
-        algorithm: str = "auto",
-    ) -> Tensor:
+    def sru(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> Tensor:
         """Enqueue the operator on x's GPU and its current stream.
 
         Args:
@@ -107,9 +123,9 @@ class SruLibrary:
         if not x.is_cuda or any(p.device != x.device for p in parameters):
             raise ConfigurationError(f"Fused SRU: x and its parameters are not on one GPU, but on {x.device}.")
         x, parameters = x.contiguous(), [p.contiguous() for p in parameters]
-        params = sru_params(x, parameters, operator, num_groups, ddof, eps_var, eps_std, algorithm)
+        params = sru_params(x, parameters, settings)
         if reason := self.refusal(params):
-            raise ConfigurationError(f"Fused SRU on {list(x.shape)}, num_groups {num_groups}: {reason}.")
+            raise ConfigurationError(f"Fused SRU on {list(x.shape)}, num_groups {settings.num_groups}: {reason}.")
         y = torch.empty_like(x)
         with torch.cuda.device(x.device):
             workspace = torch.empty(self.workspace_bytes(params), dtype=torch.uint8, device=x.device)
@@ -120,23 +136,15 @@ class SruLibrary:
         return y
 
 
-def sru_params(
-    x: Tensor,
-    parameters: Sequence[Tensor],
-    operator: str,
-    num_groups: int,
-    ddof: int,
-    eps_var: float,
-    eps_std: float,
-    algorithm: str = "auto",
-) -> SruParams:
+def sru_params(x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> SruParams:
     """The struct for these tensors, without output and workspace (ConfigurationError for shapes that do not fit)."""
-    _check_arguments(x, parameters, operator)
+    _check_arguments(x, parameters, settings)
     batch, channels, height, width = x.shape
     params = SruParams(
-        batch=batch, channels=channels, pixels=height * width, num_groups=num_groups, ddof=ddof, eps_var=eps_var,
-        eps_std=eps_std, op=OPERATORS.index(operator), type=TYPES.index(x.dtype),
-        parameter_type=TYPES.index(parameters[0].dtype), algorithm=ALGORITHMS.index(algorithm),
+        batch=batch, channels=channels, pixels=height * width, num_groups=settings.num_groups, ddof=settings.ddof,
+        eps_var=settings.eps_var, eps_std=settings.eps_std, op=OPERATORS.index(settings.operator),
+        type=TYPES.index(x.dtype), parameter_type=TYPES.index(parameters[0].dtype),
+        algorithm=ALGORITHMS.index(settings.algorithm),
     )  # fmt: skip
     params.x = x.data_ptr()
     for name, value in zip(("cut", "sign", "first", "second"), parameters, strict=False):
@@ -144,7 +152,12 @@ def sru_params(
     return params
 
 
-def _check_arguments(x: Tensor, parameters: Sequence[Tensor], operator: str) -> None:
+def _check_arguments(x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> None:
+    operator = settings.operator
+    if settings.algorithm not in ALGORITHMS:
+        raise ConfigurationError(
+            f"Fused SRU: algorithm {settings.algorithm!r} is unknown.", f"Use one of {', '.join(ALGORITHMS)}."
+        )
     if operator not in OPERATORS:
         raise ConfigurationError(f"Fused SRU: operator {operator!r} is unknown.", f"Use one of {', '.join(OPERATORS)}.")
     if x.dim() != 4 or x.dtype not in TYPES:
@@ -197,7 +210,7 @@ def sru(
 ) -> Tensor:
     """The operator of the domain ``scconv`` on ``[N, C, H, W]``; see :class:`SruLibrary` for the arguments."""
     library = _loaded[0] if _loaded else load()
-    return library.sru(x, parameters, operator, num_groups, ddof, eps_var, eps_std)
+    return library.sru(x, parameters, SruSettings(operator, num_groups, ddof, eps_var, eps_std))
 
 
 @sru.register_kernel("cpu")
@@ -211,10 +224,13 @@ def _sru_on_cpu(
     eps_std: float,
 ) -> Tensor:
     """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type."""
-    _check_arguments(x, parameters, operator)
-    channels, elements = x.shape[1], x[0].numel()
+    _check_arguments(x, parameters, SruSettings(operator, num_groups, ddof, eps_var, eps_std))
+    channels, elements = x.shape[1], math.prod(x.shape[1:])
     check_halves(channels, "Fused SRU")
     check_groups(channels, num_groups, elements, "Fused SRU")
+    x = x.contiguous()  # as the fake promises
+    if x.shape[0] == 0:
+        return torch.empty_like(x)
     wide = x.float()
     groups = wide.reshape(x.shape[0], num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
@@ -273,7 +289,7 @@ class FusedSRU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v = self.variant
         parameters = [getattr(self, name) for name in self._names]
-        return sru(x, parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
+        return sru(x, parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)  # its schema is flat
 
 
 class _FusedSite(nn.Module):

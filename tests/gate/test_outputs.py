@@ -31,6 +31,23 @@ def test_changed_gates_are_found_and_the_values_still_compared(name):
     assert distance == pytest.approx(1e-3, rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_in_half_precision_rounding_is_no_changed_gate(name, dtype):
+    variant = replace(VARIANTS[name], num_groups=4)
+    generator = torch.Generator().manual_seed(0)
+    x, gamma, beta = (torch.randn(s, generator=generator) for s in ((2, 16, 40, 40), (16,), (16,)))
+    x = x.to(dtype).float()
+    expected = sru(x, gamma, beta, variant)
+    found, distance = changed_gates(expected.to(dtype), expected, x, gamma, beta, variant)
+    assert not found.any()
+    assert 1e-5 < distance < 2 * torch.finfo(dtype).eps
+    flips = torch.rand(x.shape, generator=generator) < 0.2
+    y = sru(x, gamma, beta, variant, open_mask(x, gamma, beta, variant) ^ flips).to(dtype)
+    found, _ = changed_gates(y, expected, x, gamma, beta, variant)
+    assert (found == flips).float().mean() > (0.995 if dtype == torch.float16 else 0.96)
+
+
 def test_equal_outputs_have_no_changed_gate():
     x, gamma, beta = torch.ones(SHAPE), torch.ones(16), torch.zeros(16)
     found, distance = changed_gates(x, x, x, gamma, beta, VARIANTS["groupbn-hard"])

@@ -12,6 +12,8 @@ import pytest
 
 from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders
+from tests.trt_plugins.emulated import HERE as EMULATION
+from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
 
 
@@ -21,6 +23,20 @@ def reference(tmp_path_factory) -> Reference:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     return Reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory) -> EmulatedLibrary:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return EmulatedLibrary(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def emulated(emulated_library) -> EmulatedLibrary:
+    """The kernels themselves on the CPU, on an H200's limits."""
+    emulated_library.device()
+    return emulated_library
 
 
 @pytest.fixture(scope="session")
@@ -49,31 +65,60 @@ class Harness:
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+HIDDEN = ("-Xcompiler", "-fvisibility=hidden", "-shared")
+HARNESS_SOURCES = [SOURCES / "harness" / f"{name}.cpp" for name in ("main", "host", "check", "run")]
+
+
 @pytest.fixture(scope="session")
-def harness(nvcc, tmp_path_factory) -> Harness:
-    """The plugin without kernels (no_device.cpp), so that it compiles in seconds; everything else is the real thing."""
-    headers = find_tensorrt_headers(Machine())
-    if headers is None:
+def tensorrt_headers() -> tuple[Path, str]:
+    found = find_tensorrt_headers(Machine())
+    if found is None:
         pytest.skip("TensorRT's headers were not found; set TENSORRT_INCLUDE_DIR")
-    include, version = headers
+    return found
+
+
+@pytest.fixture(scope="session")
+def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
+    """The plugin without kernels (no_device.cpp), so that it compiles in seconds; everything else is the real thing."""
+    include, version = tensorrt_headers
     folder = tmp_path_factory.mktemp("harness")
     (folder / "stand_in").mkdir()
-    flags = [nvcc, "-std=c++17", "-O1", "-isystem", str(include), "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
-             *library_folders(nvcc)]  # fmt: skip
-    hidden = ("-Xcompiler", "-fvisibility=hidden", "-shared")
+    flags = compiler(nvcc, include)
     stand_in = f"libnvinfer.so.{version.split('.')[0]}"
-    commands = [
-        [*flags, *hidden, *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
+    compile_all(
+        [*flags, *HIDDEN, *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
          str(Path(__file__).parent / "no_device.cpp"), "-Xlinker=-soname=libscconv_sru.so",
          "-o", str(folder / "libscconv_sru.so")],
-        [*flags, *(str(SOURCES / "harness" / f"{name}.cpp") for name in ("main", "host", "check", "run")), "-ldl",
-         "-o", str(folder / "sru_harness")],
-        [*flags, *hidden, "-Xcompiler", "-Wno-overloaded-virtual,-Wno-deprecated-declarations",
+        [*flags, *map(str, HARNESS_SOURCES), "-ldl", "-o", str(folder / "sru_harness")],
+        [*flags, *HIDDEN, "-Xcompiler", "-Wno-overloaded-virtual,-Wno-deprecated-declarations",
          str(SOURCES / "harness" / "registry.cpp"), f"-Xlinker=-soname={stand_in}",
          "-o", str(folder / "stand_in" / stand_in)],
-    ]  # fmt: skip
-    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
-    for process in running:
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
+    )  # fmt: skip
     return Harness(folder, version, include)
+
+
+@pytest.fixture(scope="session")
+def emulated_harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
+    """The same host and plugin on the CPU through enqueue: the kernels and CUDA's runtime are emulated."""
+    include, version = tensorrt_headers
+    folder = tmp_path_factory.mktemp("emulated_harness")
+    objects, runtime = compile_kernels(folder / "objects", "-O2"), str(EMULATION / "runtime.cpp")
+    flags = [*compiler(nvcc, include), "-cudart=none"]
+    compile_all(
+        [*flags, *HIDDEN, *(str(SOURCES / source) for source in PLUGIN_SOURCES), runtime, *objects,
+         "-o", str(folder / "libscconv_sru.so")],
+        [*flags, *map(str, HARNESS_SOURCES), runtime, "-ldl", "-o", str(folder / "sru_harness")],
+    )  # fmt: skip
+    return Harness(folder, version, include)
+
+
+def compiler(nvcc: str, include: Path) -> list[str]:
+    return [nvcc, "-std=c++17", "-O1", "-isystem", str(include), "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
+            *library_folders(nvcc)]  # fmt: skip
+
+
+def compile_all(*commands: list[str]) -> None:
+    """Side by side."""
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    outputs = [process.communicate()[0] for process in running]
+    assert not any(process.returncode for process in running), "\n".join(outputs)

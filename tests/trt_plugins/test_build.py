@@ -6,13 +6,17 @@ A shell script stands for nvcc, so that this takes no compiler; test_plugin.py b
 from __future__ import annotations
 
 import json
+import site
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from scconv_deploy.doctor import Machine
+from scconv_deploy.doctor import Machine, find_nvcc
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command
+from scconv_deploy.trt_plugins.elf import read_library
+from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
 
 NVCC = r"""#!/bin/sh
 case "$*" in
@@ -131,7 +135,7 @@ def test_what_is_missing_is_named_with_its_remedy(machine, tmp_path):
     bare = Machine(
         run=lambda command: None, which=lambda name: None, environ={}, root=tmp_path / "no", site_packages=()
     )
-    with pytest.raises(MissingRuntimeError, match=r"nvcc was not found.*pip install nvidia-cuda-nvcc") as caught:
+    with pytest.raises(MissingRuntimeError, match=r"nvcc was not found.*pip install 'scconv-deploy\[cuda\]'") as caught:
         build(BuildRequest(), machine=bare)
     assert caught.value.exit_code == 3
     with pytest.raises(UsageError, match=r"no architecture '12'.*75, 87, 89"):
@@ -153,6 +157,22 @@ def test_what_is_missing_is_named_with_its_remedy(machine, tmp_path):
     with pytest.raises(MissingRuntimeError, match="--arch"):
         build(BuildRequest(kernels_only=True), machine=without_gpu)
     assert calls(machine) == []
+
+
+@pytest.mark.nvcc
+def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path):
+    """The extra `cuda` alone: nothing on PATH but the host's compiler, no CUDA_HOME, no toolkit on the system."""
+    alone = Machine(
+        which=lambda name: None, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, root=tmp_path,
+        site_packages=tuple(map(Path, site.getsitepackages())),
+    )  # fmt: skip
+    if find_nvcc(alone) is None:
+        pytest.skip("the extra `cuda` is not installed")
+    result = build(BuildRequest(("89",), kernels_only=True), machine=alone)
+    found = read_library(result.path)
+    assert (found.cubins, found.ptx) == (("8.9",), ("8.9",))
+    params = SruParams(batch=1, channels=4, pixels=4, num_groups=2, ddof=1)
+    assert SruLibrary(result.path).refusal(params) is None
 
 
 def test_wheels_of_pypi_get_their_library_folder(machine, tmp_path):

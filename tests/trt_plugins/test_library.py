@@ -15,7 +15,7 @@ from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import SOURCES
-from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, sru, sru_params
+from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, SruSettings, sru, sru_params
 from tests.conftest import tiny_net
 
 SHAPE = (2, 16, 9, 7)
@@ -95,6 +95,28 @@ def test_what_it_refuses(change, reason):
         sru(*call.values())
 
 
+def test_an_empty_batch_gives_an_empty_batch():
+    for dtype in (torch.float32, torch.bfloat16):
+        y = sru(torch.zeros(0, 16, 9, 7, dtype=dtype), [torch.zeros(16)] * 2, "SRU", 4, 1, 0.0, 1e-10)
+        assert (y.shape, y.dtype) == ((0, 16, 9, 7), dtype)
+
+
+def test_channels_last_input_gives_what_its_fake_promises():
+    x, gamma, beta = draw()
+    each = arguments(gamma, beta, HARD)
+    y = sru(x.contiguous(memory_format=torch.channels_last), *each)
+    assert y.is_contiguous()
+    assert torch.equal(y, sru(x, *each))
+
+
+def test_settings_are_those_of_the_variant():
+    variant = replace(VARIANTS["groupnorm-soft"], num_groups=8)
+    assert SruSettings.of(variant, "split") == SruSettings("SRUSoft", 8, 0, variant.eps_var, 0.0, "split")
+    params = [torch.zeros(16)] * 2
+    with pytest.raises(ConfigurationError, match="algorithm 'fast' is unknown"):
+        sru_params(torch.zeros(SHAPE), params, SruSettings("SRU", 4, 1, 0.0, 1e-10, "fast"))
+
+
 def test_odd_channels_are_refused():
     with pytest.raises(ConfigurationError, match="halves"):
         sru(torch.zeros(1, 15, 4, 4), [torch.zeros(15)] * 2, "SRU", 15, 1, 0.0, 1e-10)
@@ -103,7 +125,7 @@ def test_odd_channels_are_refused():
 def test_the_struct_carries_what_it_is_given():
     x, gamma, beta = draw()
     inputs, *rest = arguments(gamma, beta, replace(VARIANTS["groupnorm-soft"], num_groups=8))
-    params = sru_params(x.half(), inputs, *rest, algorithm="split")
+    params = sru_params(x.half(), inputs, SruSettings(*rest, algorithm="split"))
     header = (SOURCES / "kernel" / "sru.h").read_text()
     struct = header[header.index("typedef struct") : header.index("} ScconvSruParams")]
     declared = re.findall(r"^    (const void\*|void\*|\w+) (\w+);", struct, re.MULTILINE)

@@ -85,7 +85,9 @@ def test_workspace_suffices_for_every_algorithm_and_for_smaller_sizes(reference)
         ((1, 4, 4, 4), 0, 1, "between 1 and"),
         ((1, 6, 1, 1), 4, 1, "not a multiple"),
         ((1, 4, 1, 1), 4, 1, "one element"),
-        ((0, 4, 4, 4), 4, 1, "not positive"),
+        ((-1, 4, 4, 4), 4, 1, "not positive"),
+        ((1, 4, 0, 4), 4, 1, "not positive"),
+        ((1 << 21, 1 << 10, 32, 32), 4, 1, "more than 2^40"),
         ((1, 4, 4, 4), 4, 2, "neither 0 nor 1"),
         ((1, 1 << 20, 64, 64), 4, 1, "more than 2^30"),
     ],
@@ -95,4 +97,6 @@ def test_sizes_that_have_no_answer_are_refused(reference, shape, groups, ddof, r
 
 
 def test_others_are_not(reference):
+    assert reference.refusal((0, 256, 56, 56), 16) is None  # nothing is to be done
+    assert reference.refusal((1 << 20, 1 << 10, 32, 32), 4) is None
     assert reference.refusal((64, 256, 56, 56), 16) is None

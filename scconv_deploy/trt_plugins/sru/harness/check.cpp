@@ -199,6 +199,10 @@ void check_life(IPluginCreatorV3One& creator, IPluginV3& plugin, const Case& one
     changed[0].dims.d[1] += 2;
     report.check(name + " refuses other channels at run time",
         third.runtime->onShapeChange(changed.data(), inputs, changed.data() + inputs, 1) != 0);
+    auto empty = tensors;
+    empty[0].dims.d[0] = empty.back().dims.d[0] = 0;
+    report.check(name + " takes an empty batch",
+        third.runtime->onShapeChange(empty.data(), inputs, empty.data() + inputs, 1) == 0);
     report.check(name + " takes its tactics",
         third.runtime->setTactic(0) == 0 && third.runtime->setTactic(1) == 0 && third.runtime->setTactic(2) == 0
             && third.runtime->setTactic(9) != 0);

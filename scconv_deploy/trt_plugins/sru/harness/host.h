@@ -163,6 +163,6 @@ struct Capabilities
 };
 
 void check_library(const char* path, Report& report);
-int run_case(const char* path, const Case& one, int32_t tactic, bool dynamic, const std::string& folder, Report& report);
+int run_case(const char* path, const Case& one, int32_t tactic, bool captured, const std::string& folder, Report& report);
 
 } // namespace harness

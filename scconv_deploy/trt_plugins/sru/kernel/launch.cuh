@@ -7,45 +7,42 @@
 
 namespace scconv {
 
-// A launch reports a wrong configuration at once; what a kernel does wrong shows at a later call, as always in CUDA.
-inline cudaError_t launched()
+// The launch's own status. Not cudaPeekAtLastError, which also tells of an earlier call's failure: after one refused
+// launch every later one of the thread would be reported as failed. What a kernel does wrong shows at a later call, as
+// always in CUDA.
+template <typename Kernel>
+cudaError_t launch(
+    Kernel* kernel, int64_t blocks, int32_t threads, uint32_t shared_bytes, const KernelParams& p, cudaStream_t stream)
 {
-    return cudaPeekAtLastError();
+    void* arguments[] = {const_cast<KernelParams*>(&p)};
+    return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+        arguments, shared_bytes, stream);
 }
 
 template <typename T, Operator op, int V, bool rows>
 cudaError_t launch_on_chip(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
     const auto kernel = on_chip_kernel<T, op, V, rows>;
+    // the device's limit, not what this launch needs: the attribute is the kernel's, and a call of another thread with
+    // a smaller pair would lower it between here and the launch
     const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
-    if (status != cudaSuccess)
-        return status;
-    kernel<<<static_cast<unsigned>(plan.blocks), plan.threads, plan.shared_bytes, stream>>>(p);
-    return launched();
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit_bytes));
+    return status != cudaSuccess ? status : launch(kernel, plan.blocks, plan.threads, plan.shared_bytes, p, stream);
 }
 
 template <typename T, Operator op, int V, bool rows>
 cudaError_t launch_split(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
     const int64_t groups = p.batch * p.num_groups;
-    const unsigned pieces = static_cast<unsigned>(groups * plan.pieces);
-    statistics_kernel<T, V><<<pieces, kStatisticsThreads, 0, stream>>>(p);
-    cudaError_t status = launched();
+    cudaError_t status = launch(statistics_kernel<T, V>, groups * plan.pieces, kStatisticsThreads, 0, p, stream);
     if (status != cudaSuccess)
         return status;
     if (plan.algorithm == Algorithm::kSplit)
-    {
-        apply_kernel<T, op, V, rows><<<static_cast<unsigned>(plan.blocks), kApplyThreads, 0, stream>>>(p);
-        return launched();
-    }
-    const unsigned merges = static_cast<unsigned>(ceil_divide(groups, kApplyThreads / 32));
-    merge_kernel<T><<<merges, kApplyThreads, 0, stream>>>(p);
-    status = launched();
+        return launch(apply_kernel<T, op, V, rows>, plan.blocks, plan.threads, 0, p, stream);
+    status = launch(merge_kernel<T>, ceil_divide(groups, kApplyThreads / 32), kApplyThreads, 0, p, stream);
     if (status != cudaSuccess)
         return status;
-    apply_general_kernel<T, op, V><<<static_cast<unsigned>(plan.blocks), kApplyThreads, 0, stream>>>(p);
-    return launched();
+    return launch(apply_general_kernel<T, op, V>, plan.blocks, plan.threads, 0, p, stream);
 }
 
 template <typename T, Operator op, int V, bool rows>

@@ -50,6 +50,7 @@ struct Plan
     bool rows;            // every vector lies in one channel
     int32_t threads;      // of the kernel that writes y
     uint32_t shared_bytes;
+    uint32_t shared_limit_bytes; // that the device gives a block
     int64_t blocks;       // of the kernel that writes y
     uint32_t pieces;      // into which the statistics kernel cuts a group
 };
@@ -61,6 +62,7 @@ constexpr int32_t kApplyThreads = 256;
 constexpr int32_t kApplyVectors = 4;          // per thread and half
 constexpr int32_t kAutoSmallPairBytes = 64 << 10;
 constexpr int64_t kMaxSampleElements = int64_t{1} << 30;
+constexpr int64_t kMaxElements = int64_t{1} << 40; // no product of sizes leaves 64 bits
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 
 // Threads of the on-chip kernel: enough for the loads in flight to cover the memory's latency with the one or few
@@ -108,7 +110,8 @@ inline uint64_t workspace_bytes(const Problem& problem)
 
 inline const char* refusal(const Problem& problem, int32_t ddof)
 {
-    if (problem.batch < 1 || problem.channels < 1 || problem.pixels < 1)
+    // an empty batch is none to refuse: PyTorch and TensorRT hand one on, and nothing is to be done for it
+    if (problem.batch < 0 || problem.channels < 1 || problem.pixels < 1)
         return "a size is not positive";
     if (problem.channels % 2 != 0)
         return "the channels cannot be crossed in two halves: their number is odd";
@@ -116,6 +119,8 @@ inline const char* refusal(const Problem& problem, int32_t ddof)
         return "num_groups is not between 1 and the number of channels";
     if (problem.channels > kMaxSampleElements / problem.pixels)
         return "a sample has more than 2^30 elements";
+    if (problem.batch > kMaxElements / (problem.channels * problem.pixels))
+        return "x has more than 2^40 elements";
     if (problem.channels * problem.pixels % problem.num_groups != 0)
         return "C*H*W is not a multiple of num_groups";
     if (ddof != 0 && ddof != 1)
@@ -128,6 +133,7 @@ inline const char* refusal(const Problem& problem, int32_t ddof)
 inline Plan make_plan(const Problem& problem, const Limits& limits)
 {
     Plan plan{};
+    plan.shared_limit_bytes = static_cast<uint32_t>(limits.shared_bytes_per_block);
     const int64_t length = problem.group_elements();
     plan.vector = widest_vector(problem);
     // where a narrower vector of at least 8 bytes lies within one channel, it spares looking channels up per element

@@ -114,7 +114,11 @@ cudaError_t scconv_sru_choose(const ScconvSruParams* params, int32_t* algorithm)
 
 cudaError_t scconv_sru_enqueue(const ScconvSruParams* params, cudaStream_t stream)
 {
-    if (params == nullptr || refusal_of(*params) != nullptr || !pointers_given(*params))
+    if (params == nullptr || refusal_of(*params) != nullptr)
+        return cudaErrorInvalidValue;
+    if (params->batch == 0)
+        return cudaSuccess;
+    if (!pointers_given(*params))
         return cudaErrorInvalidValue;
     Limits limits{};
     const cudaError_t status = query(limits);

@@ -35,7 +35,7 @@ typedef struct ScconvSruParams {
     const void* second; // [C]; SRUNorm: beta, SRUSoft: shift, SRU: null
     void* workspace;    // scconv_sru_workspace_bytes(), aligned to 16 bytes; null where that is 0
     uint64_t workspace_bytes;
-    int64_t batch;    // N
+    int64_t batch;    // N; 0: nothing is done
     int64_t channels; // C, even
     int64_t pixels;   // H * W
     int32_t num_groups;

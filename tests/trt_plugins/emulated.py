@@ -1,0 +1,102 @@
+"""The kernels' own sources on the CPU (emulation/), behind the same C interface, bound like the library for a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scconv_deploy.errors import ConfigurationError
+from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
+from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, SruParams, SruSettings, sru_params
+from tests.trt_plugins.reference import H200
+
+HERE = Path(__file__).parent / "emulation"
+FLAGS = (
+    "-std=c++17",
+    "-U_FORTIFY_SOURCE",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+)  # which says what loops the optimiser has unrolled
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+GUARD, PATTERN = 256, 0xA5
+"""Bytes before and after what a kernel may write, and what they hold."""
+
+
+def compile_kernels(folder: Path, *flags: str, sources: Sequence[Path] = ()) -> list[str]:
+    """Objects of the kernels, the C interface, the emulation and further sources; compiled side by side."""
+    (folder / "kernel").mkdir(parents=True)
+    (folder / "sru_math.h").write_text((SOURCES / "sru_math.h").read_text())
+    for path in (SOURCES / "kernel").iterdir():  # C++ has no extern variable with another storage class
+        text = path.read_text().replace("extern __shared__", "extern")
+        (folder / "kernel" / path.name).write_text(text)
+    files = [*(folder / name for name in KERNEL_SOURCES), HERE / "emulation.cpp", *sources]
+    objects = [str(folder / f"{path.stem}.o") for path in files]
+    commands = [
+        ["g++", *FLAGS, *flags, "-I", str(HERE), "-I", str(folder / "kernel"), "-x", "c++", "-c", str(path), "-o", name]
+        for path, name in zip(files, objects, strict=True)
+    ]
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    outputs = [process.communicate()[0] for process in running]
+    assert not any(process.returncode for process in running), "\n".join(outputs)
+    assert not any(outputs), "\n".join(outputs)  # no warning either
+    return objects
+
+
+class EmulatedLibrary(SruLibrary):
+    """Takes CPU tensors; what lies around the output and the workspace is checked after every call."""
+
+    def __init__(self, folder: Path) -> None:
+        objects = compile_kernels(folder / "objects", "-O2")
+        path = folder / "libscconv_sru_emulated.so"
+        subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
+        super().__init__(path)
+        self.device()
+
+    def device(self, multiprocessors: int = H200[0], shared_bytes: int = H200[1], order: int = 0) -> None:
+        """Another GPU, and the order in which a block's threads run (0, 1 or 2)."""
+        self._library.emulation_device(multiprocessors, shared_bytes, order)
+
+    def permits(self) -> tuple[int, int, int]:
+        """Calls of cudaFuncSetAttribute since :meth:`device`, and the least and most bytes they permitted."""
+        least, most = ctypes.c_int(2**31 - 1), ctypes.c_int(0)
+        count = self._library.emulation_permits(ctypes.byref(least), ctypes.byref(most))
+        return count, least.value, most.value
+
+    def sru(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings, y_offset: int = 0) -> Tensor:
+        """Like SruLibrary.sru; y_offset: elements by which y lies off a multiple of 256 bytes."""
+        params = sru_params(x, parameters, settings)
+        if reason := self.refusal(params):
+            raise ConfigurationError(reason)
+        before = GUARD + y_offset * x.element_size()
+        room, y = _guarded(x.numel() * x.element_size(), before)
+        params.y = y.data_ptr()
+        around, workspace = _guarded(self.workspace_bytes(params), GUARD)
+        params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
+        assert self.enqueue(params) == 0
+        for memory, start, size in ((room, before, y.numel()), (around, GUARD, workspace.numel())):
+            assert (memory[:start] == PATTERN).all(), "memory before was written"
+            assert (memory[start + size :] == PATTERN).all(), "memory after was written"
+        return y.clone().view(x.dtype).view(x.shape)
+
+    def enqueue(self, params: SruParams) -> int:
+        return self._library.scconv_sru_enqueue(ctypes.byref(params), None)
+
+    def chosen(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> int:
+        return ALGORITHMS.index(self.chosen_algorithm(sru_params(x, parameters, settings)))
+
+
+def _guarded(size: int, before: int) -> tuple[Tensor, Tensor]:
+    """Bytes between guards, and those in the middle; the whole begins at a multiple of 256 bytes."""
+    room = torch.full((before + size + GUARD + 256,), PATTERN, dtype=torch.uint8)
+    skip = -room.data_ptr() % 256
+    room = room[skip : skip + before + size + GUARD]
+    return room, room[before : before + size]

@@ -1,0 +1,72 @@
+"""The plugin through enqueue in the hands of a host without TensorRT: emulated on the CPU, and on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scconv_deploy.gate import VARIANTS
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.trt_plugins.build import BuildRequest, build
+from tests.trt_plugins.test_kernels import BACKENDS, draw, judge
+
+TYPES = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(params=BACKENDS)
+def host(request):
+    """A host, and the plugin that it loads."""
+    if request.param == "gpu":
+        harness = request.getfixturevalue("harness")
+        return harness, build(BuildRequest(tensorrt_include=harness.include)).path
+    harness = request.getfixturevalue("emulated_harness")
+    return harness, harness.plugin
+
+
+def run(host, folder, x, type_name, parameters, variant, tactic, how):
+    """The host's own checks, and y."""
+    harness, plugin = host
+    folder.mkdir()
+    (folder / "x.bin").write_bytes(x.view(torch.uint8).numpy().tobytes())
+    for name, value in zip(("cut", "sign", "first", "second"), parameters, strict=False):
+        (folder / f"{name}.bin").write_bytes(value.view(torch.uint8).numpy().tobytes())
+    parameter_type = next(name for name, dtype in TYPES.items() if dtype == parameters[0].dtype)
+    done = harness.run("run", plugin, variant.operator, type_name, parameter_type, *x.shape, variant.num_groups,
+                       variant.ddof, variant.eps_var, variant.eps_std, tactic, how, folder)  # fmt: skip
+    assert [line for line in done.stdout.splitlines() if not line.startswith("passed")] == []
+    assert done.returncode == 0, done.stderr
+    assert "passed enqueue" in done.stdout
+    return torch.frombuffer(bytearray((folder / "y.bin").read_bytes()), dtype=x.dtype).reshape(x.shape)
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("how", ["plain", "graph"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_plugin_computes_in_a_hosts_hands(host, tmp_path, name, how):
+    for shape, groups in (((2, 64, 14, 14), 8), ((1, 24, 6, 4), 16)):
+        variant = replace(VARIANTS[name], num_groups=groups)
+        if variant.statistics == "group_norm" and shape[1] % groups:
+            continue  # torch.nn.GroupNorm knows no groups that straddle channels
+        x, gamma, beta = draw(shape)
+        for type_name, dtype in TYPES.items():
+            for tactic in (0, 1, 2):
+                data, parameters = x.to(dtype), list(operator_inputs(gamma, beta, variant).values())
+                folder = tmp_path / f"{type_name}{tactic}{groups}"
+                y = run(host, folder, data, type_name, parameters, variant, tactic, how)
+                judge(y, data, gamma, beta, variant)
+
+
+@pytest.mark.nvcc
+def test_parameters_of_the_datas_type_arrive(host, tmp_path):
+    """Cuts and signs that half holds exactly, so that PyTorch's fp32 says what comes out."""
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    x = torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0)).half()
+    cut, sign = torch.arange(-8, 8).half() / 16, torch.ones(16).half()
+    y = run(host, tmp_path / "half", x, "half", [cut, sign], variant, 0, "plain")
+    groups = x.float().reshape(1, 4, -1)
+    centred = (groups - groups.mean(2, keepdim=True)) / groups.std(2, keepdim=True)
+    opened = (centred.reshape(x.shape) >= cut.float().reshape(1, 16, 1, 1)).float()
+    data, closed = x.float() * opened, x.float() * (1 - opened)
+    assert torch.equal(y.float(), (data + closed.roll(8, 1)).half().float())

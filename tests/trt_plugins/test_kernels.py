@@ -1,0 +1,277 @@
+"""The kernels against PyTorch: emulated on the CPU everywhere, and on a GPU where there is one. The tests are the same.
+
+Nothing here has a second implementation to agree with by accident: the reference is gate/variant.py in fp32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from scconv_deploy.errors import ConfigurationError
+from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
+from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import sru as variant_sru
+from scconv_deploy.trt_plugins.build import BuildRequest, build
+from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, SruSettings, load, sru, sru_params
+from tests.trt_plugins.emulated import HERE as EMULATION
+from tests.trt_plugins.emulated import SANITIZE, compile_kernels
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
+BACKENDS = ["emulated", pytest.param("gpu", marks=ON_A_GPU)]
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Relative L2: data are rounded once to their type, half a unit of which is 2^-24, 2^-11 and 2^-8."""
+SMALL = [(2, 16, 14, 14), (2, 64, 7, 7), (2, 24, 5, 7), (1, 16, 1, 1)]
+LARGE = [(2, 64, 56, 56), (3, 128, 14, 14), (2, 512, 7, 7), (1, 256, 56, 56)]
+PATHS = ("on_chip", "split", "general")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the kernels run, and how they are called: tensors of the device in and out."""
+
+    library: SruLibrary
+    device: str
+
+    def __call__(self, x, gamma, beta, variant, algorithm="auto") -> Tensor:
+        inputs = [p.to(self.device) for p in operator_inputs(gamma, beta, variant).values()]
+        return self.library.sru(x.to(self.device), inputs, SruSettings.of(variant, algorithm))
+
+
+@pytest.fixture(scope="module")
+def gpu_library(nvcc) -> SruLibrary:
+    return load(build(BuildRequest(kernels_only=True)).path)
+
+
+@pytest.fixture
+def backend(request) -> Backend:
+    if request.param == "gpu":
+        return Backend(request.getfixturevalue("gpu_library"), "cuda")
+    return Backend(request.getfixturevalue("emulated"), "cpu")
+
+
+def on_both(test: Callable) -> Callable:
+    return pytest.mark.parametrize("backend", BACKENDS, indirect=True)(test)
+
+
+def draw(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    gamma, beta = (torch.randn(shape[1], generator=generator) for _ in range(2))
+    return torch.randn(shape, generator=generator), gamma, beta
+
+
+def judge(y, x, gamma, beta, variant):
+    wide = x.float().cpu()
+    expected = variant_sru(wide, gamma, beta, variant)
+    parameters = gate_parameters(gamma, beta, variant)
+    count, distance = compare_outputs(y.cpu(), expected, wide, gamma, beta, parameters, variant)
+    assert y.dtype == x.dtype
+    assert distance < TOLERANCE[x.dtype]
+    assert count.unexplained == 0
+    return count
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [("emulated", shape) for shape in SMALL]
+    + [pytest.param("gpu", shape, marks=ON_A_GPU) for shape in (*SMALL, *LARGE)],
+    indirect=["backend"],
+)
+def test_every_operator_type_shape_and_algorithm(backend, name, dtype, shape, algorithm):
+    variant = replace(VARIANTS[name], num_groups=4 if shape[2] == 1 else 8)
+    x, gamma, beta = draw(shape)
+    x = x.to(dtype)
+    y = backend(x, gamma, beta, variant, algorithm)
+    # a value of a narrow type recurs: all of a channel's elements of one value flip together
+    assert judge(y, x, gamma, beta, variant).flips <= (2 if dtype == torch.float32 else 16)
+
+
+@pytest.mark.parametrize("algorithm", PATHS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["groupbn-hard", "groupbn-hard-normalized"])
+@on_both
+def test_the_references_bytes(backend, reference, name, dtype, algorithm):
+    """Every rounding is the same on both sides (but the sigmoid's), so that what is proved on the CPU holds there."""
+    for shape in ((1, 16, 14, 14), (2, 32, 28, 28), (2, 24, 5, 7)):
+        variant = replace(VARIANTS[name], num_groups=4)
+        x, gamma, beta = draw(shape)
+        x = x.to(dtype) + 3
+        expected, _ = reference.sru(x, operator_inputs(gamma, beta, variant), variant, ALGORITHMS.index(algorithm))
+        assert torch.equal(backend(x, gamma, beta, variant, algorithm).cpu(), expected)
+
+
+@pytest.mark.parametrize("pixels", range(1, 20))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@on_both
+def test_every_tail_at_any_alignment(backend, pixels, dtype):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    for channels, offset in ((8, 0), (12, 1), (24, 3), (64, 8)):
+        data, gamma, beta = draw((2, channels, 1, pixels), seed=pixels)
+        room = torch.full((data.numel() + 64 + offset,), torch.nan, dtype=dtype, device=backend.device)
+        x = room[offset : offset + data.numel()].view(data.shape)  # starts at any element of a vector
+        x.copy_(data)
+        for algorithm in PATHS:
+            judge(backend(x, gamma, beta, variant, algorithm), x, gamma, beta, variant)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(24, 16), (12, 3), (10, 5), (16, 1), (2, 1), (2, 2)])
+@on_both
+def test_groups_that_straddle_channels_or_have_no_partner(backend, channels, groups):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=groups)
+    x, gamma, beta = draw((3, channels, 14, 14))
+    judge(backend(x, gamma, beta, variant), x, gamma, beta, variant)
+
+
+@on_both
+def test_many_pieces_of_one_group(backend):
+    """More pieces than a warp has lanes: 150,528 elements of one group, 2,048 a piece where x is not aligned."""
+    variant = replace(VARIANTS["groupnorm-soft"], num_groups=2)
+    data, gamma, beta = draw((1, 96, 56, 56))
+    room = torch.zeros(data.numel() + 1, device=backend.device)
+    x = room[1:].view(data.shape)
+    x.copy_(data + 5)
+    judge(backend(x, gamma, beta, variant), x, gamma, beta, variant)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("algorithm", PATHS)
+@on_both
+def test_what_is_not_finite_stays_in_its_group(backend, algorithm, value):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    x, gamma, beta = draw((2, 16, 8, 8))
+    x[0, 0, 0, 0] = value
+    y = backend(x, gamma, beta, variant, algorithm).cpu()
+    expected = variant_sru(x, gamma, beta, variant)
+    assert expected.isnan().any()
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
+
+
+@on_both
+def test_parameters_of_the_datas_type(backend):
+    """Cuts in fp16 are other cuts: they are held against a PyTorch that compares with the same rounded ones."""
+    variant = replace(VARIANTS["groupnorm-soft"], num_groups=4)
+    x, gamma, beta = draw((2, 32, 12, 12))
+    x = x.half()
+    inputs = [p.half() for p in operator_inputs(gamma, beta, variant).values()]
+    settings = SruSettings.of(variant)
+    v = settings
+    expected = sru(x, inputs, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
+    y = backend.library.sru(x.to(backend.device), [p.to(backend.device) for p in inputs], settings)
+    differs = (y.cpu().float() - expected.float()).abs() > 1e-2 * expected.float().abs() + 1e-3
+    assert differs.float().mean() < 1e-3
+
+
+@on_both
+def test_an_empty_batch_and_what_is_refused(backend):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    _, gamma, beta = draw((1, 16, 3, 3))
+    for dtype in TOLERANCE:
+        y = backend(torch.zeros(0, 16, 3, 3, dtype=dtype), gamma, beta, variant)
+        assert (y.shape, y.dtype) == ((0, 16, 3, 3), dtype)
+    with pytest.raises(ConfigurationError, match="not a multiple"):
+        backend(torch.zeros(1, 16, 3, 3), gamma, beta, replace(variant, num_groups=5))
+
+
+@on_both
+def test_the_algorithm_that_runs_is_the_one_that_was_planned(backend, reference, emulated):
+    if backend.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        limits = (properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    else:
+        limits = (40, 99 << 10)
+        emulated.device(*limits)
+    seen = set()
+    for shape in ((64, 256, 56, 56), (1, 256, 56, 56), (2, 512, 7, 7), (2, 24, 4, 4)):
+        x = torch.empty(1, dtype=torch.float16, device=backend.device).expand(shape)
+        inputs = [torch.zeros(shape[1], device=backend.device)] * 2
+        params = sru_params(x, inputs, SruSettings("SRU", 16, 1, 0.0, 1e-10))
+        planned = reference.plan(shape, 16, torch.float16, limits=limits, alignment=2).algorithm
+        params.x = params.y = 2  # aligned to two bytes
+        assert backend.library.chosen_algorithm(params) == ALGORITHMS[planned]
+        seen.add(planned)
+    assert len(seen) == 3
+
+
+# --- what only the emulation can show ---
+
+
+@pytest.mark.parametrize("algorithm", PATHS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_threads_in_any_order_give_the_references_bytes(emulated, reference, dtype, algorithm):
+    """A value read before another thread wrote it would differ by order; the reference sums in the kernels' order."""
+    for name, shape in itertools.product(VARIANTS, [(1, 16, 14, 14), (2, 24, 5, 7)]):
+        variant = replace(VARIANTS[name], num_groups=4)
+        x, gamma, beta = draw(shape)
+        x = x.to(dtype)
+        inputs = operator_inputs(gamma, beta, variant)
+        expected, _ = reference.sru(x, inputs, variant, ALGORITHMS.index(algorithm))
+        for order in range(3):
+            emulated.device(order=order)
+            y = emulated.sru(x, list(inputs.values()), SruSettings.of(variant, algorithm))
+            assert torch.equal(y, expected), (name, shape, order)
+
+
+def test_shared_memory_is_permitted_alike_by_every_call(emulated):
+    """The attribute belongs to the kernel: were it what one call needs, a call beside it with a smaller pair would
+    take from a larger one between its attribute and its launch."""
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    emulated.device(shared_bytes=160 << 10)
+    for size in (4, 40, 8):
+        x, gamma, beta = draw((1, 16, size, size))
+        inputs = list(operator_inputs(gamma, beta, variant).values())
+        assert emulated.chosen(x, inputs, SruSettings.of(variant)) == ALGORITHMS.index("on_chip")
+        judge(emulated.sru(x, inputs, SruSettings.of(variant)), x, gamma, beta, variant)
+    assert emulated.permits() == (3, 160 << 10, 160 << 10)
+
+
+def test_y_lies_off_by_an_element(emulated):
+    for dtype, pixels in itertools.product(TOLERANCE, (6, 8)):
+        variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+        x, gamma, beta = draw((2, 16, 1, pixels))
+        x = x.to(dtype)
+        inputs = list(operator_inputs(gamma, beta, variant).values())
+        for offset, algorithm in itertools.product((1, 4), PATHS):
+            y = emulated.sru(x, inputs, SruSettings.of(variant, algorithm), y_offset=offset)
+            judge(y, x, gamma, beta, variant)
+
+
+def test_too_small_a_workspace_and_null_pointers_are_refused(emulated):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    x, gamma, beta = draw((1, 16, 8, 8))
+    inputs = list(operator_inputs(gamma, beta, variant).values())
+    params = sru_params(x, inputs, SruSettings.of(variant, "split"))
+    y = torch.full_like(x, 7.0)
+    assert emulated.enqueue(params) == 1  # cudaErrorInvalidValue: no y
+    params.y = y.data_ptr()
+    assert emulated.enqueue(params) == 1  # no workspace
+    room = torch.empty(emulated.workspace_bytes(params), dtype=torch.uint8)
+    params.workspace, params.workspace_bytes = room.data_ptr(), room.numel() - 1
+    assert emulated.enqueue(params) == 1
+    assert (y == 7).all()
+    params.workspace_bytes = room.numel()
+    assert emulated.enqueue(params) == 0
+    judge(y, x, gamma, beta, variant)
+
+
+def test_the_sanitizers_find_nothing(tmp_path):
+    """Kernels and reference under the address and the undefined-behaviour sanitizer (what stands for compute-sanitizer
+    where no GPU is): memory outside x, y, workspace and shared memory, misaligned vectors, overflow."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    probe = ["g++", *SANITIZE, "-x", "c++", "-", "-o", str(tmp_path / "probe")]
+    if subprocess.run(probe, input="int main() {}", text=True, capture_output=True, check=False).returncode:
+        pytest.skip("g++ has no sanitizers here")
+    objects = compile_kernels(tmp_path / "objects", "-O1", *SANITIZE, sources=[EMULATION / "sweep.cpp"])
+    subprocess.run(["g++", *SANITIZE, *objects, "-o", str(tmp_path / "sweep")], check=True)
+    done = subprocess.run([tmp_path / "sweep"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "192 of 192\n"), done.stderr
