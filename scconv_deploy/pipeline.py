@@ -19,7 +19,7 @@ import onnx_ir as ir
 from torch import nn
 
 from scconv_deploy import __version__
-from scconv_deploy.building import EngineBuilder, prepare
+from scconv_deploy.building import EngineBuilder
 from scconv_deploy.bundle.artifact import MODEL_FILE, artifact_file
 from scconv_deploy.bundle.atomic import check_output_folder, new_folder, write_file
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
@@ -27,6 +27,7 @@ from scconv_deploy.bundle.reference import write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineManifest
+from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision

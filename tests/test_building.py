@@ -271,7 +271,7 @@ def test_no_engine_is_built_from_a_model_that_failed(tiny_reference, monkeypatch
         def __bool__(self):
             return False
 
-    monkeypatch.setattr(building, "build_model", None)
+    monkeypatch.setattr(building, "build_network", None)
     monkeypatch.setattr(building, "replace", lambda report, **changes: changes)
     builder = EngineBuilder([(OPTIONS, (None, ()))])
     manifests, changes, _ = builder.build(conv_model(), b"", tmp_path, Failed())

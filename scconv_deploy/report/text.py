@@ -14,10 +14,10 @@ from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.benchmarking import BenchResult
-    from scconv_deploy.building import BuildResult
     from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.exporters.engine import EngineManifest
+    from scconv_deploy.exporters.engine_build import BuildResult
     from scconv_deploy.exporting import ExportResult
     from scconv_deploy.inspection import EngineInspection, ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult

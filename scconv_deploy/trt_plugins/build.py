@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.machine import Machine, find_nvcc, find_tensorrt_headers
 
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"
