@@ -131,7 +131,7 @@ def deploy(
             spec,
             output,
             ExportOptions(opset, mask_form, backends, precision, io, tuple(keep or ())),
-            engines=cli_build.engine_options(backends, target, spec.dynamic),
+            engines=cli_build.engine_request(backends, target, spec.dynamic),
             cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, deep, preprocessing, tolerance, provider),
             force=force,

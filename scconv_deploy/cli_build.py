@@ -14,7 +14,7 @@ from scconv_deploy.cli_session import command_line, run_session
 from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from scconv_deploy.exporters.build_options import BuildOptions
+    from scconv_deploy.building import EngineRequest
     from scconv_deploy.exporters.engine_cache import EngineCache
 
 _ENGINE, _TUNING = "Engine", "Tuning"
@@ -30,8 +30,9 @@ Backends = Annotated[
 Target = Annotated[
     str,
     typer.Option(
-        metavar="portable|local|smNN,...",
-        help="Where the engine will run. TensorRT-RTX: portable (default; GPUs from sm80 on), local, or sm89,sm120.",
+        metavar="portable|local|smNN|DEVICE,...",
+        help="Where the engine will run. tensorrt-rtx: portable (default; GPUs from sm80 on), local, or sm89,sm120. "
+        "tensorrt: local (default); for deploy also orin-jp6, orin-jp7, thor-jp7, which build theirs from the bundle.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -109,14 +110,14 @@ def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("onnx", *(names or ()))))
 
 
-def engine_options(backends: Sequence[str], target: str, axes: Sequence[Any]) -> tuple[BuildOptions, ...]:
-    """What deploy builds: an engine for each backend but onnx."""
-    from scconv_deploy.exporters.build_options import BuildOptions
+def engine_request(backends: Sequence[str], target: str, axes: Sequence[Any]) -> EngineRequest:
+    """What deploy builds: an engine for each backend but onnx, here or on the devices that are named."""
+    from scconv_deploy.building import EngineRequest
 
     wanted = [name for name in backends if name != "onnx"]
     if target and not wanted:
         raise UsageError(f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt-rtx.")
-    return tuple(BuildOptions(name, target, axes=tuple(axes)) for name in wanted)  # type: ignore[arg-type]
+    return EngineRequest.of(wanted, target, tuple(axes))
 
 
 def build(

@@ -274,9 +274,9 @@ def test_no_engine_is_built_from_a_model_that_failed(tiny_reference, monkeypatch
     monkeypatch.setattr(building, "build_network", None)
     monkeypatch.setattr(building, "replace", lambda report, **changes: changes)
     builder = EngineBuilder([(OPTIONS, (None, ()))])
-    manifests, changes, _ = builder.build(conv_model(), b"", tmp_path, Failed())
-    assert manifests == ()
-    assert changes["stages"][-1].skipped == (("tensorrt-rtx", "the ONNX model failed parity"),)
+    built = builder.build(conv_model(), b"", tmp_path, Failed())
+    assert built.manifests == ()
+    assert built.report["stages"][-1].skipped == (("tensorrt-rtx", "the ONNX model failed parity"),)
 
 
 def test_interrupting_the_command_leaves_no_half_file(workplace):

@@ -20,6 +20,7 @@ from scconv_deploy.exporters.engine import EngineLayer, EngineProfile, EngineSRU
 from scconv_deploy.exporters.engine_cache import read_timing, write_timing
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.network_source import NetworkSource
+from scconv_deploy.exporters.targets import DEVICES
 from scconv_deploy.exporters.tensorrt_network import form_for, layers_of, load_plugin, parse, srus_of, tensors_of
 from scconv_deploy.exporters.tensorrt_versions import (
     FEATURES,
@@ -98,10 +99,10 @@ def compute_capabilities(module: ModuleType, options: BuildOptions) -> tuple[str
     target = options.resolved_target
     if options.backend == "tensorrt":
         if target != "local":
-            raise UsageError(
-                f"--target {target}: TensorRT builds for the GPU of this machine.",
-                "Leave --target out; --hardware-compatibility ampere+ makes the engine run on newer GPUs as well.",
-            )
+            remedy = "Leave --target out; --hardware-compatibility ampere+ makes the engine run on newer GPUs as well."
+            if target in DEVICES:
+                remedy = f"scconv-deploy deploy MODEL --backend tensorrt --target {target} makes a bundle for it."
+            raise UsageError(f"--target {target}: TensorRT builds for the GPU of this machine.", remedy)
         return ()
     require(module, options.backend, "compute_capabilities")
     known = {n.lower(): n for n in module.ComputeCapability.__members__ if n.startswith("SM")}

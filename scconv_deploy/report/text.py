@@ -101,6 +101,8 @@ def print_deploy(console: Console, result: DeployResult) -> None:
     _line(console, f"digest   {result.digest}")
     for engine in result.engines:
         _line(console, f"engine   {engine.summary}")
+    for entry in result.unfinished:
+        _line(console, f"left     {entry}")
     for note in result.notes:
         _line(console, f"note     {note}")
 
