@@ -10,12 +10,11 @@ from typing import Any
 
 import onnx
 from onnx import inliner
-from packaging.version import Version
 
 from scconv_deploy.errors import BuildError, ModelError, UsageError
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineLayer, EngineSRU, EngineTensor
-from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend
+from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend, release_of
 from scconv_deploy.rewrite.functions import DOMAIN
 
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "scconv"
@@ -28,7 +27,7 @@ def adapted(module: ModuleType, model: onnx.ModelProto, options: BuildOptions) -
     Before 10.7, TensorRT prefers a function over a plugin: with a plugin the functions are left out, without one they
     are inlined, for it binds their inputs wrongly. Every other version takes the model as it is.
     """
-    if options.backend == "tensorrt-rtx" or Version(module.__version__) >= FUNCTIONS_BEHIND_PLUGINS:
+    if options.backend == "tensorrt-rtx" or release_of(module) >= FUNCTIONS_BEHIND_PLUGINS:
         return model
     if options.plugin is None:
         return inliner.inline_local_functions(model)
