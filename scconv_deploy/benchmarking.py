@@ -203,9 +203,8 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
         t.name: _noise(_closed(t.name, t.shape, options), np.dtype(numpy_names.get(t.dtype, "float32")), options.seed)
         for t in artifact.manifest.inputs
     }
-    allocated = torch.cuda.memory_allocated()
     runner.run(feed)
-    memory = torch.cuda.memory_allocated() - allocated + runner.device_memory_bytes + artifact.manifest.file_bytes
+    memory = runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
     items = _items(value.shape for value in feed.values())
     return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)

@@ -112,10 +112,10 @@ def load_module(backend: Backend) -> ModuleType:
     return module
 
 
-def release(version: str) -> tuple[int, int]:
-    """Major and minor number of a version such as ``10.3.0.30``."""
-    major, minor = (*map(int, re.findall(r"\d+", version)[:2]), 0, 0)[:2]
-    return major, minor
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found is not None else ()
 
 
 def lookup(module: Any, dotted: str) -> Any:

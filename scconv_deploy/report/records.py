@@ -245,6 +245,44 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
+class EngineOutput:
+    """One output of an engine, end to end, the worst over the samples.
+
+    Attributes:
+        name: of the output.
+        metrics: the engine against PyTorch as given.
+        noise: what changes of gates that rounding explains do to this output, relative L2.
+        noise_measured: False where the reference could not be disturbed and a noise was assumed.
+    """
+
+    name: str
+    metrics: OutputMetrics
+    noise: float
+    noise_measured: bool
+
+
+@dataclass(frozen=True)
+class EngineParity:
+    """What was measured of an engine that ran; its link has its backend's name.
+
+    Attributes:
+        backend: ``tensorrt`` or ``tensorrt-rtx``, and the library's version.
+        artifact, artifact_sha256: the engine.
+        gpu: that it ran on.
+        srus: each SRU built alone and fed the reference's input, gates decoded from its output.
+        outputs: of the whole engine.
+    """
+
+    backend: str
+    version: str
+    artifact: str
+    artifact_sha256: str
+    gpu: str
+    srus: tuple[SRUParity, ...]
+    outputs: tuple[EngineOutput, ...]
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """The verdict on one artifact and everything it rests on; its truth value is the verdict.
 
@@ -259,6 +297,7 @@ class ParityReport:
         accuracy: where the data had labels.
         overrides: tolerances that the user changed.
         tolerances: the table that it was judged by, before the overrides.
+        engines: what was measured of engines that ran.
     """
 
     model: str
@@ -277,6 +316,7 @@ class ParityReport:
     accuracy: Accuracy | None = None
     overrides: dict[str, float] = field(default_factory=dict)
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
+    engines: tuple[EngineParity, ...] = ()
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:
