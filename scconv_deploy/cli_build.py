@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scconv_deploy.cli_options import Force, Json, Quiet
+from scconv_deploy.cli_options import Digest, Force, Json, Quiet
 from scconv_deploy.cli_session import command_line, run_session
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.building import EngineRequest
@@ -221,7 +221,33 @@ def bench(
         session.show(result, "print_bench")
 
 
+def finish(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What deploy wrote for this device.")],
+    digest: Digest = "",
+    no_plugin: Annotated[bool, typer.Option("--no-plugin", help="Build without the fused SRU.")] = False,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 100,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 10,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """On the device: build plugin and engine of a bundle, judge and time them; finish.pyz does the same by itself."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.bundle.finish import FinishOptions, finish_bundle
+
+        options = FinishOptions(not no_plugin, tensorrt_include, digest, rounds, warmup, force)
+        result = finish_bundle(bundle, options, command=command_line(), progress=session.progress)
+        session.show(result, "print_finish")
+        if not result:
+            raise ParityError(f"{result.report.artifact}: {result.report.failures[0]}", "Do not ship it.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(build)
     app.command()(bench)
+    app.command()(finish)

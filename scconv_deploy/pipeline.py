@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,19 @@ from scconv_deploy.bundle.contents import MANIFEST, MODEL, REJECTED, REPORT, REP
 from scconv_deploy.bundle.device_files import write_run_script
 from scconv_deploy.bundle.device_plan import Unfinished
 from scconv_deploy.bundle.manifest import manifest_bytes
-from scconv_deploy.bundle.reference import write_reference
+from scconv_deploy.bundle.reference import ForEngines, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineManifest
 from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.precision.types import data_type
 from scconv_deploy.references import Progress, reference_from_module, reference_from_spec, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.report.render import render, require_html
 from scconv_deploy.spec import DynamicAxis, ModelSpec
-from scconv_deploy.verification import instrument, tolerances
+from scconv_deploy.verification import instrument, sru_models, tolerances
 from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import Artifact, verify_onnx
@@ -160,7 +162,9 @@ def _deploy(
         if page is not None:
             write_file(temporary / REPORT_PAGE, page)
         noise = noise_samples(reference.signature, 0)
-        write_reference(temporary, TorchReference(reference), noise[::-1], instrument.sites(ir.to_proto(model)))
+        nodes = instrument.sites(ir.to_proto(model))
+        engines = _for_engines(artifact) if "tensorrt" in " ".join(options.backends) else None
+        write_reference(temporary, TorchReference(reference), noise[::-1], nodes, engines=engines)
         write_run_script(temporary)
         facts: dict[str, Any] = {
             "versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict,
@@ -172,6 +176,11 @@ def _deploy(
     return DeployResult(
         folder, folder / name, digest, report, (*notes, *built.notes), built.manifests, built.unfinished
     )
+
+
+def _for_engines(artifact: Artifact) -> ForEngines:
+    """What the engines of an artifact will be judged by, also where there is no onnx."""
+    return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
 
 
 def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:

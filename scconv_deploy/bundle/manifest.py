@@ -76,6 +76,18 @@ def bundle_digest(folder: Path) -> str:
     return sha256(folder / MANIFEST)
 
 
+def check_digest(folder: Path, digest: str) -> str:
+    """Refuse a bundle whose manifest is not the one of this digest ("" for any); returns its own."""
+    read_manifest(folder)
+    found = bundle_digest(folder)
+    if digest and found != digest.strip().lower():
+        raise IntegrityError(
+            f"{folder} is not the bundle of digest {digest[:12]}...: its manifest has {found[:12]}....",
+            "Copy the bundle again, from where you trust it.",
+        )
+    return found
+
+
 def check_bundle(folder: Path, digest: str = "") -> str:
     """Refuse a bundle that is not the one that was sealed.
 
@@ -90,12 +102,7 @@ def check_bundle(folder: Path, digest: str = "") -> str:
         IntegrityError: the manifest is not the one of this digest, or a file differs from it.
     """
     manifest = read_manifest(folder)
-    found = bundle_digest(folder)
-    if digest and found != digest.strip().lower():
-        raise IntegrityError(
-            f"{folder} is not the bundle of digest {digest[:12]}...: its manifest has {found[:12]}....",
-            "Copy the bundle again, from where you trust it.",
-        )
+    found = check_digest(folder, digest)
     changed = differing_files(folder, manifest)
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -14,6 +14,7 @@ from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.benchmarking import BenchResult
+    from scconv_deploy.bundle.finish import FinishResult
     from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.exporters.engine import EngineManifest
@@ -105,6 +106,12 @@ def print_deploy(console: Console, result: DeployResult) -> None:
         _line(console, f"left     {entry}")
     for note in result.notes:
         _line(console, f"note     {note}")
+
+
+def print_finish(console: Console, result: FinishResult) -> None:
+    """What a device added, as ``finish.pyz`` says it."""
+    for line in result.lines:
+        _line(console, line)
 
 
 def print_build(console: Console, result: BuildResult) -> None:
