@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.bundle.contents import DEVICE_PLAN, FINISH, MODEL, PLUGIN_SOURCES, RUN_SCRIPT, TRTEXEC
-from scconv_deploy.bundle.device_plan import FORM_FILES, DevicePlan
+from scconv_deploy.bundle.device_plan import DevicePlan
 from scconv_deploy.bundle.pyz import pyz_bytes
 from scconv_deploy.bundle.trtexec import trtexec_text
 from scconv_deploy.exporters.network_source import NetworkSource
@@ -27,8 +27,8 @@ def write_device_files(folder: Path, source: NetworkSource, plan: DevicePlan) ->
         ModelError: the model cannot be given in a form that a target needs.
     """
     for form in plan.forms:
-        if FORM_FILES[form] != MODEL:
-            write_file(folder / FORM_FILES[form], source.read(form))
+        if plan.file_of(form) != MODEL:
+            write_file(folder / plan.file_of(form), source.read(form))
     if plan.facts.srus:
         for path in sorted(p for p in SOURCES.rglob("*") if p.is_file()):
             write_file(folder / PLUGIN_SOURCES / path.relative_to(SOURCES), path.read_bytes())

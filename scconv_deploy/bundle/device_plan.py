@@ -59,9 +59,13 @@ class DevicePlan:
         adapted = any(target.needs_adapted_files for target in self.targets) and self.facts.srus
         return ("whole", "plugin", "inlined") if adapted else ("whole",)
 
+    def file_of(self, form: Form) -> str:
+        """The name of a form's file; a model without SRUs has no function, so that its forms are all the same."""
+        return FORM_FILES[form] if self.facts.srus else MODEL
+
     def source(self, bundle: Path) -> FileSource:
         """The model in a bundle."""
-        return FileSource(self.facts, {form: bundle / name for form, name in FORM_FILES.items()})
+        return FileSource(self.facts, {form: bundle / self.file_of(form) for form in FORM_FILES})
 
     def unfinished(self) -> tuple[Unfinished, ...]:
         """What is left, target by target."""

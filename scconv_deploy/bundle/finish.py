@@ -6,7 +6,6 @@ each other and take their place as ``device/`` in one step; the bundle's own sea
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.atomic import check_output_folder, new_folder, write_file
 from scconv_deploy.bundle.contents import DEVICE, FINISH, MANIFEST, MODEL, PLUGIN_SOURCES, REJECTED, REPORT
 from scconv_deploy.bundle.device_plan import DevicePlan, read_device_plan
-from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, manifest_bytes
+from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, manifest_bytes, sha256
 from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import MissingRuntimeError, ParityError
 from scconv_deploy.exporters.build_options import BuildOptions
@@ -158,8 +157,7 @@ def finish_bundle(
     place = bundle / DEVICE
     check_output_folder(place, options.force)
     module = device.load(device.backend)
-    ranges = tuple(ShapeRange(p.input, p.minimum, p.optimum, p.maximum) for p in plan.profiles)
-    wanted = BuildOptions(device.backend, shapes=ranges)
+    wanted = _build_options(plan, device.backend)
     check_options(module, wanted)
     notes = _notes(plan, module, device)
     facts = {**_facts(bundle, digest, module, device, command), "notes": "; ".join(notes)}
@@ -169,26 +167,41 @@ def finish_bundle(
         if plugin is not None:
             wanted = replace(wanted, plugin=plugin, require_plugin=True)
         with log.stage("build") as stage:
-            name = f"model.{device.backend}.engine"
-            sealed = hashlib.sha256((bundle / MODEL).read_bytes()).hexdigest()
-            built = build_network(
-                plan.source(bundle), sealed, folder / name, wanted, (module, ()),
-                cache=None, command=command, progress=progress,
-            )  # fmt: skip
-            engine = built.engine
-            stage.applied.append(f"{name}: {engine.manifest.summary}")
+            engine = _build_engine(bundle, folder, plan, module, wanted, command, progress)
+            stage.applied.append(f"{engine.path.name}: {engine.manifest.summary}")
             stage.skipped += [(sru.site, sru.reason) for sru in engine.manifest.srus if sru.form == "expanded"]
         progress("comparing the engine with PyTorch")
         report = device.judge(bundle, engine, plugin, log, facts)
         report = _timed(report, inputs, engine, plugin, options, device, log, progress)
-        report = replace(report, artifact=f"{DEVICE}/{engine.path.name}", stages=tuple(log.records))
-        if not report:
-            _reject(engine)
-            report = replace(report, artifact=report.artifact + REJECTED)
+        name = engine.path.name if report else _reject(engine)
+        report = replace(report, artifact=f"{DEVICE}/{name}", stages=tuple(log.records))
         write_file(folder / REPORT, report.as_bytes())
         own = manifest_bytes(folder, {**facts, "bundle_digest": digest, "verdict": report.verdict})
         write_file(folder / MANIFEST, own)
     return FinishResult(place, engine.manifest, report, bundle_digest(place), notes)
+
+
+def _build_options(plan: DevicePlan, backend: Backend) -> BuildOptions:
+    ranges = tuple(ShapeRange(p.input, p.minimum, p.optimum, p.maximum) for p in plan.profiles)
+    return BuildOptions(backend, shapes=ranges)
+
+
+def _build_engine(
+    bundle: Path,
+    folder: Path,
+    plan: DevicePlan,
+    module: ModuleType,
+    wanted: BuildOptions,
+    command: str,
+    progress: Progress,
+) -> EngineArtifact:
+    """Without the cache: what is measured here was built here. The manifest names ``model.onnx``, whatever its form."""
+    sealed = sha256(bundle / MODEL)
+    path = folder / f"model.{wanted.backend}.engine"
+    built = build_network(
+        plan.source(bundle), sealed, path, wanted, (module, ()), cache=None, command=command, progress=progress
+    )
+    return built.engine
 
 
 def _build_plugin(
@@ -237,11 +250,12 @@ def _timed(
     return replace(report, engines=tuple(replace(entry, latency=found) for entry in report.engines))
 
 
-def _reject(engine: EngineArtifact) -> None:
-    """Its name says that it failed; its manifest goes with it."""
+def _reject(engine: EngineArtifact) -> str:
+    """Its name says that it failed, and its manifest's; the name."""
     new = engine.path.with_name(engine.path.name + REJECTED)
     sidecar(engine.path).rename(sidecar(new))
     engine.path.rename(new)
+    return new.name
 
 
 def _notes(plan: DevicePlan, module: ModuleType, device: Device) -> tuple[str, ...]:

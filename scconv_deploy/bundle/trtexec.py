@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scconv_deploy.bundle.contents import DEVICE, FINISH
-from scconv_deploy.bundle.device_plan import FORM_FILES, DevicePlan
+from scconv_deploy.bundle.device_plan import DevicePlan
 from scconv_deploy.exporters.engine import EngineProfile
 from scconv_deploy.exporters.targets import DeviceTarget
 from scconv_deploy.exporters.tensorrt_network import form_for
@@ -37,7 +37,7 @@ def _pair(plan: DevicePlan, target: DeviceTarget, plugin: bool) -> Iterator[str]
         yield f"# with the fused SRU ({DEVICE}/{LIBRARY} is what python3 {FINISH} or scconv-deploy plugin build makes)"
     else:
         yield "# without a plugin"
-    model = FORM_FILES[form_for(target.tensorrt, "tensorrt", plugin)]
+    model = plan.file_of(form_for(target.tensorrt, "tensorrt", plugin))
     shapes = _ranges(plan.profiles)
     build = ("trtexec", f"--onnx={model}", "--stronglyTyped", "--noTF32", *library, *shapes, f"--saveEngine={_ENGINE}")
     yield " ".join((*build, "--skipInference"))
