@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
@@ -110,8 +111,7 @@ def print_deploy(console: Console, result: DeployResult) -> None:
 
 def print_finish(console: Console, result: FinishResult) -> None:
     """What a device added, as ``finish.pyz`` says it."""
-    for line in result.lines:
-        _line(console, line)
+    _line(console, "\n".join(result.lines))
 
 
 def print_build(console: Console, result: BuildResult) -> None:
@@ -223,6 +223,8 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     if free:
         flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
         _line(console, f"running free, gates changed: {flips:,} of {gates:,} ({bad:,} unexplained)")
+    for fact in (fact for engine in report.engines for fact in engine_facts(engine).items()):
+        _line(console, ": ".join(fact))
     if report.first_departure:
         _line(console, f"departs first: {report.first_departure}")
     for worst in report.worst_inputs[:3]:
