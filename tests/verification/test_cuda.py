@@ -54,7 +54,9 @@ def test_a_handle_is_given_back_once(host_cuda):
 
 def test_a_failing_call_names_itself_its_reason_and_what_to_do(host_cuda):
     host_cuda.fail("cudaMalloc", 2)
-    with pytest.raises(CudaError, match=r"cudaMalloc failed: out of memory \(error 2\)\. Give smaller inputs") as failed:
+    with pytest.raises(
+        CudaError, match=r"cudaMalloc failed: out of memory \(error 2\)\. Give smaller inputs"
+    ) as failed:
         Buffer(host_cuda.cuda, 8)
     assert (failed.value.code, failed.value.exit_code) == (2, 3)
     host_cuda.fail("cudaStreamCreateWithFlags", 100)
