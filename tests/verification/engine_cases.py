@@ -42,7 +42,7 @@ def engine_of(model, folder, **changes):
         "backend": "tensorrt", "library_version": "10.9.0", "compute_capabilities": (), "flags": (),
         "inputs": inputs, "outputs": tensors(model.graph.output), "profiles": profiles,
         "layers": (EngineLayer("conv", "CONVOLUTION", (_LAYERS[precision_of(model)],)),),
-        "srus": tuple(EngineSRU(site, "expanded", "no plugin was given (--plugin)") for site in instrument.sites(model)),
+        "srus": tuple(EngineSRU(site, "expanded", "no plugin was given") for site in instrument.sites(model)),
         "onnx_sha256": hashlib.sha256(data).hexdigest(),
     }  # fmt: skip
     return write_engine(path, data, manifest_of(data, **values | changes))
@@ -73,7 +73,7 @@ def copy_of(model):
 
 
 def judge(reference, model, folder, *, damage=None, whole_only=False, samples=None, opener=ort_opener, **changes):
-    """Judge a model as an engine; ``damage`` is what the library did to it, and to every SRU alone unless whole_only."""
+    """Judge a model as an engine; ``damage`` is what the library did to it, and, unless whole_only, to SRUs alone."""
     built = copy_of(model)
     if damage is not None:
         damage(built)
