@@ -25,6 +25,7 @@ from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.spec import InputSpec, ModelSpec, load
+from scconv_deploy.timing import latency
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
@@ -286,11 +287,10 @@ def _items(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -> BenchRow:
-    p50, p90, p99 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, (50, 90, 99)))
-    mean = float(np.mean(seconds))
+    found = latency(seconds, device)
     return BenchRow(
-        subject.name, subject.kind, p50, p90, p99, mean * 1e3, subject.items / mean,
-        float(np.median(device)) * 1e3 if device else None,
+        subject.name, subject.kind, found.p50_ms, found.p90_ms, found.p99_ms, found.mean_ms,
+        subject.items / (found.mean_ms * 1e-3), found.device_p50_ms,
         subject.memory_bytes, subject.memory_of, subject.load_s,
     )  # fmt: skip
 

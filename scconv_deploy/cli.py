@@ -16,6 +16,7 @@ from scconv_deploy.cli_options import (
     Batch,
     Data,
     Deep,
+    Digest,
     Dynamic,
     Embed,
     Force,
@@ -131,7 +132,7 @@ def deploy(
             spec,
             output,
             ExportOptions(opset, mask_form, backends, precision, io, tuple(keep or ())),
-            engines=cli_build.engine_options(backends, target, spec.dynamic),
+            engines=cli_build.engine_request(backends, target, spec.dynamic),
             cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, deep, preprocessing, tolerance, provider),
             force=force,
@@ -274,6 +275,7 @@ def verify(
     preprocessing: Preprocess = None,
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
+    digest: Digest = "",
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
@@ -285,8 +287,11 @@ def verify(
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
     with run_session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.bundle.manifest import check_digest
         from scconv_deploy.report.render import format_of, render
 
+        if digest:
+            check_digest(artifact, digest)
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)

@@ -82,3 +82,11 @@ def tiny_bf16(tiny_reference):
     from scconv_deploy.exporting import ExportOptions
 
     return in_half(tiny_reference[0], ExportOptions(precision="bf16"))
+
+
+@pytest.fixture(scope="session")
+def device_bundle(tmp_path_factory):
+    """A bundle for orin-jp6 and thor-jp7; copy it before changing it."""
+    from tests.finished import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("device"))

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.bundle.atomic import write_file
+from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
 
-FOLDER = "reference"
 _FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1
@@ -65,7 +65,7 @@ def write_reference(
         largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
         engines: None writes nothing for them.
     """
-    folder = bundle / FOLDER
+    folder = bundle / REFERENCE
     left = largest_bytes
     documents: list[dict[str, Any]] = []
     sites: dict[str, Site] = {}
@@ -261,9 +261,9 @@ def read_reference(bundle: Path) -> RecordedReference:
         UsageError: the bundle has none.
         IntegrityError: it is damaged.
     """
-    folder = bundle / FOLDER
+    folder = bundle / REFERENCE
     if not (folder / "reference.json").is_file():
-        raise UsageError(f"{bundle} has no {FOLDER}/reference.json.", "Give the model with --reference.")
+        raise UsageError(f"{bundle} has no {REFERENCE}/reference.json.", "Give the model with --reference.")
     with _undamaged(folder):
         document = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
         arrays = _load(folder / "sites.npz")

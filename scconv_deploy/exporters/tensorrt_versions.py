@@ -106,15 +106,15 @@ def load_module(backend: Backend) -> ModuleType:
     except (ImportError, OSError) as error:
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
         raise MissingRuntimeError(f"{NAMES[backend]} {reason}.", INSTALL[backend]) from error
-    if backend == "tensorrt" and release_of(module) < OLDEST:
+    if backend == "tensorrt" and release(module.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {oldest}.", INSTALL[backend])
     return module
 
 
-def release_of(module: Any) -> tuple[int, ...]:
-    """The numbers of a module's version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
-    found = re.match(r"\d+(?:\.\d+)*", module.__version__)
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found is not None else ()
 
 

@@ -245,6 +245,30 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """How long one run of an artifact takes, copies to and from the device left out.
+
+    Attributes:
+        shapes: of the inputs, in words; ``rounds`` runs were timed.
+        p50_ms, p90_ms, p99_ms, mean_ms: wall clock.
+        device_p50_ms: between two events on the stream; None where there is no device.
+    """
+
+    shapes: tuple[str, ...]
+    rounds: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    device_p50_ms: float | None = None
+
+    def __str__(self) -> str:
+        device = "" if self.device_p50_ms is None else f", on the device p50 {self.device_p50_ms:.3f} ms"
+        times = f"p50 {self.p50_ms:.3f} ms, p90 {self.p90_ms:.3f} ms, p99 {self.p99_ms:.3f} ms{device}"
+        return f"{times} ({self.rounds} runs, {', '.join(self.shapes)})"
+
+
+@dataclass(frozen=True)
 class EngineOutput:
     """One output of an engine, end to end, the worst over the samples.
 
@@ -271,6 +295,8 @@ class EngineParity:
         gpu: that it ran on.
         srus: each SRU built alone and fed the reference's input, gates decoded from its output.
         outputs: of the whole engine.
+        latency: where it was timed.
+        provenance: of the device's own report, where ``report merge`` brought it home.
     """
 
     backend: str
@@ -280,6 +306,8 @@ class EngineParity:
     gpu: str
     srus: tuple[SRUParity, ...]
     outputs: tuple[EngineOutput, ...]
+    latency: Latency | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from scconv_deploy import __version__
+from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
-from scconv_deploy.bundle.reference import FOLDER, read_reference
+from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters.engine import EngineArtifact, check_shapes
 from scconv_deploy.exporters.gpu import gpus
@@ -143,14 +144,14 @@ def judge_with_bundle(
     Raises:
         IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
     """
-    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{FOLDER}/")]
+    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{REFERENCE}/")]
     if changed:
         raise IntegrityError(
             f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
             "Copy the bundle again, or give the model with --reference.",
         )
     source = read_reference(bundle)
-    facts = {"reference": f"{FOLDER}/ of {bundle}"} | dict(provenance or {})
+    facts = {"reference": f"{REFERENCE}/ of {bundle}"} | dict(provenance or {})
     return judge_engine(
         source, engine, source.samples, log, judging=judging, plugin=plugin, provenance=facts,
         sru_models=source.sru_models, opener=opener, build_sru=build_sru,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from scconv_deploy.errors import BuildError
 from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.engine import EngineArtifact, EngineProfile, EngineTensor
-from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, load_module, release_of
+from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, load_module, release
 from scconv_deploy.verification.runners.cuda import load_cuda
 from scconv_deploy.verification.runners.tensorrt import Plan, TensorRTRunner
 
@@ -56,7 +56,7 @@ def form_of(module: ModuleType, backend: str, fused: bool, plugin_is_loaded: boo
     """
     if fused:
         return "plugin"
-    behind = backend == "tensorrt-rtx" or release_of(module) >= FUNCTIONS_BEHIND_PLUGINS
+    behind = backend == "tensorrt-rtx" or release(module.__version__) >= FUNCTIONS_BEHIND_PLUGINS
     return "function" if behind and not plugin_is_loaded else "inlined"
 
 

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from scconv_deploy.doctor import Machine
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.machine import Machine
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command
 
 NVCC = r"""#!/bin/sh
