@@ -155,6 +155,14 @@ def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArt
     return EngineArtifact(path, manifest)
 
 
+def reject(engine: EngineArtifact) -> EngineArtifact:
+    """Rename an engine that failed parity, and its manifest, to ``*.rejected``, so that nobody ships it by accident."""
+    rejected = engine.path.with_name(engine.path.name + ".rejected")
+    sidecar(engine.path).replace(sidecar(rejected))  # first: without it nobody opens the engine
+    engine.path.replace(rejected)
+    return EngineArtifact(rejected, engine.manifest)
+
+
 def load_engine(path: Path) -> EngineArtifact:
     """Read a manifest and check the engine against it; the library is not asked.
 

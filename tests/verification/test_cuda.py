@@ -54,11 +54,13 @@ def test_a_handle_is_given_back_once(host_cuda):
 
 def test_a_failing_call_names_itself_its_reason_and_what_to_do(host_cuda):
     host_cuda.fail("cudaMalloc", 2)
-    with pytest.raises(CudaError, match=r"cudaMalloc failed: out of memory \(error 2\)\. Give smaller inputs") as failed:
+    with pytest.raises(
+        CudaError, match=r"cudaMalloc failed: out of memory \(error 2\)\. Give smaller inputs"
+    ) as failed:
         Buffer(host_cuda.cuda, 8)
     assert (failed.value.code, failed.value.exit_code) == (2, 3)
     host_cuda.fail("cudaStreamCreateWithFlags", 100)
-    with pytest.raises(CudaError, match="no CUDA-capable device is detected.*Run this on a machine with an NVIDIA GPU"):
+    with pytest.raises(CudaError, match=r"no CUDA-capable device is detected.*Run this on a machine with an NVIDIA GPU"):
         Stream(host_cuda.cuda)
 
 
@@ -83,7 +85,7 @@ def test_close_all_gives_back_everything_whatever_fails(host_cuda):
     stream, buffer = Stream(cuda), Buffer(cuda, 8)
     kept = ctypes.c_void_p(buffer.address)
     host_cuda.fail("cudaFree", 1)
-    with pytest.raises(CudaError, match="cudaFree failed"):
+    with pytest.raises(CudaError, match=r"cudaFree failed"):
         module.close_all([buffer, stream])
     host_cuda.fail()
     assert host_cuda.calls()[-1] == "cudaStreamDestroy"
@@ -122,7 +124,7 @@ def test_a_graph_replays_what_was_captured_and_nothing_ran_meanwhile(host_cuda):
 def test_a_capture_that_fails_leaves_the_stream_usable(host_cuda):
     cuda, ran = host_cuda.cuda, []
     with Stream(cuda) as stream:
-        with pytest.raises(CudaError, match="cudaMalloc failed.*900"):
+        with pytest.raises(CudaError, match=r"cudaMalloc failed.*900"):
             stream.capture(lambda: Buffer(cuda, 8))
         host_cuda.launch(stream.address, lambda: ran.append(1))
         stream.synchronize()
@@ -132,7 +134,7 @@ def test_a_capture_that_fails_leaves_the_stream_usable(host_cuda):
 def test_an_error_of_a_kernel_shows_where_it_is_waited_for(host_cuda):
     with Stream(host_cuda.cuda) as stream:
         host_cuda.launch(stream.address, lambda: 700)
-        with pytest.raises(CudaError, match="cudaStreamSynchronize failed.*error 700.*The GPU's state may be lost"):
+        with pytest.raises(CudaError, match=r"cudaStreamSynchronize failed.*error 700.*The GPU's state may be lost"):
             stream.synchronize()
 
 
