@@ -67,7 +67,7 @@ def test_accuracy_is_pytorchs(digits, deployed):
 
 def test_the_bundle_is_sealed(deployed):
     result, folder = deployed
-    names = ["manifest.json", "model.onnx", "reference", "report.html", "report.json"]
+    names = ["manifest.json", "model.onnx", "reference", "report.html", "report.json", "run.py"]
     assert sorted(p.name for p in folder.iterdir()) == names
     assert result.notes == ()
     manifest = read_manifest(folder)
@@ -106,7 +106,7 @@ def test_a_rejected_artifact_is_named_so(digits, tmp_path, monkeypatch):
     assert result.report.overrides == {"replay_multiple": 1e-9}
     assert result.report.as_json()["tolerances"]["replay_multiple"]["value"] == 8
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["manifest.json", "model.onnx.rejected", "reference", "report.json"]
+    assert names == ["manifest.json", "model.onnx.rejected", "reference", "report.json", "run.py"]
     assert result.notes == (
         "report.html was not written: The HTML report needs matplotlib, which is not installed. "
         "pip install jinja2 matplotlib",

@@ -105,10 +105,13 @@ def check_bundle(folder: Path, digest: str = "") -> str:
     found = check_digest(folder, digest)
     changed = differing_files(folder, manifest)
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise IntegrityError(
-            f"{folder}: {changed[0]}{more} differs from {MANIFEST}.", "Copy the bundle again; nothing was loaded."
-        )
+        what = "is not the file that was sealed"
+        if changed[0] not in manifest["files"]:
+            what = f"is not named in {MANIFEST}"
+        elif not (folder / changed[0]).is_file():
+            what = "is missing"
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise IntegrityError(f"{folder}: {changed[0]} {what}{more}.", "Copy it again; nothing was loaded.")
     return found
 
 

@@ -11,7 +11,8 @@ from scconv_deploy.exporters.targets import DeviceTarget
 from scconv_deploy.exporters.tensorrt_network import form_for
 from scconv_deploy.trt_plugins.build import LIBRARY
 
-_ENGINE = "model.engine"
+_ENGINE = "../model.engine"
+"""Beside the bundle: a file that was added to it would make it another one."""
 
 
 def trtexec_text(plan: DevicePlan) -> str:
@@ -34,7 +35,7 @@ def trtexec_text(plan: DevicePlan) -> str:
 def _pair(plan: DevicePlan, target: DeviceTarget, plugin: bool) -> Iterator[str]:
     library = (f"--dynamicPlugins={DEVICE}/{LIBRARY}",) if plugin else ()
     if plugin:
-        yield f"# with the fused SRU ({DEVICE}/{LIBRARY} is what python3 {FINISH} or scconv-deploy plugin build makes)"
+        yield f"# with the fused SRU ({DEVICE}/{LIBRARY} is what python3 {FINISH} makes; plugin/ builds with cmake too)"
     else:
         yield "# without a plugin"
     model = plan.file_of(form_for(target.tensorrt, "tensorrt", plugin))

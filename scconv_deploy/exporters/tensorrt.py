@@ -80,7 +80,9 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
 def _check_gpu(options: BuildOptions, wanted: Iterable[str]) -> None:
     if options.backend == "tensorrt":
         require_gpu(
-            "tensorrt", "it times its kernels on the GPU that it builds for", "Build on the machine with the GPU."
+            "tensorrt",
+            "it times its kernels on the GPU that it builds for",
+            f"Build on the machine with the GPU; for a Jetson: deploy --target {', '.join(DEVICES)}.",
         )
         return
     if options.resolved_target == "local":

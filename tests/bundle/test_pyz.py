@@ -203,7 +203,7 @@ def test_python_3_10_loads_every_module_and_checks_the_bundle(bundle, old_python
     refused = run(old_python, "finish.pyz", cwd=bundle)
     assert (refused.returncode, refused.stdout) == (7, "")
     assert refused.stderr == (
-        "finish.pyz: .: model.onnx differs from manifest.json. Copy the bundle again; nothing was loaded.\n"
+        "finish.pyz: .: model.onnx is not the file that was sealed. Copy it again; nothing was loaded.\n"
     )
 
 

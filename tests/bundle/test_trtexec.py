@@ -20,12 +20,12 @@ def lines(plan):
 
 def test_an_old_tensorrt_gets_the_adapted_files():
     assert lines(PLAN) == [
-        f"trtexec --onnx=model.plugin.onnx --stronglyTyped --noTF32 {PLUGIN} {SHAPES} --saveEngine=model.engine "
+        f"trtexec --onnx=model.plugin.onnx --stronglyTyped --noTF32 {PLUGIN} {SHAPES} --saveEngine=../model.engine "
         "--skipInference",
-        f"trtexec --loadEngine=model.engine {PLUGIN} --shapes=x:2x3x8x8",
-        f"trtexec --onnx=model.inlined.onnx --stronglyTyped --noTF32 {SHAPES} --saveEngine=model.engine "
+        f"trtexec --loadEngine=../model.engine {PLUGIN} --shapes=x:2x3x8x8",
+        f"trtexec --onnx=model.inlined.onnx --stronglyTyped --noTF32 {SHAPES} --saveEngine=../model.engine "
         "--skipInference",
-        "trtexec --loadEngine=model.engine --shapes=x:2x3x8x8",
+        "trtexec --loadEngine=../model.engine --shapes=x:2x3x8x8",
     ]
 
 
@@ -39,8 +39,8 @@ def test_static_shapes_are_the_models_own_and_without_srus_there_is_no_plugin():
     static = replace(DYNAMIC, minimum=DYNAMIC.optimum, maximum=DYNAMIC.optimum)
     plan = DevicePlan((DEVICES["orin-jp6"],), GraphFacts({"x": (2, 3, 8, 8)}, (), ()), (static,))
     assert lines(plan) == [
-        "trtexec --onnx=model.onnx --stronglyTyped --noTF32 --saveEngine=model.engine --skipInference",
-        "trtexec --loadEngine=model.engine",
+        "trtexec --onnx=model.onnx --stronglyTyped --noTF32 --saveEngine=../model.engine --skipInference",
+        "trtexec --loadEngine=../model.engine",
     ]
 
 
