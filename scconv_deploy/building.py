@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from scconv_deploy.bundle.device_files import write_device_files
 from scconv_deploy.bundle.device_plan import DevicePlan, Unfinished
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.build_options import BuildOptions
-from scconv_deploy.exporters.engine import EngineManifest, sidecar
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, reject, sidecar
 from scconv_deploy.exporters.engine_build import (
     BuildResult,
     Prepared,
@@ -30,9 +30,11 @@ from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.report.records import Link, ParityReport, StageLog
 from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.verification.engine import ENGINE_LINK, try_to_judge, with_engine
 from scconv_deploy.verification.onnx_file import read_onnx
 
-ENGINE_LINK = "engine"
+Judge = Callable[[EngineArtifact, Path | None], ParityReport]
+"""Holds an engine, opened with its plugin, against the reference."""
 
 
 def build_file(
@@ -96,7 +98,7 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class BuiltEngines:
-    """What :class:`EngineBuilder` did; the report has its stage and the link "engine"."""
+    """What :class:`EngineBuilder` did; the report has its stages and the engines' links."""
 
     report: ParityReport
     manifests: tuple[EngineManifest, ...] = ()
@@ -115,13 +117,19 @@ class EngineBuilder:
     command: str = ""
     progress: Progress = lambda message: None
 
-    def build(self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport) -> BuiltEngines:
-        """Write ``model.<backend>.engine`` for each backend into a folder, and what devices need to build theirs."""
+    def build(
+        self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None
+    ) -> BuiltEngines:
+        """Write ``model.<backend>.engine`` for each backend into a folder, and what devices need to build theirs.
+
+        An engine is judged where there is a GPU, and named ``*.rejected`` if it fails. Each has a link of its backend's
+        name; what is left for devices, or was not built at all, stands in the link "engine".
+        """
         if not self.wanted and not self.devices:
             return BuiltEngines(report)
         log = StageLog()
         source = OnnxSource(model)
-        manifests: list[EngineManifest] = []
+        made: list[tuple[EngineArtifact, Path | None]] = []
         notes: list[str] = []
         left: tuple[Unfinished, ...] = ()
         with log.stage("build") as stage:
@@ -136,7 +144,7 @@ class EngineBuilder:
                     cache=self.cache, command=self.command, progress=self.progress,
                 )  # fmt: skip
                 manifest = result.engine.manifest
-                manifests.append(manifest)
+                made.append((result.engine, options.plugin))
                 notes += result.notes
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
@@ -148,19 +156,27 @@ class EngineBuilder:
                 left = plan.unfinished()
             why = "built on the device, from this bundle" if report else "the ONNX model failed parity"
             stage.skipped += [(f"tensorrt: {device.name}", why) for device in self.devices]
-        reason = _engine_reason(manifests, left)
-        links = tuple(Link(o.name, "not run", reason) if o.name == ENGINE_LINK else o for o in report.links)
-        stages = (*report.stages, *log.records)
-        return BuiltEngines(replace(report, links=links, stages=stages), tuple(manifests), tuple(notes), left)
+        links = [old for old in report.links if old.name != ENGINE_LINK]
+        if left or not made:
+            reason = "; ".join(map(str, left)) or "no engine was built: the ONNX model failed parity"
+            links.append(Link(ENGINE_LINK, "not run", reason))
+        report = replace(report, links=tuple(links), stages=(*report.stages, *log.records))
+        for engine, plugin in made:
+            report = with_engine(report, *self._judge(engine, plugin, judge))
+        manifests = tuple(engine.manifest for engine, _ in made)
+        return BuiltEngines(report, manifests, tuple(notes), left)
 
-
-def _engine_reason(manifests: Sequence[EngineManifest], left: Sequence[Unfinished]) -> str:
-    """Why the link has no verdict, in front of what there is."""
-    if not manifests and not left:
-        return "no engine was built: the ONNX model failed parity"
-    reasons = [str(entry) for entry in left]
-    if manifests:
-        built = "; ".join(f"{m.summary}, sha256 {m.sha256[:12]}" for m in manifests)
-        why = "it has not been run here" if gpus() else "no GPU here can run it"
-        reasons.insert(0, f"built, but {why}: {built}")
-    return "; ".join(reasons)
+    def _judge(
+        self, engine: EngineArtifact, plugin: Path | None, judge: Judge | None
+    ) -> tuple[Link, ParityReport | None]:
+        """The link of an engine, and what was measured if it ran."""
+        manifest = engine.manifest
+        if judge is None or not gpus():
+            why = "it was not asked to run" if gpus() else "no GPU here can run it"
+            what = f"{manifest.summary}, sha256 {manifest.sha256[:12]}"
+            return Link(manifest.backend, "not run", f"built, but {why}: {what}"), None
+        self.progress(f"verifying {engine.path.name}")
+        link, report = try_to_judge(engine, lambda: judge(engine, plugin))
+        if link.status == "failed":
+            reject(engine)
+        return link, report

@@ -256,10 +256,13 @@ def convert(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
+    artifact: Annotated[Path, typer.Argument(help="An ONNX file, a bundle, or an engine (on its GPU).")],
     reference: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model it was exported from, or an ONNX file; a bundle brings its own."),
+        typer.Option(
+            metavar="MODEL",
+            help="The model it came from, or an ONNX file; a bundle brings its own. For an engine also a bundle.",
+        ),
     ] = None,
     kwargs: Kwargs = None,
     weights: Weights = None,
@@ -276,6 +279,7 @@ def verify(
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
     digest: Digest = "",
+    plugin: cli_build.Plugin = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
@@ -295,7 +299,15 @@ def verify(
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)
-        if reference is None:
+        if plugin is not None and not artifact.name.endswith((".engine", ".engine.rejected")):
+            raise UsageError("--plugin belongs to an engine.", "Leave it out.")
+        if artifact.name.endswith((".engine", ".engine.rejected")):
+            spec = _spec(
+                reference or "", kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed
+            )
+            checks = _checks(data, deep, preprocessing, tolerance, provider)
+            result = cli_build.verify_engine(artifact, plugin, spec, checks, session)
+        elif reference is None:
             if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed or deep is not None:
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scconv_deploy.cli_options import Digest, Force, Json, Quiet
+from scconv_deploy.cli_options import Digest, Force, Json, Provider, Quiet
 from scconv_deploy.cli_session import command_line, run_session
 from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.building import EngineRequest
+    from scconv_deploy.cli_session import Session
     from scconv_deploy.exporters.engine_cache import EngineCache
+    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.checks import Checks
 
 _ENGINE, _TUNING = "Engine", "Tuning"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -200,6 +204,8 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
+    provider: Provider = "cpu",
+    plugin: Plugin = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON.")] = None,
     force: Force = False,
     as_json: Json = False,
@@ -214,7 +220,9 @@ def bench(
 
         if output is not None:
             check_output_file(output, force)
-        options = BenchOptions(batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed)
+        options = BenchOptions(
+            batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin
+        )
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:
             write_file(output, (json.dumps(result.as_json(), indent=2) + "\n").encode())
@@ -244,6 +252,25 @@ def finish(
         session.show(result, "print_finish")
         if not result:
             raise ParityError(f"{result.report.artifact}: {result.report.failures[0]}", "Do not ship it.")
+
+
+def verify_engine(
+    artifact: Path, plugin: Path | None, spec: ModelSpec, checks: Checks, session: Session
+) -> ParityReport:
+    """``verify F.engine``; the spec's source is what ``--reference`` says: a model, an ONNX file or a bundle."""
+    from scconv_deploy.verifying_engines import EngineVerification
+
+    if not spec.source:
+        raise UsageError(
+            f"{artifact} is an engine, so nothing says what it must compute.", "Add --reference MODEL or BUNDLE."
+        )
+    opened = EngineVerification.open(artifact, plugin, command_line(), session.progress)
+    place = Path(spec.source)
+    if not place.is_dir() and place.suffix != ".onnx":
+        return opened.against_spec(spec, checks)
+    if spec != type(spec)(spec.source, seed=spec.seed) or checks.data or checks.preprocessing:
+        raise UsageError(f"These options belong to a model, and the reference is {place}.", "Leave them out.")
+    return opened.against_bundle(place, checks) if place.is_dir() else opened.against_onnx(place, spec.seed, checks)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +29,7 @@ from scconv_deploy.bundle.device_plan import Unfinished
 from scconv_deploy.bundle.manifest import manifest_bytes
 from scconv_deploy.bundle.reference import ForEngines, write_reference
 from scconv_deploy.errors import MissingRuntimeError
-from scconv_deploy.exporters.engine import EngineManifest
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest
 from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import serialize
@@ -41,6 +41,7 @@ from scconv_deploy.report.render import render, require_html
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 from scconv_deploy.verification import instrument, sru_models, tolerances
 from scconv_deploy.verification.checks import Checks
+from scconv_deploy.verification.engine import judge_engine
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
@@ -100,10 +101,13 @@ def deploy_spec(
     prepared = [(wanted, prepare(wanted, cache)) for wanted in engines.here]
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = checks.samples(reference, spec.seed, spec.source)
     builder = EngineBuilder(prepared, engines.devices, engines.axes, cache, command, progress)
-    provenance = _provenance(spec, command)
-    return _deploy(reference, folder, options, checks, samples, log, command, progress, provenance, builder)
+    provenance = provenance_of(spec, command)
+
+    def draw() -> list[Iterable[Sample]]:
+        return checks.samples(reference, spec.seed, spec.source)
+
+    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
 
 
 def deploy(
@@ -126,8 +130,8 @@ def deploy(
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = checks.samples(reference, 0)
-    return _deploy(reference, Path(folder), options, checks, samples, log, "scconv_deploy.deploy", silent, {})
+    draw = partial(checks.samples, reference, 0)
+    return _deploy(reference, Path(folder), options, checks, draw, log, "scconv_deploy.deploy", silent, {})
 
 
 def _deploy(
@@ -135,13 +139,14 @@ def _deploy(
     folder: Path,
     options: ExportOptions,
     checks: Checks,
-    samples: list[Iterable[Sample]],
+    draw: Callable[[], list[Iterable[Sample]]],
     log: StageLog,
     command: str,
     progress: Progress,
     provenance: Mapping[str, str],
     builder: EngineBuilder = EngineBuilder(),
 ) -> DeployResult:
+    samples = draw()  # data that cannot be read is refused before any work is done
     single = export_to_ir(reference, options, log, progress)
     model = in_precision(single, options, log, progress)
     data = serialize(model)
@@ -153,8 +158,16 @@ def _deploy(
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL if report else MODEL + REJECTED
+    engines = _for_engines(artifact) if "tensorrt" in " ".join(options.backends) else None
+
+    def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
+        return judge_engine(
+            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), judging=checks.judging,
+            plugin=plugin, provenance=provenance, sru_models=partial(sru_models.of_artifact, artifact.proto),
+        )  # fmt: skip
+
     with new_folder(folder) as temporary:
-        built = builder.build(artifact.proto, data, temporary, report)
+        built = builder.build(artifact.proto, data, temporary, report, judge)
         report = built.report
         page, notes = _page(report, progress)
         write_file(temporary / name, data)
@@ -163,7 +176,6 @@ def _deploy(
             write_file(temporary / REPORT_PAGE, page)
         noise = noise_samples(reference.signature, 0)
         nodes = instrument.sites(ir.to_proto(model))
-        engines = _for_engines(artifact) if "tensorrt" in " ".join(options.backends) else None
         write_reference(temporary, TorchReference(reference), noise[::-1], nodes, engines=engines)
         write_run_script(temporary)
         facts: dict[str, Any] = {
@@ -210,7 +222,7 @@ def verify_spec(
     samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
         reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
-        judging=checks.judging, provenance=_provenance(spec, command) | notes,
+        judging=checks.judging, provenance=provenance_of(spec, command) | notes,
     )  # fmt: skip
 
 
@@ -235,7 +247,8 @@ def verify(
     return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
 
 
-def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
+def provenance_of(spec: ModelSpec, command: str) -> dict[str, str]:
+    """What a report says of where a reference came from."""
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
     if spec.embed is not None:
         facts["embed"] = str(spec.embed)

@@ -10,7 +10,7 @@ from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, read_mani
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.report.load import load_report
 from scconv_deploy.report.records import ParityReport
-from scconv_deploy.verification.engine import with_engine
+from scconv_deploy.verification.engine import ENGINE_LINK, with_engine
 
 
 def merge_files(first: Path, second: Path | None = None) -> ParityReport:
@@ -53,9 +53,11 @@ def merge_reports(report: ParityReport, device: ParityReport) -> ParityReport:
     (link,) = device.links
     engines = tuple(replace(engine, provenance=dict(device.provenance)) for engine in device.engines)
     others = tuple(engine for engine in report.engines if engine.backend != link.name)
-    merged = with_engine(replace(report, engines=others), link, replace(device, engines=engines))
     stages = tuple(replace(stage, name=f"device: {stage.name}") for stage in device.stages)
-    return replace(merged, stages=(*report.stages, *stages))
+    links = tuple(old for old in report.links if old.name != ENGINE_LINK)
+    return with_engine(
+        replace(report, links=links, engines=others), link, replace(device, engines=engines, stages=stages)
+    )
 
 
 def _sealed_folder(path: Path) -> Path:

@@ -122,8 +122,8 @@ def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
 def _lacking(report: ParityReport, name: str) -> list[str]:
     """Why a required link has not passed; empty if it has."""
     links = [link for link in report.links if link.name.lower() == name.lower()]
-    if not links and name.lower() == "engine":  # every one
-        links = [link for link in report.links if link.name in ENGINES]
+    if name.lower() == "engine":  # every one
+        links += [link for link in report.links if link.name in ENGINES]
     if links:
         return [f"{name} is required and {k.status}: {k.reason}" for k in links if k.status != "passed"]
     if name.lower() in ENGINES:

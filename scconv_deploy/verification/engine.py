@@ -37,6 +37,8 @@ from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
 
 Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
 """Opens an engine with its plugin; what it yields has ``inputs``, ``outputs`` and ``run``."""
+ENGINE_LINK = "engine"
+"""Of a chain without an engine, or whose engine a device builds; an engine's own link has its backend's name."""
 HIDDEN = "an engine hides its parameters"
 
 
@@ -144,7 +146,8 @@ def judge_with_bundle(
     Raises:
         IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
     """
-    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{REFERENCE}/")]
+    sealed = read_manifest(bundle)
+    changed = [name for name in differing_files(bundle, sealed) if name.startswith(f"{REFERENCE}/")]
     if changed:
         raise IntegrityError(
             f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
@@ -152,6 +155,8 @@ def judge_with_bundle(
         )
     source = read_reference(bundle)
     facts = {"reference": f"{REFERENCE}/ of {bundle}"} | dict(provenance or {})
+    if engine.manifest.onnx_sha256 not in {entry["sha256"] for entry in sealed["files"].values()}:
+        facts["SRUs alone"] = "out of the bundle's model; the engine was built from another ONNX file"
     return judge_engine(
         source, engine, source.samples, log, judging=judging, plugin=plugin, provenance=facts,
         sru_models=source.sru_models, opener=opener, build_sru=build_sru,
@@ -173,10 +178,10 @@ def try_to_judge(engine: EngineArtifact, judge: Callable[[], ParityReport]) -> t
 
 
 def with_engine(report: ParityReport, link: Link, engine: ParityReport | None) -> ParityReport:
-    """A report with the link of an engine in it, in place of the one of that name or of the link ``engine``."""
-    kept = [old for old in report.links if old.name not in ("engine", link.name)]
-    measured = engine.engines if engine is not None else ()
-    return replace(report, links=(*kept, link), engines=(*report.engines, *measured))
+    """A report with the link of an engine in it, in place of one of that name."""
+    kept = [old for old in report.links if old.name != link.name]
+    stages, measured = (engine.stages, engine.engines) if engine is not None else ((), ())
+    return replace(report, links=(*kept, link), stages=(*report.stages, *stages), engines=(*report.engines, *measured))
 
 
 def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:

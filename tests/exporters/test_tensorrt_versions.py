@@ -20,7 +20,11 @@ from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 from tests.exporters.engines import VERSIONS, recorded, sru_model, surface
 
 PACKAGE = Path(tensorrt.__file__).parent.parent
-SOURCES = [*PACKAGE.glob("exporters/tensorrt*.py"), PACKAGE / "verification/runners/tensorrt.py"]
+SOURCES = [
+    PACKAGE / "verification/lone_sru.py",
+    *PACKAGE.glob("exporters/tensorrt*.py"),
+    PACKAGE / "verification/runners/tensorrt.py",
+]
 TENSORRT = [name for name in VERSIONS if "rtx" not in name]
 # what only TensorRT-RTX's path touches, and not every TensorRT has
 RTX_ONLY = {

@@ -10,7 +10,6 @@ from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.references import reference_from_module
 from tests.mutations import two_heads
-from tests.verification.cuda_host import HostCuda, compile_host_cuda
 
 
 @pytest.fixture
@@ -25,21 +24,3 @@ def exported():
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     reference, log = reference_from_module(two_heads(1, 16), image)
     return reference, serialize(export_to_ir(reference, ExportOptions(), log))
-
-
-@pytest.fixture(scope="session")
-def host_cuda_library(tmp_path_factory):
-    """``cuda_on_host.cpp``, compiled."""
-    return compile_host_cuda(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture
-def host_cuda(host_cuda_library):
-    """A CUDA runtime on host memory; whatever a test makes with it must be given back."""
-    host = HostCuda(host_cuda_library)
-    host.fail()
-    before = host.live
-    host.calls()
-    yield host
-    host.fail()
-    assert host.live == before

@@ -63,9 +63,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
     def __init__(self, artifact: EngineArtifact, cuda_graph: bool = False, plugin: Path | None = None) -> None:
         manifest = artifact.manifest
         data = artifact.verified_bytes()
-        module = load_module(manifest.backend)  # type: ignore[arg-type]
-        _check_version(module, artifact)
-        require_gpu(manifest.backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
+        module = require_runtime(artifact)
         with logs.library_log(module).recording():
             _load_plugin(module, artifact, plugin)
         plan = Plan(
@@ -100,10 +98,11 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
                 f"{NAMES[plan.backend]} cannot open {plan.name} on this GPU: {reason}", "Build it for this GPU."
             )
         self._stream = Stream(cuda)
+        self._events: tuple[Event, ...] = ()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            self._release(self._stream, error=error)
+            self._release(*self._events, self._stream, error=error)
         finally:
             del self._context, self._engine, self._runtime  # in this order: each lives on the next
 
@@ -161,12 +160,14 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
 
     def timed(self) -> float:
         """One run; the seconds that it took on the device, between two events on the stream."""
-        with Event(self._cuda) as before, Event(self._cuda) as after:
-            before.record(self._stream)
-            self.enqueue()
-            after.record(self._stream)
-            self._stream.synchronize()
-            return after.seconds_since(before)
+        if not self._events:  # made once: making them takes the host's time
+            self._events = Event(self._cuda), Event(self._cuda)
+        before, after = self._events
+        before.record(self._stream)
+        self.enqueue()
+        after.record(self._stream)
+        self._stream.synchronize()
+        return after.seconds_since(before)
 
     def _new_context(self) -> Any:
         if not (self._cuda_graph and self.name == "tensorrt-rtx"):
@@ -233,6 +234,19 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     """float32 values of bfloat16 bits (uint16); exact."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def require_runtime(artifact: EngineArtifact) -> ModuleType:
+    """The library that an engine needs, before anything is done.
+
+    Raises:
+        MissingRuntimeError: it is not installed, of another version, or there is no GPU.
+    """
+    backend = artifact.manifest.backend
+    module = load_module(backend)  # type: ignore[arg-type]
+    _check_version(module, artifact)
+    require_gpu(backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
+    return module
 
 
 def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
