@@ -22,6 +22,7 @@ BENCHMARKS = {
     "rewrite_forms": "naive exports of ScConv-ResNet-20 in every form: SRUs fused, gates changed, parity with PyTorch",
     "build_time": "seconds to build a TensorRT-RTX engine of ScConv-ResNet-50 beside the plain ResNet-50",
     "half_error": "float16 and bfloat16 by converter: error of outputs, gates and SRUs, validity, size",
+    "half_keep": "what keeping an operator in float32 is worth in a half file",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",

@@ -67,7 +67,7 @@ class ExportOptions:
         elif self.opset is not None and self.opset < FIRST_OPSET[self.precision]:
             first = FIRST_OPSET[self.precision]
             raise UsageError(
-                f"--precision {self.precision} needs opset {first}, where convolutions take it; found {self.opset}.",
+                f"--precision {self.precision} needs opset {first} or later, found {self.opset}.",
                 f"Use --opset {first}, or leave --opset out.",
             )
 

@@ -21,7 +21,7 @@ import torch
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from scconv_deploy import __version__, cli, pipeline
+from scconv_deploy import __version__, cli, exporting, pipeline
 from scconv_deploy.exporters.onnx import serialize
 
 REPORTS = ["report.html", "report.json"]
@@ -123,7 +123,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     write_net(folder)
     kept = {}
-    real = pipeline.export_to_ir
+    real = exporting.export_to_ir
 
     def keep(*args, **kwargs):
         kept["model"] = real(*args, **kwargs)
@@ -131,7 +131,7 @@ def exported(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(pipeline, "export_to_ir", keep)
+        patch.setattr(exporting, "export_to_ir", keep)
         result = CliRunner().invoke(cli.app, ["export", f"{folder}/net.py:make", "-o", f"{folder}/net.onnx", *SHAPE])
     sys.modules.pop("net", None)
     assert result.exit_code == 0, result.output
@@ -143,7 +143,8 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def quick_export(monkeypatch, exported):
     """The export proper is replaced by its result; everything around it runs."""
-    monkeypatch.setattr(pipeline, "export_to_ir", lambda *args, **kwargs: exported)
+    for module in (exporting, pipeline):
+        monkeypatch.setattr(module, "export_to_ir", lambda *args, **kwargs: exported)
 
 
 @pytest.fixture
@@ -505,7 +506,7 @@ def test_an_internal_error_is_a_bug_and_says_so(run, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("in our code")
 
-    monkeypatch.setattr(pipeline, "reference_from_spec", broken)
+    monkeypatch.setattr(exporting, "reference_from_spec", broken)
     before = content()
     for options in ([], ["--json"], ["--quiet"]):
         result = run("export", "net.py:make", "-o", "out.onnx", *SHAPE, *options)

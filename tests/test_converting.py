@@ -12,7 +12,8 @@ import scconv_deploy
 from scconv_deploy import cli
 from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import ModelError, ParityError, UsageError
-from scconv_deploy.precision.half import PRECISION, HalfOptions
+from scconv_deploy.precision.half import HalfOptions
+from scconv_deploy.precision.types import PRECISION
 
 
 @pytest.fixture

@@ -20,11 +20,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, UNIT_ROUNDOFF, HalfPrecision, IoTypes
+from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
 from scconv_deploy.rewrite.functions import DOMAIN
-
-PRECISION = "scconv_deploy.precision"
-"""Metadata of a converted model: its :class:`HalfOptions` (JSON)."""
 
 DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -42,7 +39,12 @@ KEPT_OPERATORS: dict[str, str] = {
     "Exp": "overflows float16 at 11.1",
     "Pow": "overflows float16 at 256 squared",
 }
-"""Operators that stay in float32, and why: reasoned, what each is worth has not been measured."""
+"""Operators that stay in float32, and why.
+
+Measured (``python -m benchmarks half_keep``): rounding what they give costs nothing; a runtime that also adds up in
+half gets the means of ScConv-ResNet-50 wrong by up to 2 % in float16 and 73 % in bfloat16. Keeping Softmax too costs no
+cast, for it stands between a kept mean and a product. Reasons that name a range follow from the type.
+"""
 
 _WORST_CONSTANT = 4.0  # in unit roundoffs: a constant that half represents worse than this is not rounded but lost
 _TYPE_ATTRIBUTES = ("dtype",)

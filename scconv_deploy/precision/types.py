@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from typing import Literal
 
 import ml_dtypes
@@ -21,13 +24,38 @@ FIRST_OPSET: dict[HalfPrecision, int] = {"fp16": 18, "bf16": 22}
 """From which the operators of a network take the type: ONNX gives Conv and the poolings bfloat16 with opset 22."""
 
 
+PRECISION = "scconv_deploy.precision"
+"""Metadata of a converted model: how it was converted (JSON), ``precision`` among it."""
+
+
 def precision_of(model: onnx.ModelProto) -> Precision:
-    """The type of a model's data: half as soon as an input, an output, a weight or a cast of its graph is."""
+    """What the model's data claim to be: what its metadata say, else the type of most of its weights.
+
+    A float32 model with one half tensor in it is a float32 model with a fault, and is judged as one.
+    """
+    stated = next((entry.value for entry in model.metadata_props if entry.key == PRECISION), "")
+    try:
+        precision = json.loads(stated or "{}").get("precision")
+    except (ValueError, AttributeError):  # somebody else's
+        precision = None
+    if precision in ELEMENT:
+        return precision
+    kinds: Counter[int] = Counter()
+    for tensor in model.graph.initializer:
+        kinds[tensor.data_type] += math.prod(tensor.dims)
+    if not kinds:
+        kinds.update(v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output))
+    float_elements = kinds[TensorProto.FLOAT]
+    return next((name for name, kind in ELEMENT.items() if kinds[kind] > float_elements), "fp32")
+
+
+def half_in(model: onnx.ModelProto) -> HalfPrecision | None:
+    """The half type that a model holds anywhere: in an input, an output, a weight or a cast of its graph."""
     graph = model.graph
     kinds = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     kinds |= {tensor.data_type for tensor in graph.initializer}
     kinds |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
-    return next((name for name, kind in ELEMENT.items() if kind in kinds), "fp32")
+    return next((name for name, kind in ELEMENT.items() if kind in kinds), None)
 
 
 def data_type(precision: Precision) -> np.dtype:

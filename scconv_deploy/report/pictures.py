@@ -145,7 +145,9 @@ def _layers(axes: Axes, report: ParityReport) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.0e}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(bottom=lowest)
+    highest = max(usable) * (3 if lost else 1.01)
+    # whole decades: only their ends carry numbers
+    axes.set_ylim(10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(highest)))
     axes.set_xlabel("tensor")
     axes.set_ylabel("relative L2")
     axes.figure.legend(loc="outside lower center", ncols=3)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from scconv_deploy.precision.types import ELEMENT, precision_of
+from scconv_deploy.precision.types import ELEMENT, half_in
 from scconv_deploy.rewrite.functions import DOMAIN, GATED, MODULE, OPEN
 
 _INJECTED = "sru__injected"
@@ -128,8 +128,8 @@ def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto 
     del probe.input[:], probe.output[:]
     probe.input.extend([PROBE_X, *node.input[1:]])
     probe.output.extend([PROBE_Y, PROBE_OPEN])
-    precision = precision_of(model)
-    float_type = TensorProto.FLOAT if precision == "fp32" else ELEMENT[precision]
+    half = half_in(model)
+    float_type = TensorProto.FLOAT if half is None else ELEMENT[half]
     graph = helper.make_graph(
         [probe],
         "gate_probe",

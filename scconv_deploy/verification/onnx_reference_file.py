@@ -112,10 +112,10 @@ def verify_against_onnx(
     """
     path, notes = artifact_file(artifact)
     source = OnnxReference(str(reference), read_onnx(reference), judging.runtime)
-    content = path.read_bytes()
+    proto = read_onnx(path)
     provenance: Mapping[str, str] = {"command": command, "seed": str(seed), "reference": str(reference)} | notes
     return verify_artifact(
-        source, Artifact(read_onnx(path), str(path), content), source.samples(seed), StageLog(),
+        source, Artifact(proto, str(path), path.read_bytes()), source.samples(seed), StageLog(),
         judging=judging, provenance=provenance,
     )  # fmt: skip
 

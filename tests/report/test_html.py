@@ -1,5 +1,6 @@
 """The page, parsed: every fact is in it as text, and nothing in it points outside."""
 
+import math
 import re
 import sys
 import tomllib
@@ -11,7 +12,7 @@ import pytest
 
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.report import render
-from scconv_deploy.report.records import Histogram
+from scconv_deploy.report.records import Histogram, LayerError
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 pytest.importorskip("matplotlib", reason="the pictures are drawn by matplotlib")
@@ -98,6 +99,13 @@ def test_pictures_name_their_rows_and_their_references_are_in_the_same_picture()
     for svg, own in zip(drawn, identities, strict=True):
         assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
     assert sum(map(len, identities)) == len(set().union(*identities))
+
+
+@pytest.mark.parametrize("error", [4.1e-4, 1e-3, math.inf])
+def test_errors_within_one_decade_still_have_numbers_beside_them(error):
+    layers = tuple(LayerError(f"t{i}", "", error, 4.9e-4) for i in range(3))
+    drawn = re.findall("<svg.*?</svg>", render.to_html(replace(full_report(), layers=layers)), re.S)[2]
+    assert {"1e-04", "1e-03"} <= set(re.findall(r">(1e-\d\d)<", drawn))
 
 
 def test_equal_reports_are_equal_files():

@@ -50,3 +50,10 @@ def test_damage_is_caught(files, damage, words):
 def test_a_missing_reference(files, tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
         verify_against_onnx(files[0], tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_file_is_the_users(files, missing):
+    files[missing].unlink()
+    with pytest.raises(UsageError, match=f"{files[missing].name} does not exist"):
+        verify_against_onnx(*files)

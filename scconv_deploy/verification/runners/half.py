@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from scconv_deploy.precision.stand_in import stand_in
-from scconv_deploy.precision.types import NUMPY, precision_of
+from scconv_deploy.precision.types import NUMPY, half_in
 from scconv_deploy.verification.runners.onnxruntime import CPU, OnnxRuntimeRunner, RuntimeOptions
 
 
@@ -55,9 +55,9 @@ class HalfRunner:
 
 def needs_stand_in(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
     """Whether a model's type does not run here: ONNX Runtime's CPU provider has no bfloat16 (Where among others)."""
-    return precision_of(model) == "bf16" and options.resolved_provider() == CPU
+    return half_in(model) == "bf16" and options.resolved_provider() == CPU
 
 
 def runner_of(model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> OnnxRuntimeRunner | HalfRunner:
     """What runs a model, whatever the type of its data."""
-    return OnnxRuntimeRunner(model, options) if precision_of(model) == "fp32" else HalfRunner(model, options)
+    return OnnxRuntimeRunner(model, options) if half_in(model) is None else HalfRunner(model, options)
