@@ -23,7 +23,7 @@ from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, manifest_
 from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import MissingRuntimeError, ParityError
 from scconv_deploy.exporters.build_options import BuildOptions
-from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, sidecar
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, reject
 from scconv_deploy.exporters.engine_build import build_network
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.profiles import ShapeRange
@@ -173,8 +173,8 @@ def finish_bundle(
         progress("comparing the engine with PyTorch")
         report = device.judge(bundle, engine, plugin, log, facts)
         report = _timed(report, inputs, engine, plugin, options, device, log, progress)
-        name = engine.path.name if report else _reject(engine)
-        report = replace(report, artifact=f"{DEVICE}/{name}", stages=tuple(log.records))
+        kept = engine if report else reject(engine)
+        report = replace(report, artifact=f"{DEVICE}/{kept.path.name}", stages=tuple(log.records))
         write_file(folder / REPORT, report.as_bytes())
         own = manifest_bytes(folder, {**facts, "bundle_digest": digest, "verdict": report.verdict})
         write_file(folder / MANIFEST, own)
@@ -248,14 +248,6 @@ def _timed(
         found = device.time(engine, plugin, inputs, options)
         stage.applied.append(str(found))
     return replace(report, engines=tuple(replace(entry, latency=found) for entry in report.engines))
-
-
-def _reject(engine: EngineArtifact) -> str:
-    """Its name says that it failed, and its manifest's; the name."""
-    new = engine.path.with_name(engine.path.name + REJECTED)
-    sidecar(engine.path).rename(sidecar(new))
-    engine.path.rename(new)
-    return new.name
 
 
 def _notes(plan: DevicePlan, module: ModuleType, device: Device) -> tuple[str, ...]:

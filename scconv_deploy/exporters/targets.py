@@ -4,8 +4,8 @@ On a Jetson, JetPack decides and not the board: an Orin under JetPack 6 has Tens
 Sources: NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack/downloads: JetPack 7.0 is Jetson Linux 38.2,
 7.1 is 38.4), Torch-TensorRT's page on Jetson (JetPack 6.1: CUDA 12.6, TensorRT 10.3), the support matrix of TensorRT
 Edge-LLM 0.10 (JetPack 7.0 and 7.1: CUDA 13.0; 7.2, the first for Orin: CUDA 13.2), and NVIDIA's table of compute
-capabilities (developer.nvidia.com/cuda-gpus: Orin 8.7, Thor 11.0). TensorRT 10.13 in JetPack 7.0 and 10.16 in 7.2 are
-what users report; NVIDIA's own page of them was not at hand.
+capabilities (developer.nvidia.com/cuda-gpus: Orin 8.7, Thor 11.0). Those of TensorRT 10.13 in JetPack 7.0 and 10.16 in
+7.2 stand in docs/hosts/jetson.md.
 """
 
 from __future__ import annotations
