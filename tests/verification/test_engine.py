@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,15 +13,17 @@ from onnx import numpy_helper
 
 from scconv_deploy.errors import BuildError, IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters import gpu
+from scconv_deploy.exporters.engine import EngineLayer
 from scconv_deploy.report.load import from_json
 from scconv_deploy.report.records import Link, StageLog
 from scconv_deploy.report.rejudge import rejudge
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.engine import ByTable, judge_engine, try_to_judge, with_engine
+from scconv_deploy.verification.runners.pytorch import run_disturbed
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
 from tests.verification.engine_cases import copy_of, engine_of, judge, ort_builder, ort_opener
-from tests.verification.judging import check_of, damage_weight, edit_body
+from tests.verification.judging import Calls, check_of, damage_weight, edit_body, export_of
 
 SITES = ["a.SRU", "b.SRU", "c", "a.SRU#2"]
 
@@ -215,6 +218,45 @@ class Edited:
         return self._edit(self._runner.run(tensors))
 
 
+class Disturbed:
+    """PyTorch with gates that see their inputs through noise: what an engine with more or less rounding computes."""
+
+    def __init__(self, reference, relative, seed):
+        self._reference, self._relative, self._seed = reference, relative, seed
+        self.inputs, self.outputs = ("image",), ("output",)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def run(self, tensors):
+        reference, given = self._reference, {n: torch.from_numpy(v) for n, v in tensors.items()}
+        found = run_disturbed(reference.swapped, reference.signature, given, self._relative, self._seed)
+        return {name: value.numpy() for name, value in found.items()}
+
+
+def test_gates_that_rounding_changes_do_not_fail_a_healthy_engine(tmp_path):
+    """Noise that is drawn anew: its changes are not those that the reference drew. 256 times as much fails."""
+    torch.manual_seed(0)
+    reference, model = export_of(Calls(lambda net, x: net.a(x)).eval())
+
+    def judged(relative, seed):
+        report = judge(
+            reference, model, tmp_path, opener=lambda engine, plugin: Disturbed(reference, relative, seed),
+            layers=(EngineLayer("conv", "CONVOLUTION", ("HALF",)),),
+        )  # fmt: skip
+        return bool(report), report.engines[0].outputs[0]
+
+    healthy = [judged(2.0**-10, seed) for seed in range(1000, 1012)]
+    assert all(good for good, _ in healthy)
+    changed = [o for _, o in healthy if o.metrics.relative_l2 > 4 * 2.0**-10]
+    assert changed  # gates that changed moved it further than the smallest limit,
+    assert all(o.noise > 2.0**-10 for o in changed)  # and the reference's own noise allowed for that
+    assert not any(good for good, _ in (judged(2.0**-2, seed) for seed in range(1000, 1003)))
+
+
 # --- what has no verdict ------------------------------------------------------------------------------------------
 
 
@@ -326,14 +368,12 @@ def test_tf32_is_judged_by_its_own_rounding(tiny_reference, model, tmp_path):
     assert all(o.noise >= 2.0**-10 for o in report.engines[0].outputs)
 
 
-def test_the_link_takes_the_place_of_the_one_that_was_not_run(tiny_reference, model, tmp_path):
+def test_the_link_takes_the_place_of_the_one_of_its_name(tiny_reference, model, tmp_path):
     engine = judge(tiny_reference[0], model, tmp_path)
-    before = judge(tiny_reference[0], model, tmp_path)
-    chain = Link("onnxruntime", "passed", "x"), Link("engine", "not run", "no engine was built")
-    from dataclasses import replace
-
-    report = with_engine(replace(before, links=chain, engines=()), engine.links[0], engine)
-    assert [link.name for link in report.links] == ["onnxruntime", "tensorrt"]
+    chain = Link("onnxruntime", "passed", "x"), Link("tensorrt", "not run", "no GPU here can run it")
+    report = with_engine(replace(engine, links=chain, engines=(), stages=()), engine.links[0], engine)
+    assert [(link.name, link.status) for link in report.links] == [("onnxruntime", "passed"), ("tensorrt", "passed")]
     assert report.engines == engine.engines
+    assert [stage.name for stage in report.stages] == ["verify tensorrt"]
     again = with_engine(report, Link("tensorrt", "not run", "y"), None)
     assert [link.status for link in again.links] == ["passed", "not run"]
