@@ -622,7 +622,7 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["artifact"] == "bundle/model.onnx"
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "reference", *REPORTS]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "reference", *REPORTS, "run.py"]
     fails("usage", *args, words=("bundle exists", "--force"))
     assert json.loads(run("verify", "bundle", "--json").stdout)["verdict"] == "passed"  # by its own reference
     assert run("verify", "bundle", "--reference", "net.py:make", *SHAPE, "--quiet").exit_code == 0
