@@ -19,6 +19,7 @@ import onnx.parser
 from benchmarks.harness import Row, interleave, write
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporters.onnx_source import OnnxSource
 from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options
 from scconv_deploy.exporters.tensorrt_versions import load_module
@@ -115,8 +116,9 @@ class _Build:
         return changed
 
     def __call__(self) -> None:
-        profiles = resolve_profiles(self.model, (), self.options.axes)
-        self.plan = build_plan(self.module, self.model, self.options, profiles)
+        source = OnnxSource(self.model)
+        profiles = resolve_profiles(source.facts.inputs, (), self.options.axes)
+        self.plan = build_plan(self.module, source, self.options, profiles)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

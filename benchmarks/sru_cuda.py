@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Row, write
-from scconv_deploy.doctor import Machine, find_nvcc
 from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import sru as variant_sru
+from scconv_deploy.machine import Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, load, sru_params
 

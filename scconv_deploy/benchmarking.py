@@ -25,8 +25,9 @@ from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.spec import InputSpec, ModelSpec, load
+from scconv_deploy.timing import latency
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification.runners.onnxruntime import CPU, OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
 
 _PAGE = "/proc/self/statm"
@@ -44,6 +45,8 @@ class BenchOptions:
         device: where models run.
         rounds, warmup: timed runs of each subject, and runs before them.
         threads: of ONNX Runtime and torch on the CPU; 0 is their default.
+        provider: of ONNX Runtime.
+        plugin: the library that the engines were built with.
     """
 
     batch: int = 1
@@ -55,6 +58,8 @@ class BenchOptions:
     warmup: int = 5
     threads: int = 0
     seed: int = 0
+    provider: str = CPU
+    plugin: Path | None = None
 
     @property
     def resolved_device(self) -> str:
@@ -154,7 +159,7 @@ def _subjects(name: str, options: BenchOptions, stack: ExitStack) -> list[_Subje
 
 def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
     before, start = _resident(), time.perf_counter()
-    runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(threads=options.threads)))
+    runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(options.provider, options.threads)))
     constants = {tensor.name for tensor in model.graph.initializer}
     shapes = {v.name: _onnx_shape(v, options) for v in model.graph.input if v.name not in constants}
     dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
@@ -167,7 +172,8 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     memory = None if before is None else max(0, (_resident() or 0) - before)
     seconds = time.perf_counter() - start
     items = _items(shapes.values())
-    return _Subject(f"{name} (ONNX Runtime)", "onnxruntime", items, run, memory, "process", seconds)
+    where = "" if options.provider.lower().removesuffix("executionprovider") == "cpu" else f", {options.provider}"
+    return _Subject(f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds)
 
 
 def _onnx_shape(value: onnx.ValueInfoProto, options: BenchOptions) -> tuple[int, ...]:
@@ -197,18 +203,22 @@ def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
 
 def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOptions, stack: ExitStack) -> _Subject:
     start = time.perf_counter()
-    runner = stack.enter_context(TensorRTRunner(artifact, graph))
+    runner = stack.enter_context(TensorRTRunner(artifact, graph, _plugin_of(artifact, options)))
     numpy_names = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
     feed = {
         t.name: _noise(_closed(t.name, t.shape, options), np.dtype(numpy_names.get(t.dtype, "float32")), options.seed)
         for t in artifact.manifest.inputs
     }
-    allocated = torch.cuda.memory_allocated()
     runner.run(feed)
-    memory = torch.cuda.memory_allocated() - allocated + runner.device_memory_bytes + artifact.manifest.file_bytes
+    memory = runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
     items = _items(value.shape for value in feed.values())
     return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)
+
+
+def _plugin_of(artifact: EngineArtifact, options: BenchOptions) -> Path | None:
+    """The plugin, for the engines that were built with one."""
+    return options.plugin if artifact.manifest.plugin_sha256 else None
 
 
 def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
@@ -226,7 +236,10 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)
     model = model.to(device)
     tensors = {key: value.to(device) for key, value in signature.tensors.items()}
-    allocated = torch.cuda.memory_allocated() if device == "cuda" else 0
+    allocated = 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of the subjects before
+        allocated = torch.cuda.memory_allocated()
     target: Any = torch.compile(model) if compiled else model
 
     def run() -> float | None:
@@ -287,11 +300,10 @@ def _items(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -> BenchRow:
-    p50, p90, p99 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, (50, 90, 99)))
-    mean = float(np.mean(seconds))
+    found = latency(seconds, device)
     return BenchRow(
-        subject.name, subject.kind, p50, p90, p99, mean * 1e3, subject.items / mean,
-        float(np.median(device)) * 1e3 if device else None,
+        subject.name, subject.kind, found.p50_ms, found.p90_ms, found.p99_ms, found.mean_ms,
+        subject.items / (found.mean_ms * 1e-3), found.device_p50_ms,
         subject.memory_bytes, subject.memory_of, subject.load_s,
     )  # fmt: skip
 

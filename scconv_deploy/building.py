@@ -3,73 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import onnx
 
-from scconv_deploy import __version__
 from scconv_deploy.bundle.atomic import check_output_file
+from scconv_deploy.bundle.device_files import write_device_files
+from scconv_deploy.bundle.device_plan import DevicePlan, Unfinished
 from scconv_deploy.errors import UsageError
-from scconv_deploy.exporters import engine_cache
 from scconv_deploy.exporters.build_options import BuildOptions
-from scconv_deploy.exporters.engine import (
-    EngineArtifact,
-    EngineManifest,
-    EngineProfile,
-    EngineSRU,
-    sidecar,
-    write_engine,
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, reject, sidecar
+from scconv_deploy.exporters.engine_build import (
+    BuildResult,
+    Prepared,
+    Progress,
+    build_network,
+    expanded,
+    prepare,
 )
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.gpu import gpus
+from scconv_deploy.exporters.onnx_source import OnnxSource
 from scconv_deploy.exporters.profiles import resolve_profiles
-from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options, device
-from scconv_deploy.exporters.tensorrt_versions import load_module
+from scconv_deploy.exporters.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.report.records import Link, ParityReport, StageLog
+from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.verification.engine import ENGINE_LINK, try_to_judge, with_engine
 from scconv_deploy.verification.onnx_file import read_onnx
 
-Progress = Callable[[str], None]
-_BAR = 24
-
-
-Prepared = tuple[ModuleType, tuple[str, ...]]
-ENGINE_LINK = "engine"
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """An engine, whether it came from the cache, how long it took, and what is to be said about it."""
-
-    engine: EngineArtifact
-    from_cache: bool
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **self.engine.as_json(), "from_cache": self.from_cache, "seconds": self.seconds, "notes": list(self.notes),
-        }  # fmt: skip
-
-
-def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
-    """Load the library and refuse what cannot work, before anything takes time.
-
-    Returns:
-        the module, and notes on the cache.
-
-    Raises:
-        MissingRuntimeError, UsageError: see :func:`scconv_deploy.exporters.tensorrt.check_options`.
-    """
-    module = load_module(options.backend)
-    check_options(module, options)
-    note = cache.check() if cache is not None else ""
-    return module, (note,) if note else ()
+Judge = Callable[[EngineArtifact, Path | None], ParityReport]
+"""Holds an engine, opened with its plugin, against the reference."""
 
 
 def build_file(
@@ -100,71 +65,73 @@ def build_file(
     prepared = prepare(options, cache)
     model = read_onnx(source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return build_model(model, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+    network = OnnxSource(model)
+    return build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
 
 
-def build_model(
-    model: onnx.ModelProto,
-    onnx_sha256: str,
-    output: Path,
-    options: BuildOptions,
-    prepared: Prepared,
-    *,
-    cache: EngineCache | None,
-    command: str,
-    progress: Progress,
-) -> BuildResult:
-    """The same for a model in memory; ``prepared`` is what :func:`prepare` gave."""
-    start = time.perf_counter()
-    module, notes = prepared
-    profiles = resolve_profiles(model, options.shapes, options.axes)
-    gpu = device(options)
-    if cache is not None and options.backend == "tensorrt" and options.timing_cache is None:
-        key = engine_cache.entry_key({"version": module.__version__, "gpu": gpu})
-        options = replace(options, timing_cache=cache.timing_file(key))
-    key = _key(model, module, options, profiles, gpu)
-    found, note = cache.find(key) if cache is not None else (None, "")
-    notes += (note,) if note else ()
-    if found is not None and not (options.require_plugin and _expanded(found.manifest)):  # the build says why
-        manifest = replace(found.manifest, command=command, onnx_sha256=onnx_sha256)
-        engine = write_engine(output, found.verified_bytes(), manifest)
-        return BuildResult(engine, True, time.perf_counter() - start, notes)
+@dataclass(frozen=True)
+class EngineRequest:
+    """The engines that a bundle shall have.
 
-    def tell(fraction: float, phase: str) -> None:
-        done = round(fraction * _BAR)
-        progress(f"building {output.name}  {'#' * done}{'-' * (_BAR - done)} {fraction:4.0%}  {phase}")
+    Attributes:
+        here: built by this machine.
+        devices: that build theirs themselves, from the bundle.
+        axes: open ones of the model.
+    """
 
-    plan = build_plan(module, model, options, profiles, tell)
-    seconds = time.perf_counter() - start
-    manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
-    if cache is not None:
-        kept = cache.store(key, plan.data, manifest)
-        notes += (kept,) if kept and kept not in notes else ()
-    return BuildResult(write_engine(output, plan.data, manifest), False, seconds, notes)
+    here: tuple[BuildOptions, ...] = ()
+    devices: tuple[DeviceTarget, ...] = ()
+    axes: tuple[DynamicAxis, ...] = ()
+
+    @classmethod
+    def of(cls, backends: Sequence[str], target: str, axes: tuple[DynamicAxis, ...]) -> EngineRequest:
+        """Of what ``--backend`` and ``--target`` say (UsageError, see :func:`.exporters.targets.split_targets`)."""
+        here: list[BuildOptions] = []
+        devices: list[DeviceTarget] = []
+        for backend, parts in split_targets(backends, target).items():
+            devices += [DEVICES[part] for part in parts if part in DEVICES]
+            rest = ",".join(part for part in parts if part not in DEVICES)
+            if rest or not parts:
+                here.append(BuildOptions(backend, rest, axes=axes))  # type: ignore[arg-type]
+        return cls(tuple(here), tuple(devices), axes)
+
+
+@dataclass(frozen=True)
+class BuiltEngines:
+    """What :class:`EngineBuilder` did; the report has its stages and the engines' links."""
+
+    report: ParityReport
+    manifests: tuple[EngineManifest, ...] = ()
+    notes: tuple[str, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
 
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """The engines of a bundle: each backend's options with what :func:`prepare` gave."""
+    """The engines of a bundle: each backend's options with what :func:`prepare` gave, and what is left for devices."""
 
     wanted: Sequence[tuple[BuildOptions, Prepared]] = ()
+    devices: Sequence[DeviceTarget] = ()
+    axes: Sequence[DynamicAxis] = ()
     cache: EngineCache | None = None
     command: str = ""
     progress: Progress = lambda message: None
 
     def build(
-        self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport
-    ) -> tuple[tuple[EngineManifest, ...], ParityReport, tuple[str, ...]]:
-        """Write ``model.<backend>.engine`` for each backend into a folder.
+        self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None
+    ) -> BuiltEngines:
+        """Write ``model.<backend>.engine`` for each backend into a folder, and what devices need to build theirs.
 
-        Returns:
-            the manifests, the report with the stage and the link "engine", and notes.
+        An engine is judged where there is a GPU, and named ``*.rejected`` if it fails. Each has a link of its backend's
+        name; what is left for devices, or was not built at all, stands in the link "engine".
         """
-        if not self.wanted:
-            return (), report, ()
+        if not self.wanted and not self.devices:
+            return BuiltEngines(report)
         log = StageLog()
-        manifests: list[EngineManifest] = []
+        source = OnnxSource(model)
+        made: list[tuple[EngineArtifact, Path | None]] = []
         notes: list[str] = []
+        left: tuple[Unfinished, ...] = ()
         with log.stage("build") as stage:
             for options, prepared in self.wanted:
                 if not report:
@@ -172,83 +139,44 @@ class EngineBuilder:
                     continue
                 path = folder / f"model.{options.backend}.engine"
                 digest = hashlib.sha256(data).hexdigest()
-                result = build_model(
-                    model, digest, path, options, prepared,
+                result = build_network(
+                    source, digest, path, options, prepared,
                     cache=self.cache, command=self.command, progress=self.progress,
                 )  # fmt: skip
                 manifest = result.engine.manifest
-                manifests.append(manifest)
+                made.append((result.engine, options.plugin))
                 notes += result.notes
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
-                stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in _expanded(manifest)]
+                stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
-        reason = _engine_reason(manifests)
-        links = tuple(Link(o.name, "not run", reason) if o.name == ENGINE_LINK else o for o in report.links)
-        stages = (*report.stages, *log.records)
-        return tuple(manifests), replace(report, links=links, stages=stages), tuple(notes)
+            if self.devices and report:
+                profiles = resolve_profiles(source.facts.inputs, (), self.axes)
+                plan = DevicePlan(tuple(self.devices), source.facts, profiles)
+                write_device_files(folder, source, plan)
+                left = plan.unfinished()
+            why = "built on the device, from this bundle" if report else "the ONNX model failed parity"
+            stage.skipped += [(f"tensorrt: {device.name}", why) for device in self.devices]
+        links = [old for old in report.links if old.name != ENGINE_LINK]
+        if left or not made:
+            reason = "; ".join(map(str, left)) or "no engine was built: the ONNX model failed parity"
+            links.append(Link(ENGINE_LINK, "not run", reason))
+        report = replace(report, links=tuple(links), stages=(*report.stages, *log.records))
+        for engine, plugin in made:
+            report = with_engine(report, *self._judge(engine, plugin, judge))
+        manifests = tuple(engine.manifest for engine, _ in made)
+        return BuiltEngines(report, manifests, tuple(notes), left)
 
-
-def _expanded(manifest: EngineManifest) -> list[EngineSRU]:
-    return [sru for sru in manifest.srus if sru.form == "expanded"]
-
-
-def _engine_reason(manifests: Sequence[EngineManifest]) -> str:
-    """Why the link has no verdict, in front of what there is."""
-    if not manifests:
-        return "no engine was built: the ONNX model failed parity"
-    built = "; ".join(f"{m.summary}, sha256 {m.sha256[:12]}" for m in manifests)
-    why = "it has not been run here" if gpus() else "no GPU here can run it"
-    return f"built, but {why}: {built}"
-
-
-def _key(
-    model: onnx.ModelProto, module: ModuleType, options: BuildOptions, profiles: tuple[EngineProfile, ...], gpu: str
-) -> str:
-    """Of everything that the engine depends on: where the timing cache lies is no part of it, what it runs on is."""
-    chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
-    plugin = hashlib.sha256(options.plugin.read_bytes()).hexdigest() if options.plugin else ""
-    return engine_cache.entry_key(
-        {
-            "onnx": hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest(),
-            "options": chosen | {"target": options.resolved_target},
-            "profiles": [asdict(profile) for profile in profiles],
-            "library": module.__version__,
-            "plugin": plugin,
-            "gpu": gpu,
-            "scconv_deploy": __version__,
-        }
-    )
-
-
-def _manifest(
-    plan: Plan,
-    module: ModuleType,
-    options: BuildOptions,
-    profiles: tuple[EngineProfile, ...],
-    gpu: str,
-    onnx_sha256: str,
-    command: str,
-    seconds: float,
-) -> EngineManifest:
-    return EngineManifest(
-        sha256=hashlib.sha256(plan.data).hexdigest(),
-        file_bytes=len(plan.data),
-        backend=options.backend,
-        library_version=module.__version__,
-        target=options.resolved_target,
-        compute_capabilities=plan.compute_capabilities,
-        gpu=gpu,
-        flags=plan.flags,
-        settings=plan.settings,
-        inputs=plan.inputs,
-        outputs=plan.outputs,
-        profiles=profiles,
-        layers=plan.layers,
-        srus=plan.srus,
-        plugin_sha256=plan.plugin_sha256,
-        onnx_sha256=onnx_sha256,
-        command=command,
-        warnings=plan.warnings,
-        build_seconds=seconds,
-        versions={"scconv-deploy": __version__, "python": platform.python_version()},
-    )
+    def _judge(
+        self, engine: EngineArtifact, plugin: Path | None, judge: Judge | None
+    ) -> tuple[Link, ParityReport | None]:
+        """The link of an engine, and what was measured if it ran."""
+        manifest = engine.manifest
+        if judge is None or not gpus():
+            why = "it was not asked to run" if gpus() else "no GPU here can run it"
+            what = f"{manifest.summary}, sha256 {manifest.sha256[:12]}"
+            return Link(manifest.backend, "not run", f"built, but {why}: {what}"), None
+        self.progress(f"verifying {engine.path.name}")
+        link, report = try_to_judge(engine, lambda: judge(engine, plugin))
+        if link.status == "failed":
+            reject(engine)
+        return link, report

@@ -16,6 +16,7 @@ from scconv_deploy.cli_options import (
     Batch,
     Data,
     Deep,
+    Digest,
     Dynamic,
     Embed,
     Force,
@@ -131,7 +132,7 @@ def deploy(
             spec,
             output,
             ExportOptions(opset, mask_form, backends, precision, io, tuple(keep or ())),
-            engines=cli_build.engine_options(backends, target, spec.dynamic),
+            engines=cli_build.engine_request(backends, target, spec.dynamic),
             cache=cli_build.chosen_cache(cache, no_cache),
             checks=_checks(data, deep, preprocessing, tolerance, provider),
             force=force,
@@ -255,10 +256,13 @@ def convert(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="An ONNX file, or a bundle.")],
+    artifact: Annotated[Path, typer.Argument(help="An ONNX file, a bundle, or an engine (on its GPU).")],
     reference: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model it was exported from, or an ONNX file; a bundle brings its own."),
+        typer.Option(
+            metavar="MODEL",
+            help="The model it came from, or an ONNX file; a bundle brings its own. For an engine also a bundle.",
+        ),
     ] = None,
     kwargs: Kwargs = None,
     weights: Weights = None,
@@ -274,6 +278,8 @@ def verify(
     preprocessing: Preprocess = None,
     tolerance: Tolerances = None,
     provider: Provider = "cpu",
+    digest: Digest = "",
+    plugin: cli_build.Plugin = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
@@ -285,12 +291,23 @@ def verify(
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
     with run_session(as_json, quiet) as session:
         from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.bundle.manifest import check_digest
         from scconv_deploy.report.render import format_of, render
 
+        if digest:
+            check_digest(artifact, digest)
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)
-        if reference is None:
+        if plugin is not None and not artifact.name.endswith((".engine", ".engine.rejected")):
+            raise UsageError("--plugin belongs to an engine.", "Leave it out.")
+        if artifact.name.endswith((".engine", ".engine.rejected")):
+            spec = _spec(
+                reference or "", kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed
+            )
+            checks = _checks(data, deep, preprocessing, tolerance, provider)
+            result = cli_build.verify_engine(artifact, plugin, spec, checks, session)
+        elif reference is None:
             if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed or deep is not None:
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)

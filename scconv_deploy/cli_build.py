@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scconv_deploy.cli_options import Force, Json, Quiet
+from scconv_deploy.cli_options import Digest, Force, Json, Provider, Quiet
 from scconv_deploy.cli_session import command_line, run_session
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
-    from scconv_deploy.exporters.build_options import BuildOptions
+    from scconv_deploy.building import EngineRequest
+    from scconv_deploy.cli_session import Session
     from scconv_deploy.exporters.engine_cache import EngineCache
+    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.checks import Checks
 
 _ENGINE, _TUNING = "Engine", "Tuning"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -30,8 +34,9 @@ Backends = Annotated[
 Target = Annotated[
     str,
     typer.Option(
-        metavar="portable|local|smNN,...",
-        help="Where the engine will run. TensorRT-RTX: portable (default; GPUs from sm80 on), local, or sm89,sm120.",
+        metavar="portable|local|smNN|DEVICE,...",
+        help="Where the engine will run. tensorrt-rtx: portable (default; GPUs from sm80 on), local, or sm89,sm120. "
+        "tensorrt: local (default); for deploy also orin-jp6, orin-jp7, thor-jp7, which build theirs from the bundle.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -109,14 +114,14 @@ def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("onnx", *(names or ()))))
 
 
-def engine_options(backends: Sequence[str], target: str, axes: Sequence[Any]) -> tuple[BuildOptions, ...]:
-    """What deploy builds: an engine for each backend but onnx."""
-    from scconv_deploy.exporters.build_options import BuildOptions
+def engine_request(backends: Sequence[str], target: str, axes: Sequence[Any]) -> EngineRequest:
+    """What deploy builds: an engine for each backend but onnx, here or on the devices that are named."""
+    from scconv_deploy.building import EngineRequest
 
     wanted = [name for name in backends if name != "onnx"]
     if target and not wanted:
         raise UsageError(f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt-rtx.")
-    return tuple(BuildOptions(name, target, axes=tuple(axes)) for name in wanted)  # type: ignore[arg-type]
+    return EngineRequest.of(wanted, target, tuple(axes))
 
 
 def build(
@@ -199,6 +204,8 @@ def bench(
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
+    provider: Provider = "cpu",
+    plugin: Plugin = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON.")] = None,
     force: Force = False,
     as_json: Json = False,
@@ -213,14 +220,61 @@ def bench(
 
         if output is not None:
             check_output_file(output, force)
-        options = BenchOptions(batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed)
+        options = BenchOptions(
+            batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin
+        )
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:
             write_file(output, (json.dumps(result.as_json(), indent=2) + "\n").encode())
         session.show(result, "print_bench")
 
 
+def finish(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What deploy wrote for this device.")],
+    digest: Digest = "",
+    no_plugin: Annotated[bool, typer.Option("--no-plugin", help="Build without the fused SRU.")] = False,
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where NvInfer.h is; default: TENSORRT_INCLUDE_DIR, the system."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 100,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 10,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """On the device: build plugin and engine of a bundle, judge and time them; finish.pyz does the same by itself."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.bundle.finish import FinishOptions, finish_bundle
+
+        options = FinishOptions(not no_plugin, tensorrt_include, digest, rounds, warmup, force)
+        result = finish_bundle(bundle, options, command=command_line(), progress=session.progress)
+        session.show(result, "print_finish")
+        if not result:
+            raise ParityError(f"{result.report.artifact}: {result.report.failures[0]}", "Do not ship it.")
+
+
+def verify_engine(
+    artifact: Path, plugin: Path | None, spec: ModelSpec, checks: Checks, session: Session
+) -> ParityReport:
+    """``verify F.engine``; the spec's source is what ``--reference`` says: a model, an ONNX file or a bundle."""
+    from scconv_deploy.verifying_engines import EngineVerification
+
+    if not spec.source:
+        raise UsageError(
+            f"{artifact} is an engine, so nothing says what it must compute.", "Add --reference MODEL or BUNDLE."
+        )
+    opened = EngineVerification.open(artifact, plugin, command_line(), session.progress)
+    place = Path(spec.source)
+    if not place.is_dir() and place.suffix != ".onnx":
+        return opened.against_spec(spec, checks)
+    if spec != type(spec)(spec.source, seed=spec.seed) or checks.data or checks.preprocessing:
+        raise UsageError(f"These options belong to a model, and the reference is {place}.", "Leave them out.")
+    return opened.against_bundle(place, checks) if place.is_dir() else opened.against_onnx(place, spec.seed, checks)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command()(build)
     app.command()(bench)
+    app.command()(finish)

@@ -84,6 +84,9 @@ MaskForm = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Digest = Annotated[
+    str, typer.Option(metavar="SHA256", help="Of the bundle's manifest, as deploy printed it; exit 7 if it is another.")
+]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16"],
     typer.Option(help="Of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),

@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from scconv_deploy.cli_options import Force, Json, Quiet
-from scconv_deploy.cli_session import run_session
+from scconv_deploy.cli_session import Session, run_session
 from scconv_deploy.errors import ParityError
 
+if TYPE_CHECKING:
+    from scconv_deploy.report.records import ParityReport
+
 reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
+Format = Literal["text", "markdown", "html", "junit", "json"]
+Form = Annotated[Format | None, typer.Option("--format", help="By default what --output's suffix says, else text.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")]
 Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
 
 
 @reports.command()
 def show(
     report: Stored,
-    form: Annotated[
-        Literal["text", "markdown", "html", "junit", "json"] | None,
-        typer.Option("--format", help="By default what --output's suffix says, else text."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")] = None,
+    form: Form = None,
+    output: Output = None,
     force: Force = False,
 ) -> None:
     """Print a stored report, or write it in another format."""
     with run_session(form == "json", False) as session:
-        from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.report.load import load_report
-        from scconv_deploy.report.render import format_of, render
 
-        if output is not None:
-            check_output_file(output, force)
-            form = form or format_of(output)
-        stored = load_report(report)
-        if output is not None:
-            write_file(output, render(stored, form or "text").encode())
-        elif form in (None, "text"):
-            session.show(stored, "print_report")
-        else:
-            session.write(render(stored, form))
+        _write(session, lambda: load_report(report), form, output, force)
+
+
+@reports.command()
+def merge(
+    report: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or the report.json in it.")],
+    device: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DEVICE]", help="What finish wrote, or its report.json; by default BUNDLE/device."),
+    ] = None,
+    form: Form = None,
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """Bring a device's report home: one report of the whole chain; exit 7 if the device finished another bundle."""
+    with run_session(form == "json", False) as session:
+        from scconv_deploy.report.merge import merge_files
+
+        _write(session, lambda: merge_files(report, device), form, output, force)
+
+
+def _write(
+    session: Session, get: Callable[[], ParityReport], form: Format | None, output: Path | None, force: bool
+) -> None:
+    """Print a report, or write it; the output is checked before the report is got."""
+    from scconv_deploy.bundle.atomic import check_output_file, write_file
+    from scconv_deploy.report.render import format_of, render
+
+    if output is not None:
+        check_output_file(output, force)
+        form = form or format_of(output)
+    found = get()
+    if output is not None:
+        write_file(output, render(found, form or "text").encode())
+    elif form in (None, "text"):
+        session.show(found, "print_report")
+    else:
+        session.write(render(found, form))
 
 
 @reports.command()

@@ -6,40 +6,23 @@ their own: one that crashes on import is a finding, not a crash.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from scconv_deploy import __version__
+from scconv_deploy.exporters.targets import jetpack_of
+from scconv_deploy.machine import CUDA_WHEELS, PACKAGE, Machine, find_nvcc, find_tensorrt_headers, jetson_linux
 
 Status = Literal["ok", "missing", "warning"]
-PACKAGE = "scconv-deploy"
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX builds for (its support matrix; the names that ``tensorrt_rtx.ComputeCapability`` has)."""
 
-CUDA_WHEELS = "pip install 'scconv-deploy[cuda]'"
-"""What brings nvcc where no CUDA toolkit is installed."""
-
-_CHILD_TIMEOUT_S = 120
-_TENSORRT_INCLUDES = (
-    "/usr/include/x86_64-linux-gnu",
-    "/usr/include/aarch64-linux-gnu",
-    "/usr/include",
-    "/usr/local/tensorrt/include",
-    "/opt/tensorrt/include",
-)
 _OPTIONAL = {
     "scikit-learn": ("--data photos", "pip install 'scconv-deploy[data]'"),
     "pillow": ("--data with images", "pip install 'scconv-deploy[data]'"),
@@ -90,47 +73,6 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, Any]:
         return {"findings": [asdict(finding) for finding in self.findings], "complete": bool(self)}
-
-
-def _run(command: Sequence[str]) -> str | None:
-    """What a program prints, or None where it cannot be run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _requirements() -> list[str]:
-    return metadata.requires(PACKAGE) or []
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How the machine is asked; tests answer in its place."""
-
-    run: Callable[[Sequence[str]], str | None] = _run
-    which: Callable[[str], str | None] = shutil.which
-    installed: Callable[[str], str | None] = _installed
-    requirements: Callable[[], list[str]] = _requirements
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    root: Path = Path("/")
-    site_packages: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
-
-    def asked_child(self, code: str) -> dict[str, Any] | None:
-        """The JSON that a Python child prints last; None where it fails."""
-        output = self.run([sys.executable, "-c", code])
-        try:
-            return json.loads(output.strip().splitlines()[-1]) if output else None
-        except (json.JSONDecodeError, IndexError):
-            return None
 
 
 def diagnose(machine: Machine | None = None) -> Diagnosis:
@@ -207,28 +149,12 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     for line in (output or "").splitlines():
         name, capability, driver, memory = (part.strip() for part in line.split(","))
         yield Finding("gpu", name, "ok", f"compute capability {capability}, driver {driver}, {memory}")
-    release = machine.root / "etc" / "nv_tegra_release"
-    if release.is_file():
-        major = re.search(r"R(\d+)", release.read_text(encoding="utf-8", errors="replace"))
-        jetpack = {"36": "JetPack 6", "38": "JetPack 7"}.get(major[1] if major else "", "a JetPack not known here")
-        yield Finding("gpu", "jetson", "ok", f"L4T R{major[1] if major else '?'} ({jetpack})")
+    linux = jetson_linux(machine)
+    if linux is not None:
+        yield Finding("gpu", "jetson", "ok", f"L4T R{linux} ({jetpack_of(linux) or 'a JetPack not known here'})")
     elif not output:
         remedy = "install NVIDIA's driver; without a GPU, ONNX Runtime and tensorrt-rtx's builder still work"
         yield Finding("gpu", "gpu", "missing", "nvidia-smi reports none", "running engines and the plugin", remedy)
-
-
-def find_nvcc(machine: Machine) -> str | None:
-    """nvcc on PATH, in CUDA_HOME, in /usr/local/cuda, or of a PyPI wheel."""
-    return find_cuda_tool("nvcc", machine)
-
-
-def find_cuda_tool(name: str, machine: Machine) -> str | None:
-    """A program of CUDA's toolkit, looked for like nvcc."""
-    places = [Path(machine.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if machine.environ.get(key)]
-    places.append(machine.root / "usr" / "local" / "cuda")
-    for site in machine.site_packages:
-        places += [site / "nvidia" / "cu13", site / "nvidia" / "cuda_nvcc"]
-    return machine.which(name) or next((str(p / "bin" / name) for p in places if (p / "bin" / name).is_file()), None)
 
 
 def _compilers(machine: Machine) -> Iterator[Finding]:
@@ -253,27 +179,6 @@ def _compilers(machine: Machine) -> Iterator[Finding]:
         yield Finding("compiler", "tensorrt-headers", "missing", "no NvInfer.h found", "building the plugin", remedy)
     else:
         yield Finding("compiler", "tensorrt-headers", "ok", f"{headers[1]} at {headers[0]}")
-
-
-def find_tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
-    """The folder of NvInfer.h and its version."""
-    given = machine.environ.get("TENSORRT_INCLUDE_DIR")
-    folders = [Path(given)] if given else []
-    folders += [machine.root / place.lstrip("/") for place in _TENSORRT_INCLUDES]
-    for folder in folders:
-        version = folder / "NvInferVersion.h"
-        if (folder / "NvInfer.h").is_file() and version.is_file():
-            text = version.read_text(encoding="utf-8", errors="replace")
-            defines = dict(re.findall(r"#define\s+(\w+)\s+(\w+)", text))
-            parts = [_resolved(defines, f"NV_TENSORRT_{part}") for part in ("MAJOR", "MINOR", "PATCH")]
-            return folder, ".".join(parts)
-    return None
-
-
-def _resolved(defines: Mapping[str, str], name: str) -> str:
-    """The number of a macro; TensorRT 10.13 and later define one by another."""
-    value = defines.get(name, "?")
-    return _resolved({k: v for k, v in defines.items() if k != name}, value) if value in defines else value
 
 
 # --- what contradicts --------------------------------------------------------------------------------------------

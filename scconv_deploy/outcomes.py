@@ -20,6 +20,7 @@ class FlipCount:
         ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
         channels: how many channels hold a flip.
         largest_margin: the largest ``|margin| / s`` of a flip, 0.0 without one.
+        undecidable: gates that could not be read, for open and closed they give the same output; not among ``gates``.
     """
 
     gates: int
@@ -28,6 +29,7 @@ class FlipCount:
     ill_conditioned: int = 0
     channels: int = 0
     largest_margin: float = 0.0
+    undecidable: int = 0
 
     def __add__(self, other: FlipCount) -> FlipCount:
         """The sum over two samples; channels is the larger of both, for which ones they were is not kept."""
@@ -38,6 +40,7 @@ class FlipCount:
             self.ill_conditioned + other.ill_conditioned,
             max(self.channels, other.channels),
             max(self.largest_margin, other.largest_margin),
+            self.undecidable + other.undecidable,
         )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,28 @@ import onnx_ir as ir
 from torch import nn
 
 from scconv_deploy import __version__
-from scconv_deploy.building import EngineBuilder, prepare
-from scconv_deploy.bundle.artifact import MODEL_FILE, artifact_file
+from scconv_deploy.building import EngineBuilder, EngineRequest
+from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.bundle.atomic import check_output_folder, new_folder, write_file
-from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
-from scconv_deploy.bundle.reference import write_reference
+from scconv_deploy.bundle.contents import MANIFEST, MODEL, REJECTED, REPORT, REPORT_PAGE
+from scconv_deploy.bundle.device_files import write_run_script
+from scconv_deploy.bundle.device_plan import Unfinished
+from scconv_deploy.bundle.manifest import manifest_bytes
+from scconv_deploy.bundle.reference import ForEngines, write_reference
 from scconv_deploy.errors import MissingRuntimeError
-from scconv_deploy.exporters.build_options import BuildOptions
-from scconv_deploy.exporters.engine import EngineManifest
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest
+from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.precision.types import data_type
 from scconv_deploy.references import Progress, reference_from_module, reference_from_spec, silent
-from scconv_deploy.report.load import REPORT_FILE
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.report.render import render, require_html
 from scconv_deploy.spec import DynamicAxis, ModelSpec
-from scconv_deploy.verification import instrument, tolerances
+from scconv_deploy.verification import instrument, sru_models, tolerances
 from scconv_deploy.verification.checks import Checks
+from scconv_deploy.verification.engine import judge_engine
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
@@ -44,12 +49,13 @@ from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.torch_reference import Reference, TorchReference
 from scconv_deploy.zoo.embed import EmbedResult
 
-HTML_FILE = "report.html"
-
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, what it lacks, its engines."""
+    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, what it lacks, its engines.
+
+    ``unfinished`` is what is left for devices, target by target.
+    """
 
     folder: Path
     artifact: Path
@@ -57,6 +63,7 @@ class DeployResult:
     report: ParityReport
     notes: tuple[str, ...] = ()
     engines: tuple[EngineManifest, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.report)
@@ -68,6 +75,7 @@ class DeployResult:
             "digest": self.digest,
             "notes": list(self.notes),
             "engines": [engine.as_json() for engine in self.engines],
+            "unfinished": [entry.as_json() for entry in self.unfinished],
             "report": self.report.as_json(),
         }
 
@@ -78,7 +86,7 @@ def deploy_spec(
     options: ExportOptions,
     *,
     checks: Checks = Checks(),
-    engines: Sequence[BuildOptions] = (),
+    engines: EngineRequest = EngineRequest(),
     cache: EngineCache | None = None,
     force: bool = False,
     command: str = "",
@@ -90,13 +98,16 @@ def deploy_spec(
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refused before any work is done
-    prepared = [(wanted, prepare(wanted, cache)) for wanted in engines]
+    prepared = [(wanted, prepare(wanted, cache)) for wanted in engines.here]
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    samples = checks.samples(reference, spec.seed, spec.source)
-    builder = EngineBuilder(prepared, cache, command, progress)
-    provenance = _provenance(spec, command)
-    return _deploy(reference, folder, options, checks, samples, log, command, progress, provenance, builder)
+    builder = EngineBuilder(prepared, engines.devices, engines.axes, cache, command, progress)
+    provenance = provenance_of(spec, command)
+
+    def draw() -> list[Iterable[Sample]]:
+        return checks.samples(reference, spec.seed, spec.source)
+
+    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
 
 
 def deploy(
@@ -119,8 +130,8 @@ def deploy(
     """
     check_output_folder(Path(folder), force)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = checks.samples(reference, 0)
-    return _deploy(reference, Path(folder), options, checks, samples, log, "scconv_deploy.deploy", silent, {})
+    draw = partial(checks.samples, reference, 0)
+    return _deploy(reference, Path(folder), options, checks, draw, log, "scconv_deploy.deploy", silent, {})
 
 
 def _deploy(
@@ -128,38 +139,60 @@ def _deploy(
     folder: Path,
     options: ExportOptions,
     checks: Checks,
-    samples: list[Iterable[Sample]],
+    draw: Callable[[], list[Iterable[Sample]]],
     log: StageLog,
     command: str,
     progress: Progress,
     provenance: Mapping[str, str],
     builder: EngineBuilder = EngineBuilder(),
 ) -> DeployResult:
+    samples = draw()  # data that cannot be read is refused before any work is done
     single = export_to_ir(reference, options, log, progress)
     model = in_precision(single, options, log, progress)
     data = serialize(model)
-    artifact = Artifact(onnx.load_model_from_string(data), MODEL_FILE, data)
+    artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None:
         artifact = replace(artifact, single=onnx.load_model_from_string(serialize(single)))
     report = verify_onnx(
         reference, artifact, with_progress(samples, progress), log,
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
-    name = MODEL_FILE if report else f"{MODEL_FILE}.rejected"
+    name = MODEL if report else MODEL + REJECTED
+    engines = _for_engines(artifact) if "tensorrt" in " ".join(options.backends) else None
+
+    def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
+        return judge_engine(
+            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), judging=checks.judging,
+            plugin=plugin, provenance=provenance, sru_models=partial(sru_models.of_artifact, artifact.proto),
+        )  # fmt: skip
+
     with new_folder(folder) as temporary:
-        engines, report, built = builder.build(artifact.proto, data, temporary, report)
+        built = builder.build(artifact.proto, data, temporary, report, judge)
+        report = built.report
         page, notes = _page(report, progress)
         write_file(temporary / name, data)
-        write_file(temporary / REPORT_FILE, report.as_bytes())
+        write_file(temporary / REPORT, report.as_bytes())
         if page is not None:
-            write_file(temporary / HTML_FILE, page)
+            write_file(temporary / REPORT_PAGE, page)
         noise = noise_samples(reference.signature, 0)
-        write_reference(temporary, TorchReference(reference), noise[::-1], instrument.sites(ir.to_proto(model)))
-        facts = {"versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict}
+        nodes = instrument.sites(ir.to_proto(model))
+        write_reference(temporary, TorchReference(reference), noise[::-1], nodes, engines=engines)
+        write_run_script(temporary)
+        facts: dict[str, Any] = {
+            "versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict,
+            "unfinished": [entry.as_json() for entry in built.unfinished],
+        }  # fmt: skip
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
     digest = hashlib.sha256(sealed).hexdigest()
-    return DeployResult(folder, folder / name, digest, report, (*notes, *built), engines)
+    return DeployResult(
+        folder, folder / name, digest, report, (*notes, *built.notes), built.manifests, built.unfinished
+    )
+
+
+def _for_engines(artifact: Artifact) -> ForEngines:
+    """What the engines of an artifact will be judged by, also where there is no onnx."""
+    return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
 
 
 def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:
@@ -167,7 +200,7 @@ def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple
     try:
         require_html()
     except MissingRuntimeError as error:
-        return None, (f"{HTML_FILE} was not written: {error}",)
+        return None, (f"{REPORT_PAGE} was not written: {error}",)
     progress("drawing the report")
     return render(report, "html").encode(), ()
 
@@ -189,7 +222,7 @@ def verify_spec(
     samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
         reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
-        judging=checks.judging, provenance=_provenance(spec, command) | notes,
+        judging=checks.judging, provenance=provenance_of(spec, command) | notes,
     )  # fmt: skip
 
 
@@ -214,7 +247,8 @@ def verify(
     return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
 
 
-def _provenance(spec: ModelSpec, command: str) -> dict[str, str]:
+def provenance_of(spec: ModelSpec, command: str) -> dict[str, str]:
+    """What a report says of where a reference came from."""
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
     if spec.embed is not None:
         facts["embed"] = str(spec.embed)

@@ -8,6 +8,7 @@ from torch import nn
 
 from scconv_deploy.nn import ScConv
 from tests import wild
+from tests.verification.cuda_host import HostCuda, compile_host_cuda
 
 
 class TinyNet(nn.Module):
@@ -82,3 +83,29 @@ def tiny_bf16(tiny_reference):
     from scconv_deploy.exporting import ExportOptions
 
     return in_half(tiny_reference[0], ExportOptions(precision="bf16"))
+
+
+@pytest.fixture(scope="session")
+def device_bundle(tmp_path_factory):
+    """A bundle for orin-jp6 and thor-jp7; copy it before changing it."""
+    from tests.finished import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("device"))
+
+
+@pytest.fixture(scope="session")
+def host_cuda_library(tmp_path_factory):
+    """``cuda_on_host.cpp``, compiled."""
+    return compile_host_cuda(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def host_cuda(host_cuda_library):
+    """A CUDA runtime on host memory; whatever a test makes with it must be given back."""
+    host = HostCuda(host_cuda_library)
+    host.fail()
+    before = host.live
+    host.calls()
+    yield host
+    host.fail()
+    assert host.live == before

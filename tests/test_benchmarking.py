@@ -10,7 +10,12 @@ from typer.testing import CliRunner
 from scconv_deploy import benchmarking, cli
 from scconv_deploy.benchmarking import BenchOptions, _measure, _row, _Subject
 from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters import tensorrt_versions
+from scconv_deploy.exporters.gpu import Gpu
+from scconv_deploy.verification.runners import tensorrt as runners
 from tests.exporters.engines import conv_model, save
+from tests.verification.engine_cases import engine_of
+from tests.verification.ort_behind_tensorrt import Module
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,38 @@ def test_a_model_runs_in_pytorch(workplace):
     (row,) = result.rows
     assert row.name == "bench_net.py:make (PyTorch)"
     assert row.items_per_s == pytest.approx(2e3 / row.mean_ms)
+
+
+def test_another_provider_of_onnx_runtime_is_refused_where_it_is_not_installed(workplace):
+    result = CliRunner().invoke(cli.app, ["bench", "m.onnx", "--rounds", "3", "--provider", "rocm"])
+    assert result.exit_code == 3
+    assert "ONNX Runtime has no rocm here" in result.stderr
+
+
+def test_engines_take_turns_with_the_rest(workplace, host_cuda, monkeypatch):
+    """Through the real runner, with and without a CUDA graph; ONNX Runtime and the host behind it."""
+    model = conv_model()
+    module = Module(host_cuda)
+    monkeypatch.setattr(runners, "load_module", lambda backend: module)
+    monkeypatch.setattr(runners, "load_cuda", lambda: host_cuda.cuda)
+    monkeypatch.setattr(tensorrt_versions, "gpus", lambda: (Gpu("a GPU", "8.9"),))
+    engine = engine_of(model, workplace)
+    options = BenchOptions(batch=3, rounds=4, warmup=2, cuda_graph=True)
+    result = benchmarking.bench_artifacts(["m.onnx", str(engine.path)], options)
+    whole, plain, graph = result.rows
+    assert whole.name == "m.onnx (ONNX Runtime)"
+    assert [row.name.rsplit("/")[-1] for row in (plain, graph)] == [
+        "m.engine (tensorrt)",
+        "m.engine (tensorrt, CUDA graph)",
+    ]
+    for row in (plain, graph):
+        assert row.device_p50_ms == pytest.approx(2.0)  # of the host's clock, see test_tensorrt_runner
+        assert row.items_per_s == pytest.approx(3e3 / row.mean_ms)
+        values = 3 * 16 * 8 * 8 * 4
+        assert (row.memory_of, row.memory_bytes) == ("device", 1000 + 2 * values + engine.manifest.file_bytes)
+    calls = host_cuda.calls()
+    assert calls.count("cudaGraphLaunch") == 1 + 2 + 4
+    assert calls.count("cudaEventCreate") == 4
 
 
 def test_an_open_axis_needs_a_size():

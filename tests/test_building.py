@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -231,9 +232,8 @@ def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(work
     result = run(*deploy, "--backend", "onnx", "--backend", "tensorrt-rtx", "--target", "sm89,sm120")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    link = next(link for link in document["report"]["links"] if link["name"] == "engine")
+    link = next(link for link in document["report"]["links"] if link["name"] == "tensorrt-rtx")
     assert link["status"] == "not run"
-    assert "tensorrt-rtx" in link["reason"]
     assert "sm89, sm120" in link["reason"]
     if not gpu.gpus():
         assert "no GPU here can run it" in link["reason"]
@@ -254,6 +254,8 @@ def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(work
     [
         (("--backend", "tensorrt-rtx", "--target", "orin"), 2, "'orin' is not known"),
         (("--target", "sm89"), 2, "none is asked for"),
+        (("--backend", "tensorrt", "--target", "orin-jp9"), 2, "Known: portable, local, smNN, orin-jp6"),
+        (("--backend", "tensorrt-rtx", "--target", "thor-jp7"), 2, "Add --backend tensorrt, or leave thor-jp7 out"),
         (("--backend", "openvino"), 2, "Known: onnx, tensorrt, tensorrt-rtx"),
         (("--backend", "tensorrt"), 3, "TensorRT"),
     ],
@@ -271,12 +273,12 @@ def test_no_engine_is_built_from_a_model_that_failed(tiny_reference, monkeypatch
         def __bool__(self):
             return False
 
-    monkeypatch.setattr(building, "build_model", None)
+    monkeypatch.setattr(building, "build_network", None)
     monkeypatch.setattr(building, "replace", lambda report, **changes: changes)
     builder = EngineBuilder([(OPTIONS, (None, ()))])
-    manifests, changes, _ = builder.build(conv_model(), b"", tmp_path, Failed())
-    assert manifests == ()
-    assert changes["stages"][-1].skipped == (("tensorrt-rtx", "the ONNX model failed parity"),)
+    built = builder.build(conv_model(), b"", tmp_path, Failed())
+    assert built.manifests == ()
+    assert built.report["stages"][-1].skipped == (("tensorrt-rtx", "the ONNX model failed parity"),)
 
 
 def test_interrupting_the_command_leaves_no_half_file(workplace):
@@ -289,3 +291,35 @@ def test_interrupting_the_command_leaves_no_half_file(workplace):
     assert process.returncode == 130
     assert "Interrupted" in said
     assert not list(workplace.glob("m.engine*"))
+
+
+DEVICES = ("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", "--json")
+
+
+def test_deploy_for_a_device_exits_0_unfinished_and_says_what_is_left(workplace):
+    Path("engine_net.py").write_text(NET)
+    backends = ("--backend", "onnx", "--backend", "tensorrt-rtx", "--backend", "tensorrt")
+    result = run(*DEVICES, *backends, "--target", "sm89,orin-jp6")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    (left,) = document["unfinished"]
+    assert (left["target"], left["left"]) == ("orin-jp6", ["plugin", "engine", "parity", "latency"])
+    assert json.loads(Path("bundle/manifest.json").read_text())["unfinished"] == document["unfinished"]
+    assert [engine["backend"] for engine in document["engines"]] == ["tensorrt-rtx"]
+    assert document["engines"][0]["compute_capabilities"] == ["sm89"]
+    link = next(link for link in document["report"]["links"] if link["name"] == "engine")
+    assert link["status"] == "not run"
+    assert "orin-jp6: plugin, engine, parity, latency are left for the device" in link["reason"]
+    build = next(stage for stage in document["report"]["stages"] if stage["name"] == "build")
+    assert ["tensorrt: orin-jp6", "built on the device, from this bundle"] in build["skipped"]
+    again = run(*DEVICES[:-1], "--backend", "tensorrt", "--target", "orin-jp6", "--force")
+    assert again.exit_code == 0, again.output
+    (line,) = [line for line in again.stdout.splitlines() if line.startswith("left ")]
+    assert line.endswith("(JetPack 6.1 or later of 6): python3 finish.pyz")
+
+
+def test_verify_holds_a_bundle_against_its_digest(device_bundle):
+    digest = hashlib.sha256((device_bundle / "manifest.json").read_bytes()).hexdigest()
+    assert run("verify", device_bundle, "--digest", digest, "--quiet").exit_code == 0
+    failed(run("verify", device_bundle, "--digest", "0" * 64), 7, "is not the bundle of digest 000000000000")
+    failed(run("verify", device_bundle / "model.onnx", "--digest", digest), 2, "is not a bundle")

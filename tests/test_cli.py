@@ -622,7 +622,8 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["artifact"] == "bundle/model.onnx"
-    assert sorted(p.name for p in Path("bundle").iterdir()) == ["manifest.json", "model.onnx", "reference", *REPORTS]
+    files = ["manifest.json", "model.onnx", "reference", *REPORTS, "run.py"]
+    assert sorted(p.name for p in Path("bundle").iterdir()) == files
     fails("usage", *args, words=("bundle exists", "--force"))
     assert json.loads(run("verify", "bundle", "--json").stdout)["verdict"] == "passed"  # by its own reference
     assert run("verify", "bundle", "--reference", "net.py:make", *SHAPE, "--quiet").exit_code == 0
@@ -630,7 +631,7 @@ def test_deploy_writes_a_bundle_and_force_replaces_it(run, fails, quick_export, 
     rejected = run(*args, "--force")
     assert rejected.exit_code == 6
     assert "bundle/model.onnx.rejected: onnxruntime:" in rejected.stderr.splitlines()[-1]
-    files = ["manifest.json", "model.onnx.rejected", "reference", *REPORTS]
+    files = ["manifest.json", "model.onnx.rejected", "reference", *REPORTS, "run.py"]
     assert sorted(p.name for p in Path("bundle").iterdir()) == files
     assert not [name for name in content() if ".scconv-deploy" in name]
 

@@ -20,7 +20,7 @@ import torch
 import typer
 
 from scconv_deploy.cli import app
-from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.zoo import MODELS
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from scconv_deploy.doctor import Machine, diagnose, find_nvcc
+from scconv_deploy.doctor import diagnose
+from scconv_deploy.machine import Machine, find_nvcc
 
 REQUIREMENTS = ["torch>=2.9", "onnx>=1.19,<2", "pytest>=8; extra == 'test'"]
 INSTALLED = {"torch": "2.13.0+cpu", "onnx": "1.23.2"}
@@ -81,7 +82,7 @@ def test_gpu_jetson_compilers_and_headers(tmp_path):
     which = {"g++": "/usr/bin/g++", "nvcc": "/usr/local/cuda/bin/nvcc"}
     found = by_name(diagnose(machine(tmp_path, smi=SMI, which=which)))
     assert found["NVIDIA GeForce RTX 4090"].found == "compute capability 8.9, driver 570.10, 24564 MiB"
-    assert found["jetson"].found == "L4T R36 (JetPack 6)"
+    assert found["jetson"].found == "L4T R36.4 (JetPack 6)"
     assert found["nvcc"].found == "CUDA 12.6 at /usr/local/cuda/bin/nvcc"
     assert found["g++"].found == "g++ 12.2.0"
     assert found["tensorrt-headers"].found == f"10.3.0 at {include}"

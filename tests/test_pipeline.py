@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import scconv_deploy
+from scconv_deploy.bundle.contents import MODEL
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import ModelError
 from scconv_deploy.inspection import inspect_model, inspect_onnx
-from scconv_deploy.pipeline import MODEL_FILE, ExportOptions, artifact_file, deploy_spec, verify_spec
+from scconv_deploy.pipeline import ExportOptions, artifact_file, deploy_spec, verify_spec
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 from scconv_deploy.verification.checks import Checks
 from tests.digits import train
@@ -66,7 +67,7 @@ def test_accuracy_is_pytorchs(digits, deployed):
 
 def test_the_bundle_is_sealed(deployed):
     result, folder = deployed
-    names = ["manifest.json", "model.onnx", "reference", "report.html", "report.json"]
+    names = ["manifest.json", "model.onnx", "reference", "report.html", "report.json", "run.py"]
     assert sorted(p.name for p in folder.iterdir()) == names
     assert result.notes == ()
     manifest = read_manifest(folder)
@@ -83,14 +84,14 @@ def test_verify_judges_the_bundle_again_and_sees_a_changed_file(digits, deployed
     net, images, _ = digits
     _, folder = deployed
     assert scconv_deploy.verify(folder, net, images[:4], dynamic=(DynamicAxis(1, 4, 397),))
-    model = onnx.load(folder / MODEL_FILE)
+    model = onnx.load(folder / MODEL)
     bias = next(t for t in model.graph.initializer if t.name == "fc.bias")
     value = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
     bias.CopyFrom(onnx.numpy_helper.from_array(value, "fc.bias"))
     tampered = tmp_path / "tampered"
     tampered.mkdir()
     shutil.copytree(folder, tampered, dirs_exist_ok=True)
-    onnx.save(model, tampered / MODEL_FILE)
+    onnx.save(model, tampered / MODEL)
     report = scconv_deploy.verify(tampered, net, images[:4])
     assert not report  # judged all the same
     assert report.provenance["files that differ from the manifest"] == "model.onnx"
@@ -105,7 +106,7 @@ def test_a_rejected_artifact_is_named_so(digits, tmp_path, monkeypatch):
     assert result.report.overrides == {"replay_multiple": 1e-9}
     assert result.report.as_json()["tolerances"]["replay_multiple"]["value"] == 8
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["manifest.json", "model.onnx.rejected", "reference", "report.json"]
+    assert names == ["manifest.json", "model.onnx.rejected", "reference", "report.json", "run.py"]
     assert result.notes == (
         "report.html was not written: The HTML report needs matplotlib, which is not installed. "
         "pip install jinja2 matplotlib",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scconv_deploy.bundle.contents import MODEL, REJECTED
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import UsageError
-
-MODEL_FILE = "model.onnx"
 
 
 def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
@@ -15,8 +14,8 @@ def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
     if not artifact.is_dir():
         return artifact, {}
     manifest = read_manifest(artifact)
-    path = next((artifact / n for n in (MODEL_FILE, f"{MODEL_FILE}.rejected") if (artifact / n).is_file()), None)
+    path = next((artifact / n for n in (MODEL, MODEL + REJECTED) if (artifact / n).is_file()), None)
     if path is None:
-        raise UsageError(f"{artifact} holds no {MODEL_FILE}.")
+        raise UsageError(f"{artifact} holds no {MODEL}.")
     changed = differing_files(artifact, manifest)
     return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}

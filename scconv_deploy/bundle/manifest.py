@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scconv_deploy.bundle.contents import DEVICE, MANIFEST
 from scconv_deploy.errors import IntegrityError, UsageError
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 
 
@@ -71,9 +71,63 @@ def differing_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...
     return tuple(sorted([*changed, *extra_files(folder, manifest)]))
 
 
+def bundle_digest(folder: Path) -> str:
+    """The SHA-256 of a bundle's manifest, which is what stands for the bundle."""
+    return sha256(folder / MANIFEST)
+
+
+def check_digest(folder: Path, digest: str) -> str:
+    """Refuse a bundle whose manifest is not the one of this digest ("" for any); returns its own."""
+    read_manifest(folder)
+    found = bundle_digest(folder)
+    if digest and found != digest.strip().lower():
+        raise IntegrityError(
+            f"{folder} is not the bundle of digest {digest[:12]}...: its manifest has {found[:12]}....",
+            "Copy the bundle again, from where you trust it.",
+        )
+    return found
+
+
+def check_bundle(folder: Path, digest: str = "") -> str:
+    """Refuse a bundle that is not the one that was sealed.
+
+    Args:
+        digest: what ``deploy`` printed; "" where nobody wrote it down, so that only accidents are found.
+
+    Returns:
+        its digest.
+
+    Raises:
+        UsageError: the folder is no bundle.
+        IntegrityError: the manifest is not the one of this digest, or a file differs from it.
+    """
+    manifest = read_manifest(folder)
+    found = check_digest(folder, digest)
+    changed = differing_files(folder, manifest)
+    if changed:
+        what = "is not the file that was sealed"
+        if changed[0] not in manifest["files"]:
+            what = f"is not named in {MANIFEST}"
+        elif not (folder / changed[0]).is_file():
+            what = "is missing"
+        more = f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise IntegrityError(f"{folder}: {changed[0]} {what}{more}.", "Copy it again; nothing was loaded.")
+    return found
+
+
 def extra_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files in the folder that the manifest does not name."""
-    return tuple(name for name in _files(folder) if name not in manifest["files"])
+    """Files in the folder that neither the manifest nor the device's names."""
+    known = {*manifest["files"], *_device_files(folder)}
+    return tuple(name for name in _files(folder) if name not in known)
+
+
+def _device_files(folder: Path) -> list[str]:
+    """What a device added in ``device/``, as its own manifest has it: the first one is sealed before."""
+    try:
+        added = read_manifest(folder / DEVICE)
+    except (UsageError, IntegrityError):  # none, or none that could be trusted
+        return []
+    return [f"{DEVICE}/{name}" for name in (*added["files"], MANIFEST)]
 
 
 def _files(folder: Path) -> list[str]:

@@ -5,13 +5,17 @@ given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates,
 input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
 within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
 0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
+
+For engines there are ``sru-S.FORM.onnx``, the SRU alone for an input like ``x:S`` (forms: ``function``, ``plugin``,
+``inlined``; see :mod:`scconv_deploy.verification.lone_sru`), for the device has no onnx to make them with, and the
+noise that their outputs are held against.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +24,28 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.bundle.atomic import write_file
+from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
 
-FOLDER = "reference"
+_FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ForEngines:
+    """What an engine of the artifact will be judged by.
+
+    Attributes:
+        data: the type of the artifact's data, ``float32``, ``float16`` or ``bfloat16``.
+        sru_models: the ONNX model of a site for an x of this shape, by form; empty where the artifact has no node.
+    """
+
+    data: str
+    sru_models: Callable[[Site, tuple[int, ...]], Mapping[Any, bytes]]
 
 
 def write_reference(
@@ -36,6 +54,7 @@ def write_reference(
     samples: Iterable[object],
     nodes: Container[str],
     largest_bytes: int = LARGEST_BYTES,
+    engines: ForEngines | None = None,
 ) -> None:
     """Run the reference on samples and write ``reference/``.
 
@@ -44,8 +63,9 @@ def write_reference(
         samples: the first one is always kept, further ones as far as the size goes.
         nodes: the sites that the artifact has a node for.
         largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
+        engines: None writes nothing for them.
     """
-    folder = bundle / FOLDER
+    folder = bundle / REFERENCE
     left = largest_bytes
     documents: list[dict[str, Any]] = []
     sites: dict[str, Site] = {}
@@ -62,12 +82,16 @@ def write_reference(
             missing = [name for name in sites if name not in nodes]
             redundant = source.redundant(run, missing, [n for n in sites if n in nodes]) if missing else {}
             left -= _add_inner_arrays(arrays, run, left)
+            if engines is not None:
+                left -= _write_sru_models(folder, arrays, run, engines)
         _save(folder / f"sample-{number}.npz", arrays)
-        documents.append(_sample_document(run))
+        noise = source.free_noise(run, engines.data) if engines is not None else {}
+        documents.append(_sample_document(run) | {"free_noise": dict(noise)})
     _save(folder / "sites.npz", _site_arrays(sites))
     document = {
         "schema_version": SCHEMA_VERSION,
         "model": source.name,
+        "engine_data": engines.data if engines is not None else "",
         "left_alone": [[refusal.path, refusal.reason] for refusal in source.left_alone],
         "redundant": redundant,
         "samples": documents,
@@ -95,6 +119,21 @@ def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: in
         arrays[f"x:{index}"], arrays[f"margin:{index}"] = site.x, ratio.astype(np.float16)
         used += site.x.nbytes * 3 // 2
     return used
+
+
+def _write_sru_models(folder: Path, arrays: Arrays, run: ReferenceRun, engines: ForEngines) -> int:
+    """Of the SRUs whose inputs are kept, which are all that can be judged; the bytes written."""
+    used = 0
+    for index, site in enumerate(run.sites.values()):
+        if f"x:{index}" in arrays:
+            for form, model in engines.sru_models(site.site, arrays[f"x:{index}"].shape).items():
+                write_file(folder / _model_file(index, form), model)
+                used += len(model)
+    return used
+
+
+def _model_file(index: int, form: str) -> str:
+    return f"sru-{index}.{form}.onnx"
 
 
 def _site_arrays(sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
@@ -146,6 +185,7 @@ class RecordedReference:
     documents: Sequence[Mapping[str, Any]]
     sites: Mapping[str, Site]
     why_redundant: Mapping[str, str]
+    engine_data: str = ""
     swapped_link = "the reference was recorded when the bundle was made; PyTorch was not run"
 
     @property
@@ -195,6 +235,20 @@ class RecordedReference:
     def sru(self, site: Site, x: np.ndarray) -> None:
         """Nothing: PyTorch is not here."""
 
+    def sru_models(self, site: Site, shape: tuple[int, ...]) -> dict[Any, bytes]:
+        """The ONNX model of an SRU alone by form, for the input that was recorded; empty where none was written."""
+        index = list(self.sites).index(site.name)
+        places = {form: self.folder / _model_file(index, form) for form in _FORMS}
+        if not all(place.is_file() for place in places.values()):
+            return {}
+        return {form: place.read_bytes() for form, place in places.items()}
+
+    def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
+        """What was recorded for the artifact's own type; nothing for another one."""
+        document = next(d for d in self.documents if d["name"] == run.sample)
+        found = document.get("free_noise", {}) if rounding == self.engine_data else {}
+        return {name: float(value) for name, value in found.items()}
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
         return iter(())
@@ -207,17 +261,18 @@ def read_reference(bundle: Path) -> RecordedReference:
         UsageError: the bundle has none.
         IntegrityError: it is damaged.
     """
-    folder = bundle / FOLDER
+    folder = bundle / REFERENCE
     if not (folder / "reference.json").is_file():
-        raise UsageError(f"{bundle} has no {FOLDER}/reference.json.", "Give the model with --reference.")
+        raise UsageError(f"{bundle} has no {REFERENCE}/reference.json.", "Give the model with --reference.")
     with _undamaged(folder):
         document = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
         arrays = _load(folder / "sites.npz")
         sites = {entry["name"]: _site(entry, index, arrays) for index, entry in enumerate(document["sites"])}
         left_alone = tuple(Refusal(path, reason) for path, reason in document["left_alone"])
         return RecordedReference(
-            document["model"], left_alone, folder, document["samples"], sites, document["redundant"]
-        )
+            document["model"], left_alone, folder, document["samples"], sites, document["redundant"],
+            str(document.get("engine_data", "")),
+        )  # fmt: skip
 
 
 def _site(entry: Mapping[str, Any], index: int, arrays: Arrays) -> Site:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scconv_deploy.exporters.profiles import ShapeRange
 from scconv_deploy.exporters.tensorrt_versions import Backend
-from scconv_deploy.spec import DynamicAxis
+
+if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+    from scconv_deploy.spec import DynamicAxis
 
 HardwareCompatibility = Literal["ampere+", "same-cc"]
 

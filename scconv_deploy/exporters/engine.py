@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +110,12 @@ class EngineManifest:
         return document | {"seal": _seal(document)}
 
     @property
+    def data_type(self) -> Literal["float32", "float16", "bfloat16"]:
+        """The type of the data: half as soon as a layer gives it; the statistics of gates are float32 all the same."""
+        found = {dtype for layer in self.layers for dtype in layer.dtypes}
+        return "bfloat16" if "BF16" in found else "float16" if "HALF" in found else "float32"
+
+    @property
     def summary(self) -> str:
         """One line: library, capabilities, size."""
         where = ", ".join(self.compute_capabilities) or self.gpu or self.target
@@ -147,6 +153,14 @@ def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArt
     write_file(path, data)
     write_file(sidecar(path), (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
     return EngineArtifact(path, manifest)
+
+
+def reject(engine: EngineArtifact) -> EngineArtifact:
+    """Rename an engine that failed parity, and its manifest, to ``*.rejected``, so that nobody ships it by accident."""
+    rejected = engine.path.with_name(engine.path.name + ".rejected")
+    sidecar(engine.path).replace(sidecar(rejected))  # first: without it nobody opens the engine
+    engine.path.replace(rejected)
+    return EngineArtifact(rejected, engine.manifest)
 
 
 def load_engine(path: Path) -> EngineArtifact:
@@ -194,6 +208,21 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
             f"{path} is for {', '.join(header.compute_capabilities)}, its manifest says {', '.join(claimed)}.",
             "Do not use it; build it again.",
         )
+
+
+def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Hold the shapes of inputs, by name, against an engine's profiles (UsageError)."""
+    for profile in profiles:
+        if profile.input not in shapes:
+            known = ", ".join(p.input for p in profiles)
+            raise UsageError(f"The engine's input {profile.input!r} was not given.", f"Inputs: {known}.")
+        shape = tuple(shapes[profile.input])
+        ranges = zip(profile.minimum, shape, profile.maximum, strict=False)
+        if len(shape) != len(profile.minimum) or any(not low <= size <= high for low, size, high in ranges):
+            raise UsageError(
+                f"Input {profile.input!r} is {shape}, the engine takes {profile.minimum} to {profile.maximum}.",
+                "Give another shape, or build the engine for this one.",
+            )
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import onnx
+from typing import TYPE_CHECKING
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.engine import EngineProfile
-from scconv_deploy.spec import DynamicAxis
+
+if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+    from scconv_deploy.spec import DynamicAxis
 
 _EXAMPLE = "Write for example x:1x3x64x64:8x3x224x224:32x3x512x512, or one shape for a static one."
 
@@ -48,11 +49,12 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def resolve_profiles(
-    model: onnx.ModelProto, shapes: Sequence[ShapeRange], axes: Sequence[DynamicAxis]
+    inputs: Mapping[str, tuple[int, ...]], shapes: Sequence[ShapeRange], axes: Sequence[DynamicAxis]
 ) -> tuple[EngineProfile, ...]:
     """One profile for every input of a graph.
 
     Args:
+        inputs: of the graph, see :class:`.network_source.GraphFacts`.
         shapes: whole shapes by name; they win over ``axes``.
         axes: single axes; one without a name is axis 0 of every input that has it open.
 
@@ -60,8 +62,6 @@ def resolve_profiles(
         UsageError: an open axis that nobody gave, a name or axis that the graph does not have, or a size that
             contradicts a static one.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
     named = [s.input for s in shapes] + [a.input for a in axes if a.input is not None]
     unknown = [name for name in named if name not in inputs]
     if unknown:
@@ -70,11 +70,6 @@ def resolve_profiles(
     if any(a.input is None for a in axes) and not any(shape and shape[0] == -1 for shape in inputs.values()):
         raise UsageError("--batch: no input has an open axis 0.", "Export it with --batch, or leave it out.")
     return tuple(_profile(name, shape, by_name.get(name), axes) for name, shape in inputs.items())
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    dims = value.type.tensor_type.shape.dim
-    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)
 
 
 def _profile(name: str, shape: tuple[int, ...], given: ShapeRange | None, axes: Sequence[DynamicAxis]) -> EngineProfile:

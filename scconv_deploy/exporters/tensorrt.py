@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import onnx
-
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor
 from scconv_deploy.exporters.engine_cache import read_timing, write_timing
 from scconv_deploy.exporters.gpu import gpus
-from scconv_deploy.exporters.tensorrt_network import adapted, layers_of, load_plugin, parse, srus_of, tensors_of
+from scconv_deploy.exporters.network_source import NetworkSource
+from scconv_deploy.exporters.targets import DEVICES
+from scconv_deploy.exporters.tensorrt_network import form_for, layers_of, load_plugin, parse, srus_of, tensors_of
 from scconv_deploy.exporters.tensorrt_versions import (
     FEATURES,
     NAMES,
@@ -80,7 +80,9 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
 def _check_gpu(options: BuildOptions, wanted: Iterable[str]) -> None:
     if options.backend == "tensorrt":
         require_gpu(
-            "tensorrt", "it times its kernels on the GPU that it builds for", "Build on the machine with the GPU."
+            "tensorrt",
+            "it times its kernels on the GPU that it builds for",
+            f"Build on the machine with the GPU; for a Jetson: deploy --target {', '.join(DEVICES)}.",
         )
         return
     if options.resolved_target == "local":
@@ -99,10 +101,10 @@ def compute_capabilities(module: ModuleType, options: BuildOptions) -> tuple[str
     target = options.resolved_target
     if options.backend == "tensorrt":
         if target != "local":
-            raise UsageError(
-                f"--target {target}: TensorRT builds for the GPU of this machine.",
-                "Leave --target out; --hardware-compatibility ampere+ makes the engine run on newer GPUs as well.",
-            )
+            remedy = "Leave --target out; --hardware-compatibility ampere+ makes the engine run on newer GPUs as well."
+            if target in DEVICES:
+                remedy = f"scconv-deploy deploy MODEL --backend tensorrt --target {target} makes a bundle for it."
+            raise UsageError(f"--target {target}: TensorRT builds for the GPU of this machine.", remedy)
         return ()
     require(module, options.backend, "compute_capabilities")
     known = {n.lower(): n for n in module.ComputeCapability.__members__ if n.startswith("SM")}
@@ -123,7 +125,7 @@ def compute_capabilities(module: ModuleType, options: BuildOptions) -> tuple[str
 
 def build_plan(
     module: ModuleType,
-    model: onnx.ModelProto,
+    source: NetworkSource,
     options: BuildOptions,
     profiles: Sequence[EngineProfile],
     report: logs.Report = lambda fraction, phase: None,
@@ -131,23 +133,24 @@ def build_plan(
     """Build an engine; :func:`check_options` comes first.
 
     Args:
-        model: external data loaded.
+        source: the model.
         report: told a fraction and the library's name of the phase.
 
     Raises:
         UsageError: a plugin is registered that TensorRT-RTX would abort on.
-        ModelError: the model is too large to hand over.
+        ModelError, IntegrityError: the source cannot give its bytes in the form that this version reads.
         BuildError: the library refuses the model or the options, or an SRU got no plugin where all must.
         KeyboardInterrupt: interrupted; the library has stopped.
     """
     log = logs.library_log(module)
     with log.recording() as messages:
-        digest = load_plugin(module, options, model) if options.plugin else ""
+        digest = load_plugin(module, options, source.facts) if options.plugin else ""
         builder = module.Builder(log.logger)
         network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = parse(module, network, log.logger, adapted(module, model, options), options.backend)
+        form = form_for(module.__version__, options.backend, options.plugin is not None)
+        parser = parse(module, network, log.logger, source.read(form), source.facts, options.backend)
         layers = layers_of(network)
-        srus = srus_of(model, network, options)
+        srus = srus_of(source.facts, network, options)
         _require_plugins(srus, options)
         config = builder.create_builder_config()
         capabilities = _configure(module, config, options)

@@ -8,37 +8,28 @@ from collections import Counter
 from types import ModuleType
 from typing import Any
 
-import onnx
-from onnx import inliner
-from packaging.version import Version
-
-from scconv_deploy.errors import BuildError, ModelError, UsageError
+from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineLayer, EngineSRU, EngineTensor
-from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend
-from scconv_deploy.rewrite.functions import DOMAIN
+from scconv_deploy.exporters.network_source import Form, GraphFacts
+from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend, release
+from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
-PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", "scconv"
 _CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
 
 
-def adapted(module: ModuleType, model: onnx.ModelProto, options: BuildOptions) -> onnx.ModelProto:
-    """The model as this version reads it right.
+def form_for(version: str, backend: Backend, plugin: bool) -> Form:
+    """The form of a model that this version reads right.
 
     Before 10.7, TensorRT prefers a function over a plugin: with a plugin the functions are left out, without one they
     are inlined, for it binds their inputs wrongly. Every other version takes the model as it is.
     """
-    if options.backend == "tensorrt-rtx" or Version(module.__version__) >= FUNCTIONS_BEHIND_PLUGINS:
-        return model
-    if options.plugin is None:
-        return inliner.inline_local_functions(model)
-    stripped = onnx.ModelProto()
-    stripped.CopyFrom(model)
-    del stripped.functions[:]
-    return stripped
+    if backend == "tensorrt-rtx" or release(version) >= FUNCTIONS_BEHIND_PLUGINS:
+        return "whole"
+    return "plugin" if plugin else "inlined"
 
 
-def load_plugin(module: ModuleType, options: BuildOptions, model: onnx.ModelProto) -> str:
+def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) -> str:
     """Load the plugin library through the registry, and look there for what the model needs.
 
     Returns:
@@ -55,7 +46,7 @@ def load_plugin(module: ModuleType, options: BuildOptions, model: onnx.ModelProt
     registry = module.get_plugin_registry()
     if registry.load_library(str(path.resolve())) is None:
         raise BuildError(f"TensorRT cannot load the plugin {path}.", "Check it with scconv-deploy plugin check.")
-    for operator in sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN}):
+    for operator in sorted({node.operator for node in facts.srus}):
         if registry.get_creator(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
             raise BuildError(
                 f"{path} was loaded, but the registry has no creator {PLUGIN_NAMESPACE}::{operator} "
@@ -65,29 +56,24 @@ def load_plugin(module: ModuleType, options: BuildOptions, model: onnx.ModelProt
     return digest
 
 
-def parse(module: ModuleType, network: Any, logger: Any, model: onnx.ModelProto, backend: Backend) -> Any:
-    """Fill a network from a model; the parser must live as long as the network.
+def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: GraphFacts, backend: Backend) -> Any:
+    """Fill a network from a model's bytes; the parser must live as long as the network.
 
     Raises:
         UsageError: a plugin is registered that TensorRT-RTX would abort on.
-        ModelError: the model is too large to hand over.
         BuildError: an operator that the library lacks, by name, or its refusal.
     """
     if backend == "tensorrt-rtx":
-        _refuse_creators(module, model)
-    try:
-        data = model.SerializeToString()
-    except ValueError as error:  # protobuf's limit
-        raise ModelError("The model is larger than 2 GiB.", "Split it.") from error
+        _refuse_creators(module, facts)
     parser = module.OnnxParser(network, logger)
     if not parser.parse(data):
-        raise _refusal(parser, model, backend)
+        raise _refusal(parser, facts, backend)
     return parser
 
 
-def _refuse_creators(module: ModuleType, model: onnx.ModelProto) -> None:
+def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
     """TensorRT-RTX's parser aborts the process where an operator's name meets a plugin's (measured)."""
-    used = {node.op_type for node in model.graph.node} | {n.op_type for f in model.functions for n in f.node}
+    used = {kind for _, kind in facts.operators}
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     if clash := sorted(used & registered):
         raise UsageError(
@@ -96,15 +82,14 @@ def _refuse_creators(module: ModuleType, model: onnx.ModelProto) -> None:
         )
 
 
-def _refusal(parser: Any, model: onnx.ModelProto, backend: Backend) -> BuildError:
+def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
     """The parser's errors, the operator named and what to do about it."""
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     for error in found:
         operator = error.node_operator()
         if not operator or not _is_unknown(error):
             continue
-        nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-        domain = next((n.domain for n in nodes if n.op_type == operator and n.name == error.node_name()), "")
+        domain = max((domain for domain, kind in facts.operators if kind == operator), default="")  # not the standard's
         if domain in ("", "ai.onnx"):
             remedy = "Export with another --opset, replace it in the model, or run the model in ONNX Runtime."
         elif backend == "tensorrt":
@@ -130,7 +115,7 @@ def layers_of(network: Any) -> tuple[EngineLayer, ...]:
     )
 
 
-def srus_of(model: onnx.ModelProto, network: Any, options: BuildOptions) -> tuple[EngineSRU, ...]:
+def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[EngineSRU, ...]:
     """What the parser made of each SRU: one plugin layer of its name, or the layers of its function."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     plugins = {layer.name for layer in layers if layer.type.name == "PLUGIN_V3"}
@@ -142,12 +127,11 @@ def srus_of(model: onnx.ModelProto, network: Any, options: BuildOptions) -> tupl
         why = "no plugin was given (--plugin)"
     else:
         why = "the parser took the function although the plugin is registered"
-    names = [node.name or node.output[0] for node in model.graph.node if node.domain == DOMAIN]
     return tuple(
-        EngineSRU(name, "plugin", f"plugin layer {name}", 1)
-        if name in plugins
-        else EngineSRU(name, "expanded", why, counts[name])
-        for name in names
+        EngineSRU(node.name, "plugin", f"plugin layer {node.name}", 1)
+        if node.name in plugins
+        else EngineSRU(node.name, "expanded", why, counts[node.name])
+        for node in facts.srus
     )
 
 

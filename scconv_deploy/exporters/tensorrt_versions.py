@@ -8,11 +8,10 @@ version's bindings offer is recorded in ``tests/exporters/surfaces``.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
-
-from packaging.version import Version
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.exporters.gpu import gpus
@@ -24,8 +23,8 @@ INSTALL: dict[str, str] = {
     "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com (on Jetson: apt install tensorrt).",
     "tensorrt-rtx": "pip install 'scconv-deploy[rtx]'.",
 }
-OLDEST = Version("10.3")
-FUNCTIONS_BEHIND_PLUGINS = Version("10.7")
+OLDEST = (10, 3)
+FUNCTIONS_BEHIND_PLUGINS = (10, 7)
 """Before it, TensorRT prefers a model-local function over a plugin of the same name, and binds a function's inputs
 wrongly when a formal parameter's name equals an outer tensor's."""
 
@@ -107,9 +106,16 @@ def load_module(backend: Backend) -> ModuleType:
     except (ImportError, OSError) as error:
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
         raise MissingRuntimeError(f"{NAMES[backend]} {reason}.", INSTALL[backend]) from error
-    if backend == "tensorrt" and Version(module.__version__) < OLDEST:
-        raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {OLDEST}.", INSTALL[backend])
+    if backend == "tensorrt" and release(module.__version__) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {oldest}.", INSTALL[backend])
     return module
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found is not None else ()
 
 
 def lookup(module: Any, dotted: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.records import ParityReport, SRUParity
 
 _OUTPUT_NUMBERS = ("replay_error", "noise_floor", "replay_ratio")
@@ -58,6 +59,9 @@ def _facts(report: ParityReport) -> Iterator[tuple[str, str]]:
         for name, value in asdict(output.end_to_end).items():
             if isinstance(value, float):
                 yield f"output {output.name}: end to end {name}", f"{value:.3g}"
+    for engine in report.engines:
+        facts = engine_facts(engine)
+        yield from ((f"{engine.backend}: {name}", facts[name]) for name in facts if name != "engine latency")
     if report.accuracy is not None:
         yield "accuracy: difference", f"{report.accuracy.difference:+.4f}"
     if report.first_departure:

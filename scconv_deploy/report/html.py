@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.pictures import pictures
 from scconv_deploy.report.records import ParityReport
@@ -26,7 +27,7 @@ def html_page(report: ParityReport) -> str:
     environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count}
     # the pictures are ours, and matplotlib escapes the names in them
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
-    return environment.get_template("report.html.j2").render(report=report, pictures=drawn)
+    return environment.get_template("report.html.j2").render(report=report, pictures=drawn, engine_facts=engine_facts)
 
 
 def _finalize(value: Any) -> Any:

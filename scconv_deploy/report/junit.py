@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.records import Check, ParityReport
 
@@ -33,6 +34,9 @@ def _add_suite(root: ElementTree.Element, report: ParityReport, name: str, check
     )  # fmt: skip
     properties = ElementTree.SubElement(suite, "properties")
     facts = {"artifact": report.artifact, "artifact_sha256": report.artifact_sha256, **report.provenance}
+    for engine in report.engines:
+        if engine.backend == name:
+            facts |= engine_facts(engine) | {f"engine {key}": value for key, value in engine.provenance.items()}
     facts |= {f"tolerance {key}": f"{value:g}" for key, value in report.overrides.items()}
     for key, value in facts.items():
         ElementTree.SubElement(properties, "property", name=visible(key), value=visible(value))

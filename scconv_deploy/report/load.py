@@ -8,11 +8,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from scconv_deploy.bundle.contents import REPORT
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
 from scconv_deploy.report.records import SCHEMA_VERSION, Link, ParityReport
 
-REPORT_FILE = "report.json"
 NON_FINITE = ("inf", "-inf", "nan")
 """What JSON has no numbers for."""
 
@@ -29,11 +29,11 @@ def load_report(path: Path) -> ParityReport:
         MissingRuntimeError: a newer scconv-deploy wrote it.
     """
     if path.is_dir():
-        if REPORT_FILE in unsealed_files(path):
+        if REPORT in unsealed_files(path):
             raise IntegrityError(
-                f"{path / REPORT_FILE} is not the report that the bundle was sealed with.", "Make the bundle again."
+                f"{path / REPORT} is not the report that the bundle was sealed with.", "Make the bundle again."
             )
-        path = path / REPORT_FILE
+        path = path / REPORT
     if not path.is_file():
         raise UsageError(f"{path} is not a file.", "Name a report.json, or a bundle that holds one.")
     try:

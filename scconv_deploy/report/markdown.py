@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import code, markdown
 from scconv_deploy.report.records import Check, ParityReport
 
@@ -23,6 +24,10 @@ def to_markdown(report: ParityReport) -> str:
         lines += _folded(f"{len(report.srus)} SRUs, fed the same input", _srus(report))
     if report.outputs:
         lines += _folded("Outputs", _outputs(report))
+    for engine in report.engines:
+        measured = [(markdown(name), markdown(value)) for name, value in engine_facts(engine).items()]
+        measured += [(markdown(name), code(value)) for name, value in engine.provenance.items()]
+        lines += _folded(f"Engine: {markdown(engine.artifact)}", _table(("what", "value"), measured))
     if report.left_alone:
         rows = [(code(refusal.path), markdown(refusal.reason)) for refusal in report.left_alone]
         lines += _folded("Modules left alone", _table(("module", "why"), rows))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from scconv_deploy.outcomes import FlipCount, Refusal
+from scconv_deploy.report.engine_records import EngineOutput, Latency
 from scconv_deploy.verification import tolerances as table
 from scconv_deploy.verification.compare import OutputMetrics
 from scconv_deploy.verification.tolerances import Tolerance
@@ -245,6 +246,31 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
+class EngineParity:
+    """What was measured of an engine that ran; its link has its backend's name.
+
+    Attributes:
+        backend: ``tensorrt`` or ``tensorrt-rtx``, and the library's version.
+        artifact, artifact_sha256: the engine.
+        gpu: that it ran on.
+        srus: each SRU built alone and fed the reference's input, gates decoded from its output.
+        outputs: of the whole engine.
+        latency: where it was timed.
+        provenance: of the device's own report, where ``report merge`` brought it home.
+    """
+
+    backend: str
+    version: str
+    artifact: str
+    artifact_sha256: str
+    gpu: str
+    srus: tuple[SRUParity, ...]
+    outputs: tuple[EngineOutput, ...]
+    latency: Latency | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """The verdict on one artifact and everything it rests on; its truth value is the verdict.
 
@@ -259,6 +285,7 @@ class ParityReport:
         accuracy: where the data had labels.
         overrides: tolerances that the user changed.
         tolerances: the table that it was judged by, before the overrides.
+        engines: what was measured of engines that ran.
     """
 
     model: str
@@ -277,6 +304,7 @@ class ParityReport:
     accuracy: Accuracy | None = None
     overrides: dict[str, float] = field(default_factory=dict)
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
+    engines: tuple[EngineParity, ...] = ()
 
     @property
     def verdict(self) -> Literal["passed", "failed"]:

@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.records import Check, StageRecord
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.benchmarking import BenchResult
-    from scconv_deploy.building import BuildResult
+    from scconv_deploy.bundle.finish import FinishResult
     from scconv_deploy.converting import ConvertResult
     from scconv_deploy.doctor import Diagnosis
     from scconv_deploy.exporters.engine import EngineManifest
+    from scconv_deploy.exporters.engine_build import BuildResult
     from scconv_deploy.exporting import ExportResult
     from scconv_deploy.inspection import EngineInspection, ModelInspection, OnnxInspection
     from scconv_deploy.pipeline import DeployResult
@@ -101,8 +103,15 @@ def print_deploy(console: Console, result: DeployResult) -> None:
     _line(console, f"digest   {result.digest}")
     for engine in result.engines:
         _line(console, f"engine   {engine.summary}")
+    for entry in result.unfinished:
+        _line(console, f"left     {entry}")
     for note in result.notes:
         _line(console, f"note     {note}")
+
+
+def print_finish(console: Console, result: FinishResult) -> None:
+    """What a device added, as ``finish.pyz`` says it."""
+    _line(console, "\n".join(result.lines))
 
 
 def print_build(console: Console, result: BuildResult) -> None:
@@ -214,6 +223,8 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     if free:
         flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
         _line(console, f"running free, gates changed: {flips:,} of {gates:,} ({bad:,} unexplained)")
+    for fact in (fact for engine in report.engines for fact in engine_facts(engine).items()):
+        _line(console, ": ".join(fact))
     if report.first_departure:
         _line(console, f"departs first: {report.first_departure}")
     for worst in report.worst_inputs[:3]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.doctor import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
 
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"
@@ -41,12 +41,14 @@ class BuildRequest:
         tensorrt_include: the folder of NvInfer.h; None to look for it.
         kernels_only: without the TensorRT plugin, for PyTorch alone; needs no header of NVIDIA's.
         register: also the library for hosts that only dlopen, beside the first one.
+        sources: the package's own, or those that a bundle carries.
     """
 
     architectures: tuple[str, ...] = ()
     tensorrt_include: Path | None = None
     kernels_only: bool = False
     register: bool = False
+    sources: Path = SOURCES
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def build(
 def built_libraries(machine: Machine | None = None) -> list[Path]:
     """Libraries in the cache that these sources gave, newest first."""
     folder = _cache_folder(machine or Machine())
-    found = folder.glob(f"{_source_digest()[:12]}-*/{LIBRARY}")
+    found = folder.glob(f"{_source_digest(SOURCES)[:12]}-*/{LIBRARY}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
@@ -196,24 +198,30 @@ def _cache_folder(machine: Machine) -> Path:
     return Path(base) / "scconv-deploy" / "plugins"
 
 
-def _source_digest() -> str:
+def _source_digest(sources: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".h", ".cuh", ".cu", ".cpp")):
-        digest.update(f"{path.relative_to(SOURCES).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".h", ".cuh", ".cu", ".cpp")):
+        digest.update(f"{path.relative_to(sources).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def _key(request: BuildRequest, tools: _Tools, architectures: Sequence[str]) -> str:
     """Sources first, so that libraries of other sources are told by their names."""
     facts = [tools.cuda, tools.tensorrt, *architectures, *COMPILE_FLAGS, request.kernels_only, os.uname().machine]
-    return f"{_source_digest()[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+    return f"{_source_digest(request.sources)[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 # --- the compiler ---
 
 
 def compile_command(
-    nvcc: str, architectures: Sequence[str], include: Path | None, soname: str, output: Path, *extra: str
+    nvcc: str,
+    architectures: Sequence[str],
+    include: Path | None,
+    soname: str,
+    output: Path,
+    *extra: str,
+    folder: Path = SOURCES,
 ) -> list[str]:
     """The compiler's command line: machine code for each architecture, and PTX of the last for GPUs to come."""
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
@@ -228,7 +236,7 @@ def compile_command(
         *library_folders(nvcc),
         *(() if include is None else ("-isystem", str(include))),
         *extra,
-        *(str(SOURCES / source) for source in sources),
+        *(str(folder / source) for source in sources),
         f"-Xlinker=-soname={soname}",
         "-o",
         str(output),
@@ -245,15 +253,18 @@ def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str],
     """Compile into a temporary folder, and put what came out in its place in one step."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / output.name
-        _run(compile_command(tools.nvcc, architectures, tools.include, output.name, library), folder)
+        command = compile_command(
+            tools.nvcc, architectures, tools.include, output.name, library, folder=request.sources
+        )
+        _run(command, folder)
         products = {output: library}
         if request.register:
-            products[_register_name(output)] = _compile_register(tools, library)
+            products[_register_name(output)] = _compile_register(tools, library, request.sources)
         for path, product in products.items():
             write_file(path, product.read_bytes())
 
 
-def _compile_register(tools: _Tools, library: Path) -> Path:
+def _compile_register(tools: _Tools, library: Path, sources: Path = SOURCES) -> Path:
     """The register library, linked to the plugin beside it and to libnvinfer of the headers' major version.
 
     libnvinfer need not be here: a stub of its soname stands for it in the linker, as CUDA's own stubs do.
@@ -266,7 +277,7 @@ def _compile_register(tools: _Tools, library: Path) -> Path:
     _run([*compiler, str(stub), f"-Xlinker=-soname={soname}", "-o", str(folder / soname),
           "-Xcompiler", "-fvisibility=default"], str(folder))  # fmt: skip
     product = _register_name(library)
-    _run([*compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(SOURCES / REGISTER_SOURCE),
+    _run([*compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(sources / REGISTER_SOURCE),
           "-Xlinker=--no-as-needed", str(library), f"-Xlinker={folder / soname}", "-Xlinker=-rpath=$ORIGIN",
           f"-Xlinker=-soname={product.name}", "-o", str(product)], str(folder))  # fmt: skip
     return product

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scconv_deploy.doctor import Machine
 from scconv_deploy.errors import UsageError
+from scconv_deploy.machine import Machine
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
 

@@ -92,6 +92,10 @@ class OnnxReference:
     def sru(self, site: Site, x: np.ndarray) -> None:
         """Nothing: onnx.reference would be asked for its opinion on itself."""
 
+    def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
+        """Nothing: the gates of a file are not disturbed."""
+        return {}
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""
         return iter(())

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scconv_deploy.bundle.artifact import artifact_file
+from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
-from scconv_deploy.bundle.reference import FOLDER, read_reference
+from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import IntegrityError
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
@@ -31,7 +32,7 @@ def verify_bundle(
         IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
     """
     path, notes = artifact_file(bundle)
-    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{FOLDER}/")]
+    changed = [name for name in differing_files(bundle, read_manifest(bundle)) if name.startswith(f"{REFERENCE}/")]
     if changed:
         raise IntegrityError(
             f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
@@ -39,12 +40,12 @@ def verify_bundle(
         )
     source = read_reference(bundle)
     proto = read_onnx(path)
-    progress(f"verifying {path.name} against {FOLDER}/")
+    progress(f"verifying {path.name} against {REFERENCE}/")
     return verify_artifact(
         source,
         Artifact(proto, str(path), path.read_bytes()),
         source.samples,
         StageLog(),
         judging=judging,
-        provenance={"command": command, "reference": f"{FOLDER}/ of the bundle"} | notes,
+        provenance={"command": command, "reference": f"{REFERENCE}/ of the bundle"} | notes,
     )

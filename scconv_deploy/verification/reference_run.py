@@ -140,6 +140,11 @@ class ReferenceSource(Protocol):
         """The reference's own SRU on any input: output and gates; None where it is not at hand."""
         ...
 
+    def free_noise(self, run: ReferenceRun, rounding: str) -> Mapping[str, float]:
+        """How far changes of gates that rounding explains move the outputs, relative L2 (:func:`.compare.distance`), of
+        float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
+        ...
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """(path, call from 1, output, floor) of modules with this run's gates; nothing where they are out of reach."""
         ...

@@ -94,6 +94,55 @@ ALL: dict[str, Tolerance] = {
         "difference of two scores, in [0, 1], whose detections may change places",
         "a hundred units in the last place; detections are sorted by score, so rounding orders closer ones",
     ),
+    "engine_multiple": Tolerance(
+        4,
+        "error of an engine's output, end to end, in multiples of the noise of explained gate changes",
+        "an engine hides its gates, so they cannot be fixed as in the replay: what is left is what such changes do. "
+        "The noise is the largest of eight draws with inputs of gates disturbed more than an engine's rounding does; "
+        "healthy artifacts reach 1.3x (measured in ONNX Runtime)",
+    ),
+    "engine_noise.float32": Tolerance(
+        2.0**-17,
+        "smallest noise of a float32 engine's output, relative L2",
+        "without a changed gate ScConv networks end 5e-7 from PyTorch (measured in ONNX Runtime); Winograd "
+        "convolutions, which engines choose, lose up to four bits more",
+    ),
+    "engine_noise.tf32": Tolerance(
+        2.0**-10,
+        "smallest noise of an engine's output with TF32, relative L2",
+        "TF32 keeps the ten bits of float16's mantissa",
+    ),
+    "engine_noise.float16": Tolerance(
+        2.0**-10,
+        "smallest noise of a float16 engine's output, relative L2",
+        "a unit in the last place; without a changed gate ScConv networks end 4e-4 to 7e-4 from PyTorch (measured)",
+    ),
+    "engine_noise.bfloat16": Tolerance(
+        2.0**-7,
+        "smallest noise of a bfloat16 engine's output, relative L2",
+        "a unit in the last place; without a changed gate ScConv networks end 3e-3 to 6e-3 from PyTorch (measured)",
+    ),
+    "engine_noise.index": Tolerance(
+        2.5e-3,
+        "smallest noise of an engine's output of indices or masks, share of entries that differ",
+        "an index changes where two scores are closer than rounding",
+    ),
+    "engine_noise.unmeasured": Tolerance(
+        2.5e-4,
+        "smallest noise of an engine's output where the reference cannot be disturbed, relative L2",
+        "a naive export of ScConv-ResNet-50, which changes hundreds of gates, ends 1.8e-4 from PyTorch (measured)",
+    ),
+    "engine_sru.float32": Tolerance(
+        5e-6,
+        "relative L2 of a float32 SRU alone from the nearest of what its input allows, whatever its gates",
+        "GPUs approximate exp and division to a few units in the last place; a wrong data path is at least 1e-4 away",
+    ),
+    "engine_sru.float16": Tolerance(
+        2.0**-10, "the same of a float16 SRU", "the data and their sum are rounded, half a unit in the last place each"
+    ),
+    "engine_sru.bfloat16": Tolerance(
+        2.0**-7, "the same of a bfloat16 SRU", "the data and their sum are rounded, half a unit in the last place each"
+    ),
     "assumed_floor": Tolerance(
         1e-6,
         "noise floor where the reference cannot run in float64, relative L2",

@@ -11,6 +11,7 @@ from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import PlanHeader
+from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
 from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt import _attach_timing, _keep_timing, build_plan, check_options
 from scconv_deploy.spec import DynamicAxis
@@ -29,7 +30,13 @@ def plan_of(model=None, **changes):
     model = model or conv_model()
     options = BuildOptions("tensorrt-rtx", axes=BATCH, **{"target": "sm89"} | changes)
     check_options(trt, options)
-    return build_plan(trt, model, options, resolve_profiles(model, options.shapes, options.axes))
+    return build(model, options)
+
+
+def build(model, options, *more, profiles=None):
+    source = OnnxSource(model)
+    profiles = profiles or resolve_profiles(source.facts.inputs, options.shapes, options.axes)
+    return build_plan(trt, source, options, profiles, *more)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +107,7 @@ def test_what_needs_a_gpu_says_so_before_it_starts(changes, message, monkeypatch
 def test_and_the_library_would_indeed_refuse(changes):
     options = BuildOptions("tensorrt-rtx", axes=BATCH, **changes)
     with pytest.raises(BuildError, match="TensorRT-RTX cannot build the engine"):
-        build_plan(trt, conv_model(), options, resolve_profiles(conv_model(), (), BATCH))
+        build(conv_model(), options)
 
 
 def test_the_optimization_level_is_the_librarys(plain):
@@ -133,17 +140,17 @@ def test_what_rtx_cannot_do_is_refused(changes):
 def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):
     static = conv_model(batch=2)
     options = BuildOptions("tensorrt-rtx", "sm89")
-    plan = build_plan(trt, static, options, resolve_profiles(static, (), ()))
+    plan = build(static, options)
     assert plan.inputs[0].shape == (2, 16, 8, 8)
     assert plain.inputs[0].shape == (-1, 16, 8, 8)
     assert plan.data != plain.data
 
 
 def test_the_librarys_own_refusal_of_a_profile_is_reported():
-    profile = resolve_profiles(conv_model(), (), BATCH)[0]
+    profile = resolve_profiles(graph_facts(conv_model()).inputs, (), BATCH)[0]
     wrong = dataclasses.replace(profile, minimum=(4, 16, 8, 8))
     with pytest.raises(BuildError, match=r"refuses the profile: .*MIN<=OPT<=MAX"):
-        build_plan(trt, conv_model(), BuildOptions("tensorrt-rtx"), (wrong,))
+        build(conv_model(), BuildOptions("tensorrt-rtx"), profiles=(wrong,))
 
 
 def test_layers_before_fusion_and_srus_expanded():
@@ -188,10 +195,7 @@ def test_a_registered_plugin_is_refused_before_the_parser_aborts_the_process(mon
 def test_progress_ends_at_one_and_names_phases():
     told = []
     model = conv_model()
-    build_plan(
-        trt, model, BuildOptions("tensorrt-rtx", "sm89"), resolve_profiles(model, (), BATCH),
-        lambda fraction, phase: told.append((fraction, phase)),
-    )  # fmt: skip
+    build(model, BuildOptions("tensorrt-rtx", "sm89", axes=BATCH), lambda *said: told.append(said))
     fractions = [fraction for fraction, _ in told]
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
@@ -209,7 +213,7 @@ def test_an_interrupt_stops_the_build():
             os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C does
 
     with pytest.raises(KeyboardInterrupt):
-        build_plan(trt, model, BuildOptions("tensorrt-rtx"), resolve_profiles(model, (), BATCH), report)
+        build(model, BuildOptions("tensorrt-rtx", axes=BATCH), report)
     assert "Optimizing graph" not in phases  # it stopped early
     assert "engine build" not in {thread.name for thread in threading.enumerate()}
     assert plan_of().data  # and the next build is not cancelled

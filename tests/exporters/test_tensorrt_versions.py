@@ -5,20 +5,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from packaging.version import Version
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.exporters import tensorrt, tensorrt_network, tensorrt_versions
 from scconv_deploy.exporters.build_options import BuildOptions
+from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
 from scconv_deploy.exporters.tensorrt import check_options
-from scconv_deploy.exporters.tensorrt_network import adapted
+from scconv_deploy.exporters.tensorrt_network import form_for
 from scconv_deploy.exporters.tensorrt_versions import FEATURES, has, require
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 from tests.exporters.engines import VERSIONS, recorded, sru_model, surface
 
 PACKAGE = Path(tensorrt.__file__).parent.parent
-SOURCES = [*PACKAGE.glob("exporters/tensorrt*.py"), PACKAGE / "verification/runners/tensorrt.py"]
+SOURCES = [
+    PACKAGE / "verification/lone_sru.py",
+    *PACKAGE.glob("exporters/tensorrt*.py"),
+    PACKAGE / "verification/runners/tensorrt.py",
+]
 TENSORRT = [name for name in VERSIONS if "rtx" not in name]
 # what only TensorRT-RTX's path touches, and not every TensorRT has
 RTX_ONLY = {
@@ -144,7 +150,9 @@ def test_the_configuration_uses_the_names_of_each_version(name, tmp_path):
 
 def test_before_10_7_functions_are_inlined_or_left_to_the_plugin():
     model = sru_model(("a", "b"))
-    inlined = adapted(recorded("tensorrt-10.3"), model, BuildOptions("tensorrt"))
+    source = OnnxSource(model)
+    assert form_for("10.3.0.30", "tensorrt", plugin=False) == "inlined"
+    inlined = onnx.load_model_from_string(source.read("inlined"))
     x = np.random.default_rng(2).standard_normal((2, 8, 8, 8)).astype("float32")
     with OnnxRuntimeRunner(model) as given, OnnxRuntimeRunner(inlined) as changed:
         expected, found = given.run({"x": x})["x2"], changed.run({"x": x})["x2"]
@@ -153,13 +161,15 @@ def test_before_10_7_functions_are_inlined_or_left_to_the_plugin():
     np.testing.assert_array_equal(found, expected)
     assert (expected == 0).any() or not np.array_equal(expected, x)  # the SRUs do something
 
-    stripped = adapted(recorded("tensorrt-10.3"), model, BuildOptions("tensorrt", plugin=Path("p.so")))
+    assert form_for("10.3.0.30", "tensorrt", plugin=True) == "plugin"
+    stripped = onnx.load_model_from_string(source.read("plugin"))
     assert not stripped.functions
     assert [node.op_type for node in stripped.graph.node] == ["SRU", "SRU"]
     assert len(model.functions) == 1  # the caller's model stays
 
-    for name in ("tensorrt-10.7", "tensorrt-11.4"):
-        assert adapted(recorded(name), model, BuildOptions("tensorrt")) is model
+    for version in ("10.7.0", "10.16.1.2", "11.4"):
+        assert {form_for(version, "tensorrt", plugin) for plugin in (True, False)} == {"whole"}
+    assert source.read("whole") == model.SerializeToString()
 
 
 class Registry:
@@ -189,9 +199,11 @@ def test_a_plugin_is_looked_up_after_it_was_loaded(registry, message, tmp_path):
     module.get_plugin_registry = lambda: registry
     options = BuildOptions("tensorrt", plugin=plugin)
     with pytest.raises(tensorrt.BuildError, match=message):
-        tensorrt_network.load_plugin(module, options, sru_model())
+        tensorrt_network.load_plugin(module, options, graph_facts(sru_model()))
     module.get_plugin_registry = lambda: Registry([("SRU", "1", "scconv")])
-    assert tensorrt_network.load_plugin(module, options, sru_model()).startswith("b718f135")  # SHA-256 of b"library"
+    assert tensorrt_network.load_plugin(module, options, graph_facts(sru_model())).startswith(
+        "b718f135"
+    )  # SHA-256 of b"library"
 
 
 class Network:
@@ -213,7 +225,7 @@ def test_which_srus_got_the_plugin_and_why_not(tmp_path):
         ("node_of_sru__y", "CONCATENATION", "[ONNX Layer: node_of_sru__y | b (SRU)]"),
     ])  # fmt: skip
     options = BuildOptions("tensorrt", plugin=tmp_path / "p.so", require_plugin=True)
-    first, second = tensorrt_network.srus_of(sru_model(("a", "b")), network, options)
+    first, second = tensorrt_network.srus_of(graph_facts(sru_model(("a", "b"))), network, options)
     assert (first.site, first.form) == ("a", "plugin")
     assert (second.site, second.form, second.layers) == ("b", "expanded", 2)
     assert "although the plugin is registered" in second.reason

@@ -8,8 +8,11 @@ from scconv_deploy.gate import FlipCount, Refusal
 from scconv_deploy.report.records import (
     Accuracy,
     Check,
+    EngineOutput,
+    EngineParity,
     FreeRunning,
     Histogram,
+    Latency,
     LayerError,
     Link,
     OutputParity,
@@ -60,6 +63,13 @@ def full_report(ratio: float = 2.0, unexplained: int = 0) -> ParityReport:
         Link.of("onnxruntime", [gates(unexplained), replay(ratio), Check("static", "not run", "no scconv node")]),
         Link("engine", "not run", "no engine was built"),
     )
+    engine = EngineParity(
+        "tensorrt", "10.3.0", "device/model.tensorrt.engine", "cd" * 32, "Orin (compute capability 8.7)",
+        (sru("layer1.SRU", unexplained), replace(sru("layer2.SRU"), teacher_forced=None)),
+        (EngineOutput("logits", metrics, 1.5e-6, True),),
+        Latency(("image 2x3x8x8",), 100, 1.25, 1.5, 2.0, 1.3, 1.1),
+        {"bundle": "ef" * 32, "jetson_linux": "36.4"},
+    )  # fmt: skip
     return ParityReport(
         model="net.py:make",
         artifact="model.onnx",
@@ -80,6 +90,7 @@ def full_report(ratio: float = 2.0, unexplained: int = 0) -> ParityReport:
         accuracy=Accuracy(100, 0.91, 0.9, -0.01, -0.03, 0.01, 0.95),
         overrides={"replay_multiple": 8.5},
         tolerances=TOLERANCES,
+        engines=(engine,),
     )
 
 
@@ -103,4 +114,11 @@ def hostile_report() -> ParityReport:
         first_departure=text,
         worst_inputs=(WorstInput(text, 0, 1e-6),),
         overrides={text: 1.0},
-    )
+        engines=(
+            replace(
+                made.engines[0], backend=text, artifact=text, gpu=text, provenance={text: text},
+                outputs=(replace(made.engines[0].outputs[0], name=text),),
+                latency=replace(made.engines[0].latency, shapes=(text,)),
+            ),
+        ),
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.doctor import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.doctor import Machine, find_nvcc
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.machine import Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command
 from scconv_deploy.trt_plugins.elf import read_library
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams

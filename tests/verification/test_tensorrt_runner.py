@@ -3,15 +3,21 @@
 import hashlib
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters import gpu
-from scconv_deploy.exporters.engine import EngineArtifact, write_engine
+from scconv_deploy.exporters.engine import EngineArtifact, EngineProfile, EngineTensor, check_shapes, write_engine
 from scconv_deploy.verification.runners import tensorrt as runners
-from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
+from scconv_deploy.verification.runners.cuda import CudaError
+from scconv_deploy.verification.runners.tensorrt import Plan, TensorRTRunner, as_stored, from_bfloat16, to_bfloat16
 from tests.exporters.test_engine import DATA, manifest_of
+from tests.verification.ort_behind_tensorrt import NAMES, Module
 
 
 @pytest.fixture
@@ -63,12 +69,156 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     assert loaded == [str(plugin)]
 
 
+def test_a_plugin_that_is_not_there_is_exit_2(tmp_path):
+    artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
+    with pytest.raises(UsageError, match=r"gone\.so does not exist"):
+        runners._load_plugin(SimpleNamespace(), artifact, tmp_path / "gone.so")
+
+
 def test_shapes_are_held_against_the_profile():
-    runner = TensorRTRunner.__new__(TensorRTRunner)  # no device is needed to refuse
-    runner._manifest, runner.inputs = manifest_of(DATA), ("x",)
-    runner._check_inputs({"x": np.zeros((8, 3))})
+    profiles = manifest_of(DATA).profiles
+    check_shapes(profiles, {"x": (8, 3)})
     for shape in ((9, 3), (0, 3), (2, 4), (2,)):
         with pytest.raises(UsageError, match="the engine takes"):
-            runner._check_inputs({"x": np.zeros(shape)})
+            check_shapes(profiles, {"x": shape})
     with pytest.raises(UsageError, match="'x' was not given"):
-        runner._check_inputs({})
+        check_shapes(profiles, {})
+
+
+# --- through the whole runner, ONNX Runtime behind TensorRT's names and the host behind CUDA's --------------------
+
+
+def two_inputs(element=TensorProto.FLOAT):
+    """y = a * 2 + b, z = shape-independent copy of b."""
+    two = helper.make_tensor("two", element, [], [2.0])
+    nodes = [
+        helper.make_node("Mul", ["a", "two"], ["t"]), helper.make_node("Add", ["t", "b"], ["y"]),
+        helper.make_node("Neg", ["b"], ["z"]),
+    ]  # fmt: skip
+    info = [helper.make_tensor_value_info(n, element, ["N", 3]) for n in ("a", "b", "y", "z")]
+    graph = helper.make_graph(nodes, "g", info[:2], info[2:], [two])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+def opened(host_cuda, element=TensorProto.FLOAT, graph=False, module=None):
+    kind = NAMES[element]
+    tensors = [EngineTensor(name, kind, (-1, 3)) for name in ("a", "b", "y", "z")]
+    profiles = tuple(EngineProfile(n, (1, 3), (2, 3), (8, 3)) for n in ("a", "b"))
+    plan = Plan("m.engine", "tensorrt", two_inputs(element), tuple(tensors[:2]), tuple(tensors[2:]), profiles)
+    return TensorRTRunner.of_plan(module or Module(host_cuda), plan, host_cuda.cuda, graph)
+
+
+def feed(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=(rows, 3)).astype(np.float32) for name in ("b", "a")}  # in another order
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_every_input_and_output_is_bound_to_its_own_memory(host_cuda, graph):
+    with opened(host_cuda, graph=graph) as runner:
+        assert (runner.inputs, runner.outputs, runner.name) == (("a", "b"), ("y", "z"), "tensorrt")
+        for rows, seed in ((2, 0), (2, 1), (5, 2), (1, 3)):  # the same shape again, a larger and a smaller one
+            given = feed(rows, seed)
+            found = runner.run(given)
+            assert list(found) == ["y", "z"]
+            np.testing.assert_array_equal(found["y"], given["a"] * np.float32(2) + given["b"])
+            np.testing.assert_array_equal(found["z"], -given["b"])
+        assert runner.device_memory_bytes == 1000 + 4 * 3 * 4
+
+
+def test_buffers_are_kept_while_the_shape_stays_and_given_back_when_it_changes(host_cuda):
+    with opened(host_cuda) as runner:
+        runner.run(feed(2))
+        host_cuda.calls()
+        runner.run(feed(2, 1))
+        assert {"cudaMalloc", "cudaFree"}.isdisjoint(host_cuda.calls())
+        runner.run(feed(3))
+        calls = host_cuda.calls()
+        assert (calls.count("cudaMalloc"), calls.count("cudaFree")) == (4, 4)
+
+
+def test_a_graph_is_captured_once_for_a_shape_and_replayed(host_cuda):
+    with opened(host_cuda, graph=True) as runner:
+        runner.run(feed(2))
+        calls = host_cuda.calls()
+        assert calls.count("cudaStreamBeginCapture") == calls.count("cudaGraphLaunch") == 1
+        runner.run(feed(2, 1))
+        calls = host_cuda.calls()
+        assert calls.count("cudaGraphLaunch") == 1
+        assert "cudaStreamBeginCapture" not in calls
+        runner.run(feed(4))
+        assert host_cuda.calls().count("cudaStreamBeginCapture") == 1
+    assert "cudaGraphExecDestroy" in host_cuda.calls()
+
+
+def test_device_time_is_that_of_one_run(host_cuda):
+    with opened(host_cuda) as runner:
+        runner.bind(feed(2))
+        assert runner.timed() == pytest.approx(2e-3)  # of the host's clock: the run and the event after it
+        assert runner.timed() == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(("element", "dtype"), [(TensorProto.FLOAT16, np.float16), (TensorProto.BFLOAT16, np.float32)])
+def test_half_inputs_are_rounded_and_half_outputs_read(host_cuda, element, dtype):
+    given = feed(2)
+    with opened(host_cuda, element) as runner:
+        found = runner.run(given)
+    roundoff = 2.0**-11 if element == TensorProto.FLOAT16 else 2.0**-8
+    assert found["z"].dtype == dtype
+    if element == TensorProto.FLOAT16:
+        np.testing.assert_array_equal(found["z"], -given["b"].astype(np.float16))
+    else:
+        np.testing.assert_array_equal(found["z"], -given["b"].astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_allclose(found["y"], given["a"] * 2 + given["b"], atol=8 * roundoff)
+
+
+def test_errors_leave_nothing_behind(host_cuda):
+    with opened(host_cuda) as runner:
+        with pytest.raises(UsageError, match=r"'a' is \(9, 3\), the engine takes \(1, 3\) to \(8, 3\)"):
+            runner.run(feed(9))
+        with pytest.raises(UsageError, match="The engine takes FLOAT, found an array of int64"):
+            runner.run({n: v.astype(np.int64) for n, v in feed(2).items()})
+        host_cuda.fail("cudaMalloc", 2)
+        with pytest.raises(CudaError, match="out of memory"):
+            runner.run(feed(4))
+        host_cuda.fail()
+        given = feed(4)  # and it runs again afterwards
+        np.testing.assert_array_equal(runner.run(given)["z"], -given["b"])
+        host_cuda.fail("cudaStreamSynchronize", 700)
+        with pytest.raises(CudaError, match="The GPU's state may be lost"):
+            runner.run(given)
+        host_cuda.fail()
+
+
+def test_a_library_that_refuses_to_open_or_to_run(host_cuda):
+    module = Module(host_cuda)
+    module.open = False
+    with pytest.raises(MissingRuntimeError, match=r"TensorRT cannot open m\.engine on this GPU: no reason given"):
+        opened(host_cuda, module=module)
+    with opened(host_cuda) as runner:
+        runner._context.execute_async_v3 = lambda stream: False
+        with pytest.raises(ModelError, match="TensorRT cannot run the engine: no reason given"):
+            runner.run(feed(2))
+        runner._context.get_tensor_shape = lambda name: (-1, 3)
+        with pytest.raises(ModelError, match="The size of output 'y' depends on the data"):
+            runner.run(feed(3))
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_bfloat16_is_rounded_like_ml_dtypes(values):
+    array = np.array(values, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = array.astype(ml_dtypes.bfloat16)
+    found = to_bfloat16(array)
+    nan = np.isnan(array)
+    np.testing.assert_array_equal(found[~nan], expected.view(np.uint16)[~nan])
+    assert np.isnan(from_bfloat16(found)[nan]).all()
+    np.testing.assert_array_equal(from_bfloat16(found)[~nan], expected.astype(np.float32)[~nan])
+
+
+def test_arrays_of_ml_dtypes_are_taken_too():
+    values = np.array([1.5, -3.25], ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(from_bfloat16(as_stored(values, "BF16")), [1.5, -3.25])
+    assert as_stored(np.float32(7).reshape(()), "HALF").shape == ()
+    with pytest.raises(UsageError, match="The engine takes INT64, found an array of int32"):
+        as_stored(np.zeros(2, np.int32), "INT64")

@@ -85,6 +85,29 @@ def replay(
         return signature.call(swapped, tensors)
 
 
+def run_disturbed(
+    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], relative: float, seed: int
+) -> dict[str, Tensor]:
+    """Run the swapped model with gates that see their inputs through noise; the data are as they are.
+
+    Args:
+        relative: size of the noise in units of the rms of the gate's input.
+
+    Returns:
+        its outputs by name.
+    """
+    modules = {m.path: m for m in swapped.modules() if isinstance(m, SwappedSRU)}
+    generator = torch.Generator().manual_seed(seed)
+
+    def on_gate(path: str, x: Tensor) -> Tensor:
+        module = modules[path]
+        noise = torch.randn(x.shape, generator=generator) * (relative * x.square().mean().sqrt())
+        return open_mask(x + noise, module.gamma, module.beta, module.variant)
+
+    with _watched(swapped, on_gate), torch.no_grad():
+        return signature.call(swapped, tensors)
+
+
 def record_modules(model: nn.Module, paths: Sequence[str], run: Callable[[], object]) -> dict[tuple[str, int], Tensor]:
     """Outputs of modules while the model runs, by path and call (from 1); only those that return one tensor."""
     outputs: dict[tuple[str, int], Tensor] = {}

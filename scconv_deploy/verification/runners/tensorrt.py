@@ -1,28 +1,52 @@
-"""TensorRT and TensorRT-RTX: one runner, as there is one builder. It needs a GPU and torch's CUDA build for memory."""
+"""TensorRT and TensorRT-RTX: one runner, as there is one builder. It needs a GPU, and neither torch nor onnx.
+
+Standard library, NumPy and the library's own bindings only, for it also runs on the device.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters import tensorrt_log as logs
-from scconv_deploy.exporters.engine import EngineArtifact
+from scconv_deploy.exporters.engine import EngineArtifact, EngineProfile, EngineTensor, check_shapes
 from scconv_deploy.exporters.tensorrt_versions import INSTALL, NAMES, load_module, require_gpu
+from scconv_deploy.verification.runners.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
 
-_DTYPES = {
-    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64,
-    "INT32": torch.int32, "INT8": torch.int8, "UINT8": torch.uint8, "BOOL": torch.bool,
+_STORED: dict[str, Any] = {
+    "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64,
+    "INT32": np.int32, "INT8": np.int8, "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+"""What holds a tensor's bytes on this side; NumPy has no bfloat16."""
 
 
-class TensorRTRunner:
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that may be deserialised, and what is bound to them.
+
+    Attributes:
+        name: what an error calls them.
+        data: of the engine; whoever makes this answers for them.
+        profiles: one for each input.
+    """
+
+    name: str
+    backend: str
+    data: bytes
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    profiles: tuple[EngineProfile, ...]
+
+
+class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
     """Runs an engine on a stream of its own.
 
     Args:
@@ -32,50 +56,60 @@ class TensorRTRunner:
 
     Raises:
         IntegrityError: the engine or the plugin is not what the manifest says.
-        MissingRuntimeError: no library, another version of it, no GPU, a torch without CUDA, or a GPU that the engine
-            is not for.
+        MissingRuntimeError: no library, another version of it, no GPU, no CUDA runtime, or a GPU that the engine is not
+            for.
     """
 
     def __init__(self, artifact: EngineArtifact, cuda_graph: bool = False, plugin: Path | None = None) -> None:
         manifest = artifact.manifest
         data = artifact.verified_bytes()
-        self.name = manifest.backend
-        self._module = module = load_module(manifest.backend)  # type: ignore[arg-type]
-        self._manifest, self._cuda_graph = manifest, cuda_graph
-        _check_version(module, artifact)
-        require_gpu(manifest.backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
-        if not torch.cuda.is_available():
-            raise MissingRuntimeError("torch here is a CPU build, and it holds the tensors.", "pip install torch.")
+        module = require_runtime(artifact)
+        with logs.library_log(module).recording():
+            _load_plugin(module, artifact, plugin)
+        plan = Plan(
+            str(artifact.path), manifest.backend, data, manifest.inputs, manifest.outputs, manifest.profiles
+        )  # fmt: skip
+        self._open(module, plan, load_cuda(), cuda_graph)
+
+    @classmethod
+    def of_plan(cls, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool = False) -> TensorRTRunner:
+        """The same for an engine that this process has just built; its plugin is loaded already."""
+        runner = cls.__new__(cls)
+        runner._open(module, plan, cuda, cuda_graph)
+        return runner
+
+    def _open(self, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool) -> None:
+        self.name = plan.backend
+        self.inputs = tuple(tensor.name for tensor in plan.inputs)
+        self.outputs = tuple(tensor.name for tensor in plan.outputs)
+        self._module, self._plan, self._cuda, self._cuda_graph = module, plan, cuda, cuda_graph
+        self._dtypes = {tensor.name: tensor.dtype for tensor in (*plan.inputs, *plan.outputs)}
+        self._graph: Graph | None = None
+        self._buffers: dict[str, Buffer] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         log = logs.library_log(module)
         with log.recording() as messages:
-            _load_plugin(module, artifact, plugin)
             self._runtime = module.Runtime(log.logger)
-            self._engine = self._runtime.deserialize_cuda_engine(data)
-            if self._engine is None:
-                reason = next(iter(logs.errors(messages)), "no reason given")
-                raise MissingRuntimeError(
-                    f"{NAMES[manifest.backend]} cannot open {artifact.path} on this GPU: {reason}",
-                    "Build it for this GPU.",
-                )
-            self._context = self._new_context()
-        self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._bound: dict[str, torch.Tensor] = {}
-        self.inputs = tuple(tensor.name for tensor in manifest.inputs)
-        self.outputs = tuple(tensor.name for tensor in manifest.outputs)
+            self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+            self._context: Any = self._new_context() if self._engine is not None else None
+        if self._context is None:
+            reason = next(iter(logs.errors(messages)), "no reason given")
+            raise MissingRuntimeError(
+                f"{NAMES[plan.backend]} cannot open {plan.name} on this GPU: {reason}", "Build it for this GPU."
+            )
+        self._stream = Stream(cuda)
+        self._events: tuple[Event, ...] = ()
 
-    def __enter__(self) -> TensorRTRunner:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        torch.cuda.synchronize()
-        self._graph, self._bound = None, {}
-        del self._context, self._engine, self._runtime  # in this order: each lives on the next
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._release(*self._events, self._stream, error=error)
+        finally:
+            del self._context, self._engine, self._runtime  # in this order: each lives on the next
 
     @property
     def device_memory_bytes(self) -> int:
-        """What a context needs for activations."""
-        return int(self._engine.device_memory_size_v2)
+        """What the context needs for activations, and the inputs and outputs that are bound."""
+        return int(self._engine.device_memory_size_v2) + sum(buffer.size_bytes for buffer in self._buffers.values())
 
     def layer_information(self) -> tuple[str, ...]:
         """The engine's own layers after fusion, a JSON text each."""
@@ -84,46 +118,56 @@ class TensorRTRunner:
         return tuple(inspector.get_layer_information(i, form) for i in range(self._engine.num_layers))
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; arrays by name in and out. bfloat16 outputs come as float32, which NumPy has.
+        """Run once; arrays by name in and out.
+
+        Floating inputs are rounded to the type that the engine takes. bfloat16 outputs come as float32, which NumPy
+        has.
 
         Raises:
             UsageError: a missing input, or a shape outside the profile.
             ModelError: an output whose size depends on the data, or the library's refusal.
+            CudaError: the launch failed on the device.
         """
         self.bind(tensors)
         self.enqueue()
+        stored: dict[str, np.ndarray] = {n: np.empty(self._shapes[n], _STORED[self._dtypes[n]]) for n in self.outputs}
+        for name, array in stored.items():
+            self._buffers[name].download(array, self._stream)
         self._stream.synchronize()
-        return {name: _numpy(self._bound[name]) for name in self.outputs}
+        return {n: from_bfloat16(array) if self._dtypes[n] == "BF16" else array for n, array in stored.items()}
 
     def bind(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Copy inputs to the device; new shapes get new buffers and, if wanted, a new graph."""
-        self._check_inputs(tensors)
-        same = all(n in self._bound and tuple(self._bound[n].shape) == tensors[n].shape for n in self.inputs)
+        check_shapes(self._plan.profiles, {name: array.shape for name, array in tensors.items()})
+        same = all(self._shapes.get(name) == tensors[name].shape for name in self.inputs)
         if not same:
             self._allocate({name: tensors[name].shape for name in self.inputs})
-        with torch.cuda.stream(self._stream):
-            for name in self.inputs:
-                self._bound[name].copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
+        stored = {name: as_stored(tensors[name], self._dtypes[name]) for name in self.inputs}
+        for name, array in stored.items():
+            self._buffers[name].upload(array, self._stream)
         self._stream.synchronize()
         if not same and self._cuda_graph and self.name == "tensorrt":
-            self._capture()
+            self._execute()  # the first run of a shape allocates, which a capture must not
+            self._stream.synchronize()
+            self._graph = self._stream.capture(self._execute)
 
     def enqueue(self) -> None:
         """Start one run on the stream, with what is bound."""
         if self._graph is not None:
-            with torch.cuda.stream(self._stream):
-                self._graph.replay()
+            self._graph.launch(self._stream)
         else:
-            self._execute(self._stream)
+            self._execute()
 
     def timed(self) -> float:
         """One run; the seconds that it took on the device, between two events on the stream."""
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if not self._events:  # made once: making them takes the host's time
+            self._events = Event(self._cuda), Event(self._cuda)
+        before, after = self._events
         before.record(self._stream)
         self.enqueue()
         after.record(self._stream)
         self._stream.synchronize()
-        return before.elapsed_time(after) * 1e-3
+        return after.seconds_since(before)
 
     def _new_context(self) -> Any:
         if not (self._cuda_graph and self.name == "tensorrt-rtx"):
@@ -132,45 +176,77 @@ class TensorRTRunner:
         config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
 
-    def _check_inputs(self, tensors: Mapping[str, np.ndarray]) -> None:
-        profiles = {profile.input: profile for profile in self._manifest.profiles}
-        for name in self.inputs:
-            if name not in tensors:
-                raise UsageError(f"The engine's input {name!r} was not given.", f"Inputs: {', '.join(self.inputs)}.")
-            shape, profile = tensors[name].shape, profiles[name]
-            ranges = zip(profile.minimum, shape, profile.maximum, strict=False)
-            if len(shape) != len(profile.minimum) or any(not low <= size <= high for low, size, high in ranges):
-                raise UsageError(
-                    f"Input {name!r} is {shape}, the engine takes {profile.minimum} to {profile.maximum}.",
-                    "Give another shape, or build the engine for this one.",
-                )
-
     def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._graph = None
-        self._bound = {}
+        self._release()
         for name, shape in shapes.items():
-            self._context.set_input_shape(name, shape)
-        dtypes = {tensor.name: tensor.dtype for tensor in (*self._manifest.inputs, *self._manifest.outputs)}
-        for name in (*self.inputs, *self.outputs):
-            shape = tuple(shapes[name] if name in shapes else self._context.get_tensor_shape(name))
-            if -1 in shape:
+            if not self._context.set_input_shape(name, shape):
+                raise ModelError(f"{NAMES[self.name]} refuses the shape {shape} of input {name!r}.", "See its profile.")
+        wanted = dict(shapes)
+        for name in self.outputs:
+            wanted[name] = tuple(self._context.get_tensor_shape(name))
+            if -1 in wanted[name]:
                 raise ModelError(f"The size of output {name!r} depends on the data.", "Run it in ONNX Runtime.")
-            self._bound[name] = torch.empty(shape, dtype=_DTYPES[dtypes[name]], device="cuda")
-            self._context.set_tensor_address(name, self._bound[name].data_ptr())
+        for name, shape in wanted.items():
+            size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_STORED[self._dtypes[name]]).itemsize
+            self._buffers[name] = Buffer(self._cuda, size_bytes)
+            self._context.set_tensor_address(name, self._buffers[name].address)
+        self._shapes = wanted
 
-    def _capture(self) -> None:
-        self._execute(self._stream)  # the first run of a shape allocates, which a capture must not
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._execute(torch.cuda.current_stream())
-        self._graph = graph
+    def _release(self, *further: Any, error: BaseException | None = None) -> None:
+        """Give back the graph and the buffers, nothing of which is in use any more."""
+        held = [handle for handle in (self._graph, *self._buffers.values(), *further) if handle is not None]
+        self._graph, self._buffers, self._shapes = None, {}, {}
+        close_all(held, error)
 
-    def _execute(self, stream: torch.cuda.Stream) -> None:
+    def _execute(self) -> None:
         with logs.library_log(self._module).recording() as messages:
-            if not self._context.execute_async_v3(stream.cuda_stream):
+            if not self._context.execute_async_v3(self._stream.address):
                 reason = next(iter(logs.errors(messages)), "no reason given")
                 raise ModelError(f"{NAMES[self.name]} cannot run the engine: {reason}", "See the reason.")
+
+
+def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array as the bytes of an engine's tensor, C-contiguous; floating values are rounded to its type.
+
+    Raises:
+        UsageError: the values are of another kind (integers for a floating tensor or the reverse).
+    """
+    wanted = np.dtype(_STORED[dtype])
+    floating = dtype in ("FLOAT", "HALF", "BF16")
+    given = array.dtype.kind in "fV" or array.dtype.name == "bfloat16"  # ml_dtypes's are of kind V
+    if given != floating or (not floating and array.dtype != wanted):
+        raise UsageError(
+            f"The engine takes {dtype}, found an array of {array.dtype}.",
+            "Give the types that the model was built for.",
+        )
+    with np.errstate(over="ignore"):  # beyond half's range is infinite, and shows in what comes out
+        converted = to_bfloat16(array) if dtype == "BF16" else array.astype(wanted, copy=False)
+    return np.ascontiguousarray(converted).reshape(array.shape)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves (uint16) of float32 values, rounded to nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(values.shape)
+    rounded = (bits + (0x7FFF + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """float32 values of bfloat16 bits (uint16); exact."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def require_runtime(artifact: EngineArtifact) -> ModuleType:
+    """The library that an engine needs, before anything is done.
+
+    Raises:
+        MissingRuntimeError: it is not installed, of another version, or there is no GPU.
+    """
+    backend = artifact.manifest.backend
+    module = load_module(backend)  # type: ignore[arg-type]
+    _check_version(module, artifact)
+    require_gpu(backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
+    return module
 
 
 def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
@@ -194,6 +270,8 @@ def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | No
         raise MissingRuntimeError(
             f"{artifact.path} was built with a plugin, which was not given.", "Add --plugin FILE."
         )
+    if not plugin.is_file():
+        raise UsageError(f"--plugin {plugin} does not exist.", "Build it with scconv-deploy plugin build.")
     if hashlib.sha256(plugin.read_bytes()).hexdigest() != wanted:
         raise IntegrityError(
             f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
@@ -201,7 +279,3 @@ def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | No
         )
     if module.get_plugin_registry().load_library(str(plugin.resolve())) is None:
         raise MissingRuntimeError(f"TensorRT cannot load {plugin}.", "Check it with scconv-deploy plugin check.")
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Run this bundle's model: in ONNX Runtime, or an engine in TensorRT.
+
+    python3 run.py                                          the bundle's own first sample, compared with PyTorch
+    python3 run.py inputs.npz -o outputs.npz                arrays by the names of the model's inputs
+    python3 run.py --engine device/model.tensorrt.engine --plugin device/libscconv_sru.so
+
+Needs NumPy, and onnxruntime or tensorrt with the CUDA runtime. It is meant to be read and taken as a start; what proves
+the model is `scconv-deploy verify` and `finish.pyz`.
+"""
+
+import argparse
+import ctypes
+import ctypes.util
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+
+
+def main():
+    """Read the arguments, run, say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="?", type=Path, help="an .npz; the bundle's first sample by default")
+    parser.add_argument("-o", "--output", type=Path, help="an .npz to write")
+    parser.add_argument("--engine", type=Path, help="a TensorRT engine instead of model.onnx")
+    parser.add_argument("--plugin", type=Path, help="the plugin library that it was built with")
+    options = parser.parse_args()
+    expected = {}
+    if options.inputs is None:
+        inputs, expected = first_sample()
+    else:
+        with np.load(options.inputs, allow_pickle=False) as archive:
+            inputs = dict(archive)
+    outputs = run_onnx(inputs) if options.engine is None else run_engine(options.engine, options.plugin, inputs)
+    for name, value in outputs.items():
+        against = ""
+        if name in expected:
+            size = max(float(np.linalg.norm(expected[name])), 1e-30)
+            apart = float(np.linalg.norm(value.astype("f8") - expected[name])) / size
+            against = f", relative L2 against PyTorch {apart:.1e}"
+        print(f"{name}: {value.dtype}{list(value.shape)}{against}")  # noqa: T201
+    if options.output is not None:
+        np.savez(options.output, **outputs)
+
+
+def first_sample():
+    """What the bundle recorded: inputs, and what PyTorch made of them."""
+    document = json.loads((HERE / "reference" / "reference.json").read_text(encoding="utf-8"))["samples"][0]
+    with np.load(HERE / "reference" / "sample-0.npz", allow_pickle=False) as archive:
+        inputs = {name: archive[f"input:{i}"] for i, name in enumerate(document["inputs"])}
+        return inputs, {name: archive[f"given:{i}"] for i, name in enumerate(document["outputs"])}
+
+
+def run_onnx(inputs):
+    """ONNX Runtime, with whatever provider it has; the SRUs' functions are expanded by it."""
+    import onnxruntime
+
+    path = next(p for p in (HERE / "model.onnx", HERE / "model.onnx.rejected") if p.is_file())
+    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs)))  # noqa: B905  # strict is Python 3.10's
+
+
+def run_engine(path, plugin, inputs):
+    """TensorRT. An engine is native code, so its bytes are held against its manifest before they are used."""
+    data = path.read_bytes()
+    manifest = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        sys.exit(f"{path} is not the engine that {path.name}.json describes")
+    if manifest["plugin_sha256"] and plugin is None:
+        sys.exit(f"{path} was built with a plugin: add --plugin FILE")
+    if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
+        sys.exit(f"{plugin} is not the plugin that {path} was built with")
+    import tensorrt
+
+    logger = tensorrt.Logger(tensorrt.Logger.WARNING)
+    if plugin is not None:
+        tensorrt.get_plugin_registry().load_library(str(plugin.resolve()))
+    engine = tensorrt.Runtime(logger).deserialize_cuda_engine(data)
+    if engine is None:
+        sys.exit(f"TensorRT cannot open {path}")
+    context = engine.create_execution_context()
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    types = {name: tensorrt.nptype(engine.get_tensor_dtype(name)) for name in names}
+    for name, value in inputs.items():
+        context.set_input_shape(name, value.shape)
+    arrays = {n: np.ascontiguousarray(inputs[n], types[n]) if n in inputs else None for n in names}
+    outputs = {n: np.empty(tuple(context.get_tensor_shape(n)), types[n]) for n in names if n not in inputs}
+    arrays.update(outputs)
+    with_device_memory(context, arrays, outputs)
+    return outputs
+
+
+def with_device_memory(context, arrays, outputs):
+    """Copy the inputs to the GPU, run on a stream, copy the outputs back. cudart returns 0 where all is well."""
+    cuda = ctypes.CDLL(ctypes.util.find_library("cudart") or "libcudart.so")
+
+    def checked(status, what):
+        if status:
+            sys.exit(f"{what}: CUDA error {status}")
+
+    stream, pointers = ctypes.c_void_p(), {}
+    checked(cuda.cudaStreamCreate(ctypes.byref(stream)), "cudaStreamCreate")
+    for name, array in arrays.items():
+        pointer = pointers[name] = ctypes.c_void_p()
+        checked(cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(max(array.nbytes, 1))), "cudaMalloc")
+        if name not in outputs:
+            host = ctypes.c_void_p(array.ctypes.data)
+            checked(cuda.cudaMemcpy(pointer, host, ctypes.c_size_t(array.nbytes), 1), "cudaMemcpy")
+        context.set_tensor_address(name, pointer.value)
+    if not context.execute_async_v3(stream.value):
+        sys.exit("TensorRT cannot run the engine")
+    checked(cuda.cudaStreamSynchronize(stream), "cudaStreamSynchronize")
+    for name, array in outputs.items():
+        host = ctypes.c_void_p(array.ctypes.data)
+        checked(cuda.cudaMemcpy(host, pointers[name], ctypes.c_size_t(array.nbytes), 2), "cudaMemcpy")
+    for pointer in pointers.values():
+        cuda.cudaFree(pointer)
+
+
+if __name__ == "__main__":
+    main()

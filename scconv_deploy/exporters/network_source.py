@@ -1,0 +1,94 @@
+"""A model as a builder is given it: bytes in the form that a version reads, and the few facts that it must know.
+
+Standard library only: a device builds an engine from a bundle without the ``onnx`` library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from scconv_deploy.errors import IntegrityError
+
+Form = Literal["whole", "plugin", "inlined"]
+"""``whole``: as it is. For TensorRT before 10.7: ``plugin``, the SRUs' functions left out; ``inlined``, expanded."""
+
+
+@dataclass(frozen=True)
+class SRUNode:
+    """A node of the domain ``scconv``: its name (its first output's where it has none) and its operator."""
+
+    name: str
+    operator: str
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What is known of a graph without reading it.
+
+    Attributes:
+        inputs: name -> shape, -1 where an axis is open; in the graph's order.
+        srus: in the graph's order.
+        operators: (domain, type) of each operator, those of functions included.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    srus: tuple[SRUNode, ...]
+    operators: tuple[tuple[str, str], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values; the inputs as a list, for their order counts."""
+        inputs = [{"name": name, "shape": list(shape)} for name, shape in self.inputs.items()]
+        return {
+            "inputs": inputs,
+            "srus": [asdict(s) for s in self.srus],
+            "operators": [list(o) for o in self.operators],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> GraphFacts:
+        """The inverse (KeyError, TypeError or ValueError of something else)."""
+        return cls(
+            {str(i["name"]): tuple(int(size) for size in i["shape"]) for i in document["inputs"]},
+            tuple(SRUNode(str(s["name"]), str(s["operator"])) for s in document["srus"]),
+            tuple((str(domain), str(kind)) for domain, kind in document["operators"]),
+        )
+
+
+class NetworkSource(Protocol):
+    """A model that an engine is built from; ``content_sha256`` is of what the engine depends on."""
+
+    @property
+    def facts(self) -> GraphFacts: ...
+
+    @property
+    def content_sha256(self) -> str: ...
+
+    def read(self, form: Form) -> bytes:
+        """The model's bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Files that were written earlier, one a form."""
+
+    facts: GraphFacts
+    files: Mapping[Form, Path]
+
+    @property
+    def content_sha256(self) -> str:
+        return hashlib.sha256(self.read("whole")).hexdigest()
+
+    def read(self, form: Form) -> bytes:
+        """The file of a form (IntegrityError where there is none)."""
+        path = self.files.get(form)
+        if path is None or not path.is_file():
+            raise IntegrityError(
+                f"There is no file of the form {form!r}, which TensorRT before 10.7 needs.",
+                "Make the bundle for this device: scconv-deploy deploy --backend tensorrt --target orin-jp6.",
+            )
+        return path.read_bytes()

@@ -1,0 +1,127 @@
+"""Each SRU of an engine built alone, fed the input that the reference recorded, its gates read from its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scconv_deploy.errors import BuildError, MissingRuntimeError, ModelError
+from scconv_deploy.exporters.engine import EngineArtifact
+from scconv_deploy.margins import decide
+from scconv_deploy.report.records import Check, Quantity
+from scconv_deploy.verification.decode import decode
+from scconv_deploy.verification.lone_sru import Form
+from scconv_deploy.verification.measure import Measured, total_flips
+from scconv_deploy.verification.reference_run import Site, SiteRun
+from scconv_deploy.verification.runners.tensorrt import from_bfloat16, to_bfloat16
+
+Models = Mapping[Form, bytes]
+SRUModels = Callable[[Site, tuple[int, ...]], Models]
+"""The ONNX model of a site for an x of this shape, in each form; empty where there is none."""
+SRUBuilder = Callable[[EngineArtifact, str, Models, Path | None], AbstractContextManager[Any]]
+"""Builds a site's models as the engine was built, and runs them."""
+
+
+class LoneSRUs:
+    """Collects the gates and values of SRUs built alone.
+
+    Args:
+        models, build: see :data:`SRUModels` and :data:`SRUBuilder`.
+    """
+
+    def __init__(
+        self, engine: EngineArtifact, plugin: Path | None, models: SRUModels, build: SRUBuilder, measured: Measured
+    ) -> None:
+        self._engine, self._plugin, self._models, self._build = engine, plugin, models, build
+        self._measured = measured
+        self._apart: dict[str, float] = {}
+        self._foreign: dict[str, int] = {}
+        self._not_run: dict[str, str] = {}
+
+    def judge(self, run: SiteRun) -> None:
+        """One SRU on the input that the reference recorded."""
+        name = run.site.name
+        if run.x is None:
+            self._not_run[name] = "its input was not recorded"
+        elif not np.isfinite(run.x).all():
+            self._measured.non_finite[f"the input of {name}"] += 1
+        elif not (models := self._models(run.site, run.x.shape)):
+            self._not_run[name] = "there is no ONNX model of it alone"
+        else:
+            try:
+                self._run(run, run.x, models)
+            except (BuildError, MissingRuntimeError, ModelError) as error:  # no verdict on what it computes
+                self._not_run[name] = error.message
+
+    def _run(self, run: SiteRun, x: np.ndarray, models: Models) -> None:
+        site, data = run.site, self._engine.manifest.data_type
+        fed = _rounded(x, data)
+        expected = run.mask if data == "float32" else decide(fed, site.form)
+        with self._build(self._engine, site.name, models, self._plugin) as runner:
+            (name,) = runner.inputs
+            (y,) = runner.run({name: fed}).values()
+        found = decode(y, fed, site, data)
+        self._measured.sites[site.name].teacher_forced = found.count(expected, fed, site)
+        self._apart[site.name] = found.apart
+        self._foreign[site.name] = int(found.foreign.sum()) // 2
+
+    def checks(self) -> list[Check]:
+        """What is judged of them, and which could not be."""
+        checks = [self._gates(), self._values()] if self._apart else []
+        reasons: dict[str, list[str]] = {}
+        for site, reason in self._not_run.items():
+            reasons.setdefault(reason, []).append(site)
+        for reason, sites in reasons.items():
+            more = f" (and {len(sites) - 3} more)" if len(sites) > 3 else ""
+            checks.append(Check("SRUs alone", "not run", f"{', '.join(sites[:3])}{more}: {reason}"))
+        return checks
+
+    def _gates(self) -> Check:
+        counts = {n: s.teacher_forced for n, s in self._measured.sites.items() if s.teacher_forced is not None}
+        total = total_flips(counts)
+        decided = Quantity("unexplained_flips", total.unexplained, self._measured.limits["unexplained_flips"].value)
+        text = f"{len(counts)} SRUs alone, same input, gates changed: {total.flips} of {total.gates:,}"
+        text += f" ({total.unexplained} unexplained)"
+        if total.ill_conditioned:
+            text += f", {total.ill_conditioned} more in ill-conditioned groups"
+        if total.undecidable:
+            text += f"; {total.undecidable:,} gates do not show in the output"
+        if decided.within:
+            return Check("teacher-forced gates", "passed", text, (decided,))
+        name, worst = max(counts.items(), key=lambda item: item[1].unexplained)
+        text += f"; worst {_named(name, self._measured)} with {worst.unexplained} unexplained"
+        return Check("teacher-forced gates", "failed", text, (decided,))
+
+    def _values(self) -> Check:
+        tolerance = f"engine_sru.{self._engine.manifest.data_type}"
+        limit = self._measured.limits[tolerance].value
+        name, apart = max(self._apart.items(), key=lambda item: _badness(item[1]))
+        decided = Quantity(tolerance, apart, limit)
+        if decided.within:
+            text = f"values of SRUs alone agree to {apart:.1e} relative L2 (limit {limit:.0e})"
+            return Check("values of SRUs", "passed", text, (decided,))
+        text = f"{_named(name, self._measured)} alone is {apart:.1e} from all that its input allows (limit {limit:.0e})"
+        if self._foreign[name]:
+            text += f": {self._foreign[name]:,} pairs of outputs that no gates explain"
+        return Check("values of SRUs", "failed", text, (decided,))
+
+
+def _named(name: str, measured: Measured) -> str:
+    path = measured.sites[name].site.path
+    return name if path == name else f"{name} ({path})"
+
+
+def _badness(value: float) -> float:
+    return value if value == value else float("inf")
+
+
+def _rounded(x: np.ndarray, data: str) -> np.ndarray:
+    """x as an engine of this type takes it, float32."""
+    if data == "bfloat16":
+        return from_bfloat16(to_bfloat16(x))
+    with np.errstate(over="ignore"):
+        return x.astype(data).astype(np.float32)

@@ -1,0 +1,238 @@
+"""finish.pyz: identical bytes, nothing of others in it, Python 3.10."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scconv_deploy.bundle import pyz
+from scconv_deploy.bundle.finish_cli import _parser
+from scconv_deploy.bundle.manifest import bundle_digest
+from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
+from scconv_deploy.cli import app
+from tests.finished import copied
+
+ALLOWED = {"numpy", "tensorrt", "scconv_deploy"}
+BLOCK = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in {allowed!r} and not top.startswith('tensorrt'):
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Blocker())
+sys.path = [sys.argv[1]] + [p for p in sys.path if p]
+"""
+
+
+@pytest.fixture
+def bundle(device_bundle, tmp_path):
+    return copied(device_bundle, tmp_path)
+
+
+def imported(path):
+    tree = ast.parse(path.read_text())
+    names = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+    return names + [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+
+
+def test_identical_modules_give_identical_bytes_and_the_bundle_has_them(device_bundle):
+    assert pyz_bytes() == pyz_bytes() == (device_bundle / "finish.pyz").read_bytes()
+    with zipfile.ZipFile(device_bundle / "finish.pyz") as archive:
+        names = archive.namelist()
+        assert names[0] == "__main__.py"
+        assert names[1:] == sorted(names[1:])
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert archive.read("scconv_deploy/bundle/finish.py") == (PACKAGE_FOLDER / "bundle" / "finish.py").read_bytes()
+
+
+def test_its_modules_import_nothing_but_the_standard_library_numpy_and_tensorrt():
+    files = module_files()
+    assert PACKAGE_FOLDER / "verification" / "engine.py" in files
+    assert PACKAGE_FOLDER / "cli.py" not in files
+    for path in files:
+        top = {name.partition(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+        typing_only = {"torch"} if "TYPE_CHECKING" in path.read_text() else set()
+        assert top - typing_only <= ALLOWED, path
+
+
+def test_its_modules_and_run_py_are_python_3_10():
+    for path in [*module_files(), PACKAGE_FOLDER / "bundle" / "run.py"]:
+        ast.parse(path.read_text(), feature_version=(3, 10))
+    ast.parse(pyz._MAIN, feature_version=(3, 4))  # which must be able to say that its Python is too old
+
+
+def test_which_imports_count():
+    source = (
+        "from typing import TYPE_CHECKING\n"
+        "import scconv_deploy.margins\n"
+        "from scconv_deploy.exporters import gpu, nothing\n"
+        "if TYPE_CHECKING:\n    from scconv_deploy import spec\nelse:\n    from scconv_deploy import outcomes\n"
+        "def f():\n    from scconv_deploy.errors import UsageError\n"
+    )
+    assert imported_modules(source) == [
+        "scconv_deploy.margins", "scconv_deploy.exporters", "scconv_deploy.exporters.gpu", "scconv_deploy",
+        "scconv_deploy.outcomes", "scconv_deploy.errors",
+    ]  # fmt: skip
+
+
+def test_its_options_are_those_of_the_command():
+    import typer
+
+    command = typer.main.get_command(app).commands["finish"]
+    ours = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    theirs = {option for action in _parser()._actions for option in action.option_strings if option.startswith("--")}
+    assert theirs - ours == {"--version", "--help"}
+    assert ours <= theirs
+
+
+def run(python, *arguments, code=None, cwd=None):
+    command = [python, "-c", code, *arguments] if code else [python, *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+def module_names():
+    paths = (path.relative_to(PACKAGE_FOLDER.parent).with_suffix("") for path in module_files())
+    return ",".join(path.as_posix().replace("/", ".") for path in paths)
+
+
+def blocked(body):
+    return BLOCK.format(allowed=ALLOWED) + body
+
+
+def test_with_all_other_imports_blocked_every_module_loads(device_bundle):
+    """The modules come from the archive: the package itself is out of reach."""
+    body = "import importlib\nfor name in sys.argv[2].split(','):\n    print(importlib.import_module(name).__file__)\n"
+    done = run(sys.executable, device_bundle / "finish.pyz", module_names(), code=blocked(body))
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith(str(device_bundle / "finish.pyz")) for line in done.stdout.split())
+
+
+FINISH = """
+import json
+from pathlib import Path
+from contextlib import contextmanager
+from scconv_deploy.bundle import finish, finish_cli
+from scconv_deploy.errors import BuildError
+from scconv_deploy.exporters.tensorrt_versions import load_module
+from scconv_deploy.timing import measure
+from scconv_deploy.verification.engine import judge_with_bundle
+bundle = Path(sys.argv[2])
+
+class Recorded:
+    '''In place of a GPU: what the bundle recorded of PyTorch.'''
+    def __init__(self, source):
+        self.runs = [source.run(i) for i in source.samples]
+        self.inputs, self.outputs = tuple(self.runs[0].inputs), tuple(self.runs[0].given)
+    def run(self, tensors):
+        return next(r.given for r in self.runs if all((r.inputs[n] == tensors[n]).all() for n in r.inputs
+                                                      if r.inputs[n].shape == tensors[n].shape)
+                    and all(r.inputs[n].shape == tensors[n].shape for n in r.inputs))
+
+@contextmanager
+def opened(engine, plugin):
+    yield Recorded(finish.read_reference(bundle))
+
+def no_gpu(*_):
+    raise BuildError("there is no GPU")
+
+def judge(bundle, engine, plugin, log, facts):
+    return judge_with_bundle(bundle, engine, log, provenance=facts, opener=opened, build_sru=no_gpu)
+
+def time(engine, plugin, inputs, options):
+    return measure(lambda: 1e-3, inputs, options.rounds, options.warmup)
+
+finish.Device = lambda: finish_device("tensorrt-rtx", load=load_module, judge=judge, time=time)
+"""
+FINISH = FINISH.replace("bundle = Path", "finish_device = finish.Device\nbundle = Path")
+
+
+@pytest.mark.tensorrt
+def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    body = FINISH + "finish_cli.main([str(bundle), '--no-plugin', '--json', '--rounds', '3'])\n"
+    done = run(sys.executable, bundle / "finish.pyz", bundle, code=blocked(body))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (link,) = document["report"]["links"]
+    assert link["status"] == "passed"
+    assert "relative L2 0.0e+00" in link["reason"]
+    assert document["engine"]["backend"] == "tensorrt-rtx"
+    assert (bundle / "device" / "model.tensorrt-rtx.engine").stat().st_size == document["engine"]["file_bytes"]
+    assert document["digest"] == bundle_digest(bundle / "device")
+
+
+def python310():
+    """One that has NumPy; SCCONV_PYTHON310 names one that is found nowhere else."""
+    places = [os.environ.get("SCCONV_PYTHON310"), shutil.which("python3.10")]
+    places += sorted(map(str, Path("~/.pyenv/versions").expanduser().glob("3.10*/bin/python3.10")))
+    for place in filter(None, places):
+        done = run(place, code="import sys, numpy; print(sys.version_info[:2] == (3, 10))")
+        if done.stdout.strip() == "True":
+            return place
+    pytest.skip("no Python 3.10 with NumPy was found; name one with SCCONV_PYTHON310")
+
+
+@pytest.fixture(scope="module")
+def old_python():
+    return python310()
+
+
+def test_python_3_10_loads_every_module_and_checks_the_bundle(bundle, old_python):
+    body = "import importlib\nfor name in sys.argv[2].split(','):\n    importlib.import_module(name)\n"
+    done = run(old_python, bundle / "finish.pyz", module_names(), code=blocked(body))
+    assert done.returncode == 0, done.stderr
+    help_text = run(old_python, bundle / "finish.pyz", "--help")
+    assert help_text.returncode == 0
+    assert "--no-plugin" in help_text.stdout
+    missing = run(old_python, "finish.pyz", cwd=bundle)
+    assert (missing.returncode, missing.stdout) == (3, "")
+    assert missing.stderr.startswith("finish.pyz: TensorRT is not installed.")
+    (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes()[:-1])
+    refused = run(old_python, "finish.pyz", cwd=bundle)
+    assert (refused.returncode, refused.stdout) == (7, "")
+    assert refused.stderr == (
+        "finish.pyz: .: model.onnx is not the file that was sealed. Copy it again; nothing was loaded.\n"
+    )
+
+
+def test_python_3_10_judges_what_was_built(bundle, old_python):
+    """Everything after the builder; the engine is a file with a manifest, for nothing opens it here."""
+    body = (
+        FINISH
+        + """
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineTensor, write_engine
+from scconv_deploy.report.records import StageLog
+import hashlib
+plan = finish.read_device_plan(bundle)
+data = b"engine"
+tensors = (EngineTensor("x", "FLOAT", (-1, 3, 8, 8)),), (EngineTensor("output", "FLOAT", (-1, 8)),)
+digest = hashlib.sha256(data).hexdigest()
+manifest = EngineManifest(digest, len(data), "tensorrt", "10.3.0", "local", (), "Orin", (), {}, *tensors,
+                          plan.profiles, (), (), "", "", "c")
+engine = write_engine(Path(sys.argv[3]) / "m.engine", data, manifest)
+report = judge(bundle, engine, None, StageLog(), {})
+print(report.verdict, report.links[0].reason)
+"""
+    )
+    done = run(old_python, bundle / "finish.pyz", bundle, bundle.parent, code=blocked(body))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("passed ")
+    assert "relative L2 0.0e+00" in done.stdout
+
+
+def test_an_older_python_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 10))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.10 or later"):
+        exec(compile(pyz._MAIN, "__main__.py", "exec"), {})  # noqa: S102

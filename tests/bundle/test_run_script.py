@@ -1,0 +1,149 @@
+"""run.py as it lies in a bundle: by itself, without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from scconv_deploy.bundle.manifest import read_manifest
+from tests.finished import copied
+
+
+@pytest.fixture
+def bundle(device_bundle, tmp_path):
+    return copied(device_bundle, tmp_path)
+
+
+def run(bundle, *arguments):
+    code = (
+        "import runpy, sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] in ('scconv_deploy', 'torch', 'onnx'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, bundle / "run.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=bundle.parent, check=False)
+
+
+def test_it_runs_the_bundles_own_sample_and_says_how_far_it_is_from_pytorch(bundle):
+    done = run(bundle)
+    assert done.returncode == 0, done.stderr
+    name, _, rest = done.stdout.strip().partition(": ")
+    assert name == "output"
+    assert rest.startswith("float32[1, 8], relative L2 against PyTorch ")
+    assert float(rest.rpartition(" ")[2]) < 1e-6
+    assert "run.py" in read_manifest(bundle)["files"]
+
+
+def test_it_runs_arrays_and_writes_what_comes_out(bundle, tmp_path):
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype("float32")
+    np.savez(tmp_path / "in.npz", x=x)
+    done = run(bundle, tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "output: float32[3, 8]\n"
+    import onnxruntime
+
+    expected = onnxruntime.InferenceSession(str(bundle / "model.onnx")).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["output"], expected)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "plugin", "message"),
+    [
+        ({"sha256": "0" * 64, "plugin_sha256": ""}, None, "is not the engine that m.engine.json describes"),
+        ({"plugin_sha256": "0" * 64}, None, "was built with a plugin: add --plugin FILE"),
+        ({"plugin_sha256": "0" * 64}, b"x", "is not the plugin that"),
+    ],
+)
+def test_an_engine_or_plugin_that_differs_is_never_loaded(bundle, tmp_path, manifest, plugin, message):
+    import hashlib
+
+    (tmp_path / "m.engine").write_bytes(b"engine")
+    document = {"sha256": hashlib.sha256(b"engine").hexdigest()} | manifest
+    (tmp_path / "m.engine.json").write_text(json.dumps(document))
+    more = []
+    if plugin is not None:
+        (tmp_path / "p.so").write_bytes(plugin)
+        more = ["--plugin", tmp_path / "p.so"]
+    done = run(bundle, "--engine", tmp_path / "m.engine", *more)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert os.path.exists(tmp_path / "m.engine")
+
+
+def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypatch):
+    """A stand-in of the bindings and of the CUDA runtime that doubles its input, host memory in place of a device's."""
+    import ctypes
+    import hashlib
+    import runpy
+    from types import SimpleNamespace
+
+    memory, told = {}, []
+
+    class Context:
+        def set_input_shape(self, name, shape):
+            told.append(("shape", name, tuple(shape)))
+
+        def get_tensor_shape(self, name):
+            return (2, 3)
+
+        def set_tensor_address(self, name, address):
+            memory[name] = address
+
+        def execute_async_v3(self, stream):
+            told.append("run")
+            x = np.frombuffer((ctypes.c_char * 24).from_address(memory["x"]), "float32")
+            ctypes.memmove(memory["y"], (x * 2).astype("float32").tobytes(), 24)
+            return True
+
+    engine = SimpleNamespace(
+        num_io_tensors=2, get_tensor_name=("x", "y").__getitem__, get_tensor_dtype=lambda name: "float",
+        create_execution_context=Context,
+    )  # fmt: skip
+    loaded = []
+    trt = SimpleNamespace(
+        Logger=type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None}),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
+        get_plugin_registry=lambda: SimpleNamespace(load_library=loaded.append), nptype=lambda kind: np.float32,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    buffers = []
+
+    class Cuda:
+        def cudaStreamCreate(self, stream):
+            return 0
+
+        def cudaMalloc(self, pointer, size):
+            buffers.append(ctypes.create_string_buffer(size.value))
+            pointer._obj.value = ctypes.addressof(buffers[-1])
+            return 0
+
+        def cudaMemcpy(self, to, source, size, kind):
+            ctypes.memmove(to, source, size.value)
+            return 0
+
+        def cudaStreamSynchronize(self, stream):
+            return 0
+
+        def cudaFree(self, pointer):
+            told.append("free")
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Cuda())
+    (tmp_path / "m.engine").write_bytes(b"engine")
+    (tmp_path / "p.so").write_bytes(b"plugin")
+    digests = {"sha256": hashlib.sha256(b"engine").hexdigest(), "plugin_sha256": hashlib.sha256(b"plugin").hexdigest()}
+    (tmp_path / "m.engine.json").write_text(json.dumps(digests))
+    script = runpy.run_path(str(bundle / "run.py"))
+    x = np.arange(6, dtype="float32").reshape(2, 3)
+    found = script["run_engine"](tmp_path / "m.engine", tmp_path / "p.so", {"x": x})
+    np.testing.assert_array_equal(found["y"], x * 2)
+    assert told == [("shape", "x", (2, 3)), "run", "free", "free"]
+    assert loaded == [str(tmp_path / "p.so")]

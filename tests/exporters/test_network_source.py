@@ -1,0 +1,44 @@
+"""What a builder knows of a model without reading it."""
+
+import hashlib
+import json
+
+import onnx
+import pytest
+
+from scconv_deploy.errors import IntegrityError, ModelError
+from scconv_deploy.exporters.network_source import FileSource, GraphFacts, SRUNode
+from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
+from tests.exporters.engines import conv_model, sru_model
+
+
+def test_facts_of_a_graph_and_back_from_json():
+    facts = graph_facts(sru_model(("a", "b")))
+    assert facts.inputs == {"x": (-1, 8, 8, 8)}  # no initializer
+    assert facts.srus == (SRUNode("a", "SRU"), SRUNode("b", "SRU"))
+    assert ("scconv", "SRU") in facts.operators
+    assert ("", "ReduceSumSquare") in facts.operators  # of the function
+    assert GraphFacts.from_json(json.loads(json.dumps(facts.as_json()))) == facts
+    unnamed = sru_model(("",))
+    assert graph_facts(unnamed).srus == (SRUNode("x1", "SRU"),)  # by its output, as the parser has it
+
+
+def test_the_forms_of_a_model_and_what_the_engine_depends_on():
+    model = sru_model()
+    source = OnnxSource(model)
+    assert onnx.load_model_from_string(source.read("whole")) == model
+    assert source.content_sha256 == hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    assert OnnxSource(conv_model()).content_sha256 != source.content_sha256
+    stripped = sru_model()
+    del stripped.functions[:]
+    with pytest.raises(ModelError, match="have no function"):
+        OnnxSource(stripped).read("inlined")
+
+
+def test_files_in_place_of_a_model(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    source = FileSource(GraphFacts({}, (), ()), {"whole": tmp_path / "m.onnx", "plugin": tmp_path / "absent"})
+    assert (source.read("whole"), source.content_sha256) == (b"model", hashlib.sha256(b"model").hexdigest())
+    for form in ("plugin", "inlined"):
+        with pytest.raises(IntegrityError, match=f"no file of the form '{form}'"):
+            source.read(form)

@@ -1,0 +1,89 @@
+"""Engines for tests: an ONNX model under an engine's manifest, run by ONNX Runtime. The computation is real; it is no
+evidence about TensorRT."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+
+import onnx
+
+from scconv_deploy.exporters.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor, write_engine
+from scconv_deploy.precision.types import precision_of
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.verification import instrument, sru_models
+from scconv_deploy.verification.engine import judge_engine
+from scconv_deploy.verification.runners.half import runner_of
+from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.verification.torch_reference import TorchReference
+from tests.exporters.test_engine import manifest_of
+from tests.verification.ort_behind_tensorrt import NAMES
+
+_LAYERS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+
+
+def engine_of(model, folder, **changes):
+    """The model as an engine on disk; its profile takes batches of 1 to 8."""
+    data = model.SerializeToString(deterministic=True)
+    path = folder / "m.engine"
+
+    def tensors(values):
+        shapes = [[d.dim_value or -1 for d in v.type.tensor_type.shape.dim] for v in values]
+        return tuple(
+            EngineTensor(v.name, NAMES[v.type.tensor_type.elem_type], tuple(shape))
+            for v, shape in zip(values, shapes, strict=True)
+        )
+
+    inputs = tensors(model.graph.input)
+    profiles = tuple(
+        EngineProfile(t.name, *(tuple(n if s == -1 else s for s in t.shape) for n in (1, 2, 8))) for t in inputs
+    )
+    values = {
+        "backend": "tensorrt", "library_version": "10.9.0", "compute_capabilities": (), "flags": (),
+        "inputs": inputs, "outputs": tensors(model.graph.output), "profiles": profiles,
+        "layers": (EngineLayer("conv", "CONVOLUTION", (_LAYERS[precision_of(model)],)),),
+        "srus": tuple(EngineSRU(site, "expanded", "no plugin was given") for site in instrument.sites(model)),
+        "onnx_sha256": hashlib.sha256(data).hexdigest(),
+    }  # fmt: skip
+    return write_engine(path, data, manifest_of(data, **values | changes))
+
+
+def ort_opener(engine, plugin):
+    """An :data:`.engine.Opener` that runs the engine's bytes in ONNX Runtime."""
+    return runner_of(onnx.load_model_from_string(engine.verified_bytes()))
+
+
+def ort_builder(damage=lambda model: None):
+    """An :data:`.engine_srus.SRUBuilder` that does so with single SRUs, as a builder with a fault would make them."""
+
+    @contextmanager
+    def build(engine, site, models, plugin):
+        model = onnx.load_model_from_string(models["function"])
+        damage(model)
+        with runner_of(model) as runner:
+            yield runner
+
+    return build
+
+
+def copy_of(model):
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def judge(reference, model, folder, *, damage=None, whole_only=False, samples=None, opener=ort_opener, **changes):
+    """Judge a model as an engine; ``damage`` is what the library did to it, and, unless whole_only, to SRUs alone."""
+    built = copy_of(model)
+    if damage is not None:
+        damage(built)
+    source = TorchReference(reference)
+    return judge_engine(
+        source,
+        engine_of(built, folder, **changes),
+        samples or noise_samples(reference.signature, 0),
+        StageLog(),
+        sru_models=lambda site, shape: sru_models.of_artifact(model, site, shape),
+        opener=opener,
+        build_sru=ort_builder(damage if damage is not None and not whole_only else lambda model: None),
+    )
