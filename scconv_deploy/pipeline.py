@@ -169,13 +169,10 @@ def _deploy(
     with new_folder(folder) as temporary:
         built = builder.build(artifact.proto, data, temporary, report, judge)
         report = built.report
-        page, notes = _page(report, progress)
+        notes = (*_write_page(temporary, report, progress), *built.notes)
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
-        if page is not None:
-            write_file(temporary / REPORT_PAGE, page)
-        noise = noise_samples(reference.signature, 0)
-        nodes = instrument.sites(ir.to_proto(model))
+        noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
         write_reference(temporary, TorchReference(reference), noise[::-1], nodes, engines=engines)
         write_run_script(temporary)
         facts: dict[str, Any] = {
@@ -185,9 +182,7 @@ def _deploy(
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
     digest = hashlib.sha256(sealed).hexdigest()
-    return DeployResult(
-        folder, folder / name, digest, report, (*notes, *built.notes), built.manifests, built.unfinished
-    )
+    return DeployResult(folder, folder / name, digest, report, notes, built.manifests, built.unfinished)
 
 
 def _for_engines(artifact: Artifact) -> ForEngines:
@@ -195,14 +190,15 @@ def _for_engines(artifact: Artifact) -> ForEngines:
     return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
 
 
-def _page(report: ParityReport, progress: Progress) -> tuple[bytes | None, tuple[str, ...]]:
-    """``report.html``, or why there is none: a verdict must not be lost because pictures cannot be drawn."""
+def _write_page(folder: Path, report: ParityReport, progress: Progress) -> tuple[str, ...]:
+    """``report.html``, or a note why there is none: a verdict must not be lost because pictures cannot be drawn."""
     try:
         require_html()
     except MissingRuntimeError as error:
-        return None, (f"{REPORT_PAGE} was not written: {error}",)
+        return (f"{REPORT_PAGE} was not written: {error}",)
     progress("drawing the report")
-    return render(report, "html").encode(), ()
+    write_file(folder / REPORT_PAGE, render(report, "html").encode())
+    return ()
 
 
 def verify_spec(
