@@ -120,7 +120,9 @@ def engine_request(backends: Sequence[str], target: str, axes: Sequence[Any]) ->
 
     wanted = [name for name in backends if name != "onnx"]
     if target and not wanted:
-        raise UsageError(f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt-rtx.")
+        raise UsageError(
+            f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt or tensorrt-rtx."
+        )
     return EngineRequest.of(wanted, target, tuple(axes))
 
 

@@ -10,7 +10,7 @@ import typer
 
 from scconv_deploy.cli_options import Force, Json, Quiet
 from scconv_deploy.cli_session import Session, run_session
-from scconv_deploy.errors import ParityError
+from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.report.records import ParityReport
@@ -92,6 +92,8 @@ def check(
         from scconv_deploy.verification.tolerances import parse_values
 
         names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
+        if require and not names:
+            raise UsageError("--require names no link.", "Name one, for example --require onnxruntime.")
         result = check_report(report, names, parse_values(tolerance or ()))
         session.show(result, "print_judgement")
         if not result:

@@ -29,20 +29,21 @@ PRECISION = "scconv_deploy.precision"
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
-    """What the model's data claim to be: what its metadata say, else the type of most of its weights.
+    """What the model's data are: what its metadata say, if some weight is of that type, else the type of most weights.
 
-    A float32 model with one half tensor in it is a float32 model with a fault, and is judged as one.
+    A float32 model with one half tensor in it is a float32 model with a fault, and is judged as one; so is one whose
+    metadata call it half and whose weights are not.
     """
     stated = next((entry.value for entry in model.metadata_props if entry.key == PRECISION), "")
     try:
         precision = json.loads(stated or "{}").get("precision")
     except (ValueError, AttributeError):  # somebody else's
         precision = None
-    if precision in ELEMENT:
-        return precision
     kinds: Counter[int] = Counter()
     for tensor in model.graph.initializer:
         kinds[tensor.data_type] += math.prod(tensor.dims)
+    if precision in ELEMENT and (kinds[ELEMENT[precision]] or (not kinds and half_in(model) == precision)):
+        return precision
     if not kinds:
         kinds.update(v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output))
     float_elements = kinds[TensorProto.FLOAT]

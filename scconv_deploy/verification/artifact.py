@@ -101,6 +101,7 @@ class ArtifactMeasurement:
         """The artifact's gates for the reference's own input."""
         name = site.site.name
         if site.x is None:
+            self.measured.unfed.add(name)
             return
         if not np.isfinite(site.x).all():
             self.measured.non_finite[f"the input of {name}"] += 1
@@ -185,7 +186,7 @@ class ArtifactMeasurement:
     def _compare_outputs(self, run: ReferenceRun, free: Arrays) -> None:
         """Outputs end to end, and with the reference's gates."""
         forced = self._replay(run) if run.deep else {}
-        free, as_given = align_rows(free, run.given), align_rows(run.as_given, run.given)
+        free, as_given = self._aligned(free, run.given), self._aligned(run.as_given, run.given)
         for name, value in run.outputs.items():
             given = run.given[name]
             if self._breaks_contract(name, free[name], given):
@@ -193,7 +194,7 @@ class ArtifactMeasurement:
             if not comparable(free[name], given):
                 self._note_non_finite(name, run, free[name], given)
                 continue
-            self.measured.keep_metrics(name, compare(free[name], given))
+            self.measured.keep_metrics(name, compare(free[name], given), len(given) if given.ndim else 1)
             if not run.deep:
                 continue
             floor = run.floors[name]
@@ -208,7 +209,10 @@ class ArtifactMeasurement:
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None:
                 self._keep_layer(self._nodes[name].input[0], x, site)
-        return align_rows(forced, run.outputs)
+        return self._aligned(forced, run.outputs)
+
+    def _aligned(self, outputs: Arrays, reference: Arrays) -> dict[str, np.ndarray]:
+        return align_rows(outputs, reference, self.measured.limits["equal_scores"].value)
 
     def _forced_outputs(self, run: ReferenceRun) -> dict[str, np.ndarray]:
         if self._forced is None:
@@ -246,7 +250,7 @@ class ArtifactMeasurement:
     def _note_non_finite(self, name: str, run: ReferenceRun, actual: np.ndarray, expected: np.ndarray) -> None:
         for whose, value in (("the reference's", expected), ("the artifact's", actual)):
             if not np.isfinite(value).all():
-                self.measured.non_finite[f"{whose} output {name} on {run.sample}"] += 1
+                self.measured.non_finite[f"{whose} output {name} on {run.kind or run.sample}"] += 1
 
 
 def inputs_with_masks(wanted: Iterable[str], run: ReferenceRun) -> Mapping[str, np.ndarray]:

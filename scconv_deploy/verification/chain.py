@@ -186,7 +186,7 @@ def _artifact_checks(
     return [
         judge.static_summary(proto, nodes, statics, measured),
         *judge.rewritten_checks(proto, nodes, measured),
-        *([stored] if stored is not None else []),
+        stored,
         judge.teacher_forced_check(measured),
         *judge.second_opinion_checks(measured),
         judge.free_running_check(measured),
@@ -237,11 +237,13 @@ def _departure(
         if statics[name].status == "failed":
             return f"node {name} ({site.site.path}): {statics[name].reason.removeprefix(f'{name}: ')}"
     stored = _weights(source, proto, measured)
-    return stored.reason if stored is not None and stored.status == "failed" else ""
+    return stored.reason if stored.status == "failed" else ""
 
 
-def _weights(source: ReferenceSource, proto: onnx.ModelProto, measured: Measured) -> Check | None:
-    return weights.check(proto, source.weights, measured.limits["weight_ulps"].value) if len(source.weights) else None
+def _weights(source: ReferenceSource, proto: onnx.ModelProto, measured: Measured) -> Check:
+    if not len(source.weights):
+        return Check(weights.NAME, "not run", "the reference holds no weights to compare with")
+    return weights.check(proto, source.weights, measured.limits["weight_ulps"].value)
 
 
 def _sru(found: SiteMeasured, measured: Measured, static: Check) -> SRUParity:

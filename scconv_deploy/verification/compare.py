@@ -33,6 +33,30 @@ class OutputMetrics:
     top5_agreement: float | None = None
 
 
+def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> OutputMetrics:
+    """Of two batches: the worst of every distance, and of the agreements the share over the rows of both."""
+
+    def agreement(one: float | None, other: float | None) -> float | None:
+        if one is None or other is None:
+            return None
+        return (one * rows_a + other * rows_b) / max(rows_a + rows_b, 1)
+
+    def lower(one: float | None, other: float | None) -> float | None:
+        return min((v for v in (one, other) if v is not None), default=None)
+
+    return OutputMetrics(
+        max_abs=max(a.max_abs, b.max_abs),
+        mean_abs=max(a.mean_abs, b.mean_abs),
+        relative_l2=max(a.relative_l2, b.relative_l2),
+        cosine=min(a.cosine, b.cosine),
+        snr_db=lower(a.snr_db, b.snr_db),
+        top1_agreement=agreement(a.top1_agreement, b.top1_agreement),
+        psnr_db=lower(a.psnr_db, b.psnr_db),
+        quantiles_abs={name: max(value, b.quantiles_abs[name]) for name, value in a.quantiles_abs.items()},
+        top5_agreement=agreement(a.top5_agreement, b.top5_agreement),
+    )
+
+
 _AT_ONCE = 2**16
 """Entries in float64 at a time: half a megabyte, which stays in the cache."""
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}

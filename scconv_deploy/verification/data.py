@@ -291,6 +291,17 @@ def _loader_source(source: str, examples: Mapping[str, np.ndarray]) -> DataSourc
     return DataSource(source.rpartition("/")[2], None, blocks)
 
 
+def _as_array(value: Any, name: str, source: str) -> np.ndarray:
+    """A loader's value as NumPy has it; tensors are detached, for they may come from a model."""
+    try:
+        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--data {source} yields something for {name} that NumPy cannot hold: {reason}.", "Yield float32 arrays."
+        ) from error
+
+
 def _block_of(item: Any, source: str, examples: Mapping[str, np.ndarray]) -> Block:
     labelled = isinstance(item, (tuple, list)) and len(item) == 2
     inputs, labels = item if labelled else (item, None)
@@ -298,7 +309,7 @@ def _block_of(item: Any, source: str, examples: Mapping[str, np.ndarray]) -> Blo
         inputs = dict(zip(examples, inputs, strict=True))
     if not isinstance(inputs, Mapping):
         inputs = dict.fromkeys(list(examples)[:1], inputs)
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    arrays = {name: _as_array(value, name, source) for name, value in inputs.items()}
     if set(arrays) != set(examples):
         raise UsageError(
             f"--data {source} yields {', '.join(arrays)}; the inputs are {', '.join(examples)}.",
@@ -314,7 +325,7 @@ def _block_of(item: Any, source: str, examples: Mapping[str, np.ndarray]) -> Blo
             )
     if len({len(array) for array in arrays.values()}) != 1:
         raise UsageError(f"--data {source} yields inputs of different lengths.", "Yield as many rows of each.")
-    numbers = None if labels is None else np.asarray(labels)
+    numbers = None if labels is None else _as_array(labels, "the labels", source)
     rows = len(next(iter(arrays.values())))
     if numbers is not None and (numbers.shape != (rows,) or numbers.dtype.kind not in "iu"):
         found = f"{numbers.dtype}{list(numbers.shape)}"

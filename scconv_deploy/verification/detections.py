@@ -14,7 +14,11 @@ from scconv_deploy.verification import tolerances
 _BOXES, _SCORES, _LABELS = "boxes", "scores", "labels"
 
 
-def align_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def align_rows(
+    outputs: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    tie: float = tolerances.ALL["equal_scores"].value,
+) -> dict[str, np.ndarray]:
     """The outputs, each detection in the row of the reference's that it is.
 
     A row moves only among the reference's rows of the same score but for rounding (the tolerance ``equal_scores``), so
@@ -33,15 +37,16 @@ def align_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.nda
     for name in names:
         aligned[name] = outputs[name].copy()
     for image in range(len(scores)):
-        rows = _matching_rows(*({n: side[n][image] for n in names} for side in (outputs, reference)))
+        ours, theirs = ({n: side[n][image] for n in names} for side in (outputs, reference))
+        rows = _matching_rows(ours, theirs, tie)
         for name in names:
             aligned[name][image] = outputs[name][image][rows]
     return aligned
 
 
-def _matching_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+def _matching_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], tie: float) -> np.ndarray:
     """For each row of the reference the row of the outputs that belongs there; a permutation of K."""
-    tie, scores = tolerances.ALL["equal_scores"].value, reference[_SCORES]
+    scores = reference[_SCORES]
     near = np.abs(scores[None] - scores[:, None]) <= tie
     near &= np.abs(outputs[_SCORES][None] - scores[:, None]) <= tie
     near &= outputs[_LABELS][None] == reference[_LABELS][:, None]

@@ -62,7 +62,7 @@ class EndToEnd:
         Args:
             noise: of the reference's outputs, by name; an output that is not in it was not measured.
         """
-        found = align_rows(found, run.given)
+        found = align_rows(found, run.given, self._measured.limits["equal_scores"].value)
         for name, given in run.given.items():
             y = found[name]
             if y.shape != given.shape or y.dtype.kind != given.dtype.kind:
@@ -71,7 +71,7 @@ class EndToEnd:
             elif not comparable(y, given):
                 for whose, value in (("the reference's", given), ("the engine's", y)):
                     if not np.isfinite(value).all():
-                        self._measured.non_finite[f"{whose} output {name} on {run.sample}"] += 1
+                        self._measured.non_finite[f"{whose} output {name} on {run.kind or run.sample}"] += 1
             else:
                 self._compare(name, y, given, noise.get(name), run)
         self._answer(run, found)

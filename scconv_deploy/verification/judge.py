@@ -92,7 +92,13 @@ def _rewritten(proto: onnx.ModelProto) -> list[str]:
 def teacher_forced_check(measured: Measured) -> Check:
     """Gates of the artifact, each SRU fed the reference's input."""
     counts = {n: s.teacher_forced for n, s in measured.sites.items() if s.teacher_forced is not None}
-    return _gates("teacher-forced gates", "same input, gates changed", counts, measured, measured.coverage)
+    unfed = [name for name in measured.sites if name in measured.unfed and name not in counts]
+    coverage = measured.coverage
+    if unfed and not counts:
+        return Check("teacher-forced gates", "not run", "the reference kept no input of an SRU")
+    if unfed:
+        coverage += f", on {len(counts)} of {len(measured.sites)} SRUs: the reference kept no input of the others"
+    return _gates("teacher-forced gates", "same input, gates changed", counts, measured, coverage)
 
 
 def free_running_check(measured: Measured) -> Check:

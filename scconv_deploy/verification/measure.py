@@ -13,7 +13,7 @@ from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError, WorstInput
 from scconv_deploy.verification import tolerances
-from scconv_deploy.verification.compare import OutputMetrics, distance, relative_l2
+from scconv_deploy.verification.compare import OutputMetrics, distance, relative_l2, worst_of
 from scconv_deploy.verification.paired import PairedCounts
 from scconv_deploy.verification.reference_run import ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
@@ -82,6 +82,7 @@ class Measured:
         contract: where the artifact's outputs are not of the reference's order, shape or type, and how often.
         non_finite: tensors with NaN or Inf, and how often.
         worst_run: the sample with the worst ratio of the replay; without the inputs of its gates.
+        unfed: sites whose input the reference did not keep.
         paired: right and wrong answers on labelled data.
         inputs, inputs_in_full: how many were compared, and how many of them in full.
     """
@@ -101,9 +102,11 @@ class Measured:
     float64_refusal: str = ""
     opinion_refusal: str = ""
     worst_run: ReferenceRun | None = None
+    unfed: set[str] = field(default_factory=set)
     paired: PairedCounts | None = None
     inputs: int = 0
     inputs_in_full: int = 0
+    _rows: dict[str, int] = field(default_factory=dict)
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
 
     @property
@@ -143,10 +146,11 @@ class Measured:
         found = self.against_noise(as_given, given, floor, data=FLOAT32)
         _keep_worst(self.swapped_error, name, found)
 
-    def keep_metrics(self, name: str, metrics: OutputMetrics) -> None:
-        worst = self.end_to_end.get(name)
-        if worst is None or metrics.relative_l2 > worst.relative_l2:
-            self.end_to_end[name] = metrics
+    def keep_metrics(self, name: str, metrics: OutputMetrics, rows: int = 1) -> None:
+        """Keep the worst of each metric; agreements count over all rows."""
+        kept, before = self.end_to_end.get(name), self._rows.get(name, 0)
+        self.end_to_end[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
+        self._rows[name] = before + rows
 
     def keep_layer(self, found: LayerError) -> None:
         worst = self.layers.get(found.name)

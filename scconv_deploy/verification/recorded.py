@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from scconv_deploy.bundle.artifact import artifact_file
@@ -10,7 +11,7 @@ from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import IntegrityError
-from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.report.records import Check, Link, ParityReport, StageLog
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
 
@@ -41,7 +42,7 @@ def verify_bundle(
     source = read_reference(bundle)
     proto = read_onnx(path)
     progress(f"verifying {path.name} against {REFERENCE}/")
-    return verify_artifact(
+    report = verify_artifact(
         source,
         Artifact(proto, str(path), path.read_bytes()),
         source.samples,
@@ -49,3 +50,12 @@ def verify_bundle(
         judging=judging,
         provenance={"command": command, "reference": f"{REFERENCE}/ of the bundle"} | notes,
     )
+    return report if not notes else replace(report, links=tuple(_with_notes(link, notes) for link in report.links))
+
+
+def _with_notes(link: Link, notes: Mapping[str, str]) -> Link:
+    """A judged link says what the manifest does not vouch for: without the model, samples alone judge weights."""
+    if link.status == "not run":
+        return link
+    said = [Check("seal", "not run", f"{what}: {names}") for what, names in notes.items()]
+    return Link.of(link.name, [*link.checks, *said])

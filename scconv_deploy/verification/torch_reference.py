@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import (
     FlipCount,
@@ -165,7 +166,7 @@ class TorchReference:
         """PyTorch's own noise at every output and at every gate's input, and why there is none."""
         try:
             exact = self._float64.noise(sample.tensors, outputs, gates)
-        except RuntimeError as error:  # the user's forward makes float32 tensors of its own
+        except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
             reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
             return dict.fromkeys(outputs), {}, reason
         single = _arrays(outputs)

@@ -6,6 +6,7 @@ The only catch for a low bit of one weight: no input shows it above the rounding
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +26,7 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     A weight of two or more axes may be scaled by one factor for each output channel (axis 0), which is what folding a
     BatchNorm does; the factor itself is not judged here, for it shows in every output of the channel.
 
+    One of a single axis (a bias, a BatchNorm's) is the reference's bit for bit, unless the weight beside it was folded.
     A weight in half is compared with the reference's rounded to half.
 
     Args:
@@ -35,7 +37,8 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     rounded = ""
     worst = 0.0
     problems, others = [], []
-    for tensor in model.graph.initializer:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for tensor in stored.values():
         expected = weights.get(tensor.name)
         if expected is None or expected.dtype != np.float32:
             continue
@@ -49,6 +52,9 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
             others.append(tensor.name)
         elif actual.tobytes() == stored_as.tobytes():
             same += 1
+        elif actual.ndim == 1 and _must_be_equal(tensor.name, stored, weights):
+            worst = np.inf
+            problems.append(f"{tensor.name} is not the reference's bit for bit")
         elif (off := _off_scale(actual, expected)) is None:
             others.append(tensor.name)
         else:
@@ -66,6 +72,16 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
         return Check(NAME, "not run", "no stored weight has the name of one of the reference's")
     text = f"{same} weights are the reference's bit for bit{rounded}, {folded} but for a factor of each channel"
     return Check(NAME, "passed", text + (f"; {len(others)} of another form" if others else ""), decided)
+
+
+def _must_be_equal(name: str, stored: Mapping[str, onnx.TensorProto], weights: Arrays) -> bool:
+    """Whether nothing can have been folded into a vector: its module's weight is a vector too, or as it was."""
+    weight = f"{name.rpartition('.')[0]}.weight"
+    if weight not in stored or weight not in weights:
+        return False
+    actual, expected = numpy_helper.to_array(stored[weight]), weights[weight]
+    with np.errstate(over="ignore"):
+        return expected.ndim == 1 or actual.tobytes() == expected.astype(actual.dtype).tobytes()
 
 
 def _off_scale(actual: np.ndarray, expected: np.ndarray) -> float | None:

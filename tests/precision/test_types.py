@@ -36,7 +36,10 @@ BF16 = onnx.numpy_helper.to_array(helper.make_tensor("w", TensorProto.BFLOAT16, 
         (model(SINGLE, HALF[:10]), "fp32", "fp16"),  # a float32 model with one half tensor: a fault
         (model(SINGLE, cast=TensorProto.FLOAT16), "fp32", "fp16"),
         (model(io=TensorProto.FLOAT16), "fp16", "fp16"),
-        (model(SINGLE, cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})), "bf16", "bf16"),
+        (model(cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})), "bf16", "bf16"),
+        (model(SINGLE, BF16[:10], stated=json.dumps({"precision": "bf16"})), "bf16", "bf16"),  # most were kept
+        (model(SINGLE, cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})), "fp32", "bf16"),
+        (model(SINGLE, stated=json.dumps({"precision": "bf16"})), "fp32", None),  # its metadata do not make it half
         (model(SINGLE, HALF, stated="not JSON"), "fp16", "fp16"),
         (model(SINGLE, stated='["fp16"]'), "fp32", None),
         (model(SINGLE, stated='{"precision": "fp8"}'), "fp32", None),

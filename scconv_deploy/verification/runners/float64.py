@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification.runners.pytorch import RecordedGate, replay
 
@@ -96,7 +97,10 @@ class Float64Replay:
                     self._by_rows = self._alike(found.last_row, run, parts[-1])
                 if self._by_rows:
                     return found
-            except RuntimeError:  # a shape that is fixed in the user's forward; or what the whole will raise as well
+            except (
+                RuntimeError,
+                ModelError,
+            ):  # a fixed shape in the user's forward, or what the whole raises too
                 self._by_rows = False
         return self._noise(run, [slice(None)])
 
