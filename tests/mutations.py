@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from scconv_deploy.gate import gate_parameters
+from scconv_deploy.precision.types import PRECISION
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
@@ -116,6 +118,13 @@ def sru_in_half(model: onnx.ModelProto) -> None:
     model.graph.node.insert(index + 2, helper.make_node("Cast", ["half_y"], [y], to=TensorProto.FLOAT))
 
 
+def called_half(model: onnx.ModelProto) -> None:
+    """Off by a hundredth, which bfloat16's tolerances would let pass, in a float32 model that says it is bfloat16."""
+    edit(model, "second.bias", lambda bias: bias * np.float32(1.01))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = PRECISION, json.dumps({"precision": "bf16"})
+
+
 def drop_layer(model: onnx.ModelProto) -> None:
     """The first ReLU of the second stage."""
     relu = next(n for n in model.graph.node if n.op_type == "Relu" and instrument.module_of(n) == "net.layer2.0")
@@ -147,6 +156,7 @@ def spoil(bias: np.ndarray) -> np.ndarray:
 
 
 GWC = "net.layer2.0.conv2.CRU.GWC.weight"  # a convolution that no BatchNorm is folded into
+BIAS = GWC.removesuffix("weight") + "bias"
 STEM = "net.conv1.weight"  # one that has its BatchNorm folded in
 
 
@@ -189,6 +199,8 @@ MUTATIONS = {
         "one part in 1e7 of one of thousands of weights: below the rounding of the sums that it is part of",
     ),
     "one weight bit flipped, the sign": Mutation(lambda m, _: edit(m, GWC, flip_bit(31)), "replay", "noise floor"),
+    "one bit of a bias flipped": Mutation(lambda m, _: edit(m, BIAS, flip_bit(9)), "weights", BIAS),
+    "half by its metadata alone": Mutation(lambda m, _: called_half(m), "replay", "noise floor"),
     "one SRU in fp16": Mutation(lambda m, _: sru_in_half(m), "replay", "noise floor"),
     "a layer dropped": Mutation(lambda m, _: drop_layer(m), "replay", "noise floor"),
     "outputs swapped": Mutation(lambda m, _: swap_outputs(m), "replay", "noise floor"),

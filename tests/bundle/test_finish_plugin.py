@@ -10,7 +10,7 @@ from scconv_deploy.exporters.gpu import Gpu
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.trt_plugins.check import check_plugin
 from tests.finished import copied
-from tests.trt_plugins.conftest import harness, nvcc  # noqa: F401
+from tests.trt_plugins.conftest import harness, nvcc, tensorrt_headers  # noqa: F401
 
 
 @pytest.mark.nvcc

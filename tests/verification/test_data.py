@@ -112,6 +112,9 @@ def named(): yield {"y": rows}
 def wide(): yield np.zeros((2, 3))
 def labels(): yield rows[:2], np.zeros(2)
 def nothing(): return []
+def ragged(): yield [[1.0], [2.0, 3.0], [4.0]]
+def brain(): yield torch.zeros(2, 1, dtype=torch.bfloat16)
+def learnt(): yield torch.from_numpy(rows[:4]).requires_grad_()
 def crash():
     yield rows[:2]
     raise RuntimeError("disk on fire")
@@ -131,6 +134,7 @@ def loader(tmp_path):
         ("plain", [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]], None),
         ("labelled", [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ("listed", [[0, 1, 2, 3]], None),
+        ("learnt", [[0, 1, 2, 3]], None),
     ],
 )
 def test_loaders_of_any_batch_are_cut_into_the_models(loader, name, batches, labels):
@@ -153,6 +157,8 @@ def test_loaders_of_any_batch_are_cut_into_the_models(loader, name, batches, lab
         ("wide", UsageError, "yields float64[2, 3] for x, expected numbers [N, 1]"),
         ("labels", UsageError, "yields labels float64[2], expected integers [2]"),
         ("nothing", UsageError, "yields nothing"),
+        ("ragged", UsageError, "something for x that NumPy cannot hold"),
+        ("brain", UsageError, "something for x that NumPy cannot hold"),
         ("crash", ModelError, "raised RuntimeError: disk on fire"),
         ("missing", UsageError, "has no 'missing'"),
     ],

@@ -57,3 +57,10 @@ def test_other_outputs_are_left_alone():
     assert_same(align_rows(fewer, detections([0.5, 0.5], [1, 2], [1, 2])), fewer)
     not_a_number = detections([np.nan, 0.5], [1, 1], [1, 2])
     assert_same(align_rows(not_a_number, detections([0.6, 0.5], [1, 1], [1, 2])), not_a_number)
+
+
+def test_the_limit_of_equal_scores_is_the_callers():
+    reference = detections([0.9, 0.8], [1, 1], [1, 2])
+    actual = swapped(reference, [1, 0])
+    assert_same(align_rows(actual, reference, 0.0), actual)
+    assert_same(align_rows(actual, reference, 0.2), reference)

@@ -27,8 +27,18 @@ class Float32Only(nn.Module):
         return torch.nn.functional.linear(x, self.fc.weight.float(), None)
 
 
-def test_an_assumed_floor_is_labelled():
-    reference, log = reference_from_module(Float32Only().eval(), torch.ones(2, 4))
+class Float32Asked(Float32Only):
+    """The same with an exception of its own."""
+
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("float32 please")
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("model", [Float32Only, Float32Asked])
+def test_an_assumed_floor_is_labelled(model):
+    reference, log = reference_from_module(model().eval(), torch.ones(2, 4))
     model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
     report = judge(reference, model)
     assert report

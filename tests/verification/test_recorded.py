@@ -169,3 +169,32 @@ def test_a_bundle_without_a_reference(copied):
     seal(copied)
     with pytest.raises(UsageError, match=r"no reference/reference\.json.*--reference"):
         verify_bundle(copied)
+
+
+def test_what_a_bundle_alone_cannot_judge_is_said(copied):
+    """A bit of a weight: no sample shows it, and without PyTorch nobody compares it, so the seal must be heard."""
+    before = verify_bundle(copied)
+    assert before
+    assert any("holds no weights" in caveat for caveat in before.caveats)
+    assert not any("manifest" in caveat for caveat in before.caveats)
+    model = onnx.load(copied / "model.onnx")
+    tensor = next(t for t in model.graph.initializer if t.name == "stem.weight")
+    weight = numpy_helper.to_array(tensor).copy()
+    weight.view(np.uint32).flat[5] ^= 1
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    onnx.save(model, copied / "model.onnx")
+    report = verify_bundle(copied)
+    assert report, report.failures
+    assert any("files that differ from the manifest: model.onnx" in caveat for caveat in report.caveats)
+
+
+def test_srus_whose_inputs_were_not_kept_are_counted(tiny_reference, tiny_bytes, tmp_path):
+    some = make_bundle(tmp_path / "some", tiny_reference[0], tiny_bytes[0], largest_bytes=22_000)
+    none = make_bundle(tmp_path / "none", tiny_reference[0], tiny_bytes[0], largest_bytes=1)
+    found = {}
+    for folder in (some, none):
+        links = verify_bundle(folder).links
+        (found[folder],) = (c for link in links for c in link.checks if c.name == "teacher-forced gates")
+    assert found[some].status == "passed"
+    assert " of 4 SRUs: the reference kept no input of the others" in found[some].reason
+    assert (found[none].status, found[none].reason) == ("not run", "the reference kept no input of an SRU")
