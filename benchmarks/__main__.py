@@ -1,6 +1,7 @@
 """``python -m benchmarks NAME [options]``, from the root of the repository.
 
-A benchmark is a module here with a docstring, ``add_arguments(parser)`` and ``run(options)``, and one line below.
+A benchmark is a module here with a docstring, ``add_arguments(parser)`` and ``run(options)``, which may return an exit
+status, and one line below.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BENCHMARKS = {
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
     "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
-    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; needs a GPU",
+    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; --everything: tests first",
 }
 
 
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default 0)")
     parser.add_argument("--results", default=name, metavar="FILE", help="name below benchmarks/results (without .json)")
     module.add_arguments(parser)
-    module.run(parser.parse_args(arguments[1:]))
-    return 0
+    return module.run(parser.parse_args(arguments[1:])) or 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +34,16 @@ def metadata() -> dict[str, Any]:
         "cpu": f"{cpu}, {os.cpu_count()} cores",
         "threads": THREADS,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _version(name: str) -> str | None:
+    """None where a package is missing: a GPU's machine may have PyTorch and little else."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:

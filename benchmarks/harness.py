@@ -89,18 +89,31 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def write(results: str, rows: Sequence[Row], columns: Mapping[str, str], **facts: Any) -> None:
+def write(
+    results: str,
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    *,
+    table: bool = True,
+    summary: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
     """Write ``results/<results>.json``, metadata in every row, and print a Markdown table.
 
     Args:
         columns: heading -> key of a row; keys that end in ``_s`` are seconds.
+        table: False for a run that goes on: the file alone.
+        summary: what the rows say together, in the file beside them.
         facts: further metadata, for example shape and seed.
     """
     shared = metadata() | facts
     complete = [row | {"metadata": shared | row.get("metadata", {})} for row in rows]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{results}.json"
-    path.write_text(json.dumps({"benchmark": results, "rows": complete}, indent=1) + "\n", encoding="utf-8")
+    document = {"benchmark": results, **(summary or {}), "rows": complete}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if not table:
+        return
     lines = [[_cell(key, row.get(key)) for key in columns.values()] for row in rows]
     for cells in (list(columns), ["---"] * len(columns), *lines):
         print(f"| {' | '.join(cells)} |")

@@ -2,40 +2,47 @@
 
 An SRU must read its input once and write its output once: 2 * bytes(x). GB/s are those bytes over the time, whatever a
 variant really moves, so that the copy's GB/s are the bound. Every variant runs as a CUDA graph of several calls over
-inputs that together exceed the L2 (unless one does), so that neither launches nor a warm cache flatter anyone.
+inputs that together exceed the L2 (unless one does), so that neither launches nor a warm cache flatter anyone. Gates
+and values are compared with PyTorch's before anything is timed.
 
-One command on a machine with a GPU and nvcc; elsewhere it says why it does not run.
+One command on a machine with a GPU and nvcc; elsewhere it says why it does not run. --everything builds the library,
+runs the GPU tests and compute-sanitizer first. The results file is written again after every size; the exit status is
+1 when an aim or a step failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import random
 import re
 import statistics
-import subprocess
-from collections.abc import Callable
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from benchmarks import sru_aims, sru_steps
+from benchmarks.cuda_timing import Call, GraphTimer, usable
 from benchmarks.harness import Row, write
 from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import sru as variant_sru
-from scconv_deploy.machine import Machine, find_nvcc
+from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import BuildRequest, build
-from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, load, sru_params
+from scconv_deploy.trt_plugins.library import SruLibrary, SruSettings, load, sru_params
 
-SIZES = ((64, 56), (128, 28), (256, 14), (512, 7), (256, 56), (512, 28), (1024, 14), (2048, 7))
+SIZES = ((256, 56), (64, 56), (128, 28), (256, 14), (512, 7), (512, 28), (1024, 14), (2048, 7))
 """C and H = W of ScConv-ResNet-50's SRUs, in its 3x3 convolutions' place and behind its blocks."""
-BATCHES = (1, 8, 64)
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BATCHES = (64, 1, 8)
+TYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Relative L2: data are rounded once to their type."""
 VARIANT = VARIANTS["groupbn-hard"]
 EAGER, COMPILED, COPY = "PyTorch eager", "torch.compile", "copy"
-_CALLS, _MAX_INPUT_BYTES = 20, 4 << 30
+ALGORITHMS = ("auto", "on_chip", "split")
 _COLUMNS = {
     "shape": "shape",
     "type": "type",
@@ -47,127 +54,151 @@ _COLUMNS = {
     "faster than eager": "speedup_eager",
     "faster than compile": "speedup_compile",
     "unexplained": "unexplained",
+    "not run": "error",
 }
+Shape = tuple[int, int, int, int]
+
+
+class Timer(Protocol):
+    """What measures; tests answer in its place."""
+
+    l2_bytes: int
+
+    def measure(self, calls: Mapping[str, Call], x: Tensor) -> tuple[dict[str, list[float]], dict[str, str]]: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--types", default=",".join(TYPES))
+    parser.add_argument("--everything", action="store_true", help="build, GPU tests and compute-sanitizer first")
+    parser.add_argument("--step-timeout-s", type=float, default=1200, help="of each test or sanitizer run")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="begin no further size after this")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    start = time.monotonic()
     if not torch.cuda.is_available():
         print("not run: torch sees no CUDA GPU")
-        return
+        return 0
     if find_nvcc(Machine()) is None:
-        print("not run: nvcc was not found (pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl)")
-        return
+        print(f"not run: nvcc was not found ({CUDA_WHEELS})")
+        return 0
+    done = []
+    for step in sru_steps.steps(options.step_timeout_s) if options.everything else ():
+        print(f"{step.verdict:8} {step.name}: {step.found}", flush=True)
+        done.append(step)
     library = load(build(BuildRequest(kernels_only=True)).path)
+    return measure(library, GraphTimer(options.rounds), options, done, start, "cuda")
+
+
+def measure(
+    library: SruLibrary,
+    timer: Timer,
+    options: argparse.Namespace,
+    steps: Sequence[sru_steps.Step],
+    start: float,
+    device: str,
+) -> int:
+    """Every size and type, written as they come; the verdict and the exit status."""
+    facts = {"variant": str(VARIANT), "rounds": options.rounds, "seed": options.seed, "l2_bytes": timer.l2_bytes}
+    facts |= _device()
     rows: list[Row] = []
+    verdicts: list[sru_aims.Verdict] = []
+    cases, left = list(_cases(options)), 0
+    for number, (shape, name) in enumerate(cases):
+        if time.monotonic() - start > options.budget_s:
+            left = len(cases) - number
+            break
+        print(f"{number + 1}/{len(cases)} {'x'.join(map(str, shape))} {name}", file=sys.stderr, flush=True)
+        rows += _one(library, timer, shape, name, options.seed, device)
+        verdicts = sru_aims.judge(rows, timer.l2_bytes)
+        summary = {"steps": list(map(asdict, steps)), "verdicts": list(map(asdict, verdicts))}
+        last = number + 1 == len(cases)
+        write(options.results, rows, _COLUMNS, table=last, summary=summary, **facts)
+    if left:
+        print(f"{left} of {len(cases)} sizes were not measured: the budget of {options.budget_s:.0f} s is used up")
+    print()
+    for verdict in verdicts:
+        print(f"{verdict.verdict:8} {verdict.aim}: {verdict.found}")
+    return int(any(each.verdict == "failed" for each in (*steps, *verdicts)))
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[Shape, str]]:
+    """The headline first, so that a run which is cut off has it."""
     for batch in map(int, options.batches.split(",")):
         for channels, size in SIZES:
             for name in options.types.split(","):
-                rows += _one(library, (batch, channels, size, size), name, options)
-    write(options.results, rows, _COLUMNS, variant=str(VARIANT), rounds=options.rounds, seed=options.seed, **_device())
+                yield (batch, channels, size, size), name
 
 
-def _one(library: SruLibrary, shape: tuple[int, int, int, int], name: str, options: argparse.Namespace) -> list[Row]:
-    generator = torch.Generator().manual_seed(options.seed)
+def _one(library: SruLibrary, timer: Timer, shape: Shape, name: str, seed: int, device: str) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
     gamma, beta = (torch.randn(shape[1], generator=generator) for _ in range(2))
-    x = torch.randn(shape, generator=generator).to(TYPES[name]).cuda()
-    inputs = [p.cuda() for p in operator_inputs(gamma, beta, VARIANT).values()]
+    x = torch.randn(shape, generator=generator).to(TYPES[name]).to(device)
+    inputs = [p.to(device) for p in operator_inputs(gamma, beta, VARIANT).values()]
     own = [p.to(x) for p in (gamma, beta)]
 
     def fused(algorithm: str) -> Callable[[Tensor], Tensor]:
-        v = VARIANT
-        rest = (v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std, algorithm)
-        return lambda data: library.sru(data, inputs, *rest)
+        settings = SruSettings.of(VARIANT, algorithm)
+        return lambda data: library.sru(data, inputs, settings)
 
     def eager(data: Tensor) -> Tensor:
         return variant_sru(data, *own, VARIANT)  # in x's type, as model.half() runs it: fewer bytes, other gates
 
     torch._dynamo.reset()
-    calls = {COPY: torch.clone, EAGER: eager, COMPILED: torch.compile(eager, dynamic=False)}
-    calls |= {f"fused, {algorithm}": fused(algorithm) for algorithm in ("auto", "on_chip", "split")}
-    seconds = _measure(calls, x, options.rounds)
-    params = sru_params(x, inputs, VARIANT.operator, VARIANT.num_groups, VARIANT.ddof, 0.0, VARIANT.eps_std)
-    params.y = x.data_ptr()
-    moved = 2 * x.numel() * x.element_size()
-    rows = []
-    for variant, each in seconds.items():
-        median = statistics.median(each)
-        row: Row = {
-            "shape": "x".join(map(str, shape)), "type": name, "variant": variant, "median_us": round(median * 1e6, 2),
-            "min_us": round(min(each) * 1e6, 2), "max_us": round(max(each) * 1e6, 2),
-            "gb_per_s": round(moved / median / 1e9, 1), "of_copy": round(statistics.median(seconds[COPY]) / median, 3),
-            "speedup_eager": round(statistics.median(seconds[EAGER]) / median, 2),
-            "speedup_compile": round(statistics.median(seconds[COMPILED]) / median, 2),
-        }  # fmt: skip
-        if variant.startswith("fused"):
-            wanted = variant.partition(", ")[2]
-            params.algorithm = ALGORITHMS.index(wanted)
-            row["algorithm"] = library.chosen_algorithm(params)
-            row |= _judge(calls[variant](x), x, gamma, beta)
-        rows.append(row)
-    return rows
+    calls: dict[str, Call] = {f"fused, {algorithm}": fused(algorithm) for algorithm in ALGORITHMS}
+    found: dict[str, Row] = {variant: _judge(call, x, gamma, beta) for variant, call in calls.items()}
+    for variant, algorithm in zip(calls, ALGORITHMS, strict=True):
+        params = sru_params(x, inputs, SruSettings.of(VARIANT, algorithm))
+        params.y = x.data_ptr()
+        found[variant]["algorithm"] = library.chosen_algorithm(params)
+    calls |= {COPY: torch.clone, EAGER: eager, COMPILED: torch.compile(eager, dynamic=False)}
+    seconds, errors = timer.measure(calls, x)
+    size = x.numel() * x.element_size()
+    shared: Row = {"shape": "x".join(map(str, shape)), "type": name, "bytes": size}
+    medians = {variant: statistics.median(each) for variant, each in seconds.items()}
+    rows = [
+        shared | {"variant": variant} | _times(variant, seconds[variant], medians, size) | found.get(variant, {})
+        for variant in seconds
+    ]
+    return rows + [shared | {"variant": v, "error": error} | found.get(v, {}) for v, error in errors.items()]
 
 
-def _judge(y: Tensor, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
-    """Gates against PyTorch's on the CPU, of at most two samples."""
+def _times(variant: str, seconds: Sequence[float], medians: Mapping[str, float], size: int) -> Row:
+    median = medians[variant]
+    row: Row = {
+        "median_us": round(median * 1e6, 2),
+        "min_us": round(min(seconds) * 1e6, 2),
+        "max_us": round(max(seconds) * 1e6, 2),
+        "gb_per_s": round(2 * size / median / 1e9, 1),
+    }
+    for key, other in (("of_copy", COPY), ("speedup_eager", EAGER), ("speedup_compile", COMPILED)):
+        if other in medians:
+            row[key] = round(medians[other] / median, 3)
+    return row
+
+
+def _judge(call: Call, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
+    """Gates and values against PyTorch's on the CPU, of at most two samples."""
+    try:
+        y = call(x)[:2].cpu()
+    except RuntimeError as error:
+        if x.is_cuda and not usable():
+            raise
+        return {"error": str(error).splitlines()[0]}
     wide = x[:2].float().cpu()
     expected = variant_sru(wide, gamma, beta, VARIANT)
     parameters = gate_parameters(gamma, beta, VARIANT)
-    count, distance = compare_outputs(y[:2].cpu(), expected, wide, gamma, beta, parameters, VARIANT)
-    return {"flips": count.flips, "unexplained": count.unexplained, "relative_l2": distance}
-
-
-def _measure(calls: dict[str, Callable[[Tensor], Tensor]], x: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of each variant, variants taking turns in a seeded random order."""
-    l2 = torch.cuda.get_device_properties(0).L2_cache_size
-    bytes_ = x.numel() * x.element_size()
-    copies = 1 if 2 * bytes_ > 4 * l2 else min(math.ceil(4 * l2 / bytes_), _MAX_INPUT_BYTES // bytes_, 256)
-    data = [x, *(x.clone() for _ in range(copies - 1))]
-    graphs = {name: _graph(call, data) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            graph, count = graphs[name]
-            graph.replay()  # so that the clock and the caches are this variant's own
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            seconds[name].append(start.elapsed_time(end) / 1e3 / count)
-    return seconds
-
-
-def _graph(call: Callable[[Tensor], Tensor], data: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, int]:
-    """Calls over all inputs, at least 20, captured in a graph of their own memory."""
-    repeats = math.ceil(_CALLS / len(data))
-    with torch.inference_mode():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call(data[0])
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                for each in data:
-                    call(each)
-    return graph, repeats * len(data)
+    count, distance = compare_outputs(y, expected, wide, gamma, beta, parameters, VARIANT)
+    return {"flips": count.flips, "unexplained": count.unexplained, "relative_l2": distance,
+            "tolerance": TOLERANCE[x.dtype]}  # fmt: skip
 
 
 def _device() -> dict[str, Any]:
+    machine = Machine()
     query = "name,driver_version,clocks.max.sm,clocks.max.mem"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    smi = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    nvcc = find_nvcc(Machine())
-    banner = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
-    release = re.search(r"V(\d+\.\d+\.\d+)", banner)
-    return {"gpu": smi, "cuda": release[1] if release else "unknown", "torch_cuda": torch.version.cuda}
+    smi = machine.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]) or "unknown"
+    nvcc = find_nvcc(machine)
+    release = re.search(r"V(\d+\.\d+\.\d+)", machine.run([nvcc, "--version"]) or "") if nvcc else None
+    return {"gpu": smi.strip(), "cuda": release[1] if release else "unknown", "torch_cuda": torch.version.cuda}

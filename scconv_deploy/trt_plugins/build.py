@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +101,16 @@ def build(
         check_output_file(output, force)
         if request.register:
             check_output_file(_register_name(output), force)
-    tools = _tools(request, machine)
-    architectures = _architectures(request, tools, machine)
+    nvcc, cuda = _compiler(machine)
+    architectures = _architectures(request, nvcc, cuda, machine)
+    tools = _Tools(nvcc, cuda, *((None, None) if request.kernels_only else _headers(request, machine)))
     start = time.monotonic()
     cached = _cache_folder(machine) / _key(request, tools, architectures)
     found = cached / LIBRARY
     complete = found.is_file() and (not request.register or _register_name(found).is_file())
     if output is None:
         if not complete:
+            check_output_file(found, force=True)  # before a minute is spent on what cannot be kept
             _compile(request, tools, architectures, found)
         path = found
     else:
@@ -134,7 +138,8 @@ def built_libraries(machine: Machine | None = None) -> list[Path]:
 # --- what is found on the machine ---
 
 
-def _tools(request: BuildRequest, machine: Machine) -> _Tools:
+def _compiler(machine: Machine) -> tuple[str, str]:
+    """nvcc and its version."""
     nvcc = find_nvcc(machine)
     banner = machine.run([nvcc, "--version"]) if nvcc else None
     release = re.search(r"V(\d+\.\d+\.\d+)", banner or "")
@@ -143,10 +148,7 @@ def _tools(request: BuildRequest, machine: Machine) -> _Tools:
             f"nvcc {'does not run: ' + nvcc if nvcc else 'was not found'} (PATH, CUDA_HOME, /usr/local/cuda, wheels).",
             f"{CUDA_WHEELS}, or install NVIDIA's CUDA toolkit.",
         )
-    if request.kernels_only:
-        return _Tools(nvcc, release[1], None, None)
-    include, version = _headers(request, machine)
-    return _Tools(nvcc, release[1], include, version)
+    return nvcc, release[1]
 
 
 def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
@@ -174,19 +176,17 @@ def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
     return folder, version
 
 
-def _architectures(request: BuildRequest, tools: _Tools, machine: Machine) -> tuple[str, ...]:
+def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine) -> tuple[str, ...]:
     wanted = request.architectures
     if not wanted:
         output = machine.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
         wanted = tuple(line.strip().replace(".", "") for line in output.splitlines() if line.strip())
         if not wanted:
             raise MissingRuntimeError("There is no GPU to build for.", "Name its architecture, for example --arch 89.")
-    known = re.findall(r"compute_(\d+)", machine.run([tools.nvcc, "--list-gpu-arch"]) or "")
+    known = re.findall(r"compute_(\d+)", machine.run([nvcc, "--list-gpu-arch"]) or "")
     for architecture in wanted:
         if architecture not in known:
-            raise UsageError(
-                f"nvcc {tools.cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}."
-            )
+            raise UsageError(f"nvcc {cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}.")
     return tuple(sorted(set(wanted), key=int))
 
 
@@ -251,7 +251,7 @@ def library_folders(nvcc: str) -> tuple[str, ...]:
 
 def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str], output: Path) -> None:
     """Compile into a temporary folder, and put what came out in its place in one step."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         library = Path(folder) / output.name
         command = compile_command(
             tools.nvcc, architectures, tools.include, output.name, library, folder=request.sources
@@ -288,21 +288,34 @@ def _register_name(path: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: str) -> None:
+    """Run a compiler with its temporary files in the folder; an interrupt ends it and all that it has started."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+                                   env=os.environ | {"TMPDIR": folder}, start_new_session=True)  # fmt: skip
     except OSError as error:
         raise MissingRuntimeError(f"{command[0]} cannot be run: {error.strerror}.", "Install it again.") from error
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        lines = [line for line in output.splitlines() if line.strip()]
         first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
         raise BuildError(
-            f"nvcc could not build the fused SRU: {first or f'exit status {done.returncode}'}.",
-            _remedy(first),
+            f"nvcc could not build the fused SRU: {first or f'exit status {process.returncode}'}.",
+            _remedy(output, process.returncode),
             "\n".join(lines[:_SHOWN_LINES]),
         )
 
 
-def _remedy(line: str) -> str:
-    if "Unsupported .version" in line:  # pip does not hold CUDA's wheels together
+def _remedy(output: str, status: int) -> str:
+    if "Unsupported .version" in output:  # pip does not hold CUDA's wheels together
         return f"The CUDA wheels are of several versions: {CUDA_WHEELS}"
+    if "No space left" in output:
+        return f"Free some space in {tempfile.gettempdir()}."
+    if status in (-signal.SIGKILL, 128 + signal.SIGKILL) or "Killed" in output:
+        return "It was killed, probably for want of memory: name fewer architectures at a time."
     return "Check that nvcc supports the host compiler."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -80,13 +81,18 @@ def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
     """
     machine = machine or Machine()
     if not path.is_file():
-        raise UsageError(f"{path} does not exist.", "Build it: scconv-deploy plugin build -o FILE")
+        wrong = "is no regular file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {wrong}.", "Build it: scconv-deploy plugin build -o FILE")
     library = read_library(path)
     rows = [*_static_rows(library)]
-    if all(row.verdict == "passed" for row in rows):
-        rows += [_load_row(path, package, module, machine) for package, module in RUNTIMES.items()]
-    else:
+    here = platform.machine().replace("_", "-")
+    if not all(row.verdict == "passed" for row in rows):
         rows += [CheckRow(f"loads in {package}", "not run", "its symbols are wrong") for package in RUNTIMES]
+    elif library.machine != here:
+        found = f"it is for {library.machine}, this machine is {here}"
+        rows += [CheckRow(f"loads in {package}", "not run", found) for package in RUNTIMES]
+    else:
+        rows += [_load_row(path, package, module, machine) for package, module in RUNTIMES.items()]
     return PluginReport(path, tuple(rows), library.cubins, library.ptx, library.needed, library.versions)
 
 
@@ -100,13 +106,18 @@ def _static_rows(library: SharedLibrary) -> list[CheckRow]:
     code = library.cubins or library.ptx
     newest = ", ".join(f"{family} {version}" for family, version in sorted(library.versions.items()))
     return [
-        _row("entry points and C interface", not missing, "all exported", f"not exported: {', '.join(missing)}"),
+        _row("entry points and C interface", not missing, "all exported", _missing(missing)),
         _row("nothing else exported", not extra, "no other symbol", f"also exported: {', '.join(extra[:5])}"),
         _row("no symbol of libnvinfer needed", not foreign, "none", ", ".join(foreign[:5])),
         _row("not linked to TensorRT or the CUDA runtime", not linked, ", ".join(library.needed), ", ".join(linked)),
         _row("GPU code", bool(code), _code(library), "there is none"),
         CheckRow("runs on", "passed", f"{library.machine}, needs {newest}"),
     ]
+
+
+def _missing(names: list[str]) -> str:
+    kernels = "; it was built with --kernels-only, for PyTorch alone" if names == [*ENTRY_POINTS] else ""
+    return f"not exported: {', '.join(names)}{kernels}"
 
 
 def _runtime_symbols(library: SharedLibrary) -> list[str]:

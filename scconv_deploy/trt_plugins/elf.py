@@ -143,7 +143,7 @@ def _images(section: bytes) -> Iterator[tuple[int, int]]:
     at = 0
     while at + 16 <= len(section):
         magic, _, header, size = struct.unpack_from("<IHHQ", section, at)
-        if magic != _FATBIN_MAGIC:
+        if magic != _FATBIN_MAGIC or not header:
             at += 8  # padding between the containers of two object files
             continue
         entry, end = at + header, at + header + size

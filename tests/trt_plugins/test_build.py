@@ -6,8 +6,11 @@ A shell script stands for nvcc, so that this takes no compiler; test_plugin.py b
 from __future__ import annotations
 
 import json
-import site
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,13 +162,61 @@ def test_what_is_missing_is_named_with_its_remedy(machine, tmp_path):
     assert calls(machine) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "remedy"),
+    [
+        ("ptxas fatal   : Unsupported .version 9.4; current version is '9.0'", 1, r"several versions: pip install"),
+        ("/tmp/x.cubin: No space left on device", 1, "Free some space in"),
+        ("Killed", 255, "fewer architectures"),
+        ("nvcc fatal   : unsupported GNU version", 1, "supports the host compiler"),
+    ],
+)
+def test_each_failure_has_its_remedy(machine, line, status, remedy):
+    nvcc = machine.root / "cuda" / "bin" / "nvcc"
+    nvcc.write_text(NVCC.replace('echo "$@" >>', f'echo "{line}" >&2; exit {status}; echo "$@" >>'))
+    with pytest.raises(BuildError, match=remedy):
+        build(BuildRequest(("89",)), machine=machine)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_compiling(machine, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder would be")
+    with pytest.raises(UsageError, match="cannot be written"):
+        build(BuildRequest(("89",)), machine=machine)
+    assert calls(machine) == []
+
+
+def test_an_interrupt_ends_the_compiler_and_its_children_and_leaves_nothing(machine, tmp_path):
+    """The parent alone is told, as by `kill -INT`: a terminal would tell all of them."""
+    nvcc = machine.root / "cuda" / "bin" / "nvcc"
+    slow = 'sleep 60 & echo $! > "$(dirname "$0")/child"; echo left > "$TMPDIR/tmpxft"; wait; echo "$@" >>'
+    nvcc.write_text(NVCC.replace('echo "$@" >>', slow))
+    temporary, output = tmp_path / "temporary", tmp_path / "libmine.so"
+    temporary.mkdir()
+    environment = dict(machine.environ) | {"TMPDIR": str(temporary), "PATH": os.environ["PATH"]}
+    code = (
+        "from pathlib import Path; from scconv_deploy.machine import Machine; import sys\n"
+        "from scconv_deploy.trt_plugins.build import BuildRequest, build\n"
+        "machine = Machine(which=lambda name: None, root=Path('/nowhere'), site_packages=())\n"
+        "build(BuildRequest(('89',), kernels_only=True), Path(sys.argv[1]), machine=machine)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, output], env=environment, stderr=subprocess.PIPE, text=True)
+    child = nvcc.parent / "child"
+    for _ in range(300):
+        if child.exists() and child.read_text().strip() and list(temporary.rglob("tmpxft")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert list(temporary.iterdir()) == []
+    assert not output.exists()
+    command = Path(f"/proc/{child.read_text().strip()}/cmdline")
+    assert not command.exists() or not command.read_bytes()  # gone, or dead and not yet collected
+
+
 @pytest.mark.nvcc
 def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path):
     """The extra `cuda` alone: nothing on PATH but the host's compiler, no CUDA_HOME, no toolkit on the system."""
-    alone = Machine(
-        which=lambda name: None, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, root=tmp_path,
-        site_packages=tuple(map(Path, site.getsitepackages())),
-    )  # fmt: skip
+    alone = Machine(which=lambda name: None, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, root=tmp_path)
     if find_nvcc(alone) is None:
         pytest.skip("the extra `cuda` is not installed")
     result = build(BuildRequest(("89",), kernels_only=True), machine=alone)

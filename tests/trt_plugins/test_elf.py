@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 import subprocess
@@ -62,3 +63,25 @@ def test_images_of_a_fat_binary():
     container = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries
     assert list(_images(container + b"\0" * 8 + container)) == [(2, 87), (2, 120), (1, 120)] * 2
     assert list(_images(b"something else" * 4)) == []
+    broken = struct.pack("<IHHQ", 0xBA55ED50, 1, 0, 0)  # a container of no size must not stop the reader for ever
+    assert list(_images(broken + container)) == [(2, 87), (2, 120), (1, 120)]
+
+
+def test_a_damaged_library_is_refused_or_read_and_never_more(library):
+    """Bytes changed at random, most of them in the headers: one error of ours, or an answer, in any case soon."""
+    data, generator = library.read_bytes(), random.Random(0)
+    (start,) = struct.unpack_from("<Q", data, 40)
+    path, refused = library.with_name("damaged.so"), 0
+    for _ in range(400):
+        damaged = bytearray(data)
+        for _ in range(generator.randint(1, 6)):
+            at = generator.choice(
+                [generator.randrange(64), generator.randrange(start, len(data)), generator.randrange(len(data))]
+            )
+            damaged[at] = generator.randrange(256)
+        path.write_bytes(damaged[: generator.choice([len(data), generator.randrange(len(data))])])
+        try:
+            read_library(path)
+        except IntegrityError:
+            refused += 1
+    assert 100 < refused < 400

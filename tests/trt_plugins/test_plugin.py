@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,7 +131,31 @@ def test_an_installed_runtime_takes_the_plugin(harness):
     assert done.stdout.strip() == "IPluginV3 ['ddof', 'eps_std', 'eps_var', 'num_groups']"
 
 
+@pytest.mark.nvcc
+def test_a_plugin_for_another_machine_is_judged_without_loading_it(harness, tmp_path):
+    data = bytearray(harness.plugin.read_bytes())
+    machine = {"x86_64": (183, "aarch64"), "aarch64": (62, "x86-64")}[platform.machine()]
+    data[18:20] = struct.pack("<H", machine[0])
+    other = tmp_path / "other.so"
+    other.write_bytes(data)
+    report = check_plugin(other)
+    assert report
+    rows = {row.name: row for row in report.rows}
+    assert rows["runs on"].found.startswith(machine[1])
+    assert rows["loads in tensorrt-rtx"].verdict == "not run"
+    assert f"it is for {machine[1]}, this machine is" in rows["loads in tensorrt-rtx"].found
+
+
+def test_kernels_alone_are_no_plugin_and_the_row_says_why():
+    rows = _static_rows(replace(RIGHT, exported=RIGHT.exported - set(ENTRY_POINTS)))
+    assert [row.found for row in rows if row.verdict == "failed"] == [
+        "not exported: getCreators, setLoggerFinder; it was built with --kernels-only, for PyTorch alone"
+    ]
+
+
 def test_a_file_that_is_no_plugin_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is no regular file"):
+        check_plugin(tmp_path)
     with pytest.raises(UsageError, match="does not exist"):
         check_plugin(tmp_path / "nothing.so")
     (tmp_path / "text.so").write_text("text")
