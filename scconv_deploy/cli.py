@@ -308,11 +308,33 @@ def verify(
             checks = _checks(data, deep, preprocessing, tolerance, provider)
             result = cli_build.verify_engine(artifact, plugin, spec, checks, session)
         elif reference is None:
-            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or embed or deep is not None:
+            of_module = embed or trust_checkpoint or non_strict or seed
+            if (
+                kwargs
+                or weights
+                or inputs
+                or batch
+                or dynamic
+                or data
+                or preprocessing
+                or of_module
+                or deep is not None
+            ):
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)
         elif reference.endswith(".onnx"):
-            if kwargs or weights or inputs or batch or dynamic or data or preprocessing or deep is not None:
+            of_module = embed or trust_checkpoint or non_strict
+            if (
+                kwargs
+                or weights
+                or inputs
+                or batch
+                or dynamic
+                or data
+                or preprocessing
+                or of_module
+                or deep is not None
+            ):
                 raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
             from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 

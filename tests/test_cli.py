@@ -588,7 +588,11 @@ def test_verify_with_another_tolerance(run, fails, artifact):
 
 def test_verify_without_a_model(run, fails, artifact, exported):
     fails("usage", "verify", artifact, words=("is not a bundle", "--reference MODEL"))
-    fails("usage", "verify", artifact, *SHAPE, words="These options belong to a model")
+    for options in (SHAPE, ["--seed", "3"], ["--trust-checkpoint"]):
+        fails("usage", "verify", artifact, *options, words="These options belong to a model")
+    fails(
+        "usage", "verify", artifact, "--reference", artifact, "--embed", "paper", words="the reference is an ONNX file"
+    )
     Path("reference.onnx").write_bytes(artifact.read_bytes())
     args = ["verify", artifact, "--reference", "reference.onnx"]
     assert run(*args, "--quiet").exit_code == 0

@@ -115,9 +115,15 @@ def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     def images(inside: Path) -> list[Path]:
         return sorted(p for p in inside.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
 
+    folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]  # .ipynb_checkpoints
+    classes = [images(p) for p in folders]
     if files := images(folder):
+        if any(classes):
+            raise UsageError(
+                f"--data {folder} holds images ({files[0].name}) and folders of images: it is unclear what a class is.",
+                "Move the images that lie beside the class folders.",
+            )
         return files, None
-    classes = [images(p) for p in sorted(folder.iterdir()) if p.is_dir()]
     labels = [number for number, files in enumerate(classes) for _ in files]
     return [file for files in classes for file in files], np.asarray(labels, dtype=np.int64)
 

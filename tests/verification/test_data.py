@@ -43,6 +43,17 @@ def test_class_subfolders_are_labels(tmp_path):
     np.testing.assert_array_equal(sample.tensors["x"][2].numpy(), by_pillow(images[0], "RGB", 6, 6))
 
 
+def test_hidden_folders_are_no_classes_and_a_mixture_is_refused(tmp_path):
+    for name in (".ipynb_checkpoints", "a", "b"):
+        (tmp_path / name).mkdir()
+        save_image(tmp_path / name / "0.png", size=(8, 8))
+    (sample,) = loaded(tmp_path, signature(x=(2, 3, 8, 8)), PLAIN)
+    assert sample.labels.tolist() == [0, 1]
+    save_image(tmp_path / "stray.png", size=(8, 8))
+    with pytest.raises(UsageError, match=r"holds images \(stray\.png\) and folders of images"):
+        loaded(tmp_path, signature(x=(2, 3, 8, 8)), PLAIN)
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
