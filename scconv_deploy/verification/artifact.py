@@ -250,7 +250,7 @@ class ArtifactMeasurement:
     def _note_non_finite(self, name: str, run: ReferenceRun, actual: np.ndarray, expected: np.ndarray) -> None:
         for whose, value in (("the reference's", expected), ("the artifact's", actual)):
             if not np.isfinite(value).all():
-                self.measured.non_finite[f"{whose} output {name} on {run.kind or run.sample}"] += 1
+                self.measured.note_non_finite(f"{whose} output {name}", run)
 
 
 def inputs_with_masks(wanted: Iterable[str], run: ReferenceRun) -> Mapping[str, np.ndarray]:

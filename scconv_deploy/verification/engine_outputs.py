@@ -71,7 +71,7 @@ class EndToEnd:
             elif not comparable(y, given):
                 for whose, value in (("the reference's", given), ("the engine's", y)):
                     if not np.isfinite(value).all():
-                        self._measured.non_finite[f"{whose} output {name} on {run.kind or run.sample}"] += 1
+                        self._measured.note_non_finite(f"{whose} output {name}", run)
             else:
                 self._compare(name, y, given, noise.get(name), run)
         self._answer(run, found)

@@ -18,7 +18,7 @@ from scconv_deploy.verification.paired import PairedCounts
 from scconv_deploy.verification.reference_run import ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
 
-_KEPT_WORST = 5
+_KEPT_WORST, _NAMED_NON_FINITE = 5, 8
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -151,6 +151,11 @@ class Measured:
         kept, before = self.end_to_end.get(name), self._rows.get(name, 0)
         self.end_to_end[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
         self._rows[name] = before + rows
+
+    def note_non_finite(self, tensor: str, run: ReferenceRun) -> None:
+        """Count a tensor with NaN or Inf; the first samples are named, so that the report does not grow with the data."""
+        where = run.sample if len(self.non_finite) < _NAMED_NON_FINITE else run.kind or run.sample
+        self.non_finite[f"{tensor} on {where}"] += 1
 
     def keep_layer(self, found: LayerError) -> None:
         worst = self.layers.get(found.name)

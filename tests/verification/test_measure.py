@@ -8,6 +8,7 @@ import pytest
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.compare import compare
 from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.reference_run import ReferenceRun
 
 
 def test_metrics_are_the_worst_of_each_and_agreement_counts_all_rows():
@@ -23,3 +24,13 @@ def test_metrics_are_the_worst_of_each_and_agreement_counts_all_rows():
     assert found.top1_agreement == pytest.approx(5 / 6)
     assert found.top5_agreement is None
     assert found.quantiles_abs == compare(far, reference).quantiles_abs
+
+
+def test_non_finite_tensors_are_named_and_do_not_grow_with_the_data():
+    measured = Measured(tolerances.table())
+    for number in range(300):
+        run = ReferenceRun(f"d.npz {number}", {}, {}, {}, {}, {}, {}, kind="d.npz")
+        measured.note_non_finite("output y", run)
+    assert list(measured.non_finite)[:2] == ["output y on d.npz 0", "output y on d.npz 1"]
+    assert len(measured.non_finite) == 9
+    assert measured.non_finite["output y on d.npz"] == 292
