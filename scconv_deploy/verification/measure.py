@@ -153,7 +153,7 @@ class Measured:
         self._rows[name] = before + rows
 
     def note_non_finite(self, tensor: str, run: ReferenceRun) -> None:
-        """Count a tensor with NaN or Inf; the first samples are named, so that the report does not grow with the data."""
+        """Count a tensor with NaN or Inf; only the first samples are named, so that no report grows with the data."""
         where = run.sample if len(self.non_finite) < _NAMED_NON_FINITE else run.kind or run.sample
         self.non_finite[f"{tensor} on {where}"] += 1
 
