@@ -176,9 +176,8 @@ class Stream(_Handle):
         graph = _POINTER()
         try:
             work()
-        except (
-            BaseException
-        ):  # the stream must leave the capture, whatever went wrong; the first error is the one to see
+        except BaseException:
+            # the stream must leave the capture, whatever went wrong; the first error is the one to see
             self._cuda._library.cudaStreamEndCapture(self._pointer, ctypes.byref(graph))
             if graph.value:
                 self._cuda._library.cudaGraphDestroy(graph)

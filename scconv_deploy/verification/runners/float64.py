@@ -97,10 +97,7 @@ class Float64Replay:
                     self._by_rows = self._alike(found.last_row, run, parts[-1])
                 if self._by_rows:
                     return found
-            except (
-                RuntimeError,
-                ModelError,
-            ):  # a fixed shape in the user's forward, or what the whole raises too
+            except (RuntimeError, ModelError):  # a fixed shape in the user's forward, or what the whole raises too
                 self._by_rows = False
         return self._noise(run, [slice(None)])
 
