@@ -61,14 +61,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def differing_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files that are missing, whose bytes are not the ones that were sealed, or that nobody sealed."""
+def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Files that are missing, whose bytes are not the ones that were sealed, or that nobody sealed.
+
+    Args:
+        prefix: of the names to look at; the others are not read.
+    """
+    sealed = {name: entry for name, entry in manifest["files"].items() if name.startswith(prefix)}
     changed = [
         name
-        for name, entry in manifest["files"].items()
+        for name, entry in sealed.items()
         if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
     ]
-    return tuple(sorted([*changed, *extra_files(folder, manifest)]))
+    extra = [name for name in extra_files(folder, manifest) if name.startswith(prefix)]
+    return tuple(sorted([*changed, *extra]))
 
 
 def bundle_digest(folder: Path) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 
 from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.bundle.contents import REFERENCE
+from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
@@ -273,6 +274,22 @@ def read_reference(bundle: Path) -> RecordedReference:
             document["model"], left_alone, folder, document["samples"], sites, document["redundant"],
             str(document.get("engine_data", "")),
         )  # fmt: skip
+
+
+def read_sealed_reference(bundle: Path) -> RecordedReference:
+    """The same, of a bundle that is to be judged by it.
+
+    Raises:
+        UsageError: the folder is no bundle, or it has no ``reference/``.
+        IntegrityError: a file of ``reference/`` is not the one that was sealed, or damaged.
+    """
+    changed = differing_files(bundle, read_manifest(bundle), f"{REFERENCE}/")
+    if changed:
+        raise IntegrityError(
+            f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
+            "Copy the bundle again, or give the model with --reference.",
+        )
+    return read_reference(bundle)
 
 
 def _site(entry: Mapping[str, Any], index: int, arrays: Arrays) -> Site:

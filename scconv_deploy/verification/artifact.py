@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.margins import count_flips, count_free_flips, decide, histogram
+from scconv_deploy.margins import count_flips, count_free_flips, decide
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError
 from scconv_deploy.verification import instrument, jump
-from scconv_deploy.verification.compare import comparable, compare, looks_like_logits, relative_l2
+from scconv_deploy.verification.compare import comparable, compare, relative_l2
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.measure import Measured, SiteMeasured
-from scconv_deploy.verification.paired import PairedCounts
+from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, SiteRun
 from scconv_deploy.verification.runners.half import HalfRunner, runner_of
 from scconv_deploy.verification.runners.onnx_reference import OnnxReferenceRunner
@@ -88,12 +87,7 @@ class ArtifactMeasurement:
         measured = self.measured
         measured.inputs += run.count
         measured.inputs_in_full += run.count if run.deep else 0
-        for name, site in run.sites.items():
-            found = measured.sites.setdefault(name, SiteMeasured(site.site))
-            found.opened += int(site.mask.sum())
-            found.gates += site.mask.size
-            if site.x is not None and np.isfinite(site.x).all():
-                found.histogram += histogram(site.x, site.site.form)
+        measured.add_gates(run)
 
     # --- gates ---------------------------------------------------------------------------------------------------
 
@@ -192,7 +186,7 @@ class ArtifactMeasurement:
             if self._breaks_contract(name, free[name], given):
                 continue
             if not comparable(free[name], given):
-                self._note_non_finite(name, run, free[name], given)
+                self.measured.note_non_finite_output(name, run, free[name], "artifact")
                 continue
             self.measured.keep_metrics(name, compare(free[name], given), len(given) if given.ndim else 1)
             if not run.deep:
@@ -200,7 +194,7 @@ class ArtifactMeasurement:
             floor = run.floors[name]
             self.measured.keep_swapped(name, as_given[name], given, floor)
             self.measured.keep_replay(name, self.measured.against_noise(forced[name], value, floor), run)
-        self._answer(run, free)
+        self.measured.add_answers(run, free, run.count)
 
     def _replay(self, run: ReferenceRun) -> Arrays:
         """The outputs with the reference's gates; the layers are compared here."""
@@ -228,29 +222,12 @@ class ArtifactMeasurement:
         module = "" if producer is None else instrument.module_of(producer)
         self.measured.keep_layer(LayerError(value, module, found.error, found.floor))
 
-    def _answer(self, run: ReferenceRun, free: Arrays) -> None:
-        """Rank the inputs, and count right answers where there are labels."""
-        ((first, given), *_) = run.given.items()
-        if given.ndim and given.shape == free[first].shape and given.dtype.kind == "f":
-            self.measured.keep_worst_inputs(run.sample, free[first], given, run.count)
-        logits = next((n for n, g in run.given.items() if looks_like_logits(g) and g.shape == free[n].shape), None)
-        if run.labels is None or logits is None or len(run.labels) != len(run.given[logits]):
-            return
-        if self.measured.paired is None:
-            self.measured.paired = PairedCounts()
-        self.measured.paired.add(run.given[logits], free[logits], run.labels)
-
     def _breaks_contract(self, name: str, actual: np.ndarray, expected: np.ndarray) -> bool:
         if actual.shape == expected.shape and actual.dtype == expected.dtype:
             return False
         found, wanted = (f"{a.dtype}{list(a.shape)}" for a in (actual, expected))
         self.measured.contract[f"output {name} is {found}, PyTorch's {wanted}"] += 1
         return True
-
-    def _note_non_finite(self, name: str, run: ReferenceRun, actual: np.ndarray, expected: np.ndarray) -> None:
-        for whose, value in (("the reference's", expected), ("the artifact's", actual)):
-            if not np.isfinite(value).all():
-                self.measured.note_non_finite(f"{whose} output {name}", run)
 
 
 def inputs_with_masks(wanted: Iterable[str], run: ReferenceRun) -> Mapping[str, np.ndarray]:

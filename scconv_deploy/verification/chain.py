@@ -105,7 +105,6 @@ def verify_artifact(
     proto, runtime = artifact.proto, judging.runtime
     table = tolerances.table(judging.overrides)
     measured, single = Measured(table, data_type(artifact.precision)), None
-    described: dict[str, int] = {}
     with log.stage("verify") as stage, ExitStack() as stack:
         measurements = [stack.enter_context(ArtifactMeasurement(source, proto, measured, runtime))]
         ranges = None
@@ -116,14 +115,12 @@ def verify_artifact(
             measurements.append(stack.enter_context(ArtifactMeasurement(source, artifact.single, single, runtime)))
         for sample in samples:
             run = source.run(sample)
-            kind = run.kind or run.description
-            described[kind] = described.get(kind, 0) + 1
+            measured.describe(run)
             for measurement in measurements:
                 measurement.run(run)
             if ranges is not None and run.deep:
                 ranges.add(run.inputs)
-        names = tuple(text if n == 1 else f"{text}, {n} batches" for text, n in described.items())
-        stage.applied += names
+        stage.applied += measured.sample_names
         stage.skipped += measured.redundant.items()
         if measured.float64_refusal:
             stage.skipped.append(("noise floor in float64", measured.float64_refusal))
@@ -138,7 +135,7 @@ def verify_artifact(
         links=links,
         srus=tuple(_sru(found, measured, statics[name]) for name, found in measured.sites.items()),
         outputs=tuple(_output(name, measured) for name in measured.replay),
-        samples=names,
+        samples=measured.sample_names,
         left_alone=source.left_alone,
         provenance=_provenance(runtime) | dict(provenance or {}),
         stages=tuple(log.records),

@@ -19,12 +19,12 @@ import numpy as np
 
 from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import REFERENCE
-from scconv_deploy.bundle.manifest import differing_files, read_manifest
-from scconv_deploy.bundle.reference import read_reference
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.bundle.manifest import read_manifest
+from scconv_deploy.bundle.reference import read_sealed_reference
+from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters.engine import EngineArtifact, check_shapes
 from scconv_deploy.exporters.gpu import gpus
-from scconv_deploy.margins import MARGIN_EDGES, histogram
+from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, EngineParity, Histogram, Link, ParityReport, SRUParity, StageLog
 from scconv_deploy.verification import tolerances
@@ -100,7 +100,6 @@ def judge_engine(
     measured = Measured(table)
     outputs = EndToEnd(table, engine.manifest, measured)
     srus = LoneSRUs(engine, plugin, sru_models, build_sru, measured)
-    described: dict[str, int] = {}
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     with log.stage(f"verify {engine.manifest.backend}") as stage:
@@ -112,21 +111,20 @@ def judge_engine(
                     unfit.append(reason)
                     stage.skipped.append((run.description, reason))
                     continue
-                described[run.kind or run.description] = described.get(run.kind or run.description, 0) + 1
+                measured.describe(run)
                 if run.deep or not noise:
                     noise = dict(source.free_noise(run, outputs.rounding))
                 outputs.add(run, runner.run(run.inputs), noise)
                 recorded = recorded or _add_sites(measured, run)
-        if not described:
+        if not measured.described:
             raise UsageError(f"No sample fits the engine: {unfit[0] if unfit else 'there is none'}")
         for site in recorded.sites.values() if recorded is not None else ():
             srus.judge(site)
-        names = tuple(text if n == 1 else f"{text}, {n} batches" for text, n in described.items())
-        stage.applied += names
+        stage.applied += measured.sample_names
     checks = [*srus.checks(), *outputs.checks()]
     if unfit:
         checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
-    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, names, log, judging,
+    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, log, judging,
                    provenance or {})  # fmt: skip
 
 
@@ -146,16 +144,9 @@ def judge_with_bundle(
     Raises:
         IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
     """
-    sealed = read_manifest(bundle)
-    changed = [name for name in differing_files(bundle, sealed) if name.startswith(f"{REFERENCE}/")]
-    if changed:
-        raise IntegrityError(
-            f"{bundle}: {changed[0]} is not the file that was sealed, so nothing can be judged by it.",
-            "Copy the bundle again, or give the model with --reference.",
-        )
-    source = read_reference(bundle)
+    source = read_sealed_reference(bundle)
     facts = {"reference": f"{REFERENCE}/ of {bundle}"} | dict(provenance or {})
-    if engine.manifest.onnx_sha256 not in {entry["sha256"] for entry in sealed["files"].values()}:
+    if engine.manifest.onnx_sha256 not in {entry["sha256"] for entry in read_manifest(bundle)["files"].values()}:
         facts["SRUs alone"] = "out of the bundle's model; the engine was built from another ONNX file"
     return judge_engine(
         source, engine, source.samples, log, judging=judging, plugin=plugin, provenance=facts,
@@ -203,11 +194,7 @@ def _add_sites(measured: Measured, run: ReferenceRun) -> ReferenceRun | None:
     """What the reference's gates look like; the run if its SRUs' inputs were kept."""
     if not any(site.x is not None for site in run.sites.values()):
         return None
-    for name, site in run.sites.items():
-        found = measured.sites.setdefault(name, SiteMeasured(site.site))
-        found.opened, found.gates = int(site.mask.sum()), site.mask.size
-        if site.x is not None and np.isfinite(site.x).all():
-            found.histogram += histogram(site.x, site.site.form)
+    measured.add_gates(run)
     return run
 
 
@@ -217,7 +204,6 @@ def _report(
     link: Link,
     measured: Measured,
     outputs: EndToEnd,
-    samples: tuple[str, ...],
     log: StageLog,
     judging: Judging,
     provenance: Mapping[str, str],
@@ -243,7 +229,7 @@ def _report(
         links=(link,),
         srus=srus,
         outputs=(),
-        samples=samples,
+        samples=measured.sample_names,
         left_alone=source.left_alone,
         provenance=facts | dict(provenance),
         stages=tuple(log.records),

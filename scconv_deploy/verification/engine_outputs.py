@@ -18,7 +18,6 @@ from scconv_deploy.report.records import Check, EngineOutput, Quantity
 from scconv_deploy.verification.compare import OutputMetrics, comparable, compare, distance, looks_like_logits
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.measure import Measured, repeated
-from scconv_deploy.verification.paired import PairedCounts
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun
 from scconv_deploy.verification.tolerances import Table
 
@@ -69,12 +68,10 @@ class EndToEnd:
                 text = f"output {name} is {y.dtype}{list(y.shape)}, PyTorch's {given.dtype}{list(given.shape)}"
                 self._measured.contract[text] += 1
             elif not comparable(y, given):
-                for whose, value in (("the reference's", given), ("the engine's", y)):
-                    if not np.isfinite(value).all():
-                        self._measured.note_non_finite(f"{whose} output {name}", run)
+                self._measured.note_non_finite_output(name, run, y, "engine")
             else:
                 self._compare(name, y, given, noise.get(name), run)
-        self._answer(run, found)
+        self._measured.add_answers(run, found, run.count or None)
 
     def _compare(self, name: str, y: np.ndarray, given: np.ndarray, noise: float | None, run: ReferenceRun) -> None:
         floating = given.dtype.kind == "f"
@@ -100,16 +97,6 @@ class EndToEnd:
             if not gap <= may:
                 text = f"{name} [{row}] on {run.sample} answers {answers[row]} instead of {expected[row]}"
                 self._changed.append(f"{text}, {gap:.2g} below it (rounding moves it by at most {may:.2g})")
-
-    def _answer(self, run: ReferenceRun, found: Arrays) -> None:
-        """Rank the inputs, and count right answers where there are labels."""
-        ((first, given), *_) = run.given.items()
-        if given.ndim and given.shape == found[first].shape and given.dtype.kind == "f":
-            self._measured.keep_worst_inputs(run.sample, found[first], given, run.count or len(given))
-        logits = next((n for n, g in run.given.items() if looks_like_logits(g) and g.shape == found[n].shape), None)
-        if run.labels is not None and logits is not None and len(run.labels) == len(run.given[logits]):
-            self._measured.paired = self._measured.paired or PairedCounts()
-            self._measured.paired.add(run.given[logits], found[logits], run.labels)
 
     def outputs(self) -> tuple[EngineOutput, ...]:
         """Of every output the sample with the worst ratio."""

@@ -12,6 +12,7 @@ from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.rewrite.functions import REWRITTEN
 from scconv_deploy.verification import static
+from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
 
@@ -27,7 +28,7 @@ def swapped_checks(recognised: bool, measured: Measured) -> list[Check]:
             "failed" if total.unexplained > measured.limits["unexplained_flips"].value else "passed",
             f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
             + measured.coverage,
-            (_unexplained(total, measured),),
+            (unexplained(total, measured),),
         ),
         Check(
             "values",
@@ -126,20 +127,7 @@ def second_opinion_checks(measured: Measured) -> list[Check]:
 def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Measured, coverage: str = "") -> Check:
     if not counts:
         return Check(name, "not run", "no gate of the artifact can be read")
-    total = total_flips(counts)
-    text = f"{what}: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
-    if total.ill_conditioned:
-        text += f", {total.ill_conditioned} more in ill-conditioned groups"
-    text += coverage
-    decided = (_unexplained(total, measured),)
-    if not decided[0].within:
-        worst = max(counts.items(), key=lambda item: item[1].unexplained)
-        return Check(name, "failed", f"{text}; worst {worst[0]} with {worst[1].unexplained} unexplained", decided)
-    return Check(name, "passed", text, decided)
-
-
-def _unexplained(total: FlipCount, measured: Measured) -> Quantity:
-    return Quantity("unexplained_flips", total.unexplained, measured.limits["unexplained_flips"].value)
+    return gates_check(name, what, counts, measured, coverage)
 
 
 def replay_checks(measured: Measured) -> list[Check]:

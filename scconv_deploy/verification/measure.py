@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scconv_deploy.margins import MARGIN_EDGES
+from scconv_deploy.margins import MARGIN_EDGES, histogram
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError, WorstInput
 from scconv_deploy.verification import tolerances
-from scconv_deploy.verification.compare import OutputMetrics, distance, relative_l2, worst_of
+from scconv_deploy.verification.compare import OutputMetrics, distance, looks_like_logits, relative_l2, worst_of
 from scconv_deploy.verification.paired import PairedCounts
-from scconv_deploy.verification.reference_run import ReferenceRun, Site
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
 
 _KEPT_WORST, _NAMED_NON_FINITE = 5, 8
@@ -81,6 +81,7 @@ class Measured:
         layers: error of the values that both sides have, by name, the worst ratio over the samples.
         contract: where the artifact's outputs are not of the reference's order, shape or type, and how often.
         non_finite: tensors with NaN or Inf, and how often.
+        described: samples, and how many batches of each kind.
         worst_run: the sample with the worst ratio of the replay; without the inputs of its gates.
         unfed: sites whose input the reference did not keep.
         paired: right and wrong answers on labelled data.
@@ -99,6 +100,7 @@ class Measured:
     layers: dict[str, LayerError] = field(default_factory=dict)
     contract: Counter[str] = field(default_factory=Counter)
     non_finite: Counter[str] = field(default_factory=Counter)
+    described: Counter[str] = field(default_factory=Counter)
     float64_refusal: str = ""
     opinion_refusal: str = ""
     worst_run: ReferenceRun | None = None
@@ -156,6 +158,46 @@ class Measured:
         """Count a tensor with NaN or Inf; only the first samples are named, so that no report grows with the data."""
         where = run.sample if len(self.non_finite) < _NAMED_NON_FINITE else run.kind or run.sample
         self.non_finite[f"{tensor} on {where}"] += 1
+
+    def note_non_finite_output(self, name: str, run: ReferenceRun, y: np.ndarray, whose: str) -> None:
+        """The same of an output, on whichever sides it is not finite; ``whose`` is y, the other is the reference's."""
+        for side, values in (("reference", run.given[name]), (whose, y)):
+            if not np.isfinite(values).all():
+                self.note_non_finite(f"the {side}'s output {name}", run)
+
+    def add_gates(self, run: ReferenceRun) -> None:
+        """What the reference's gates look like."""
+        for name, site in run.sites.items():
+            found = self.sites.setdefault(name, SiteMeasured(site.site))
+            found.opened += int(site.mask.sum())
+            found.gates += site.mask.size
+            if site.x is not None and np.isfinite(site.x).all():
+                found.histogram += histogram(site.x, site.site.form)
+
+    def add_answers(self, run: ReferenceRun, outputs: Arrays, rows: int | None) -> None:
+        """Rank the inputs, and count right answers where there are labels.
+
+        Args:
+            rows: of the first output that count; None for all.
+        """
+        ((first, given), *_) = run.given.items()
+        if given.ndim and given.shape == outputs[first].shape and given.dtype.kind == "f":
+            self.keep_worst_inputs(run.sample, outputs[first], given, len(given) if rows is None else rows)
+        logits = next((n for n, g in run.given.items() if looks_like_logits(g) and g.shape == outputs[n].shape), None)
+        if run.labels is None or logits is None or len(run.labels) != len(run.given[logits]):
+            return
+        if self.paired is None:
+            self.paired = PairedCounts()
+        self.paired.add(run.given[logits], outputs[logits], run.labels)
+
+    def describe(self, run: ReferenceRun) -> None:
+        """Count a sample under what samples like it are called."""
+        self.described[run.kind or run.description] += 1
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """What was run, and in how many batches."""
+        return tuple(text if n == 1 else f"{text}, {n} batches" for text, n in self.described.items())
 
     def keep_layer(self, found: LayerError) -> None:
         worst = self.layers.get(found.name)
