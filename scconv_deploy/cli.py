@@ -299,42 +299,24 @@ def verify(
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)
-        if plugin is not None and not artifact.name.endswith((".engine", ".engine.rejected")):
+        of_model = deep is not None or any(
+            (kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, embed, data, preprocessing)
+        )
+        engine = artifact.name.endswith((".engine", ".engine.rejected"))
+        if plugin is not None and not engine:
             raise UsageError("--plugin belongs to an engine.", "Leave it out.")
-        if artifact.name.endswith((".engine", ".engine.rejected")):
+        if engine:
             spec = _spec(
                 reference or "", kwargs, weights, non_strict, trust_checkpoint, inputs, batch, dynamic, seed, embed
             )
             checks = _checks(data, deep, preprocessing, tolerance, provider)
             result = cli_build.verify_engine(artifact, plugin, spec, checks, session)
         elif reference is None:
-            of_module = embed or trust_checkpoint or non_strict or seed
-            if (
-                kwargs
-                or weights
-                or inputs
-                or batch
-                or dynamic
-                or data
-                or preprocessing
-                or of_module
-                or deep is not None
-            ):
+            if of_model or seed:
                 raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
             result = _verify_bundle(artifact, tolerance, provider, session)
         elif reference.endswith(".onnx"):
-            of_module = embed or trust_checkpoint or non_strict
-            if (
-                kwargs
-                or weights
-                or inputs
-                or batch
-                or dynamic
-                or data
-                or preprocessing
-                or of_module
-                or deep is not None
-            ):
+            if of_model:
                 raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
             from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 

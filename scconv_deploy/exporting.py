@@ -86,7 +86,12 @@ class ExportOptions:
     def resolved_mask_form(self) -> MaskForm:
         if self.mask_form != "auto":
             return self.mask_form
-        return "multiply" if set(self.backends) <= {"onnx"} else "where"
+        return "where" if self.builds_engines else "multiply"
+
+    @property
+    def builds_engines(self) -> bool:
+        """Whether a backend besides ``onnx`` is asked for."""
+        return not set(self.backends) <= {"onnx"}
 
 
 @dataclass(frozen=True)

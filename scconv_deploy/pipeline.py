@@ -158,7 +158,7 @@ def _deploy(
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL if report else MODEL + REJECTED
-    engines = _for_engines(artifact) if "tensorrt" in " ".join(options.backends) else None
+    engines = _for_engines(artifact) if options.builds_engines else None
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(

@@ -24,7 +24,7 @@ from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import MissingRuntimeError, ParityError
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, reject
-from scconv_deploy.exporters.engine_build import build_network
+from scconv_deploy.exporters.engine_build import build_network, expanded
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.profiles import ShapeRange
 from scconv_deploy.exporters.tensorrt import check_options
@@ -169,7 +169,7 @@ def finish_bundle(
         with log.stage("build") as stage:
             engine = _build_engine(bundle, folder, plan, module, wanted, command, progress)
             stage.applied.append(f"{engine.path.name}: {engine.manifest.summary}")
-            stage.skipped += [(sru.site, sru.reason) for sru in engine.manifest.srus if sru.form == "expanded"]
+            stage.skipped += [(sru.site, sru.reason) for sru in expanded(engine.manifest)]
         progress("comparing the engine with PyTorch")
         report = device.judge(bundle, engine, plugin, log, facts)
         report = _timed(report, inputs, engine, plugin, options, device, log, progress)
