@@ -13,9 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from scconv_deploy import building, cli
+from scconv_deploy import building
 from scconv_deploy.building import EngineBuilder, build_file
 from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.build_options import BuildOptions
@@ -23,7 +22,9 @@ from scconv_deploy.exporters.engine import load_engine
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporting import ExportOptions
 from scconv_deploy.spec import DynamicAxis
+from tests.command_line import failed, run
 from tests.exporters.engines import conv_model, save, sru_model
+from tests.finished import NET
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 pytestmark = pytest.mark.tensorrt
@@ -37,18 +38,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     save(conv_model(), tmp_path / "m.onnx")
     return tmp_path
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def failed(result, code, message):
-    """One line on stderr, the right code."""
-    assert result.exit_code == code, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
 
 
 def test_a_second_identical_build_comes_from_the_cache(workplace):
@@ -209,21 +198,6 @@ def test_mask_form_is_where_as_soon_as_a_tensorrt_backend_is_asked_for():
     assert ExportOptions().resolved_mask_form == "multiply"
     assert ExportOptions(backends=("onnx", "tensorrt-rtx")).resolved_mask_form == "where"
     assert ExportOptions(mask_form="multiply", backends=("onnx", "tensorrt")).resolved_mask_form == "multiply"
-
-
-NET = """
-from torch import nn
-from scconv_deploy.nn import SRU
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.sru = SRU(8, 4)
-
-    def forward(self, x):
-        return self.sru(self.conv(x)).mean((2, 3))
-"""
 
 
 def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(workplace):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from typer.testing import CliRunner
 
-from scconv_deploy import building, cli
+from scconv_deploy import building
 from scconv_deploy.building import EngineBuilder
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
 from scconv_deploy.bundle.reference import ForEngines, read_reference, write_reference
@@ -31,6 +30,7 @@ from scconv_deploy.verification import instrument, lone_sru, sru_models
 from scconv_deploy.verification.runners import tensorrt as runners
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
+from tests.command_line import failed, run
 from tests.verification.engine_cases import copy_of, engine_of
 from tests.verification.judging import damage_weight, edit_body
 from tests.verification.ort_behind_tensorrt import Module
@@ -70,17 +70,6 @@ def recorded(tiny_reference, tiny_bytes, tiny_fp16, tmp_path_factory):
         (folder / MANIFEST).write_bytes(manifest_bytes(folder, {}))
         made[precision] = folder, model
     return made
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def failed(result, code, message):
-    assert result.exit_code == code, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
