@@ -1,6 +1,6 @@
 """One family of errors; each carries the exit code of the command line and the remedy.
 
-Library code raises, :mod:`scconv_deploy.cli` catches, prints ``message`` and ``remedy`` on one line and
+Library code raises, :mod:`scconv_deploy.commands.session` catches, prints ``message`` and ``remedy`` on one line and
 exits with ``exit_code``. The codes are the contract of the command line: scripts and CI branch on them.
 """
 

@@ -64,6 +64,6 @@ def test_imports_go_one_way(path):
         runtimes = {"onnxruntime", "tensorrt"} if where == "bundle/run.py" else set()  # a program of its own
         assert outside <= {"numpy"} | runtimes  # it also runs on the device
     if where.startswith(("gate", "nn", "zoo", "spec", "errors")):
-        above = ("pipeline", "cli", "exporters", "rewrite", "verification", "report", "inspection")
+        above = ("pipeline", "cli", "commands", "exporters", "rewrite", "verification", "report", "inspection")
         assert not any(name.startswith(tuple(f"scconv_deploy.{a}" for a in above)) for name in imported)
     assert "click" not in imported

@@ -1,4 +1,4 @@
-"""``scconv-deploy report``: parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+"""``scconv-deploy report``: parse and call."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scconv_deploy.cli_options import Force, Json, Quiet
-from scconv_deploy.cli_session import Session, run_session
+from scconv_deploy.commands.options import Force, Json, Quiet
+from scconv_deploy.commands.session import Session, run_session
 from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:

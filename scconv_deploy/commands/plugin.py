@@ -1,4 +1,4 @@
-"""``scconv-deploy plugin``: parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+"""``scconv-deploy plugin``: parse and call."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scconv_deploy.cli_options import Force, Json, Quiet
-from scconv_deploy.cli_session import run_session
+from scconv_deploy.commands.options import Force, Json, Quiet
+from scconv_deploy.commands.session import run_session
 from scconv_deploy.errors import IntegrityError
 
 plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")

@@ -1,4 +1,4 @@
-"""The commands that build and time engines; parse and call, like :mod:`scconv_deploy.cli`, which adds them."""
+"""The commands that build and time engines: parse and call."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scconv_deploy.cli_options import Digest, Force, Json, Provider, Quiet
-from scconv_deploy.cli_session import command_line, run_session
+from scconv_deploy.commands.options import Digest, Force, Json, Provider, Quiet
+from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.building import EngineRequest
-    from scconv_deploy.cli_session import Session
+    from scconv_deploy.commands.session import Session
     from scconv_deploy.exporters.engine_cache import EngineCache
     from scconv_deploy.report.records import ParityReport
     from scconv_deploy.spec import ModelSpec
@@ -273,10 +273,3 @@ def verify_engine(
     if spec != type(spec)(spec.source, seed=spec.seed) or checks.data or checks.preprocessing:
         raise UsageError(f"These options belong to a model, and the reference is {place}.", "Leave them out.")
     return opened.against_bundle(place, checks) if place.is_dir() else opened.against_onnx(place, spec.seed, checks)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(build)
-    app.command()(bench)
-    app.command()(finish)

@@ -1,0 +1,32 @@
+"""The command that looks at the machine: parse and call."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scconv_deploy.commands.options import Json, Quiet
+from scconv_deploy.commands.session import run_session
+from scconv_deploy.errors import MissingRuntimeError
+
+
+def doctor(
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Exit 3 if this is missing, for example nvcc; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what this machine can do, what is missing and how to get it; exit 3 if something required is missing."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.doctor import diagnose
+
+        session.progress("looking at runtimes, GPUs and compilers")
+        result = diagnose()
+        session.show(result, "print_diagnosis")
+        lacking = result.lacking(require or ())
+        if lacking:
+            first = lacking[0]
+            raise MissingRuntimeError(f"{first.name}: {first.found}.", first.remedy)

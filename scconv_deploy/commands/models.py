@@ -1,0 +1,131 @@
+"""The commands that take a MODEL, and the list of those that are here: parse and call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scconv_deploy.commands.engines import (
+    Backends,
+    CacheFolder,
+    NoCache,
+    Target,
+    chosen_cache,
+    engine_request,
+    parse_backends,
+)
+from scconv_deploy.commands.options import (
+    CheckOptions,
+    Data,
+    Force,
+    GraphOptions,
+    Json,
+    Model,
+    ModelOptions,
+    Quiet,
+    grouped,
+)
+from scconv_deploy.commands.session import command_line, run_session
+from scconv_deploy.errors import ParityError, UsageError
+
+
+@grouped
+def deploy(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder.")],
+    of_model: ModelOptions = ModelOptions(),
+    judged: CheckOptions = CheckOptions(),
+    graph: GraphOptions = GraphOptions(),
+    backend: Backends = None,
+    target: Target = "",
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.pipeline import deploy_spec
+
+        spec = of_model.spec(model)
+        backends = parse_backends(backend)
+        result = deploy_spec(
+            spec,
+            output,
+            graph.export(backends),
+            engines=engine_request(backends, target, spec.dynamic),
+            cache=chosen_cache(cache, no_cache),
+            checks=judged.checks(),
+            force=force,
+            command=command_line(),
+            progress=session.progress,
+        )
+        session.show(result, "print_deploy")
+        if not result:
+            raise ParityError(f"{result.artifact}: {result.report.failures[0]}", "Do not ship it; see report.json.")
+
+
+@grouped
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file.")],
+    of_model: ModelOptions = ModelOptions(),
+    graph: GraphOptions = GraphOptions(),
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model to ONNX, each SRU as one node; nothing is verified."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.exporting import export_spec
+
+        result = export_spec(of_model.spec(model), output, graph.export(), force, session.progress)
+        session.show(result, "print_export")
+
+
+@grouped
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, an ONNX file, or a bundle.")],
+    of_model: ModelOptions = ModelOptions(),
+    data: Data = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a model or an artifact holds."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
+
+        if target.endswith((".onnx", ".rejected", ".engine")) or Path(target).is_dir():
+            if of_model != ModelOptions() or data:
+                raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
+            if target.endswith(".engine"):
+                session.show(inspect_engine(Path(target)), "print_engine")
+            else:
+                session.show(inspect_onnx(Path(target)), "print_onnx")
+        else:
+            spec = of_model.spec(target)
+            session.show(inspect_model(spec, data, session.progress), "print_model")
+
+
+def models(
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Also write the counts beside the paper's, Markdown.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the zoo: parameters, multiply-adds, default input, source."""
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.zoo.catalogue import document, list_models
+
+        if table is not None:
+            check_output_file(table, force)
+        listing = list_models(progress=session.progress)
+        if table is not None:
+            write_file(table, document(listing).encode())
+        session.show(listing, "print_models")

@@ -1,0 +1,226 @@
+"""Options that several commands share, one by one and in groups."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from scconv_deploy.exporting import ExportOptions
+    from scconv_deploy.spec import ModelSpec
+    from scconv_deploy.verification.chain import Judging
+    from scconv_deploy.verification.checks import Checks
+
+_INPUTS, _WEIGHTS, _PRECISION = "Inputs", "Weights", "Precision"
+Model = Annotated[
+    str, typer.Argument(help="A zoo name, package.module:factory, path/file.py:factory, or a pickled module.")
+]
+Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, a JSON object.")]
+Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)]
+NonStrict = Annotated[
+    bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
+]
+Embed = Annotated[
+    str | None,
+    typer.Option(metavar="RULE|JSON", help="Put ScConv into 3x3 convolutions: 'paper', or patterns over their paths."),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="[NAME:]SHAPE[:DTYPE]", help="One per input; a zoo model knows its own.",
+        rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="MIN:OPT:MAX", help="Make axis 0 of every input dynamic.", rich_help_panel=_INPUTS),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:AXIS=MIN:OPT:MAX", help="Make another axis dynamic; repeatable.", rich_help_panel=_INPUTS
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**32 - 1, help="Of the initialisation and of random inputs.", rich_help_panel=_INPUTS),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Also use real data: a folder of images (class subfolders give labels), an .npz (with labels, if you "
+        "have them), file.py:loader, or 'photos' (those scikit-learn ships).",
+        rich_help_panel=_INPUTS,
+    ),
+]
+Deep = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=0, help="How many inputs of --data are judged in full, 64 by default; the others run free "
+        "(gates, end to end, accuracy), at less than half the cost.", rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing", metavar="JSON", help="Of images: mean, std and resize; a zoo model knows its own.",
+        rich_help_panel=_INPUTS,
+    ),
+]  # fmt: skip
+Tolerances = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
+]
+Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),
+]
+MaskForm = Annotated[
+    Literal["auto", "where", "multiply"],
+    typer.Option(help="How a mask is applied: Where (for TensorRT) or Cast and Mul (faster in ONNX Runtime)."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Digest = Annotated[
+    str, typer.Option(metavar="SHA256", help="Of the bundle's manifest, as deploy printed it; exit 7 if it is another.")
+]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16"],
+    typer.Option(help="Of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),
+]
+Io = Annotated[
+    Literal["float32", "half"],
+    typer.Option("--io", help="Types of the graph's inputs and outputs.", rich_help_panel=_PRECISION),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Nodes or weights that stay in float32, with * and ?; repeatable.",
+        rich_help_panel=_PRECISION,
+    ),
+]  # fmt: skip
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A parameter whose type is one of the groups below stands for the group's options, in its place."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        group = groups.get(parameter.name)
+        if group is None:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+        else:
+            types = get_type_hints(group, include_extras=True)
+            parameters += [
+                parameter.replace(name=f.name, annotation=types[f.name], default=f.default) for f in fields(group)
+            ]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **made)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a MODEL takes."""
+
+    kwargs: Kwargs = None
+    weights: Weights = None
+    non_strict: NonStrict = False
+    trust_checkpoint: Trust = False
+    inputs: Inputs = None
+    batch: Batch = None
+    dynamic: Dynamic = None
+    seed: Seed = 0
+    embed: Embed = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any is, but for the seed, which is not only a model's."""
+        return self != ModelOptions(seed=self.seed)
+
+    def spec(self, source: str) -> ModelSpec:
+        """The model that a source names (UsageError where an option cannot be read)."""
+        from scconv_deploy.spec import DynamicAxis, EmbedSpec, InputSpec, ModelSpec, parse_kwargs
+
+        axes = [] if self.batch is None else [DynamicAxis.parse_batch(self.batch)]
+        return ModelSpec(
+            source,
+            parse_kwargs(self.kwargs),
+            self.weights,
+            tuple(InputSpec.parse(text) for text in self.inputs or ()),
+            (*axes, *(DynamicAxis.parse(text) for text in self.dynamic or ())),
+            self.seed,
+            not self.non_strict,
+            self.trust_checkpoint,
+            None if self.embed is None else EmbedSpec.parse(self.embed),
+        )
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What a model's artifact is judged on, and by what."""
+
+    data: Data = None
+    deep: Deep = None
+    preprocessing: Preprocess = None
+    tolerance: Tolerances = None
+    provider: Provider = "cpu"
+
+    @property
+    def of_model(self) -> bool:
+        """Whether any is given that only a model as the reference can use."""
+        return (self.data, self.deep, self.preprocessing) != (None, None, None)
+
+    def checks(self) -> Checks:
+        """For a model as the reference."""
+        from scconv_deploy.verification.checks import DEEP, Checks
+        from scconv_deploy.verification.samples import Preprocessing
+        from scconv_deploy.verification.tolerances import parse_overrides
+
+        wanted = None if self.preprocessing is None else Preprocessing.parse(self.preprocessing)
+        deep = DEEP if self.deep is None else self.deep
+        return Checks(self.data, wanted, parse_overrides(self.tolerance or ()), self.provider, deep)
+
+    def judging(self) -> Judging:
+        """For a reference that was recorded, or another file."""
+        from scconv_deploy.verification.chain import Judging
+        from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+        from scconv_deploy.verification.tolerances import parse_overrides
+
+        return Judging(parse_overrides(self.tolerance or ()), RuntimeOptions(self.provider))
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the exported graph is like."""
+
+    opset: Opset = None
+    mask_form: MaskForm = "auto"
+    precision: Precision = "fp32"
+    io: Io = "float32"
+    keep: Keep = None
+
+    def export(self, backends: tuple[str, ...] = ("onnx",)) -> ExportOptions:
+        from scconv_deploy.exporting import ExportOptions
+
+        return ExportOptions(self.opset, self.mask_form, backends, self.precision, self.io, tuple(self.keep or ()))
