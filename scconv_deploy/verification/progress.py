@@ -21,10 +21,10 @@ def with_progress(sources: Sequence[Iterable[Sample]], progress: Callable[[str],
 
 
 def _where(done: int, total: int | None, seconds: float) -> str:
-    """``(3 of 20, 0:51 left)``; the first sample tells nothing yet, and a loader's length is not known."""
+    """``(3 of 20, 10%, 0:51 left)``; the first sample tells nothing yet, and a loader's length is not known."""
     if total is None:
         return f" ({done + 1})"
     if not done:
         return f" (1 of {total})"
     left = round(seconds / done * (total - done))
-    return f" ({done + 1} of {total}, {left // 60}:{left % 60:02d} left)"
+    return f" ({done + 1} of {total}, {done / total:.0%}, {left // 60}:{left % 60:02d} left)"
