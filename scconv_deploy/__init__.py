@@ -5,12 +5,12 @@ The names below are imported when they are first used: ``import scconv_deploy`` 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # importing typing takes as long as all of this, before the command line handles Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from scconv_deploy.exporting import ExportOptions, ExportResult, export
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
     from scconv_deploy.pipeline import DeployResult, deploy, verify
@@ -75,4 +75,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -18,6 +17,7 @@ from scconv_deploy.commands.models import deploy, export, inspect, models
 from scconv_deploy.commands.plugin import plugin
 from scconv_deploy.commands.report import reports
 from scconv_deploy.commands.session import report_error
+from scconv_deploy.process import BROKEN_PIPE, Signals, interrupted
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
 
@@ -33,7 +33,9 @@ class _Group(typer.core.TyperGroup):
             see = f"See {error.ctx.command_path if error.ctx else 'scconv-deploy'} --help."
             code = report_error(2, error.format_message(), see, as_json="--json" in args)
         except typer.Abort:
-            code = report_error(130, "Interrupted.", "", as_json="--json" in args)
+            code = report_error(*interrupted(), as_json="--json" in args)
+        except SystemExit:  # Typer and rich leave so when nobody reads --help; commands return their code
+            code = BROKEN_PIPE
         sys.exit(code or 0)
 
 
@@ -43,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",
     epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 environment, 4 model or graph, 5 build, 6 parity failed, "
-    "7 a file that is not what it claims, 130 interrupted.",
+    "7 a file that is not what it claims, 130 interrupted, 143 ended by SIGTERM, 141 nobody reads the output.",
 )
 
 
@@ -68,15 +70,11 @@ app.add_typer(plugin, name="plugin")
 app.add_typer(reports, name="report")
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def main() -> None:
-    """The console script."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed
+def main() -> NoReturn:
+    """Run the command line; :mod:`scconv_deploy.__main__` comes here when it has taken care of the signals."""
+    signals = Signals.install(app.info.name or "")
     try:
         app()
-    finally:  # what was decided stays, whatever arrives while the interpreter shuts down
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except SystemExit as left:
+        signals.leave(left.code if isinstance(left.code, int) else 1)
+    signals.leave(0)

@@ -35,6 +35,14 @@ def tiny_net():
     return TinyNet().eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_lines_of_progress():
+    """However slow the machine is, errors stay one line; tests/test_log_lines.py asks for lines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scconv_deploy.log_lines.EVERY_S", 1e6)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_reference():
     """(reference, log): TinyNet with a dynamic batch, its SRUs recognised."""

@@ -677,8 +677,8 @@ def test_child_processes_do_not_write_to_stdout_either():
         assert line in err.splitlines()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_in_the_middle_of_an_export(number):
+@pytest.mark.parametrize(("number", "by"), [(signal.SIGINT, ""), (signal.SIGTERM, " by SIGTERM")])
+def test_an_interrupt_in_the_middle_of_an_export(number, by):
     Path("out.onnx").write_text("old")
     process = python("-m", "scconv_deploy", "export", "net.py:Waits", "-o", "out.onnx", *SHAPE, "--force", "--json")
     deadline = time.monotonic() + 100
@@ -688,9 +688,9 @@ def test_an_interrupt_in_the_middle_of_an_export(number):
         time.sleep(0.05)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "scconv-deploy: Interrupted. No half-written file is left.\n"
-    assert json.loads(out)["error"]["exit_code"] == 130
+    assert process.returncode == 128 + number
+    assert err == f"scconv-deploy: Interrupted{by}. No half-written file is left.\n"
+    assert json.loads(out)["error"]["exit_code"] == 128 + number
     assert sorted(content()) == ["exporting", "net.py", "out.onnx"]
     assert Path("out.onnx").read_text() == "old"
 

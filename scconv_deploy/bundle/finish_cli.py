@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,14 +16,24 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
 from scconv_deploy.errors import ParityError, ScconvDeployError
+from scconv_deploy.log_lines import LogLines
+from scconv_deploy.process import BROKEN_PIPE, Signals, flush, installed, interrupted, open_standard_streams
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Parse, finish, print, and exit with the codes of the command line."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed
-    given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(given)
-    command = shlex.join(["python3", FINISH, *given])
+    signals = Signals.install(FINISH)
+    open_standard_streams()
+    signals.leave(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The same in a process that goes on: the exit code."""
+    options = _parser().parse_args(arguments)
+    command = shlex.join(["python3", FINISH, *arguments])
+    signals = installed()
+    if signals is not None:
+        signals.begin()
     try:
         wanted = FinishOptions(
             plugin=not options.no_plugin,
@@ -32,22 +43,34 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             warmup=options.warmup,
             force=options.force,
         )
-        result = finish_bundle(options.bundle, wanted, command=command, progress=_progress(options))
-        if options.json:
-            print(json.dumps(result.as_json(), indent=2))  # noqa: T201
-        elif not options.quiet:
-            print("\n".join(result.lines))  # noqa: T201
-        sys.exit(_failed(result) if not result else 0)
-    except ScconvDeployError as error:
-        if error.details:
-            sys.stderr.write(f"{error.details}\n")
-        sys.exit(_error(error.exit_code, error.message, error.remedy, options.json))
-    except KeyboardInterrupt:
-        sys.exit(_error(130, "Interrupted.", "No half-written file is left.", options.json))
-    except Exception as error:  # a bug: say so, with what its report needs
-        traceback.print_exc()
+        with _progress(options) as progress:
+            result = finish_bundle(options.bundle, wanted, command=command, progress=progress)
+        unread = not options.quiet and not _print(
+            json.dumps(result.as_json(), indent=2) if options.json else "\n".join(result.lines)
+        )
+        if not result:
+            return _failed(result)
+        return BROKEN_PIPE if unread else 0
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (signals is not None and signals.number is not None):
+            return _error(*interrupted(), options.json)
+        if isinstance(error, ScconvDeployError):
+            if error.details:
+                sys.stderr.write(f"{error.details}\n")
+            return _error(error.exit_code, error.message, error.remedy, options.json)
+        traceback.print_exception(error)  # a bug: say so, with what its report needs
         remedy = "This is a bug in scconv-deploy; please report it with the lines above."
-        sys.exit(_error(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json))
+        return _error(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
+
+
+def _print(text: str) -> bool:
+    """On stdout; False if nobody reads it."""
+    try:
+        print(text)  # noqa: T201
+    except BrokenPipeError:
+        flush(sys.stdout)
+        return False
+    return flush(sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,13 +99,22 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _progress(options: argparse.Namespace):
-    def tell(message: str) -> None:
-        if sys.stderr.isatty() and not options.json and not options.quiet:
-            sys.stderr.write(f"\r\x1b[K{message}")
-            sys.stderr.flush()
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """One line that is written again and again on a terminal, lines now and then elsewhere."""
+    if options.json or options.quiet:
+        yield lambda message: None
+    elif not sys.stderr.isatty():
+        with LogLines() as lines:
+            yield lines
+    else:
+        yield lambda message: _rewrite(f"\r\x1b[K{message}")
+        _rewrite("\r\x1b[K")
 
-    return tell
+
+def _rewrite(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _failed(result: FinishResult) -> int:
@@ -93,10 +125,6 @@ def _failed(result: FinishResult) -> int:
 def _error(code: int, message: str, remedy: str, as_json: bool) -> int:
     """One line on stderr, and the JSON document if that is wanted; the exit code."""
     if as_json:
-        print(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))  # noqa: T201
+        _print(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
     sys.stderr.write(f"{FINISH}: {message} {remedy}".rstrip() + "\n")
     return code
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -20,6 +20,9 @@ _MAIN = f"""import sys
 
 if sys.version_info < (3, 10):
     sys.exit("finish.pyz needs Python 3.10 or later, found " + sys.version.split()[0])
+from scconv_deploy.process import Signals
+
+Signals.install("finish.pyz")  # before what takes a while to import
 from {ENTRY} import main
 
 main()

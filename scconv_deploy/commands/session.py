@@ -9,15 +9,18 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from scconv_deploy.errors import ScconvDeployError
+from scconv_deploy.log_lines import LogLines
+from scconv_deploy.process import BROKEN_PIPE, flush, installed, interrupted
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.status import Status
 
 
@@ -27,79 +30,119 @@ def command_line() -> str:
 
 
 class Session:
-    """Where the output of one command goes: results to stdout, progress to stderr."""
+    """Where the output of one command goes: results to stdout, progress to stderr.
 
-    def __init__(self, stdout: TextIO, status: Status | None, as_json: bool, quiet: bool) -> None:
+    Attributes:
+        shown: whether the result has been printed, or nobody reads it any more.
+        unread: whether whoever read stdout has gone.
+    """
+
+    def __init__(self, stdout: TextIO, progress: Status | LogLines | None, as_json: bool, quiet: bool) -> None:
         self._stdout = stdout
-        self._status = status
+        self._progress = progress
         self._json = as_json
         self._quiet = quiet
         self.shown = False
+        self.unread = False
 
     def progress(self, message: str) -> None:
-        """Say what is being done, on a terminal."""
-        from rich.text import Text
+        """Say what is being done."""
+        if (signals := installed()) is not None:
+            signals.check()
+        if isinstance(self._progress, LogLines):
+            self._progress(message)
+        elif self._progress is not None:
+            from rich.text import Text
 
-        if self._status is not None:
-            self._status.update(Text(message))
+            self._progress.update(Text(message))
 
     def show(self, result: Any, printer: str) -> None:
         """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""
-        from rich.console import Console
-
         from scconv_deploy.report import text
 
-        if self._status is not None:
-            self._status.stop()
         if self._json:
-            typer.echo(json.dumps(result.as_json(), indent=2), file=self._stdout)
+            self.write(json.dumps(result.as_json(), indent=2) + "\n")
         elif not self._quiet:
-            # a pipe gets tables as wide as they are
-            console = Console(file=self._stdout, width=None if self._stdout.isatty() else 160)
-            getattr(text, printer)(console, result)
+            self._print(lambda: getattr(text, printer)(_console(self._stdout), result))
         self.shown = True
 
     def write(self, document: str) -> None:
         """Print a document as it is."""
-        if self._status is not None:
-            self._status.stop()
-        typer.echo(document, file=self._stdout, nl=False)
+        self._print(lambda: self._stdout.write(document))
         self.shown = True
+
+    def _print(self, write: Callable[[], object]) -> None:
+        """Print; that nobody reads it ends no command, for a verdict may still be to come."""
+        if self._progress is not None:
+            self._progress.stop()
+        try:
+            write()
+        except BrokenPipeError:
+            self.unread = True
+        self.unread |= not flush(self._stdout)
+
+
+def _console(stdout: TextIO) -> Console:
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the process, with 1
+            raise BrokenPipeError
+
+    return Plain(file=stdout, width=None if stdout.isatty() else 160)  # a pipe gets tables as wide as they are
 
 
 @contextmanager
 def run_session(as_json: bool, quiet: bool) -> Iterator[Session]:
     """Run a command: progress on stderr while it lasts, and every error as its line and its exit code."""
     session: Session | None = None
+    signals = installed()
+    if signals is not None:
+        signals.begin()
     try:
-        from rich.console import Console
-
-        errors = Console(stderr=True)
-        wanted = errors.is_terminal and not quiet and not as_json
-        with _reserved_stdout() as stdout, errors.status("starting") if wanted else nullcontext() as status:
-            session = Session(stdout, status, as_json, quiet)
+        with _reserved_stdout() as stdout, _progress(quiet or as_json) as progress:
+            session = Session(stdout, progress, as_json, quiet)
             yield session
+        if session.unread:
+            raise typer.Exit(BROKEN_PIPE)
         return
-    except ScconvDeployError as error:
+    except (typer.Exit, typer.Abort):
+        raise
+    except BrokenPipeError as error:
+        raise typer.Exit(BROKEN_PIPE) from error
+    except BaseException as error:
+        lost = signals is not None and signals.number is not None  # whatever became of KeyboardInterrupt on its way
+        failure = interrupted() if lost else _failure(error)
+    raise typer.Exit(report_error(*failure, as_json=as_json and not (session is not None and session.shown)))
+
+
+def _failure(error: BaseException) -> tuple[int, str, str]:
+    """Exit code, message and remedy; what belongs before them is printed."""
+    if isinstance(error, ScconvDeployError):
         if error.details:
             typer.echo(error.details, err=True)
-        failure = error.exit_code, error.message, _whole_command(error.remedy)
-    except KeyboardInterrupt:
-        failure = 130, "Interrupted.", "No half-written file is left."
-    except SystemExit as error:  # the user's forward
-        failure = 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
-    except PermissionError as error:
-        failure = 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
-    except (BrokenPipeError, typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            failure = 2, "No space is left where the result goes.", "Free some, or write elsewhere."
-        else:  # a bug: say so, with what its report needs
-            traceback.print_exc()
-            remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
-            failure = 1, f"Internal error: {type(error).__name__}: {error}", remedy
-    raise typer.Exit(report_error(*failure, as_json=as_json and not (session is not None and session.shown)))
+        return error.exit_code, error.message, _whole_command(error.remedy)
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted()
+    if isinstance(error, SystemExit):  # the user's forward
+        return 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
+    if isinstance(error, PermissionError):
+        return 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 2, "No space is left where the result goes.", "Free some, or write elsewhere."
+    traceback.print_exception(error)  # a bug: say so, with what its report needs
+    remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
+    return 1, f"Internal error: {type(error).__name__}: {error}", remedy
+
+
+def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
+    """A line that is written again and again on a terminal, lines now and then elsewhere."""
+    from rich.console import Console
+
+    if silent:
+        return nullcontext()
+    errors = Console(stderr=True)
+    return errors.status("starting") if errors.is_terminal else LogLines()
 
 
 @contextmanager
@@ -143,5 +186,6 @@ def report_error(code: int, message: str, remedy: str, *, as_json: bool) -> int:
     if as_json:
         with suppress(OSError):  # stdout may be what failed; the line on stderr says it still
             typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
+    with suppress(OSError):
+        typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
     return code

@@ -23,6 +23,7 @@ from typing import Any
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.process import held
 
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"
@@ -289,17 +290,19 @@ def _register_name(path: Path) -> Path:
 
 def _run(command: Sequence[str], folder: str) -> None:
     """Run a compiler with its temporary files in the folder; an interrupt ends it and all that it has started."""
+    process = None
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-                                   env=os.environ | {"TMPDIR": folder}, start_new_session=True)  # fmt: skip
+        with held():  # a signal between the start and its result would leave a compiler that nobody knows
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+                                       env=os.environ | {"TMPDIR": folder}, start_new_session=True)  # fmt: skip
+        output, _ = process.communicate()
     except OSError as error:
         raise MissingRuntimeError(f"{command[0]} cannot be run: {error.strerror}.", "Install it again.") from error
-    try:
-        output, _ = process.communicate()
     except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         raise
     if process.returncode:
         lines = [line for line in output.splitlines() if line.strip()]

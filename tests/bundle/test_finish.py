@@ -287,8 +287,8 @@ def test_a_signal_in_the_middle_leaves_nothing(bundle, rtx, tmp_path):
     assert list(bundle.glob(".scconv*"))  # it is in the middle
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.strip().endswith("Interrupted. No half-written file is left.")
+    assert process.returncode == 143
+    assert said.strip().endswith("finish.pyz: Interrupted by SIGTERM. No half-written file is left.")
     assert check_bundle(bundle)
     assert not (bundle / "device").exists()
     assert not list(bundle.glob(".scconv*"))
@@ -306,15 +306,11 @@ def test_the_command_line_prints_what_finish_pyz_prints(bundle, rtx, monkeypatch
     assert document["report"]["verdict"] == "passed"
     from scconv_deploy.bundle import finish_cli
 
-    with pytest.raises(SystemExit) as ended:
-        finish_cli.main([str(bundle), "--no-plugin", "--rounds", "3", "--force"])
-    assert ended.value.code == 0
+    assert finish_cli.run([str(bundle), "--no-plugin", "--rounds", "3", "--force"]) == 0
     said = capsys.readouterr().out
     assert "parity       passed" in said
     monkeypatch.setattr(finish, "Device", InOnnxRuntime(wrong=1.5).device)
-    with pytest.raises(SystemExit) as ended:
-        finish_cli.main([str(bundle), "--no-plugin", "--rounds", "3", "--force"])
-    assert ended.value.code == 6
+    assert finish_cli.run([str(bundle), "--no-plugin", "--rounds", "3", "--force"]) == 6
     assert "model.tensorrt-rtx.engine.rejected: " in capsys.readouterr().err
 
 
