@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from scconv_deploy.verification.data import Block, DataSource
 FREE = " (running free: gates, end to end, accuracy)"
 """What is said of samples that are not judged in full."""
 _METADATA = ("pretrained_cfg", "default_cfg")
+_LARGEST_SIDE = 16384  # pixels; beyond it a resized photograph takes gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,8 @@ class Preprocessing:
         for name in _METADATA:
             config = getattr(model, name, None)
             if isinstance(config, Mapping) and "mean" in config and "std" in config:
-                return cls(tuple(map(float, config["mean"])), tuple(map(float, config["std"])))
+                given = {key: np.ravel(config[key]).tolist() for key in ("mean", "std")}
+                return cls._checked(given, f"The model's {name}", "Give --preprocessing in its place.")
         return cls()
 
     @classmethod
@@ -85,16 +88,42 @@ class Preprocessing:
         """Read ``--preprocessing JSON``: an object with ``mean``, ``std`` and ``resize`` (UsageError otherwise)."""
         example = '--preprocessing \'{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": 256}\''
         try:
-            given: dict[str, Any] = json.loads(text)
-            unknown = set(given) - {"mean", "std", "resize"}
-            mean, std = (tuple(float(v) for v in given.get(k, [d])) for k, d in (("mean", 0.0), ("std", 1.0)))
-            resize = given.get("resize")
-            good = not unknown and all(v > 0 for v in std) and (resize is None or (type(resize) is int and resize > 0))
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            good = False
-        if not good:
-            raise UsageError(f"--preprocessing {text!r} is not of the form wanted.", f"Write {example}.")
-        return cls(mean, std, resize)
+            given = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--preprocessing {text!r} is not JSON.", f"Write {example}.") from error
+        if not isinstance(given, dict):
+            raise UsageError(f"--preprocessing {text!r} is no JSON object.", f"Write {example}.")
+        if unknown := sorted(set(given) - {"mean", "std", "resize"}):
+            raise UsageError(f"--preprocessing has no {unknown[0]!r}.", f"Write {example}.")
+        return cls._checked(given, "--preprocessing", f"Write {example}.")
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any], where: str, remedy: str) -> Preprocessing:
+        """What divides by zero or gives no number would be compared as if it were data (UsageError)."""
+        lists = {}
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            values = given.get(name, [default])
+            if not isinstance(values, list) or not values:
+                raise UsageError(f"{where}: {name} is {values!r}, expected a list with a number per channel.", remedy)
+            for index, value in enumerate(values):
+                number = _float32(value) if type(value) in (int, float) else math.nan
+                if not math.isfinite(number) or (name == "std" and number <= 0):
+                    wanted = "a finite number above 0" if name == "std" else "a finite number"
+                    raise UsageError(f"{where}: {name}[{index}] is {value!r}, expected {wanted}.", remedy)
+            lists[name] = tuple(map(float, values))
+        resize = given.get("resize")
+        if resize is not None and not (type(resize) is int and 0 < resize <= _LARGEST_SIDE):
+            raise UsageError(f"{where}: resize is {resize!r}, expected 1 to {_LARGEST_SIDE} pixels.", remedy)
+        return cls(lists["mean"], lists["std"], resize)
+
+
+def _float32(value: float) -> float:
+    """As it is used: 1e-60 is a deviation of 0, 1e60 infinite, and so is an integer that is no float at all."""
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.float32(value))
+    except OverflowError:
+        return math.inf
 
 
 def noise_samples(signature: Signature, seed: int) -> list[Sample]:

@@ -208,6 +208,41 @@ def test_preprocessing_from_the_option_the_model_and_the_zoo():
             Preprocessing.parse(bad)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"std": [1, 0, 1]}', "std[1] is 0, expected a finite number above 0"),
+        ('{"std": [1, 1, -2]}', "std[2] is -2, expected a finite number above 0"),
+        ('{"std": [1e-60]}', "std[0] is 1e-60, expected a finite number above 0"),  # 0 in float32
+        ('{"std": [NaN]}', "std[0] is nan, expected a finite number above 0"),
+        ('{"std": [Infinity]}', "std[0] is inf, expected a finite number above 0"),
+        ('{"mean": [0, NaN]}', "mean[1] is nan, expected a finite number"),
+        ('{"mean": [-Infinity]}', "mean[0] is -inf, expected a finite number"),
+        ('{"mean": [1e60]}', "mean[0] is 1e+60, expected a finite number"),
+        ('{"mean": [true]}', "mean[0] is True, expected a finite number"),
+        ('{"mean": ["0.5"]}', "mean[0] is '0.5', expected a finite number"),
+        ('{"mean": [[0.5]]}', "mean[0] is [0.5], expected a finite number"),
+        ('{"mean": []}', "mean is [], expected a list with a number per channel"),
+        ('{"mean": {"r": 1}}', "mean is {'r': 1}, expected a list with a number per channel"),
+        ('{"resize": 1000000000}', "resize is 1000000000, expected 1 to 16384 pixels"),
+        ('{"resize": true}', "resize is True, expected 1 to 16384 pixels"),
+    ],
+)
+def test_preprocessing_that_gives_no_numbers(text, found):
+    with pytest.raises(UsageError) as refused:
+        Preprocessing.parse(text)
+    assert refused.value.message == f"--preprocessing: {found}."
+    assert refused.value.remedy.startswith("Write --preprocessing '{")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_preprocessing_that_the_model_notes_wrongly():
+    model = torch.nn.Identity()
+    model.pretrained_cfg = {"mean": 0.5, "std": np.array([0.0])}
+    with pytest.raises(UsageError, match=r"The model's pretrained_cfg: std\[0\] is 0.0, .* Give --preprocessing"):
+        Preprocessing.of("net.py:make", model)
+
+
 def test_preprocessing_of_other_channels(tmp_path):
     save_image(tmp_path / "a.png")
     with pytest.raises(UsageError, match="2 means and 1 deviations; x has 3 channels"):
@@ -252,6 +287,6 @@ def test_progress_counts_and_estimates(monkeypatch):
     assert list(with_progress([samples[:2], samples[2:]], said.append)) == samples
     assert said == [
         "verifying on s0: x 2 (1 of 3)",
-        "verifying on s1: x 2 (2 of 3, 2:00 left)",
-        "verifying on s2: x 2 (3 of 3, 0:45 left)",
+        "verifying on s1: x 2 (2 of 3, 33%, 2:00 left)",
+        "verifying on s2: x 2 (3 of 3, 67%, 0:45 left)",
     ]
