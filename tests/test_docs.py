@@ -151,6 +151,15 @@ def test_the_program_for_onnx_runtime_gives_pythons_output(tmp_path):
     assert (refused.returncode, refused.stderr) == (1, "run_onnx: image.bin: expected 60 bytes\n")
 
 
+# --- pictures ---
+
+
+def test_the_picture_of_a_report_is_small_and_its_script_damages_an_sru_that_there_is():
+    (site,) = re.findall(r'^SITE = "(.+)"$', (DOCS / "report_picture.py").read_text(), re.M)
+    assert site in dict(MODELS["scconv_resnet20"].build().named_modules())
+    assert (DOCS / "report.png").stat().st_size < 400_000
+
+
 # --- trtexec, Triton, DeepStream ---
 
 
