@@ -102,7 +102,7 @@ def test_diff_says_what_changed(here):
     assert changed.exit_code == 0
     lines = [" ".join(line.split()) for line in changed.stdout.splitlines()]
     assert lines[2] == "verdict passed failed"
-    assert "output logits: replay_ratio 2 9" in lines
+    assert "output logits: times the noise floor 2 9" in lines
     document = json.loads(run("diff", "good.json", "bad.json", "--json").stdout)
     assert document["changes"][0] == {"what": "verdict", "before": "passed", "after": "failed"}
     assert run("diff", "good.json", "absent.json").exit_code == 2
