@@ -80,6 +80,25 @@ def test_a_wrong_command_is_found():
             parse(words)
 
 
+def options(command) -> set[str]:
+    """Of a command and of those below it."""
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*(options(below) for below in getattr(command, "commands", {}).values()), {"--help"})
+
+
+ELSEWHERE = {  # options of other programs that the text names
+    "--backend-config", "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins", "--versionCompatible",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != DOCS / "hosts"], ids=ids)
+def test_every_option_in_the_text_exists(page):
+    known = options(typer.main.get_command(app)) | ELSEWHERE
+    for program in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', program.read_text()))
+    assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", page.read_text())) <= known
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=ids)
 def test_python_compiles(page):
     for block in blocks(page, "python"):
