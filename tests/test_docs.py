@@ -80,6 +80,25 @@ def test_a_wrong_command_is_found():
             parse(words)
 
 
+def options(command) -> set[str]:
+    """Of a command and of those below it."""
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*(options(below) for below in getattr(command, "commands", {}).values()), {"--help"})
+
+
+ELSEWHERE = {  # options of other programs that the text names
+    "--backend-config", "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins", "--versionCompatible",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != DOCS / "hosts"], ids=ids)
+def test_every_option_in_the_text_exists(page):
+    known = options(typer.main.get_command(app)) | ELSEWHERE
+    for program in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', program.read_text()))
+    assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", page.read_text())) <= known
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=ids)
 def test_python_compiles(page):
     for block in blocks(page, "python"):
@@ -149,6 +168,15 @@ def test_the_program_for_onnx_runtime_gives_pythons_output(tmp_path):
         assert np.array_equal(np.fromfile(tmp_path / f"{name}.bin", np.float32).reshape(4, 3), value)
     refused = subprocess.run([*run[:3], "5", "image.bin"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert (refused.returncode, refused.stderr) == (1, "run_onnx: image.bin: expected 60 bytes\n")
+
+
+# --- pictures ---
+
+
+def test_the_picture_of_a_report_is_small_and_its_script_damages_an_sru_that_there_is():
+    (site,) = re.findall(r'^SITE = "(.+)"$', (DOCS / "report_picture.py").read_text(), re.M)
+    assert site in dict(MODELS["scconv_resnet20"].build().named_modules())
+    assert (DOCS / "report.png").stat().st_size < 400_000
 
 
 # --- trtexec, Triton, DeepStream ---

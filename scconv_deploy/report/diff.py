@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scconv_deploy.report.engines import engine_facts
-from scconv_deploy.report.records import ParityReport, SRUParity
+from scconv_deploy.report.records import OutputParity, ParityReport, SRUParity
 
-_OUTPUT_NUMBERS = ("replay_error", "noise_floor", "replay_ratio")
+_OF_OUTPUTS = {"relative_l2": "relative L2", "max_abs": "max abs", "top1_agreement": "top-1 agrees",
+               "top5_agreement": "top-5 agrees"}  # fmt: skip
 _RUN_FACTS = ("command", "seed")  # of how it was run, and not of what was found: said last
+Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -24,62 +26,95 @@ class Change:
 
 @dataclass(frozen=True)
 class ReportDiff:
-    """The changes from one report to another, verdict first; its truth value says whether there is any."""
+    """The changes from one report to another, verdict first; its truth value says whether there is any.
+
+    Attributes:
+        verdicts: before and after.
+    """
 
     changes: tuple[Change, ...]
+    verdicts: tuple[str, str]
 
     def __bool__(self) -> bool:
         return bool(self.changes)
 
     def as_json(self) -> dict[str, Any]:
-        return {"changes": [asdict(change) for change in self.changes]}
+        before, after = self.verdicts
+        return {
+            "verdict": {"before": before, "after": after},
+            "changes": [asdict(change) for change in self.changes],
+        }
 
 
 def diff_reports(before: ParityReport, after: ParityReport) -> ReportDiff:
     """Compare verdict, links, gates, outputs, limits, versions and files; seconds are not compared."""
-    one, other = dict(_facts(before)), dict(_facts(after))
-    names = [*one, *(name for name in other if name not in one)]
-    found = [Change(name, one.get(name, ""), other.get(name, "")) for name in names if one.get(name) != other.get(name)]
-    return ReportDiff(tuple(found))
+    found: list[Change] = []
+    for ones, others in zip(_sections(before), _sections(after), strict=True):
+        one, other = dict(ones), dict(others)
+        names = [*one, *(name for name in other if name not in one)]
+        for name in names:
+            if one.get(name) != other.get(name):
+                found.append(Change(name, one.get(name, ""), other.get(name, "")))
+    return ReportDiff(tuple(found), (before.verdict, after.verdict))
 
 
-def _facts(report: ParityReport) -> Iterator[tuple[str, str]]:
-    """What is compared, as words, in the order in which changes are said."""
-    yield "verdict", report.verdict
+def _sections(report: ParityReport) -> list[Facts]:
+    """What is compared, as words, in the order in which changes are said: what was found, then what it rests on."""
+    return [
+        [("verdict", report.verdict)],
+        list(_link_facts(report)),
+        [("departs first", report.first_departure)] if report.first_departure else [],
+        list(_accuracy_facts(report)),
+        [("samples", "; ".join(report.samples))],  # numbers on other inputs are other numbers
+        [(f"tolerance {name}", f"{report.overrides.get(name, t.value):g}") for name, t in report.tolerances.items()],
+        [fact for sru in report.srus for fact in _sru_facts(sru)],
+        [fact for output in report.outputs for fact in _output_facts(output)],
+        [
+            (f"{engine.backend}: {name}", text)
+            for engine in report.engines
+            for name, text in engine_facts(engine).items()
+            if name != "engine latency"
+        ],
+        [(f"left alone {refusal.path}", refusal.reason) for refusal in report.left_alone],
+        [("model", report.model), ("artifact sha256", report.artifact_sha256)],
+        sorted(report.provenance.items(), key=lambda item: (item[0] in _RUN_FACTS, item[0])),
+    ]
+
+
+def _link_facts(report: ParityReport) -> Iterator[tuple[str, str]]:
+    """Statuses; what did not pass comes with its reason, so that a new failure explains itself."""
     for link in report.links:
-        yield f"link {link.name}", link.status
+        yield f"link {link.name}", link.status if link.checks else _told(link.status, link.reason)
         for index, check in enumerate(link.checks):
             same = sum(c.name == check.name for c in link.checks[:index])
-            yield f"link {link.name}: {check.name}{f' ({same + 1})' if same else ''}", check.status
-    for sru in report.srus:
-        yield from _sru_facts(sru)
-    for output in report.outputs:
-        for name in _OUTPUT_NUMBERS:
-            yield f"output {output.name}: {name}", f"{getattr(output, name):.3g}"
-        for name, value in asdict(output.end_to_end).items():
-            if isinstance(value, float):
-                yield f"output {output.name}: end to end {name}", f"{value:.3g}"
-    for engine in report.engines:
-        facts = engine_facts(engine)
-        yield from ((f"{engine.backend}: {name}", facts[name]) for name in facts if name != "engine latency")
-    if report.accuracy is not None:
-        yield "accuracy: difference", f"{report.accuracy.difference:+.4f}"
-    if report.first_departure:
-        yield "first departure", report.first_departure
-    for name, tolerance in report.tolerances.items():
-        yield f"tolerance {name}", f"{report.overrides.get(name, tolerance.value):g}"
-    for refusal in report.left_alone:
-        yield f"left alone {refusal.path}", refusal.reason
-    yield "samples", "; ".join(report.samples)
-    yield "model", report.model
-    yield "artifact sha256", report.artifact_sha256
-    yield from sorted(report.provenance.items(), key=lambda item: (item[0] in _RUN_FACTS, item[0]))
+            name = f"link {link.name}: {check.name}{f' ({same + 1})' if same else ''}"
+            yield name, _told(check.status, check.reason)
+
+
+def _told(status: str, reason: str) -> str:
+    return status if status == "passed" else f"{status}: {reason}"
+
+
+def _accuracy_facts(report: ParityReport) -> Iterator[tuple[str, str]]:
+    if (found := report.accuracy) is not None:
+        yield "accuracy of the reference", f"{found.reference:.2%} of {found.samples:,}"
+        yield "accuracy of the artifact", f"{found.artifact:.2%} of {found.samples:,}"
+
+
+def _output_facts(output: OutputParity) -> Iterator[tuple[str, str]]:
+    yield f"output {output.name}: replay error", f"{output.replay_error:.3g}"
+    yield f"output {output.name}: noise floor", f"{output.noise_floor:.3g}"
+    yield f"output {output.name}: times the noise floor", f"{output.replay_ratio:.3g}"
+    for name, words in _OF_OUTPUTS.items():
+        value = getattr(output.end_to_end, name)
+        if value is not None:
+            yield f"output {output.name}: running free, {words}", f"{value:.3g}"
 
 
 def _sru_facts(sru: SRUParity) -> Iterator[tuple[str, str]]:
     yield f"SRU {sru.site}: variant", sru.variant
     yield f"SRU {sru.site}: static", sru.static.status
     yield f"SRU {sru.site}: open", f"{sru.open_share:.1%}"
-    for name, count in (("same input", sru.teacher_forced), ("free-running", sru.free_running)):
+    for name, count in (("same input", sru.teacher_forced), ("running free", sru.free_running)):
         if count is not None:
-            yield f"SRU {sru.site}: flips, {name}", f"{count.flips} ({count.unexplained} unexplained)"
+            yield f"SRU {sru.site}: gates changed, {name}", f"{count.flips:,} ({count.unexplained:,} unexplained)"

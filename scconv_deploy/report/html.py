@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import visible
+from scconv_deploy.report.explained import TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
 from scconv_deploy.report.records import ParityReport
 
@@ -24,10 +25,19 @@ def html_page(report: ParityReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count}
+    environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
     # the pictures are ours, and matplotlib escapes the names in them
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
-    return environment.get_template("report.html.j2").render(report=report, pictures=drawn, engine_facts=engine_facts)
+    deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
+    return environment.get_template("report.html.j2").render(
+        report=report, pictures=drawn, engine_facts=engine_facts, meanings=meanings_of(report), terms=TERMS,
+        deciding=deciding | set(report.overrides),
+    )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Markdown's marks taken out of our own words."""
+    return text.replace("`", "").replace("*", "")
 
 
 def _finalize(value: Any) -> Any:

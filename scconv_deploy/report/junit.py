@@ -8,11 +8,15 @@ from xml.etree import ElementTree
 
 from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import visible
+from scconv_deploy.report.explained import CHECKS
 from scconv_deploy.report.records import Check, ParityReport
 
 
 def to_junit(report: ParityReport) -> str:
-    """A suite per link, and one of the SRUs' static links; a failure holds its reason, what did not run is skipped."""
+    """A suite per link, and one of the SRUs' static links; a failure holds its reason and what to do.
+
+    What did not run is skipped, with its reason.
+    """
     root = ElementTree.Element("testsuites", name=f"scconv-deploy {visible(report.model)}")
     for link in report.links:
         _add_suite(root, report, link.name, link.checks or (Check(link.name, link.status, link.reason),))
@@ -49,7 +53,8 @@ def _add_suite(root: ElementTree.Element, report: ParityReport, name: str, check
         )
         reason = visible(check.reason)
         if check.status == "failed":
-            ElementTree.SubElement(case, "failure", message=reason, type="parity").text = reason
+            then = f"\nWhat to do: {CHECKS[check.name].remedy}" if check.name in CHECKS else ""
+            ElementTree.SubElement(case, "failure", message=reason, type="parity").text = reason + then
         elif check.status == "not run":
             ElementTree.SubElement(case, "skipped", message=reason)
         else:

@@ -10,15 +10,21 @@ from scconv_deploy.report.records import Check, ParityReport
 
 
 def to_markdown(report: ParityReport) -> str:
-    """GitHub's and GitLab's dialect, tables included."""
-    lines = [f"### Parity {report.verdict}: {code(report.model)}", "", markdown(report.headline), ""]
+    """GitHub's and GitLab's dialect, tables included; what decides is in sight, the rest folded."""
+    lines = [f"### Parity {report.verdict}: {code(report.model)}", ""]
     if len(report.failures) > 1:
+        lines += [f"{len(report.failures)} checks failed:", ""]
         lines += [*(f"- {markdown(failure)}" for failure in report.failures), ""]
+    else:
+        lines += [markdown(report.headline), ""]
+    if report.first_departure:
+        lines += [f"Departs first: {markdown(report.first_departure)}", ""]
     lines += [f"- not inspected: {markdown(caveat)}" for caveat in report.caveats] + [""] * bool(report.caveats)
     lines += _table(("link", "", "why"), [
         (code(link.name), _status(link.status), "<br>".join(map(_check, link.checks)) or markdown(link.reason))
         for link in report.links
     ])  # fmt: skip
+    lines += _accuracy(report)
     lines += _changed_limits(report)
     if report.srus:
         lines += _folded(f"{len(report.srus)} SRUs, fed the same input", _srus(report))
@@ -68,18 +74,19 @@ def _outputs(report: ParityReport) -> list[str]:
             f"{metrics.max_abs:.1e}",
             "" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.1%}",
         ))  # fmt: skip
-    lines = _table(
+    return _table(
         ("output", "replay error", "noise floor", "ratio", "end to end rel. L2", "max abs", "top-1 agrees"), rows
     )
-    if report.first_departure:
-        lines += [f"Departs first: {markdown(report.first_departure)}", ""]
-    if found := report.accuracy:
-        lines += [
-            f"Accuracy on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
-            f"difference {found.difference:+.2%} ({found.confidence:.0%} interval {found.low:+.2%} to "
-            f"{found.high:+.2%})", "",
-        ]  # fmt: skip
-    return lines
+
+
+def _accuracy(report: ParityReport) -> list[str]:
+    if (found := report.accuracy) is None:
+        return []
+    return [
+        f"Accuracy on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
+        f"difference {100 * found.difference:+.2f} points ({found.confidence:.0%} interval {100 * found.low:+.2f} to "
+        f"{100 * found.high:+.2f})", "",
+    ]  # fmt: skip
 
 
 def _changed_limits(report: ParityReport) -> list[str]:
@@ -91,7 +98,9 @@ def _changed_limits(report: ParityReport) -> list[str]:
 
 
 def _check(check: Check) -> str:
-    return ("" if check.status == "passed" else f"**{check.status}**: ") + markdown(check.reason)
+    """One line: its status where it did not pass, its name, its reason."""
+    status = "" if check.status == "passed" else f"**{check.status}** "
+    return f"{status}{markdown(check.name)}: {markdown(check.reason)}"
 
 
 def _status(status: str) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.records import ParityReport
 
-_WIDTH_IN = 4.4  # 317 points: the letters stay readable at a phone's width
+_WIDTH_IN = 3.7  # 266 points: at a phone's width letters of 9 points are twelve pixels high
 _ROW_IN = 0.2
 _INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
 _GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
@@ -43,23 +43,25 @@ class Picture:
 def pictures(report: ParityReport) -> dict[str, Picture]:
     """The pictures that the report has data for: ``flips``, ``margins``, ``layers``, ``worst``."""
     drawn: dict[str, Picture] = {}
-    if any(sru.teacher_forced or sru.free_running for sru in report.srus):
+    if any(count.flips for sru in report.srus for count in (sru.teacher_forced, sru.free_running) if count):
         drawn["flips"] = Picture(
             "Gates changed, per SRU",
-            "Logarithmic. Explained changes lie within rounding; an unexplained one is a fault.",
+            "Logarithmic. Explained changes (blue, grey) lie within rounding; an unexplained one (red) is a fault.",
             _svg("flips", len(report.srus), lambda axes: _flips(axes, report)),
         )
     if any(sru.margins and sum(sru.margins.counts) for sru in report.srus):
         drawn["margins"] = Picture(
             "How close the gates are to the edge",
-            "Share of the reference's gates at each distance |margin| / s from the cut; stronger is more, the red mark "
-            "is the closest bin that holds any, the number counts the gates. Rounding moves those at the left first.",
+            "The reference's gates by their distance |margin| / s from the threshold: the stronger the colour, the "
+            "more. The red mark is the nearest of an SRU, the number counts its gates. Rounding moves those at the "
+            "left first.",
             _svg("margins", len(report.srus), lambda axes: _margins(axes, report)),
         )
     if report.layers:
         drawn["layers"] = Picture(
             "Error per layer",
-            "Relative L2 from the reference, tensor by tensor in the graph's order, and PyTorch's own rounding noise.",
+            "The inputs of the SRUs, in the graph's order, with PyTorch's gates: distance from PyTorch, PyTorch's own "
+            "rounding noise, and the limit. The first above the limit is where to look.",
             _svg("layers", 11, lambda axes: _layers(axes, report)),
         )
     if report.worst_inputs:
@@ -87,17 +89,15 @@ def _flips(axes: Axes, report: ParityReport) -> None:
     for index, (label, values, colour) in enumerate(series):
         places = [row + (index - (len(series) - 1) / 2) * height for row in rows]
         axes.barh(places, values, height, label=label, color=colour)
-    if any(max(values) for _, values, _ in series):
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=0)
-    else:
-        axes.set_xlim(0, 1)
-        axes.set_xticks([0])
-        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", size=14)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xscale("symlog", linthresh=1)
+    highest = max(max(values) for _, values, _ in series)
+    axes.set_xlim(0, 2 * highest)
+    axes.xaxis.set_major_locator(FixedLocator([0, *_decades(1, 2 * highest)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("gates")
     _name_rows(axes, [sru.site for sru in report.srus])
-    axes.figure.legend(loc="outside lower center", ncols=2)
+    axes.figure.legend(loc="outside lower center", ncols=1)
 
 
 def _margins(axes: Axes, report: ParityReport) -> None:
@@ -118,27 +118,47 @@ def _margins(axes: Axes, report: ParityReport) -> None:
             ends += [start, right]
             axes.barh(row, right - start, 0.86, left=start, color=_GOOD, alpha=shade, lw=0)
         axes.annotate(
-            f"{total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
-            va="center", size=7,
+            _short(total), (1, row), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+            va="center", size=8,
         )  # fmt: skip
         axes.plot([right for _, right, _ in bins[:1]], [row] * len(bins[:1]), "|", color=_BAD, ms=8)
     axes.set_xscale("log")
     if ends:
         axes.set_xlim(min(ends), max(ends))
+        axes.xaxis.set_major_locator(FixedLocator(_decades(min(ends), max(ends))))
     axes.xaxis.set_major_formatter("{x:.0e}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("|margin| / s")
     _name_rows(axes, [sru.site for sru in report.srus])
 
 
+def _decades(lowest: float, highest: float) -> list[float]:
+    """At most four powers of ten for a logarithmic axis, so that their labels do not meet."""
+    first, last = math.ceil(math.log10(lowest) - 1e-9), math.floor(math.log10(highest) + 1e-9)
+    step = max(1, math.ceil((last - first + 1) / 4))
+    return [10.0**power for power in range(last, first - 1, -step)][::-1] or [lowest, highest]
+
+
+def _short(count: int) -> str:
+    """A count as 1.4M; the table has the digits."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
+
+
 def _layers(axes: Axes, report: ParityReport) -> None:
     errors = [layer.relative_l2 for layer in report.layers]
     floors = [layer.floor for layer in report.layers]
-    usable = [v for v in errors + floors if math.isfinite(v) and v > 0] or [1e-8]
+    limit = _limit(report)
+    limits = [limit * floor for floor in floors]
+    usable = [v for v in errors + floors + limits if math.isfinite(v) and v > 0] or [1e-8]
     lowest = min(usable) / 3
     places = range(len(errors))
     axes.plot(places, [_drawable(v, lowest) for v in errors], "o-", ms=3, lw=1, color=_GOOD, label="artifact")
     axes.plot(places, [_drawable(v, lowest) for v in floors], "-", lw=1, color=_FAINT, label="noise floor")
+    if limit:
+        axes.plot(places, [_drawable(v, lowest) for v in limits], "--", lw=1, color=_BAD, label=f"limit, {limit:g}x")
     lost = [index for index, value in enumerate(errors) if not math.isfinite(value)]
     if lost:
         axes.plot(lost, [max(usable) * 3] * len(lost), "x", color=_BAD, label="not finite")
@@ -148,9 +168,16 @@ def _layers(axes: Axes, report: ParityReport) -> None:
     highest = max(usable) * (3 if lost else 1.01)
     # whole decades: only their ends carry numbers
     axes.set_ylim(10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(highest)))
-    axes.set_xlabel("tensor")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("tensor, by its place")
     axes.set_ylabel("relative L2")
-    axes.figure.legend(loc="outside lower center", ncols=3)
+    axes.figure.legend(loc="outside lower center", ncols=2)
+
+
+def _limit(report: ParityReport) -> float:
+    """What the layers were judged by, in multiples of their noise; 0 where the report does not say."""
+    usual = report.tolerances.get("replay_multiple")
+    return report.overrides.get("replay_multiple", usual.value if usual else 0.0)
 
 
 def _drawable(value: float, lowest: float) -> float:
@@ -166,9 +193,9 @@ def _worst(axes: Axes, report: ParityReport) -> None:
             f"{worst.relative_l2:.1e}", (values[row], row), xytext=(3, 0), textcoords="offset points", va="center",
             size=8,
         )  # fmt: skip
-    axes.margins(x=0.25)
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.margins(x=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}" if value else "0")
     axes.set_xlabel("relative L2")
     _name_rows(axes, [f"{worst.sample} [{worst.index}]" for worst in report.worst_inputs])
 

@@ -97,12 +97,12 @@ def test_check_exits_by_its_judgement(here, args, code, words):
 
 def test_diff_says_what_changed(here):
     same = run("diff", "good.json", "bundle")
-    assert (same.exit_code, same.stdout) == (0, "no difference\n")
+    assert (same.exit_code, same.stdout) == (0, "no difference; both passed\n")
     changed = run("diff", "good.json", "bad.json")
     assert changed.exit_code == 0
     lines = [" ".join(line.split()) for line in changed.stdout.splitlines()]
     assert lines[2] == "verdict passed failed"
-    assert "output logits: replay_ratio 2 9" in lines
+    assert "output logits: times the noise floor 2 9" in lines
     document = json.loads(run("diff", "good.json", "bad.json", "--json").stdout)
     assert document["changes"][0] == {"what": "verdict", "before": "passed", "after": "failed"}
     assert run("diff", "good.json", "absent.json").exit_code == 2

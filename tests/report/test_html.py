@@ -6,13 +6,16 @@ import sys
 import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report import render
-from scconv_deploy.report.records import Histogram, LayerError
+from scconv_deploy.report.explained import CHECKS, TERMS
+from scconv_deploy.report.records import Check, Histogram, LayerError, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 pytest.importorskip("matplotlib", reason="the pictures are drawn by matplotlib")
@@ -106,6 +109,68 @@ def test_errors_within_one_decade_still_have_numbers_beside_them(error):
     layers = tuple(LayerError(f"t{i}", "", error, 4.9e-4) for i in range(3))
     drawn = re.findall("<svg.*?</svg>", render.to_html(replace(full_report(), layers=layers)), re.S)[2]
     assert {"1e-04", "1e-03"} <= set(re.findall(r">(1e-\d\d)<", drawn))
+
+
+def margins_of(lowest, highest):
+    edges = tuple(10.0**power for power in range(lowest, highest + 1))
+    made = replace(full_report().srus[0], site="backbone.stage3.block12.conv2.SRU")  # as wide as names are shown
+    return replace(made, margins=Histogram(edges, (1,) * (len(edges) - 1)))
+
+
+def drawn_in(text, title):
+    found = re.search(f"<h3>{re.escape(title)}</h3>\\s*(<svg.*?</svg>)", text, re.S)
+    return found and found[1]
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(-8, 2), (-7, 1), (-4, -1), (-1, 0)])
+def test_labels_of_margins_do_not_meet_and_letters_are_not_tiny(lowest, highest):
+    """At a phone's width of 390 px the picture is 366 px wide."""
+    svg = drawn_in(
+        render.to_html(replace(full_report(), srus=(margins_of(lowest, highest),))),
+        "How close the gates are to the edge",
+    )
+    scale = 366 / float(re.search(r'viewBox="0 0 (\S+)', svg)[1])
+    sizes = {float(size) * scale for size in re.findall(r"font-size: (\S+)px", svg)}
+    assert min(sizes) >= 10.5
+    labels = re.findall(r'font-size: (\S+)px[^>]*text-anchor: middle[^>]* x="(\S+)"[^>]*>(\de[+-]\d\d)<', svg)
+    assert 2 <= len(labels) <= 4
+    places = sorted(float(x) for _, x, _ in labels)
+    widest = float(labels[0][0]) * 0.64 * len(labels[0][2])  # DejaVu Sans: a digit is 0.64 em wide
+    assert min(after - before for before, after in pairwise(places)) > widest
+
+
+def test_where_no_gate_changed_it_says_so_and_draws_nothing():
+    still = replace(full_report().srus[0], teacher_forced=FlipCount(500), free_running=None)
+    text = render.to_html(replace(full_report(), srus=(still,)))
+    assert drawn_in(text, "Gates changed, per SRU") is None
+    assert "No gate changed, on the same input or running free." in Page(text).text
+    assert drawn_in(render.to_html(full_report()), "Gates changed, per SRU")
+    assert "No gate changed" not in page(full_report()).text
+
+
+def test_what_failed_comes_with_what_to_do_and_words_are_explained():
+    failed, passed = page(full_report(ratio=9.0)).text, page(full_report()).text
+    remedy = f"What to do: {CHECKS['replay'].remedy}"
+    assert remedy in failed
+    assert "What to do" not in passed  # its static check was not run, and that needs no remedy but its reason
+    assert "Do not ship it." in failed
+    assert "computes what the model computes, in every link of the chain that passed" in passed
+    for text in (failed, passed):
+        assert all(f"{term} {meaning}" in text for term, meaning in TERMS.items())
+        assert CHECKS["replay"].compares in text
+        assert CHECKS["weights"].compares not in text  # the report holds no such check
+    unjudged = Link.of("onnxruntime", [Check("seal", "not run", "model.onnx changed")])
+    bare = replace(full_report(), links=(unjudged,))
+    assert f"What to do: {CHECKS['seal'].remedy.replace('`', '')}" in page(bare).text
+    assert "No link of the chain was run, so nothing is proved." in page(bare).text
+
+
+def test_limits_that_decided_stand_apart_from_the_others():
+    text = page(full_report()).text
+    shown = text[text.index("Tolerances tolerance") : text.index("Stages")]
+    assert "smallest_floor" not in shown[: (fold := shown.index("1 that no check here was held against"))]
+    assert all(name in shown[:fold] for name in ("unexplained_flips", "replay_multiple", "largest_floor"))
+    assert "smallest_floor" in shown[fold:]
 
 
 def test_equal_reports_are_equal_files():

@@ -1,8 +1,11 @@
 """JUnit, parsed back."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
+from scconv_deploy.report.explained import CHECKS
 from scconv_deploy.report.junit import to_junit
+from scconv_deploy.report.records import Check, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 
@@ -38,6 +41,23 @@ def test_one_case_a_check_with_its_reason():
     assert facts["artifact_sha256"] == "ab" * 32
     assert facts["torch"] == "2.13.0"
     assert facts["tolerance replay_multiple"] == "8.5"
+
+
+def test_a_failure_says_what_to_do():
+    root = ElementTree.fromstring(to_junit(full_report(ratio=9.0)))
+    (failure,) = root.iter("failure")
+    assert failure.text == f"{failure.get('message')}\nWhat to do: {CHECKS['replay'].remedy}"
+
+
+def test_every_check_and_bare_link_is_one_case_of_its_status(real_report):
+    kinds = {"passed": "system-out", "failed": "failure", "not run": "skipped"}
+    bare = Link("tensorrt", "failed", "crashed halfway")  # a failed link without checks
+    for report in (real_report, full_report(9.0, 1), replace(full_report(), links=(bare, *full_report().links))):
+        cases = list(ElementTree.fromstring(to_junit(report)).iter("testcase"))
+        told = [(answer.tag, answer.get("message") or answer.text) for case in cases for answer in case]
+        asked = [c for k in report.links for c in k.checks or (Check(k.name, k.status, k.reason),)]
+        asked += [sru.static for sru in report.srus]
+        assert told == [(kinds[c.status], c.reason) for c in asked]
 
 
 def test_checks_of_one_name_stay_apart():

@@ -31,8 +31,11 @@ def test_it_parses_back_into_tables_of_even_rows():
 
 def test_several_failures_are_all_listed_and_caveats_too():
     text = to_markdown(full_report(ratio=9.0, unexplained=2))
-    assert "gates changed: 3 of 1,000 (2 unexplained) (and 1 more)" in text
-    assert "- onnxruntime: logits: replay error 9.0e-07" in text
+    assert text.splitlines()[2:6] == [
+        "2 checks failed:", "",
+        "- onnxruntime: same input, gates changed: 3 of 1,000 (2 unexplained)",
+        "- onnxruntime: logits: replay error 9.0e-07, 9.0x the noise floor 1.0e-07 (limit 8x)",
+    ]  # fmt: skip
     assert "- not inspected: onnxruntime: no scconv node" in to_markdown(full_report())
 
 
@@ -42,6 +45,14 @@ def test_without_srus_and_outputs_there_is_no_empty_table():
     text = to_markdown(bare)
     assert text.splitlines()[:3] == ["### Parity failed: `net.py:make`", "", "onnxruntime: output is missing"]
     assert re.findall("<summary>(.*)</summary>", text) == ["Provenance"]
+
+
+def test_where_it_departs_and_the_accuracy_are_in_sight_whatever_is_folded():
+    for outputs in (full_report().outputs, ()):  # an engine's report has none
+        text = to_markdown(replace(full_report(ratio=9.0), outputs=outputs))
+        seen = re.sub("<details>.*?</details>", "", text, flags=re.S)
+        assert "Departs first: relu\\_1: not finite\n" in seen
+        assert "Accuracy on 100 samples: reference 91.00%, artifact 90.00%, difference -1.00 points" in seen
 
 
 def test_hostile_names_are_text():

@@ -1,0 +1,222 @@
+"""What each check of a report compares, what fails it and what to do then, in words for who signs a release.
+
+The page of an artifact's report shows them beside the checks that it holds, and docs/report.md lists them all; a test
+holds the names against the code that judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scconv_deploy.report.records import ParityReport
+
+_REPLACED, _ARTIFACT, _ENGINE = "PyTorch with SRUs swapped", "onnxruntime, precision", "tensorrt, tensorrt-rtx"
+LINKS = (_REPLACED, _ARTIFACT, _ENGINE)
+"""Where in the chain a check stands; those of two places are said at the first."""
+
+TERMS = {
+    "SRU": "The part of a ScConv that opens or closes a gate for every element of its input, and lets the two "
+    "halves of the channels cross.",
+    "gate": "Open where a normalised value reaches a threshold, else closed. It is a step: one unit in the last "
+    "place can change it, and then the output jumps.",
+    "margin": "How far a gate is from its threshold; |margin| / s is in deviations of its group.",
+    "unexplained": "A changed gate is explained where its margin is within what rounding can move it by, and "
+    "unexplained where it is not: then something else was computed.",
+    "ill-conditioned": "Groups whose deviation is below a millionth of their mean: PyTorch itself has no answer "
+    "there, so their gates are counted apart.",
+    "running free": "The artifact as it ships: each layer is fed by the one before.",
+    "replay": "The artifact with PyTorch's gates put in, so that no step is left and errors are comparable.",
+    "noise floor": "How far PyTorch's own float32 is from float64 with the same gates: the error that nobody can "
+    "avoid.",
+    "relative L2": "The norm of a difference over the norm of the reference: 1e-6 is a millionth.",
+}
+"""Words that a report uses without explaining them where they stand."""
+
+_EXPORT_AGAIN = "Export again from these weights. If another program changed the file after the export, leave it out."
+_WRONG_COMPUTATION = "Look at what departs first. Export again; if that does not help, report it with the model's code."
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A check in words.
+
+    Attributes:
+        link: the place in the chain, one of :data:`LINKS`.
+        compares: what with what.
+        fails: when; "" for one that only says what was not looked at.
+        remedy: what to do when it failed or was not run.
+    """
+
+    link: str
+    compares: str
+    fails: str
+    remedy: str
+
+
+CHECKS: dict[str, Meaning] = {
+    "gates": Meaning(
+        _REPLACED,
+        "Each SRU of the model beside what the tool puts in its place, both in PyTorch on the same input, gate by "
+        "gate.",
+        "a gate changed that rounding cannot move",
+        "The SRU was taken for a variant that it is not: a bug. Report it with the module's code.",
+    ),
+    "values": Meaning(
+        _REPLACED,
+        "The outputs of the same two modules, but for gates that changed.",
+        "they are farther apart than `swapped_values`",
+        "As for `gates`.",
+    ),
+    "whole model": Meaning(
+        _REPLACED,
+        "The outputs of the whole model with its SRUs replaced and as it was given.",
+        "they differ by more than `replay_multiple` times the model's own rounding noise, or that noise is too large "
+        "to judge by",
+        "As for `gates`. A noise too large means that the model is random, or steps where no SRU was recognised.",
+    ),
+    "swap": Meaning(
+        _REPLACED,
+        "Nothing: no SRU was recognised, and the model was exported as it is.",
+        "",
+        "Read under *Modules left alone* why.",
+    ),
+    "static": Meaning(
+        _ARTIFACT,
+        "Threshold (cut), sign and attributes of every SRU's node, computed anew from the model's weights, bit for "
+        "bit; the functions by hash.",
+        "one bit differs, or a node is missing. Often nothing else shows it",
+        _EXPORT_AGAIN,
+    ),
+    "rewritten": Meaning(
+        _ARTIFACT,
+        "Nothing for the SRUs named: they were read from the graph, and the model holds no module that is known to be "
+        "theirs. The outputs judge them.",
+        "",
+        "Give `rewrite` the model with `--reference`.",
+    ),
+    "weights": Meaning(
+        _ARTIFACT,
+        "Each stored weight with the model's of that name, bit for bit; where a BatchNorm was folded in, but for one "
+        "factor a channel.",
+        "one is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in",
+        _EXPORT_AGAIN,
+    ),
+    "teacher-forced gates": Meaning(
+        _ARTIFACT,
+        "Each SRU of the artifact, fed the input that PyTorch's got, gate by gate. Of an engine each SRU is built "
+        "alone, and its gates are read from its output.",
+        "a gate changed that rounding cannot move",
+        "This SRU computes something else. " + _WRONG_COMPUTATION,
+    ),
+    "second opinion": Meaning(
+        _ARTIFACT,
+        "Each SRU of the artifact in onnx.reference, which shares no code with ONNX Runtime, on small inputs: "
+        "gates and values.",
+        "a gate changed that rounding cannot move, or values are farther apart than `second_opinion`",
+        "This SRU computes something else. " + _WRONG_COMPUTATION,
+    ),
+    "free-running gates": Meaning(
+        _ARTIFACT,
+        "The gates of the artifact as it ships. Rounding before an SRU has moved its input, and may change gates by as "
+        "much as was measured there.",
+        "a gate changed that this does not explain",
+        "Where it alone fails, the runtime computes an SRU otherwise within the whole graph: report it with its "
+        "version.",
+    ),
+    "replay": Meaning(
+        _ARTIFACT,
+        "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
+        "against PyTorch's own rounding noise (float32 beside float64), or the rounding of half data.",
+        "it is more than `replay_multiple` times that noise, or the noise is too large to judge by",
+        _WRONG_COMPUTATION,
+    ),
+    "layers": Meaning(
+        _ARTIFACT,
+        "The input of every SRU in the same replay, which sees what later layers would hide.",
+        "one is more than `replay_multiple` times its noise away",
+        _WRONG_COMPUTATION,
+    ),
+    "contract": Meaning(
+        _ARTIFACT,
+        "Shape and type of the outputs.",
+        "one is not what PyTorch gives",
+        "What calls the artifact would break. Export again.",
+    ),
+    "finite": Meaning(
+        _ARTIFACT,
+        "Nothing of the tensors named: they hold NaN or Inf, and nothing can be compared.",
+        "there is one, on either side",
+        "Where PyTorch has it too, look at the input and at the model; where only the artifact has it, at its "
+        "precision.",
+    ),
+    "range": Meaning(
+        _ARTIFACT,
+        "The largest values that the float32 model reaches, with what half can hold.",
+        "a layer's values are larger",
+        "Keep the layers named in float32 (`--keep`), or take bf16.",
+    ),
+    "stand-in": Meaning(
+        _ARTIFACT,
+        "Not the artifact, which ONNX Runtime cannot run here, but one that computes in float32 and rounds each value.",
+        "",
+        "Judge it again where it will run.",
+    ),
+    "seal": Meaning(
+        _ARTIFACT,
+        "Nothing: the file's bytes are not those that the bundle's manifest names, and the reference that travels "
+        "holds no weights. What was judged is this file, on the recorded inputs alone.",
+        "",
+        "Find out who changed it, or verify it with `--reference MODEL`.",
+    ),
+    "values of SRUs": Meaning(
+        _ENGINE,
+        "The output of each SRU built alone with the nearest of all that its input allows, whatever its gates.",
+        "it is farther away than `engine_sru` of its type",
+        "Build again without the plugin. If it passes then, the plugin is at fault; if not, the library.",
+    ),
+    "SRUs alone": Meaning(
+        _ENGINE,
+        "Nothing for the SRUs named: they could not be built alone, or their input was not recorded.",
+        "",
+        "Verify with `--reference MODEL`, where the reason names nothing else.",
+    ),
+    "end to end": Meaning(
+        _ENGINE,
+        "The outputs of the whole engine with PyTorch's, against what explained changes of gates do to PyTorch's.",
+        "they are more than `engine_multiple` times that away",
+        "Build again with `--optimization-level` lower, or without the plugin, to find which part it is.",
+    ),
+    "top-1": Meaning(
+        _ENGINE,
+        "The classes that the engine answers with PyTorch's.",
+        "one differs although the two were farther apart than rounding",
+        "As for `end to end`.",
+    ),
+    "samples": Meaning(
+        _ENGINE,
+        "Nothing for the inputs named: the engine's profile does not take their shapes.",
+        "",
+        "Build with a profile that holds what you will feed it (`--batch`, `--dynamic`).",
+    ),
+}  # fmt: skip
+
+
+def meanings(names: Iterable[str]) -> dict[str, Meaning]:
+    """Of these checks, in the table's order; one that this version does not know is left out."""
+    wanted = set(names)
+    return {name: meaning for name, meaning in CHECKS.items() if name in wanted}
+
+
+def meanings_of(report: ParityReport) -> dict[str, Meaning]:
+    """Of the checks that a report holds."""
+    return meanings(check.name for link in report.links for check in link.checks)
+
+
+def markdown_rows(link: str) -> list[str]:
+    """The rows of docs/report.md for one place in the chain."""
+    return [
+        f"| **{name}** | {m.compares} | {m.fails or 'never: it says what was not looked at'} | {m.remedy} |"
+        for name, m in CHECKS.items()
+        if m.link == link
+    ]
