@@ -39,9 +39,9 @@ ZERO_BETA = "net.layer1.0.conv2.SRU"
 """As it is before training: its cut is tau / a, so that every bit of tau shows; beta * w would swallow them."""
 
 
-def two_heads(blocks_per_stage: int, side: int) -> nn.Module:
+def two_heads(blocks_per_stage: int, side: int, seed: int = 0) -> nn.Module:
     """Seeded, in eval mode, its gates' beta drawn: with beta = 0 the deviation and its eps would hardly matter."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = TwoHeads(blocks_per_stage, side)
     for name, parameter in model.named_parameters():
         if name.endswith("gn.beta") and ZERO_BETA not in name:

@@ -31,6 +31,8 @@ from scconv_deploy.exporters.tensorrt_versions import (
 )
 
 Result = TypeVar("Result")
+_SLOW_S = 60.0
+_SLOW = "long? SRUs in a row on 4x4 pixels or fewer: see Known in docs/engines.md"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ def build_plan(
         timing = _attach_timing(config, options.timing_cache)
         progress = logs.Progress(report)
         monitor = config.progress_monitor = logs.progress_monitor(module, progress)
-        plan = _interruptible(lambda: builder.build_serialized_network(network, config), progress)
+        slow = _SLOW if options.backend == "tensorrt-rtx" else ""  # TensorRT times kernels, which takes minutes
+        plan = _interruptible(lambda: builder.build_serialized_network(network, config), progress, slow)
         if plan is None:
             raise _failure(options, messages)
         _keep_timing(timing, options.timing_cache)
@@ -239,8 +242,8 @@ def _keep_timing(timing: Any, path: Path | None) -> None:
         write_timing(path, bytes(timing.serialize()))
 
 
-def _interruptible(work: Callable[[], Result], progress: logs.Progress) -> Result:
-    """Work in a thread while this one waits for signals.
+def _interruptible(work: Callable[[], Result], progress: logs.Progress, slow: str = "") -> Result:
+    """Work in a thread while this one waits for signals; if it takes long, say so.
 
     Python runs signal handlers in the main thread between its own instructions. If the library ran here, that would be
     inside the progress monitor, and an exception must not cross the library.
@@ -260,6 +263,8 @@ def _interruptible(work: Callable[[], Result], progress: logs.Progress) -> Resul
     thread = threading.Thread(target=target, name="engine build")
     try:
         thread.start()
+        if slow and not done.wait(_SLOW_S):
+            progress.say(slow)
         done.wait()
     except KeyboardInterrupt:
         progress.cancel()

@@ -76,6 +76,7 @@ class Progress:
     Attributes:
         fraction: 0 to 1.
         cancelled: set by :meth:`cancel`; the library stops at its next step.
+        remark: said with every phase from now on.
     """
 
     def __init__(self, report: Report) -> None:
@@ -83,9 +84,15 @@ class Progress:
         self._open: dict[str, tuple[int, int]] = {}  # phase -> (steps done, steps); outermost first
         self.fraction = 0.0
         self.cancelled = False
+        self.remark = ""
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    def say(self, remark: str) -> None:
+        """Say something now, in another thread than the library's, and with every phase from now on."""
+        self.remark = remark
+        self._report(self.fraction, remark)
 
     def start(self, phase: str, steps: int) -> None:
         self._open[phase] = (0, max(steps, 1))
@@ -108,7 +115,8 @@ class Progress:
         for done, steps in reversed(self._open.values()):
             inner = min(1.0, (done + inner) / steps)
         self.fraction = max(self.fraction, inner)
-        self._report(self.fraction, next(reversed(self._open)))
+        phase = next(reversed(self._open))
+        self._report(self.fraction, f"{phase} ({self.remark})" if self.remark else phase)
 
 
 def progress_monitor(module: ModuleType, progress: Progress) -> Any:

@@ -32,6 +32,7 @@ KERNEL_SOURCES = ("kernel/sru.cpp", "kernel/sru_float.cu", "kernel/sru_half.cu",
 PLUGIN_SOURCES = ("plugin/attributes.cpp", "plugin/plugin.cpp", "plugin/creator.cpp")
 REGISTER_SOURCE = "register/register.cpp"
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+_LIBRARY_FOLDERS = ("kernel", "plugin", "register")
 _SHOWN_LINES = 40
 
 
@@ -132,7 +133,7 @@ def build(
 def built_libraries(machine: Machine | None = None) -> list[Path]:
     """Libraries in the cache that these sources gave, newest first."""
     folder = _cache_folder(machine or Machine())
-    found = folder.glob(f"{_source_digest(SOURCES)[:12]}-*/{LIBRARY}")
+    found = folder.glob(f"{source_digest(SOURCES)[:12]}-*/{LIBRARY}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
@@ -199,17 +200,27 @@ def _cache_folder(machine: Machine) -> Path:
     return Path(base) / "scconv-deploy" / "plugins"
 
 
-def _source_digest(sources: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in sources.rglob("*") if p.suffix in (".h", ".cuh", ".cu", ".cpp")):
-        digest.update(f"{path.relative_to(sources).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+def source_digest(sources: Path) -> str:
+    """SHA-256 of what the libraries are made of: of each file's path, a space, its SHA-256 and a line feed, by path.
+
+    CMakeLists.txt makes the same one.
+    """
+    found = [sources / "sru_math.h", *(p for folder in _LIBRARY_FOLDERS for p in (sources / folder).iterdir())]
+    paths = {p.relative_to(sources).as_posix(): p for p in found if p.suffix in (".h", ".cuh", ".cu", ".cpp")}
+    lines = [f"{name} {hashlib.sha256(paths[name].read_bytes()).hexdigest()}\n" for name in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def revision(sources: Path, cuda: str) -> str:
+    """What tells these kernels from others that take another time: the sources and the compiler. The plugin has it in
+    its timing cache id, so that a timing cache of other kernels is not used for these."""
+    return f"r{source_digest(sources)[:12]}_cuda{cuda}"
 
 
 def _key(request: BuildRequest, tools: _Tools, architectures: Sequence[str]) -> str:
     """Sources first, so that libraries of other sources are told by their names."""
     facts = [tools.cuda, tools.tensorrt, *architectures, *COMPILE_FLAGS, request.kernels_only, os.uname().machine]
-    return f"{_source_digest(request.sources)[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+    return f"{source_digest(request.sources)[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 # --- the compiler ---
@@ -254,8 +265,9 @@ def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str],
     """Compile into a temporary folder, and put what came out in its place in one step."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         library = Path(folder) / output.name
+        define = f"-DSCCONV_SRU_REVISION={revision(request.sources, tools.cuda)}"
         command = compile_command(
-            tools.nvcc, architectures, tools.include, output.name, library, folder=request.sources
+            tools.nvcc, architectures, tools.include, output.name, library, define, folder=request.sources
         )
         _run(command, folder)
         products = {output: library}

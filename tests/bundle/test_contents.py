@@ -42,9 +42,9 @@ def test_the_adapted_files_are_the_model_without_and_with_its_functions_expanded
 
 
 def test_the_plugins_sources_are_the_packages(device_bundle):
-    from scconv_deploy.trt_plugins.build import SOURCES, _source_digest
+    from scconv_deploy.trt_plugins.build import SOURCES, source_digest
 
-    assert _source_digest(device_bundle / contents.PLUGIN_SOURCES) == _source_digest(SOURCES)
+    assert source_digest(device_bundle / contents.PLUGIN_SOURCES) == source_digest(SOURCES)
     assert (device_bundle / contents.PLUGIN_SOURCES / "CMakeLists.txt").is_file()
 
 

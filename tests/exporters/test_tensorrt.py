@@ -203,6 +203,15 @@ def test_progress_ends_at_one_and_names_phases():
     assert "Optimizing graph" in {phase for _, phase in told}
 
 
+def test_a_build_that_takes_long_says_why_it_may(monkeypatch):
+    told = []
+    monkeypatch.setattr("scconv_deploy.exporters.tensorrt._SLOW_S", 0.0)
+    build(sru_model(), BuildOptions("tensorrt-rtx", "sm89", axes=BATCH), lambda fraction, phase: told.append(phase))
+    remark = "long? SRUs in a row on 4x4 pixels or fewer: see Known in docs/engines.md"
+    assert remark in told
+    assert told[-1].endswith(f" ({remark})")
+
+
 def test_an_interrupt_stops_the_build():
     model = sru_model(tuple("abcdef"))
     phases = []

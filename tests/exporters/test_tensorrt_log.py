@@ -34,6 +34,15 @@ def test_a_cancelled_build_is_told_to_stop():
     assert not progress.step("a phase that nobody started", 0)
 
 
+def test_a_remark_is_said_at_once_and_with_every_phase_after():
+    told = []
+    progress = logs.Progress(lambda fraction, phase: told.append((fraction, phase)))
+    progress.start("build", 2)
+    progress.say("slow")
+    progress.step("build", 0)
+    assert told == [(0.0, "build"), (0.0, "slow"), (0.5, "build (slow)")]
+
+
 class FakeLogger:
     """What every version's ILogger is: a class to derive from."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.machine import Machine, find_nvcc, find_tensorrt_headers
-from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders
+from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders, revision
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
@@ -66,6 +66,7 @@ class Harness:
 
 
 HIDDEN = ("-Xcompiler", "-fvisibility=hidden", "-shared")
+HARNESS_REVISION = revision(SOURCES, "13.0.88")
 HARNESS_SOURCES = [SOURCES / "harness" / f"{name}.cpp" for name in ("main", "host", "check", "run")]
 
 
@@ -86,7 +87,8 @@ def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
     flags = compiler(nvcc, include)
     stand_in = f"libnvinfer.so.{version.split('.')[0]}"
     compile_all(
-        [*flags, *HIDDEN, *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
+        [*flags, *HIDDEN, f"-DSCCONV_SRU_REVISION={HARNESS_REVISION}",
+         *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
          str(Path(__file__).parent / "no_device.cpp"), "-Xlinker=-soname=libscconv_sru.so",
          "-o", str(folder / "libscconv_sru.so")],
         [*flags, *map(str, HARNESS_SOURCES), "-ldl", "-o", str(folder / "sru_harness")],

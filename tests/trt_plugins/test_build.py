@@ -17,7 +17,7 @@ import pytest
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.machine import Machine, find_nvcc
-from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command
+from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command, revision
 from scconv_deploy.trt_plugins.elf import read_library
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
 
@@ -77,6 +77,7 @@ def test_into_the_cache_once(machine):
     second = build(BuildRequest(), machine=machine)
     assert (second.cached, second.path, second.sha256, len(calls(machine))) == (True, first.path, first.sha256, 1)
     assert built_libraries(machine) == [first.path]
+    assert f"-DSCCONV_SRU_REVISION={revision(SOURCES, '13.0.88')}" in calls(machine)[0]
     assert json.loads(json.dumps(second.as_json()))["path"] == str(first.path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,10 +16,18 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, PLUGIN_SOURCES, SOURCES, _compile_register, _Tools
+from scconv_deploy.trt_plugins.build import (
+    KERNEL_SOURCES,
+    PLUGIN_SOURCES,
+    SOURCES,
+    _compile_register,
+    _Tools,
+    revision,
+)
 from scconv_deploy.trt_plugins.check import C_INTERFACE, ENTRY_POINTS, _static_rows, check_plugin
 from scconv_deploy.trt_plugins.elf import SharedLibrary
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
+from tests.trt_plugins.conftest import HARNESS_REVISION
 
 PACKAGE = SOURCES.parents[1]
 SMALL = {"batch": 2, "channels": 32, "pixels": 49, "num_groups": 4, "ddof": 1, "eps_std": 1e-10}
@@ -31,9 +40,20 @@ def test_a_host_finds_every_operator_type_and_shape_as_it_should(harness):
     assert [line for line in lines if not line.startswith("passed")] == []
     assert done.returncode == 0
     assert len(lines) > 1000  # 3 operators, 5 pairs of types, whole and straddling groups
+    ids = {line.rpartition(" ")[2] for line in lines if "timing cache id" in line}
+    assert {f"scconv-{op}-1-{HARNESS_REVISION}-groups16" for op in ("SRU", "SRUNorm", "SRUSoft")} == ids
     # what was refused was refused in words
     assert "scconv::SRU: the input has 3 dimensions, expected [N, C, H, W]." in done.stderr
     assert "field groups is unknown; expected num_groups, ddof, eps_var and eps_std" in done.stderr
+
+
+@pytest.mark.nvcc
+def test_a_plugin_of_no_known_revision_asks_tensorrt_to_keep_no_timings(emulated_harness):
+    """Its sources were compiled by hand; the fixture names no revision."""
+    lines = emulated_harness.run("check", emulated_harness.plugin).stdout.splitlines()
+    failed = [line for line in lines if not line.startswith("passed")]
+    assert failed
+    assert all(line.endswith("has the timing cache id null") for line in failed)
 
 
 @pytest.mark.nvcc
@@ -222,3 +242,30 @@ def test_cmake_builds_what_plugin_build_builds():
     assert tuple(plugin) == PLUGIN_SOURCES
     for name in re.findall(r"(?:kernel|plugin|register|harness)/\w+\.\w+", text):
         assert (SOURCES / name).is_file()
+    assert "include(revision.cmake)" in text
+    assert "plugin/plugin.cpp PROPERTIES COMPILE_DEFINITIONS SCCONV_SRU_REVISION=${SCCONV_SRU_REVISION}" in text
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+def test_cmake_and_plugin_build_give_one_revision_and_every_change_another(tmp_path):
+    def by_cmake(sources, cuda):
+        script = tmp_path / "print.cmake"
+        script.write_text(
+            f'set(CMAKE_CUDA_COMPILER_VERSION {cuda})\ninclude("{sources}/revision.cmake")\n'
+            f'file(WRITE "{tmp_path}/out" ${{SCCONV_SRU_REVISION}})\n'
+        )
+        subprocess.run(["cmake", "-P", str(script)], check=True)
+        return (tmp_path / "out").read_text()
+
+    sources = tmp_path / "sources"
+    shutil.copytree(SOURCES, sources)
+    found = [by_cmake(sources, "13.0.88"), by_cmake(sources, "12.6.20")]
+    assert found == [revision(sources, "13.0.88"), revision(sources, "12.6.20")]
+    for name in ("sru_math.h", "kernel/on_chip.cuh", "kernel/sru_half.cu", "kernel/sru.cpp", "plugin/plugin.cpp"):
+        with (sources / name).open("a") as file:
+            file.write("\n")
+        found.append(by_cmake(sources, "13.0.88"))
+        assert found[-1] == revision(sources, "13.0.88")
+    assert len(set(found)) == len(found)
+    (sources / "harness" / "check.cpp").write_text("")  # in no library
+    assert revision(sources, "13.0.88") == found[-1]

@@ -154,7 +154,8 @@ void check_configuration(IPluginV3OneBuild& build, const Case& one, const std::s
         valid = valid && tactics[i] > 0 && (i == 0 || tactics[i] != tactics[i - 1]);
     report.check(name + " has tactics that are positive and unique", valid);
     const char* const id = build.getTimingCacheID();
-    report.check(name + " has a timing cache id", id != nullptr && std::strstr(id, one.op.c_str()) != nullptr);
+    report.check(name + " has the timing cache id " + (id == nullptr ? "null" : id),
+        id != nullptr && std::strstr(id, one.op.c_str()) != nullptr);
 }
 
 // Serialise by name, create again at run time, attach to a context: what an engine does.

@@ -87,6 +87,32 @@ std::vector<char> file(const std::string& path)
     return {std::istreambuf_iterator<char>(stream), {}};
 }
 
+// Enqueue on a stream of its own, or capture that in a graph and replay it.
+template <typename Enqueue>
+void run_on_stream(Enqueue enqueue, bool captured, Buffer& output, Report& report)
+{
+    cudaStream_t stream = nullptr;
+    report.check("stream", cudaStreamCreate(&stream) == cudaSuccess);
+    if (captured)
+    {
+        // once before, as TensorRT asks of its users: CUDA may load the kernels now; the output is then forgotten
+        report.check("enqueue before capture", enqueue(stream) == 0 && cudaStreamSynchronize(stream) == cudaSuccess);
+        output.fill();
+        report.check("begin capture", cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    }
+    report.check("enqueue", enqueue(stream) == 0);
+    if (captured)
+    {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t executable = nullptr;
+        report.check("capture", cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+        report.check("instantiate", cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess);
+        report.check("replay", cudaGraphLaunch(executable, stream) == cudaSuccess);
+    }
+    report.check("kernels", cudaStreamSynchronize(stream) == cudaSuccess);
+    cudaStreamDestroy(stream);
+}
+
 } // namespace
 
 int run_case(const char* path, const Case& one, int32_t tactic, bool captured, const std::string& folder, Report& report)
@@ -127,29 +153,11 @@ int run_case(const char* path, const Case& one, int32_t tactic, bool captured, c
     }
     Buffer output(bytes_of(tensors[inputs])), workspace(workspace_bytes);
     void* const outputs[] = {output.data()};
-    cudaStream_t stream = nullptr;
-    cudaStreamCreate(&stream);
-    const auto enqueue = [&] {
+    const auto enqueue = [&](cudaStream_t stream) {
         return runtime.enqueue(
             tensors.data(), tensors.data() + inputs, pointers.data(), outputs, workspace.data(), stream);
     };
-    if (captured)
-    {
-        // once before, as TensorRT asks of its users: CUDA may load the kernels now; the output is then forgotten
-        report.check("enqueue before capture", enqueue() == 0 && cudaStreamSynchronize(stream) == cudaSuccess);
-        output.fill();
-        report.check("begin capture", cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
-    }
-    report.check("enqueue", enqueue() == 0);
-    if (captured)
-    {
-        cudaGraph_t graph = nullptr;
-        cudaGraphExec_t executable = nullptr;
-        report.check("capture", cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-        report.check("instantiate", cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess);
-        report.check("replay", cudaGraphLaunch(executable, stream) == cudaSuccess);
-    }
-    report.check("kernels", cudaStreamSynchronize(stream) == cudaSuccess);
+    run_on_stream(enqueue, captured, output, report);
     report.check("memory around the output is untouched", output.guards_untouched());
     report.check("memory around the workspace is untouched", workspace.guards_untouched());
     bool inputs_untouched = true;
@@ -161,7 +169,6 @@ int run_case(const char* path, const Case& one, int32_t tactic, bool captured, c
     std::ofstream file_of_y(folder + "/y.bin", std::ios::binary);
     file_of_y.write(y.data(), static_cast<std::streamsize>(y.size()));
     report.check("y is written", file_of_y.good());
-    cudaStreamDestroy(stream);
     return report.status();
 }
 

@@ -16,6 +16,16 @@ using nvinfer1::TensorFormat;
 
 namespace {
 
+// Of the sources and the compiler, r<SHA-256>_cuda<version>, from whoever builds (plugin build, CMake). Without one,
+// TensorRT is told to keep no timings: it would use those of other kernels.
+#define SCCONV_QUOTED(token) #token
+#define SCCONV_STRING(macro) SCCONV_QUOTED(macro)
+#ifdef SCCONV_SRU_REVISION
+constexpr const char* kRevision = SCCONV_STRING(SCCONV_SRU_REVISION);
+#else
+constexpr const char* kRevision = "";
+#endif
+
 constexpr int32_t kRefused = -1;
 
 bool kernel_type(DataType type, int32_t& found) noexcept
@@ -37,8 +47,8 @@ SruPlugin::SruPlugin(const OperatorTraits& traits, const Attributes& attributes)
     , fields_(attributes_)
 {
     // what time depends on; TensorRT adds shapes, types and the device
-    std::snprintf(timing_cache_id_, sizeof(timing_cache_id_), "scconv-%s-%s-abi%d-groups%d", traits_.name, kVersion,
-        SCCONV_SRU_ABI_VERSION, attributes_.num_groups);
+    std::snprintf(timing_cache_id_, sizeof(timing_cache_id_), "scconv-%s-%s-%s-groups%d", traits_.name, kVersion,
+        kRevision, attributes_.num_groups);
 }
 
 nvinfer1::IPluginCapability* SruPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
@@ -256,7 +266,7 @@ int32_t SruPlugin::getValidTactics(int32_t* tactics, int32_t count) noexcept
 
 const char* SruPlugin::getTimingCacheID() noexcept
 {
-    return timing_cache_id_;
+    return kRevision[0] == '\0' ? nullptr : timing_cache_id_;
 }
 
 // --- runtime ---

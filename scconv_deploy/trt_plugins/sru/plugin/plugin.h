@@ -84,7 +84,7 @@ private:
     const FieldList fields_;
     int32_t tactic_ = SCCONV_AUTO;
     bool both_tactics_ = false; // on chip and split differ for the shapes that were configured
-    char timing_cache_id_[64];
+    char timing_cache_id_[128];
 };
 
 } // namespace scconv

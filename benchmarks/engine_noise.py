@@ -1,0 +1,197 @@
+"""What the end-to-end limit of an engine lets pass and what it catches: healthy artifacts, and faults that an engine
+could have, as multiples of the noise that the reference allows (``engine_multiple`` of them is the limit).
+
+No engine runs here: ONNX Runtime, at each of its optimisation levels, runs the same ONNX files with an engine's
+manifest, and the verdict is the one that engines get. A fault that the library would make wherever it meets an SRU is
+in the SRUs alone too, the others are in the whole artifact only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from benchmarks.engine_faults import FAULTS, Fault
+from benchmarks.harness import Row, write
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.gate import VARIANTS
+from scconv_deploy.precision.types import Precision
+from scconv_deploy.references import reference_from_module, reference_from_spec
+from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.spec import ModelSpec
+from scconv_deploy.verification import sru_models, tolerances
+from scconv_deploy.verification.engine import judge_engine, no_models
+from scconv_deploy.verification.runners.half import runner_of
+from scconv_deploy.verification.runners.onnxruntime import Optimization, RuntimeOptions
+from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.verification.torch_reference import Reference, TorchReference
+from scconv_deploy.zoo.cifar_resnet import CifarResNet
+from scconv_deploy.zoo.layers import initialize, scconv3x3
+from tests.mutations import two_heads
+from tests.verification.engine_cases import copy_of, engine_of, ort_builder
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+LEVELS: tuple[Optimization, ...] = ("none", "basic", "extended", "all")
+TWO_HEADS = "ScConv-ResNet-20 with two heads"
+_COLUMNS = {
+    "artifact": "artifact",
+    "precision": "precision",
+    "runs": "runs",
+    "least": "least_ratio",
+    "median": "median_ratio",
+    "largest": "largest_ratio",
+    "limit": "limit",
+    "runs that fail end to end": "end_to_end",
+    "runs that fail": "failed",
+    "checks that fail": "checks",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, default=3, help="of each network: its weights and its inputs (default 3)")
+    parser.add_argument("--large", action="store_true", help="also ScConv-ResNet-50, healthy, of one seed")
+
+
+def run(options: argparse.Namespace) -> None:
+    seeds = range(options.seed, options.seed + options.seeds)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, references in _networks(seeds, options.large).items():
+            subjects = [_Subject(reference, Path(folder)) for reference in references]
+            rows += [_row(f"healthy {name}", p, _healthy(subjects, p)) for p in PRECISIONS]
+            if name == TWO_HEADS:
+                for fault, precision in itertools.product(FAULTS, PRECISIONS):
+                    if precision in FAULTS[fault].precisions:
+                        judged = [s.judge(precision, FAULTS[fault]) for s in subjects]
+                        rows.append(_row(fault, precision, judged))
+            write(options.results, rows, _COLUMNS, table=False)
+    write(options.results, rows, _COLUMNS, summary=_summary(rows), seeds=list(seeds))
+
+
+def _networks(seeds: Iterable[int], large: bool) -> dict[str, Iterator[Reference]]:
+    """References by network, one a seed."""
+    found = {
+        TWO_HEADS: (_given(two_heads(3, 32, seed), seed) for seed in seeds),
+        **{f"small net of {name}": map(partial(_small, name), seeds) for name in VARIANTS},
+        "scconv_resnet20": map(partial(_zoo, "scconv_resnet20"), seeds),
+    }
+    return found | ({"scconv_resnet50": map(partial(_zoo, "scconv_resnet50"), [0])} if large else {})
+
+
+def _small(variant: str, seed: int) -> Reference:
+    torch.manual_seed(seed)
+    model = initialize(CifarResNet(1, scconv3x3(variant=variant)), (8, 3, 32, 32)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gn.beta", "SRU.gn.bias")) and seed % 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return _given(model, seed)
+
+
+def _given(model: torch.nn.Module, seed: int) -> Reference:
+    return reference_from_module(model, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)))[0]
+
+
+def _zoo(name: str, seed: int) -> Reference:
+    return reference_from_spec(ModelSpec(name, seed=seed), StageLog())
+
+
+class _Remembered(TorchReference):
+    """A reference that runs and measures each sample once, though many artifacts are held against it."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference)
+        self._runs: dict[str, Any] = {}
+        self._noise: dict[tuple[str, str], dict[str, float]] = {}
+
+    def run(self, sample: Any) -> Any:
+        if sample.name not in self._runs:
+            self._runs[sample.name] = super().run(sample)
+        return self._runs[sample.name]
+
+    def free_noise(self, run: Any, rounding: str) -> dict[str, float]:
+        if (run.sample, rounding) not in self._noise:
+            self._noise[run.sample, rounding] = super().free_noise(run, rounding)
+        return self._noise[run.sample, rounding]
+
+
+class _Subject:
+    """One network of one seed, its artifacts and its reference."""
+
+    def __init__(self, reference: Reference, folder: Path) -> None:
+        self.reference, self._folder = reference, folder
+        self._source = _Remembered(reference)
+        self._models: dict[str, onnx.ModelProto] = {}
+
+    def model(self, precision: Precision) -> onnx.ModelProto:
+        """As a builder of engines gets it."""
+        if precision not in self._models:
+            options = ExportOptions(backends=("onnx", "tensorrt"), precision=precision)
+            exported = export_to_ir(self.reference, options, StageLog())
+            content = serialize(in_precision(exported, options, StageLog()))
+            self._models[precision] = onnx.load_model_from_string(content)
+        return self._models[precision]
+
+    def judge(self, precision: Precision, fault: Fault | None = None, level: Optimization = "all") -> ParityReport:
+        """An engine's verdict; of the SRUs alone too where there is a fault."""
+        model = self.model(precision)
+        built = copy_of(model)
+        if fault is not None:
+            fault.damage(built, self.reference.model)
+        alone = fault.damage if fault is not None and fault.everywhere else lambda model, torch_model: None
+        return judge_engine(
+            self._source, engine_of(built, self._folder),
+            noise_samples(self.reference.signature, 0), StageLog(),
+            sru_models=no_models if fault is None else lambda site, shape: sru_models.of_artifact(model, site, shape),
+            opener=lambda engine, plugin: runner_of(
+                onnx.load_model_from_string(engine.verified_bytes()), RuntimeOptions(optimization=level)
+            ),
+            build_sru=ort_builder(lambda lone: alone(lone, self.reference.model)),
+        )  # fmt: skip
+
+
+def _healthy(subjects: Iterable[_Subject], precision: Precision) -> list[ParityReport]:
+    return [subject.judge(precision, level=level) for subject in subjects for level in LEVELS]
+
+
+def _row(artifact: str, precision: Precision, reports: Iterable[ParityReport]) -> Row:
+    """Of each run its output with the largest ratio; none where no output could be compared."""
+    ratios: list[float] = []
+    failed: list[set[str]] = []
+    for report in reports:
+        checks = [check for link in report.links for check in link.checks]
+        found = [q.value for check in checks for q in check.quantities if q.tolerance == "engine_multiple"]
+        ratios += [max(found)] if found else []
+        failed.append({check.name for check in checks if check.status == "failed"})
+    return {
+        "artifact": artifact,
+        "precision": precision,
+        "runs": len(failed),
+        "least_ratio": min(ratios, default=None),
+        "median_ratio": statistics.median(ratios) if ratios else None,
+        "largest_ratio": max(ratios, default=None),
+        "limit": tolerances.ALL["engine_multiple"].value,
+        "end_to_end": sum("end to end" in names for names in failed),
+        "failed": sum(map(bool, failed)),
+        "checks": ", ".join(sorted(set().union(*failed))),
+    }
+
+
+def _summary(rows: Iterable[Row]) -> Mapping[str, Any]:
+    """By precision: the largest ratio of a healthy run, and the least of a fault that fails end to end in every run."""
+    found: dict[str, dict[str, float]] = {}
+    for precision in PRECISIONS:
+        mine = [row for row in rows if row["precision"] == precision and row["largest_ratio"] is not None]
+        healthy = [row["largest_ratio"] for row in mine if row["artifact"].startswith("healthy")]
+        caught = [row["least_ratio"] for row in mine if row["end_to_end"] == row["runs"]]
+        found[precision] = {"largest_healthy": max(healthy), "least_of_faults_always_caught": min(caught)}
+    return {"by_precision": found}
