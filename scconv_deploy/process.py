@@ -40,6 +40,7 @@ class Signals:
         self._decided: int | None = None
         self._last_s = 0.0
         self._held = 0
+        self._waiting = False  # a signal came while they were held
 
     @classmethod
     def install(cls, program: str) -> Signals:
@@ -65,6 +66,7 @@ class Signals:
         if self.number is not None and now - self._last_s < _SAME_WISH_S:
             return
         self.number, self._last_s = self.number or number, now
+        self._waiting = bool(self._held)
         if not self._held:
             raise KeyboardInterrupt
 
@@ -76,7 +78,7 @@ class Signals:
         """Raise again what somebody swallowed: libraries have bare excepts, and C code cannot pass exceptions on."""
         from threading import current_thread, main_thread
 
-        if self.number is not None and current_thread() is main_thread():
+        if self.number is not None and not self._held and current_thread() is main_thread():
             raise KeyboardInterrupt
 
     def __enter__(self) -> None:
@@ -85,8 +87,9 @@ class Signals:
 
     def __exit__(self, *failure: object) -> None:
         self._held -= 1
-        if not self._held:
-            self.check()
+        if self._waiting and not self._held:
+            self._waiting = False
+            raise KeyboardInterrupt
 
     @property
     def failure(self) -> tuple[int, str, str]:

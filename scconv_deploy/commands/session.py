@@ -47,14 +47,14 @@ class Session:
 
     def progress(self, message: str) -> None:
         """Say what is being done."""
-        if (signals := installed()) is not None:
-            signals.check()
         if isinstance(self._progress, LogLines):
             self._progress(message)
         elif self._progress is not None:
             from rich.text import Text
 
             self._progress.update(Text(message))
+        if (signals := installed()) is not None:
+            signals.check()
 
     def show(self, result: Any, printer: str) -> None:
         """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""

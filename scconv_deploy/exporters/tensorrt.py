@@ -29,10 +29,12 @@ from scconv_deploy.exporters.tensorrt_versions import (
     require,
     require_gpu,
 )
+from scconv_deploy.process import held
 
 Result = TypeVar("Result")
 _SLOW_S = 60.0
 _SLOW = "long? SRUs in a row on 4x4 pixels or fewer: see Known in docs/engines.md"
+_SILENT_S, _GRACE_S = 0.5, 5.0  # less in all than the 10 s that docker stop gives
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def build_plan(
         UsageError: a plugin is registered that TensorRT-RTX would abort on.
         ModelError, IntegrityError: the source cannot give its bytes in the form that this version reads.
         BuildError: the library refuses the model or the options, or an SRU got no plugin where all must.
-        KeyboardInterrupt: interrupted; the library has stopped.
+        KeyboardInterrupt: interrupted; the library has stopped, or it did not in time and its thread goes on.
     """
     log = logs.library_log(module)
     with log.recording() as messages:
@@ -161,14 +163,18 @@ def build_plan(
         progress = logs.Progress(report)
         monitor = config.progress_monitor = logs.progress_monitor(module, progress)
         slow = _SLOW if options.backend == "tensorrt-rtx" else ""  # TensorRT times kernels, which takes minutes
-        plan = _interruptible(lambda: builder.build_serialized_network(network, config), progress, slow)
+        kept = parser, monitor  # as long as the library works: an interrupt may leave it behind
+
+        def work() -> tuple[Any, object]:
+            return builder.build_serialized_network(network, config), kept
+
+        plan, _ = _interruptible(work, progress, slow)
         if plan is None:
             raise _failure(options, messages)
         _keep_timing(timing, options.timing_cache)
         data = bytes(plan)
         read_back = _flags(module, config), _settings(module, config, options)
         tensors = tensors_of(network)
-    del monitor, parser  # the builder and the network lived on them
     return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, logs.warnings(messages))
 
 
@@ -269,11 +275,25 @@ def _interruptible(work: Callable[[], Result], progress: logs.Progress, slow: st
     except KeyboardInterrupt:
         progress.cancel()
         if thread in threading.enumerate():
-            done.wait()  # the library stops at its next step; a second interrupt does not wait for it
+            _await_stop(done, progress)
         raise
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _await_stop(done: threading.Event, progress: logs.Progress) -> None:
+    """Give the library time to stop; a second interrupt ends the wait.
+
+    It asks the monitor between its own steps only, and one of them can take minutes (measured: 100 s for two SRUs on
+    8x4x4 with a dynamic batch). Nothing is lost when it is left behind: it works in memory, and files are written
+    when it is done.
+    """
+    if done.wait(_SILENT_S):
+        return
+    with held():  # this is said because of an interrupt
+        progress.say(f"asked to stop; left behind in {_GRACE_S:.0f} s, or at once with another Ctrl-C")
+    done.wait(_GRACE_S)
 
 
 def _failure(options: BuildOptions, messages: Sequence[tuple[str, str]]) -> BuildError:

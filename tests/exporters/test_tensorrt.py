@@ -4,11 +4,13 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
-from scconv_deploy.exporters import gpu
+from scconv_deploy.exporters import gpu, tensorrt
+from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import PlanHeader
 from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
@@ -161,7 +163,8 @@ def test_layers_before_fusion_and_srus_expanded():
     kinds = {layer.type for layer in plan.layers}
     assert {"SELECT", "REDUCE"} <= kinds  # the masks are selected, not multiplied
     assert {t for layer in plan.layers for t in layer.dtypes} >= {"FLOAT", "BOOL"}
-    assert any("repeat where it is expanded again" in warning for warning in plan.warnings)
+    again = plan_of(sru_model(("first.sru", "second.sru")))
+    assert plan.warnings == again.warnings == ()  # whatever was built in this process before
 
 
 def test_require_plugin_fails_before_anything_is_built():
@@ -226,6 +229,42 @@ def test_an_interrupt_stops_the_build():
     assert "Optimizing graph" not in phases  # it stopped early
     assert "engine build" not in {thread.name for thread in threading.enumerate()}
     assert plan_of().data  # and the next build is not cancelled
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """(interrupt it after these delays in seconds -> seconds it took, messages): a library that does not stop."""
+    released = threading.Event()
+    monkeypatch.setattr(tensorrt, "_SILENT_S", 0.1)
+
+    def interrupted(grace_s, *delays_s):
+        monkeypatch.setattr(tensorrt, "_GRACE_S", grace_s)
+        said = []
+        progress = logs.Progress(lambda *told: said.append(told))
+        progress.start("phase", 2)
+        timers = [threading.Timer(d, os.kill, (os.getpid(), signal.SIGINT)) for d in delays_s]
+        for timer in timers:
+            timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            tensorrt._interruptible(released.wait, progress)
+        assert "engine build" in {thread.name for thread in threading.enumerate()}
+        assert not progress.step("phase", 0)  # it is asked to stop, and its progress is nobody's any more
+        return time.monotonic() - start, [message for _, message in said]
+
+    yield interrupted
+    released.set()
+
+
+def test_a_library_that_does_not_stop_is_left_behind_and_that_is_said_once(stuck):
+    seconds, said = stuck(0.5, 0.2)
+    assert 0.7 <= seconds < 5
+    assert said == ["phase", "asked to stop; left behind in 0 s, or at once with another Ctrl-C"]
+
+
+def test_a_second_interrupt_does_not_wait(stuck):
+    seconds, _ = stuck(60.0, 0.2, 1.0)
+    assert 1.0 <= seconds < 30
 
 
 def test_a_timing_cache_is_read_attached_and_written(tmp_path):

@@ -62,9 +62,10 @@ def test_there_is_one_logger_and_each_recording_is_its_own():
     assert logs.warnings(outer) == ("first (2 times)",)
 
 
-def test_names_that_repeat_in_functions_are_one_warning():
+def test_what_the_parser_says_once_a_process_is_no_warning_of_an_engine():
     text = "ImporterContext.hpp:501: A node named {} already exists, the output tensors of this new instance will not"
-    messages = [("WARNING", text.format(name)) for name in ("a", "b", "c")] + [("INFO", "no warning")]
-    assert logs.warnings(messages) == (
-        "names of a function's nodes repeat where it is expanded again (3 times)",
-    )  # fmt: skip
+    messages = [("WARNING", text.format(name)) for name in ("a", "b", "c")] + [
+        ("INFO", "none"),
+        ("WARNING", "one\nline"),
+    ]
+    assert logs.warnings(messages) == ("one line",)
