@@ -14,7 +14,7 @@ import pytest
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report import render
-from scconv_deploy.report.explained import CHECKS, TERMS
+from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
 from scconv_deploy.report.records import Check, Histogram, LayerError, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
@@ -163,6 +163,15 @@ def test_what_failed_comes_with_what_to_do_and_words_are_explained():
     bare = replace(full_report(), links=(unjudged,))
     assert f"What to do: {CHECKS['seal'].remedy.replace('`', '')}" in page(bare).text
     assert "No link of the chain was run, so nothing is proved." in page(bare).text
+
+
+def test_each_link_says_what_it_is_and_half_numbers_are_said_to_be_half():
+    made = full_report()
+    half = replace(made, links=(*made.links, Link.of("precision", [Check("replay", "passed", "close")])))
+    for report, said in ((made, False), (half, True)):
+        text = page(report).text
+        assert all(STEPS[link.name] in text for link in report.links)
+        assert ("Gates, layers and outputs are those of the half-precision file." in text) is said
 
 
 def test_limits_that_decided_stand_apart_from_the_others():
