@@ -13,7 +13,7 @@ import pytest
 
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.outcomes import FlipCount
-from scconv_deploy.report import render
+from scconv_deploy.report import pictures, render
 from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
 from scconv_deploy.report.records import Check, Histogram, LayerError, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
@@ -137,6 +137,24 @@ def test_labels_of_margins_do_not_meet_and_letters_are_not_tiny(lowest, highest)
     places = sorted(float(x) for _, x, _ in labels)
     widest = float(labels[0][0]) * 0.64 * len(labels[0][2])  # DejaVu Sans: a digit is 0.64 em wide
     assert min(after - before for before, after in pairwise(places)) > widest
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["layer1.SRU", "layer2.SRU"], ["layer1.SRU", "layer2.SRU"]),  # short enough as they are
+        (
+            [f"features.denseblock{b}.denselayer{i}.conv2.SRU" for b in (1, 2) for i in (1, 2)],
+            [f"denseblock{b}.denselayer{i}" for b in (1, 2) for i in (1, 2)],
+        ),
+        (["backbone.stage3.block12.conv2.SRU"], ["backbone...k12.conv2.SRU"]),
+        (["same.name.of.a.module.called.twice"] * 2, ["twice"] * 2),
+        (["a.module.with.a.long.path.SRU", "SRU"], ["a.module...long.path.SRU", "SRU"]),
+    ],
+)  # fmt: skip
+def test_long_names_stay_apart(names, shown):
+    assert pictures._shortened(names) == shown
+    assert max(map(len, shown)) <= 24
 
 
 def test_where_no_gate_changed_it_says_so_and_draws_nothing():
