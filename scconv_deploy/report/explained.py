@@ -15,6 +15,17 @@ _REPLACED, _ARTIFACT, _ENGINE = "PyTorch with SRUs swapped", "onnxruntime, preci
 LINKS = (_REPLACED, _ARTIFACT, _ENGINE)
 """Where in the chain a check stands; those of two places are said at the first."""
 
+_ON_ITS_GPU = "the engine on its GPU"
+STEPS = {
+    "PyTorch with SRUs swapped": "the model in PyTorch, each recognised SRU replaced by the tool's own",
+    "onnxruntime": "the float32 ONNX file in ONNX Runtime",
+    "precision": "the ONNX file in half precision; not run where nothing was converted",
+    "tensorrt": _ON_ITS_GPU,
+    "tensorrt-rtx": _ON_ITS_GPU,
+    "engine": "an engine that was not built here: there is none, or a device builds it",
+}
+"""What each link of the chain holds beside the model."""
+
 TERMS = {
     "SRU": "The part of a ScConv that opens or closes a gate for every element of its input, and lets the two "
     "halves of the channels cross.",
@@ -28,7 +39,7 @@ TERMS = {
     "running free": "The artifact as it ships: each layer is fed by the one before.",
     "replay": "The artifact with PyTorch's gates put in, so that no step is left and errors are comparable.",
     "noise floor": "How far PyTorch's own float32 is from float64 with the same gates: the error that nobody can "
-    "avoid.",
+    "avoid. Of half data the rounding of their type, where that is larger.",
     "relative L2": "The norm of a difference over the norm of the reference: 1e-6 is a millionth.",
 }
 """Words that a report uses without explaining them where they stand."""

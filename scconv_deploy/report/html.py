@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import visible
-from scconv_deploy.report.explained import TERMS, meanings_of
+from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
 from scconv_deploy.report.records import ParityReport
 
@@ -31,7 +31,7 @@ def html_page(report: ParityReport) -> str:
     deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
     return environment.get_template("report.html.j2").render(
         report=report, pictures=drawn, engine_facts=engine_facts, meanings=meanings_of(report), terms=TERMS,
-        deciding=deciding | set(report.overrides),
+        steps=STEPS, deciding=deciding | set(report.overrides),
     )  # fmt: skip
 
 

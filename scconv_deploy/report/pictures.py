@@ -21,6 +21,7 @@ from scconv_deploy.report.records import ParityReport
 
 _WIDTH_IN = 3.7  # 266 points: at a phone's width letters of 9 points are twelve pixels high
 _ROW_IN = 0.2
+_LONGEST_NAME = 24
 _INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
 _GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
 _SETTINGS: dict[Any, Any] = {
@@ -201,10 +202,21 @@ def _worst(axes: Axes, report: ParityReport) -> None:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """One name a row, the first at the top; the end of a long name tells more than its beginning."""
-    shown = [visible(" ".join(name.split())) for name in names]
-    axes.set_yticks(range(len(names)), [name if len(name) <= 24 else f"...{name[-21:]}" for name in shown])
+    """One name a row, the first at the top."""
+    axes.set_yticks(range(len(names)), _shortened([visible(" ".join(name.split())) for name in names]))
     axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """Names that fit beside a picture: without the parts that all share, and then without their middle."""
+    if max(map(len, names)) > _LONGEST_NAME and len(names) > 1:
+        parts = [name.split(".") for name in names]
+        shortest = min(map(len, parts)) - 1  # something is left of each
+        head = next((k for k in range(shortest) if len({tuple(p[: k + 1]) for p in parts}) > 1), shortest)
+        most = shortest - head
+        tail = next((k for k in range(most) if len({tuple(p[-k - 1 :]) for p in parts}) > 1), most)
+        names = [".".join(p[head : len(p) - tail]) for p in parts]
+    return [name if len(name) <= _LONGEST_NAME else f"{name[:8]}...{name[11 - _LONGEST_NAME :]}" for name in names]
 
 
 def _svg(name: str, rows: int, draw: Callable[[Axes], None]) -> str:

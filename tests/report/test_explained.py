@@ -6,7 +6,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from scconv_deploy.report.explained import CHECKS, LINKS, TERMS, markdown_rows, meanings_of
+from scconv_deploy.report.explained import CHECKS, LINKS, STEPS, TERMS, markdown_rows, meanings_of
+from scconv_deploy.report.rejudge import ENGINES
+from scconv_deploy.verification.chain import ONNX_LINK, PRECISION_LINK, SWAPPED_LINK
+from scconv_deploy.verification.engine import ENGINE_LINK
 from scconv_deploy.verification.tolerances import ALL
 from tests.report.made import full_report
 
@@ -71,6 +74,9 @@ def test_every_check_in_code_is_explained_and_no_other():
 def test_the_page_says_the_same_and_each_check_once():
     rows = [line for line in PAGE.splitlines() if line.startswith("| **")]
     assert rows == [row for link in LINKS for row in markdown_rows(link)]
+    steps = [line for line in PAGE[: PAGE.index("## Words")].splitlines() if line.startswith("| `")]
+    assert steps == [f"| `{name}` | {step} |" for name, step in STEPS.items()]
+    assert list(STEPS) == [SWAPPED_LINK, ONNX_LINK, PRECISION_LINK, *ENGINES, ENGINE_LINK]
     terms = [line for line in PAGE.splitlines() if line.startswith("- **")]
     assert terms == [f"- **{term}**: {meaning}" for term, meaning in TERMS.items()]
 

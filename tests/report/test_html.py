@@ -13,8 +13,8 @@ import pytest
 
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.outcomes import FlipCount
-from scconv_deploy.report import render
-from scconv_deploy.report.explained import CHECKS, TERMS
+from scconv_deploy.report import pictures, render
+from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
 from scconv_deploy.report.records import Check, Histogram, LayerError, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
@@ -139,6 +139,24 @@ def test_labels_of_margins_do_not_meet_and_letters_are_not_tiny(lowest, highest)
     assert min(after - before for before, after in pairwise(places)) > widest
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["layer1.SRU", "layer2.SRU"], ["layer1.SRU", "layer2.SRU"]),  # short enough as they are
+        (
+            [f"features.denseblock{b}.denselayer{i}.conv2.SRU" for b in (1, 2) for i in (1, 2)],
+            [f"denseblock{b}.denselayer{i}" for b in (1, 2) for i in (1, 2)],
+        ),
+        (["backbone.stage3.block12.conv2.SRU"], ["backbone...k12.conv2.SRU"]),
+        (["same.name.of.a.module.called.twice"] * 2, ["twice"] * 2),
+        (["a.module.with.a.long.path.SRU", "SRU"], ["a.module...long.path.SRU", "SRU"]),
+    ],
+)  # fmt: skip
+def test_long_names_stay_apart(names, shown):
+    assert pictures._shortened(names) == shown
+    assert max(map(len, shown)) <= 24
+
+
 def test_where_no_gate_changed_it_says_so_and_draws_nothing():
     still = replace(full_report().srus[0], teacher_forced=FlipCount(500), free_running=None)
     text = render.to_html(replace(full_report(), srus=(still,)))
@@ -163,6 +181,15 @@ def test_what_failed_comes_with_what_to_do_and_words_are_explained():
     bare = replace(full_report(), links=(unjudged,))
     assert f"What to do: {CHECKS['seal'].remedy.replace('`', '')}" in page(bare).text
     assert "No link of the chain was run, so nothing is proved." in page(bare).text
+
+
+def test_each_link_says_what_it_is_and_half_numbers_are_said_to_be_half():
+    made = full_report()
+    half = replace(made, links=(*made.links, Link.of("precision", [Check("replay", "passed", "close")])))
+    for report, said in ((made, False), (half, True)):
+        text = page(report).text
+        assert all(STEPS[link.name] in text for link in report.links)
+        assert ("Gates, layers and outputs are those of the half-precision file." in text) is said
 
 
 def test_limits_that_decided_stand_apart_from_the_others():
