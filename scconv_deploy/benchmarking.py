@@ -204,7 +204,14 @@ def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
 def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOptions, stack: ExitStack) -> _Subject:
     start = time.perf_counter()
     runner = stack.enter_context(TensorRTRunner(artifact, graph, _plugin_of(artifact, options)))
-    numpy_names = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
+    numpy_names = {
+        "HALF": "float16",
+        "INT64": "int64",
+        "INT32": "int32",
+        "INT8": "int8",
+        "UINT8": "uint8",
+        "BOOL": "bool",
+    }
     feed = {
         t.name: _noise(_closed(t.name, t.shape, options), np.dtype(numpy_names.get(t.dtype, "float32")), options.seed)
         for t in artifact.manifest.inputs
