@@ -241,12 +241,13 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
     model = load(spec)
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)
-    model = model.to(device)
-    tensors = {key: value.to(device) for key, value in signature.tensors.items()}
     allocated = 0
     if device == "cuda":
+        torch.cuda.init()  # the counters below need it
         torch.cuda.reset_peak_memory_stats()  # of the subjects before
         allocated = torch.cuda.memory_allocated()
+    model = model.to(device)
+    tensors = {key: value.to(device) for key, value in signature.tensors.items()}
     target: Any = torch.compile(model) if compiled else model
 
     def run() -> float | None:
