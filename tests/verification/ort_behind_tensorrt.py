@@ -100,7 +100,11 @@ class Module:
         return SimpleNamespace(parse=parse, num_errors=1, get_error=lambda index: error)
 
     def get_plugin_registry(self):
-        return SimpleNamespace(load_library=lambda path: self.loaded.append(path) or path)
+        """Takes one library, like the real one: a second one's plugins are registered already."""
+        return SimpleNamespace(
+            load_library=lambda path: None if self.loaded else self.loaded.append(path) or path,
+            get_creator=lambda name, version, space: name if self.loaded else None,
+        )
 
 
 class Engine:

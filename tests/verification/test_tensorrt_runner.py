@@ -23,6 +23,7 @@ from scconv_deploy.verification.runners.tensorrt import (
     holds_host_code,
     to_bfloat16,
 )
+from tests.exporters.engines import Recorded
 from tests.exporters.test_engine import DATA, manifest_of
 from tests.verification.ort_behind_tensorrt import NAMES, Module
 
@@ -63,8 +64,11 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     plugin = tmp_path / "plugin.so"
     plugin.write_bytes(b"library")
     loaded = []
-    registry = SimpleNamespace(load_library=lambda path: loaded.append(path) or path)
-    module = SimpleNamespace(get_plugin_registry=lambda: registry)
+    registry = SimpleNamespace(
+        load_library=lambda path: None if loaded else loaded.append(path) or path,  # the real one takes one as well
+        get_creator=lambda name, version, space: name if loaded else None,
+    )
+    module = Recorded(get_plugin_registry=lambda: registry)
     artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
     with pytest.raises(MissingRuntimeError, match="built with a plugin"):
         runners._load_plugin(module, artifact, None)
@@ -74,6 +78,12 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     digest = hashlib.sha256(b"library").hexdigest()
     runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]
+    runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
+    assert loaded == [str(plugin)]  # it is there already: a second time the registry would refuse it
+    plugin.write_bytes(b"another build")
+    other = manifest_of(DATA, plugin_sha256=hashlib.sha256(b"another build").hexdigest())
+    with pytest.raises(MissingRuntimeError, match="another library of this plugin is loaded in this process"):
+        runners._load_plugin(module, EngineArtifact(artifact.path, other), plugin)
 
 
 def test_a_plugin_that_is_not_there_is_exit_2(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineProfile, EngineTensor, check_shapes
+from scconv_deploy.exporters.plugin_library import load_once
 from scconv_deploy.exporters.tensorrt_versions import INSTALL, NAMES, load_module, require_gpu
 from scconv_deploy.verification.runners.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
 
@@ -296,5 +297,8 @@ def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | No
             f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
             "Give that one, or build the engine again.",
         )
-    if module.get_plugin_registry().load_library(str(plugin.resolve())) is None:
-        raise MissingRuntimeError(f"TensorRT cannot load {plugin}.", "Check it with scconv-deploy plugin check.")
+    if refused := load_once(module, plugin):
+        raise MissingRuntimeError(
+            f"TensorRT cannot load {plugin}: {refused}.",
+            "Check it with scconv-deploy plugin check; one process takes one build of it.",
+        )
