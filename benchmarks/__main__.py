@@ -40,7 +40,11 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name:14} {question}")
         return 2 if arguments and arguments[0] not in ("-h", "--help") else 0
     name = arguments[0]
-    module = importlib.import_module(f"{__package__}.{name}")
+    try:
+        module = importlib.import_module(f"{__package__}.{name}")
+    except ModuleNotFoundError as error:  # a GPU's machine may have little of it
+        print(f"not run: {name} needs {error.name}: pip install -e '.[test]', or {error.name} alone")
+        return 3
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",
         description=module.__doc__,

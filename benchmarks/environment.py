@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +50,8 @@ def _version(name: str) -> str | None:
 def _commit() -> str:
     """The commit, with ``-dirty`` when what is measured differs from it."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
+    if shutil.which("git") is None:  # a GPU's machine may have a copy of the files alone
+        return "unknown"
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     changed = subprocess.run([*git, "status", "--porcelain", "scconv_deploy", "tests/wild.py"], capture_output=True)
     return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown"

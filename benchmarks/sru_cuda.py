@@ -27,6 +27,8 @@ from torch import Tensor
 from benchmarks import sru_aims, sru_steps
 from benchmarks.cuda_timing import Call, GraphTimer, usable
 from benchmarks.harness import Row, write
+from scconv_deploy.errors import MissingRuntimeError, ScconvDeployError
+from scconv_deploy.exporters.gpu import driver_cuda, gpus
 from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import sru as variant_sru
@@ -78,18 +80,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     start = time.monotonic()
-    if not torch.cuda.is_available():
-        print("not run: torch sees no CUDA GPU")
+    if not gpus():
+        print("not run: the driver lists no CUDA GPU")
         return 0
-    if find_nvcc(Machine()) is None:
-        print(f"not run: nvcc was not found ({CUDA_WHEELS})")
-        return 0
+    if missing := _missing():
+        print(f"not run: {missing}")
+        return MissingRuntimeError.exit_code
     done = []
     for step in sru_steps.steps(options.step_timeout_s) if options.everything else ():
         print(f"{step.verdict:8} {step.name}: {step.found}", flush=True)
         done.append(step)
-    library = load(build(BuildRequest(kernels_only=True)).path)
+    try:
+        library = load(build(BuildRequest(kernels_only=True)).path)
+    except ScconvDeployError as error:
+        print(f"failed: {error}\n{error.details}".rstrip())
+        return error.exit_code
     return measure(library, GraphTimer(options.rounds), options, done, start, "cuda")
+
+
+def _missing() -> str:
+    """What the GPU's machine lacks, and where it comes from."""
+    if not torch.cuda.is_available():
+        driver = ".".join(map(str, driver_cuda() or ("?",)))
+        build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        return (
+            f"torch {torch.__version__}, {build}, cannot use the GPU (the driver knows CUDA {driver}): pip install "
+            "torch --index-url https://download.pytorch.org/whl/cuNNN, NNN no newer than the driver's"
+        )
+    return f"nvcc was not found ({CUDA_WHEELS})" if find_nvcc(Machine()) is None else ""
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,12 +98,17 @@ def _pytest(name: str, arguments: Sequence[str], timeout_s: float) -> Step:
 
 def _run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> tuple[int | None, list[str]]:
     """Status and lines, also shown on stderr; None where it did not end."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+                               env=os.environ | environment, start_new_session=True)  # fmt: skip
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                              env=os.environ | environment, timeout=timeout_s, check=False)  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        partial = error.output or ""
-        sys.stderr.write(partial if isinstance(partial, str) else partial.decode("utf-8", "replace"))
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        # compute-sanitizer starts Python as a child, which would keep the GPU and the pipe
+        os.killpg(process.pid, signal.SIGKILL)
+        sys.stderr.write(process.communicate()[0])
         return None, []
-    sys.stderr.write(done.stdout)
-    return done.returncode, [line for line in done.stdout.splitlines() if line.strip()]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    sys.stderr.write(output)
+    return process.returncode, [line for line in output.splitlines() if line.strip()]

@@ -204,7 +204,14 @@ def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
 def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOptions, stack: ExitStack) -> _Subject:
     start = time.perf_counter()
     runner = stack.enter_context(TensorRTRunner(artifact, graph, _plugin_of(artifact, options)))
-    numpy_names = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
+    numpy_names = {
+        "HALF": "float16",
+        "INT64": "int64",
+        "INT32": "int32",
+        "INT8": "int8",
+        "UINT8": "uint8",
+        "BOOL": "bool",
+    }
     feed = {
         t.name: _noise(_closed(t.name, t.shape, options), np.dtype(numpy_names.get(t.dtype, "float32")), options.seed)
         for t in artifact.manifest.inputs
@@ -234,12 +241,13 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
     model = load(spec)
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)
-    model = model.to(device)
-    tensors = {key: value.to(device) for key, value in signature.tensors.items()}
     allocated = 0
     if device == "cuda":
+        torch.cuda.init()  # the counters below need it
         torch.cuda.reset_peak_memory_stats()  # of the subjects before
         allocated = torch.cuda.memory_allocated()
+    model = model.to(device)
+    tensors = {key: value.to(device) for key, value in signature.tensors.items()}
     target: Any = torch.compile(model) if compiled else model
 
     def run() -> float | None:

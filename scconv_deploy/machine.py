@@ -79,7 +79,7 @@ def find_cuda_tool(name: str, machine: Machine) -> str | None:
     places = [Path(machine.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if machine.environ.get(key)]
     places.append(machine.root / "usr" / "local" / "cuda")
     for site in machine.site_packages:
-        places += [site / "nvidia" / "cu13", site / "nvidia" / "cuda_nvcc"]
+        places += [site / "nvidia" / folder for folder in ("cu13", "cuda_nvcc", "cuda_sanitizer_api")]
     return machine.which(name) or next((str(p / "bin" / name) for p in places if (p / "bin" / name).is_file()), None)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from scconv_deploy import benchmarking, cli
@@ -81,6 +82,38 @@ def test_a_model_runs_in_pytorch(workplace):
     (row,) = result.rows
     assert row.name == "bench_net.py:make (PyTorch)"
     assert row.items_per_s == pytest.approx(2e3 / row.mean_ms)
+
+
+def test_a_models_memory_on_the_device_holds_its_weights(workplace, monkeypatch):
+    """A stand-in of torch's CUDA: what is allocated counts from before the model is there."""
+    device = {"bytes": 1000, "peak": 0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, last):
+            return 3.0
+
+    def moved(thing, *_):
+        device["bytes"] += 500 if isinstance(thing, torch.nn.Module) else 20
+        device["peak"] = device["bytes"] + 7
+        return thing
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in {"init": None, "synchronize": None, "reset_peak_memory_stats": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: device["bytes"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: device["peak"])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    options = BenchOptions(inputs=("2x3x8x8",), rounds=3, device="cuda")
+    (row,) = benchmarking.bench_artifacts(["bench_net.py:make"], options).rows
+    assert (row.memory_of, row.memory_bytes, row.device_p50_ms) == ("device", 500 + 20 + 7, pytest.approx(3.0))
 
 
 def test_another_provider_of_onnx_runtime_is_refused_where_it_is_not_installed(workplace):

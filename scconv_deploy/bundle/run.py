@@ -72,7 +72,8 @@ def run_engine(path, plugin, inputs):
     manifest = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         sys.exit(f"{path} is not the engine that {path.name}.json describes")
-    if manifest["plugin_sha256"] and plugin is None:
+    inside = bool(manifest.get("settings", {}).get("plugins_to_serialize"))
+    if manifest["plugin_sha256"] and plugin is None and not inside:
         sys.exit(f"{path} was built with a plugin: add --plugin FILE")
     if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
         sys.exit(f"{plugin} is not the plugin that {path} was built with")
@@ -81,12 +82,15 @@ def run_engine(path, plugin, inputs):
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     if plugin is not None:
         tensorrt.get_plugin_registry().load_library(str(plugin.resolve()))
-    engine = tensorrt.Runtime(logger).deserialize_cuda_engine(data)
+    runtime = tensorrt.Runtime(logger)
+    if inside or "VERSION_COMPATIBLE" in manifest.get("flags", ()):  # it holds code for the host
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         sys.exit(f"TensorRT cannot open {path}")
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    types = {name: tensorrt.nptype(engine.get_tensor_dtype(name)) for name in names}
+    types = {name: numpy_type(tensorrt, engine.get_tensor_dtype(name), name) for name in names}
     for name, value in inputs.items():
         context.set_input_shape(name, value.shape)
     arrays = {n: np.ascontiguousarray(inputs[n], types[n]) if n in inputs else None for n in names}
@@ -94,6 +98,14 @@ def run_engine(path, plugin, inputs):
     arrays.update(outputs)
     with_device_memory(context, arrays, outputs)
     return outputs
+
+
+def numpy_type(tensorrt, kind, name):
+    """Of one input or output; NumPy has no bfloat16."""
+    try:
+        return tensorrt.nptype(kind)
+    except TypeError:
+        sys.exit(f"{name} is {kind}, which NumPy does not have: convert the model with float32 inputs and outputs")
 
 
 def with_device_memory(context, arrays, outputs):

@@ -22,14 +22,28 @@ class Gpu:
 
 def gpus() -> tuple[Gpu, ...]:
     """What the driver lists; empty where there is no driver or no device."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return ()
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    driver, count = _driver(), ctypes.c_int()
+    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
     return tuple(_describe(driver, ordinal) for ordinal in range(count.value))
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the driver knows, ``(12, 6)`` for example; None where there is no driver.
+
+    What was made for a newer major version, a library or a program of nvcc's, does not run on it.
+    """
+    driver, found = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(found)) != 0:
+        return None
+    return found.value // 1000, found.value % 1000 // 10
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
 
 
 def _describe(driver: ctypes.CDLL, ordinal: int) -> Gpu:

@@ -12,6 +12,7 @@ from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineLayer, EngineSRU, EngineTensor
 from scconv_deploy.exporters.network_source import Form, GraphFacts
+from scconv_deploy.exporters.plugin_library import load_once
 from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend, release
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
@@ -43,9 +44,12 @@ def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) ->
     if path is None or not path.is_file():
         raise UsageError(f"--plugin {path} does not exist.", "Build it with scconv-deploy plugin build.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if refused := load_once(module, path):
+        raise BuildError(
+            f"TensorRT cannot load the plugin {path}: {refused}.",
+            "Check it with scconv-deploy plugin check; one process takes one build of it.",
+        )
     registry = module.get_plugin_registry()
-    if registry.load_library(str(path.resolve())) is None:
-        raise BuildError(f"TensorRT cannot load the plugin {path}.", "Check it with scconv-deploy plugin check.")
     for operator in sorted({node.operator for node in facts.srus}):
         if registry.get_creator(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
             raise BuildError(

@@ -22,6 +22,7 @@ from typing import Any
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.exporters.gpu import driver_cuda, gpus
 from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.process import held
 
@@ -179,17 +180,28 @@ def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
 
 
 def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine) -> tuple[str, ...]:
-    wanted = request.architectures
-    if not wanted:
-        output = machine.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
-        wanted = tuple(line.strip().replace(".", "") for line in output.splitlines() if line.strip())
-        if not wanted:
-            raise MissingRuntimeError("There is no GPU to build for.", "Name its architecture, for example --arch 89.")
+    wanted = request.architectures or _present(cuda, machine)
     known = re.findall(r"compute_(\d+)", machine.run([nvcc, "--list-gpu-arch"]) or "")
     for architecture in wanted:
         if architecture not in known:
             raise UsageError(f"nvcc {cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}.")
     return tuple(sorted(set(wanted), key=int))
+
+
+def _present(cuda: str, machine: Machine) -> tuple[str, ...]:
+    """The architectures of the GPUs here, on which what nvcc makes must run."""
+    output = machine.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+    found = [major + minor for major, minor in re.findall(r"^\s*(\d+)\.(\d+)\s*$", output, re.MULTILINE)]
+    found = found or [gpu.compute_capability.replace(".", "") for gpu in gpus()]  # no nvidia-smi, or an older one's
+    if not found:
+        raise MissingRuntimeError("There is no GPU to build for.", "Name its architecture, for example --arch 89.")
+    driver = driver_cuda()
+    if driver is not None and driver[0] < int(cuda.split(".")[0]):
+        raise MissingRuntimeError(
+            f"nvcc is of CUDA {cuda}, the driver knows CUDA {driver[0]}.{driver[1]}: what is built would not run here.",
+            f"Update the driver, or put an nvcc of CUDA {driver[0]} first on PATH; --arch builds for another machine.",
+        )
+    return tuple(found)
 
 
 # --- the cache ---

@@ -1,5 +1,10 @@
 """One SRU as an engine of its own, built and run where the whole engine runs. Standard library, NumPy and the library's
 bindings only, for it also runs on the device; the ONNX model of the SRU was written where onnx is (:mod:`.sru_models`).
+
+Why not :func:`.exporters.tensorrt.build_plan`: it takes the form that a version reads by itself and loads the plugin,
+while here the plugin is loaded already and the form must be the one that the whole engine ended with (a fused SRU is
+its node alone, an expanded one beside a loaded plugin is inlined). Its options, profile, timing cache, progress and
+facts of the layers would all be switched off: a source that ignores what it is asked for, to save fifteen lines.
 """
 
 from __future__ import annotations

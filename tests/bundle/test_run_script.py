@@ -109,9 +109,10 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
         create_execution_context=Context,
     )  # fmt: skip
     loaded = []
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
     trt = SimpleNamespace(
         Logger=type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None}),
-        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine),
+        Runtime=lambda logger: runtime,
         get_plugin_registry=lambda: SimpleNamespace(load_library=loaded.append), nptype=lambda kind: np.float32,
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
@@ -147,3 +148,18 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     np.testing.assert_array_equal(found["y"], x * 2)
     assert told == [("shape", "x", (2, 3)), "run", "free", "free"]
     assert loaded == [str(tmp_path / "p.so")]
+    assert not hasattr(runtime, "engine_host_code_allowed")
+
+    # an engine that holds its plugin, which is code for the host, needs no other
+    (tmp_path / "m.engine.json").write_text(json.dumps(digests | {"settings": {"plugins_to_serialize": ["p.so"]}}))
+    found = script["run_engine"](tmp_path / "m.engine", None, {"x": x})
+    np.testing.assert_array_equal(found["y"], x * 2)
+    assert len(loaded) == 1
+    assert runtime.engine_host_code_allowed is True
+
+    def no_numpy_type(kind):
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+
+    trt.nptype = no_numpy_type
+    with pytest.raises(SystemExit, match="x is float, which NumPy does not have"):
+        script["run_engine"](tmp_path / "m.engine", None, {"x": x})

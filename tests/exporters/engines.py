@@ -20,11 +20,17 @@ def surface(name):
     return json.loads((SURFACES / f"{name}.json").read_text())
 
 
+class Recorded(SimpleNamespace):
+    """A stand-in of a module; what is kept by module needs its hash."""
+
+    __hash__ = object.__hash__
+
+
 def recorded(name):
     """A module that has the recorded names and nothing else: an unknown one is an AttributeError, as it would be."""
     found = surface(name)
     classes = {c: SimpleNamespace(**dict.fromkeys(names)) for c, names in found["classes"].items()}
-    return SimpleNamespace(__version__=found["version"], **classes)
+    return Recorded(__version__=found["version"], **classes)
 
 
 def conv_model(operator="Conv", domain="", batch="N", channels=16):

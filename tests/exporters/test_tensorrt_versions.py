@@ -30,6 +30,7 @@ TENSORRT = [name for name in VERSIONS if "rtx" not in name]
 RTX_ONLY = {
     "num_compute_capabilities", "set_compute_capability", "get_compute_capability", "ComputeCapability", "CURRENT",
     "create_runtime_config", "cuda_graph_strategy", "CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE",
+    "dynamic_shapes_kernel_specialization_strategy", "DynamicShapesKernelSpecializationStrategy", "EAGER",
 }  # fmt: skip
 
 

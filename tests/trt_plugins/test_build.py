@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.exporters.gpu import Gpu
 from scconv_deploy.machine import Machine, find_nvcc
+from scconv_deploy.trt_plugins import build as module
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command, revision
 from scconv_deploy.trt_plugins.elf import read_library
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
@@ -30,6 +33,15 @@ echo "$@" >> "$(dirname "$0")/calls"
 [ -e "$(dirname "$0")/fail" ] && { echo "sru.cu(3): error: expected a ';'" >&2; exit 2; }
 while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "library $(wc -l < "$(dirname "$0")/calls")" > "$2"; shift; done
 """
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch):
+    """What the driver says, instead of this machine's: no GPU of its own, CUDA 13.0."""
+    said = {"gpus": (), "cuda": (13, 0)}
+    monkeypatch.setattr(module, "gpus", lambda: said["gpus"])
+    monkeypatch.setattr(module, "driver_cuda", lambda: said["cuda"])
+    return said
 
 
 @pytest.fixture
@@ -79,6 +91,28 @@ def test_into_the_cache_once(machine):
     assert built_libraries(machine) == [first.path]
     assert f"-DSCCONV_SRU_REVISION={revision(SOURCES, '13.0.88')}" in calls(machine)[0]
     assert json.loads(json.dumps(second.as_json()))["path"] == str(first.path)
+
+
+def test_gpus_that_nvidia_smi_does_not_tell_are_asked_of_the_driver(machine, driver):
+    """Jetson's nvidia-smi says [N/A], a container may have none."""
+    for answer in ("[N/A]\n", None):
+        silent = replace(machine, run=lambda c, said=answer: said if c[0] == "nvidia-smi" else machine.run(c))
+        with pytest.raises(MissingRuntimeError, match="There is no GPU to build for"):
+            build(BuildRequest(), machine=silent)
+        driver["gpus"] = (Gpu("Orin", "8.7"),)
+        assert build(BuildRequest(), machine=silent).architectures == ("87",)
+        driver["gpus"] = ()
+
+
+def test_an_nvcc_newer_than_the_driver_builds_for_other_machines_only(machine, driver):
+    driver["cuda"] = (12, 4)
+    with pytest.raises(MissingRuntimeError, match=r"nvcc is of CUDA 13\.0\.88, the driver knows CUDA 12\.4") as refused:
+        build(BuildRequest(), machine=machine)
+    assert "an nvcc of CUDA 12 first on PATH" in refused.value.remedy
+    assert build(BuildRequest(("89",)), machine=machine).architectures == ("89",)
+    for enough in ((13, 1), None):
+        driver["cuda"] = enough
+        assert build(BuildRequest(), machine=machine).architectures == ("87", "89")
 
 
 def test_what_makes_another_library(machine):

@@ -18,7 +18,8 @@ from benchmarks import __main__ as command_line
 from benchmarks import cuda_timing, environment, harness, sru_cuda, sru_steps
 from benchmarks.cuda_timing import GraphTimer
 from benchmarks.sru_aims import judge
-from scconv_deploy.errors import BuildError
+from scconv_deploy.errors import BuildError, MissingRuntimeError
+from scconv_deploy.exporters.gpu import Gpu
 from scconv_deploy.machine import Machine
 
 ROOT = Path(__file__).parents[2]
@@ -276,13 +277,15 @@ def test_every_step_is_reported(machine, monkeypatch):
         ('echo "12 passed"; echo "= ERROR SUMMARY: 2 errors"; exit 9', "failed", "ERROR SUMMARY: 2 errors; 12 passed"),
         ('echo "12 skipped"; exit 0', "failed", "12 skipped; no test passed"),
         ("exit 1", "failed", "no output; no test passed"),
-        ("sleep 5", "not run", "did not end in 1 s"),
+        ("sleep 60 & sleep 60", "not run", "did not end in 1 s"),  # with a child that keeps the pipe
     ],
 )
 def test_a_sanitizer_that_finds_something_or_did_not_look(machine, script, verdict, found):
     sanitizer(machine, script)
+    start = time.monotonic()
     step = sru_steps._sanitize(str(machine.root / "compute-sanitizer"), "memcheck", 1)
     assert (step.verdict, step.found) == (verdict, found)
+    assert time.monotonic() - start < 30
 
 
 def test_tests_that_fail_are_named_and_a_failed_build_does_not_end_the_steps(machine, monkeypatch):
@@ -317,12 +320,51 @@ def test_the_sanitized_tests_exist():
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sru_cuda, "gpus", lambda: ())
     assert command_line.main(["sru_cuda", "--everything"]) == 0
-    assert capsys.readouterr().out == "not run: torch sees no CUDA GPU\n"
+    assert capsys.readouterr().out == "not run: the driver lists no CUDA GPU\n"
+
+
+def test_what_a_gpus_machine_lacks_is_named_with_where_it_comes_from(monkeypatch, capsys):
+    monkeypatch.setattr(sru_cuda, "gpus", lambda: (Gpu("H200", "9.0"),))
+    monkeypatch.setattr(sru_cuda, "driver_cuda", lambda: (12, 8))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert command_line.main(["sru_cuda", "--everything"]) == 3
+    said = capsys.readouterr().out
+    assert "a build without CUDA, cannot use the GPU (the driver knows CUDA 12.8): pip install torch" in said
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sru_cuda, "find_nvcc", lambda machine: None)
+    assert command_line.main(["sru_cuda", "--everything"]) == 3
+    assert capsys.readouterr().out == "not run: nvcc was not found (pip install 'scconv-deploy[cuda]')\n"
+    monkeypatch.setattr(sru_cuda, "find_nvcc", lambda machine: "nvcc")
+
+    def refused(request):
+        raise MissingRuntimeError("nvcc is of CUDA 13.0.88, the driver knows CUDA 12.8.", "Update the driver.")
+
+    monkeypatch.setattr(sru_cuda, "build", refused)
+    assert command_line.main(["sru_cuda"]) == 3
+    assert capsys.readouterr().out == (
+        "failed: nvcc is of CUDA 13.0.88, the driver knows CUDA 12.8. Update the driver.\n"
+    )
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(command_line.importlib, "import_module", missing)
+    assert command_line.main(["sru_cuda"]) == 3
+    assert capsys.readouterr().out == "not run: sru_cuda needs torch: pip install -e '.[test]', or torch alone\n"
+
+
+def test_a_machine_without_git_gives_no_commit(monkeypatch):
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert environment.metadata()["commit"] == "unknown"
 
 
 def test_with_a_gpu_everything_runs_in_order(emulated, options, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sru_cuda, "gpus", lambda: (Gpu("H200", "9.0"),))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sru_cuda, "find_nvcc", lambda machine: "nvcc")
     monkeypatch.setattr(sru_cuda, "build", lambda request: SimpleNamespace(path=tmp_path / "x.so"))

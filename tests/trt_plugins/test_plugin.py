@@ -152,6 +152,26 @@ def test_an_installed_runtime_takes_the_plugin(harness):
 
 
 @pytest.mark.nvcc
+def test_one_process_builds_and_runs_with_one_library_which_the_registry_takes_once(harness, tmp_path):
+    """The real registry, in a process of its own."""
+    pytest.importorskip("tensorrt_rtx")
+    other = tmp_path / "other.so"
+    other.write_bytes(harness.plugin.read_bytes() + b"another build")
+    code = (
+        "import sys, tensorrt_rtx as t; from pathlib import Path\n"
+        "from scconv_deploy.exporters.plugin_library import load_once\n"
+        "first, second = map(Path, sys.argv[1:])\n"
+        "print([load_once(t, first), load_once(t, first), load_once(t, second)])\n"
+        "print(t.get_plugin_registry().load_library(str(first)))\n"
+    )
+    command = [sys.executable, "-c", code, str(harness.plugin), str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    again = "another library of this plugin is loaded in this process"
+    assert done.stdout.splitlines() == [f"['', '', '{again}']", "None"]
+
+
+@pytest.mark.nvcc
 def test_a_plugin_for_another_machine_is_judged_without_loading_it(harness, tmp_path):
     data = bytearray(harness.plugin.read_bytes())
     machine = {"x86_64": (183, "aarch64"), "aarch64": (62, "x86-64")}[platform.machine()]

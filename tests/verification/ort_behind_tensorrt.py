@@ -51,6 +51,12 @@ class Module:
     class ComputeCapability:
         CURRENT = "CURRENT"
 
+    class CudaGraphStrategy:
+        WHOLE_GRAPH_CAPTURE = "WHOLE_GRAPH_CAPTURE"
+
+    class DynamicShapesKernelSpecializationStrategy:
+        EAGER = "EAGER"
+
     def __init__(self, host, version="10.9.0"):
         self.host, self.__version__ = host, version
         self.parsed, self.cleared, self.loaded = [], [], []
@@ -61,7 +67,8 @@ class Module:
     # --- running -------------------------------------------------------------------------------------------------
 
     def Runtime(self, logger):
-        return SimpleNamespace(deserialize_cuda_engine=lambda data: Engine(self, data) if self.open else None)
+        self.runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: Engine(self, data) if self.open else None)
+        return self.runtime
 
     # --- building ------------------------------------------------------------------------------------------------
 
@@ -93,7 +100,11 @@ class Module:
         return SimpleNamespace(parse=parse, num_errors=1, get_error=lambda index: error)
 
     def get_plugin_registry(self):
-        return SimpleNamespace(load_library=lambda path: self.loaded.append(path) or path)
+        """Takes one library, like the real one: a second one's plugins are registered already."""
+        return SimpleNamespace(
+            load_library=lambda path: None if self.loaded else self.loaded.append(path) or path,
+            get_creator=lambda name, version, space: name if self.loaded else None,
+        )
 
 
 class Engine:
@@ -108,7 +119,14 @@ class Engine:
         self.types = {v.name: NAMES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
 
     def create_execution_context(self, *config):
+        self.configured = config
         return Context(self)
+
+    def create_runtime_config(self):
+        return SimpleNamespace()
+
+    def get_tensor_location(self, name):
+        return SimpleNamespace(name="DEVICE")
 
 
 class Context:

@@ -166,6 +166,22 @@ def test_it_is_found_below_cuda_home(unloaded, host_cuda_library, tmp_path, monk
     assert load_cuda().version == "12.6"
 
 
+@pytest.mark.parametrize(
+    ("known", "expected"), [((12, 2), "12.6"), ((13, 0), "13.0"), (None, "13.0"), ((11, 8), "13.0")]
+)
+def test_of_several_runtimes_the_first_that_the_driver_knows(
+    unloaded, host_cuda_library, tmp_path, monkeypatch, known, expected
+):
+    """CUDA's wheels of two versions may stand side by side. Where none will do, the first says what is missing."""
+    for name in ("libcudart.so.13", "libcudart.so.12"):
+        (tmp_path / name).write_bytes(host_cuda_library.read_bytes())
+    newer = property(lambda cuda: (13, 0) if cuda._library._name.endswith("13") else (12, 6))
+    monkeypatch.setattr(Cuda, "release", newer)
+    monkeypatch.setattr(module, "driver_cuda", lambda: known)
+    monkeypatch.setattr(module, "candidates", lambda: [str(tmp_path / f"libcudart.so.{n}") for n in (13, 12)])
+    assert load_cuda().version == expected
+
+
 def test_it_is_found_in_a_wheel_without_importing_it(tmp_path, monkeypatch):
     for name in ("cuda_runtime/lib/libcudart.so.12", "cu13/lib/libcudart.so.13"):
         (tmp_path / "nvidia" / name).parent.mkdir(parents=True)

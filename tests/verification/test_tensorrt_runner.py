@@ -15,7 +15,15 @@ from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.engine import EngineArtifact, EngineProfile, EngineTensor, check_shapes, write_engine
 from scconv_deploy.verification.runners import tensorrt as runners
 from scconv_deploy.verification.runners.cuda import CudaError
-from scconv_deploy.verification.runners.tensorrt import Plan, TensorRTRunner, as_stored, from_bfloat16, to_bfloat16
+from scconv_deploy.verification.runners.tensorrt import (
+    Plan,
+    TensorRTRunner,
+    as_stored,
+    from_bfloat16,
+    holds_host_code,
+    to_bfloat16,
+)
+from tests.exporters.engines import Recorded
 from tests.exporters.test_engine import DATA, manifest_of
 from tests.verification.ort_behind_tensorrt import NAMES, Module
 
@@ -56,8 +64,11 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     plugin = tmp_path / "plugin.so"
     plugin.write_bytes(b"library")
     loaded = []
-    registry = SimpleNamespace(load_library=lambda path: loaded.append(path) or path)
-    module = SimpleNamespace(get_plugin_registry=lambda: registry)
+    registry = SimpleNamespace(
+        load_library=lambda path: None if loaded else loaded.append(path) or path,  # the real one takes one as well
+        get_creator=lambda name, version, space: name if loaded else None,
+    )
+    module = Recorded(get_plugin_registry=lambda: registry)
     artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
     with pytest.raises(MissingRuntimeError, match="built with a plugin"):
         runners._load_plugin(module, artifact, None)
@@ -67,6 +78,12 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     digest = hashlib.sha256(b"library").hexdigest()
     runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]
+    runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
+    assert loaded == [str(plugin)]  # it is there already: a second time the registry would refuse it
+    plugin.write_bytes(b"another build")
+    other = manifest_of(DATA, plugin_sha256=hashlib.sha256(b"another build").hexdigest())
+    with pytest.raises(MissingRuntimeError, match="another library of this plugin is loaded in this process"):
+        runners._load_plugin(module, EngineArtifact(artifact.path, other), plugin)
 
 
 def test_a_plugin_that_is_not_there_is_exit_2(tmp_path):
@@ -100,11 +117,12 @@ def two_inputs(element=TensorProto.FLOAT):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-def opened(host_cuda, element=TensorProto.FLOAT, graph=False, module=None):
+def opened(host_cuda, element=TensorProto.FLOAT, graph=False, module=None, backend="tensorrt", host_code=False):
     kind = NAMES[element]
     tensors = [EngineTensor(name, kind, (-1, 3)) for name in ("a", "b", "y", "z")]
     profiles = tuple(EngineProfile(n, (1, 3), (2, 3), (8, 3)) for n in ("a", "b"))
-    plan = Plan("m.engine", "tensorrt", two_inputs(element), tuple(tensors[:2]), tuple(tensors[2:]), profiles)
+    data = two_inputs(element)
+    plan = Plan("m.engine", backend, data, tuple(tensors[:2]), tuple(tensors[2:]), profiles, host_code)
     return TensorRTRunner.of_plan(module or Module(host_cuda), plan, host_cuda.cuda, graph)
 
 
@@ -202,6 +220,45 @@ def test_a_library_that_refuses_to_open_or_to_run(host_cuda):
         runner._context.get_tensor_shape = lambda name: (-1, 3)
         with pytest.raises(ModelError, match="The size of output 'y' depends on the data"):
             runner.run(feed(3))
+
+
+def test_memory_that_is_refused_and_a_shape_on_the_host_are_errors(host_cuda):
+    with opened(host_cuda) as runner:
+        runner._context.set_tensor_address = lambda name, address: name != "y"
+        with pytest.raises(ModelError, match="TensorRT refuses memory for 'y'"):
+            runner.run(feed(2))
+        runner._engine.get_tensor_location = lambda name: SimpleNamespace(name="HOST" if name == "b" else "DEVICE")
+        with pytest.raises(ModelError, match="'b' is a shape, which TensorRT reads on the host"):
+            runner.run(feed(2))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_rtx_compiles_for_a_shape_before_it_runs_and_captures_by_itself(host_cuda, graph):
+    module = Module(host_cuda)
+    with opened(host_cuda, graph=graph, module=module, backend="tensorrt-rtx") as runner:
+        (config,) = runner._engine.configured
+        expected = {"dynamic_shapes_kernel_specialization_strategy": "EAGER"}
+        assert vars(config) == expected | ({"cuda_graph_strategy": "WHOLE_GRAPH_CAPTURE"} if graph else {})
+        runner.run(feed(2))
+    assert "cudaStreamBeginCapture" not in host_cuda.calls()
+
+
+@pytest.mark.tensorrt
+def test_the_settings_of_rtx_can_be_set_in_the_real_library():
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    for name in ("dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy"):
+        assert getattr(trt.IRuntimeConfig, name).fset is not None
+
+
+def test_code_for_the_host_is_allowed_where_the_engine_holds_some_and_nowhere_else(host_cuda):
+    """TensorRT refuses version-compatible engines and those with plugins inside unless it is told."""
+    for host_code in (False, True):
+        module = Module(host_cuda)
+        with opened(host_cuda, module=module, host_code=host_code):
+            assert getattr(module.runtime, "engine_host_code_allowed", False) is host_code
+    assert not holds_host_code(manifest_of(DATA))
+    assert holds_host_code(manifest_of(DATA, flags=("VERSION_COMPATIBLE",)))
+    assert holds_host_code(manifest_of(DATA, settings={"plugins_to_serialize": ["libscconv_sru.so"]}))
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))

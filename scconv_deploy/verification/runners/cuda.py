@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.exporters.gpu import driver_cuda
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the legacy default stream
@@ -94,11 +95,16 @@ class Cuda:
         raise CudaError(f"{name} failed: {text} (error {code}).", _what_to_do(code), code)
 
     @property
-    def version(self) -> str:
-        """Of the runtime, for example ``12.6``."""
+    def release(self) -> tuple[int, int]:
+        """Of the runtime, for example ``(12, 6)``; asked without a driver."""
         found = _INT()
         self.call("cudaRuntimeGetVersion", ctypes.byref(found))
-        return f"{found.value // 1000}.{found.value % 1000 // 10}"
+        return found.value // 1000, found.value % 1000 // 10
+
+    @property
+    def version(self) -> str:
+        """The same as text, ``12.6``."""
+        return ".".join(map(str, self.release))
 
     def memory_bytes(self) -> tuple[int, int]:
         """Of the current device: free, and in all."""
@@ -239,15 +245,24 @@ def close_all(handles: Sequence[Any], on_its_way: BaseException | None = None) -
 def load_cuda() -> Cuda:
     """The CUDA runtime of this machine: the system's, below CUDA_HOME, or of a wheel of torch or NVIDIA.
 
+    One of a newer major version than the driver's is taken only where there is no other: nothing runs on it.
+
     Raises:
-        MissingRuntimeError: there is none.
+        MissingRuntimeError: there is none, or it is too old.
     """
+    known = driver_cuda()
+    newer: Cuda | None = None
     for candidate in candidates():
         try:
             library = ctypes.CDLL(candidate)
         except OSError:  # not there, or for another system; the next one may do
             continue
-        return Cuda(library)
+        cuda = Cuda(library)
+        if known is None or cuda.release[0] <= known[0]:
+            return cuda
+        newer = newer or cuda
+    if newer is not None:
+        return newer
     raise MissingRuntimeError("The CUDA runtime (libcudart) was not found.", _remedy())
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.exporters import tensorrt_log as logs
-from scconv_deploy.exporters.engine import EngineArtifact, EngineProfile, EngineTensor, check_shapes
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineProfile, EngineTensor, check_shapes
+from scconv_deploy.exporters.plugin_library import load_once
 from scconv_deploy.exporters.tensorrt_versions import INSTALL, NAMES, load_module, require_gpu
 from scconv_deploy.verification.runners.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
 
@@ -36,6 +37,8 @@ class Plan:
         name: what an error calls them.
         data: of the engine; whoever makes this answers for them.
         profiles: one for each input.
+        host_code: whether it holds code for the host, which TensorRT refuses unless it is allowed: the lean runtime of
+            a version-compatible engine, or plugin libraries.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Plan:
     inputs: tuple[EngineTensor, ...]
     outputs: tuple[EngineTensor, ...]
     profiles: tuple[EngineProfile, ...]
+    host_code: bool = False
 
 
 class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
@@ -67,7 +71,8 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         with logs.library_log(module).recording():
             _load_plugin(module, artifact, plugin)
         plan = Plan(
-            str(artifact.path), manifest.backend, data, manifest.inputs, manifest.outputs, manifest.profiles
+            str(artifact.path), manifest.backend, data, manifest.inputs, manifest.outputs, manifest.profiles,
+            holds_host_code(manifest),
         )  # fmt: skip
         self._open(module, plan, load_cuda(), cuda_graph)
 
@@ -90,6 +95,8 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         log = logs.library_log(module)
         with log.recording() as messages:
             self._runtime = module.Runtime(log.logger)
+            if plan.host_code:  # its bytes are those of the manifest
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan.data)
             self._context: Any = self._new_context() if self._engine is not None else None
         if self._context is None:
@@ -170,10 +177,15 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         return after.seconds_since(before)
 
     def _new_context(self) -> Any:
-        if not (self._cuda_graph and self.name == "tensorrt-rtx"):
+        if self.name != "tensorrt-rtx":
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()  # TensorRT-RTX compiles at run time and captures by itself
-        config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        # by default the first runs of a shape take other kernels, while those of the shape are compiled beside them:
+        # then what was judged and timed would not be what runs later
+        eager = self._module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if self._cuda_graph:
+            config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
 
     def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -187,9 +199,12 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             if -1 in wanted[name]:
                 raise ModelError(f"The size of output {name!r} depends on the data.", "Run it in ONNX Runtime.")
         for name, shape in wanted.items():
+            if self._engine.get_tensor_location(name).name == "HOST":  # TensorRT would read a device's address
+                raise ModelError(f"{name!r} is a shape, which TensorRT reads on the host.", "Run it in ONNX Runtime.")
             size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_STORED[self._dtypes[name]]).itemsize
             self._buffers[name] = Buffer(self._cuda, size_bytes)
-            self._context.set_tensor_address(name, self._buffers[name].address)
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                raise ModelError(f"{NAMES[self.name]} refuses memory for {name!r}.", "Run it in ONNX Runtime.")
         self._shapes = wanted
 
     def _release(self, *further: Any, error: BaseException | None = None) -> None:
@@ -236,6 +251,11 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def holds_host_code(manifest: EngineManifest) -> bool:
+    """See :class:`Plan`."""
+    return "VERSION_COMPATIBLE" in manifest.flags or bool(manifest.settings.get("plugins_to_serialize"))
+
+
 def require_runtime(artifact: EngineArtifact) -> ModuleType:
     """The library that an engine needs, before anything is done.
 
@@ -277,5 +297,8 @@ def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | No
             f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
             "Give that one, or build the engine again.",
         )
-    if module.get_plugin_registry().load_library(str(plugin.resolve())) is None:
-        raise MissingRuntimeError(f"TensorRT cannot load {plugin}.", "Check it with scconv-deploy plugin check.")
+    if refused := load_once(module, plugin):
+        raise MissingRuntimeError(
+            f"TensorRT cannot load {plugin}: {refused}.",
+            "Check it with scconv-deploy plugin check; one process takes one build of it.",
+        )
