@@ -171,6 +171,10 @@ class LayerError:
     relative_l2: float
     floor: float
 
+    @property
+    def ratio(self) -> float:
+        return self.relative_l2 / self.floor
+
 
 @dataclass(frozen=True)
 class WorstInput:

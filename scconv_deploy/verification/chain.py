@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx
 
 from scconv_deploy import __version__
+from scconv_deploy.errors import UsageError
 from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.precision.ranges import RangeWatch
@@ -35,6 +36,7 @@ from scconv_deploy.report.records import (
 from scconv_deploy.verification import instrument, judge, tolerances, weights
 from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure
+from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference_run import ReferenceSource
 from scconv_deploy.verification.runners.half import needs_stand_in
@@ -98,7 +100,8 @@ def verify_artifact(
         The report; falsy when a check failed.
 
     Raises:
-        UsageError: the artifact's inputs or outputs are not the reference's, or an override names no tolerance.
+        UsageError: there is no sample, or a label outside the model's classes; the artifact's inputs or outputs are not
+            the reference's, or an override names no tolerance.
         MissingRuntimeError: the provider cannot run here.
         ModelError: ONNX Runtime or the reference cannot run the inputs at all.
     """
@@ -120,6 +123,8 @@ def verify_artifact(
                 measurement.run(run)
             if ranges is not None and run.deep:
                 ranges.add(run.inputs)
+        if not measured.described:
+            raise UsageError("There is no sample, so nothing can be judged.", "Give at least one.")
         stage.applied += measured.sample_names
         stage.skipped += measured.redundant.items()
         if measured.float64_refusal:
@@ -142,7 +147,7 @@ def verify_artifact(
         layers=tuple(measured.layers.values()),
         first_departure=_departure(source, proto, measured, runtime, statics) if failed else "",
         worst_inputs=measured.worst_inputs,
-        accuracy=measured.paired.accuracy() if measured.paired else None,
+        accuracy=measured.paired.accuracy(),
         overrides=dict(judging.overrides),
     )
 
@@ -191,6 +196,7 @@ def _artifact_checks(
         *judge.layers_check(measured),
         *judge.contract_checks(measured),
         *judge.finite_checks(measured),
+        *accuracy_checks(measured),
     ]
 
 
