@@ -307,7 +307,7 @@ class ParityReport:
     worst_inputs: tuple[WorstInput, ...] = ()
     accuracy: Accuracy | None = None
     overrides: dict[str, float] = field(default_factory=dict)
-    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: table.ALL | table.FIXED)
     engines: tuple[EngineParity, ...] = ()
 
     @property

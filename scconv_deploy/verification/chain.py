@@ -169,14 +169,13 @@ def _links(
         onnx_link = Link.of(ONNX_LINK, found)
         precision = Link(PRECISION_LINK, "not run", "the artifact computes in fp32; nothing was converted")
     else:
-        reason = (
-            source.swapped_link or f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
-        )
-        onnx_link = Link(ONNX_LINK, "not run", source.swapped_link or reason)
+        away = f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
+        onnx_link = Link(ONNX_LINK, "not run", source.swapped_link or away)
         if artifact.single is not None and single is not None:
             checks = judge.static_checks(artifact.single, instrument.sites(artifact.single), single)
             onnx_link = Link.of(ONNX_LINK, _artifact_checks(source, artifact.single, checks, single))
-        precision = Link.of(PRECISION_LINK, [*_stand_in(artifact, runtime), *_in_range(artifact, ranges), *found])
+        before = [*_stand_in(artifact, runtime), *_in_range(artifact, ranges, measured.coverage)]
+        precision = Link.of(PRECISION_LINK, [*before, *found])
     return (swapped, onnx_link, precision, Link("engine", "not run", "no engine was built"))
 
 
@@ -200,18 +199,24 @@ def _artifact_checks(
     ]
 
 
-def _in_range(artifact: Artifact, ranges: RangeWatch | None) -> list[Check]:
-    """Values that half cannot hold, by the layer that gives them."""
-    if ranges is None or not ranges.beyond:
+def _in_range(artifact: Artifact, ranges: RangeWatch | None, coverage: str) -> list[Check]:
+    """Whether half holds all values, by the layers that give them."""
+    if ranges is None or not ranges.largest:
         return []
     producers = {name: node for node in artifact.proto.graph.node for name in node.output}
-    found = []
-    for name, largest in ranges.beyond.items():
+
+    def reaches(name: str) -> str:
         module = instrument.module_of(producers[name]) if name in producers else ""
-        found.append(f"{name}{f' ({module})' if module else ''} reaches {largest:.3g}")
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    reason = f"{', '.join(found[:3])}{more}, which {artifact.precision} cannot hold; --keep leaves layers in float32"
-    return [Check("range", "failed", reason)]
+        return f"{name}{f' ({module})' if module else ''} reaches {ranges.largest[name]:.3g}"
+
+    precision, beyond = artifact.precision, list(ranges.beyond)
+    if not beyond:
+        farthest = max(ranges.largest, key=ranges.largest.__getitem__)
+        reason = f"{precision} holds the values of {len(ranges.largest)} tensors: {reaches(farthest)}"
+        return [Check("range", "passed", f"{reason} of {ranges.limit:g}{coverage}")]
+    more = f" (and {len(beyond) - 3} more)" if len(beyond) > 3 else ""
+    found = ", ".join(map(reaches, beyond[:3]))
+    return [Check("range", "failed", f"{found}{more}, which {precision} cannot hold; --keep leaves layers in float32")]
 
 
 def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:
