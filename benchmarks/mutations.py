@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import onnx
 import torch
@@ -11,12 +12,18 @@ from benchmarks.harness import write
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import StageLog
+from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
 from tests.mutations import MUTATIONS, two_heads
 
-_COLUMNS = {"damage": "damage", "verdict": "verdict", "caught by": "checks", "first departure": "departure"}
+_COLUMNS = {
+    "damage": "damage",
+    "verdict": "verdict",
+    "caught by": "checks",
+    "x noise": "times_noise",
+    "first departure": "departure",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,5 +43,12 @@ def run(options: argparse.Namespace) -> None:
         report = verify_onnx(reference, artifact, noise_samples(reference.signature, 0), StageLog())
         failed = {c.name for link in report.links for c in link.checks if c.status == "failed"}
         row = {"damage": name, "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
+        row["times_noise"] = max(ratios(report), default=None)
         rows.append(row | {"departure": report.first_departure})
     write(options.results, rows, _COLUMNS)
+
+
+def ratios(report: ParityReport) -> list[float]:
+    """What the replay and the layers show, in multiples of the noise."""
+    quantities = [q for link in report.links for check in link.checks for q in check.quantities]
+    return [q.value for q in quantities if q.tolerance == "replay_multiple" and math.isfinite(q.value)]

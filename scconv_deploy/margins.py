@@ -41,6 +41,7 @@ from scconv_deploy.outcomes import FlipCount
 
 UNIT_ROUNDOFF = 2.0**-24
 ILL_CONDITIONED = 1e-6
+"""Of s relative to |mean|; a definition, which ``verification/tolerances.py`` lists with its reason."""
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -24, 4
 MARGIN_EDGES = tuple(2.0**k for k in range(_SMALLEST_EXPONENT, _LARGEST_EXPONENT + 1))
 """Of the histograms of ``|margin| / s``: powers of two from a rounding error to far out."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 VALUE_TOLERANCE = 1e-6
 """Relative L2 between a module and its variant where no gate differs. torch itself sums in several orders, so a
-bit-exact match is too much to ask; a wrong eps, ddof or data path is at least 1e-5 away."""
+bit-exact match is too much to ask; a wrong data path is at least 1e-1 away. A wrong eps or ddof need not show in the
+values (a hard gate on x passes x on, whatever they are): the probes of recognition tell those by the gates."""
 
 
 @dataclass(frozen=True)

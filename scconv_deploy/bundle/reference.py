@@ -228,6 +228,7 @@ class RecordedReference:
                 dict(zip(document["outputs"], document["floors"], strict=True)),
                 sites,
                 float64_refusal=str(document["float64_refusal"]),
+                count=max((len(value) for value in named["input"].values() if value.ndim), default=1),
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:

@@ -24,6 +24,9 @@ class RangeWatch:
         half: the same, converted.
         precision: of it.
 
+    Attributes:
+        limit: the largest value of the type.
+
     Raises:
         ModelError: ONNX Runtime cannot run the float32 model.
     """
@@ -35,7 +38,7 @@ class RangeWatch:
         precision: HalfPrecision,
         options: RuntimeOptions = RuntimeOptions(),
     ) -> None:
-        self._limit = LARGEST[precision]
+        self.limit = LARGEST[precision]
         in_half = _of_type(half, ELEMENT[precision]) | _halved_outputs(half, ELEMENT[precision])
         watched = [name for name in _of_type(single, TensorProto.FLOAT) if name in in_half]
         self._largest = dict.fromkeys(watched, 0.0)
@@ -49,9 +52,14 @@ class RangeWatch:
             self._largest[name] = max(largest, float("inf") if np.isnan(value) else value)
 
     @property
+    def largest(self) -> dict[str, float]:
+        """Tensor -> its largest absolute value (NaN counts as infinite), of those that are watched; in order."""
+        return dict(self._largest)
+
+    @property
     def beyond(self) -> dict[str, float]:
-        """Tensor -> its largest absolute value (NaN counts as infinite), of those that half cannot hold; in order."""
-        return {name: value for name, value in self._largest.items() if value > self._limit}
+        """The same of those that half cannot hold."""
+        return {name: value for name, value in self._largest.items() if value > self.limit}
 
 
 def _of_type(model: onnx.ModelProto, kind: int) -> dict[str, None]:

@@ -171,6 +171,10 @@ class LayerError:
     relative_l2: float
     floor: float
 
+    @property
+    def ratio(self) -> float:
+        return self.relative_l2 / self.floor
+
 
 @dataclass(frozen=True)
 class WorstInput:
@@ -303,7 +307,7 @@ class ParityReport:
     worst_inputs: tuple[WorstInput, ...] = ()
     accuracy: Accuracy | None = None
     overrides: dict[str, float] = field(default_factory=dict)
-    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(table.ALL))
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: table.ALL | table.FIXED)
     engines: tuple[EngineParity, ...] = ()
 
     @property

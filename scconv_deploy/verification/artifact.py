@@ -62,6 +62,7 @@ class ArtifactMeasurement:
         """
         _same_names("inputs", self._free.inputs, run.inputs)
         _same_names("outputs", self._free.outputs, run.given)
+        self.measured.check_labels(run)
         self._add_reference(run)
         if run.deep:
             self._judge_reference(run)
@@ -97,7 +98,7 @@ class ArtifactMeasurement:
         if site.x is None:
             self.measured.unfed.add(name)
             return
-        if not np.isfinite(site.x).all():
+        if not site.finite:
             self.measured.non_finite[f"the input of {name}"] += 1
             return
         if name not in self._probes:
@@ -162,10 +163,15 @@ class ArtifactMeasurement:
         found = self._open.run(run.inputs)
         for name, site in run.sites.items():
             decided, x = found.get(instrument.gate_output(name)), found.get(instrument.gate_input(name))
-            if decided is None or x is None or site.x is None or decided.shape != site.mask.shape:
+            if decided is None or x is None or site.x is None:
+                continue  # the check says of how many SRUs
+            if decided.shape != site.mask.shape:
+                self.measured.contract[_other_shape(name, decided, site.mask)] += 1
                 continue
-            if not (np.isfinite(x).all() and np.isfinite(site.x).all()):
-                continue  # named elsewhere
+            if not site.finite or not np.isfinite(x).all():
+                whose = "artifact" if site.finite else "reference"
+                self.measured.note_non_finite(f"the input of {name} in the {whose}", run)
+                continue
             differs, measured = decided != site.mask, self.measured.sites[name]
             if differs.any():
                 measured.jumped(jump.largest(x, differs, site.site))
@@ -202,7 +208,7 @@ class ArtifactMeasurement:
         for name, site in run.sites.items():
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None:
-                self._keep_layer(self._nodes[name].input[0], x, site)
+                self._keep_layer(self._nodes[name].input[0], x, site, run)
         return self._aligned(forced, run.outputs)
 
     def _aligned(self, outputs: Arrays, reference: Arrays) -> dict[str, np.ndarray]:
@@ -213,9 +219,13 @@ class ArtifactMeasurement:
             self._forced = self._laid_open(run, inject=True)
         return self._forced.run(inputs_with_masks(self._forced.inputs, run))
 
-    def _keep_layer(self, value: str, x: np.ndarray, site: SiteRun) -> None:
+    def _keep_layer(self, value: str, x: np.ndarray, site: SiteRun, run: ReferenceRun) -> None:
         assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
-        if x.shape != site.x.shape or not comparable(x, site.x):
+        if x.shape != site.x.shape:
+            self.measured.contract[_other_shape(site.site.name, x, site.x)] += 1
+            return
+        if not comparable(x, site.x):
+            self.measured.note_non_finite(f"the input of {site.site.name} with the reference's gates", run)
             return
         found = self.measured.against_noise(x, site.x, site.floor)
         producer = self._producers.get(value)
@@ -234,6 +244,10 @@ def inputs_with_masks(wanted: Iterable[str], run: ReferenceRun) -> Mapping[str, 
     """The inputs of a model whose gates are injected."""
     masks = {instrument.mask_input(name): mask for name, mask in run.masks.items()}
     return {**run.inputs, **{name: masks[name] for name in wanted if name in masks}}
+
+
+def _other_shape(site: str, found: np.ndarray, expected: np.ndarray) -> str:
+    return f"the input of {site} is {list(found.shape)}, PyTorch's {list(expected.shape)}"
 
 
 def _same_names(what: str, artifact: Iterable[str], reference: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx
 
 from scconv_deploy import __version__
+from scconv_deploy.errors import UsageError
 from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.precision.ranges import RangeWatch
@@ -35,6 +36,7 @@ from scconv_deploy.report.records import (
 from scconv_deploy.verification import instrument, judge, tolerances, weights
 from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure
+from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference_run import ReferenceSource
 from scconv_deploy.verification.runners.half import needs_stand_in
@@ -98,7 +100,8 @@ def verify_artifact(
         The report; falsy when a check failed.
 
     Raises:
-        UsageError: the artifact's inputs or outputs are not the reference's, or an override names no tolerance.
+        UsageError: there is no sample, or a label outside the model's classes; the artifact's inputs or outputs are not
+            the reference's, or an override names no tolerance.
         MissingRuntimeError: the provider cannot run here.
         ModelError: ONNX Runtime or the reference cannot run the inputs at all.
     """
@@ -120,6 +123,8 @@ def verify_artifact(
                 measurement.run(run)
             if ranges is not None and run.deep:
                 ranges.add(run.inputs)
+        if not measured.described:
+            raise UsageError("There is no sample, so nothing can be judged.", "Give at least one.")
         stage.applied += measured.sample_names
         stage.skipped += measured.redundant.items()
         if measured.float64_refusal:
@@ -142,7 +147,7 @@ def verify_artifact(
         layers=tuple(measured.layers.values()),
         first_departure=_departure(source, proto, measured, runtime, statics) if failed else "",
         worst_inputs=measured.worst_inputs,
-        accuracy=measured.paired.accuracy() if measured.paired else None,
+        accuracy=measured.paired.accuracy(),
         overrides=dict(judging.overrides),
     )
 
@@ -164,14 +169,13 @@ def _links(
         onnx_link = Link.of(ONNX_LINK, found)
         precision = Link(PRECISION_LINK, "not run", "the artifact computes in fp32; nothing was converted")
     else:
-        reason = (
-            source.swapped_link or f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
-        )
-        onnx_link = Link(ONNX_LINK, "not run", source.swapped_link or reason)
+        away = f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
+        onnx_link = Link(ONNX_LINK, "not run", source.swapped_link or away)
         if artifact.single is not None and single is not None:
             checks = judge.static_checks(artifact.single, instrument.sites(artifact.single), single)
             onnx_link = Link.of(ONNX_LINK, _artifact_checks(source, artifact.single, checks, single))
-        precision = Link.of(PRECISION_LINK, [*_stand_in(artifact, runtime), *_in_range(artifact, ranges), *found])
+        before = [*_stand_in(artifact, runtime), *_in_range(artifact, ranges, measured.coverage)]
+        precision = Link.of(PRECISION_LINK, [*before, *found])
     return (swapped, onnx_link, precision, Link("engine", "not run", "no engine was built"))
 
 
@@ -191,21 +195,28 @@ def _artifact_checks(
         *judge.layers_check(measured),
         *judge.contract_checks(measured),
         *judge.finite_checks(measured),
+        *accuracy_checks(measured),
     ]
 
 
-def _in_range(artifact: Artifact, ranges: RangeWatch | None) -> list[Check]:
-    """Values that half cannot hold, by the layer that gives them."""
-    if ranges is None or not ranges.beyond:
+def _in_range(artifact: Artifact, ranges: RangeWatch | None, coverage: str) -> list[Check]:
+    """Whether half holds all values, by the layers that give them."""
+    if ranges is None or not ranges.largest:
         return []
     producers = {name: node for node in artifact.proto.graph.node for name in node.output}
-    found = []
-    for name, largest in ranges.beyond.items():
+
+    def reaches(name: str) -> str:
         module = instrument.module_of(producers[name]) if name in producers else ""
-        found.append(f"{name}{f' ({module})' if module else ''} reaches {largest:.3g}")
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    reason = f"{', '.join(found[:3])}{more}, which {artifact.precision} cannot hold; --keep leaves layers in float32"
-    return [Check("range", "failed", reason)]
+        return f"{name}{f' ({module})' if module else ''} reaches {ranges.largest[name]:.3g}"
+
+    precision, beyond = artifact.precision, list(ranges.beyond)
+    if not beyond:
+        farthest = max(ranges.largest, key=ranges.largest.__getitem__)
+        reason = f"{precision} holds the values of {len(ranges.largest)} tensors: {reaches(farthest)}"
+        return [Check("range", "passed", f"{reason} of {ranges.limit:g}{coverage}")]
+    more = f" (and {len(beyond) - 3} more)" if len(beyond) > 3 else ""
+    found = ", ".join(map(reaches, beyond[:3]))
+    return [Check("range", "failed", f"{found}{more}, which {precision} cannot hold; --keep leaves layers in float32")]
 
 
 def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:

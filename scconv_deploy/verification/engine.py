@@ -234,7 +234,7 @@ def _report(
         provenance=facts | dict(provenance),
         stages=tuple(log.records),
         worst_inputs=measured.worst_inputs,
-        accuracy=measured.paired.accuracy() if measured.paired else None,
+        accuracy=measured.paired.accuracy(),
         overrides=dict(judging.overrides),
         engines=(parity,),
     )

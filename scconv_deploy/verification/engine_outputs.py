@@ -17,6 +17,7 @@ from scconv_deploy.exporters.engine import EngineManifest
 from scconv_deploy.report.records import Check, EngineOutput, Quantity
 from scconv_deploy.verification.compare import OutputMetrics, comparable, compare, distance, looks_like_logits
 from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, repeated
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun
 from scconv_deploy.verification.tolerances import Table
@@ -61,6 +62,7 @@ class EndToEnd:
         Args:
             noise: of the reference's outputs, by name; an output that is not in it was not measured.
         """
+        self._measured.check_labels(run)
         found = align_rows(found, run.given, self._measured.limits["equal_scores"].value)
         for name, given in run.given.items():
             y = found[name]
@@ -120,7 +122,7 @@ class EndToEnd:
         if self._measured.non_finite:
             text = f"NaN or Inf in {repeated(self._measured.non_finite)}; not compared"
             checks.append(Check("finite", "failed", text))
-        return checks
+        return [*checks, *accuracy_checks(self._measured)]
 
     def _check(self, name: str, found: _Found) -> Check:
         limit = self._limits["engine_multiple"].value

@@ -1,4 +1,7 @@
-"""The check of gates, whether they were seen or read from an output. Standard library and NumPy only."""
+"""Checks that artifacts and engines share: gates, seen or read from an output, and accuracy.
+
+Standard library and NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,13 @@ from scconv_deploy.verification.measure import Measured, total_flips
 def unexplained(total: FlipCount, measured: Measured) -> Quantity:
     """What decides: unexplained flips against their limit."""
     return Quantity("unexplained_flips", total.unexplained, measured.limits["unexplained_flips"].value)
+
+
+def accuracy_checks(measured: Measured) -> list[Check]:
+    """Why there is no accuracy, where the data have labels."""
+    if not measured.no_accuracy:
+        return []
+    return [Check("accuracy", "not run", f"the data have labels, but {measured.no_accuracy}: there is no accuracy")]
 
 
 def gates_check(

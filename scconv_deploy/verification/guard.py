@@ -26,15 +26,10 @@ from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.compare import distance
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.verification.tolerances import REWRITE
 
-REPLAY_LIMIT = 1e-4
-"""Relative L2 of an output with the original's gates injected. Other kernels and orders of summation cost 1e-6 over the
-depth of a ResNet-50; a part of the graph that was lost or mixed up costs more than 1e-2."""
-
-NAIVE_LIMIT = 1e-5
-"""How far, in z, rounding can move the original's gates: float32 around sigmoid 0.5 is 1.2e-7 wide in z, and its
-statistics are good to 1e-6. A gate that differs further out was another gate."""
-
+REPLAY_LIMIT = REWRITE["rewrite_replay"].value
+NAIVE_LIMIT = REWRITE["rewrite_gates"].value
 SigmoidInputs = Mapping[str, str]
 
 
@@ -120,6 +115,7 @@ class GuardReport:
             "verdict": "not run" if self.not_run else "passed" if self else "failed",
             "sentence": self.sentence,
             "failures": list(self.failures),
+            "tolerances": {name: asdict(tolerance) for name, tolerance in REWRITE.items()},
             **asdict(self),
         }
 

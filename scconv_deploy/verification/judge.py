@@ -11,7 +11,7 @@ import onnx
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.rewrite.functions import REWRITTEN
-from scconv_deploy.verification import static
+from scconv_deploy.verification import static, tolerances
 from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -105,7 +105,13 @@ def teacher_forced_check(measured: Measured) -> Check:
 def free_running_check(measured: Measured) -> Check:
     """Gates of the artifact as it runs."""
     counts = {n: s.free_running for n, s in measured.sites.items() if s.free_running is not None}
-    return _gates("free-running gates", "running free, gates changed", counts, measured)
+    return _gates("free-running gates", "running free, gates changed", counts, measured, _of_srus(counts, measured))
+
+
+def _of_srus(counts: Mapping[str, FlipCount], measured: Measured) -> str:
+    """Of how many SRUs gates were compared, where it is not all of those that the artifact has."""
+    there = [name for name in measured.sites if name not in measured.redundant]
+    return f", on {len(counts)} of {len(there)} SRUs" if len(counts) < len(there) else ""
 
 
 def second_opinion_checks(measured: Measured) -> list[Check]:
@@ -114,7 +120,8 @@ def second_opinion_checks(measured: Measured) -> list[Check]:
     asked = {n: s.second_opinion for n, s in measured.sites.items() if s.second_opinion is not None}
     if not asked:
         return [Check(name, "not run", measured.opinion_refusal)] if measured.opinion_refusal else []
-    check = _gates(name, "onnx.reference, gates changed", {n: count for n, (count, _) in asked.items()}, measured)
+    counts = {n: count for n, (count, _) in asked.items()}
+    check = _gates(name, "onnx.reference, gates changed", counts, measured, _of_srus(counts, measured))
     worst, (_, apart) = max(asked.items(), key=lambda item: item[1][1])
     limit = measured.limits["second_opinion"].value
     decided = (*check.quantities, Quantity("second_opinion", apart, limit))
@@ -154,15 +161,20 @@ def layers_check(measured: Measured) -> list[Check]:
     if not measured.layers:
         return []
     limit = measured.limits["replay_multiple"].value
-    left = [layer for layer in measured.layers.values() if not layer.relative_l2 <= limit * layer.floor]
-    worst = max(layer.relative_l2 / layer.floor for layer in measured.layers.values())
-    decided = (Quantity("replay_multiple", worst, limit),)
+    largest = measured.limits[tolerances.name_of(measured.limits, "largest_floor", measured.data)].value
+    layers = [layer for layer in measured.layers.values() if layer.floor <= largest]
+    left = [layer for layer in layers if not layer.ratio <= limit]
+    noisy = len(measured.layers) - len(layers)
+    unjudged = f"; {noisy} not judged, for their own noise is above {largest:g}" if noisy else ""
+    if not layers:
+        return [Check("layers", "not run", unjudged.removeprefix("; "))]
+    decided = (Quantity("replay_multiple", max(layer.ratio for layer in layers), limit),)
     if not left:
-        text = f"{len(measured.layers)} inputs of SRUs stay within {limit:g}x their noise{measured.coverage}"
+        text = f"{len(layers)} inputs of SRUs stay within {limit:g}x their noise{measured.coverage}{unjudged}"
         return [Check("layers", "passed", text, decided)]
     first = left[0]
     where = f"{first.name} ({first.module or 'module unknown'})"
-    noise = f"{first.relative_l2 / first.floor:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
+    noise = f"{first.ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
     more = f", and {len(left) - 1} more" if len(left) > 1 else ""
     return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}", decided)]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from scconv_deploy.errors import UsageError
 from scconv_deploy.margins import MARGIN_EDGES, histogram
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError, WorstInput
@@ -19,6 +21,7 @@ from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
 
 _KEPT_WORST, _NAMED_NON_FINITE = 5, 8
+NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -38,6 +41,12 @@ class AgainstNoise:
     @property
     def ratio(self) -> float:
         return self.error / self.floor
+
+    @property
+    def badness(self) -> tuple[bool, float]:
+        """Grows with what is wrong: a floor above the largest one proves nothing, however small the ratio to it."""
+        ratio = self.ratio
+        return not self.floor <= self.largest_floor, ratio if ratio == ratio else float("inf")
 
 
 @dataclass
@@ -84,7 +93,7 @@ class Measured:
         described: samples, and how many batches of each kind.
         worst_run: the sample with the worst ratio of the replay; without the inputs of its gates.
         unfed: sites whose input the reference did not keep.
-        paired: right and wrong answers on labelled data.
+        paired: right and wrong answers on labelled data; ``no_accuracy`` why there are none in spite of labels.
         inputs, inputs_in_full: how many were compared, and how many of them in full.
     """
 
@@ -105,7 +114,8 @@ class Measured:
     opinion_refusal: str = ""
     worst_run: ReferenceRun | None = None
     unfed: set[str] = field(default_factory=set)
-    paired: PairedCounts | None = None
+    paired: PairedCounts = field(default_factory=PairedCounts)
+    no_accuracy: str = ""
     inputs: int = 0
     inputs_in_full: int = 0
     _rows: dict[str, int] = field(default_factory=dict)
@@ -138,7 +148,7 @@ class Measured:
 
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""
-        if _keep_worst(self.replay, name, found) and found is max(self.replay.values(), key=_badness):
+        if _keep_worst(self.replay, name, found) and found is max(self.replay.values(), key=lambda f: f.badness):
             # without what it need not hold while the next sample runs
             sites = {site: replace(found, x=None) for site, found in run.sites.items()}
             self.worst_run = replace(run, sites=sites)
@@ -171,7 +181,7 @@ class Measured:
             found = self.sites.setdefault(name, SiteMeasured(site.site))
             found.opened += int(site.mask.sum())
             found.gates += site.mask.size
-            if site.x is not None and np.isfinite(site.x).all():
+            if site.x is not None and site.finite:
                 found.histogram += histogram(site.x, site.site.form)
 
     def add_answers(self, run: ReferenceRun, outputs: Arrays, rows: int | None) -> None:
@@ -183,12 +193,28 @@ class Measured:
         ((first, given), *_) = run.given.items()
         if given.ndim and given.shape == outputs[first].shape and given.dtype.kind == "f":
             self.keep_worst_inputs(run.sample, outputs[first], given, len(given) if rows is None else rows)
-        logits = next((n for n, g in run.given.items() if looks_like_logits(g) and g.shape == outputs[n].shape), None)
-        if run.labels is None or logits is None or len(run.labels) != len(run.given[logits]):
+        if run.labels is None:
             return
-        if self.paired is None:
-            self.paired = PairedCounts()
-        self.paired.add(run.given[logits], outputs[logits], run.labels)
+        logits = next((n for n, g in run.given.items() if looks_like_logits(g)), None)
+        if logits is None or len(run.labels) != len(run.given[logits]):
+            self.no_accuracy = NO_LOGITS if logits is None else f"{logits} has another length than the labels"
+        elif run.given[logits].shape != outputs[logits].shape:
+            self.no_accuracy = f"{logits} has another shape in the artifact"
+        else:
+            self.paired.add(run.given[logits], outputs[logits], run.labels)
+
+    def check_labels(self, run: ReferenceRun) -> None:
+        """Refuse a label that no answer can be right for (UsageError); -1 stands for none."""
+        logits = next((g for g in run.given.values() if looks_like_logits(g)), None)
+        if run.labels is None or logits is None:
+            return
+        classes = logits.shape[1]
+        for row in np.flatnonzero((run.labels < -1) | (run.labels >= classes))[:1]:
+            raise UsageError(
+                f"Label {run.labels[row]} of row {row} in {run.sample} is outside 0 to {classes - 1}: the model has "
+                f"{classes} classes.",
+                "Number the classes from 0 in the order of the model's outputs; -1 leaves a row out.",
+            )
 
     def describe(self, run: ReferenceRun) -> None:
         """Count a sample under what samples like it are called."""
@@ -201,7 +227,7 @@ class Measured:
 
     def keep_layer(self, found: LayerError) -> None:
         worst = self.layers.get(found.name)
-        if worst is None or not found.relative_l2 / found.floor <= worst.relative_l2 / worst.floor:
+        if worst is None or (math.isfinite(worst.floor) and not found.ratio <= worst.ratio):
             self.layers[found.name] = found
 
     def keep_worst_inputs(self, sample: str, y: np.ndarray, given: np.ndarray, rows: int) -> None:
@@ -219,13 +245,9 @@ class Measured:
         return tuple(WorstInput(sample, index, error) for error, sample, index in ranked)
 
 
-def _badness(found: AgainstNoise) -> float:
-    return found.ratio if found.ratio == found.ratio else float("inf")
-
-
 def _keep_worst(kept: dict[str, AgainstNoise], name: str, found: AgainstNoise) -> bool:
     worst = kept.get(name)
-    if worst is not None and found.ratio <= worst.ratio:
+    if worst is not None and found.badness <= worst.badness:
         return False
     kept[name] = found
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +56,11 @@ class SiteRun:
     x: np.ndarray | None
     mask: np.ndarray
     floor: float | None = None
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether x was kept and holds neither NaN nor infinity."""
+        return self.x is not None and bool(np.isfinite(self.x).all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ def test_an_old_report_without_the_optional_fields_loads():
         del output["end_to_end"]["psnr_db"], output["end_to_end"]["quantiles_abs"]
     report = from_json(old)
     assert (report.layers, report.accuracy, report.overrides) == ((), None, {})
-    assert report.tolerances == tolerances.ALL
+    assert report.tolerances == tolerances.ALL | tolerances.FIXED
     assert report.srus[0].teacher_forced == full_report().srus[0].teacher_forced
     assert report.outputs[0].end_to_end.quantiles_abs == {}
 

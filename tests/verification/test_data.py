@@ -16,6 +16,7 @@ from scconv_deploy.spec import DynamicAxis
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.progress import with_progress
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples
+from tests.verification.judging import Calls, export_of
 from tests.verification.test_samples import PLAIN, RNG, by_pillow, save_image, signature
 
 
@@ -101,6 +102,32 @@ def test_accuracy_of_both_and_worst_inputs(tiny_reference, tiny_bytes, tmp_path)
     assert report.accuracy.artifact == np.mean(labels == 2)
     assert report.accuracy.difference == report.accuracy.artifact - report.accuracy.reference
     assert report.accuracy.high < 0
+
+
+@pytest.mark.parametrize("deep", [0, None])
+@pytest.mark.parametrize("label", [5, -2, 1000])
+def test_a_label_that_no_answer_can_be_right_for_is_refused(tiny_reference, model, tmp_path, label, deep):
+    labels = np.array([0, 4, -1, 2, label, 1])
+    np.savez(tmp_path / "data.npz", image=np.zeros((6, 3, 16, 16), np.float32), labels=labels)
+    samples = load_samples(str(tmp_path / "data.npz"), tiny_reference[0].signature, PLAIN, deep)
+    words = rf"Label {label} of row 0 in data\.npz 4-5 is outside 0 to 4: the model has 5 classes\. Number the classes"
+    with pytest.raises(UsageError, match=words) as caught:
+        verify_onnx(tiny_reference[0], Artifact(model, "model.onnx", b""), samples, StageLog())
+    assert caught.value.exit_code == 2
+
+
+def test_labels_without_logits_are_said(tmp_path):
+    torch.manual_seed(0)
+    reference, model = export_of(Calls(lambda net, x: net.a(x)).eval())
+    np.savez(tmp_path / "data.npz", image=np.ones((2, 3, 10, 10), np.float32), labels=np.array([3, 9]))
+    samples = load_samples(str(tmp_path / "data.npz"), reference.signature, PLAIN)
+    report = verify_onnx(reference, Artifact(model, "model.onnx", b""), samples, StageLog())
+    assert report, report.failures
+    assert report.accuracy is None
+    reason = (
+        "the data have labels, but no output looks like logits (float [N, K], K of at least 2): there is no accuracy"
+    )
+    assert f"onnxruntime: {reason}" in report.caveats
 
 
 # --- loaders -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,6 +18,7 @@ from scconv_deploy.verification import instrument
 from scconv_deploy.verification.chain import Artifact
 from scconv_deploy.verification.parity import verify_onnx
 from scconv_deploy.verification.runners.half import HalfRunner
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 from scconv_deploy.verification.samples import Sample, noise_samples
 from tests.verification.judging import check_of, edit_body, judge
 
@@ -125,8 +128,20 @@ def test_values_that_half_cannot_hold_are_named_with_their_module(tiny_reference
     single, half = halved(reference, ExportOptions(precision="fp16"))
     image = 1e6 * noise_samples(reference.signature, 0)[0].tensors["image"]
     artifact = Artifact(half, "model.onnx", half.SerializeToString(), single)
-    report = verify_onnx(reference, artifact, [Sample("large", {"image": image})], StageLog())
-    check = check_of(report, "range")
+
+    def range_on(image):
+        return check_of(verify_onnx(reference, artifact, [Sample("x", {"image": image})], StageLog()), "range")
+
+    check = range_on(image / 1e6)
+    with OnnxRuntimeRunner(single) as runner:
+        features = np.abs(runner.run({"image": image.numpy() / np.float32(1e6)})["features"]).max()
+    assert check.status == "passed"
+    words = r"fp16 holds the values of (\d+) tensors: (\S+) (\(\S+\) )?reaches (\S+) of 65504"
+    found = re.fullmatch(words, check.reason)
+    assert found, check.reason
+    assert int(found[1]) > 5
+    assert features <= float(found[4]) * 1.01 < 100
+    check = range_on(image)
     assert check.status == "failed"
     assert "(stem" in check.reason
     assert "which fp16 cannot hold; --keep leaves layers in float32" in check.reason

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scconv_deploy.verification import tolerances
+from scconv_deploy.report.records import LayerError
+from scconv_deploy.verification import judge, tolerances
 from scconv_deploy.verification.compare import compare
-from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.measure import AgainstNoise, Measured
 from scconv_deploy.verification.reference_run import ReferenceRun
 
 
@@ -34,3 +35,48 @@ def test_non_finite_tensors_are_named_and_do_not_grow_with_the_data():
     assert list(measured.non_finite)[:2] == ["output y on d.npz 0", "output y on d.npz 1"]
     assert len(measured.non_finite) == 9
     assert measured.non_finite["output y on d.npz"] == 292
+
+
+def judged(*pairs):
+    """The check of an output that several samples gave, each (error, floor)."""
+    measured = Measured(tolerances.table())
+    run = ReferenceRun("d", {}, {}, {}, {}, {}, {})
+    for error, floor in pairs:
+        measured.keep_replay("y", AgainstNoise(error, floor, "largest_floor.float32", 3e-5), run)
+    (check,) = judge.replay_checks(measured)
+    return check
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_sample_whose_floor_is_too_high_is_not_hidden_by_others(last):
+    """Its ratio is small whatever the artifact does: an error of 4e-4 is 0.4 of a floor of 1e-3."""
+    samples = [(2e-7, 1e-7), (4e-4, 1e-3)]
+    check = judged(*(samples if last else samples[::-1]))
+    assert check.status == "failed"
+    assert "own noise is 1.0e-03 (limit 3e-05)" in check.reason
+    assert judged((2e-7, 1e-7), (4e-7, 1e-7)).status == "passed"
+    assert "4.0x" in judged((4e-7, 1e-7), (2e-7, 1e-7)).reason
+
+
+@pytest.mark.parametrize("odd", [(np.nan, 1e-7), (1e-7, np.nan), (np.inf, 1e-7), (1e-7, np.inf)])
+def test_what_is_no_number_stays_the_worst(odd):
+    assert judged(odd, (1e-7, 1e-7)).status == "failed"
+    assert judged((1e-7, 1e-7), odd).status == "failed"
+
+
+def layers(*found):
+    measured = Measured(tolerances.table())
+    for number, (error, floor) in enumerate(found):
+        measured.keep_layer(LayerError(f"x{number}", "m", error, floor))
+    (check,) = judge.layers_check(measured)
+    return check
+
+
+def test_layers_whose_floor_is_too_high_are_counted_apart():
+    check = layers((2e-7, 1e-7), (1e-3, 1e-3))
+    assert (check.status, check.quantities[0].value) == ("passed", pytest.approx(2))
+    assert check.reason == (
+        "1 inputs of SRUs stay within 8x their noise; 1 not judged, for their own noise is above 3e-05"
+    )
+    assert layers((1e-3, 1e-3)).status == "not run"
+    assert layers((1e-6, 1e-7), (1e-3, 1e-3)).status == "failed"
