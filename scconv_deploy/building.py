@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from scconv_deploy.bundle.atomic import check_output_file
+from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.bundle.device_files import write_device_files
 from scconv_deploy.bundle.device_plan import DevicePlan, Unfinished
 from scconv_deploy.errors import UsageError
@@ -30,6 +30,7 @@ from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.report.records import Link, ParityReport, StageLog
 from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.trt_plugins.build import LIBRARY
 from scconv_deploy.verification.engine import ENGINE_LINK, try_to_judge, with_engine
 from scconv_deploy.verification.onnx_file import read_onnx
 
@@ -84,15 +85,38 @@ class EngineRequest:
     axes: tuple[DynamicAxis, ...] = ()
 
     @classmethod
-    def of(cls, backends: Sequence[str], target: str, axes: tuple[DynamicAxis, ...]) -> EngineRequest:
-        """Of what ``--backend`` and ``--target`` say (UsageError, see :func:`.exporters.targets.split_targets`)."""
+    def of(
+        cls,
+        backends: Sequence[str],
+        target: str,
+        axes: tuple[DynamicAxis, ...],
+        plugin: Path | None = None,
+        require_plugin: bool = False,
+    ) -> EngineRequest:
+        """Of what the command line says.
+
+        Args:
+            plugin, require_plugin: of the engine that TensorRT builds here; devices build their own plugin.
+
+        Raises:
+            UsageError: see :func:`.exporters.targets.split_targets`; or nothing here can use the plugin.
+        """
         here: list[BuildOptions] = []
         devices: list[DeviceTarget] = []
         for backend, parts in split_targets(backends, target).items():
             devices += [DEVICES[part] for part in parts if part in DEVICES]
             rest = ",".join(part for part in parts if part not in DEVICES)
             if rest or not parts:
-                here.append(BuildOptions(backend, rest, axes=axes))  # type: ignore[arg-type]
+                options = BuildOptions(backend, rest, axes=axes)  # type: ignore[arg-type]
+                if backend == "tensorrt":
+                    options = replace(options, plugin=plugin, require_plugin=require_plugin)
+                here.append(options)
+        if (plugin is not None or require_plugin) and not any(options.backend == "tensorrt" for options in here):
+            raise UsageError(
+                f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that TensorRT builds on this "
+                "machine, and none is asked for.",
+                "Add --backend tensorrt, or leave it out: TensorRT-RTX has no plugins, and devices build their own.",
+            )
         return cls(tuple(here), tuple(devices), axes)
 
 
@@ -145,6 +169,8 @@ class EngineBuilder:
                 )  # fmt: skip
                 manifest = result.engine.manifest
                 made.append((result.engine, options.plugin))
+                if options.plugin is not None:
+                    write_file(folder / LIBRARY, options.plugin.read_bytes())
                 notes += result.notes
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]

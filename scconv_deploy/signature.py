@@ -187,6 +187,11 @@ def _check_axes(signature: Signature) -> None:
     tensors = signature.tensors
     seen: set[tuple[str, int]] = set()
     for axis in signature.dynamic:
+        if axis.minimum == axis.maximum:
+            raise UsageError(
+                f"Dynamic axis {axis.axis} from {axis.minimum} to {axis.maximum} leaves nothing open.",
+                "Leave it out, and give the size with --input.",
+            )
         if axis.input is not None and axis.input not in tensors:
             raise UsageError(
                 f"--dynamic {axis.input}:{axis.axis}: no input is called {axis.input!r}.",

@@ -98,8 +98,8 @@ def _parse_range(option: str, text: str) -> tuple[int, int, int]:
     if match is None:
         raise UsageError(f"{option} {text!r} is not MIN:OPT:MAX.", "Write for example 1:4:8.")
     low, best, high = (int(g) for g in match.groups())
-    if not 1 <= low <= best <= high or high < 2:
-        raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX, with MAX of at least 2.")
+    if not 1 <= low <= best <= high:
+        raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX.")
     return low, best, high
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from scconv_deploy.building import EngineBuilder, build_file
 from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import load_engine
+from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporting import ExportOptions
 from scconv_deploy.spec import DynamicAxis
@@ -96,6 +98,22 @@ def test_a_small_scconv_network_builds_in_both_half_types(workplace):
 
 
 @pytest.mark.parametrize(
+    "shape",
+    [("--shape", "x:2x16x8x8"), ("--batch", "2:2:2"), ("--dynamic", "x:0=2:2:2")],
+)
+def test_one_size_of_an_open_axis_gives_an_engine_for_it(workplace, shape):
+    made = run("build", "m.onnx", "-o", "m.engine", "--backend", "tensorrt-rtx", "--target", "sm89", *shape)
+    assert made.exit_code == 0, made.output
+    (profile,) = load_engine(Path("m.engine")).manifest.profiles
+    assert (profile.minimum, profile.maximum) == ((2, 16, 8, 8), (2, 16, 8, 8))
+
+
+def test_targets_given_one_by_one_are_all_built_for(workplace):
+    assert run("build", "m.onnx", "-o", "m.engine", *BUILD, "--target", "sm120").exit_code == 0
+    assert load_engine(Path("m.engine")).manifest.compute_capabilities == ("sm89", "sm120")
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--backend", "tensorrt-rtx"), 2, "the range of axis 0 is not known. Add --batch 1:8:32"),
@@ -121,6 +139,8 @@ def test_bad_files_are_one_line(workplace):
     failed(run("build", "half.onnx", "-o", "h.engine", *BUILD), 7, "truncated or not ONNX")
     save(conv_model("Foo", "my.ops"), workplace / "foo.onnx")
     failed(run("build", "foo.onnx", "-o", "f.engine", *BUILD), 5, "has no operator my.ops::Foo")
+    save(conv_model("Conv", "my.ops"), workplace / "namesake.onnx")  # the parser would take ONNX's Conv
+    failed(run("build", "namesake.onnx", "-o", "n.engine", *BUILD), 5, "has no operator my.ops::Conv")
     save(sru_model(), workplace / "sru.onnx")
     failed(run("build", "sru.onnx", "-o", "s.engine", *BUILD, "--require-plugin"), 5, "1 of 1 SRUs were expanded")
     assert run("build", "sru.onnx", "-o", "s.engine", *BUILD).exit_code == 0  # and now it is in the cache
@@ -223,9 +243,36 @@ def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(work
     assert {"model.tensorrt-rtx.engine", "model.tensorrt-rtx.engine.json"} <= set(sealed)
 
 
+def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):
+    """TensorRT's part is TensorRT-RTX's here: the request, the file in the bundle and its seal are what is tested."""
+    Path("engine_net.py").write_text(NET)
+    Path("p.so").write_bytes(b"a plugin library")
+    asked = []
+
+    def instead(source, digest, path, options, prepared, **rest):
+        asked.append(options)
+        options = replace(options, backend="tensorrt-rtx", plugin=None, require_plugin=False)
+        return build_network(source, digest, path, options, prepared, **rest)
+
+    build_network = building.build_network
+    monkeypatch.setattr(building, "build_network", instead)
+    monkeypatch.setattr("scconv_deploy.pipeline.prepare", lambda options, cache: prepare(OPTIONS, cache))
+    arguments = ("--backend", "tensorrt", "--plugin", "p.so", "--require-plugin")
+    result = run("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", *arguments)
+    assert result.exit_code == 0, result.output
+    (options,) = asked
+    assert (options.backend, options.plugin, options.require_plugin) == ("tensorrt", Path("p.so"), True)
+    sealed = json.loads(Path("bundle/manifest.json").read_text())["files"]
+    assert Path("bundle/libscconv_sru.so").read_bytes() == b"a plugin library"
+    assert "libscconv_sru.so" in sealed
+    assert "model.tensorrt.engine" in sealed
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("--plugin", "p.so"), 2, "--plugin is for an engine that TensorRT builds on this machine"),
+        (("--batch", "4:4:4"), 2, "leaves nothing open"),
         (("--backend", "tensorrt-rtx", "--target", "orin"), 2, "'orin' is not known"),
         (("--target", "sm89"), 2, "none is asked for"),
         (("--backend", "tensorrt", "--target", "orin-jp9"), 2, "Known: portable, local, smNN, orin-jp6"),

@@ -109,7 +109,7 @@ def test_batch_and_dynamic_axes():
     assert DynamicAxis.parse("x:2=64:224:512").symbol == "x_2"
 
 
-@pytest.mark.parametrize("text", ["", "4", "1:4", "1:4:8:9", "1-4-8", "a:b:c", "4:2:8", "1:8:4", "0:1:2", "1:1:1"])
+@pytest.mark.parametrize("text", ["", "4", "1:4", "1:4:8:9", "1-4-8", "a:b:c", "4:2:8", "1:8:4", "0:1:2"])
 def test_malformed_range(text):
     with pytest.raises(UsageError, match="MIN"):
         DynamicAxis.parse_batch(text)

@@ -27,7 +27,8 @@ ALWAYS = {
     MANIFEST: "SHA-256 of every other file, versions, command; its own digest is what deploy prints",
 }
 """What every bundle holds. Engines that were built on the way lie beside it as ``model.BACKEND.engine`` with a manifest
-of their own, ``model.BACKEND.engine.json``."""
+of their own, ``model.BACKEND.engine.json``, and the plugin library that one of them was built with
+(``libscconv_sru.so``)."""
 
 FOR_DEVICE = {
     DEVICE_PLAN: "what is left for the device, and what its builder must know of the graph",

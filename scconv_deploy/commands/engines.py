@@ -31,12 +31,14 @@ Backends = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
-Target = Annotated[
-    str,
+Targets = Annotated[
+    list[str] | None,
     typer.Option(
+        "--target",
         metavar="portable|local|smNN|DEVICE,...",
-        help="Where the engine will run. tensorrt-rtx: portable (default; GPUs from sm80 on), local, or sm89,sm120. "
-        "tensorrt: local (default); for deploy also orin-jp6, orin-jp7, thor-jp7, which build theirs from the bundle.",
+        help="Where the engine will run; repeatable. tensorrt-rtx: portable (default; GPUs from sm80 on), local, or "
+        "sm89,sm120. tensorrt: local (default); for deploy also orin-jp6, orin-jp7, thor-jp7, which build theirs from "
+        "the bundle.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -114,23 +116,29 @@ def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("onnx", *(names or ()))))
 
 
-def engine_request(backends: Sequence[str], target: str, axes: Sequence[Any]) -> EngineRequest:
+def engine_request(
+    backends: Sequence[str],
+    targets: Sequence[str] | None,
+    axes: Sequence[Any],
+    plugin: Path | None = None,
+    require_plugin: bool = False,
+) -> EngineRequest:
     """What deploy builds: an engine for each backend but onnx, here or on the devices that are named."""
     from scconv_deploy.building import EngineRequest
 
-    wanted = [name for name in backends if name != "onnx"]
+    wanted, target = [name for name in backends if name != "onnx"], ",".join(targets or ())
     if target and not wanted:
         raise UsageError(
             f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt or tensorrt-rtx."
         )
-    return EngineRequest.of(wanted, target, tuple(axes))
+    return EngineRequest.of(wanted, target, tuple(axes), plugin, require_plugin)
 
 
 def build(
     source: Annotated[Path, typer.Argument(metavar="F.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The engine.")],
     backend: Backend,
-    target: Target = "",
+    target: Targets = None,
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Of axis 0 where it is open.", rich_help_panel=_ENGINE)
     ] = None,
@@ -166,7 +174,7 @@ def build(
         axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
         options = BuildOptions(
             backend,
-            target,
+            ",".join(target or ()),
             tuple(ShapeRange.parse(text) for text in shape or ()),
             (*axes, *(DynamicAxis.parse(text) for text in dynamic or ())),
             tf32,

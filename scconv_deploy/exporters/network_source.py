@@ -33,11 +33,13 @@ class GraphFacts:
         inputs: name -> shape, -1 where an axis is open; in the graph's order.
         srus: in the graph's order.
         operators: (domain, type) of each operator, those of functions included.
+        undefined: those of them that neither ONNX nor a function of the model defines.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     srus: tuple[SRUNode, ...]
     operators: tuple[tuple[str, str], ...]
+    undefined: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values; the inputs as a list, for their order counts."""
@@ -46,6 +48,7 @@ class GraphFacts:
             "inputs": inputs,
             "srus": [asdict(s) for s in self.srus],
             "operators": [list(o) for o in self.operators],
+            "undefined": [list(o) for o in self.undefined],
         }
 
     @classmethod
@@ -54,7 +57,7 @@ class GraphFacts:
         return cls(
             {str(i["name"]): tuple(int(size) for size in i["shape"]) for i in document["inputs"]},
             tuple(SRUNode(str(s["name"]), str(s["operator"])) for s in document["srus"]),
-            tuple((str(domain), str(kind)) for domain, kind in document["operators"]),
+            *(tuple((str(d), str(kind)) for d, kind in document[name]) for name in ("operators", "undefined")),
         )
 
 

@@ -13,6 +13,8 @@ from scconv_deploy.exporters.network_source import Form, GraphFacts, SRUNode
 from scconv_deploy.rewrite.forms import inlined, without_functions
 from scconv_deploy.rewrite.functions import DOMAIN
 
+_STANDARD = ("", "ai.onnx")
+
 
 @dataclass(frozen=True, eq=False)
 class OnnxSource:
@@ -44,7 +46,9 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))
-    return GraphFacts(inputs, srus, operators)
+    defined = {(function.domain, function.name) for function in model.functions}
+    undefined = tuple(o for o in operators if o[0] not in _STANDARD and o not in defined)
+    return GraphFacts(inputs, srus, operators, undefined)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -66,7 +66,14 @@ def resolve_profiles(
     unknown = [name for name in named if name not in inputs]
     if unknown:
         raise UsageError(f"The model has no input {unknown[0]!r}.", f"Its inputs: {', '.join(inputs)}.")
+    for axis in axes:
+        if axis.input is not None and axis.axis >= len(inputs[axis.input]):
+            raise UsageError(
+                f"--dynamic {axis.input}:{axis.axis}: the input is {_text(inputs[axis.input])}.", "Axes count from 0."
+            )
     by_name = {shape.input: shape for shape in shapes}
+    if len(by_name) < len(shapes):
+        raise UsageError("--shape: an input is given twice.", "Leave one out.")
     if any(a.input is None for a in axes) and not any(shape and shape[0] == -1 for shape in inputs.values()):
         raise UsageError("--batch: no input has an open axis 0.", "Export it with --batch, or leave it out.")
     return tuple(_profile(name, shape, by_name.get(name), axes) for name, shape in inputs.items())
@@ -84,9 +91,13 @@ def _profile(name: str, shape: tuple[int, ...], given: ShapeRange | None, axes: 
             )
         return EngineProfile(name, *wanted)
     ranges = [(size, size, size) for size in shape]
+    seen = set()
     for axis in axes:
-        if axis.input not in (None, name) or axis.axis >= len(shape) or (axis.input is None and shape[0] != -1):
+        if axis.input not in (None, name) or (axis.input is None and (not shape or shape[0] != -1)):
             continue
+        if axis.axis in seen:
+            raise UsageError(f"Axis {axis.axis} of input {name} is given twice.", "Leave one out.")
+        seen.add(axis.axis)
         if shape[axis.axis] != -1:
             raise UsageError(
                 f"--dynamic {name}:{axis.axis}: this axis is {shape[axis.axis]} in the model, not open.",

@@ -77,6 +77,12 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
         raise UsageError(f"--optimization-level {options.optimization_level}: expected 0 to 5.")
     if options.serialize_plugin and options.plugin is None:
         raise UsageError("--serialize-plugin needs a plugin.", "Add --plugin FILE.")
+    if options.serialize_plugin and not options.version_compatible:
+        # NvInfer.h, IBuilderConfig::setPluginsToSerialize: "to be serialized with version-compatible engines"
+        raise UsageError(
+            "--serialize-plugin: TensorRT puts a plugin into version-compatible engines only.",
+            "Add --version-compatible, or ship the library beside the engine.",
+        )
     compute_capabilities(module, options)
     _check_gpu(options, [name for name, asked in wanted.items() if asked])
 
@@ -158,7 +164,7 @@ def build_plan(
         _require_plugins(srus, options)
         config = builder.create_builder_config()
         capabilities = _configure(module, config, options)
-        _add_profile(builder, config, profiles, messages)
+        _add_profile(builder, config, network, profiles, messages)
         timing = _attach_timing(config, options.timing_cache)
         progress = logs.Progress(report)
         monitor = config.progress_monitor = logs.progress_monitor(module, progress)
@@ -220,10 +226,10 @@ def _configure(module: ModuleType, config: Any, options: BuildOptions) -> tuple[
 
 
 def _add_profile(
-    builder: Any, config: Any, profiles: Sequence[EngineProfile], messages: Sequence[tuple[str, str]]
+    builder: Any, config: Any, network: Any, profiles: Sequence[EngineProfile], messages: Sequence[tuple[str, str]]
 ) -> None:
-    if all(p.minimum == p.maximum for p in profiles):
-        return
+    if all(-1 not in network.get_input(i).shape for i in range(network.num_inputs)):
+        return  # one that fixes an open axis is needed all the same
     profile = builder.create_optimization_profile()
     for p in profiles:
         profile.set_shape(p.input, p.minimum, p.optimum, p.maximum)

@@ -16,6 +16,9 @@ from scconv_deploy.exporters.plugin_library import load_once
 from scconv_deploy.exporters.tensorrt_versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend, release
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
+_READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
+"""What ONNX Runtime's tools write for ONNX's own of that name."""
+
 _CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
 
 
@@ -69,6 +72,7 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
     """
     if backend == "tensorrt-rtx":
         _refuse_creators(module, facts)
+    _refuse_namesakes(module, facts, backend)
     parser = module.OnnxParser(network, logger)
     if not parser.parse(data):
         raise _refusal(parser, facts, backend)
@@ -86,6 +90,20 @@ def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
         )
 
 
+def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -> None:
+    """The parser looks at an operator's name and not at its domain: com.acme::Relu becomes ONNX's Relu (measured)."""
+    registered = {creator.name for creator in module.get_plugin_registry().all_creators}
+    for domain, kind in facts.undefined:
+        if kind not in registered and (domain, kind) not in _READ_AS_STANDARD:
+            raise BuildError(f"{NAMES[backend]} has no operator {domain}::{kind}.", _undefined_remedy(backend))
+
+
+def _undefined_remedy(backend: Backend) -> str:
+    if backend == "tensorrt":
+        return "Give it a meaning as a model-local function, or its plugin with --plugin."
+    return "Give it a meaning as a model-local function: TensorRT-RTX has no plugins."
+
+
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
     """The parser's errors, the operator named and what to do about it."""
     found = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -96,10 +114,8 @@ def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
         domain = max((domain for domain, kind in facts.operators if kind == operator), default="")  # not the standard's
         if domain in ("", "ai.onnx"):
             remedy = "Export with another --opset, replace it in the model, or run the model in ONNX Runtime."
-        elif backend == "tensorrt":
-            remedy = "Give it a meaning as a model-local function, or its plugin with --plugin."
         else:
-            remedy = "Give it a meaning as a model-local function: TensorRT-RTX has no plugins."
+            remedy = _undefined_remedy(backend)
         name = f"{domain}::{operator}" if domain else operator
         return BuildError(f"{NAMES[backend]} has no operator {name} (node {error.node_name() or '?'}).", remedy)
     what = "; ".join(" ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}".split()) for e in found)

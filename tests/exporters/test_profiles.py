@@ -38,6 +38,8 @@ def test_batch_opens_axis_0_and_shape_wins():
     )
     shape = ShapeRange.parse("x:2x16x8x8:3x16x8x8:5x16x8x8")
     assert resolve_profiles(graph_facts(model).inputs, (shape,), (batch,))[0].maximum == (5, 16, 8, 8)
+    fixed = resolve_profiles(graph_facts(model).inputs, (), (DynamicAxis.parse_batch("4:4:4"),))[0]
+    assert fixed.minimum == fixed.maximum == (4, 16, 8, 8)
     static = resolve_profiles(graph_facts(conv_model(batch=3)).inputs, (), ())[0]
     assert static.minimum == static.maximum == (3, 16, 8, 8)
 
@@ -51,6 +53,9 @@ def test_batch_opens_axis_0_and_shape_wins():
         (("x:1x16x8",), (), "the model's input is -1x16x8x8"),
         ((), ("x:2=4:8:16",), "this axis is 8 in the model"),
         ((), ("z:2=4:8:16",), "no input 'z'"),
+        ((), ("x:4=4:8:16",), "x:4: the input is -1x16x8x8"),
+        ((), ("x:0=1:2:8", "x:0=1:4:9"), "Axis 0 of input x is given twice"),
+        (("x:1x16x8x8", "x:2x16x8x8"), (), "an input is given twice"),
     ],
 )
 def test_what_does_not_fit_the_graph_is_refused(shapes, axes, message):

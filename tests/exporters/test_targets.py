@@ -1,5 +1,7 @@
 """Which backend takes which part of --target, and what each JetPack brings."""
 
+from pathlib import Path
+
 import pytest
 
 from scconv_deploy.building import EngineRequest
@@ -67,6 +69,19 @@ def test_a_request_has_what_is_built_here_and_what_is_left():
     assert request.devices == (DEVICES["orin-jp6"],)
     assert EngineRequest.of(("tensorrt",), "thor-jp7", axes).here == ()
     assert [options.target for options in EngineRequest.of(BOTH, "", axes).here] == ["", ""]
+
+
+def test_a_plugin_is_for_what_tensorrt_builds_here():
+    path = Path("p.so")
+    both = EngineRequest.of(BOTH, "sm89,local,orin-jp6", (), path, require_plugin=True)
+    assert [(o.backend, o.plugin, o.require_plugin) for o in both.here] == [
+        ("tensorrt-rtx", None, False), ("tensorrt", path, True),
+    ]  # fmt: skip
+    for backends, target in ((("tensorrt-rtx",), ""), (("tensorrt",), "orin-jp6"), ((), "")):
+        with pytest.raises(UsageError, match="--plugin is for an engine that TensorRT builds on this machine"):
+            EngineRequest.of(backends, target, (), path)
+        with pytest.raises(UsageError, match="--require-plugin is for an engine"):
+            EngineRequest.of(backends, target, (), None, require_plugin=True)
 
 
 def test_build_does_not_build_for_a_device_and_says_what_does():

@@ -129,6 +129,13 @@ class StrictConfig:
 
 
 @pytest.mark.parametrize("name", TENSORRT)
+def test_a_plugin_goes_into_version_compatible_engines_only(name, tmp_path):
+    options = BuildOptions("tensorrt", plugin=tmp_path / "plugin.so", serialize_plugin=True)
+    with pytest.raises(UsageError, match="version-compatible engines only"):
+        tensorrt.check_options(recorded(name), options)
+
+
+@pytest.mark.parametrize("name", TENSORRT)
 def test_the_configuration_uses_the_names_of_each_version(name, tmp_path):
     module, config = recorded(name), StrictConfig(name)
     for flag in ("TF32", "STRIP_PLAN", "REFIT", "VERSION_COMPATIBLE"):
