@@ -144,7 +144,8 @@ CHECKS: dict[str, Meaning] = {
     ),
     "layers": Meaning(
         _ARTIFACT,
-        "The input of every SRU in the same replay, which sees what later layers would hide.",
+        "The input of every SRU in the same replay, which sees what later layers would hide; one whose own noise is "
+        "too large is not judged.",
         "one is more than `replay_multiple` times its noise away",
         _WRONG_COMPUTATION,
     ),
@@ -179,6 +180,12 @@ CHECKS: dict[str, Meaning] = {
         "holds no weights. What was judged is this file, on the recorded inputs alone.",
         "",
         "Find out who changed it, or verify it with `--reference MODEL`.",
+    ),
+    "accuracy": Meaning(
+        _ARTIFACT,
+        "Nothing: the data have labels, but no output that they could be held against.",
+        "",
+        "Give data whose labels are the classes of a logits output, or leave the labels out.",
     ),
     "values of SRUs": Meaning(
         _ENGINE,

@@ -256,15 +256,13 @@ def print_judgement(console: Console, result: Judgement) -> None:
 
 def print_diff(console: Console, result: ReportDiff) -> None:
     """What changed between two reports."""
-    if not result:
-        _line(console, f"no difference; both {result.verdicts[0]}")
-        return
     if len(set(result.verdicts)) == 1:
-        _line(console, f"verdict  {result.verdicts[0]}, before and after")
+        _line(console, f"verdict  {result.verdicts[0]}, before and after{'' if result else '; no difference'}")
     table = _table("Changed", "what", "before", "after")
     for change in result.changes:
         table.add_row(Text(change.what), Text(change.before or "-"), Text(change.after or "-"))
-    console.print(table)
+    if result:
+        console.print(table)
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:

@@ -97,7 +97,7 @@ def test_check_exits_by_its_judgement(here, args, code, words):
 
 def test_diff_says_what_changed(here):
     same = run("diff", "good.json", "bundle")
-    assert (same.exit_code, same.stdout) == (0, "no difference; both passed\n")
+    assert (same.exit_code, same.stdout) == (0, "verdict  passed, before and after; no difference\n")
     changed = run("diff", "good.json", "bad.json")
     assert changed.exit_code == 0
     lines = [" ".join(line.split()) for line in changed.stdout.splitlines()]

@@ -79,5 +79,5 @@ def test_a_verdict_that_stays_is_said_too():
     print_diff(console, diff_reports(full_report(), full_report(9.0)))
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "verdict  passed, before and after"
-    assert "no difference; both failed" in lines
-    assert sum("before and after" in line for line in lines) == 1
+    assert "verdict  failed, before and after; no difference" in lines
+    assert sum("before and after" in line for line in lines) == 2
