@@ -42,7 +42,7 @@ from tests.verification.engine_cases import copy_of, engine_of, ort_builder
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 LEVELS: tuple[Optimization, ...] = ("none", "basic", "extended", "all")
-TWO_HEADS = "ScConv-ResNet-20 with two heads"
+TWO_HEADS = "with two heads"
 _COLUMNS = {
     "artifact": "artifact",
     "precision": "precision",
@@ -59,6 +59,8 @@ _COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of each network: its weights and its inputs (default 3)")
+    parser.add_argument("--blocks", type=int, default=3, help="a stage, of the network with faults: 3 is ResNet-20")
+    parser.add_argument("--few", action="store_true", help="the network with faults alone")
     parser.add_argument("--large", action="store_true", help="also ScConv-ResNet-50, healthy, of one seed")
 
 
@@ -66,10 +68,10 @@ def run(options: argparse.Namespace) -> None:
     seeds = range(options.seed, options.seed + options.seeds)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, references in _networks(seeds, options.large).items():
+        for name, references in _networks(seeds, options).items():
             subjects = [_Subject(reference, Path(folder)) for reference in references]
             rows += [_row(f"healthy {name}", p, _healthy(subjects, p)) for p in PRECISIONS]
-            if name == TWO_HEADS:
+            if name.endswith(TWO_HEADS):
                 for fault, precision in itertools.product(FAULTS, PRECISIONS):
                     if precision in FAULTS[fault].precisions:
                         judged = [s.judge(precision, FAULTS[fault]) for s in subjects]
@@ -78,14 +80,18 @@ def run(options: argparse.Namespace) -> None:
     write(options.results, rows, _COLUMNS, summary=_summary(rows), seeds=list(seeds))
 
 
-def _networks(seeds: Iterable[int], large: bool) -> dict[str, Iterator[Reference]]:
+def _networks(seeds: Iterable[int], options: argparse.Namespace) -> dict[str, Iterator[Reference]]:
     """References by network, one a seed."""
-    found = {
-        TWO_HEADS: (_given(two_heads(3, 32, seed), seed) for seed in seeds),
-        **{f"small net of {name}": map(partial(_small, name), seeds) for name in VARIANTS},
-        "scconv_resnet20": map(partial(_zoo, "scconv_resnet20"), seeds),
+    depth = 6 * options.blocks + 2
+    found: dict[str, Iterator[Reference]] = {
+        f"ScConv-ResNet-{depth} {TWO_HEADS}": (_given(two_heads(options.blocks, 32, seed), seed) for seed in seeds)
     }
-    return found | ({"scconv_resnet50": map(partial(_zoo, "scconv_resnet50"), [0])} if large else {})
+    if not options.few:
+        found |= {f"small net of {name}": map(partial(_small, name), seeds) for name in VARIANTS}
+        found["scconv_resnet20"] = map(partial(_zoo, "scconv_resnet20"), seeds)
+    if options.large:
+        found["scconv_resnet50"] = map(partial(_zoo, "scconv_resnet50"), [0])
+    return found
 
 
 def _small(variant: str, seed: int) -> Reference:

@@ -60,6 +60,12 @@ def test_without_a_gpu_it_is_exit_3(tmp_path, installed):
     assert refused.value.exit_code == 3
 
 
+def test_an_engine_without_weights_is_not_run(tmp_path, installed):
+    built = write_engine(tmp_path / "m.engine", DATA, manifest_of(DATA, flags=("REFIT", "STRIP_PLAN")))
+    with pytest.raises(MissingRuntimeError, match=r"holds no weights: it was built with --strip\. Refit it"):
+        TensorRTRunner(built)
+
+
 def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     plugin = tmp_path / "plugin.so"
     plugin.write_bytes(b"library")

@@ -260,9 +260,14 @@ def require_runtime(artifact: EngineArtifact) -> ModuleType:
     """The library that an engine needs, before anything is done.
 
     Raises:
-        MissingRuntimeError: it is not installed, of another version, or there is no GPU.
+        MissingRuntimeError: it is not installed, of another version, there is no GPU, or the engine has no weights.
     """
     backend = artifact.manifest.backend
+    if "STRIP_PLAN" in artifact.manifest.flags:  # it would run, on whatever lies where its weights should
+        raise MissingRuntimeError(
+            f"{artifact.path} holds no weights: it was built with --strip.",
+            "Refit it (IRefitter, with the ONNX file that it was built from), or build it without --strip.",
+        )
     module = load_module(backend)  # type: ignore[arg-type]
     _check_version(module, artifact)
     require_gpu(backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
