@@ -554,7 +554,7 @@ def test_bundles_that_are_none(fails):
     Path("bundle/manifest.json").write_text("{")
     fails("file", "inspect", "bundle", words="manifest.json is damaged")
     Path("bundle/manifest.json").write_text('{"files": {}}')
-    fails("usage", "inspect", "bundle", words="bundle holds no model.onnx")
+    fails("usage", "inspect", "bundle", words="bundle holds no model.onnx, which every bundle has. Copy the bundle")
 
 
 def test_verify_a_good_and_a_tampered_file(run, artifact, exported):

@@ -16,6 +16,9 @@ def artifact_file(artifact: Path) -> tuple[Path, dict[str, str]]:
     manifest = read_manifest(artifact)
     path = next((artifact / n for n in (MODEL, MODEL + REJECTED) if (artifact / n).is_file()), None)
     if path is None:
-        raise UsageError(f"{artifact} holds no {MODEL}.")
+        raise UsageError(
+            f"{artifact} holds no {MODEL}, which every bundle has.",
+            "Copy the bundle again, or give the ONNX file itself.",
+        )
     changed = differing_files(artifact, manifest)
     return path, {"files that differ from the manifest": ", ".join(changed)} if changed else {}

@@ -30,6 +30,7 @@ from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site,
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
     RecordedGate,
+    all_finite,
     record_gates,
     record_modules,
     replay,
@@ -244,7 +245,7 @@ class _Comparison:
     def compare(self, path: str, call: int, x: Tensor, y: Tensor) -> None:
         """Compare one call; the gates as given are kept where one differs."""
         site, swapped = site_name(path, call), self._modules[path]
-        if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        if not (all_finite(x) and all_finite(y)):
             self.non_finite.append(f"the input or output of {site} in PyTorch")
             return
         recorded = self._gates.get(site)

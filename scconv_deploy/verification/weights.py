@@ -112,13 +112,13 @@ def _off_scale(actual: np.ndarray, expected: np.ndarray) -> float | None:
     """
     if actual.ndim < 2 or not actual.size:
         return None
-    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
-        return np.inf
     a, b = (v.reshape(len(v), -1) for v in (actual, expected))
-    factor = _factors(a, b)
     rows = max(1, _AT_ONCE // a.shape[1])
     parts = [slice(start, start + rows) for start in range(0, len(a), rows)]
-    return max(_units(a[part], b[part], factor[part]) for part in parts)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # of entries that are not finite
+        factor = _factors(a, b)
+        worst = np.max([_units(a[part], b[part], factor[part]) for part in parts])
+    return np.inf if np.isnan(worst) else float(worst)
 
 
 def _units(a: np.ndarray, b: np.ndarray, factor: np.ndarray) -> float:

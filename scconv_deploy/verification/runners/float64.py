@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.signature import Signature
-from scconv_deploy.verification.runners.pytorch import RecordedGate, replay
+from scconv_deploy.verification.runners.pytorch import RecordedGate, all_finite, replay
 
 _ELEMENTS_AT_ONCE = 2**19
 """Of the largest input or gate: two rows of ScConv-ResNet-50, 32 of a network on CIFAR's images."""
@@ -103,7 +103,7 @@ class Float64Replay:
 
     def _noise(self, run: _Single, parts: Sequence[slice]) -> Noise:
         found, made = Noise(), []
-        finite = {site for site, x in run.inputs.items() if torch.isfinite(x).all()}
+        finite = {site for site, x in run.inputs.items() if all_finite(x)}
         for rows in parts:
 
             def watch(site: str, exact: Tensor, rows: slice = rows) -> None:

@@ -15,6 +15,11 @@ from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: a finite sum has none, and what overflows in the sum is looked at again."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 @dataclass(frozen=True, eq=False)
 class RecordedGate:
     """One call of an SRU: the gate's input and what the reference decided, ``[N, C, H, W]`` each, and its output."""
