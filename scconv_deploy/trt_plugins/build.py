@@ -185,6 +185,9 @@ def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine
         if not wanted:
             raise MissingRuntimeError("There is no GPU to build for.", "Name its architecture, for example --arch 89.")
     known = re.findall(r"compute_(\d+)", machine.run([nvcc, "--list-gpu-arch"]) or "")
+    if not known:
+        remedy = f"Run {nvcc} --list-gpu-arch to see why; it needs a TMPDIR that can be written."
+        raise MissingRuntimeError(f"nvcc {cuda} does not say which architectures it knows.", remedy)
     for architecture in wanted:
         if architecture not in known:
             raise UsageError(f"nvcc {cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}.")
