@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -17,7 +18,8 @@ from scconv_deploy.commands.models import deploy, export, inspect, models
 from scconv_deploy.commands.plugin import plugin
 from scconv_deploy.commands.report import reports
 from scconv_deploy.commands.session import report_error
-from scconv_deploy.process import BROKEN_PIPE, Signals, interrupted
+from scconv_deploy.errors import UsageError
+from scconv_deploy.process import BROKEN_PIPE, EMPTY_REMEDY, Signals, empty_argument, interrupted
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
 
@@ -28,15 +30,30 @@ class _Group(typer.core.TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
         try:
+            _check_shell(args)
             code = super().main(args, *rest, **options | {"standalone_mode": False})
         except _UsageError as error:
             see = f"See {error.ctx.command_path if error.ctx else 'scconv-deploy'} --help."
             code = report_error(2, error.format_message(), see, as_json="--json" in args)
+        except UsageError as error:
+            code = report_error(error.exit_code, error.message, error.remedy, as_json="--json" in args)
         except typer.Abort:
             code = report_error(*interrupted(), as_json="--json" in args)
+        except OSError as error:  # of --help; commands report theirs
+            code = report_error(2, f"stdout cannot be written: {error.strerror}.", "Print elsewhere.", as_json=False)
         except SystemExit:  # Typer and rich leave so when nobody reads --help; commands return their code
             code = BROKEN_PIPE
         sys.exit(code or 0)
+
+
+def _check_shell(arguments: Sequence[str]) -> None:
+    """Refuse what no command can work with."""
+    if wrong := empty_argument(arguments):
+        raise UsageError(wrong, EMPTY_REMEDY)
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries fail on it in their own ways
+        raise UsageError(f"The current folder cannot be read: {error.strerror}.", "Go to another one.") from error
 
 
 app = typer.Typer(

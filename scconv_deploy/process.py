@@ -13,6 +13,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
 BROKEN_PIPE = 128 + 13
@@ -147,6 +148,22 @@ def interrupted() -> tuple[int, str, str]:
     return (installed() or Signals("")).failure
 
 
+def empty_argument(arguments: Sequence[str]) -> str:
+    """What is wrong where an argument is empty, as ``--digest "$UNSET"`` gives it; "" if none is.
+
+    No option means anything then, and one that is taken for not given would leave a check out in silence.
+    """
+    for index, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if argument == "" or (option.startswith("-") and "=" in argument and not value):
+            before = option if option else " ".join(arguments[max(index - 1, 0) : index])
+            return f"Argument {index + 1}{f' ({before})' if before else ''} is empty, expected a value."
+    return ""
+
+
+EMPTY_REMEDY = "Set the shell variable that it comes from, or leave the option out."
+
+
 def flush(stream: Any) -> bool:
     """Flush a stream; False if nobody reads it any more: what is still to come goes nowhere."""
     try:
@@ -170,6 +187,8 @@ def open_standard_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _send_soon(number: int) -> None:

@@ -28,7 +28,8 @@ def parse_source(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), filename=str(path))  # bytes: the file may declare its encoding
     except (SyntaxError, ValueError) as error:
-        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        number = getattr(error, "lineno", None)  # null bytes have none
+        line = f" (line {number})" if number else ""
         raise ModelError(f"{path} is not Python: {error.args[0]}{line}.", "Correct the file.") from error
 
 

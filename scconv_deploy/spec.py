@@ -93,6 +93,9 @@ class DynamicAxis:
         return "batch" if self.input is None else f"{self.input}_{self.axis}"
 
 
+_LARGEST_SIZE = 2**31 - 1  # of an axis in TensorRT
+
+
 def _parse_range(option: str, text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"(\d+):(\d+):(\d+)", text)
     if match is None:
@@ -100,6 +103,8 @@ def _parse_range(option: str, text: str) -> tuple[int, int, int]:
     low, best, high = (int(g) for g in match.groups())
     if not 1 <= low <= best <= high:
         raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX.")
+    if high > _LARGEST_SIZE:
+        raise UsageError(f"{option} {text!r}: MAX is {high}, expected at most {_LARGEST_SIZE}.", "Give a smaller one.")
     return low, best, high
 
 
@@ -199,6 +204,12 @@ def source_kind(source: str) -> SourceKind:
         return "file"
     if where and name:
         return "module"
+    if source and (path.is_dir() or path.suffix in (".onnx", ".engine", ".rejected")):
+        what = "a folder" if path.is_dir() else "an artifact"
+        raise UsageError(
+            f"{source} is {what}, expected a model: a zoo name, package.module:factory, file.py:factory or checkpoint.",
+            "Name the model that it was made from.",
+        )
     near = difflib.get_close_matches(source, zoo.MODELS, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"The zoo has {', '.join(zoo.MODELS)}."
     raise UsageError(f"{source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint)

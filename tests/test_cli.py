@@ -348,7 +348,7 @@ def test_weights_as_model(fails):
         ("usage", [*SHAPE, *SHAPE], "no parameter left for it. It takes x."),
         ("usage", ["--input", "99999x3x99999x99999"], "larger than the memory"),
         ("usage", [*SHAPE, "--batch", "4"], "--batch '4' is not MIN:OPT:MAX. Write for example 1:4:8."),
-        ("usage", [*SHAPE, "--batch", ""], "--batch '' is not MIN:OPT:MAX"),
+        ("usage", [*SHAPE, "--batch", ""], "(--batch) is empty, expected a value"),
         ("usage", [*SHAPE, "--batch", "4:2:8"], "expected 1 <= MIN <= OPT <= MAX"),
         ("usage", [*SHAPE, "--dynamic", "x=1:2:3"], "Write for example x:2=64:224:512"),
         ("usage", [*SHAPE, "--dynamic", "y:2=8:8:16"], "no input is called 'y'. The inputs are x."),

@@ -21,10 +21,10 @@ def check_output_file(path: Path, force: bool) -> None:
     ``force`` replaces a regular file, nothing else.
     """
     with _as_usage_error(path):
+        _check_name(path)
         if path.is_dir():
-            raise UsageError(
-                f"{path} is a folder, expected a file.", f"Name a file, for example {path / 'model.onnx'}."
-            )
+            example = path / f"model{path.suffix or '.onnx'}"
+            raise UsageError(f"{path} is a folder, expected a file.", f"Name a file, for example {example}.")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is no regular file.", "Name another file.")
         if path.exists() and not force:
@@ -38,6 +38,7 @@ def check_output_folder(path: Path, force: bool) -> None:
     ``force`` replaces an earlier bundle; it never deletes a folder that holds anything else.
     """
     with _as_usage_error(path):
+        _check_name(path)
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file, expected a folder.", "Name a new folder.")
         if path.is_dir() and path.samefile(Path.cwd()):
@@ -47,6 +48,11 @@ def check_output_folder(path: Path, force: bool) -> None:
             if not force:
                 raise UsageError(f"{path} exists.", "Add --force to replace it.")
         _check_parent(path)
+
+
+def _check_name(path: Path) -> None:
+    if str(path) == "-":
+        raise UsageError("The output - would be a file of that name, not stdout.", "Name a file or folder.")
 
 
 def _check_bundle(path: Path) -> None:

@@ -15,9 +15,18 @@ from typing import NoReturn
 from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
-from scconv_deploy.errors import ParityError, ScconvDeployError
+from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
 from scconv_deploy.log_lines import LogLines
-from scconv_deploy.process import BROKEN_PIPE, Signals, flush, installed, interrupted, open_standard_streams
+from scconv_deploy.process import (
+    BROKEN_PIPE,
+    EMPTY_REMEDY,
+    Signals,
+    empty_argument,
+    flush,
+    installed,
+    interrupted,
+    open_standard_streams,
+)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -29,6 +38,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """The same in a process that goes on: the exit code."""
+    if wrong := empty_argument(arguments):
+        return _error(UsageError.exit_code, wrong, EMPTY_REMEDY, "--json" in arguments)
     options = _parser().parse_args(arguments)
     command = shlex.join(["python3", FINISH, *arguments])
     signals = installed()

@@ -55,6 +55,9 @@ def rewrite(
     with run_session(as_json, quiet) as session:
         from scconv_deploy.rewriting import RewriteOptions, rewrite_onnx
 
+        if reference is None and of_model.given:
+            raise UsageError(f"These options belong to a model: {of_model.given}.", "Name it with --reference MODEL.")
+
         result = rewrite_onnx(
             source,
             output,
@@ -149,14 +152,16 @@ def _judge(
         return verify_engine(artifact, plugin, of_model.spec(reference or ""), judged.checks(), session)
     if plugin is not None:
         raise UsageError("--plugin belongs to an engine.", "Leave it out.")
-    options_of_model = of_model.given or judged.of_model
+    names = ", ".join(filter(None, (of_model.given, judged.of_model)))
     if reference is None:
-        if options_of_model or of_model.seed:
-            raise UsageError("These options belong to a model.", "Name it with --reference MODEL.")
+        names = ", ".join(filter(None, (names, "--seed" if of_model.seed else "")))
+        if names:
+            raise UsageError(f"These options belong to a model: {names}.", "Name it with --reference MODEL.")
         return _verify_bundle(artifact, judged, session)
     if reference.endswith(".onnx"):
-        if options_of_model:
-            raise UsageError("These options belong to a model; the reference is an ONNX file.", "Leave them out.")
+        if names:
+            why = f"These options belong to a model, and the reference is an ONNX file: {names}."
+            raise UsageError(why, "Leave them out.")
         from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 
         return verify_against_onnx(

@@ -93,7 +93,10 @@ def parse_size(option: str, text: str) -> int:
     match = re.fullmatch(r"(\d+)([KMG]?)(?:iB|B)?", text.strip())
     if match is None or int(match[1]) == 0:
         raise UsageError(f"{option} {text!r} is not a size.", "Write for example 512M or 2G.")
-    return int(match[1]) * _UNITS[match[2]]
+    size = int(match[1]) * _UNITS[match[2]]
+    if size >= 1 << 63:
+        raise UsageError(f"{option} {text!r} is {size} bytes, which no machine has.", "Write for example 512M or 2G.")
+    return size
 
 
 def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
@@ -200,7 +203,7 @@ def bench(
     artifacts: Annotated[
         list[str], typer.Argument(metavar="ARTIFACT...", help="ONNX files, bundles, engines, or models (PyTorch).")
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Size of axis 0 where it is open.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Size of axis 0 where it is open.")] = 1,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar="[NAME:]SHAPE[:DTYPE]", help="Of a model, or where other axes are open."),
@@ -212,7 +215,7 @@ def bench(
     ] = "auto",
     rounds: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 50,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 5,
-    threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=4096, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
     provider: Provider = "cpu",
     plugin: Plugin = None,

@@ -8,7 +8,7 @@ import typer
 
 from scconv_deploy.commands.options import Json, Quiet
 from scconv_deploy.commands.session import run_session
-from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.errors import MissingRuntimeError, UsageError
 
 
 def doctor(
@@ -26,6 +26,10 @@ def doctor(
         session.progress("looking at runtimes, GPUs and compilers")
         result = diagnose()
         session.show(result, "print_diagnosis")
+        known = {finding.name for finding in result.findings}
+        for name in require or ():
+            if name not in known:
+                raise UsageError(f"--require {name!r} is not known.", f"Known: {', '.join(sorted(known))}.")
         lacking = result.lacking(require or ())
         if lacking:
             first = lacking[0]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from scconv_deploy.errors import UsageError
+
 if TYPE_CHECKING:
     from scconv_deploy.exporting import ExportOptions
     from scconv_deploy.spec import ModelSpec
@@ -139,6 +141,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
+def _given(group: Any, *but: str) -> str:
+    """The options of a group that differ from their defaults, as they are written."""
+    names = [f.name for f in fields(group) if f.name not in but and getattr(group, f.name) != f.default]
+    return ", ".join(f"--{name.replace('_', '-').replace('inputs', 'input')}" for name in names)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """What a MODEL takes."""
@@ -154,9 +162,9 @@ class ModelOptions:
     embed: Embed = None
 
     @property
-    def given(self) -> bool:
-        """Whether any is, but for the seed, which is not only a model's."""
-        return self != ModelOptions(seed=self.seed)
+    def given(self) -> str:
+        """Which ones are, for a message; "" for none. The seed does not count, for it is not only a model's."""
+        return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
         """The model that a source names (UsageError where an option cannot be read)."""
@@ -187,9 +195,9 @@ class CheckOptions:
     provider: Provider = "cpu"
 
     @property
-    def of_model(self) -> bool:
-        """Whether any is given that only a model as the reference can use."""
-        return (self.data, self.deep, self.preprocessing) != (None, None, None)
+    def of_model(self) -> str:
+        """Which ones are given that only a model as the reference can use; "" for none."""
+        return _given(self, "tolerance", "provider")
 
     def checks(self) -> Checks:
         """For a model as the reference."""
@@ -198,6 +206,9 @@ class CheckOptions:
         from scconv_deploy.verification.tolerances import parse_overrides
 
         wanted = None if self.preprocessing is None else Preprocessing.parse(self.preprocessing)
+        if self.data is None and self.of_model:
+            option = "--deep" if self.preprocessing is None else "--preprocessing"
+            raise UsageError(f"{option} is for real data, and none is given.", "Add --data, or leave it out.")
         deep = DEEP if self.deep is None else self.deep
         return Checks(self.data, wanted, parse_overrides(self.tolerance or ()), self.provider, deep)
 

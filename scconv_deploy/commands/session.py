@@ -158,7 +158,7 @@ def _reserved_stdout() -> Iterator[TextIO]:
         kept = os.dup(descriptor)
         os.dup2(instead, descriptor)
         try:
-            with os.fdopen(os.dup(kept), "w", encoding=stdout.encoding) as file:
+            with os.fdopen(os.dup(kept), "w", encoding=stdout.encoding, errors=stdout.errors) as file:
                 yield file
         finally:
             stdout.flush()  # what came through sys.__stdout__

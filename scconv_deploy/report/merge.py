@@ -37,6 +37,8 @@ def merge_files(first: Path, second: Path | None = None) -> ParityReport:
     report = load_report(bundle)
     check_bundle(device)
     named, digest = read_manifest(device).get("bundle_digest"), bundle_digest(bundle)
+    if named is None:
+        raise UsageError(f"{device} is a bundle, expected what finish wrote on a device.", f"Name its {DEVICE}/.")
     if named != digest:
         raise IntegrityError(
             f"{device} was made from the bundle {str(named)[:12]}..., and {bundle} is {digest[:12]}....",

@@ -182,6 +182,9 @@ def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
 def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine) -> tuple[str, ...]:
     wanted = request.architectures or _present(cuda, machine)
     known = re.findall(r"compute_(\d+)", machine.run([nvcc, "--list-gpu-arch"]) or "")
+    if not known:
+        remedy = f"Run {nvcc} --list-gpu-arch to see why; it needs a TMPDIR that can be written."
+        raise MissingRuntimeError(f"nvcc {cuda} does not say which architectures it knows.", remedy)
     for architecture in wanted:
         if architecture not in known:
             raise UsageError(f"nvcc {cuda} knows no architecture {architecture!r}.", f"It knows {', '.join(known)}.")

@@ -41,7 +41,7 @@ def load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Read an ``.npz`` with one array per input.
 
     Raises:
-        UsageError: no such file, or other arrays in it.
+        UsageError: no such file, or other arrays in it, or of other shapes.
         IntegrityError: it is damaged.
     """
     inputs = graph_inputs(proto)
@@ -57,5 +57,18 @@ def load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
         raise UsageError(
             f"--data {source} holds {', '.join(arrays)}.", f"Save one array per input: {', '.join(names)}."
         )
+    for value in inputs:
+        _check(source, value, arrays[value.name])
     kinds = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in inputs}
     return {name: np.ascontiguousarray(array, dtype=kinds[name]) for name, array in arrays.items()}
+
+
+def _check(source: str, value: onnx.ValueInfoProto, array: np.ndarray) -> None:
+    """Refuse an array that the input cannot take."""
+    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or "N" for d in value.type.tensor_type.shape.dim]
+    open_or_equal = [isinstance(size, str) or size == found for size, found in zip(sizes, array.shape, strict=False)]
+    if len(sizes) != array.ndim or not all(open_or_equal) or array.dtype.kind not in "biuf":
+        found, expected = f"{array.dtype}{list(array.shape)}", ", ".join(map(str, sizes))
+        raise UsageError(
+            f"--data {source}: {value.name} is {found}, expected numbers [{expected}].", "Save it in the input's shape."
+        )
