@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # importing typing takes as long as all of this, before t
 if TYPE_CHECKING:
     from typing import Any
 
+    from scconv_deploy.building import EngineRequest, build_file
+    from scconv_deploy.exporters.build_options import BuildOptions
     from scconv_deploy.exporting import ExportOptions, ExportResult, export
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
     from scconv_deploy.pipeline import DeployResult, deploy, verify
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 _HOMES = {
+    "BuildOptions": "exporters.build_options",
+    "EngineRequest": "building",
+    "build_file": "building",
     "CRU": "nn",
     "SRU": "nn",
     "GroupBatchnorm2d": "nn",
@@ -49,11 +54,13 @@ _HOMES = {
 __all__ = [
     "CRU",
     "SRU",
+    "BuildOptions",
     "Checks",
     "DeployResult",
     "DynamicAxis",
     "EmbedResult",
     "EmbedSpec",
+    "EngineRequest",
     "ExportOptions",
     "ExportResult",
     "GroupBatchnorm2d",
@@ -63,6 +70,7 @@ __all__ = [
     "RewriteOptions",
     "RewriteResult",
     "ScConv",
+    "build_file",
     "deploy",
     "embed",
     "export",

@@ -28,6 +28,7 @@ from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.exporters.onnx_source import OnnxSource
 from scconv_deploy.exporters.profiles import resolve_profiles
 from scconv_deploy.exporters.targets import DEVICES, DeviceTarget, split_targets
+from scconv_deploy.exporters.tensorrt_versions import Backend
 from scconv_deploy.report.records import Link, ParityReport, StageLog
 from scconv_deploy.spec import DynamicAxis
 from scconv_deploy.trt_plugins.build import LIBRARY
@@ -83,6 +84,12 @@ class EngineRequest:
     here: tuple[BuildOptions, ...] = ()
     devices: tuple[DeviceTarget, ...] = ()
     axes: tuple[DynamicAxis, ...] = ()
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Whose engines they are, each once."""
+        on_devices: tuple[Backend, ...] = ("tensorrt",) if self.devices else ()
+        return tuple(dict.fromkeys((*(options.backend for options in self.here), *on_devices)))
 
     @classmethod
     def of(
@@ -140,6 +147,18 @@ class EngineBuilder:
     cache: EngineCache | None = None
     command: str = ""
     progress: Progress = lambda message: None
+
+    @classmethod
+    def of(
+        cls,
+        request: EngineRequest,
+        cache: EngineCache | None,
+        command: str,
+        progress: Progress = lambda message: None,
+    ) -> EngineBuilder:
+        """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
+        prepared = [(wanted, prepare(wanted, cache)) for wanted in request.here]
+        return cls(prepared, request.devices, request.axes, cache, command, progress)
 
     def build(
         self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None

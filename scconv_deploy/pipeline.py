@@ -30,7 +30,6 @@ from scconv_deploy.bundle.manifest import manifest_bytes
 from scconv_deploy.bundle.reference import ForEngines, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest
-from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
@@ -98,10 +97,9 @@ def deploy_spec(
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refused before any work is done
-    prepared = [(wanted, prepare(wanted, cache)) for wanted in engines.here]
+    builder = EngineBuilder.of(engines, cache, command, progress)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    builder = EngineBuilder(prepared, engines.devices, engines.axes, cache, command, progress)
     provenance = provenance_of(spec, command)
 
     def draw() -> list[Iterable[Sample]]:
@@ -118,20 +116,28 @@ def deploy(
     dynamic: Sequence[DynamicAxis] = (),
     options: ExportOptions = ExportOptions(),
     checks: Checks = Checks(),
+    engines: EngineRequest = EngineRequest(),
+    cache: EngineCache | None = None,
     force: bool = False,
 ) -> DeployResult:
-    """Export a module, verify the result against it, and write the bundle; arguments as for :func:`export`.
+    """Export a module, verify the result against it, build engines, and write the bundle; arguments as for
+    :func:`export`.
 
     Args:
         checks: real data, tolerances, and what runs the artifact.
+        engines: what is built here and what devices build; :meth:`.EngineRequest.of` reads a target.
+        cache: of engines; None for none.
 
     Returns:
         The result, falsy when parity failed.
     """
+    command = "scconv_deploy.deploy"
     check_output_folder(Path(folder), force)
+    builder = EngineBuilder.of(engines, cache, command)
+    options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
     reference, log = reference_from_module(model, example_inputs, dynamic)
     draw = partial(checks.samples, reference, 0)
-    return _deploy(reference, Path(folder), options, checks, draw, log, "scconv_deploy.deploy", silent, {})
+    return _deploy(reference, Path(folder), options, checks, draw, log, command, silent, {}, builder)
 
 
 def _deploy(
@@ -144,7 +150,7 @@ def _deploy(
     command: str,
     progress: Progress,
     provenance: Mapping[str, str],
-    builder: EngineBuilder = EngineBuilder(),
+    builder: EngineBuilder,
 ) -> DeployResult:
     samples = draw()  # data that cannot be read is refused before any work is done
     single = export_to_ir(reference, options, log, progress)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import scconv_deploy
 from scconv_deploy import building
-from scconv_deploy.building import EngineBuilder, build_file
+from scconv_deploy.building import EngineBuilder, EngineRequest, build_file
 from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import load_engine
@@ -256,7 +257,7 @@ def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):
 
     build_network = building.build_network
     monkeypatch.setattr(building, "build_network", instead)
-    monkeypatch.setattr("scconv_deploy.pipeline.prepare", lambda options, cache: prepare(OPTIONS, cache))
+    monkeypatch.setattr("scconv_deploy.building.prepare", lambda options, cache: prepare(OPTIONS, cache))
     arguments = ("--backend", "tensorrt", "--plugin", "p.so", "--require-plugin")
     result = run("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", *arguments)
     assert result.exit_code == 0, result.output
@@ -266,6 +267,20 @@ def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):
     assert Path("bundle/libscconv_sru.so").read_bytes() == b"a plugin library"
     assert "libscconv_sru.so" in sealed
     assert "model.tensorrt.engine" in sealed
+
+
+def test_the_python_api_builds_engines_too(tiny_reference, tmp_path):
+    model, image = tiny_reference[0].model, tiny_reference[0].signature.tensors["image"]
+    static = EngineRequest.of(("tensorrt-rtx",), "sm89", ())
+    result = scconv_deploy.deploy(model, image, tmp_path / "bundle", engines=static)
+    assert result, result.report.failures
+    assert [(e.backend, e.compute_capabilities) for e in result.engines] == [("tensorrt-rtx", ("sm89",))]
+    # the form of masks that TensorRT's compiler fuses, without being asked for
+    assert "SELECT" in {layer.type for layer in result.engines[0].layers}
+    again = scconv_deploy.build_file(
+        result.artifact, tmp_path / "again.engine", scconv_deploy.BuildOptions("tensorrt-rtx", "sm89")
+    )
+    assert again.engine.manifest.sha256 == result.engines[0].sha256
 
 
 @pytest.mark.parametrize(

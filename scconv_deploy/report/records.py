@@ -311,15 +311,18 @@ class ParityReport:
     engines: tuple[EngineParity, ...] = ()
 
     @property
-    def verdict(self) -> Literal["passed", "failed"]:
-        return "failed" if any(link.status == "failed" for link in self.links) else "passed"
+    def verdict(self) -> Status:
+        statuses = {link.status for link in self.links}
+        return "failed" if "failed" in statuses else "passed" if "passed" in statuses else "not run"
 
     def __bool__(self) -> bool:
         return self.verdict == "passed"
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Each failed check, or the link's own reason where it has none, the link's name first."""
+        """Each failed check, or the link's own reason where it has none, the link's name first; or that none ran."""
+        if self.verdict == "not run":
+            return ("no link ran, so nothing is proved",)
         failed = [link for link in self.links if link.status == "failed"]
         return tuple(
             f"{link.name}: {reason}"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.report.load import load_report, unsealed_files
-from scconv_deploy.report.records import Check, Link, ParityReport
+from scconv_deploy.report.records import Check, Link, ParityReport, Status
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
 """Links of engines; a chain without any has the link "engine", which says why. They may be required all the same, and
@@ -25,11 +25,11 @@ class Judgement:
         report: with the new limits, its checks judged by them.
         stored_verdict: before.
         required: names of the links that must have passed.
-        lacking: the required links that have not, with the reason; or that none ran.
+        lacking: the required links that have not, with the reason.
     """
 
     report: ParityReport
-    stored_verdict: Literal["passed", "failed"]
+    stored_verdict: Status
     required: tuple[str, ...]
     lacking: tuple[str, ...]
 
@@ -71,8 +71,6 @@ def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str
         )
     report = rejudge(stored, overrides or {})
     lacking = tuple(reason for name in require for reason in _lacking(report, name))
-    if all(link.status == "not run" for link in report.links):
-        lacking = (*lacking, "no link ran, so nothing is proved")
     return Judgement(report, stored.verdict, tuple(require), lacking)
 
 

@@ -31,7 +31,10 @@ def report_schema() -> dict[str, Any]:
     }  # fmt: skip
     derived = {
         "schema_version": {"const": SCHEMA_VERSION, "description": "changes when a field changes its meaning"},
-        "verdict": {"enum": ["passed", "failed"], "description": "failed as soon as a link failed"},
+        "verdict": {
+            "enum": ["passed", "failed", "not run"],
+            "description": "failed as soon as a link failed; not run if none ran",
+        },
         "failures": {
             "type": "array", "items": {"type": "string"}, "description": "each failed check, the link's name first",
         },
