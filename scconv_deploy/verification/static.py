@@ -42,7 +42,7 @@ def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Chec
 
 
 def whole_model(model: onnx.ModelProto) -> list[str]:
-    """Functions that give standard operators another meaning, nodes that share a name, another version of the domain."""
+    """Standard operators with another meaning, nodes that share a name, another version of the operators' domain."""
     problems = [
         f"the artifact redefines the standard operator {function.name}"
         for function in model.functions
