@@ -81,7 +81,7 @@ class ArtifactMeasurement:
         measured.non_finite.update(run.non_finite)
         missing = [name for name in run.sites if name not in self._nodes]
         if self._nodes and missing:
-            measured.redundant |= self._source.redundant(run, missing, list(self._nodes))
+            measured.add_redundant(missing, self._source.redundant(run, missing, list(self._nodes)))
 
     def _add_reference(self, run: ReferenceRun) -> None:
         """What the reference's gates look like."""

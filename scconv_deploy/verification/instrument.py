@@ -21,7 +21,12 @@ PROBE_X, PROBE_Y, PROBE_OPEN = "scconv_probe::x", "scconv_probe::y", "scconv_pro
 def sites(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """The SRU nodes of a model by name (their module in PyTorch), in the graph's order."""
     found = [node for node in model.graph.node if node.domain == DOMAIN]
-    return {node.name or node.output[0]: node for node in found}
+    return {site_of(node): node for node in found}
+
+
+def site_of(node: onnx.NodeProto) -> str:
+    """The name of an SRU node's site; a node without one goes by its output."""
+    return node.name or node.output[0]
 
 
 def function_of(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.FunctionProto | None:

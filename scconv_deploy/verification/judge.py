@@ -59,7 +59,7 @@ def static_summary(
     proto: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], checks: Mapping[str, Check], measured: Measured
 ) -> Check:
     """One check for all SRUs."""
-    failed = [c.reason for c in checks.values() if c.status == "failed"] + static.foreign_functions(proto)
+    failed = [c.reason for c in checks.values() if c.status == "failed"] + static.whole_model(proto)
     foreign = [site for site in nodes if site not in measured.sites and site not in _rewritten(proto)]
     if foreign:
         failed.append(f"the reference has no SRU for {', '.join(foreign)}")

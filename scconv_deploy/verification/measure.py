@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -86,7 +86,7 @@ class Measured:
         swapped_flips, swapped_distance: each SRU as given against its variant, fed the same input.
         swapped_error, replay: of the sample with the worst ratio; the swapped model against the given one, and the
             artifact with the reference's gates against the swapped model.
-        redundant: sites that the artifact has no node for and need none, with the reason.
+        redundant: sites that the artifact has no node for and no sample needs one, with the reason.
         layers: error of the values that both sides have, by name, the worst ratio over the samples.
         contract: where the artifact's outputs are not of the reference's order, shape or type, and how often.
         non_finite: tensors with NaN or Inf, and how often.
@@ -118,6 +118,7 @@ class Measured:
     no_accuracy: str = ""
     inputs: int = 0
     inputs_in_full: int = 0
+    _needed: set[str] = field(default_factory=set)
     _rows: dict[str, int] = field(default_factory=dict)
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
 
@@ -145,6 +146,12 @@ class Measured:
         return AgainstNoise(
             distance(y, expected), smallest if floor < smallest else floor, largest, self.limits[largest].value
         )
+
+    def add_redundant(self, missing: Sequence[str], found: Mapping[str, str]) -> None:
+        """Sites without a node, and why this sample needs none: an SRU that one sample needs is needed."""
+        self._needed |= set(missing) - set(found)
+        kept = {**self.redundant, **found}
+        self.redundant = {name: reason for name, reason in kept.items() if name not in self._needed}
 
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""

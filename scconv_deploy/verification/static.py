@@ -5,6 +5,8 @@ The only sure catch for a tau one ulp off, or for ``>`` where ``>=`` belongs: on
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -39,12 +41,16 @@ def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Chec
     return Check(NAME, "passed", "parameters, attributes and function are bit for bit the reference's")
 
 
-def foreign_functions(model: onnx.ModelProto) -> list[str]:
-    """Functions that give standard operators another meaning, and another version of the operators' domain."""
+def whole_model(model: onnx.ModelProto) -> list[str]:
+    """Standard operators with another meaning, nodes that share a name, another version of the operators' domain."""
     problems = [
         f"the artifact redefines the standard operator {function.name}"
         for function in model.functions
         if function.domain in ("", "ai.onnx")
+    ]
+    sites = Counter(instrument.site_of(node) for node in model.graph.node if node.domain == DOMAIN)
+    problems += [
+        f"{count} nodes are called {site}, so only one can be judged" for site, count in sites.items() if count > 1
     ]
     versions = [o.version for o in model.opset_import if o.domain == DOMAIN]
     if any(number != DOMAIN_VERSION for number in versions):

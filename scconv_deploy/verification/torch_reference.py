@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -256,7 +257,7 @@ class _Comparison:
             gate_input = swapped.conv(x) if swapped.conv is not None and swapped.conv_place == "before" else x
             count, apart, mask = _compare_call(swapped, gate_input, x, y)
         self.flips[path] = self.flips.get(path, FlipCount(0)) + count
-        self.distance = max(self.distance, apart)
+        self.distance = max(self.distance, apart if apart == apart else math.inf)  # max() passes over NaN
         if mask is not None:
             self.given_masks[site] = mask
 

@@ -93,6 +93,10 @@ TAMPERED = {
         ),
         "redefines the standard operator Relu",
     ),
+    "two nodes of one name": (
+        lambda m: setattr(instrument.sites(m)["b.SRU"], "name", "a.SRU"),
+        "2 nodes are called a.SRU",
+    ),
     "an attribute added": (lambda m: set_attribute(m, "alpha", 1.0), "unknown attribute alpha"),
 }
 
@@ -106,7 +110,7 @@ def test_what_the_contract_does_not_know_fails_the_static_link(tiny_reference, m
     sites = {name: found.site for name, found in run.sites.items()}
     from scconv_deploy.verification import static
 
-    problems = static.foreign_functions(model) + [
+    problems = static.whole_model(model) + [
         static.check_site(model, node, sites["a.SRU"]).reason
         for site, node in instrument.sites(model).items()
         if site == "a.SRU"

@@ -11,6 +11,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.references import reference_from_module
+from scconv_deploy.verification import instrument
 from scconv_deploy.verification.samples import Sample
 from tests.verification.judging import Calls, check_of, export_of, judge
 
@@ -55,6 +56,30 @@ def test_without_nodes_gates_are_not_run_and_the_outputs_decide(tiny_reference, 
     assert report.srus[0].teacher_forced is None
     assert check_of(report, "replay").status == "passed"
     assert report
+
+
+def test_an_sru_that_one_sample_needs_is_needed():
+    """On images below zero on average no output depends on c, on others one does."""
+    torch.manual_seed(0)
+    net = Calls(lambda net, x: net.a(x) + net.c(x) * (x.mean() > 0).float()).eval()
+    reference, model = export_of(net)
+    node = instrument.sites(model)["c"]
+    for other in model.graph.node:
+        other.input[:] = [node.input[0] if name == node.output[0] else name for name in other.input]
+    model.graph.node.remove(node)
+    with torch.no_grad():
+        shift = net.conv(torch.zeros(1, 3, 10, 10)).mean()
+        step = net.conv(torch.ones(1, 3, 10, 10)).mean() - shift
+    images = {sign: torch.full((2, 3, 10, 10), float((sign - shift) / step)) for sign in (-1, 1)}
+    images = {sign: image + 0.1 * torch.randn(image.shape) for sign, image in images.items()}
+
+    def static(*signs):
+        samples = [Sample(str(sign), {"image": images[sign]}) for sign in signs]
+        return check_of(judge(reference, model, samples), "static")
+
+    assert static(-1).status == "passed"
+    for signs in ((1,), (-1, 1), (1, -1)):
+        assert "c: the artifact has no node of this name" in static(*signs).reason
 
 
 def test_another_models_artifact_is_refused(tiny_reference, model):

@@ -5,6 +5,7 @@ One measurement for each, held against the limit by what judges artifacts and en
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.precision.types import NUMPY
 from scconv_deploy.report.records import StageLog
-from scconv_deploy.verification import judge, tolerances, weights
+from scconv_deploy.verification import judge, tolerances, torch_reference, weights
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.engine_outputs import EndToEnd
 from scconv_deploy.verification.engine_srus import LoneSRUs
@@ -205,6 +206,8 @@ def test_values_of_swapped_srus_are_held_against_their_tolerance(small, monkeypa
     assert values({}).status == "passed"
     assert values({}).quantities[0].value == pytest.approx(5e-7, rel=0.3)
     assert values({"swapped_values": 1e-7}).status == "failed"
+    monkeypatch.setattr(torch_reference, "_compare_call", lambda *_: (FlipCount(1), math.nan, None))
+    assert values({}).status == "failed"
 
 
 def test_the_noise_floor_that_is_too_high_is_named():

@@ -108,3 +108,12 @@ def test_what_is_not_compared_is_named():
         "; not compared, of another form: b; not compared, not in the file under its name: c"
     )
     assert weights.check(onnx.ModelProto(), expected, LIMIT).status == "not run"
+
+
+def test_a_reference_in_half_is_compared_too():
+    """As of two ONNX files."""
+    weight = draw(4, 8).astype(np.float16)
+    assert check(weight, weight).status == "passed"
+    damaged = weight.copy()
+    damaged[1, 2] *= np.float16(1.05)
+    assert check(damaged, weight).status == "failed"
