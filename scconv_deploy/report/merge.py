@@ -38,7 +38,7 @@ def merge_files(first: Path, second: Path | None = None) -> ParityReport:
     check_bundle(device)
     named, digest = read_manifest(device).get("bundle_digest"), bundle_digest(bundle)
     if named is None:
-        raise UsageError(f"{device} is a bundle, expected what finish wrote on a device.", f"Name its {DEVICE}/.")
+        raise IntegrityError(f"{device} names no bundle that it finished.", f"Name the {DEVICE}/ that finish wrote.")
     if named != digest:
         raise IntegrityError(
             f"{device} was made from the bundle {str(named)[:12]}..., and {bundle} is {digest[:12]}....",

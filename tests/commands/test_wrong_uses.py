@@ -143,9 +143,9 @@ def test_finish_pyz_refuses_an_empty_digest_too(capsys):
     assert capsys.readouterr().err == f"finish.pyz: Argument 3 (--digest) {UNSET}\n"
 
 
-def test_a_device_is_no_bundle(device_bundle):
+def test_a_bundle_is_no_device(device_bundle):
     failed(
-        run("report", "merge", device_bundle, device_bundle), 2, "is a bundle, expected what finish wrote on a device"
+        run("report", "merge", device_bundle, device_bundle), 7, "names no bundle that it finished. Name the device/"
     )
 
 
