@@ -15,9 +15,10 @@ from typing import NoReturn
 from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
+from scconv_deploy.bundle.finish_entry import fail, show
 from scconv_deploy.errors import ParityError, ScconvDeployError
 from scconv_deploy.log_lines import LogLines
-from scconv_deploy.process import BROKEN_PIPE, Signals, flush, installed, interrupted, open_standard_streams
+from scconv_deploy.process import BROKEN_PIPE, Signals, installed, interrupted, open_standard_streams
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> int:
         )
         with _progress(options) as progress:
             result = finish_bundle(options.bundle, wanted, command=command, progress=progress)
-        unread = not options.quiet and not _print(
+        unread = not options.quiet and not show(
             json.dumps(result.as_json(), indent=2) if options.json else "\n".join(result.lines)
         )
         if not result:
@@ -53,24 +54,14 @@ def run(arguments: list[str]) -> int:
         return BROKEN_PIPE if unread else 0
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or (signals is not None and signals.number is not None):
-            return _error(*interrupted(), options.json)
+            return fail(*interrupted(), options.json)
         if isinstance(error, ScconvDeployError):
             if error.details:
                 sys.stderr.write(f"{error.details}\n")
-            return _error(error.exit_code, error.message, error.remedy, options.json)
+            return fail(error.exit_code, error.message, error.remedy, options.json)
         traceback.print_exception(error)  # a bug: say so, with what its report needs
         remedy = "This is a bug in scconv-deploy; please report it with the lines above."
-        return _error(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
-
-
-def _print(text: str) -> bool:
-    """On stdout; False if nobody reads it."""
-    try:
-        print(text)  # noqa: T201
-    except BrokenPipeError:
-        flush(sys.stdout)
-        return False
-    return flush(sys.stdout)
+        return fail(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,12 +110,4 @@ def _rewrite(text: str) -> None:
 
 def _failed(result: FinishResult) -> int:
     message = f"{result.report.artifact}: {result.report.failures[0]}"
-    return _error(ParityError.exit_code, message, "Do not ship it.", False)
-
-
-def _error(code: int, message: str, remedy: str, as_json: bool) -> int:
-    """One line on stderr, and the JSON document if that is wanted; the exit code."""
-    if as_json:
-        _print(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    sys.stderr.write(f"{FINISH}: {message} {remedy}".rstrip() + "\n")
-    return code
+    return fail(ParityError.exit_code, message, "Do not ship it.", False)

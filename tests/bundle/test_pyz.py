@@ -232,7 +232,46 @@ print(report.verdict, report.links[0].reason)
     assert "relative L2 0.0e+00" in done.stdout
 
 
-def test_an_older_python_is_told_so(monkeypatch):
+def one_line(done, code):
+    """The line on stderr, which is all that there is."""
+    assert done.returncode == code
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+def test_without_numpy_one_line_says_how_to_get_it(bundle):
+    bare = [sys.executable, "-I", "-S", bundle / "finish.pyz"]  # no site-packages
+    done = run(*bare)
+    assert one_line(done, 3) == (
+        f"finish.pyz: NumPy is not installed for {sys.executable}. "
+        f"sudo apt install python3-numpy, or {sys.executable} -m pip install numpy."
+    )
+    assert done.stdout == ""
+    done = run(*bare, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert one_line(done, 3) == f"finish.pyz: {error['message']} {error['remedy']}"
+    assert error["exit_code"] == 3
+
+
+def test_a_numpy_that_does_not_load_is_told_by_its_cause(bundle, tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "raise ImportError('\\nREAD THIS\\n\\nOriginal error was: No module named numpy.core\\n')"
+    )
+    code = "import runpy, sys\nsys.path.insert(0, sys.argv[1])\nrunpy.run_path(sys.argv[2], run_name='__main__')\n"
+    done = run(sys.executable, tmp_path, bundle / "finish.pyz", code=code)
+    assert one_line(done, 3).startswith(
+        "finish.pyz: NumPy does not load: Original error was: No module named numpy.core. sudo apt"
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_older_python_is_told_so(monkeypatch, capsys, options):
     monkeypatch.setattr(sys, "version_info", (3, 8, 10))
-    with pytest.raises(SystemExit, match=r"needs Python 3\.10 or later"):
+    monkeypatch.setattr(sys, "argv", ["finish.pyz", *options])
+    with pytest.raises(SystemExit) as left:
         exec(compile(pyz._MAIN, "__main__.py", "exec"), {})  # noqa: S102
+    assert left.value.code == 3
+    said = capsys.readouterr()
+    assert said.err.startswith("finish.pyz: Python 3.10 or later is needed, found ")
+    assert said.err.count("\n") == 1
+    assert (json.loads(said.out)["error"]["exit_code"] == 3) if options else (said.out == "")
