@@ -72,7 +72,8 @@ def run_engine(path, plugin, inputs):
     manifest = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         sys.exit(f"{path} is not the engine that {path.name}.json describes")
-    inside = bool(manifest.get("settings", {}).get("plugins_to_serialize"))
+    host_code = "VERSION_COMPATIBLE" in manifest.get("flags", ())  # which TensorRT refuses unless it is allowed
+    inside = host_code and bool(manifest.get("settings", {}).get("plugins_to_serialize"))  # no other engine takes them
     if manifest["plugin_sha256"] and plugin is None and not inside:
         sys.exit(f"{path} was built with a plugin: add --plugin FILE")
     if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
@@ -80,10 +81,10 @@ def run_engine(path, plugin, inputs):
     import tensorrt
 
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
-    if plugin is not None:
+    if plugin is not None and not inside:
         tensorrt.get_plugin_registry().load_library(str(plugin.resolve()))
     runtime = tensorrt.Runtime(logger)
-    if inside or "VERSION_COMPATIBLE" in manifest.get("flags", ()):  # it holds code for the host
+    if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:

@@ -150,10 +150,15 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     assert loaded == [str(tmp_path / "p.so")]
     assert not hasattr(runtime, "engine_host_code_allowed")
 
-    # an engine that holds its plugin, which is code for the host, needs no other
-    (tmp_path / "m.engine.json").write_text(json.dumps(digests | {"settings": {"plugins_to_serialize": ["p.so"]}}))
-    found = script["run_engine"](tmp_path / "m.engine", None, {"x": x})
-    np.testing.assert_array_equal(found["y"], x * 2)
+    # an engine that holds its plugin, which is code for the host, needs no other; only a version-compatible one does
+    inside = digests | {"settings": {"plugins_to_serialize": ["p.so"]}}
+    (tmp_path / "m.engine.json").write_text(json.dumps(inside))
+    with pytest.raises(SystemExit, match="was built with a plugin"):
+        script["run_engine"](tmp_path / "m.engine", None, {"x": x})
+    (tmp_path / "m.engine.json").write_text(json.dumps(inside | {"flags": ["VERSION_COMPATIBLE"]}))
+    for plugin in (None, tmp_path / "p.so"):
+        found = script["run_engine"](tmp_path / "m.engine", plugin, {"x": x})
+        np.testing.assert_array_equal(found["y"], x * 2)
     assert len(loaded) == 1
     assert runtime.engine_host_code_allowed is True
 
