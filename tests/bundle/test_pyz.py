@@ -15,7 +15,7 @@ import pytest
 
 from scconv_deploy.bundle import pyz
 from scconv_deploy.bundle.finish_cli import _parser
-from scconv_deploy.bundle.manifest import bundle_digest
+from scconv_deploy.bundle.manifest import bundle_digest, check_bundle
 from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
 from scconv_deploy.cli import app
 from tests.finished import copied
@@ -158,11 +158,10 @@ finish.Device = lambda: finish_device("tensorrt-rtx", load=load_module, judge=ju
 FINISH = FINISH.replace("bundle = Path", "finish_device = finish.Device\nbundle = Path")
 
 
-@pytest.mark.tensorrt
-def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle):
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+def finish_with_rtx(python, bundle):
+    """The whole of it with TensorRT-RTX as the builder, all other imports blocked; the JSON document."""
     body = FINISH + "finish_cli.main([str(bundle), '--no-plugin', '--json', '--rounds', '3'])\n"
-    done = run(sys.executable, bundle / "finish.pyz", bundle, code=blocked(body))
+    done = run(python, bundle / "finish.pyz", bundle, code=blocked(body))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (link,) = document["report"]["links"]
@@ -171,6 +170,17 @@ def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle
     assert document["engine"]["backend"] == "tensorrt-rtx"
     assert (bundle / "device" / "model.tensorrt-rtx.engine").stat().st_size == document["engine"]["file_bytes"]
     assert document["digest"] == bundle_digest(bundle / "device")
+    return document
+
+
+@pytest.mark.tensorrt
+def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    finish_with_rtx(sys.executable, bundle)
+
+
+def has(python, module):
+    return run(python, code=f"import {module}").returncode == 0
 
 
 def python310():
@@ -205,6 +215,16 @@ def test_python_3_10_loads_every_module_and_checks_the_bundle(bundle, old_python
     assert refused.stderr == (
         "finish.pyz: .: model.onnx is not the file that was sealed. Copy it again; nothing was loaded.\n"
     )
+
+
+@pytest.mark.tensorrt
+def test_python_3_10_finishes_a_bundle_from_one_end_to_the_other(bundle, old_python):
+    """The engine is really built there; what PyTorch recorded stands in for running it, as above."""
+    if not has(old_python, "tensorrt_rtx"):
+        pytest.skip("that Python 3.10 has no tensorrt-rtx")
+    document = finish_with_rtx(old_python, bundle)
+    assert document["engine"]["versions"]["python"].startswith("3.10.")
+    check_bundle(bundle / "device")
 
 
 def test_python_3_10_judges_what_was_built(bundle, old_python):
