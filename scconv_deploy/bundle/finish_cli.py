@@ -16,7 +16,7 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
 from scconv_deploy.bundle.finish_entry import fail, show
-from scconv_deploy.errors import ParityError, ScconvDeployError
+from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
 from scconv_deploy.log_lines import LogLines
 from scconv_deploy.process import BROKEN_PIPE, Signals, installed, interrupted, open_standard_streams
 
@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """The same in a process that goes on: the exit code."""
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except UsageError as error:
+        return fail(error.exit_code, error.message, error.remedy, "--json" in arguments)
     command = shlex.join(["python3", FINISH, *arguments])
     signals = installed()
     if signals is not None:
@@ -65,7 +68,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         FINISH, description="Build the engine of a bundle on this device, compare it with PyTorch, and time it."
     )
     here = Path(sys.argv[0]).parent if sys.argv[0].endswith(FINISH) else Path()
@@ -75,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--digest", default="", help=f"of the bundle's {MANIFEST}, as deploy printed it")
     parser.add_argument("--no-plugin", action="store_true", help="build without the fused SRU")
     parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="where NvInfer.h is")
-    parser.add_argument("--rounds", type=_count, default=100, help="timed runs (100)")
-    parser.add_argument("--warmup", type=int, default=10, help="runs before them (10)")
+    parser.add_argument("--rounds", type=_at_least(1), default=100, help="timed runs (100)")
+    parser.add_argument("--warmup", type=_at_least(0), default=10, help="runs before them (10)")
     parser.add_argument("--force", action="store_true", help="replace an earlier device/")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     parser.add_argument("--quiet", action="store_true", help="errors only")
@@ -84,10 +87,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return int(text)
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {minimum}.")
+        return value
+
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line, as the others; argparse prints its usage besides."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}.", f"See {FINISH} --help.")
 
 
 @contextmanager

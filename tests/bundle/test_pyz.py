@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.bundle import pyz
+from scconv_deploy.bundle import finish_cli, pyz
 from scconv_deploy.bundle.finish_cli import _parser
 from scconv_deploy.bundle.manifest import bundle_digest, check_bundle
 from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
@@ -92,6 +92,35 @@ def test_its_options_are_those_of_the_command():
     theirs = {option for action in _parser()._actions for option in action.option_strings if option.startswith("--")}
     assert theirs - ours == {"--version", "--help"}
     assert ours <= theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--warmup", "-3"), "--warmup: '-3' is no whole number of at least 0."),
+        (("--warmup=-1",), "--warmup: '-1' is no whole number of at least 0."),
+        (("--warmup", "1.5"), "--warmup: '1.5' is no whole number of at least 0."),
+        (("--rounds", "0"), "--rounds: '0' is no whole number of at least 1."),
+        (("--rounds", "-100"), "--rounds: '-100' is no whole number of at least 1."),
+        (("--rounds", "many"), "--rounds: 'many' is no whole number of at least 1."),
+        (("--rounds", "nan"), "--rounds: 'nan' is no whole number of at least 1."),
+        (("--rounds",), "--rounds: expected one argument."),
+        (("a", "b"), "unrecognized arguments: b."),
+    ],
+)
+def test_its_numbers_are_checked_as_those_of_the_command(capsys, arguments, found):
+    assert finish_cli.run(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("finish.pyz: ")
+    assert said.err.endswith(f"{found} See finish.pyz --help.\n")
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert finish_cli.run([*arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+def test_the_smallest_numbers_are_taken():
+    options = _parser().parse_args(["--rounds", "1", "--warmup", "0"])
+    assert (options.rounds, options.warmup) == (1, 0)
 
 
 def run(python, *arguments, code=None, cwd=None):
