@@ -15,7 +15,7 @@ import pytest
 
 from scconv_deploy.bundle import finish_cli, pyz
 from scconv_deploy.bundle.finish_cli import _parser
-from scconv_deploy.bundle.manifest import bundle_digest, check_bundle
+from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, read_manifest
 from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
 from scconv_deploy.cli import app
 from tests.finished import copied
@@ -300,6 +300,28 @@ def test_without_numpy_one_line_says_how_to_get_it(bundle):
     error = json.loads(done.stdout)["error"]
     assert one_line(done, 3) == f"finish.pyz: {error['message']} {error['remedy']}"
     assert error["exit_code"] == 3
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not here")
+def test_one_that_was_cut_short_is_found_by_the_line_in_the_documentation(bundle):
+    page = (PACKAGE_FOLDER.parent / "docs" / "device.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("sha256sum "))
+    sealed = read_manifest(bundle)["files"]["finish.pyz"]["sha256"]
+
+    def hashes():
+        done = subprocess.run(line, shell=True, cwd=bundle, capture_output=True, text=True, check=True)
+        manifest, own, *said = done.stdout.splitlines()
+        assert manifest.split()[0] == bundle_digest(bundle)
+        assert sealed in "".join(said)
+        return own.split()[0]
+
+    assert hashes() == sealed
+    whole = (bundle / "finish.pyz").read_bytes()
+    (bundle / "finish.pyz").write_bytes(whole[: len(whole) // 2])
+    assert hashes() != sealed
+    done = run(sys.executable, bundle / "finish.pyz")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("SyntaxError: ")
 
 
 def test_a_numpy_that_does_not_load_is_told_by_its_cause(bundle, tmp_path):
