@@ -15,6 +15,7 @@ from typing import NoReturn
 from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
+from scconv_deploy.bundle.finish_entry import fail, show
 from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
 from scconv_deploy.log_lines import LogLines
 from scconv_deploy.process import (
@@ -22,7 +23,6 @@ from scconv_deploy.process import (
     EMPTY_REMEDY,
     Signals,
     empty_argument,
-    flush,
     installed,
     interrupted,
     open_standard_streams,
@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """The same in a process that goes on: the exit code."""
     if wrong := empty_argument(arguments):
-        return _error(UsageError.exit_code, wrong, EMPTY_REMEDY, "--json" in arguments)
-    options = _parser().parse_args(arguments)
+        return fail(UsageError.exit_code, wrong, EMPTY_REMEDY, "--json" in arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except UsageError as error:
+        return fail(error.exit_code, error.message, error.remedy, "--json" in arguments)
     command = shlex.join(["python3", FINISH, *arguments])
     signals = installed()
     if signals is not None:
@@ -56,7 +59,7 @@ def run(arguments: list[str]) -> int:
         )
         with _progress(options) as progress:
             result = finish_bundle(options.bundle, wanted, command=command, progress=progress)
-        unread = not options.quiet and not _print(
+        unread = not options.quiet and not show(
             json.dumps(result.as_json(), indent=2) if options.json else "\n".join(result.lines)
         )
         if not result:
@@ -64,28 +67,18 @@ def run(arguments: list[str]) -> int:
         return BROKEN_PIPE if unread else 0
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or (signals is not None and signals.number is not None):
-            return _error(*interrupted(), options.json)
+            return fail(*interrupted(), options.json)
         if isinstance(error, ScconvDeployError):
             if error.details:
                 sys.stderr.write(f"{error.details}\n")
-            return _error(error.exit_code, error.message, error.remedy, options.json)
+            return fail(error.exit_code, error.message, error.remedy, options.json)
         traceback.print_exception(error)  # a bug: say so, with what its report needs
         remedy = "This is a bug in scconv-deploy; please report it with the lines above."
-        return _error(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
-
-
-def _print(text: str) -> bool:
-    """On stdout; False if nobody reads it."""
-    try:
-        print(text)  # noqa: T201
-    except BrokenPipeError:
-        flush(sys.stdout)
-        return False
-    return flush(sys.stdout)
+        return fail(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         FINISH, description="Build the engine of a bundle on this device, compare it with PyTorch, and time it."
     )
     here = Path(sys.argv[0]).parent if sys.argv[0].endswith(FINISH) else Path()
@@ -95,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--digest", default="", help=f"of the bundle's {MANIFEST}, as deploy printed it")
     parser.add_argument("--no-plugin", action="store_true", help="build without the fused SRU")
     parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="where NvInfer.h is")
-    parser.add_argument("--rounds", type=_count, default=100, help="timed runs (100)")
-    parser.add_argument("--warmup", type=int, default=10, help="runs before them (10)")
+    parser.add_argument("--rounds", type=_at_least(1), default=100, help="timed runs (100)")
+    parser.add_argument("--warmup", type=_at_least(0), default=10, help="runs before them (10)")
     parser.add_argument("--force", action="store_true", help="replace an earlier device/")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     parser.add_argument("--quiet", action="store_true", help="errors only")
@@ -104,10 +97,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return int(text)
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {minimum}.")
+        return value
+
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line, as the others; argparse prints its usage besides."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}.", f"See {FINISH} --help.")
 
 
 @contextmanager
@@ -130,12 +137,4 @@ def _rewrite(text: str) -> None:
 
 def _failed(result: FinishResult) -> int:
     message = f"{result.report.artifact}: {result.report.failures[0]}"
-    return _error(ParityError.exit_code, message, "Do not ship it.", False)
-
-
-def _error(code: int, message: str, remedy: str, as_json: bool) -> int:
-    """One line on stderr, and the JSON document if that is wanted; the exit code."""
-    if as_json:
-        _print(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    sys.stderr.write(f"{FINISH}: {message} {remedy}".rstrip() + "\n")
-    return code
+    return fail(ParityError.exit_code, message, "Do not ship it.", False)

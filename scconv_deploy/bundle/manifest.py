@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,8 +67,12 @@ def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "")
 
     Args:
         prefix: of the names to look at; the others are not read.
+
+    Raises:
+        IntegrityError: one that was sealed is a link now, whatever its bytes are.
     """
     sealed = {name: entry for name, entry in manifest["files"].items() if name.startswith(prefix)}
+    _refuse_links(folder, [MANIFEST, *sealed])
     changed = [
         name
         for name, entry in sealed.items()
@@ -75,6 +80,25 @@ def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "")
     ]
     extra = [name for name in extra_files(folder, manifest) if name.startswith(prefix)]
     return tuple(sorted([*changed, *extra]))
+
+
+def _refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Only plain files of the folder (DESIGN section 10): what a link shares with a place outside changes from there.
+
+    Hard links to each other within the folder are its own.
+    """
+    remedy = "Replace it by a copy of the file, from where you trust it."
+    places = [folder / name for name in (MANIFEST, *_files(folder))]
+    stats = [place.lstat() for place in places if not place.is_symlink()]
+    within = Counter((stat.st_dev, stat.st_ino) for stat in stats)
+    for name in names:
+        place = folder
+        for part in PurePosixPath(name).parts:
+            place = place / part
+            if place.is_symlink():
+                raise IntegrityError(f"{folder}: {name} is a symbolic link, expected a plain file.", remedy)
+        if place.is_file() and (stat := place.stat()).st_nlink > within[stat.st_dev, stat.st_ino]:
+            raise IntegrityError(f"{folder}: {name} is a hard link out of the bundle, expected a plain file.", remedy)
 
 
 def bundle_digest(folder: Path) -> str:

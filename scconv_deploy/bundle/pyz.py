@@ -12,17 +12,23 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from scconv_deploy.bundle.contents import FINISH
+
 PACKAGE_FOLDER = Path(__file__).parents[1]
-ENTRY = "scconv_deploy.bundle.finish_cli"
+ENTRY = "scconv_deploy.bundle.finish_entry"
 _PACKAGE = PACKAGE_FOLDER.name
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows: identical modules give identical bytes
 _MAIN = f"""import sys
 
 if sys.version_info < (3, 10):
-    sys.exit("finish.pyz needs Python 3.10 or later, found " + sys.version.split()[0])
-from scconv_deploy.process import Signals
+    message = "Python 3.10 or later is needed, found " + sys.version.split()[0] + "."
+    remedy = "Run it with the python3 of the device's system, or python3.10."
+    if "--json" in sys.argv:
+        import json
 
-Signals.install("finish.pyz")  # before what takes a while to import
+        print(json.dumps({{"error": {{"exit_code": 3, "message": message, "remedy": remedy}}}}, indent=2))
+    sys.stderr.write("{FINISH}: " + message + " " + remedy + "\\n")
+    sys.exit(3)
 from {ENTRY} import main
 
 main()

@@ -6,19 +6,36 @@
     python3 run.py --engine device/model.tensorrt.engine --plugin device/libscconv_sru.so
 
 Needs NumPy, and onnxruntime or tensorrt with the CUDA runtime. It is meant to be read and taken as a start; what proves
-the model is `scconv-deploy verify` and `finish.pyz`.
+the model is `scconv-deploy verify` and `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file that is not there,
+3 a library or GPU that is missing or refuses, 4 the model cannot be run, 7 a file that is not what its manifest says.
 """
 
 import argparse
 import ctypes
 import ctypes.util
 import hashlib
+import importlib
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 
+def stop(code, message):
+    """One line on stderr, and the exit code."""
+    sys.stderr.write(f"run.py: {message}\n")
+    sys.exit(code)
+
+
+def needed(module, remedy):
+    """A module, or the line that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a library that it loads by itself
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return stop(3, f"{module} cannot be imported: {lines[-1].rstrip('.')}. {remedy.format(sys.executable)}")
+
+
+np = needed("numpy", "sudo apt install python3-numpy, or {} -m pip install numpy.")
 HERE = Path(__file__).resolve().parent
 
 
@@ -30,6 +47,9 @@ def main():
     parser.add_argument("--engine", type=Path, help="a TensorRT engine instead of model.onnx")
     parser.add_argument("--plugin", type=Path, help="the plugin library that it was built with")
     options = parser.parse_args()
+    for path in filter(None, (options.inputs, options.engine, options.plugin)):
+        if not path.is_file():
+            stop(2, f"{path} does not exist.")
     expected = {}
     if options.inputs is None:
         inputs, expected = first_sample()
@@ -58,8 +78,7 @@ def first_sample():
 
 def run_onnx(inputs):
     """ONNX Runtime, with whatever provider it has; the SRUs' functions are expanded by it."""
-    import onnxruntime
-
+    onnxruntime = needed("onnxruntime", "{} -m pip install onnxruntime.")
     path = next(p for p in (HERE / "model.onnx", HERE / "model.onnx.rejected") if p.is_file())
     session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
     names = [output.name for output in session.get_outputs()]
@@ -69,25 +88,29 @@ def run_onnx(inputs):
 def run_engine(path, plugin, inputs):
     """TensorRT. An engine is native code, so its bytes are held against its manifest before they are used."""
     data = path.read_bytes()
-    manifest = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+    beside = path.with_name(path.name + ".json")
+    if not beside.is_file():
+        stop(7, f"{path} has no manifest {beside.name} beside it, so it is not opened. Copy both.")
+    manifest = json.loads(beside.read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        sys.exit(f"{path} is not the engine that {path.name}.json describes")
-    inside = bool(manifest.get("settings", {}).get("plugins_to_serialize"))
+        stop(7, f"{path} is not the engine that {beside.name} describes. Copy both again.")
+    host_code = "VERSION_COMPATIBLE" in manifest.get("flags", ())  # which TensorRT refuses unless it is allowed
+    inside = host_code and bool(manifest.get("settings", {}).get("plugins_to_serialize"))  # no other engine takes them
     if manifest["plugin_sha256"] and plugin is None and not inside:
-        sys.exit(f"{path} was built with a plugin: add --plugin FILE")
+        stop(3, f"{path} was built with a plugin: add --plugin FILE.")
     if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
-        sys.exit(f"{plugin} is not the plugin that {path} was built with")
-    import tensorrt
-
+        stop(7, f"{plugin} is not the plugin that {path} was built with. Give that one.")
+    get = "{} -m pip install tensorrt --extra-index-url https://pypi.nvidia.com (on a Jetson: apt install tensorrt)."
+    tensorrt = needed("tensorrt", get)
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
-    if plugin is not None:
+    if plugin is not None and not inside:
         tensorrt.get_plugin_registry().load_library(str(plugin.resolve()))
     runtime = tensorrt.Runtime(logger)
-    if inside or "VERSION_COMPATIBLE" in manifest.get("flags", ()):  # it holds code for the host
+    if host_code:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        sys.exit(f"TensorRT cannot open {path}")
+        stop(3, f"TensorRT cannot open {path} here; its reason is above. Build it with this TensorRT on this GPU.")
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     types = {name: numpy_type(tensorrt, engine.get_tensor_dtype(name), name) for name in names}
@@ -105,16 +128,19 @@ def numpy_type(tensorrt, kind, name):
     try:
         return tensorrt.nptype(kind)
     except TypeError:
-        sys.exit(f"{name} is {kind}, which NumPy does not have: convert the model with float32 inputs and outputs")
+        stop(4, f"{name} is {kind}, which NumPy does not have: convert the model with float32 inputs and outputs.")
 
 
 def with_device_memory(context, arrays, outputs):
     """Copy the inputs to the GPU, run on a stream, copy the outputs back. cudart returns 0 where all is well."""
-    cuda = ctypes.CDLL(ctypes.util.find_library("cudart") or "libcudart.so")
+    try:
+        cuda = ctypes.CDLL(ctypes.util.find_library("cudart") or "libcudart.so")
+    except OSError as error:
+        stop(3, f"The CUDA runtime does not load: {error}. Add /usr/local/cuda/lib64 to LD_LIBRARY_PATH.")
 
     def checked(status, what):
         if status:
-            sys.exit(f"{what}: CUDA error {status}")
+            stop(3, f"{what}: CUDA error {status}.")
 
     stream, pointers = ctypes.c_void_p(), {}
     checked(cuda.cudaStreamCreate(ctypes.byref(stream)), "cudaStreamCreate")
@@ -126,7 +152,7 @@ def with_device_memory(context, arrays, outputs):
             checked(cuda.cudaMemcpy(pointer, host, ctypes.c_size_t(array.nbytes), 1), "cudaMemcpy")
         context.set_tensor_address(name, pointer.value)
     if not context.execute_async_v3(stream.value):
-        sys.exit("TensorRT cannot run the engine")
+        stop(4, "TensorRT cannot run the engine; its reason is above.")
     checked(cuda.cudaStreamSynchronize(stream), "cudaStreamSynchronize")
     for name, array in outputs.items():
         host = ctypes.c_void_p(array.ctypes.data)

@@ -130,6 +130,20 @@ def test_nothing_is_loaded_from_a_bundle_that_differs(bundle, name, damage):
     assert not (bundle / "device").exists()
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "plugin/sru_math.h", "reference/sample-0.npz"])
+@pytest.mark.parametrize("command", ["finish", "verify"])
+def test_a_sealed_file_that_became_a_link_is_refused_by_every_command(bundle, tmp_path, name, command):
+    """Its bytes are the sealed ones now; whoever owns the place that it leads to can change them after the check."""
+    (bundle / name).rename(tmp_path / "outside")
+    (bundle / name).symlink_to(tmp_path / "outside")
+    done = CliRunner().invoke(cli.app, [command, str(bundle)])
+    assert done.exit_code == 7, done.output
+    assert done.stderr.endswith(
+        f"{bundle}: {name} is a symbolic link, expected a plain file. "
+        "Replace it by a copy of the file, from where you trust it.\n"
+    )
+
+
 def test_a_foreign_manifest_and_a_wrong_digest_are_refused(bundle, device_bundle, tmp_path):
     digest = bundle_digest(bundle)
     with pytest.raises(IntegrityError, match="is not the bundle of digest 000000000000"):

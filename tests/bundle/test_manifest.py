@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from scconv_deploy.bundle.manifest import (
     MANIFEST,
+    check_bundle,
     differing_files,
     extra_files,
     manifest_bytes,
@@ -73,6 +75,39 @@ def test_a_folder_in_a_files_place(bundle):
     (bundle / "model.onnx").unlink()
     (bundle / "model.onnx").mkdir()
     assert changed(bundle) == ("model.onnx",)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "reference/inputs.npz", MANIFEST])
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link out of the bundle"])
+def test_a_link_to_identical_bytes_is_refused(bundle, name, kind):
+    outside = bundle.parent / "outside"
+    shutil.copy(bundle / name, outside)
+    (bundle / name).unlink()
+    if kind == "symbolic link":
+        (bundle / name).symlink_to(outside)
+    else:
+        (bundle / name).hardlink_to(outside)
+    with pytest.raises(IntegrityError, match=rf"{name} is a {kind}, expected a plain file"):
+        check_bundle(bundle)
+    outside.unlink()
+    if kind != "symbolic link":  # now the name in the bundle is the only one
+        assert check_bundle(bundle)
+
+
+def test_a_folder_that_is_a_symbolic_link_is_refused(bundle):
+    (bundle / "reference").rename(bundle.parent / "elsewhere")
+    (bundle / "reference").symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(IntegrityError, match=r"reference/inputs\.npz is a symbolic link"):
+        check_bundle(bundle)
+
+
+def test_links_within_a_bundle_and_to_it_are_its_own(bundle):
+    """Deduplicated, and found by another name."""
+    (bundle / "same.onnx").hardlink_to(bundle / "model.onnx")
+    (bundle / MANIFEST).write_bytes(manifest_bytes(bundle, {}))
+    assert check_bundle(bundle)
+    (bundle.parent / "latest").symlink_to(bundle)
+    assert check_bundle(bundle.parent / "latest")
 
 
 @pytest.mark.parametrize(

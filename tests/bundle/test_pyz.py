@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.bundle import pyz
+from scconv_deploy.bundle import finish_cli, pyz
 from scconv_deploy.bundle.finish_cli import _parser
-from scconv_deploy.bundle.manifest import bundle_digest
+from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, read_manifest
 from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
 from scconv_deploy.cli import app
 from tests.finished import copied
@@ -94,6 +94,35 @@ def test_its_options_are_those_of_the_command():
     assert ours <= theirs
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--warmup", "-3"), "--warmup: '-3' is no whole number of at least 0."),
+        (("--warmup=-1",), "--warmup: '-1' is no whole number of at least 0."),
+        (("--warmup", "1.5"), "--warmup: '1.5' is no whole number of at least 0."),
+        (("--rounds", "0"), "--rounds: '0' is no whole number of at least 1."),
+        (("--rounds", "-100"), "--rounds: '-100' is no whole number of at least 1."),
+        (("--rounds", "many"), "--rounds: 'many' is no whole number of at least 1."),
+        (("--rounds", "nan"), "--rounds: 'nan' is no whole number of at least 1."),
+        (("--rounds",), "--rounds: expected one argument."),
+        (("a", "b"), "unrecognized arguments: b."),
+    ],
+)
+def test_its_numbers_are_checked_as_those_of_the_command(capsys, arguments, found):
+    assert finish_cli.run(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("finish.pyz: ")
+    assert said.err.endswith(f"{found} See finish.pyz --help.\n")
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert finish_cli.run([*arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+def test_the_smallest_numbers_are_taken():
+    options = _parser().parse_args(["--rounds", "1", "--warmup", "0"])
+    assert (options.rounds, options.warmup) == (1, 0)
+
+
 def run(python, *arguments, code=None, cwd=None):
     command = [python, "-c", code, *arguments] if code else [python, *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -158,11 +187,10 @@ finish.Device = lambda: finish_device("tensorrt-rtx", load=load_module, judge=ju
 FINISH = FINISH.replace("bundle = Path", "finish_device = finish.Device\nbundle = Path")
 
 
-@pytest.mark.tensorrt
-def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle):
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+def finish_with_rtx(python, bundle):
+    """The whole of it with TensorRT-RTX as the builder, all other imports blocked; the JSON document."""
     body = FINISH + "finish_cli.main([str(bundle), '--no-plugin', '--json', '--rounds', '3'])\n"
-    done = run(sys.executable, bundle / "finish.pyz", bundle, code=blocked(body))
+    done = run(python, bundle / "finish.pyz", bundle, code=blocked(body))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     (link,) = document["report"]["links"]
@@ -171,6 +199,17 @@ def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle
     assert document["engine"]["backend"] == "tensorrt-rtx"
     assert (bundle / "device" / "model.tensorrt-rtx.engine").stat().st_size == document["engine"]["file_bytes"]
     assert document["digest"] == bundle_digest(bundle / "device")
+    return document
+
+
+@pytest.mark.tensorrt
+def test_with_all_other_imports_blocked_it_builds_an_engine_and_judges_it(bundle):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    finish_with_rtx(sys.executable, bundle)
+
+
+def has(python, module):
+    return run(python, code=f"import {module}").returncode == 0
 
 
 def python310():
@@ -207,6 +246,16 @@ def test_python_3_10_loads_every_module_and_checks_the_bundle(bundle, old_python
     )
 
 
+@pytest.mark.tensorrt
+def test_python_3_10_finishes_a_bundle_from_one_end_to_the_other(bundle, old_python):
+    """The engine is really built there; what PyTorch recorded stands in for running it, as above."""
+    if not has(old_python, "tensorrt_rtx"):
+        pytest.skip("that Python 3.10 has no tensorrt-rtx")
+    document = finish_with_rtx(old_python, bundle)
+    assert document["engine"]["versions"]["python"].startswith("3.10.")
+    check_bundle(bundle / "device")
+
+
 def test_python_3_10_judges_what_was_built(bundle, old_python):
     """Everything after the builder; the engine is a file with a manifest, for nothing opens it here."""
     body = (
@@ -232,7 +281,68 @@ print(report.verdict, report.links[0].reason)
     assert "relative L2 0.0e+00" in done.stdout
 
 
-def test_an_older_python_is_told_so(monkeypatch):
+def one_line(done, code):
+    """The line on stderr, which is all that there is."""
+    assert done.returncode == code
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.strip()
+
+
+def test_without_numpy_one_line_says_how_to_get_it(bundle):
+    bare = [sys.executable, "-I", "-S", bundle / "finish.pyz"]  # no site-packages
+    done = run(*bare)
+    assert one_line(done, 3) == (
+        f"finish.pyz: NumPy is not installed for {sys.executable}. "
+        f"sudo apt install python3-numpy, or {sys.executable} -m pip install numpy."
+    )
+    assert done.stdout == ""
+    done = run(*bare, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert one_line(done, 3) == f"finish.pyz: {error['message']} {error['remedy']}"
+    assert error["exit_code"] == 3
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not here")
+def test_one_that_was_cut_short_is_found_by_the_line_in_the_documentation(bundle):
+    page = (PACKAGE_FOLDER.parent / "docs" / "device.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("sha256sum "))
+    sealed = read_manifest(bundle)["files"]["finish.pyz"]["sha256"]
+
+    def hashes():
+        done = subprocess.run(line, shell=True, cwd=bundle, capture_output=True, text=True, check=True)
+        manifest, own, *said = done.stdout.splitlines()
+        assert manifest.split()[0] == bundle_digest(bundle)
+        assert sealed in "".join(said)
+        return own.split()[0]
+
+    assert hashes() == sealed
+    whole = (bundle / "finish.pyz").read_bytes()
+    (bundle / "finish.pyz").write_bytes(whole[: len(whole) // 2])
+    assert hashes() != sealed
+    done = run(sys.executable, bundle / "finish.pyz")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("SyntaxError: ")
+
+
+def test_a_numpy_that_does_not_load_is_told_by_its_cause(bundle, tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "raise ImportError('\\nREAD THIS\\n\\nOriginal error was: No module named numpy.core\\n')"
+    )
+    code = "import runpy, sys\nsys.path.insert(0, sys.argv[1])\nrunpy.run_path(sys.argv[2], run_name='__main__')\n"
+    done = run(sys.executable, tmp_path, bundle / "finish.pyz", code=code)
+    assert one_line(done, 3).startswith(
+        "finish.pyz: NumPy does not load: Original error was: No module named numpy.core. sudo apt"
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_older_python_is_told_so(monkeypatch, capsys, options):
     monkeypatch.setattr(sys, "version_info", (3, 8, 10))
-    with pytest.raises(SystemExit, match=r"needs Python 3\.10 or later"):
+    monkeypatch.setattr(sys, "argv", ["finish.pyz", *options])
+    with pytest.raises(SystemExit) as left:
         exec(compile(pyz._MAIN, "__main__.py", "exec"), {})  # noqa: S102
+    assert left.value.code == 3
+    said = capsys.readouterr()
+    assert said.err.startswith("finish.pyz: Python 3.10 or later is needed, found ")
+    assert said.err.count("\n") == 1
+    assert (json.loads(said.out)["error"]["exit_code"] == 3) if options else (said.out == "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,12 +21,12 @@ def bundle(device_bundle, tmp_path):
     return copied(device_bundle, tmp_path)
 
 
-def run(bundle, *arguments):
+def run(bundle, *arguments, blocked=("scconv_deploy", "torch", "onnx")):
     code = (
         "import runpy, sys\n"
         "class Blocker:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name.partition('.')[0] in ('scconv_deploy', 'torch', 'onnx'): raise ImportError(name)\n"
+        f"        if name.partition('.')[0] in {blocked!r}: raise ImportError('No module named ' + name)\n"
         "sys.meta_path.insert(0, Blocker())\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -56,16 +58,14 @@ def test_it_runs_arrays_and_writes_what_comes_out(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("manifest", "plugin", "message"),
+    ("manifest", "plugin", "code", "message"),
     [
-        ({"sha256": "0" * 64, "plugin_sha256": ""}, None, "is not the engine that m.engine.json describes"),
-        ({"plugin_sha256": "0" * 64}, None, "was built with a plugin: add --plugin FILE"),
-        ({"plugin_sha256": "0" * 64}, b"x", "is not the plugin that"),
+        ({"sha256": "0" * 64, "plugin_sha256": ""}, None, 7, "is not the engine that m.engine.json describes"),
+        ({"plugin_sha256": "0" * 64}, None, 3, "was built with a plugin: add --plugin FILE"),
+        ({"plugin_sha256": "0" * 64}, b"x", 7, "is not the plugin that"),
     ],
 )
-def test_an_engine_or_plugin_that_differs_is_never_loaded(bundle, tmp_path, manifest, plugin, message):
-    import hashlib
-
+def test_an_engine_or_plugin_that_differs_is_never_loaded(bundle, tmp_path, manifest, plugin, code, message):
     (tmp_path / "m.engine").write_bytes(b"engine")
     document = {"sha256": hashlib.sha256(b"engine").hexdigest()} | manifest
     (tmp_path / "m.engine.json").write_text(json.dumps(document))
@@ -74,15 +74,45 @@ def test_an_engine_or_plugin_that_differs_is_never_loaded(bundle, tmp_path, mani
         (tmp_path / "p.so").write_bytes(plugin)
         more = ["--plugin", tmp_path / "p.so"]
     done = run(bundle, "--engine", tmp_path / "m.engine", *more)
-    assert done.returncode == 1
-    assert message in done.stderr
+    assert message in one_line(done, code)
     assert os.path.exists(tmp_path / "m.engine")
 
 
-def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypatch):
+def one_line(done, code):
+    """The line on stderr, which is all that there is."""
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith("run.py: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [("numpy", "sudo apt install python3-numpy, or "), ("onnxruntime", "-m pip install onnxruntime.")],
+)
+def test_a_missing_library_is_one_line_with_the_remedy(bundle, module, remedy):
+    said = one_line(run(bundle, blocked=(module,)), 3)
+    assert said.startswith(f"run.py: {module} cannot be imported: No module named {module}. ")
+    assert remedy in said
+    assert sys.executable in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_a_missing_tensorrt_and_missing_files_are_one_line_too(bundle, tmp_path):
+    engine, beside = tmp_path / "m.engine", tmp_path / "m.engine.json"
+    assert "m.engine does not exist." in one_line(run(bundle, "--engine", engine), 2)
+    engine.write_bytes(b"engine")
+    assert "has no manifest m.engine.json beside it" in one_line(run(bundle, "--engine", engine), 7)
+    beside.write_text(json.dumps({"sha256": hashlib.sha256(b"engine").hexdigest(), "plugin_sha256": ""}))
+    said = one_line(run(bundle, "--engine", engine), 3)
+    assert said.startswith("run.py: tensorrt cannot be imported: No module named 'tensorrt'. ")
+    assert "--extra-index-url https://pypi.nvidia.com" in said
+    assert "in.npz does not exist." in one_line(run(bundle, tmp_path / "in.npz"), 2)
+
+
+def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypatch, capsys):
     """A stand-in of the bindings and of the CUDA runtime that doubles its input, host memory in place of a device's."""
     import ctypes
-    import hashlib
     import runpy
     from types import SimpleNamespace
 
@@ -137,29 +167,49 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
         def cudaFree(self, pointer):
             told.append("free")
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Cuda())
+    def cuda_runtime(name):
+        if not there:
+            raise OSError(f"{name}: cannot open shared object file")
+        return Cuda()
+
+    there = [True]
+    monkeypatch.setattr(ctypes, "CDLL", cuda_runtime)
     (tmp_path / "m.engine").write_bytes(b"engine")
     (tmp_path / "p.so").write_bytes(b"plugin")
     digests = {"sha256": hashlib.sha256(b"engine").hexdigest(), "plugin_sha256": hashlib.sha256(b"plugin").hexdigest()}
     (tmp_path / "m.engine.json").write_text(json.dumps(digests))
     script = runpy.run_path(str(bundle / "run.py"))
     x = np.arange(6, dtype="float32").reshape(2, 3)
+
+    def refused(code, plugin):
+        with pytest.raises(SystemExit) as left:
+            script["run_engine"](tmp_path / "m.engine", plugin, {"x": x})
+        assert left.value.code == code
+        return capsys.readouterr().err
+
     found = script["run_engine"](tmp_path / "m.engine", tmp_path / "p.so", {"x": x})
     np.testing.assert_array_equal(found["y"], x * 2)
     assert told == [("shape", "x", (2, 3)), "run", "free", "free"]
     assert loaded == [str(tmp_path / "p.so")]
     assert not hasattr(runtime, "engine_host_code_allowed")
 
-    # an engine that holds its plugin, which is code for the host, needs no other
-    (tmp_path / "m.engine.json").write_text(json.dumps(digests | {"settings": {"plugins_to_serialize": ["p.so"]}}))
-    found = script["run_engine"](tmp_path / "m.engine", None, {"x": x})
-    np.testing.assert_array_equal(found["y"], x * 2)
+    # an engine that holds its plugin, which is code for the host, needs no other; only a version-compatible one does
+    inside = digests | {"settings": {"plugins_to_serialize": ["p.so"]}}
+    (tmp_path / "m.engine.json").write_text(json.dumps(inside))
+    assert "was built with a plugin" in refused(3, None)
+    (tmp_path / "m.engine.json").write_text(json.dumps(inside | {"flags": ["VERSION_COMPATIBLE"]}))
+    for plugin in (None, tmp_path / "p.so"):
+        found = script["run_engine"](tmp_path / "m.engine", plugin, {"x": x})
+        np.testing.assert_array_equal(found["y"], x * 2)
     assert len(loaded) == 1
     assert runtime.engine_host_code_allowed is True
 
     def no_numpy_type(kind):
         raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
 
+    there.clear()
+    assert "The CUDA runtime does not load: " in refused(3, None)
     trt.nptype = no_numpy_type
-    with pytest.raises(SystemExit, match="x is float, which NumPy does not have"):
-        script["run_engine"](tmp_path / "m.engine", None, {"x": x})
+    assert "x is float, which NumPy does not have" in refused(4, None)
+    runtime.deserialize_cuda_engine = lambda data: None
+    assert "TensorRT cannot open" in refused(3, None)

@@ -257,14 +257,24 @@ def test_the_settings_of_rtx_can_be_set_in_the_real_library():
 
 
 def test_code_for_the_host_is_allowed_where_the_engine_holds_some_and_nowhere_else(host_cuda):
-    """TensorRT refuses version-compatible engines and those with plugins inside unless it is told."""
+    """TensorRT refuses version-compatible engines, with plugins inside or without, unless it is told."""
     for host_code in (False, True):
         module = Module(host_cuda)
         with opened(host_cuda, module=module, host_code=host_code):
             assert getattr(module.runtime, "engine_host_code_allowed", False) is host_code
     assert not holds_host_code(manifest_of(DATA))
     assert holds_host_code(manifest_of(DATA, flags=("VERSION_COMPATIBLE",)))
-    assert holds_host_code(manifest_of(DATA, settings={"plugins_to_serialize": ["libscconv_sru.so"]}))
+
+
+def test_only_a_version_compatible_engine_carries_its_plugin(tmp_path):
+    """What another one was told to serialize is not in it, so it must be given."""
+    inside = {"settings": {"plugins_to_serialize": ["libscconv_sru.so"]}, "plugin_sha256": "0" * 64}
+    compatible = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, flags=("VERSION_COMPATIBLE",), **inside))
+    runners._load_plugin(SimpleNamespace(), compatible, None)
+    other = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, **inside))
+    assert not holds_host_code(other.manifest)
+    with pytest.raises(MissingRuntimeError, match="built with a plugin, which was not given"):
+        runners._load_plugin(SimpleNamespace(), other, None)
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))

@@ -38,7 +38,7 @@ class Plan:
         data: of the engine; whoever makes this answers for them.
         profiles: one for each input.
         host_code: whether it holds code for the host, which TensorRT refuses unless it is allowed: the lean runtime of
-            a version-compatible engine, or plugin libraries.
+            a version-compatible engine, and plugin libraries in one.
     """
 
     name: str
@@ -253,7 +253,15 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 def holds_host_code(manifest: EngineManifest) -> bool:
     """See :class:`Plan`."""
-    return "VERSION_COMPATIBLE" in manifest.flags or bool(manifest.settings.get("plugins_to_serialize"))
+    return "VERSION_COMPATIBLE" in manifest.flags
+
+
+def carries_plugin(manifest: EngineManifest) -> bool:
+    """Whether the plugin library lies in the engine.
+
+    Version-compatible engines alone take one (NvInfer.h, setPluginsToSerialize); of others the list means nothing.
+    """
+    return holds_host_code(manifest) and bool(manifest.settings.get("plugins_to_serialize"))
 
 
 def require_runtime(artifact: EngineArtifact) -> ModuleType:
@@ -289,7 +297,7 @@ def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
 
 def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
     wanted = artifact.manifest.plugin_sha256
-    if not wanted or artifact.manifest.settings.get("plugins_to_serialize"):
+    if not wanted or carries_plugin(artifact.manifest):
         return
     if plugin is None:
         raise MissingRuntimeError(
