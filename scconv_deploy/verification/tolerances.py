@@ -106,8 +106,8 @@ ALL: dict[str, Tolerance] = {
         "an engine hides its gates, so they cannot be fixed as in the replay: what is left is what such changes do. "
         "The noise is the largest of eight draws with inputs of gates disturbed more than an engine's rounding does. "
         "In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in bfloat16; inverted "
-        "gates, halves not crossed, a dropped layer and swapped outputs are at least 4.9x (benchmarks/engine_noise). A "
-        "fault of one SRU is finer than that in half: the SRU alone shows it",
+        "gates, halves not crossed, a dropped layer, swapped outputs are at least 4.9x (benchmarks/engine_noise.py). "
+        "A fault of one SRU is finer than that in half: the SRU alone shows it",
     ),
     "engine_noise.float32": Tolerance(
         2.0**-17,
