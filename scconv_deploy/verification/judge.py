@@ -99,6 +99,8 @@ def teacher_forced_check(measured: Measured) -> Check:
         return Check("teacher-forced gates", "not run", "the reference kept no input of an SRU")
     if unfed:
         coverage += f", on {len(counts)} of {len(measured.sites)} SRUs: the reference kept no input of the others"
+    else:
+        coverage += _of_srus(counts, measured)
     return _gates("teacher-forced gates", "same input, gates changed", counts, measured, coverage)
 
 

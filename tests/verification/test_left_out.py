@@ -7,6 +7,7 @@ import pytest
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.report.records import StageLog
+from scconv_deploy.rewrite.functions import OPEN
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.recorded import verify_bundle
@@ -69,6 +70,17 @@ def test_it_is_said_of_how_many_srus_gates_were_compared(tiny_reference, tiny_by
     assert check.status == "passed"
     assert check.reason.endswith(" of 4 SRUs")
     assert {worst.sample for worst in report.worst_inputs} == set(names)
+
+
+def test_an_sru_that_hides_its_gates_is_counted(tiny_reference, model):
+    function = next(f for f in model.functions if f.name == "SRUSoft")
+    for node in function.node:
+        node.input[:] = [name.replace(OPEN, "hidden") for name in node.input]
+        node.output[:] = [name.replace(OPEN, "hidden") for name in node.output]
+    report = judge(tiny_reference[0], model)
+    assert "function body" in check_of(report, "static").reason
+    for name in ("teacher-forced gates", "free-running gates", "second opinion"):
+        assert check_of(report, name).reason.endswith(", on 3 of 4 SRUs"), name
 
 
 def test_without_a_sample_nothing_passes(tiny_reference, model):
