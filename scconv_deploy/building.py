@@ -145,7 +145,7 @@ class EngineBuilder:
                 )  # fmt: skip
                 manifest = result.engine.manifest
                 made.append((result.engine, options.plugin))
-                notes += result.notes
+                notes += [note for note in result.notes if note not in notes]  # all share one cache
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
