@@ -190,7 +190,7 @@ class EngineBuilder:
                 made.append((result.engine, options.plugin))
                 if options.plugin is not None:
                     write_file(folder / LIBRARY, options.plugin.read_bytes())
-                notes += result.notes
+                notes += [note for note in result.notes if note not in notes]  # all share one cache
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]

@@ -12,22 +12,26 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import scconv_deploy
 from scconv_deploy import building
 from scconv_deploy.building import EngineBuilder, EngineRequest, build_file
-from scconv_deploy.exporters import gpu
+from scconv_deploy.errors import BuildError
+from scconv_deploy.exporters import engine_build, gpu
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import load_engine
 from scconv_deploy.exporters.engine_build import prepare
 from scconv_deploy.exporters.engine_cache import EngineCache
+from scconv_deploy.exporters.onnx_source import OnnxSource
 from scconv_deploy.exporting import ExportOptions
 from scconv_deploy.spec import DynamicAxis
 from tests.command_line import failed, run
 from tests.exporters.engines import conv_model, save, sru_model
 from tests.finished import NET
+from tests.report.made import full_report
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 pytestmark = pytest.mark.tensorrt
@@ -178,6 +182,31 @@ def test_a_damaged_entry_of_the_cache_is_built_again_with_a_note(workplace):
     assert not again.from_cache
     assert "a damaged entry of the cache was dropped" in again.notes[0]
     assert build_file(Path("m.onnx"), Path("c.engine"), OPTIONS, cache=cache).from_cache
+
+
+def test_a_default_cache_that_cannot_be_written_is_said_once_and_not_written_to(workplace, monkeypatch):
+    (workplace / "xdg").write_text("a file")
+    built = run("build", "m.onnx", "-o", "a.engine", *BUILD, "--json")
+    assert built.exit_code == 0, built.output
+    (note,) = json.loads(built.stdout)["notes"]
+    assert note == f"the cache {workplace}/xdg/scconv-deploy cannot be written: Not a directory"
+    cache = EngineCache.default()
+    prepared = engine_build.prepare(OPTIONS, cache)
+    two = EngineBuilder([(OPTIONS, prepared), (OPTIONS, prepared)], cache=cache)  # as two backends share it
+    assert two.build(conv_model(), b"", workplace, full_report()).notes == (note,)
+
+    def tell(module, source, options, *_):
+        raise BuildError(f"timing cache: {options.timing_cache}")
+
+    monkeypatch.setattr(engine_build, "build_plan", tell)  # TensorRT would keep timings there
+    tensorrt = BuildOptions("tensorrt", axes=OPTIONS.axes)
+    source = OnnxSource(conv_model())
+    for notes, found in ((("cannot be written",), "None"), ((), str(cache.folder / "timing"))):
+        with pytest.raises(BuildError, match=f"timing cache: {found}"):
+            engine_build.build_network(
+                source, "", Path("t.engine"), tensorrt, (SimpleNamespace(__version__="10.3.0"), notes),
+                cache=cache, command="", progress=lambda _: None,
+            )  # fmt: skip
 
 
 def test_a_full_disk_leaves_no_engine(workplace, monkeypatch):

@@ -588,6 +588,8 @@ def test_verify_with_another_tolerance(run, fails, artifact):
 
 def test_verify_without_a_model(run, fails, artifact, exported):
     fails("usage", "verify", artifact, words=("is not a bundle", "--reference MODEL"))
+    for more in ([], ["--digest", "0" * 64]):
+        fails("usage", "verify", "nosuchdir", *more, words="nosuchdir does not exist. Check the path.")
     for options in (SHAPE, ["--seed", "3"], ["--trust-checkpoint"]):
         fails("usage", "verify", artifact, *options, words="These options belong to a model")
     fails(

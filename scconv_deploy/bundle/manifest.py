@@ -43,10 +43,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a bundle's manifest.
 
     Raises:
-        UsageError: the folder is not a bundle.
+        UsageError: there is no such folder, or it is not a bundle.
         IntegrityError: the manifest is damaged, or it names a file outside the folder.
     """
     path = folder / MANIFEST
+    if not folder.exists():
+        raise UsageError(f"{folder} does not exist.", "Check the path.")
     if not path.is_file():
         raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}.", "Make one with scconv-deploy deploy.")
     try:

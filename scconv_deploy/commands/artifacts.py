@@ -178,6 +178,8 @@ def _verify_bundle(artifact: Path, judged: CheckOptions, session: Session) -> Pa
     """Without a model, and without torch."""
     from scconv_deploy.verification.recorded import verify_bundle
 
+    if not artifact.exists():
+        raise UsageError(f"{artifact} does not exist.", "Check the path.")
     if not artifact.is_dir():
         raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
     return verify_bundle(artifact, judging=judged.judging(), command=command_line(), progress=session.progress)

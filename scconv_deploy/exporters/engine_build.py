@@ -78,9 +78,10 @@ def build_network(
     """
     start = time.perf_counter()
     module, notes = prepared
+    writable = cache is not None and not notes  # why it is not has been said
     profiles = resolve_profiles(source.facts.inputs, options.shapes, options.axes)
     gpu = device(options)
-    if cache is not None and options.backend == "tensorrt" and options.timing_cache is None:
+    if cache is not None and writable and options.backend == "tensorrt" and options.timing_cache is None:
         key = engine_cache.entry_key({"version": module.__version__, "gpu": gpu})
         options = replace(options, timing_cache=cache.timing_file(key))
     key = _key(source, module, options, profiles, gpu)
@@ -98,9 +99,9 @@ def build_network(
     plan = build_plan(module, source, options, profiles, tell)
     seconds = time.perf_counter() - start
     manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
-    if cache is not None:
+    if cache is not None and writable:
         kept = cache.store(key, plan.data, manifest)
-        notes += (kept,) if kept and kept not in notes else ()
+        notes += (kept,) if kept else ()
     return BuildResult(write_engine(output, plan.data, manifest), False, seconds, notes)
 
 

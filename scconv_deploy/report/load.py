@@ -35,7 +35,8 @@ def load_report(path: Path) -> ParityReport:
             )
         path = path / REPORT
     if not path.is_file():
-        raise UsageError(f"{path} is not a file.", "Name a report.json, or a bundle that holds one.")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {problem}.", "Name a report.json, or a bundle that holds one.")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

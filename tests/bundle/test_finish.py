@@ -161,8 +161,11 @@ def test_a_foreign_manifest_and_a_wrong_digest_are_refused(bundle, device_bundle
 
 
 def test_what_is_no_bundle_for_a_device_is_refused(bundle, tmp_path):
-    with pytest.raises(UsageError, match="is not a bundle"):
+    with pytest.raises(UsageError, match="absent does not exist"):
         finish_bundle(tmp_path / "absent", OPTIONS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty is not a bundle: it has no manifest"):
+        finish_bundle(tmp_path / "empty", OPTIONS)
     (bundle / "device.json").unlink()
     reseal(bundle)
     with pytest.raises(UsageError, match="was made for no device") as refused:

@@ -78,7 +78,7 @@ def test_show_html(here):
         (["good.json", "--tolerance", "speed=1"], 2, "There is no tolerance speed"),
         (["good.json", "--tolerance", "replay_multiple"], 2, "not NAME=VALUE"),
         (["good.json", "--require", ","], 2, "--require names no link"),
-        (["absent.json"], 2, "absent.json is not a file"),
+        (["absent.json"], 2, "absent.json does not exist"),
         (["bundle/model.onnx"], 7, "bundle/model.onnx is not JSON"),
     ],
 )

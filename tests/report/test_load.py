@@ -107,7 +107,7 @@ def test_a_bundle_is_read_and_one_whose_report_changed_is_not(tmp_path):
 
 
 def test_what_is_not_there_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="is not a file"):
+    with pytest.raises(UsageError, match="does not exist"):
         load_report(tmp_path / "absent.json")
     with pytest.raises(UsageError, match="not a bundle"):
         load_report(tmp_path)

@@ -266,6 +266,13 @@ def test_cmake_builds_what_plugin_build_builds():
     assert "plugin/plugin.cpp PROPERTIES COMPILE_DEFINITIONS SCCONV_SRU_REVISION=${SCCONV_SRU_REVISION}" in text
 
 
+def test_cmake_is_as_old_as_jetpack_6_has_it():
+    """3.22; what a later one brought is asked for behind a check of the version. Built with 3.22.6 by hand."""
+    text = (SOURCES / "CMakeLists.txt").read_text()
+    assert "cmake_minimum_required(VERSION 3.22)" in text
+    assert text.index("VERSION_LESS 3.24") < text.index("FATAL_ERROR") < text.index("CMAKE_CUDA_ARCHITECTURES native")
+
+
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 def test_cmake_and_plugin_build_give_one_revision_and_every_change_another(tmp_path):
     def by_cmake(sources, cuda):

@@ -49,7 +49,13 @@ def test_an_engine_of_another_release_is_refused_with_the_one_to_install(tmp_pat
     installed.__version__ = "1.8.0.3"
     with pytest.raises(MissingRuntimeError, match=r"built by TensorRT-RTX 1\.7\.1\.116, installed is 1\.8\.0\.3") as no:
         TensorRTRunner(built)
-    assert "pip install tensorrt-rtx==1.7.1.116" in no.value.remedy
+    assert no.value.remedy == "Build it again here, or pip install tensorrt-rtx==1.7.1.116."
+    other = manifest_of(DATA, backend="tensorrt", library_version="10.3.0")
+    with pytest.raises(MissingRuntimeError, match=r"built by TensorRT 10\.3\.0, installed is 1\.8\.0\.3") as no:
+        TensorRTRunner(write_engine(tmp_path / "t.engine", DATA, other))
+    assert no.value.remedy == (
+        "Build it again here, or pip install tensorrt==10.3.0 --extra-index-url https://pypi.nvidia.com."
+    )
 
 
 @pytest.mark.skipif(bool(gpu.gpus()), reason="this machine has a GPU")

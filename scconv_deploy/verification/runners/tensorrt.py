@@ -19,7 +19,7 @@ from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError
 from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineProfile, EngineTensor, check_shapes
 from scconv_deploy.exporters.plugin_library import load_once
-from scconv_deploy.exporters.tensorrt_versions import INSTALL, NAMES, load_module, require_gpu
+from scconv_deploy.exporters.tensorrt_versions import NAMES, load_module, require_gpu
 from scconv_deploy.verification.runners.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
 
 _STORED: dict[str, Any] = {
@@ -287,11 +287,11 @@ def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
     manifest = artifact.manifest
     if module.__version__ == manifest.library_version or "VERSION_COMPATIBLE" in manifest.flags:
         return
-    package = f"{manifest.backend}=={manifest.library_version}"
+    index = " --extra-index-url https://pypi.nvidia.com" if manifest.backend == "tensorrt" else ""
     raise MissingRuntimeError(
         f"{artifact.path} was built by {NAMES[manifest.backend]} {manifest.library_version}, installed is "
         f"{module.__version__}.",
-        f"pip install {package}, or build it again. {INSTALL[manifest.backend]}",
+        f"Build it again here, or pip install {manifest.backend}=={manifest.library_version}{index}.",
     )
 
 
