@@ -19,53 +19,27 @@ import torch
 
 from scconv_deploy import __version__
 from scconv_deploy import signature as signatures
-from scconv_deploy.bundle.artifact import artifact_file
-from scconv_deploy.errors import MissingRuntimeError, UsageError
-from scconv_deploy.exporters.engine import EngineArtifact, load_engine
+from scconv_deploy.bench_options import (
+    BenchOptions,
+    Content,
+    check_options,
+    check_use,
+    inputs_of,
+    kind_of,
+    read,
+    shapes_of,
+)
+from scconv_deploy.errors import MissingRuntimeError, ModelError
+from scconv_deploy.exporters.engine import EngineArtifact
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.spec import InputSpec, ModelSpec, load
 from scconv_deploy.timing import latency
-from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.runners.onnxruntime import CPU, OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.user_code import first_line
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
 
 _PAGE = "/proc/self/statm"
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """How is measured.
-
-    Attributes:
-        batch: size of axis 0 where it is open.
-        inputs: ``[name:]shape[:dtype]``, for models that are not in the zoo and for other open axes.
-        compiled: models also through torch.compile.
-        cuda_graph: engines also as a CUDA graph.
-        device: where models run.
-        rounds, warmup: timed runs of each subject, and runs before them.
-        threads: of ONNX Runtime and torch on the CPU; 0 is their default.
-        provider: of ONNX Runtime.
-        plugin: the library that the engines were built with.
-    """
-
-    batch: int = 1
-    inputs: tuple[str, ...] = ()
-    compiled: bool = False
-    cuda_graph: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    rounds: int = 50
-    warmup: int = 5
-    threads: int = 0
-    seed: int = 0
-    provider: str = CPU
-    plugin: Path | None = None
-
-    @property
-    def resolved_device(self) -> str:
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.device
 
 
 @dataclass(frozen=True)
@@ -130,38 +104,40 @@ def bench_artifacts(
         names: a path that ends in ``.onnx`` or ``.engine``, a bundle's folder, or a MODEL.
 
     Raises:
-        UsageError: a name that is none of them, or an open axis without a size.
+        UsageError: a name that is none of them, an open axis without a size, or an option that none of them uses.
+        ModelError: a model that cannot be made, or refuses its inputs.
         MissingRuntimeError: an engine, and no GPU or library for it.
         IntegrityError: an artifact that is not what it claims.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    kinds = {name: kind_of(name) for name in names}
+    check_options(set(kinds.values()), options)
+    contents = {name: read(name, kind) for name, kind in kinds.items()}
+    check_use(contents, options)
     with ExitStack() as stack:
         subjects: list[_Subject] = []
-        for name in dict.fromkeys(names):
+        for name in kinds:
             progress(f"loading {name}")
-            subjects += _subjects(name, options, stack)
+            subjects += _subjects(name, contents.pop(name), options, stack)
         times, device_times = _measure(subjects, options, progress)
     rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
     return BenchResult(options.batch, options.rounds, options.warmup, rows, _environment(options, command))
 
 
-def _subjects(name: str, options: BenchOptions, stack: ExitStack) -> list[_Subject]:
-    path = Path(name)
-    if name.endswith(".engine"):
-        artifact = load_engine(path)
+def _subjects(name: str, content: Content, options: BenchOptions, stack: ExitStack) -> list[_Subject]:
+    if isinstance(content, EngineArtifact):
         graphs = (False, True) if options.cuda_graph else (False,)
-        return [_engine(name, artifact, graph, options, stack) for graph in graphs]
-    if name.endswith((".onnx", ".rejected")) or path.is_dir():
-        return [_onnx(name, read_onnx(artifact_file(path)[0]), options, stack)]
+        return [_engine(name, content, graph, options, stack) for graph in graphs]
+    if content is not None:
+        return [_onnx(name, content, options, stack)]
     return [_pytorch(name, options, compiled) for compiled in ((False, True) if options.compiled else (False,))]
 
 
 def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
     before, start = _resident(), time.perf_counter()
     runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(options.provider, options.threads)))
-    constants = {tensor.name for tensor in model.graph.initializer}
-    shapes = {v.name: _onnx_shape(v, options) for v in model.graph.input if v.name not in constants}
+    shapes = shapes_of(inputs_of(model), options)
     dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
     feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
 
@@ -174,23 +150,6 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     items = _items(shapes.values())
     where = "" if options.provider.lower().removesuffix("executionprovider") == "cpu" else f", {options.provider}"
     return _Subject(f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds)
-
-
-def _onnx_shape(value: onnx.ValueInfoProto, options: BenchOptions) -> tuple[int, ...]:
-    dims = value.type.tensor_type.shape.dim
-    return _closed(value.name, [d.dim_value if d.HasField("dim_value") else -1 for d in dims], options)
-
-
-def _closed(name: str, shape: Sequence[int], options: BenchOptions) -> tuple[int, ...]:
-    """A shape without open axes: ``--input``'s where it names this one, else the batch on axis 0."""
-    given = [InputSpec.parse(text) for text in options.inputs]
-    chosen = next((i for i in given if i.name in (None, name)), None)
-    if chosen is not None:
-        return chosen.shape
-    sizes = [options.batch if size == -1 and axis == 0 else size for axis, size in enumerate(shape)]
-    if -1 in sizes:
-        raise UsageError(f"Input {name!r} is {'x'.join(map(str, shape))}.", f"Add --input {name}:SHAPE.")
-    return tuple(sizes)
 
 
 def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
@@ -212,14 +171,13 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
         "UINT8": "uint8",
         "BOOL": "bool",
     }
-    feed = {
-        t.name: _noise(_closed(t.name, t.shape, options), np.dtype(numpy_names.get(t.dtype, "float32")), options.seed)
-        for t in artifact.manifest.inputs
-    }
+    dtypes = {t.name: np.dtype(numpy_names.get(t.dtype, "float32")) for t in artifact.manifest.inputs}
+    shapes = shapes_of(inputs_of(artifact), options)
+    feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
     runner.run(feed)
     memory = runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
-    items = _items(value.shape for value in feed.values())
+    items = _items(shapes.values())
     return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)
 
 
@@ -236,7 +194,7 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
         )
     before, start = _resident(), time.perf_counter()
     given = tuple(InputSpec.parse(text) for text in options.inputs)
-    spec = ModelSpec(name, inputs=given, seed=options.seed).resolved()
+    spec = replace(options.model, source=name, inputs=given, seed=options.seed).resolved()
     if not given:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
     model = load(spec)
@@ -262,14 +220,29 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
             torch.cuda.synchronize()
             return first.elapsed_time(last) * 1e-3
 
-    run()
+    _first_run(run, spec, compiled)
     seconds = time.perf_counter() - start
-    how, items = "torch.compile" if compiled else "PyTorch", _items(i.shape for i in spec.inputs)
+    name, how, items = spec.label, "torch.compile" if compiled else "PyTorch", _items(i.shape for i in spec.inputs)
     if device == "cuda":
         grown = torch.cuda.max_memory_allocated() - allocated
         return _Subject(f"{name} ({how})", how, items, run, grown, "device", seconds)
     memory = None if before is None else max(0, (_resident() or 0) - before)
     return _Subject(f"{name} ({how})", how, items, run, memory, "process", seconds)
+
+
+def _first_run(run: Callable[[], object], spec: ModelSpec, compiled: bool) -> None:
+    """The run that compiles, and tells whether the inputs fit."""
+    try:
+        run()
+    except RuntimeError as error:  # torch's own, also where torch.compile finds no compiler
+        reason = first_line(error)
+        if compiled:  # as it is, it ran before
+            raise MissingRuntimeError(
+                f"torch.compile cannot compile {spec.label}: {reason}",
+                "Leave --compile out; on a CPU it needs a C++ compiler (CXX), for example g++.",
+            ) from error
+        shapes = ", ".join(map(str, spec.inputs))
+        raise ModelError(f"{spec.label} refuses its inputs ({shapes}): {reason}", "Check --input.") from error
 
 
 def _resident() -> int | None:

@@ -17,7 +17,15 @@ from packaging.version import InvalidVersion, Version
 
 from scconv_deploy import __version__
 from scconv_deploy.exporters.targets import jetpack_of
-from scconv_deploy.machine import CUDA_WHEELS, PACKAGE, Machine, find_nvcc, find_tensorrt_headers, jetson_linux
+from scconv_deploy.machine import (
+    CUDA_WHEELS,
+    PACKAGE,
+    Machine,
+    find_nvcc,
+    find_tensorrt_headers,
+    jetson_linux,
+    unused_tensorrt_include,
+)
 
 Status = Literal["ok", "missing", "warning"]
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -173,10 +181,17 @@ def _compilers(machine: Machine) -> Iterator[Finding]:
         else:
             first = (machine.run([place, "--version"]) or "").splitlines()[:1]
             yield Finding("compiler", name, "ok", first[0] if first else place)
-    headers = find_tensorrt_headers(machine)
+    headers, unused = find_tensorrt_headers(machine), unused_tensorrt_include(machine)
     if headers is None:
         remedy = "apt install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR to NVIDIA/TensorRT's include folder"
-        yield Finding("compiler", "tensorrt-headers", "missing", "no NvInfer.h found", "building the plugin", remedy)
+        yield Finding(
+            "compiler", "tensorrt-headers", "missing", unused or "no NvInfer.h found", "building the plugin", remedy
+        )
+    elif unused:
+        found = f"{headers[1]} at {headers[0]}; {unused}"
+        yield Finding(
+            "compiler", "tensorrt-headers", "warning", found, remedy="correct TENSORRT_INCLUDE_DIR, or unset it"
+        )
     else:
         yield Finding("compiler", "tensorrt-headers", "ok", f"{headers[1]} at {headers[0]}")
 

@@ -98,6 +98,14 @@ def find_tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
     return None
 
 
+def unused_tensorrt_include(machine: Machine) -> str:
+    """That TENSORRT_INCLUDE_DIR is set and holds no headers, so that others are looked for; "" where it does."""
+    given = machine.environ.get("TENSORRT_INCLUDE_DIR", "")
+    if not given or all((Path(given) / name).is_file() for name in ("NvInfer.h", "NvInferVersion.h")):
+        return ""
+    return f"TENSORRT_INCLUDE_DIR={given} holds no NvInfer.h"
+
+
 def _resolved(defines: Mapping[str, str], name: str) -> str:
     """The number of a macro; TensorRT 10.13 and later define one by another."""
     value = defines.get(name, "?")

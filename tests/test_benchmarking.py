@@ -1,6 +1,8 @@
 """``bench``: turns, percentiles and what is refused."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from scconv_deploy import benchmarking, cli
-from scconv_deploy.benchmarking import BenchOptions, _measure, _row, _Subject
+from scconv_deploy.bench_options import BenchOptions, shapes_of
+from scconv_deploy.benchmarking import _measure, _row, _Subject
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters import tensorrt_versions
 from scconv_deploy.exporters.gpu import Gpu
 from scconv_deploy.verification.runners import tensorrt as runners
+from tests.command_line import failed, run
 from tests.exporters.engines import conv_model, save
 from tests.verification.engine_cases import engine_of
 from tests.verification.ort_behind_tensorrt import Module
@@ -23,7 +27,9 @@ from tests.verification.ort_behind_tensorrt import Module
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(conv_model(), tmp_path / "m.onnx")
-    Path("bench_net.py").write_text("from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
+    Path("bench_net.py").write_text(
+        "from torch import nn\n\ndef make(channels=4):\n    return nn.Conv2d(3, channels, 3)\n"
+    )
     return tmp_path
 
 
@@ -150,9 +156,15 @@ def test_engines_take_turns_with_the_rest(workplace, host_cuda, monkeypatch):
 
 def test_an_open_axis_needs_a_size():
     with pytest.raises(UsageError, match=r"Input 'x' is -1x3x-1x-1\. Add --input x:SHAPE"):
-        benchmarking._closed("x", (-1, 3, -1, -1), BenchOptions())
-    assert benchmarking._closed("x", (-1, 3), BenchOptions(batch=7)) == (7, 3)
-    assert benchmarking._closed("x", (-1, 3, -1), BenchOptions(inputs=("x:1x3x9",))) == (1, 3, 9)
+        shapes_of({"x": (-1, 3, -1, -1)}, BenchOptions())
+    assert shapes_of({"x": (-1, 3)}, BenchOptions(batch=7)) == {"x": (7, 3)}
+    assert shapes_of({"x": (-1, 3, -1)}, BenchOptions(inputs=("x:1x3x9",))) == {"x": (1, 3, 9)}
+
+
+def test_inputs_go_by_name_and_then_in_order():
+    inputs = {"a": (-1, 2), "b": (-1, 3), "c": (-1, 4)}
+    given = BenchOptions(batch=5, inputs=("7x2", "b:8x3"))
+    assert shapes_of(inputs, given) == {"a": (7, 2), "b": (8, 3), "c": (5, 4)}
 
 
 def test_noise_is_seeded_and_of_its_type():
@@ -160,3 +172,89 @@ def test_noise_is_seeded_and_of_its_type():
     np.testing.assert_array_equal(first, second)
     assert first.dtype == np.float16
     assert set(np.unique(benchmarking._noise((50,), np.dtype("int64"), 0))) == {0, 1}
+
+
+def bench(*arguments):
+    return run("bench", *arguments, "--rounds", 3, "--warmup", 0)
+
+
+def test_a_model_takes_the_options_of_a_model(workplace):
+    """A factory with an argument, its trained weights in a pickle: the net that is timed is that one."""
+    torch.manual_seed(3)
+    weights = {"weight": torch.randn(6, 3, 3, 3), "bias": torch.randn(6)}
+    torch.save(weights, "w.pt")
+    Path("seen.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+        "        torch.save(dict(self.state_dict()), 'seen.pt')\n        return super().forward(x)\n\n"
+        "def make(channels=4):\n    return Net(3, channels, 3)\n"
+    )
+    given = ("--kwargs", '{"channels": 6}', "--weights", "w.pt", "--input", "2x3x8x8")
+    result = bench("seen.py:make", *given, "--json")
+    assert result.exit_code == 0, result.output
+    seen = torch.load("seen.pt", weights_only=True)
+    assert all(torch.equal(seen[name], value) for name, value in weights.items())
+    failed(bench("seen.py:make", *given[2:]), 4, "size mismatch for weight")
+
+
+def test_a_pickled_module_and_scconv_in_a_plain_network(workplace):
+    torch.save(torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1)), "net.pt")
+    given = ("net.pt", "--input", "2x16x8x8")
+    failed(bench(*given), 7, "--trust-checkpoint")
+    result = bench(*given, "--trust-checkpoint", "--embed", '["0"]', "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"][0]["name"] == """net.pt --embed '["0"]' (PyTorch)"""
+
+
+def test_torch_compile_is_timed_beside_the_model(workplace):
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler, and there is none")
+    result = bench("bench_net.py:make", "--compile", "--input", "2x3x8x8", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["name"], row["kind"]) for row in rows] == [
+        ("bench_net.py:make (PyTorch)", "PyTorch"),
+        ("bench_net.py:make (torch.compile)", "torch.compile"),
+    ]
+    assert rows[1]["load_s"] > rows[0]["load_s"]  # it was compiled
+    assert all(row["items_per_s"] == pytest.approx(2e3 / row["mean_ms"]) for row in rows)
+
+
+def test_what_torch_compile_cannot_compile_is_exit_3(workplace, monkeypatch):
+    def no_compiler(model):
+        def called(*_):
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore of it")
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    result = bench("bench_net.py:make", "--compile", "--input", "2x3x8x8")
+    failed(result, 3, "torch.compile cannot compile bench_net.py:make: InvalidCxxCompiler: No working C++ compiler")
+    assert "Leave --compile out" in result.stderr
+
+
+def test_a_shape_that_the_model_refuses_is_exit_4(workplace):
+    failed(bench("bench_net.py:make", "--input", "2x5x8x8"), 4, "bench_net.py:make refuses its inputs (2x5x8x8)")
+
+
+@pytest.mark.parametrize(
+    ("artifact", "given", "message"),
+    [
+        ("m.onnx", ("--input", "nope:3x3"), "--input nope:3x3: no artifact has an input 'nope'. Inputs: x."),
+        ("m.onnx", ("--input", "2x16x8x8", "--input", "3x3"), "--input 3x3: no artifact has an input left for it."),
+        ("m.onnx", ("--device", "cuda"), "--device belongs to models, and none is among the artifacts."),
+        ("m.onnx", ("--compile",), "--compile belongs to models"),
+        ("m.onnx", ("--weights", "w.pt"), "--weights belongs to models"),
+        ("m.onnx", ("--kwargs", '{"a": 1}'), "--kwargs belongs to models"),
+        ("m.onnx", ("--non-strict",), "--non-strict belongs to models"),
+        ("m.onnx", ("--trust-checkpoint",), "--trust-checkpoint belongs to models"),
+        ("m.onnx", ("--embed", "paper"), "--embed belongs to models"),
+        ("m.onnx", ("--cuda-graph", "--plugin", "nope.so"), "--cuda-graph belongs to engines"),
+        ("m.onnx", ("--plugin", "nope.so"), "--plugin belongs to engines"),
+        ("bench_net.py:make", ("--provider", "cuda"), "--provider belongs to ONNX files"),
+        ("m.engine", ("--threads", "2"), "--threads belongs to ONNX files and models"),
+        ("m.engine", ("--plugin", "nope.so"), "--plugin: none of the engines was built with a plugin."),
+    ],
+)
+def test_what_no_artifact_uses_is_refused(workplace, artifact, given, message):
+    engine_of(conv_model(), workplace)
+    failed(bench(artifact, *given), 2, message)

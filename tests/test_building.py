@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,23 @@ def test_a_tampered_and_a_truncated_engine_are_refused(workplace):
 def test_running_an_engine_without_a_gpu_is_exit_3(workplace):
     run("build", "m.onnx", "-o", "m.engine", *BUILD)
     failed(run("bench", "m.engine"), 3, "TensorRT-RTX needs a GPU here")
+
+
+def test_an_entry_moved_to_another_key_is_built_anew(workplace):
+    """What was asked for is what is built, not what lies where it should lie."""
+    cache, one, two = EngineCache(workplace / "cache"), Path("a.engine"), Path("b.engine")
+    small = replace(OPTIONS, axes=(DynamicAxis(1, 2, 6),))
+    build_file(Path("m.onnx"), one, small, cache=cache)
+    (entry,) = (workplace / "cache" / "engines").iterdir()
+    kept = entry.rename(workplace / "kept")
+    build_file(Path("m.onnx"), two, replace(OPTIONS, axes=(DynamicAxis(1, 3, 9),)), cache=cache)
+    (place,) = (workplace / "cache" / "engines").iterdir()
+    shutil.rmtree(place)
+    kept.rename(place)
+    again = build_file(Path("m.onnx"), two, replace(OPTIONS, axes=(DynamicAxis(1, 3, 9),)), cache=cache, force=True)
+    assert not again.from_cache
+    assert again.engine.manifest.profiles[0].maximum[0] == 9
+    assert "holds what was built for something else" in again.notes[0]
 
 
 def test_a_damaged_entry_of_the_cache_is_built_again_with_a_note(workplace):

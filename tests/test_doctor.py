@@ -138,6 +138,21 @@ def test_headers_of_another_tensorrt(tmp_path):
     assert warning.found == "TensorRT is 10.3.0, its headers 11.1.0"
 
 
+def test_a_folder_of_headers_that_is_none_is_said(tmp_path):
+    environ = {"TENSORRT_INCLUDE_DIR": str(tmp_path / "nope")}
+    lost = by_name(diagnose(machine(tmp_path, environ=environ)), "compiler")["tensorrt-headers"]
+    assert (lost.status, lost.found) == ("missing", f"TENSORRT_INCLUDE_DIR={tmp_path}/nope holds no NvInfer.h")
+    include = tmp_path / "usr" / "include"
+    include.mkdir(parents=True)
+    (include / "NvInfer.h").touch()
+    defines = (f"#define NV_TENSORRT_{part} {value}\n" for part, value in (("MAJOR", 10), ("MINOR", 3), ("PATCH", 0)))
+    (include / "NvInferVersion.h").write_text("".join(defines))
+    found = by_name(diagnose(machine(tmp_path, environ=environ)), "compiler")["tensorrt-headers"]
+    assert found.status == "warning"
+    assert found.found == f"10.3.0 at {include}; TENSORRT_INCLUDE_DIR={tmp_path}/nope holds no NvInfer.h"
+    assert "unset it" in found.remedy
+
+
 def test_here_the_doctor_finds_what_runs_this_test():
     found = by_name(diagnose())
     assert found["python"].found.startswith(f"{sys.version_info.major}.{sys.version_info.minor}")

@@ -31,6 +31,7 @@ from scconv_deploy.verification.runners import tensorrt as runners
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
 from tests.command_line import failed, run
+from tests.exporters.engines import elf_library
 from tests.verification.engine_cases import copy_of, engine_of
 from tests.verification.judging import damage_weight, edit_body
 from tests.verification.ort_behind_tensorrt import Module
@@ -116,11 +117,11 @@ def test_the_plugin_is_given_the_node_alone(module, recorded, tmp_path):
     """An SRU that the engine fused is built without its function: only the plugin can compute it."""
     bundle, model = recorded["fp32"]
     plugin = tmp_path / "libplugin.so"
-    plugin.write_bytes(b"library")
+    plugin.write_bytes(elf_library())
     srus = tuple(
         EngineSRU(site, "plugin" if site == "a.SRU" else "expanded", "why") for site in instrument.sites(model)
     )
-    digest = hashlib.sha256(b"library").hexdigest()
+    digest = hashlib.sha256(elf_library()).hexdigest()
     engine = engine_of(model, tmp_path, srus=srus, plugin_sha256=digest)
 
     def the_plugin(given):

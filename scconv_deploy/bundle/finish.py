@@ -227,6 +227,7 @@ def _build_plugin(
         except MissingRuntimeError as error:
             raise MissingRuntimeError(error.message, f"{error.remedy.rstrip('.')}, {WITHOUT}.") from error
         stage.applied.append(f"{LIBRARY} for sm_{', sm_'.join(built.architectures)}, CUDA {built.cuda}")
+        stage.skipped += [("TENSORRT_INCLUDE_DIR", note) for note in built.notes]
         return built.path
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from scconv_deploy.commands.options import Digest, Force, Json, Provider, Quiet
+from scconv_deploy.commands.options import Digest, Force, Json, LoadOptions, Provider, Quiet, grouped
 from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import ParityError, UsageError
 
@@ -199,10 +199,12 @@ def build(
         session.show(result, "print_build")
 
 
+@grouped
 def bench(
     artifacts: Annotated[
         list[str], typer.Argument(metavar="ARTIFACT...", help="ONNX files, bundles, engines, or models (PyTorch).")
     ],
+    of_models: LoadOptions = LoadOptions(),
     batch: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Size of axis 0 where it is open.")] = 1,
     inputs: Annotated[
         list[str] | None,
@@ -228,14 +230,16 @@ def bench(
     with run_session(as_json, quiet) as session:
         import json
 
-        from scconv_deploy.benchmarking import BenchOptions, bench_artifacts
+        from scconv_deploy.bench_options import BenchOptions
+        from scconv_deploy.benchmarking import bench_artifacts
         from scconv_deploy.bundle.atomic import check_output_file, write_file
 
         if output is not None:
             check_output_file(output, force)
         options = BenchOptions(
-            batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin
-        )
+            batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin,
+            of_models.spec(""),
+        )  # fmt: skip
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:
             write_file(output, (json.dumps(result.as_json(), indent=2) + "\n").encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -148,18 +148,37 @@ def _given(group: Any, *but: str) -> str:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """What a MODEL takes."""
+class LoadOptions:
+    """How a MODEL is made."""
 
     kwargs: Kwargs = None
     weights: Weights = None
     non_strict: NonStrict = False
     trust_checkpoint: Trust = False
+    embed: Embed = None
+
+    def spec(self, source: str) -> ModelSpec:
+        """The model that a source names (UsageError where an option cannot be read)."""
+        from scconv_deploy.spec import EmbedSpec, ModelSpec, parse_kwargs
+
+        return ModelSpec(
+            source,
+            parse_kwargs(self.kwargs),
+            self.weights,
+            strict=not self.non_strict,
+            trust_checkpoint=self.trust_checkpoint,
+            embed=None if self.embed is None else EmbedSpec.parse(self.embed),
+        )
+
+
+@dataclass(frozen=True)
+class ModelOptions(LoadOptions):
+    """What a MODEL takes: how it is made, and its inputs."""
+
     inputs: Inputs = None
     batch: Batch = None
     dynamic: Dynamic = None
     seed: Seed = 0
-    embed: Embed = None
 
     @property
     def given(self) -> str:
@@ -167,20 +186,15 @@ class ModelOptions:
         return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
-        """The model that a source names (UsageError where an option cannot be read)."""
-        from scconv_deploy.spec import DynamicAxis, EmbedSpec, InputSpec, ModelSpec, parse_kwargs
+        """See :meth:`LoadOptions.spec`."""
+        from scconv_deploy.spec import DynamicAxis, InputSpec
 
         axes = [] if self.batch is None else [DynamicAxis.parse_batch(self.batch)]
-        return ModelSpec(
-            source,
-            parse_kwargs(self.kwargs),
-            self.weights,
-            tuple(InputSpec.parse(text) for text in self.inputs or ()),
-            (*axes, *(DynamicAxis.parse(text) for text in self.dynamic or ())),
-            self.seed,
-            not self.non_strict,
-            self.trust_checkpoint,
-            None if self.embed is None else EmbedSpec.parse(self.embed),
+        return replace(
+            super().spec(source),
+            inputs=tuple(InputSpec.parse(text) for text in self.inputs or ()),
+            dynamic=(*axes, *(DynamicAxis.parse(text) for text in self.dynamic or ())),
+            seed=self.seed,
         )
 
 

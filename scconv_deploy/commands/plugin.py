@@ -9,9 +9,20 @@ import typer
 
 from scconv_deploy.commands.options import Force, Json, Quiet
 from scconv_deploy.commands.session import run_session
-from scconv_deploy.errors import IntegrityError
+from scconv_deploy.errors import IntegrityError, UsageError
 
 plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
+
+
+def parse_architectures(text: str) -> tuple[str, ...]:
+    """The parts of ``--arch`` (UsageError for an empty one)."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if "" in parts:
+        what = f"its part {parts.index('') + 1} is empty" if any(parts) else "it names no architecture"
+        raise UsageError(
+            f"--arch {text!r}: {what}.", "Write for example --arch 87,89, or leave it out for the GPUs here."
+        )
+    return parts
 
 
 @plugin.command("build")
@@ -42,8 +53,9 @@ def plugin_build(
         from scconv_deploy.trt_plugins.build import BuildRequest, build
 
         session.progress("compiling the fused SRU")
-        architectures = tuple(part.strip() for part in arch.split(",")) if arch else ()
-        request = BuildRequest(architectures, tensorrt_include, kernels_only, register)
+        request = BuildRequest(
+            () if arch is None else parse_architectures(arch), tensorrt_include, kernels_only, register
+        )
         session.show(build(request, output, force=force), "print_plugin_build")
 
 

@@ -78,7 +78,7 @@ def check(
     report: Stored,
     require: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINK,...", help="Links that must have passed, for example onnxruntime; repeatable."),
+        typer.Option(metavar="LINK,...", help="Links that must have passed (engines: with gates seen); repeatable."),
     ] = None,
     tolerance: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")

@@ -18,6 +18,7 @@ from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, Engin
 from scconv_deploy.exporters.engine_cache import EngineCache
 from scconv_deploy.exporters.network_source import NetworkSource
 from scconv_deploy.exporters.profiles import resolve_profiles
+from scconv_deploy.exporters.targets import check_build_target
 from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options, device
 from scconv_deploy.exporters.tensorrt_versions import load_module
 
@@ -50,6 +51,7 @@ def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
     Raises:
         MissingRuntimeError, UsageError: see :func:`scconv_deploy.exporters.tensorrt.check_options`.
     """
+    check_build_target(options.backend, options.target)
     module = load_module(options.backend)
     check_options(module, options)
     note = cache.check() if cache is not None else ""

@@ -21,10 +21,10 @@ from typing import Any
 
 from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, load_engine, write_engine
+from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, load_engine, sidecar, write_engine
 
 DEFAULT = Path("~/.cache/scconv-deploy")
-_ENGINE = "model.engine"
+_ENGINE, _ENTRY = "model.engine", "entry.json"
 _PREFIX = ".scconv-deploy."
 _STALE_S = 24 * 3600
 
@@ -67,12 +67,15 @@ class EngineCache:
         return ""
 
     def find(self, key: str) -> tuple[EngineArtifact | None, str]:
-        """An entry and a note; a damaged entry is no entry, and is removed."""
+        """An entry and a note; one that is damaged, or was stored under another key, is no entry, and is removed."""
         place = self._place(key)
         if not place.is_dir():
             return None, ""
         try:
-            return load_engine(place / _ENGINE), ""
+            found = load_engine(place / _ENGINE)
+            if not _is_of(place, key):
+                raise IntegrityError(f"{place} holds what was built for something else.", "Build it again.")
+            return found, ""
         except (IntegrityError, UsageError) as error:
             shutil.rmtree(place, ignore_errors=True)
             return None, f"a damaged entry of the cache was dropped: {error.message}"
@@ -91,7 +94,8 @@ class EngineCache:
         except OSError as error:
             return f"not kept in the cache {self.folder}: {error.strerror or error}"
         try:
-            write_engine(temporary / _ENGINE, data, manifest)
+            engine = write_engine(temporary / _ENGINE, data, manifest)
+            write_file(temporary / _ENTRY, _entry_of(engine.path, key))
             with suppress(FileExistsError):  # of two that race, the first
                 _rename_new(temporary, place)
         except (OSError, UsageError) as error:
@@ -114,6 +118,18 @@ class EngineCache:
             with suppress(OSError):  # another process may be removing it as well
                 if time.time() - left.stat().st_mtime > _STALE_S:
                     shutil.rmtree(left, ignore_errors=True)
+
+
+def _entry_of(engine: Path, key: str) -> bytes:
+    """What binds an engine to its key: neither its bytes nor its manifest say what it was asked to be."""
+    manifest = hashlib.sha256(sidecar(engine).read_bytes()).hexdigest()
+    return (json.dumps({"key": key, "manifest_sha256": manifest}) + "\n").encode()
+
+
+def _is_of(place: Path, key: str) -> bool:
+    """Whether an entry was stored under this key, and its engine with it."""
+    entry = place / _ENTRY
+    return entry.is_file() and entry.read_bytes() == _entry_of(place / _ENGINE, key)
 
 
 def _rename_new(temporary: Path, place: Path) -> None:

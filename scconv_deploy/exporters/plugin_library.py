@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.trt_plugins.elf import read_library
 
 _FIRST_OPERATOR = "SRU"
 
@@ -24,10 +25,15 @@ def _loaded(module: ModuleType) -> set[str]:
 
 
 def load_once(module: ModuleType, path: Path) -> str:
-    """Load a library unless its bytes are loaded; why the registry refuses it, "" where it does not."""
+    """Load a library unless its bytes are loaded; why the registry refuses it, "" where it does not.
+
+    Raises:
+        IntegrityError: it is no shared library, or truncated, on which the system's loader would end the process.
+    """
     digest, loaded = hashlib.sha256(path.read_bytes()).hexdigest(), _loaded(module)
     if digest in loaded:
         return ""
+    read_library(path)
     registry = module.get_plugin_registry()
     there = registry.get_creator(_FIRST_OPERATOR, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None
     if registry.load_library(str(path.resolve())) is None:

@@ -63,6 +63,36 @@ def jetpack_of(linux: str) -> str | None:
     return next((f"JetPack {d.jetpack[0]}" for d in DEVICES.values() if major in map(str, d.linux)), None)
 
 
+def target_parts(target: str) -> tuple[str, ...]:
+    """The parts of ``--target``, each once; none of "" (UsageError for an empty one among others)."""
+    parts = [part.strip().lower() for part in target.split(",")] if target else []
+    if "" in parts:
+        raise UsageError(f"--target {target!r}: its part {parts.index('') + 1} is empty.", "Leave out the comma.")
+    return tuple(dict.fromkeys(parts))
+
+
+def check_build_target(backend: str, target: str) -> None:
+    """Refuse what cannot be built for, before the library is looked for.
+
+    Raises:
+        UsageError: a device, which builds its engine itself; a name that means all or one beside others; an empty part.
+    """
+    parts = target_parts(target)
+    if device := next((part for part in parts if part in DEVICES), None):
+        raise UsageError(
+            f"--target {device}: an engine for it is built on the device.",
+            f"scconv-deploy deploy MODEL --backend tensorrt --target {device} makes a bundle for it.",
+        )
+    alone = next((part for part in parts if part in ("local", "portable")), None)
+    if alone and len(parts) > 1:
+        raise UsageError(f"--target {target}: {alone} stands alone.", f"Give {alone}, or the others without it.")
+    if backend == "tensorrt" and parts not in ((), ("local",)):
+        raise UsageError(
+            f"--target {target}: TensorRT builds for the GPU of this machine.",
+            "Leave --target out; --hardware-compatibility ampere+ makes the engine run on newer GPUs as well.",
+        )
+
+
 def split_targets(backends: Sequence[str], target: str) -> dict[str, tuple[str, ...]]:
     """Give each part of ``--target`` to the backends that take it.
 
@@ -76,7 +106,7 @@ def split_targets(backends: Sequence[str], target: str) -> dict[str, tuple[str, 
     Raises:
         UsageError: a part that is not known, or that none of the backends takes; or a backend that no part is for.
     """
-    parts = tuple(dict.fromkeys(part.strip().lower() for part in target.split(","))) if target else ()
+    parts = target_parts(target)
     for part in parts:
         takers = [backend for backend in TAKES if _kind(part) in TAKES[backend]]
         if not takers:

@@ -41,6 +41,7 @@ def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) ->
 
     Raises:
         UsageError: no such file.
+        IntegrityError: it is no shared library, or truncated.
         BuildError: the registry refuses it, or it holds no creator for one of the model's operators.
     """
     path = options.plugin

@@ -13,10 +13,12 @@ def engine_facts(engine: EngineParity) -> dict[str, str]:
         "engine sha256": engine.artifact_sha256,
     }
     counts = [sru.teacher_forced for sru in engine.srus if sru.teacher_forced is not None]
-    if engine.srus:
+    if engine.srus and counts:
         total = sum(counts, FlipCount(0))
-        changed = f": {total.flips} of {total.gates:,} ({total.unexplained} unexplained)" if counts else ""
-        facts["engine gates"] = f"{len(counts)} of {len(engine.srus)} SRUs built alone, same input, changed{changed}"
+        changed = f"gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+        facts["engine gates"] = f"{len(counts)} of {len(engine.srus)} SRUs compared alone, same input, {changed}"
+    elif engine.srus:
+        facts["engine gates"] = f"not seen: none of the {len(engine.srus)} SRUs was compared alone"
     facts |= {f"engine output {output.name}": _output(output) for output in engine.outputs}
     if engine.latency is not None:
         facts["engine latency"] = str(engine.latency)

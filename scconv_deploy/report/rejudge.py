@@ -25,7 +25,7 @@ class Judgement:
         report: with the new limits, its checks judged by them.
         stored_verdict: before.
         required: names of the links that must have passed.
-        lacking: the required links that have not, with the reason.
+        lacking: the required links that have not, or whose gates nobody saw, with the reason.
     """
 
     report: ParityReport
@@ -117,13 +117,28 @@ def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
     return Check(check.name, status, reason, quantities)
 
 
+def _unseen_gates(link: Link) -> str:
+    """Why nothing is known of the gates of an engine that passed end to end; "" if something is, or it has no SRU.
+
+    The outputs of a healthy engine differ by what explained gates do, and a wrong gate can hide in that. So whoever
+    requires an engine requires that gates of it were compared.
+    """
+    if link.name not in ENGINES or link.status != "passed":
+        return ""
+    found = [c for name in ("teacher-forced gates", "SRUs alone") for c in link.checks if c.name == name]
+    if not found or found[0].status == "passed":
+        return ""
+    return f"passed end to end only: {found[0].reason}"  # reports of before have the second check alone
+
+
 def _lacking(report: ParityReport, name: str) -> list[str]:
     """Why a required link has not passed; empty if it has."""
     links = [link for link in report.links if link.name.lower() == name.lower()]
     if name.lower() == "engine":  # every one
         links += [link for link in report.links if link.name in ENGINES]
     if links:
-        return [f"{name} is required and {k.status}: {k.reason}" for k in links if k.status != "passed"]
+        unpassed = [f"{name} is required and {k.status}: {k.reason}" for k in links if k.status != "passed"]
+        return unpassed + [f"{name} is required and {why}" for k in links if (why := _unseen_gates(k))]
     if name.lower() in ENGINES:
         why = next((link.reason for link in report.links if link.name == "engine"), "the report has no such link")
         return [f"{name} is required and not run: {why}"]

@@ -368,6 +368,8 @@ def print_plugin_build(console: Console, result: PluginBuild) -> None:
     _line(console, f"{result.path}: sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}, {what}, {how}")
     if result.register is not None:
         _line(console, f"{result.register}: registers it where a host only dlopens")
+    for note in result.notes:
+        _line(console, f"note   {note}")
     _line(console, f"sha256 {result.sha256}")
 
 

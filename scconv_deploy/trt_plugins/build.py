@@ -23,7 +23,7 @@ from typing import Any
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.exporters.gpu import driver_cuda, gpus
-from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers, unused_tensorrt_include
 from scconv_deploy.process import held
 
 SOURCES = Path(__file__).parent / "sru"
@@ -58,7 +58,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built; paths are absolute."""
+    """What was built; paths are absolute, ``notes`` are what the user should know of how."""
 
     path: Path
     register: Path | None
@@ -68,6 +68,7 @@ class BuildResult:
     cached: bool
     seconds: float
     sha256: str
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"path": str(self.path), "register": self.register and str(self.register)}
@@ -100,6 +101,10 @@ def build(
         raise UsageError(
             "The register library registers the TensorRT plugin.", "Leave --kernels-only or --register out."
         )
+    if request.tensorrt_include is not None and request.kernels_only:
+        raise UsageError(
+            "Without the plugin no header of TensorRT's is used.", "Leave --kernels-only or --tensorrt-include out."
+        )
     if output is not None:
         check_output_file(output, force)
         if request.register:
@@ -128,6 +133,7 @@ def build(
         complete,
         round(time.monotonic() - start, 1),
         hashlib.sha256(path.read_bytes()).hexdigest(),
+        _notes(request, tools, machine),
     )
 
 
@@ -165,8 +171,9 @@ def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
         machine = Machine(run=machine.run, environ=environment, root=machine.root)
     headers = find_tensorrt_headers(machine)
     if headers is None:
+        unused = unused_tensorrt_include(machine)
         raise MissingRuntimeError(
-            "TensorRT's headers (NvInfer.h) were not found.",
+            f"TensorRT's headers (NvInfer.h) were not found{f': {unused}' if unused else ''}.",
             "apt install libnvinfer-headers-dev, or give --tensorrt-include with the include folder of NVIDIA/TensorRT "
             "at your version, or --kernels-only for PyTorch.",
         )
@@ -177,6 +184,11 @@ def _headers(request: BuildRequest, machine: Machine) -> tuple[Path, str]:
             f"TensorRT's headers in {folder} are of version {version}, expected 10.3 or later.", "Name newer ones."
         )
     return folder, version
+
+
+def _notes(request: BuildRequest, tools: _Tools, machine: Machine) -> tuple[str, ...]:
+    unused = "" if request.tensorrt_include is not None else unused_tensorrt_include(machine)
+    return (f"{unused}; taken were those in {tools.include}",) if unused and tools.include is not None else ()
 
 
 def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine) -> tuple[str, ...]:

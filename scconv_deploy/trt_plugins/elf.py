@@ -15,6 +15,7 @@ from pathlib import Path
 from scconv_deploy.errors import IntegrityError
 
 _DYNAMIC_SYMBOLS, _DYNAMIC, _VERSIONS_NEEDED = 11, 6, 0x6FFFFFFE  # section types
+_LOADED = 1  # a segment that the loader maps
 _NEEDED, _SONAME, _RUNPATH = 1, 14, 29  # tags of the dynamic section
 _FATBIN_MAGIC = 0xBA55ED50
 _PTX, _CUBIN = 1, 2
@@ -64,9 +65,20 @@ def read_library(path: Path) -> SharedLibrary:
         kind, machine = struct.unpack_from("<HH", data, 16)
         if kind != 3:
             raise IntegrityError(f"{path} is an ELF file, but no shared library.", "Name the .so file.")
+        _check_segments(data)
         return _read(data, {62: "x86-64", 183: "aarch64"}.get(machine, f"machine {machine}"))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         raise IntegrityError(f"{path} is damaged: its ELF structure ends early.", "Build it again.") from error
+
+
+def _check_segments(data: bytes) -> None:
+    """What the loader maps must be there: a page beyond the file's end ends the process with SIGBUS (ValueError)."""
+    (start,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    for i in range(count):
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", data, start + i * size)
+        if kind == _LOADED and offset + length > len(data):
+            raise ValueError(f"segment {i} ends at {offset + length}, the file at {len(data)}")
 
 
 def _read(data: bytes, machine: str) -> SharedLibrary:

@@ -20,6 +20,7 @@ from scconv_deploy.gate import Recognition, RecognizedSRU, replace_modules
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
 from scconv_deploy.trt_plugins.build import built_libraries
+from scconv_deploy.trt_plugins.elf import read_library
 
 ABI_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
@@ -77,6 +78,7 @@ class SruLibrary:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            read_library(path)  # dlopen of a truncated one ends the process
             self._library = ctypes.CDLL(str(path.absolute()))
             version = self._library.scconv_sru_abi_version()
         except (OSError, AttributeError) as error:

@@ -102,6 +102,7 @@ def judge_engine(
     srus = LoneSRUs(engine, plugin, sru_models, build_sru, measured)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
+    first: ReferenceRun | None = None
     with log.stage(f"verify {engine.manifest.backend}") as stage:
         with opener(engine, plugin) as runner:
             noise: dict[str, float] = {}
@@ -116,9 +117,11 @@ def judge_engine(
                     noise = dict(source.free_noise(run, outputs.rounding))
                 outputs.add(run, runner.run(run.inputs), noise)
                 recorded = recorded or _add_sites(measured, run)
+                first = first or run
         if not measured.described:
             raise UsageError(f"No sample fits the engine: {unfit[0] if unfit else 'there is none'}")
-        for site in recorded.sites.values() if recorded is not None else ():
+        judged = recorded or first  # without any input of an SRU each is said not to have been judged
+        for site in judged.sites.values() if judged is not None else ():
             srus.judge(site)
         stage.applied += measured.sample_names
     checks = [*srus.checks(), *outputs.checks()]

@@ -25,6 +25,8 @@ SRUModels = Callable[[Site, tuple[int, ...]], Models]
 """The ONNX model of a site for an x of this shape, in each form; empty where there is none."""
 SRUBuilder = Callable[[EngineArtifact, str, Models, Path | None], AbstractContextManager[Any]]
 """Builds a site's models as the engine was built, and runs them."""
+GATES = "teacher-forced gates"
+"""The check of gates."""
 
 
 class LoneSRUs:
@@ -42,10 +44,12 @@ class LoneSRUs:
         self._apart: dict[str, float] = {}
         self._foreign: dict[str, int] = {}
         self._not_run: dict[str, str] = {}
+        self._sites: set[str] = set()
 
     def judge(self, run: SiteRun) -> None:
         """One SRU on the input that the reference recorded."""
         name = run.site.name
+        self._sites.add(name)
         if run.x is None:
             self._not_run[name] = "its input was not recorded"
         elif not np.isfinite(run.x).all():
@@ -73,6 +77,8 @@ class LoneSRUs:
     def checks(self) -> list[Check]:
         """What is judged of them, and which could not be."""
         checks = [self._gates(), self._values()] if self._apart else []
+        if self._sites and not self._apart:
+            checks = [_unseen(f"none of the {len(self._sites)} SRUs was compared alone")]
         reasons: dict[str, list[str]] = {}
         for site, reason in self._not_run.items():
             reasons.setdefault(reason, []).append(site)
@@ -85,8 +91,10 @@ class LoneSRUs:
         counts = {n: s.teacher_forced for n, s in self._measured.sites.items() if s.teacher_forced is not None}
         hidden = sum(count.undecidable for count in counts.values())
         coverage = f"; {hidden:,} gates do not show in the output" if hidden else ""
+        if not any(count.gates for count in counts.values()):
+            return _unseen(f"{len(counts)} of {len(self._sites)} SRUs alone{coverage}")
         what = f"{len(counts)} SRUs alone, same input, gates changed"
-        return gates_check("teacher-forced gates", what, counts, self._measured, coverage, self._named)
+        return gates_check(GATES, what, counts, self._measured, coverage, self._named)
 
     def _named(self, name: str) -> str:
         path = self._measured.sites[name].site.path
@@ -104,6 +112,11 @@ class LoneSRUs:
         if self._foreign[name]:
             text += f": {self._foreign[name]:,} pairs of outputs that no gates explain"
         return Check("values of SRUs", "failed", text, (decided,))
+
+
+def _unseen(why: str) -> Check:
+    """Without a gate that was compared nothing is said of gates, and a link that is required has not passed."""
+    return Check(GATES, "not run", f"{why}: no gate was seen")
 
 
 def _badness(value: float) -> float:

@@ -1,6 +1,7 @@
 """The cache of engines: atomic, lock-free, and never trusted."""
 
 import os
+import shutil
 import threading
 import time
 
@@ -38,6 +39,28 @@ def test_a_damaged_entry_is_dropped(cache):
     assert "a damaged entry of the cache was dropped" in note
     assert cache.store("k", DATA, manifest_of(DATA)) == ""
     assert cache.find("k")[0] is not None
+
+
+@pytest.mark.parametrize("moved", ["the entry", "the engine", "no key"])
+def test_what_was_stored_under_another_key_is_dropped(cache, moved):
+    cache.store("k", DATA, manifest_of(DATA))
+    cache.store("other", DATA + b"2", manifest_of(DATA + b"2"))
+    place, other = (cache.folder / "engines" / name for name in ("k", "other"))
+    if moved == "the entry":
+        shutil.rmtree(place)
+        shutil.copytree(other, place)
+    elif moved == "the engine":
+        for path in other.glob("model.engine*"):
+            shutil.copy(path, place)
+    else:  # as it was before keys were kept
+        (place / "entry.json").unlink()
+    found, note = cache.find("k")
+    assert found is None
+    assert "holds what was built for something else" in note
+    assert cache.find("k") == (None, "")  # said once
+    cache.store("k", DATA, manifest_of(DATA))
+    assert cache.find("k")[0].verified_bytes() == DATA
+    assert cache.find("other")[0].verified_bytes() == DATA + b"2"
 
 
 def test_of_many_that_race_one_wins_whole(cache):

@@ -6,6 +6,7 @@ import pytest
 
 from scconv_deploy.building import EngineRequest
 from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters import engine_build
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.targets import DEVICES, jetpack_of, split_targets
 from scconv_deploy.exporters.tensorrt import check_options
@@ -45,7 +46,7 @@ def test_each_part_goes_to_the_backend_that_takes_it(backends, target, expected)
     ("backends", "target", "message", "remedy"),
     [
         (BOTH, "orin-jp8", "'orin-jp8' is not known", "portable, local, smNN, orin-jp6, orin-jp7, thor-jp7"),
-        (BOTH, "sm89,", "'' is not known", "Known"),
+        (BOTH, "sm89,", "'sm89,': its part 2 is empty", "Leave out the comma"),
         (("tensorrt-rtx",), "orin-jp6", "none of the backends (tensorrt-rtx) builds", "Add --backend tensorrt,"),
         (("tensorrt",), "sm89,orin-jp6", "--target sm89: none of the backends", "Add --backend tensorrt-rtx,"),
         (BOTH, "sm89", "sm89 names nothing that tensorrt builds for", "local, orin-jp6"),
@@ -82,6 +83,32 @@ def test_a_plugin_is_for_what_tensorrt_builds_here():
             EngineRequest.of(backends, target, (), path)
         with pytest.raises(UsageError, match="--require-plugin is for an engine"):
             EngineRequest.of(backends, target, (), None, require_plugin=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "target", "message", "remedy"),
+    [
+        (
+            "tensorrt",
+            "orin-jp6",
+            "built on the device",
+            "deploy MODEL --backend tensorrt --target orin-jp6 makes a bundle",
+        ),
+        ("tensorrt-rtx", "sm89,thor-jp7", "built on the device", "--backend tensorrt --target thor-jp7 makes a bundle"),
+        ("tensorrt-rtx", "sm89,LOCAL", "--target sm89,LOCAL: local stands alone", "Give local, or the others"),
+        ("tensorrt-rtx", "portable,sm89", "portable stands alone", "Give portable, or the others"),
+        ("tensorrt-rtx", ",sm89", "',sm89': its part 1 is empty", "Leave out the comma"),
+        ("tensorrt", "sm89", "builds for the GPU of this machine", "--hardware-compatibility ampere+"),
+    ],
+)
+def test_what_cannot_be_built_for_is_refused_before_the_library_is_looked_for(
+    monkeypatch, backend, target, message, remedy
+):
+    monkeypatch.setattr(engine_build, "load_module", None)
+    with pytest.raises(UsageError) as refused:
+        engine_build.prepare(BuildOptions(backend, target), None)
+    assert message in refused.value.message
+    assert remedy in refused.value.remedy
 
 
 def test_build_does_not_build_for_a_device_and_says_what_does():

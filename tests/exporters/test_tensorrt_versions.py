@@ -1,6 +1,7 @@
 """The version logic against what each version's own bindings offer, as recorded in ``surfaces``."""
 
 import ast
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from packaging.version import Version
 
-from scconv_deploy.errors import MissingRuntimeError, UsageError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
 from scconv_deploy.exporters import tensorrt, tensorrt_network, tensorrt_versions
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
@@ -17,7 +18,7 @@ from scconv_deploy.exporters.tensorrt import check_options
 from scconv_deploy.exporters.tensorrt_network import form_for
 from scconv_deploy.exporters.tensorrt_versions import FEATURES, has, require
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
-from tests.exporters.engines import VERSIONS, recorded, sru_model, surface
+from tests.exporters.engines import VERSIONS, elf_library, recorded, sru_model, surface
 
 PACKAGE = Path(tensorrt.__file__).parent.parent
 SOURCES = [
@@ -203,15 +204,25 @@ class Registry:
 )
 def test_a_plugin_is_looked_up_after_it_was_loaded(registry, message, tmp_path):
     module, plugin = recorded("tensorrt-10.15"), tmp_path / "plugin.so"
-    plugin.write_bytes(b"library")
+    plugin.write_bytes(elf_library())
     module.get_plugin_registry = lambda: registry
     options = BuildOptions("tensorrt", plugin=plugin)
     with pytest.raises(tensorrt.BuildError, match=message):
         tensorrt_network.load_plugin(module, options, graph_facts(sru_model()))
     module.get_plugin_registry = lambda: Registry([("SRU", "1", "scconv")])
-    assert tensorrt_network.load_plugin(module, options, graph_facts(sru_model())).startswith(
-        "b718f135"
-    )  # SHA-256 of b"library"
+    digest = hashlib.sha256(elf_library()).hexdigest()
+    assert tensorrt_network.load_plugin(module, options, graph_facts(sru_model())) == digest
+
+
+def test_a_truncated_plugin_never_reaches_the_registry(tmp_path):
+    """The loader behind load_library would end the process."""
+    module, plugin = recorded("tensorrt-10.15"), tmp_path / "plugin.so"
+    plugin.write_bytes(elf_library()[:64])
+    loaded = []
+    module.get_plugin_registry = lambda: SimpleNamespace(load_library=loaded.append, get_creator=lambda *_: None)
+    with pytest.raises(IntegrityError, match=r"plugin\.so is damaged") as refused:
+        tensorrt_network.load_plugin(module, BuildOptions("tensorrt", plugin=plugin), graph_facts(sru_model()))
+    assert (loaded, refused.value.exit_code) == ([], 7)
 
 
 class Network:

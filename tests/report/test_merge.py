@@ -75,7 +75,7 @@ def test_merged_reports_can_be_required_judged_and_read_in_every_format(finished
     assert "tensorrt-rtx: " in again.stderr
     text = run("merge", bundle).stdout
     assert "engine latency: p50 " in text
-    assert "engine gates: 1 of 1 SRUs built alone, same input, changed: 0 of 512 (0 unexplained)" in text
+    assert "engine gates: 1 of 1 SRUs compared alone, same input, gates changed: 0 of 512 (0 unexplained)" in text
     assert "engine latency" in run("merge", bundle, "--format", "markdown").stdout
     assert "engine latency" in run("merge", bundle, "--format", "html").stdout
     suites = ElementTree.fromstring(run("merge", bundle, "--format", "junit").stdout)

@@ -115,6 +115,23 @@ def test_an_nvcc_newer_than_the_driver_builds_for_other_machines_only(machine, d
         assert build(BuildRequest(), machine=machine).architectures == ("87", "89")
 
 
+def test_a_folder_of_headers_that_is_none_is_said(machine, tmp_path):
+    """TENSORRT_INCLUDE_DIR names another one than is taken, or there is none at all."""
+    assert build(BuildRequest(), machine=machine).notes == ()
+    lost = replace(machine, environ={**machine.environ, "TENSORRT_INCLUDE_DIR": "/nope"})
+    here = tmp_path / "usr" / "include"
+    assert build(BuildRequest(), machine=lost).notes == (
+        f"TENSORRT_INCLUDE_DIR=/nope holds no NvInfer.h; taken were those in {here}",
+    )
+    assert build(BuildRequest(kernels_only=True), machine=lost).notes == ()
+    assert build(BuildRequest(tensorrt_include=here), machine=lost).notes == ()
+    right = replace(machine, environ={**machine.environ, "TENSORRT_INCLUDE_DIR": str(here)})
+    assert build(BuildRequest(), machine=right).notes == ()
+    (here / "NvInfer.h").unlink()
+    with pytest.raises(MissingRuntimeError, match="were not found: TENSORRT_INCLUDE_DIR=/nope holds no NvInfer"):
+        build(BuildRequest(), machine=lost)
+
+
 def test_what_makes_another_library(machine):
     requests = [BuildRequest(), BuildRequest(("89",)), BuildRequest(kernels_only=True)]
     paths = [build(request, machine=machine).path for request in requests]

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from scconv_deploy import cli
 from tests.trt_plugins.test_build import NVCC
 
+VERSION = "".join(f"#define NV_TENSORRT_{part} 10\n" for part in ("MAJOR", "MINOR", "PATCH"))
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
@@ -52,7 +54,15 @@ def test_a_compiler_that_fails_is_exit_5_with_its_lines(run, tmp_path):
     ("arguments", "code", "reason"),
     [
         (("--kernels-only", "--register", "--arch", "89"), 2, "Leave --kernels-only or --register out."),
+        (
+            ("--kernels-only", "--tensorrt-include", "x", "--arch", "89"),
+            2,
+            "Leave --kernels-only or --tensorrt-include",
+        ),
         (("--kernels-only", "--arch", "12"), 2, "It knows 75, 87, 89."),
+        (("--kernels-only", "--arch", ""), 2, "--arch '': it names no architecture. Write for example --arch 87,89"),
+        (("--kernels-only", "--arch", "87,"), 2, "--arch '87,': its part 2 is empty."),
+        (("--kernels-only", "--arch", " ,87"), 2, "--arch ' ,87': its part 1 is empty."),
         (("--tensorrt-include", ".", "--arch", "89"), 2, "holds no NvInfer.h"),
         (("--arch", "89", "-o", "."), 2, "is a folder"),
     ],
@@ -60,6 +70,16 @@ def test_a_compiler_that_fails_is_exit_5_with_its_lines(run, tmp_path):
 def test_what_cannot_be_built(run, arguments, code, reason):
     result = run("plugin", "build", *arguments)
     assert (result.exit_code, reason in result.stderr) == (code, True), result.stderr
+
+
+def test_headers_taken_from_elsewhere_are_noted(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", "/nope")
+    for name, text in (("NvInfer.h", ""), ("NvInferVersion.h", VERSION)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("scconv_deploy.machine._TENSORRT_INCLUDES", (str(tmp_path),))
+    result = run("plugin", "build", "--arch", "89", "-o", tmp_path / "libmine.so")
+    assert result.exit_code == 0, result.output
+    assert f"note   TENSORRT_INCLUDE_DIR=/nope holds no NvInfer.h; taken were those in {tmp_path}\n" in result.stdout
 
 
 def test_check_of_no_library_is_exit_7(run, tmp_path):

@@ -53,6 +53,24 @@ def test_what_is_no_shared_library_is_refused(library, tmp_path):
             read_library(path)
 
 
+def test_what_the_loader_maps_must_be_in_the_file(library, tmp_path):
+    """The tables are all there, and the second segment is said to go on one byte beyond the file."""
+    data = bytearray(library.read_bytes())
+    (start,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    loaded = [start + i * size for i in range(count) if struct.unpack_from("<I", data, start + i * size) == (1,)]
+    (offset,) = struct.unpack_from("<Q", data, loaded[1] + 8)
+    path = tmp_path / "long.so"
+    for beyond in (0, 1):
+        struct.pack_into("<Q", data, loaded[1] + 32, len(data) - offset + beyond)
+        path.write_bytes(data)
+        if beyond:
+            with pytest.raises(IntegrityError, match="is damaged: its ELF structure ends early"):
+                read_library(path)
+        else:
+            assert "seen" in read_library(path).exported
+
+
 def test_images_of_a_fat_binary():
     def entry(kind, capability, payload):
         return struct.pack("<HHIQ", kind, 0x101, 64, len(payload)).ljust(28, b"\0") + struct.pack(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +20,7 @@ from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import SOURCES
 from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, SruSettings, sru, sru_params
 from tests.conftest import tiny_net
+from tests.exporters.engines import elf_library
 
 SHAPE = (2, 16, 9, 7)
 HARD = replace(VARIANTS["groupbn-hard"], num_groups=4)
@@ -146,8 +150,29 @@ def test_without_a_library_the_remedy_is_named(monkeypatch, tmp_path):
         library.load()
     other = tmp_path / "other.so"
     other.write_bytes(b"no library")
-    with pytest.raises(IntegrityError, match="no library of the fused SRU"):
+    with pytest.raises(IntegrityError, match="no 64-bit Linux shared library"):
         SruLibrary(other)
+    with pytest.raises(IntegrityError, match=r"gone\.so is no library of the fused SRU"):
+        SruLibrary(tmp_path / "gone.so")
+    other.write_bytes(elf_library())
+    with pytest.raises(IntegrityError, match=r"other\.so is no library of the fused SRU"):
+        SruLibrary(other)
+
+
+def test_a_truncated_library_is_refused_before_the_loader_maps_it(tmp_path):
+    """dlopen of it ends the process with SIGBUS, so this is asked of another one."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    (tmp_path / "big.cpp").write_text("char data[1 << 20] = {1};\n")
+    whole, cut = tmp_path / "big.so", tmp_path / "cut.so"
+    subprocess.run(["g++", "-shared", "-fPIC", str(tmp_path / "big.cpp"), "-o", str(whole)], check=True)
+    cut.write_bytes(whole.read_bytes()[: 1 << 19])
+    load = "from pathlib import Path; from scconv_deploy.trt_plugins import library; library.load(Path({!r}))"
+    done = subprocess.run([sys.executable, "-c", load.format(str(cut))], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"IntegrityError: {cut} is damaged" in done.stderr
+    with pytest.raises(IntegrityError, match="no library of the fused SRU"):
+        SruLibrary(whole)  # it can be loaded, and is another library
 
 
 def test_a_models_srus_are_fused_where_they_are_recognised():

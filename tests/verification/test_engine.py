@@ -16,9 +16,11 @@ from scconv_deploy.exporters import gpu
 from scconv_deploy.exporters.engine import EngineLayer
 from scconv_deploy.report.load import from_json
 from scconv_deploy.report.records import Link, StageLog
-from scconv_deploy.report.rejudge import rejudge
-from scconv_deploy.verification import instrument
+from scconv_deploy.report.rejudge import check_report, rejudge
+from scconv_deploy.verification import instrument, tolerances
 from scconv_deploy.verification.engine import ByTable, judge_engine, try_to_judge, with_engine
+from scconv_deploy.verification.engine_srus import LoneSRUs
+from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.runners.pytorch import run_disturbed
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
@@ -279,6 +281,75 @@ def test_an_sru_that_cannot_be_built_alone_is_not_run_and_said(tiny_reference, m
     assert "tensorrt: b.SRU: TensorRT cannot build the SRU b.SRU alone: out of tactics" in caveats
     assert "tensorrt: c: there is no ONNX model of it alone" in caveats
     assert [s.teacher_forced is None for s in report.srus] == [False, True, True, False]
+
+
+class WithoutInputs(TorchReference):
+    """A reference whose SRUs' inputs were not kept, as in a bundle that has reached its size."""
+
+    def run(self, sample):
+        run = super().run(sample)
+        return replace(run, sites={name: replace(site, x=None) for name, site in run.sites.items()})
+
+
+@pytest.mark.parametrize("why", ["no library builds one", "no input was kept", "there is no model"])
+def test_an_engine_of_whose_gates_none_was_seen_is_not_signed(tiny_reference, model, tmp_path, why):
+    """It passes end to end, the check of its gates was not run, and whoever requires the engine is told."""
+
+    @contextmanager
+    def refusing(engine, site, models, plugin):
+        raise BuildError(f"TensorRT cannot build the SRU {site} alone: out of tactics")
+        yield
+
+    kind = WithoutInputs if why == "no input was kept" else TorchReference
+    report = judge_engine(
+        kind(tiny_reference[0]), engine_of(model, tmp_path), noise_samples(tiny_reference[0].signature, 0), StageLog(),
+        sru_models=lambda s, shape: {} if why == "there is no model" else {"function": lone(model, s, shape)},
+        opener=ort_opener, build_sru=refusing,
+    )  # fmt: skip
+    (link,) = report.links
+    assert link.status == "passed"
+    gates = check_of(report, "teacher-forced gates")
+    assert (gates.status, gates.reason) == ("not run", "none of the 4 SRUs was compared alone: no gate was seen")
+    stored = tmp_path / "report.json"
+    stored.write_bytes(report.as_bytes())
+    assert check_report(stored)
+    for name in ("tensorrt", "engine"):
+        judged = check_report(stored, [name])
+        assert judged.failures == (f"{name} is required and passed end to end only: {gates.reason}",)
+    before = replace(link, checks=tuple(c for c in link.checks if c is not gates))  # a report of before, without it
+    stored.write_bytes(replace(report, links=(before,)).as_bytes())
+    assert (
+        check_report(stored, ["tensorrt"])
+        .failures[0]
+        .startswith("tensorrt is required and passed end to end only: a.SRU")
+    )
+
+
+def test_a_healthy_engine_and_one_without_srus_are_signed(tiny_reference, model, tmp_path):
+    stored = tmp_path / "report.json"
+    report = judge(tiny_reference[0], model, tmp_path)
+    stored.write_bytes(report.as_bytes())
+    assert check_report(stored, ["tensorrt"])
+    plain = replace(report.links[0], checks=tuple(c for c in report.links[0].checks if c.name == "end to end"))
+    stored.write_bytes(replace(report, links=(plain,)).as_bytes())
+    assert check_report(stored, ["tensorrt"])
+
+
+def test_gates_that_all_hide_in_the_output_were_not_seen(tiny_reference, model, tmp_path):
+    """Over zeros every way that the gates can stand gives the same output."""
+    source = TorchReference(tiny_reference[0])
+    run = source.run(next(iter(noise_samples(tiny_reference[0].signature, 0))))
+    measured = Measured(tolerances.table({}))
+    measured.add_gates(run)
+    srus = LoneSRUs(
+        engine_of(model, tmp_path), None, lambda s, shape: {"function": lone(model, s, shape)}, ort_builder(), measured
+    )
+    site = run.sites["a.SRU"]
+    srus.judge(replace(site, x=np.zeros_like(site.x)))
+    gates, values = srus.checks()
+    hidden = f"{site.mask.size:,} gates do not show in the output"
+    assert (gates.status, gates.reason) == ("not run", f"1 of 1 SRUs alone; {hidden}: no gate was seen")
+    assert values.status == "passed"
 
 
 def lone(model, site, shape):

@@ -23,7 +23,7 @@ from scconv_deploy.verification.runners.tensorrt import (
     holds_host_code,
     to_bfloat16,
 )
-from tests.exporters.engines import Recorded
+from tests.exporters.engines import Recorded, elf_library
 from tests.exporters.test_engine import DATA, manifest_of
 from tests.verification.ort_behind_tensorrt import NAMES, Module
 
@@ -74,7 +74,7 @@ def test_an_engine_without_weights_is_not_run(tmp_path, installed):
 
 def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     plugin = tmp_path / "plugin.so"
-    plugin.write_bytes(b"library")
+    plugin.write_bytes(elf_library())
     loaded = []
     registry = SimpleNamespace(
         load_library=lambda path: None if loaded else loaded.append(path) or path,  # the real one takes one as well
@@ -87,13 +87,13 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     with pytest.raises(IntegrityError, match="is not the plugin that"):
         runners._load_plugin(module, artifact, plugin)
     assert loaded == []
-    digest = hashlib.sha256(b"library").hexdigest()
+    digest = hashlib.sha256(elf_library()).hexdigest()
     runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]
     runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]  # it is there already: a second time the registry would refuse it
-    plugin.write_bytes(b"another build")
-    other = manifest_of(DATA, plugin_sha256=hashlib.sha256(b"another build").hexdigest())
+    plugin.write_bytes(elf_library(b"another build"))
+    other = manifest_of(DATA, plugin_sha256=hashlib.sha256(elf_library(b"another build")).hexdigest())
     with pytest.raises(MissingRuntimeError, match="another library of this plugin is loaded in this process"):
         runners._load_plugin(module, EngineArtifact(artifact.path, other), plugin)
 
