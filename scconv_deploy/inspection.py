@@ -25,7 +25,7 @@ from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.runners.pytorch import record_gates
-from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
+from scconv_deploy.verification.runners.tensorrt import TensorRTRunner, check_plugin_of
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 from scconv_deploy.verification.torch_reference import Reference
 
@@ -88,15 +88,22 @@ class EngineInspection:
         }  # fmt: skip
 
 
-def inspect_engine(path: Path) -> EngineInspection:
+def inspect_engine(path: Path, plugin: Path | None = None) -> EngineInspection:
     """Read an engine's manifest, and open the engine where there is a library and a GPU for it.
 
+    Args:
+        plugin: the library that the engine was built with; without it such an engine is not opened, which is said.
+
     Raises:
-        UsageError, IntegrityError: see :func:`scconv_deploy.exporters.engine.load_engine`.
+        UsageError: a plugin for an engine that was built without one; or see
+            :func:`scconv_deploy.exporters.engine.load_engine`.
+        IntegrityError: another plugin than the one it was built with; or see there.
     """
     artifact = load_engine(path)
+    if plugin is not None:
+        check_plugin_of(artifact, plugin)
     try:
-        with TensorRTRunner(artifact) as runner:
+        with TensorRTRunner(artifact, plugin=plugin) as runner:
             return EngineInspection(artifact, runner.layer_information())
     except MissingRuntimeError as error:
         return EngineInspection(artifact, (), error.message)

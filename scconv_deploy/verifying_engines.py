@@ -20,7 +20,7 @@ from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.onnx_reference_file import OnnxReference
 from scconv_deploy.verification.progress import with_progress
 from scconv_deploy.verification.reference_run import Site
-from scconv_deploy.verification.runners.tensorrt import require_runtime
+from scconv_deploy.verification.runners.tensorrt import check_plugin_of, require_runtime
 from scconv_deploy.verification.torch_reference import TorchReference
 
 
@@ -45,11 +45,13 @@ class EngineVerification:
         """Refuse before any reference is loaded what cannot be judged.
 
         Raises:
-            UsageError: no such file.
-            IntegrityError: it is not what its manifest says.
+            UsageError: no such file, or a plugin for an engine that has none.
+            IntegrityError: it is not what its manifest says, or not its plugin.
             MissingRuntimeError: no library, another version of it, or no GPU.
         """
         engine = load_engine(path)
+        if plugin is not None:
+            check_plugin_of(engine, plugin)
         require_runtime(engine)
         return cls(engine, plugin, command, progress)
 

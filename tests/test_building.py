@@ -158,6 +158,16 @@ def test_bad_files_are_one_line(workplace):
     failed(run("build", "m.onnx", "-o", "m.engine", *BUILD), 2, "m.engine exists")
 
 
+def test_an_output_without_a_shape_builds(workplace):
+    model = conv_model()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    save(model, workplace / "open.onnx")
+    built = run("build", "open.onnx", "-o", "open.engine", *BUILD, "--json")
+    assert built.exit_code == 0, built.output
+    (output,) = json.loads(built.stdout)["manifest"]["outputs"]
+    assert (output["name"], output["shape"]) == ("y", [-1, 16, 8, 8])
+
+
 def test_a_tampered_and_a_truncated_engine_are_refused(workplace):
     run("build", "m.onnx", "-o", "m.engine", *BUILD)
     data = Path("m.engine").read_bytes()

@@ -142,6 +142,37 @@ def test_the_plugin_is_given_the_node_alone(module, recorded, tmp_path):
     failed(run("verify", engine.path, "--reference", bundle, "--plugin", plugin), 7, "is not the plugin that")
 
 
+def test_inspect_shows_the_layers_of_an_engine_with_the_plugin(module, recorded, tmp_path):
+    _, model = recorded["fp32"]
+    plugin = tmp_path / "libplugin.so"
+    plugin.write_bytes(elf_library())
+    settings = {"optimization_level": 3, "plugins_to_serialize": []}
+    facts = {"settings": settings, "warnings": ("weights are shared",)}
+    engine = engine_of(model, tmp_path, plugin_sha256=hashlib.sha256(elf_library()).hexdigest(), **facts)
+    shown = run("inspect", engine.path, "--plugin", plugin)
+    assert shown.exit_code == 0, shown.output
+    assert module.loaded == [str(plugin)]
+    assert '{"JSON": "SRU a.SRU"}' in shown.stdout
+    assert "settings optimization_level 3, plugins_to_serialize none\n" in shown.stdout
+    assert "warning  weights are shared\n" in shown.stdout
+    without = run("inspect", engine.path)
+    assert without.exit_code == 0
+    assert "its own layers are not shown" in without.stdout
+    assert "was built with a plugin, which was not given" in without.stdout
+    plugin.write_bytes(b"another")
+    failed(run("inspect", engine.path, "--plugin", plugin), 7, "is not the plugin that")
+    failed(run("inspect", engine.path, "--plugin", tmp_path / "nope.so"), 2, "nope.so does not exist")
+
+
+def test_a_plugin_for_what_has_none_is_refused(module, recorded, tmp_path):
+    bundle, model = recorded["fp32"]
+    engine = engine_of(model, tmp_path)
+    for command in (("inspect", engine.path), ("verify", engine.path, "--reference", bundle)):
+        failed(run(*command, "--plugin", "p.so"), 2, "m.engine was built without a plugin. Leave it out.")
+    failed(run("inspect", bundle, "--plugin", "p.so"), 2, "--plugin belongs to an engine")
+    failed(run("inspect", "scconv_resnet20", "--plugin", "p.so"), 2, "--plugin belongs to an engine")
+
+
 def test_a_library_that_refuses_an_sru_leaves_the_engine_judged(module, recorded, tmp_path):
     bundle, model = recorded["fp32"]
     module.refuse = "no tactic\nfor it"

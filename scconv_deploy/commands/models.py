@@ -92,9 +92,12 @@ def export(
 
 @grouped
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, an ONNX file, or a bundle.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, an ONNX file, a bundle, or an engine.")
+    ],
     of_model: ModelOptions = ModelOptions(),
     data: Data = None,
+    plugin: Plugin = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -102,11 +105,13 @@ def inspect(
     with run_session(as_json, quiet) as session:
         from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
 
+        if plugin is not None and not target.endswith(".engine"):
+            raise UsageError("--plugin belongs to an engine.", "Leave it out.")
         if target.endswith((".onnx", ".rejected", ".engine")) or Path(target).is_dir():
             if of_model != ModelOptions() or data:
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
             if target.endswith(".engine"):
-                session.show(inspect_engine(Path(target)), "print_engine")
+                session.show(inspect_engine(Path(target), plugin), "print_engine")
             else:
                 session.show(inspect_onnx(Path(target)), "print_onnx")
         else:

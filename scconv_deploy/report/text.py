@@ -118,8 +118,6 @@ def print_build(console: Console, result: BuildResult) -> None:
     """An engine: what it is, what became of its SRUs, and what the library warned of."""
     manifest = result.engine.manifest
     _print_engine(console, manifest)
-    for warning in manifest.warnings:
-        _line(console, f"warning  {warning}")
     for note in result.notes:
         _line(console, f"note     {note}")
     how = "from the cache" if result.from_cache else "built"
@@ -135,11 +133,19 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
         shapes = ("x".join(map(str, shape)) for shape in (profile.minimum, profile.optimum, profile.maximum))
         _line(console, f"profile  {profile.input}: {' to '.join(dict.fromkeys(shapes))}")
     _line(console, f"flags    {', '.join(manifest.flags) or 'none'}; {len(manifest.layers)} layers before fusion")
+    settings = ", ".join(f"{name} {_setting(value)}" for name, value in manifest.settings.items())
+    _line(console, f"settings {settings or 'none'}")
     reasons: dict[tuple[str, str], list[str]] = {}
     for sru in manifest.srus:
         reasons.setdefault((sru.form, sru.reason if sru.form == "expanded" else ""), []).append(sru.site)
     for (form, reason), sites in reasons.items():
         _line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
+    for warning in manifest.warnings:
+        _line(console, f"warning  {warning}")
+
+
+def _setting(value: object) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else str(value)
 
 
 def print_engine(console: Console, result: EngineInspection) -> None:

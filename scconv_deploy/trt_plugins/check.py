@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.machine import Machine
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
@@ -35,10 +36,20 @@ _LOAD = """
 import json, sys
 import {module} as trt
 registry = trt.get_plugin_registry()
-handle = registry.load_library(sys.argv[1])
+{load}
 found = [[c.name, c.plugin_version, c.plugin_namespace] for c in registry.all_creators]
-print(json.dumps({{"version": trt.__version__, "loaded": handle is not None, "creators": found}}))
+print(json.dumps({{"version": trt.__version__, "loaded": loaded, "creators": found}}))
 """
+_BY_REGISTRY = "loaded = registry.load_library(sys.argv[1]) is not None"
+_BY_DLOPEN = """
+import ctypes
+try:
+    loaded = ctypes.CDLL(sys.argv[1]) is not None
+except OSError as error:
+    sys.exit(f"it does not load: {error}")
+"""
+CREATORS = "scconv_sru_creators"
+"""What the plugin exports for the register library, and only that one asks for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class PluginReport:
 
 
 def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
-    """Check a library; it is loaded only when its symbols are right, and only in a child process.
+    """Check a plugin or its register library; loaded only when its symbols are right, and only in a child process.
 
     Raises:
         UsageError: there is no such file.
@@ -84,15 +95,21 @@ def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
         wrong = "is no regular file" if path.exists() else "does not exist"
         raise UsageError(f"{path} {wrong}.", "Build it: scconv-deploy plugin build -o FILE")
     library = read_library(path)
-    rows = [*_static_rows(library)]
+    registers = CREATORS in library.undefined
+    rows = _register_rows(path, library) if registers else _static_rows(library)
+    runtimes = {"tensorrt": RUNTIMES["tensorrt"]} if registers else RUNTIMES
     here = platform.machine().replace("_", "-")
+    why = ""
     if not all(row.verdict == "passed" for row in rows):
-        rows += [CheckRow(f"loads in {package}", "not run", "its symbols are wrong") for package in RUNTIMES]
+        why = "its symbols are wrong" if not registers else "what it needs is not there"
     elif library.machine != here:
-        found = f"it is for {library.machine}, this machine is {here}"
-        rows += [CheckRow(f"loads in {package}", "not run", found) for package in RUNTIMES]
+        why = f"it is for {library.machine}, this machine is {here}"
+    if why:
+        rows += [CheckRow(f"loads in {package}", "not run", why) for package in runtimes]
+    elif registers:
+        rows.append(_register_load_row(path, library, machine))
     else:
-        rows += [_load_row(path, package, module, machine) for package, module in RUNTIMES.items()]
+        rows += [_load_row(path, package, module, machine, _BY_REGISTRY) for package, module in runtimes.items()]
     return PluginReport(path, tuple(rows), library.cubins, library.ptx, library.needed, library.versions)
 
 
@@ -100,19 +117,54 @@ def _static_rows(library: SharedLibrary) -> list[CheckRow]:
     missing = [name for name in (*ENTRY_POINTS, *C_INTERFACE) if name not in library.exported]
     foreign = sorted(name for name in library.undefined if name.startswith(_FOREIGN_PREFIXES))
     linked = sorted(name for name in library.needed if name.startswith(_FOREIGN_LIBRARIES))
-    extra = sorted(
-        library.exported - {*ENTRY_POINTS, *C_INTERFACE, "scconv_sru_creators"} - set(_runtime_symbols(library))
-    )
+    extra = sorted(library.exported - {*ENTRY_POINTS, *C_INTERFACE, CREATORS} - set(_runtime_symbols(library)))
     code = library.cubins or library.ptx
-    newest = ", ".join(f"{family} {version}" for family, version in sorted(library.versions.items()))
     return [
         _row("entry points and C interface", not missing, "all exported", _missing(missing)),
         _row("nothing else exported", not extra, "no other symbol", f"also exported: {', '.join(extra[:5])}"),
         _row("no symbol of libnvinfer needed", not foreign, "none", ", ".join(foreign[:5])),
         _row("not linked to TensorRT or the CUDA runtime", not linked, ", ".join(library.needed), ", ".join(linked)),
         _row("GPU code", bool(code), _code(library), "there is none"),
-        CheckRow("runs on", "passed", f"{library.machine}, needs {newest}"),
+        _runs_on(library),
     ]
+
+
+def _runs_on(library: SharedLibrary) -> CheckRow:
+    newest = ", ".join(f"{family} {version}" for family, version in sorted(library.versions.items()))
+    return CheckRow("runs on", "passed", f"{library.machine}, needs {newest or 'no versioned symbol'}")
+
+
+def _register_rows(path: Path, library: SharedLibrary) -> list[CheckRow]:
+    """Of the library that ``plugin build --register`` puts beside the plugin, for hosts that only dlopen."""
+    plugin = next((name for name in library.needed if _is_plugin(path.parent / name)), "")
+    majors = [name for name in library.needed if re.fullmatch(r"libnvinfer\.so\.\d+", name)]
+    extra = sorted(library.exported - set(_runtime_symbols(library)))
+    absent = f"none of {', '.join(library.needed) or 'nothing'} lies beside it and exports {CREATORS}"
+    beside = "$ORIGIN" in library.run_path
+    return [
+        CheckRow("what it is", "passed", "the register library: it registers the plugin where it is loaded"),
+        _row("the plugin beside it", bool(plugin), f"{plugin}: check it too", absent),
+        _row("finds it there", beside, "run path $ORIGIN", f"run path {':'.join(library.run_path) or 'none'}"),
+        _row("linked to one TensorRT", len(majors) == 1, ", ".join(majors), ", ".join(majors) or "no libnvinfer.so.N"),
+        _row("nothing exported", not extra, "no symbol", f"exported: {', '.join(extra[:5])}"),
+        _runs_on(library),
+    ]
+
+
+def _is_plugin(path: Path) -> bool:
+    try:
+        return path.is_file() and CREATORS in read_library(path).exported
+    except IntegrityError:
+        return False
+
+
+def _register_load_row(path: Path, library: SharedLibrary, machine: Machine) -> CheckRow:
+    """Only TensorRT of the major version that it is linked to can load it."""
+    (major,) = (name.rpartition(".")[2] for name in library.needed if name.startswith("libnvinfer.so."))
+    installed = machine.installed("tensorrt")
+    if installed is not None and installed.split(".")[0] != major:
+        return CheckRow("loads in tensorrt", "not run", f"it is for TensorRT {major}, {installed} is installed")
+    return _load_row(path, "tensorrt", RUNTIMES["tensorrt"], machine, _BY_DLOPEN)
 
 
 def _missing(names: list[str]) -> str:
@@ -134,12 +186,12 @@ def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:
     return CheckRow(name, "passed" if passed else "failed", found if passed else otherwise)
 
 
-def _load_row(path: Path, package: str, module: str, machine: Machine) -> CheckRow:
+def _load_row(path: Path, package: str, module: str, machine: Machine, how: str) -> CheckRow:
     """In a child process: a plugin that crashes is a finding."""
     name = f"loads in {package}"
     if machine.installed(package) is None:
         return CheckRow(name, "not run", f"{package} is not installed")
-    command = [sys.executable, "-c", _LOAD.format(module=module), str(path.absolute())]
+    command = [sys.executable, "-c", _LOAD.format(module=module, load=how), str(path.absolute())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from scconv_deploy.errors import IntegrityError
 
 _DYNAMIC_SYMBOLS, _DYNAMIC, _VERSIONS_NEEDED = 11, 6, 0x6FFFFFFE  # section types
 _LOADED = 1  # a segment that the loader maps
-_NEEDED, _SONAME, _RUNPATH = 1, 14, 29  # tags of the dynamic section
+_NEEDED, _SONAME, _RPATH, _RUNPATH = 1, 14, 15, 29  # tags of the dynamic section
 _FATBIN_MAGIC = 0xBA55ED50
 _PTX, _CUBIN = 1, 2
 
@@ -31,6 +31,7 @@ class SharedLibrary:
         needed: sonames of the libraries it is linked to.
         versions: the newest symbol version that it needs of each, for example ``{"GLIBC": "2.34"}``.
         cubins, ptx: compute capabilities of the GPU code, for example ``("8.7", "9.0")``.
+        run_path: where the loader looks for what it needs, before the system's folders.
     """
 
     machine: str
@@ -41,6 +42,7 @@ class SharedLibrary:
     versions: dict[str, str]
     cubins: tuple[str, ...]
     ptx: tuple[str, ...]
+    run_path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
     exported: set[str] = set()
     undefined: set[str] = set()
     needed: list[str] = []
-    soname = ""
+    soname, run_path = "", ""
     versions: dict[str, str] = {}
     for section in sections:
         if section.kind == _DYNAMIC_SYMBOLS:
@@ -101,6 +103,8 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
                     needed.append(_string(data, strings + value))
                 elif tag == _SONAME:
                     soname = _string(data, strings + value)
+                elif tag in (_RPATH, _RUNPATH):
+                    run_path = _string(data, strings + value)
         elif section.kind == _VERSIONS_NEEDED:
             versions |= _versions(data, section, sections[section.link].offset)
     fatbin = [s for s in sections if _string(data, names + s.name_at) == ".nv_fatbin"]
@@ -110,8 +114,9 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
         for wanted in (_CUBIN, _PTX)
     )
     return SharedLibrary(
-        machine, soname, tuple(needed), frozenset(exported), frozenset(undefined), versions, cubins, ptx
-    )
+        machine, soname, tuple(needed), frozenset(exported), frozenset(undefined), versions, cubins, ptx,
+        tuple(filter(None, run_path.split(":"))),
+    )  # fmt: skip
 
 
 def _sections(data: bytes) -> tuple[list[_Section], int]:

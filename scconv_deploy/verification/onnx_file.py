@@ -21,7 +21,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         UsageError: no such file.
         IntegrityError: empty, truncated, not ONNX, or external data outside the model's folder.
-        ModelError: with its external data it is larger than what onnx's tools can hold.
+        ModelError: with its external data it is larger than what onnx's tools can hold; or an input has no shape, or an
+            output none that follows from the graph.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -48,6 +49,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         )
     try:
         load_external_data_for_model(model, str(path.parent))
+        _complete(model, path)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -56,6 +58,40 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if left is not None:  # onnx looks for external data in fewer places than a tensor can be
         raise IntegrityError(f"{path}: the tensor {left.name!r} cannot have external data.", "Do not use this file.")
     return model
+
+
+def _complete(model: onnx.ModelProto, path: Path) -> None:
+    """Give outputs that were written without a type or shape those that follow from the graph, as runtimes do.
+
+    ONNX asks for both and some exporters leave them out; onnx's checker would call the file invalid.
+    """
+    if without := next((value for value in model.graph.input if not _described(value)), None):
+        raise ModelError(
+            f"{path}: the input {without.name!r} has no type or shape, so nobody knows what to feed it.",
+            "Export it with the shapes of its inputs, open axes included.",
+        )
+    lacking = {value.name for value in model.graph.output if not _described(value)}
+    if not lacking:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output
+    except onnx.shape_inference.InferenceError:
+        inferred = model.graph.output
+    for value, found in zip(model.graph.output, inferred, strict=True):
+        if value.name in lacking and not _described(found):
+            raise ModelError(
+                f"{path}: the output {value.name!r} has no type or shape, and none follows from the graph.",
+                "Export it with the shapes of its outputs.",
+            )
+        value.CopyFrom(found)
+
+
+def _described(value: onnx.ValueInfoProto) -> bool:
+    """Whether a tensor has its type and a shape, of open axes or not; what is no tensor is left to the checker."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return kind is not None
+    return bool(value.type.tensor_type.elem_type) and value.type.tensor_type.HasField("shape")
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

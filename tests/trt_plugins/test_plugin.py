@@ -14,8 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from scconv_deploy import cli
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.machine import Machine
 from scconv_deploy.trt_plugins.build import (
     KERNEL_SOURCES,
     PLUGIN_SOURCES,
@@ -201,6 +204,96 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path):
     (tmp_path / "text.so").write_text("text")
     with pytest.raises(IntegrityError, match="no 64-bit Linux shared library"):
         check_plugin(tmp_path / "text.so")
+
+
+# --- the register library ----------------------------------------------------------------------------------------
+
+FAKE_TENSORRT = """
+from types import SimpleNamespace
+__version__ = "10.3.0"
+def get_plugin_registry():
+    class Registry:
+        @property
+        def all_creators(self):
+            there = "libmine.so" in open("/proc/self/maps").read()
+            names = ("SRU", "SRUNorm", "SRUSoft") if there else ()
+            return [SimpleNamespace(name=n, plugin_version="1", plugin_namespace="scconv") for n in names]
+    return Registry()
+"""
+
+
+@pytest.fixture
+def register(tmp_path):
+    """A register library linked as ``plugin build --register`` links it, to stand-ins of the plugin and libnvinfer."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+
+    def compiled(name, code, *flags):
+        source = tmp_path / f"{name}.cpp"
+        source.write_text(code)
+        command = ["g++", "-shared", "-fPIC", str(source), *map(str, flags), f"-Wl,-soname,{name}"]
+        subprocess.run([*command, "-o", str(tmp_path / name)], check=True)
+        return tmp_path / name
+
+    plugin = compiled("libmine.so", 'extern "C" void* scconv_sru_creators(int& count) { count = 3; return nullptr; }')
+    library = compiled("libnvinfer.so.10", 'extern "C" void* getPluginRegistry() { return nullptr; }')
+    code = (
+        'extern "C" { void* scconv_sru_creators(int&); void* getPluginRegistry(); }\n'
+        "namespace { __attribute__((constructor)) void go() { int n; getPluginRegistry(); scconv_sru_creators(n); } }\n"
+    )
+    return compiled("libmine_register.so", code, "-Wl,--no-as-needed", plugin, library, "-Wl,-rpath,$ORIGIN")
+
+
+def rows_of(path, installed=None):
+    report = check_plugin(path, Machine(installed={"tensorrt": installed}.get))
+    return {row.name: (row.verdict, row.found) for row in report.rows}
+
+
+def test_the_register_library_is_known_for_what_it_is(register):
+    rows = rows_of(register)
+    assert rows.pop("runs on")[0] == "passed"
+    assert rows == {
+        "what it is": ("passed", "the register library: it registers the plugin where it is loaded"),
+        "the plugin beside it": ("passed", "libmine.so: check it too"),
+        "finds it there": ("passed", "run path $ORIGIN"),
+        "linked to one TensorRT": ("passed", "libnvinfer.so.10"),
+        "nothing exported": ("passed", "no symbol"),
+        "loads in tensorrt": ("not run", "tensorrt is not installed"),
+    }
+    assert check_plugin(register)
+    result = CliRunner().invoke(cli.app, ["plugin", "check", str(register)])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_register_library_without_its_plugin_and_in_a_host(register, monkeypatch):
+    """In the child a stand-in of TensorRT's bindings; the loader and what it maps are the real ones."""
+    (register.parent / "tensorrt.py").write_text(FAKE_TENSORRT)
+    monkeypatch.setenv("PYTHONPATH", str(register.parent))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    assert rows_of(register, "11.0.0")["loads in tensorrt"] == (
+        "not run", "it is for TensorRT 10, 11.0.0 is installed"
+    )  # fmt: skip
+    verdict, found = rows_of(register, "10.3.0")["loads in tensorrt"]
+    assert verdict == "passed"
+    assert found.startswith("tensorrt 10.3.0 registers scconv::SRU 1")
+    (register.parent / "libnvinfer.so.10").unlink()
+    verdict, found = rows_of(register, "10.3.0")["loads in tensorrt"]
+    assert (verdict, "it does not load: libnvinfer.so.10" in found) == ("failed", True)
+    (register.parent / "libmine.so").unlink()
+    rows = rows_of(register, "10.3.0")
+    assert rows["the plugin beside it"][0] == "failed"
+    assert "none of libmine.so, libnvinfer.so.10" in rows["the plugin beside it"][1]
+    assert rows["loads in tensorrt"] == ("not run", "what it needs is not there")
+
+
+@pytest.mark.nvcc
+def test_check_takes_what_plugin_build_registers_with(harness, nvcc):
+    """The real one: the same tools as ``plugin build --register``."""
+    register = _compile_register(_Tools(nvcc, "", harness.include, harness.version), harness.plugin)
+    rows = rows_of(register)
+    assert [name for name, (verdict, _) in rows.items() if verdict == "failed"] == []
+    assert rows["the plugin beside it"] == ("passed", "libscconv_sru.so: check it too")
+    assert rows["linked to one TensorRT"][1] == f"libnvinfer.so.{harness.version.split('.')[0]}"
 
 
 @pytest.mark.nvcc

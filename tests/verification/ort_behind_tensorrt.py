@@ -57,6 +57,9 @@ class Module:
     class DynamicShapesKernelSpecializationStrategy:
         EAGER = "EAGER"
 
+    class LayerInformationFormat:
+        JSON = "JSON"
+
     def __init__(self, host, version="10.9.0"):
         self.host, self.__version__ = host, version
         self.parsed, self.cleared, self.loaded = [], [], []
@@ -114,9 +117,20 @@ class Engine:
         model = onnx.load_model_from_string(bytes(data))
         if module.expand is not None:
             model = module.expand(model)
-        self.module = module
+        self.module, self.nodes = module, model.graph.node
         self.runner = runner_of(model, RuntimeOptions(optimization="basic"))
         self.types = {v.name: NAMES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
+
+    @property
+    def num_layers(self):
+        return len(self.nodes)
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(
+            get_layer_information=lambda index, form: (
+                f'{{"{form}": "{self.nodes[index].op_type} {self.nodes[index].name}"}}'
+            )
+        )
 
     def create_execution_context(self, *config):
         self.configured = config

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UsageError
 from scconv_deploy.verification.onnx_file import read_onnx
+from tests.exporters.engines import conv_model, sru_model
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -229,3 +230,38 @@ def test_external_data_that_onnx_would_not_load(workplace):
 def test_data_from_the_current_folder_is_not_taken_for_the_models(workplace):
     Path("data.bin").write_bytes(WEIGHT.tobytes())
     refuses(save(workplace, add_model(external(("location", "data.bin")))), "is missing")
+
+
+def undescribed(value, what):
+    """As some exporters write it."""
+    (value if what == "type" else value.type.tensor_type).ClearField(what)
+    return value
+
+
+@pytest.mark.parametrize("what", ["type", "shape"])
+@pytest.mark.parametrize("make", [conv_model, sru_model])
+def test_an_output_without_type_or_shape_gets_what_follows_from_the_graph(make, what):
+    model = make()
+    expected = onnx.ValueInfoProto()
+    expected.CopyFrom(model.graph.output[0])
+    undescribed(model.graph.output[0], what)
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(model)
+    found = read_onnx(save(Path(), model, "m.onnx")).graph.output[0].type.tensor_type
+    assert found.elem_type == TensorProto.FLOAT
+    sizes = [d.dim_value for d in expected.type.tensor_type.shape.dim]
+    assert [d.dim_value for d in found.shape.dim] == sizes  # 0 is the open axis
+    onnx.checker.check_model(read_onnx(Path("m.onnx")))
+
+
+@pytest.mark.parametrize("what", ["type", "shape"])
+def test_what_nobody_can_know_is_exit_4_and_not_damage(what):
+    model = conv_model("Foo", "my.ops")
+    undescribed(model.graph.output[0], what)
+    with pytest.raises(ModelError, match=r"m\.onnx: the output 'y' has no type or shape, and none follows") as refused:
+        read_onnx(save(Path(), model, "m.onnx"))
+    assert refused.value.exit_code == 4
+    model = conv_model()
+    undescribed(model.graph.input[0], what)
+    with pytest.raises(ModelError, match=r"m\.onnx: the input 'x' has no type or shape"):
+        read_onnx(save(Path(), model, "m.onnx"))

@@ -295,6 +295,25 @@ def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
     )
 
 
+def check_plugin_of(artifact: EngineArtifact, plugin: Path) -> None:
+    """Refuse a plugin that an engine was not built with; nothing is loaded.
+
+    Raises:
+        UsageError: there is no such file, or the engine was built without one.
+        IntegrityError: it is another one.
+    """
+    wanted = artifact.manifest.plugin_sha256
+    if not wanted:
+        raise UsageError(f"--plugin: {artifact.path} was built without a plugin.", "Leave it out.")
+    if not plugin.is_file():
+        raise UsageError(f"--plugin {plugin} does not exist.", "Build it with scconv-deploy plugin build.")
+    if hashlib.sha256(plugin.read_bytes()).hexdigest() != wanted:
+        raise IntegrityError(
+            f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
+            "Give that one, or build the engine again.",
+        )
+
+
 def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
     wanted = artifact.manifest.plugin_sha256
     if not wanted or carries_plugin(artifact.manifest):
@@ -303,13 +322,7 @@ def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | No
         raise MissingRuntimeError(
             f"{artifact.path} was built with a plugin, which was not given.", "Add --plugin FILE."
         )
-    if not plugin.is_file():
-        raise UsageError(f"--plugin {plugin} does not exist.", "Build it with scconv-deploy plugin build.")
-    if hashlib.sha256(plugin.read_bytes()).hexdigest() != wanted:
-        raise IntegrityError(
-            f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
-            "Give that one, or build the engine again.",
-        )
+    check_plugin_of(artifact, plugin)
     if refused := load_once(module, plugin):
         raise MissingRuntimeError(
             f"TensorRT cannot load {plugin}: {refused}.",
