@@ -56,7 +56,7 @@ def test_imports_go_one_way(path):
     imported = set(imports_of(path))
     where = path.relative_to(PACKAGE).as_posix()
     allowed = ("exporters", "rewrite", "verification", "inspection", "pipeline", "rewriting", "converting", "precision")
-    allowed += ("building", "benchmarking", "exporting", "bundle/run.py")
+    allowed += ("building", "benchmarking", "bench_options", "exporting", "bundle/run.py")
     allowed_onnx = where.startswith(allowed)
     assert allowed_onnx or not any(name.split(".")[0] in ("onnx", "onnx_ir", "onnxruntime") for name in imported)
     if where.startswith("bundle"):
