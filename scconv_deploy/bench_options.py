@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -102,21 +102,29 @@ def read(name: str, kind: Kind) -> Content:
 
 
 def check_use(contents: Mapping[str, Content], options: BenchOptions) -> None:
-    """Refuse a plugin that no engine was built with, and inputs that no file has; models refuse theirs themselves."""
+    """Refuse a plugin, a batch or inputs that nothing uses (UsageError); models refuse their inputs themselves."""
     engines = [content for content in contents.values() if isinstance(content, EngineArtifact)]
     if options.plugin is not None and not any(engine.manifest.plugin_sha256 for engine in engines):
         raise UsageError("--plugin: none of the engines was built with a plugin.", "Leave it out.")
+    files = [inputs_of(content) for content in contents.values() if content is not None]
+    of_model = None in contents.values() and not options.inputs
+    if options.batch != 1 and not of_model:
+        single = replace(options, batch=1)
+        if all(shapes_of(own, options) == shapes_of(own, single) for own in files):
+            raise UsageError(
+                f"--batch {options.batch}: no artifact has an axis 0 that is open and not given by --input.",
+                "Leave it out; --input 8x3x224x224 gives a model its batch.",
+            )
     if None in contents.values():
         return
-    inputs = [inputs_of(content) for content in contents.values() if content is not None]
     given = [InputSpec.parse(text) for text in options.inputs]
-    names = list(dict.fromkeys(name for own in inputs for name in own))
+    names = list(dict.fromkeys(name for own in files for name in own))
     for spec in given:
         if spec.name is not None and spec.name not in names:
             raise UsageError(
                 f"--input {spec}: no artifact has an input {spec.name!r}.", f"Inputs: {', '.join(names) or 'none'}."
             )
-    places = max((len(own.keys() - {spec.name for spec in given}) for own in inputs), default=0)
+    places = max((len(own.keys() - {spec.name for spec in given}) for own in files), default=0)
     if surplus := [spec for spec in given if spec.name is None][places:]:
         raise UsageError(f"--input {surplus[0]}: no artifact has an input left for it.", "Leave it out.")
 

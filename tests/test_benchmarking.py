@@ -251,6 +251,12 @@ def test_a_shape_that_the_model_refuses_is_exit_4(workplace):
         ("m.onnx", ("--cuda-graph", "--plugin", "nope.so"), "--cuda-graph belongs to engines"),
         ("m.onnx", ("--plugin", "nope.so"), "--plugin belongs to engines"),
         ("bench_net.py:make", ("--provider", "cuda"), "--provider belongs to ONNX files"),
+        (
+            "bench_net.py:make",
+            ("--input", "2x3x8x8", "--batch", "8"),
+            "--batch 8: no artifact has an axis 0 that is open",
+        ),
+        ("m.onnx", ("--input", "x:2x16x8x8", "--batch", "8"), "--batch 8: no artifact has an axis 0 that is open"),
         ("m.engine", ("--threads", "2"), "--threads belongs to ONNX files and models"),
         ("m.engine", ("--plugin", "nope.so"), "--plugin: none of the engines was built with a plugin."),
     ],
