@@ -337,7 +337,8 @@ def test_the_python_api_builds_engines_too(tiny_reference, tmp_path):
     again = scconv_deploy.build_file(
         result.artifact, tmp_path / "again.engine", scconv_deploy.BuildOptions("tensorrt-rtx", "sm89")
     )
-    assert again.engine.manifest.sha256 == result.engines[0].sha256
+    manifest = again.engine.manifest  # not the plan's bytes: two builds of one model may differ in them
+    assert (manifest.onnx_sha256, manifest.layers) == (result.engines[0].onnx_sha256, result.engines[0].layers)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_exit_5_with_its_lines(run, tmp_path):
             "Leave --kernels-only or --tensorrt-include",
         ),
         (("--kernels-only", "--arch", "12"), 2, "It knows 75, 87, 89."),
-        (("--kernels-only", "--arch", ""), 2, "--arch '': it names no architecture. Write for example --arch 87,89"),
+        (("--kernels-only", "--arch", " "), 2, "--arch ' ': it names no architecture. Write for example --arch 87,89"),
         (("--kernels-only", "--arch", "87,"), 2, "--arch '87,': its part 2 is empty."),
         (("--kernels-only", "--arch", " ,87"), 2, "--arch ' ,87': its part 1 is empty."),
         (("--tensorrt-include", ".", "--arch", "89"), 2, "holds no NvInfer.h"),
