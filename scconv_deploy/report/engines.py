@@ -15,7 +15,7 @@ def engine_facts(engine: EngineParity) -> dict[str, str]:
     counts = [sru.teacher_forced for sru in engine.srus if sru.teacher_forced is not None]
     if engine.srus and counts:
         total = sum(counts, FlipCount(0))
-        changed = f"gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+        changed = f"gates changed: {total.flips:,} of {total.gates:,} ({total.unexplained:,} unexplained)"
         facts["engine gates"] = f"{len(counts)} of {len(engine.srus)} SRUs compared alone, same input, {changed}"
     elif engine.srus:
         facts["engine gates"] = f"not seen: none of the {len(engine.srus)} SRUs was compared alone"

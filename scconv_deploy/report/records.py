@@ -340,7 +340,7 @@ class ParityReport:
         parts = []
         if counts:
             parts.append(
-                f"same input, gates changed: {sum(c.flips for c in counts)} of {sum(c.gates for c in counts):,}"
+                f"same input, gates changed: {sum(c.flips for c in counts):,} of {sum(c.gates for c in counts):,}"
             )
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.replay_ratio)

@@ -133,13 +133,17 @@ class ArtifactMeasurement:
         """The same node in onnx.reference on a small input, gates and values."""
         form = site.site.form
         if self.measured.data != np.float32:
-            return  # PyTorch's own values are in float32
+            self.measured.opinion_refusal = (
+                f"an SRU alone in PyTorch is float32; the artifact's data are {self.measured.data}"
+            )
+            return
         assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
         x = np.ascontiguousarray(site.x[:1, :, :_OPINION_SIZE, :_OPINION_SIZE])
         if x[0].size % form.num_groups or x[0].size == form.num_groups:
             return
         expected = self._source.sru(site.site, x)
         if expected is None:
+            self.measured.opinion_refusal = "this reference cannot compute an SRU for another input"
             return
         y, mask = expected
         try:

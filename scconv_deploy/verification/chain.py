@@ -239,11 +239,12 @@ def _departure(
     if found:
         return found
     for name, site in measured.sites.items():
+        where = name if name == site.site.path else f"{name} ({site.site.path})"
         for count in (site.teacher_forced, site.free_running):
             if count is not None and count.unexplained:
-                return f"gates of {name} ({site.site.path}): {count.unexplained} of {count.gates:,} unexplained"
+                return f"gates of {where}: {count.unexplained:,} of {count.gates:,} unexplained"
         if statics[name].status == "failed":
-            return f"node {name} ({site.site.path}): {statics[name].reason.removeprefix(f'{name}: ')}"
+            return f"node {where}: {statics[name].reason.removeprefix(f'{name}: ')}"
     stored = _weights(source, proto, measured)
     return stored.reason if stored.status == "failed" else ""
 

@@ -41,7 +41,7 @@ def gates_check(
     """
     total = total_flips(counts)
     decided = unexplained(total, measured)
-    text = f"{what}: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+    text = f"{what}: {total.flips:,} of {total.gates:,} ({total.unexplained:,} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"
     text += coverage

@@ -26,7 +26,7 @@ def swapped_checks(recognised: bool, measured: Measured) -> list[Check]:
         Check(
             "gates",
             "failed" if total.unexplained > measured.limits["unexplained_flips"].value else "passed",
-            f"same input, gates changed: {total.flips} of {total.gates:,} ({total.unexplained} unexplained)"
+            f"same input, gates changed: {total.flips:,} of {total.gates:,} ({total.unexplained:,} unexplained)"
             + measured.coverage,
             (unexplained(total, measured),),
         ),

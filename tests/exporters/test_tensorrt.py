@@ -14,7 +14,7 @@ from scconv_deploy.exporters import tensorrt_log as logs
 from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import PlanHeader
 from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
-from scconv_deploy.exporters.profiles import resolve_profiles
+from scconv_deploy.exporters.profiles import ShapeRange, resolve_profiles
 from scconv_deploy.exporters.tensorrt import _attach_timing, _keep_timing, build_plan, check_options
 from scconv_deploy.spec import DynamicAxis
 from tests.exporters.engines import conv_model, sru_model
@@ -137,6 +137,37 @@ def test_what_rtx_cannot_do_is_refused(changes):
     with pytest.raises(UsageError, match="TensorRT-RTX has no --") as refused:
         plan_of(**changes)
     assert "Versions that have it: tensorrt 10." in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("shapes", "axes", "expected"),
+    [
+        ((), ("batch 1:2:8",), [(1, 16, 8, 8), (2, 16, 8, 8), (8, 16, 8, 8)]),
+        ((), ("x:0=2:3:4",), [(2, 16, 8, 8), (3, 16, 8, 8), (4, 16, 8, 8)]),
+        (("x:1x16x8x8:5x16x8x8:6x16x8x8",), (), [(1, 16, 8, 8), (5, 16, 8, 8), (6, 16, 8, 8)]),
+        (("x:3x16x8x8",), (), [(3, 16, 8, 8)] * 3),
+    ],
+)
+def test_the_library_has_the_profile_that_was_asked_for(shapes, axes, expected):
+    model, builder, kept = conv_model(), trt.Builder(logger()), []
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger())
+    assert parser.parse(model.SerializeToString())
+    config = builder.create_builder_config()
+
+    class Keeping:
+        def create_optimization_profile(self):
+            kept.append(builder.create_optimization_profile())
+            return kept[0]
+
+    ranges = [
+        DynamicAxis.parse_batch(a.removeprefix("batch ")) if a.startswith("batch") else DynamicAxis.parse(a)
+        for a in axes
+    ]
+    profiles = resolve_profiles(graph_facts(model).inputs, [ShapeRange.parse(s) for s in shapes], ranges)
+    tensorrt._add_profile(Keeping(), config, network, profiles, [])
+    assert config.num_optimization_profiles == 1
+    assert [tuple(dims) for dims in kept[0].get_shape("x")] == expected
 
 
 def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):

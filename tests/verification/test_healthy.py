@@ -63,7 +63,7 @@ def test_a_gate_that_changes_only_running_free_fails(tiny_reference, tiny_bytes,
     assert checks["teacher-forced gates"].status == "passed"
     assert checks["free-running gates"].status == "failed"
     assert "worst b.SRU with" in checks["free-running gates"].reason
-    assert report.first_departure.startswith("gates of b.SRU (b.SRU)")
+    assert report.first_departure.startswith("gates of b.SRU: ")
     broken = next(sru for sru in report.srus if sru.site == "b.SRU")
     assert broken.free_running.flips == broken.free_running.gates
     assert broken.free_running.channels == 16
