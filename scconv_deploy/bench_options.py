@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from scconv_deploy.bundle.artifact import artifact_file
+from scconv_deploy.bundle.contents import ENGINE
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.exporters.onnx_source import graph_facts
@@ -72,7 +73,7 @@ class BenchOptions:
 
 def kind_of(name: str) -> Kind:
     """What a name is, by its form."""
-    if name.endswith(".engine"):
+    if name.endswith(ENGINE):
         return "engine"
     return "file" if name.endswith((".onnx", ".rejected")) or Path(name).is_dir() else "model"
 

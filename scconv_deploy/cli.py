@@ -41,8 +41,10 @@ class _Group(typer.core.TyperGroup):
             code = report_error(*interrupted(), as_json="--json" in args)
         except OSError as error:  # of --help; commands report theirs
             code = report_error(2, f"stdout cannot be written: {error.strerror}.", "Print elsewhere.", as_json=False)
-        except SystemExit:  # Typer and rich leave so when nobody reads --help; commands return their code
-            code = BROKEN_PIPE
+        except (
+            SystemExit
+        ) as left:  # 1: Typer and rich, when nobody reads --help; else completion. Commands return theirs
+            code = BROKEN_PIPE if left.code == 1 else left.code
         sys.exit(code or 0)
 
 

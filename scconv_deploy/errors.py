@@ -6,6 +6,8 @@ exits with ``exit_code``. The codes are the contract of the command line: script
 
 from __future__ import annotations
 
+import errno
+
 
 class ScconvDeployError(Exception):
     """Base of the family.
@@ -76,3 +78,12 @@ class IntegrityError(ScconvDeployError):
 
 class UntrustedError(IntegrityError):
     """Reading the file would execute code that the user has not said to trust."""
+
+
+def system_failure(error: BaseException) -> tuple[int, str, str] | None:
+    """Exit code, message and remedy of what the system refuses and no code expected; None of anything else."""
+    if isinstance(error, PermissionError):
+        return UsageError.exit_code, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return UsageError.exit_code, "No space is left where the result goes.", "Free some, or write elsewhere."
+    return None

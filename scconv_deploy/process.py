@@ -132,8 +132,9 @@ class Signals:
 
 def installed() -> Signals | None:
     """The process's handler; None in tests, and in programs that use the package."""
-    handler = signal.getsignal(signal.SIGTERM)
-    return handler if isinstance(handler, Signals) else None
+    numbers = (getattr(signal, name, None) for name in _NAMES)  # any of them may have been ignored already
+    handlers = (signal.getsignal(number) for number in numbers if number is not None)
+    return next((handler for handler in handlers if isinstance(handler, Signals)), None)
 
 
 def held() -> Any:

@@ -117,6 +117,12 @@ def test_one_size_of_an_open_axis_gives_an_engine_for_it(workplace, shape):
 def test_targets_given_one_by_one_are_all_built_for(workplace):
     assert run("build", "m.onnx", "-o", "m.engine", *BUILD, "--target", "sm120").exit_code == 0
     assert load_engine(Path("m.engine")).manifest.compute_capabilities == ("sm89", "sm120")
+    assert run("build", "m.onnx", "-o", "p.engine", *BUILD[:2], "--target", "Portable", *BUILD[4:]).exit_code == 0
+    rejected = Path("m.engine").rename("m.engine.rejected")
+    Path("m.engine.json").rename("m.engine.rejected.json")
+    shown = run("inspect", rejected)
+    assert shown.exit_code == 0, shown.output
+    assert "for sm89, sm120" in shown.stdout
 
 
 @pytest.mark.parametrize(

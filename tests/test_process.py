@@ -121,6 +121,24 @@ def begun(monkeypatch, clock):
     return signals
 
 
+def test_where_sigterm_is_ignored_ctrl_c_still_leaves_nothing(workplace):
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from scconv_deploy.process import Signals\n"
+        "from scconv_deploy.commands.session import run_session\n"
+        "from scconv_deploy.bundle.atomic import new_folder\n"
+        "Signals.install('x')\n"
+        "with run_session(False, True), new_folder(Path('out')) as folder:\n"
+        "    (folder / 'half').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    process = start("sh", "-c", 'trap "" TERM; exec "$0" "$@"', sys.executable, "-c", code)
+    _, said = process.communicate(timeout=60)
+    assert "Interrupted. No half-written file is left." in said
+    assert list(workplace.iterdir()) == []
+
+
 def test_one_wish_given_twice_interrupts_once_and_a_later_one_again(monkeypatch):
     clock = [100.0]
     signals = begun(monkeypatch, clock)

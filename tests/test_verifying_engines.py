@@ -208,6 +208,8 @@ def test_an_engine_against_a_model_and_against_an_onnx_file(module, recorded, tm
     [
         ((), 2, "is an engine, so nothing says what it must compute. Add --reference MODEL or BUNDLE"),
         (("--reference", "BUNDLE", "--batch", "1:2:3"), 2, "These options belong to a model"),
+        (("--reference", "BUNDLE", "--seed", "5"), 2, "--seed and --provider mean nothing to a bundle"),
+        (("--reference", "BUNDLE", "--provider", "cuda"), 2, "--seed and --provider mean nothing to a bundle"),
         (("--reference", "."), 2, "is not a bundle"),
         (("--reference", "BUNDLE", "--tolerance", "engine=1"), 2, "No tolerance is called 'engine'"),
         (("--reference", MODEL, "--input", "9x3x16x16"), 2, "No sample fits the engine"),

@@ -17,6 +17,8 @@ FINISH = "finish.pyz"
 DEVICE = "device"
 REJECTED = ".rejected"
 """After the name of an artifact that failed parity."""
+ENGINE = (".engine", ".engine.rejected")
+"""How the name of an engine ends."""
 
 ALWAYS = {
     MODEL: "the artifact",

@@ -16,7 +16,7 @@ from scconv_deploy import __version__
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.finish import FinishOptions, FinishResult, finish_bundle
 from scconv_deploy.bundle.finish_entry import fail, show
-from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError
+from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError, system_failure
 from scconv_deploy.log_lines import LogLines
 from scconv_deploy.process import (
     BROKEN_PIPE,
@@ -72,6 +72,8 @@ def run(arguments: list[str]) -> int:
             if error.details:
                 sys.stderr.write(f"{error.details}\n")
             return fail(error.exit_code, error.message, error.remedy, options.json)
+        if known := system_failure(error):
+            return fail(*known, options.json)
         traceback.print_exception(error)  # a bug: say so, with what its report needs
         remedy = "This is a bug in scconv-deploy; please report it with the lines above."
         return fail(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)

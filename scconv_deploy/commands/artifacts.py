@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scconv_deploy.bundle.contents import ENGINE
 from scconv_deploy.commands.engines import Plugin, verify_engine
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -148,7 +149,7 @@ def _judge(
     session: Session,
 ) -> ParityReport:
     """By what the artifact is, and what it is held against; options that mean nothing to those are refused."""
-    if artifact.name.endswith((".engine", ".engine.rejected")):
+    if artifact.name.endswith(ENGINE):
         return verify_engine(artifact, plugin, of_model.spec(reference or ""), judged.checks(), session)
     if plugin is not None:
         raise UsageError("--plugin belongs to an engine.", "Leave it out.")

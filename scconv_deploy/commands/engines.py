@@ -287,4 +287,6 @@ def verify_engine(
         return opened.against_spec(spec, checks)
     if spec != type(spec)(spec.source, seed=spec.seed) or checks.data or checks.preprocessing:
         raise UsageError(f"These options belong to a model, and the reference is {place}.", "Leave them out.")
+    if place.is_dir() and (spec.seed or checks.provider.lower() not in ("cpu", "cpuexecutionprovider")):
+        raise UsageError(f"--seed and --provider mean nothing to a bundle ({place}).", "Leave them out.")
     return opened.against_bundle(place, checks) if place.is_dir() else opened.against_onnx(place, spec.seed, checks)

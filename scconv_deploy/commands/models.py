@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scconv_deploy.bundle.contents import ENGINE
 from scconv_deploy.commands.engines import (
     Backends,
     CacheFolder,
@@ -105,12 +106,12 @@ def inspect(
     with run_session(as_json, quiet) as session:
         from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
 
-        if plugin is not None and not target.endswith(".engine"):
+        if plugin is not None and not target.endswith(ENGINE):
             raise UsageError("--plugin belongs to an engine.", "Leave it out.")
-        if target.endswith((".onnx", ".rejected", ".engine")) or Path(target).is_dir():
+        if target.endswith((".onnx", ".rejected", *ENGINE)) or Path(target).is_dir():
             if of_model != ModelOptions() or data:
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
-            if target.endswith(".engine"):
+            if target.endswith(ENGINE):
                 session.show(inspect_engine(Path(target), plugin), "print_engine")
             else:
                 session.show(inspect_onnx(Path(target)), "print_onnx")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from scconv_deploy.errors import ScconvDeployError
+from scconv_deploy.errors import ScconvDeployError, system_failure
 from scconv_deploy.log_lines import LogLines
 from scconv_deploy.process import BROKEN_PIPE, flush, installed, interrupted
 
@@ -126,10 +125,8 @@ def _failure(error: BaseException) -> tuple[int, str, str]:
         return interrupted()
     if isinstance(error, SystemExit):  # the user's forward
         return 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
-    if isinstance(error, PermissionError):
-        return 2, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return 2, "No space is left where the result goes.", "Free some, or write elsewhere."
+    if known := system_failure(error):
+        return known
     traceback.print_exception(error)  # a bug: say so, with what its report needs
     remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
     return 1, f"Internal error: {type(error).__name__}: {error}", remedy

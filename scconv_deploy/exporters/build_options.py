@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scconv_deploy.exporters.profiles import ShapeRange
+from scconv_deploy.exporters.targets import target_parts
 from scconv_deploy.exporters.tensorrt_versions import Backend
 
 if TYPE_CHECKING:  # it is a model's, and this also runs on the device
@@ -47,4 +48,4 @@ class BuildOptions:
 
     @property
     def resolved_target(self) -> str:
-        return self.target or ("portable" if self.backend == "tensorrt-rtx" else "local")
+        return ",".join(target_parts(self.target)) or ("portable" if self.backend == "tensorrt-rtx" else "local")

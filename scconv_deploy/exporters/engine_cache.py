@@ -69,9 +69,9 @@ class EngineCache:
     def find(self, key: str) -> tuple[EngineArtifact | None, str]:
         """An entry and a note; one that is damaged, or was stored under another key, is no entry, and is removed."""
         place = self._place(key)
-        if not place.is_dir():
-            return None, ""
         try:
+            if not place.is_dir():
+                return None, ""
             found = load_engine(place / _ENGINE)
             if not _is_of(place, key):
                 raise IntegrityError(f"{place} holds what was built for something else.", "Build it again.")
@@ -79,6 +79,8 @@ class EngineCache:
         except (IntegrityError, UsageError) as error:
             shutil.rmtree(place, ignore_errors=True)
             return None, f"a damaged entry of the cache was dropped: {error.message}"
+        except OSError as error:
+            return None, f"the cache {self.folder} cannot be read: {error.strerror or error}"
 
     def store(self, key: str, data: bytes, manifest: EngineManifest) -> str:
         """Keep an engine.

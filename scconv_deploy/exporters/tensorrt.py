@@ -83,6 +83,8 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
             "--serialize-plugin: TensorRT puts a plugin into version-compatible engines only.",
             "Add --version-compatible, or ship the library beside the engine.",
         )
+    if options.plugin is not None and not options.plugin.is_file():
+        raise UsageError(f"--plugin {options.plugin} is not a file.", "Build it with scconv-deploy plugin build.")
     compute_capabilities(module, options)
     _check_gpu(options, [name for name, asked in wanted.items() if asked])
 

@@ -110,7 +110,7 @@ CHECKS: dict[str, Meaning] = {
         _ARTIFACT,
         "Each stored weight with the model's of that name, bit for bit; where a BatchNorm was folded in, but for one "
         "factor a channel.",
-        "one is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in",
+        "one is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in or the weight is in half",
         _EXPORT_AGAIN,
     ),
     "teacher-forced gates": Meaning(

@@ -233,9 +233,14 @@ class Measured:
         return tuple(text if n == 1 else f"{text}, {n} batches" for text, n in self.described.items())
 
     def keep_layer(self, found: LayerError) -> None:
+        """Keep the worst of those that can be judged; one whose own noise is too large only where there is no other."""
         worst = self.layers.get(found.name)
-        if worst is None or (math.isfinite(worst.floor) and not found.ratio <= worst.ratio):
+        if worst is None or self._layer_badness(found) > self._layer_badness(worst):
             self.layers[found.name] = found
+
+    def _layer_badness(self, layer: LayerError) -> tuple[bool, float]:
+        largest = self.limits[tolerances.name_of(self.limits, "largest_floor", self.data)].value
+        return layer.floor <= largest, math.inf if math.isnan(layer.ratio) else layer.ratio
 
     def keep_worst_inputs(self, sample: str, y: np.ndarray, given: np.ndarray, rows: int) -> None:
         """Rank the rows of an output ``[N, ...]`` by their relative L2."""

@@ -30,7 +30,8 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     BatchNorm does; the factor itself is not judged here, for it shows in every output of the channel.
 
     One of a single axis (a bias, a BatchNorm's) is the reference's bit for bit, unless the weight beside it was folded.
-    A weight in half is compared with the reference's rounded to half.
+    A weight in half is the reference's rounded to half, or it counts as folded: rounding makes other factors look
+    like 1, so that fewer than ``limit_ulps`` of half's last places do not show.
 
     Args:
         weights: of the reference, by name.

@@ -180,6 +180,15 @@ def test_help_on_a_full_disk():
     )  # fmt: skip
 
 
+def test_completion_is_no_closed_pipe():
+    code = "import sys; sys.argv[0] = 'scconv-deploy'; from scconv_deploy.__main__ import main; main()"
+    asked = {"_SCCONV_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": "scconv-deploy de", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["deploy"]), done.stderr
+
+
 def test_a_folder_that_is_gone():
     done = shell(
         "mkdir gone && cd gone && rmdir ../gone && scconv-deploy models", PYTHONPATH=str(Path(__file__).parents[2])

@@ -123,3 +123,11 @@ def test_the_default_folder_follows_xdg(monkeypatch, tmp_path):
     assert EngineCache.default().folder == tmp_path / "scconv-deploy"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert EngineCache.default().folder.parts[-2:] == (".cache", "scconv-deploy")
+
+
+def test_a_folder_that_cannot_be_read_holds_nothing_and_is_said(cache, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("scconv_deploy.exporters.engine_cache.Path.is_dir", refused)
+    assert cache.find("k") == (None, f"the cache {cache.folder} cannot be read: Permission denied")

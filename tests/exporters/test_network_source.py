@@ -42,3 +42,16 @@ def test_files_in_place_of_a_model(tmp_path):
     for form in ("plugin", "inlined"):
         with pytest.raises(IntegrityError, match=f"no file of the form '{form}'"):
             source.read(form)
+
+
+def test_operators_of_branches_are_seen():
+    text = """
+    <ir_version: 10, opset_import: ["" : 18, "com.acme" : 1]>
+    agraph (bool c, float[2] x) => (float[2] y) {
+      y = If (c) <then_branch = yes () => (float[2] a) { a = com.acme.Relu (x) },
+                  else_branch = no () => (float[2] b) { b = Neg (x) }>
+    }
+    """
+    found = graph_facts(onnx.parser.parse_model(text))
+    assert found.operators == (("", "If"), ("", "Neg"), ("com.acme", "Relu"))
+    assert found.undefined == (("com.acme", "Relu"),)

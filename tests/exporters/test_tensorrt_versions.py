@@ -137,6 +137,13 @@ def test_a_plugin_goes_into_version_compatible_engines_only(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TENSORRT)
+def test_a_plugin_that_is_not_there_is_refused_first(name, tmp_path):
+    for path in (tmp_path / "plugin.so", tmp_path):
+        with pytest.raises(UsageError, match="is not a file"):
+            tensorrt.check_options(recorded(name), BuildOptions("tensorrt", plugin=path))
+
+
+@pytest.mark.parametrize("name", TENSORRT)
 def test_the_configuration_uses_the_names_of_each_version(name, tmp_path):
     module, config = recorded(name), StrictConfig(name)
     for flag in ("TF32", "STRIP_PLAN", "REFIT", "VERSION_COMPATIBLE"):

@@ -80,3 +80,14 @@ def test_layers_whose_floor_is_too_high_are_counted_apart():
     )
     assert layers((1e-3, 1e-3)).status == "not run"
     assert layers((1e-6, 1e-7), (1e-3, 1e-3)).status == "failed"
+
+
+def test_a_noisy_sample_does_not_hide_a_layer_that_failed_on_another():
+    fails = (1e-6, 1e-7)
+    for noisy in ((5e-4, 4e-5), (1e-3, float("inf")), (float("nan"), float("nan"))):
+        for order in ((fails, noisy), (noisy, fails)):
+            measured = Measured(tolerances.table())
+            for error, floor in order:
+                measured.keep_layer(LayerError("x", "m", error, floor))
+            (check,) = judge.layers_check(measured)
+            assert (check.status, check.quantities[0].value) == ("failed", pytest.approx(10)), (noisy, order)
