@@ -171,7 +171,7 @@ class EngineBuilder:
         if not self.wanted and not self.devices:
             return BuiltEngines(report)
         log = StageLog()
-        source = OnnxSource(model)
+        source, digest = OnnxSource(model), hashlib.sha256(data).hexdigest()
         made: list[tuple[EngineArtifact, Path | None]] = []
         notes: list[str] = []
         left: tuple[Unfinished, ...] = ()
@@ -181,7 +181,6 @@ class EngineBuilder:
                     stage.skipped.append((options.backend, "the ONNX model failed parity"))
                     continue
                 path = folder / f"model.{options.backend}.engine"
-                digest = hashlib.sha256(data).hexdigest()
                 result = build_network(
                     source, digest, path, options, prepared,
                     cache=self.cache, command=self.command, progress=self.progress,

@@ -122,14 +122,14 @@ def compute_capabilities(module: ModuleType, options: BuildOptions) -> tuple[str
     known = {n.lower(): n for n in module.ComputeCapability.__members__ if n.startswith("SM")}
     if target in ("local", "portable"):
         return ("CURRENT",) if target == "local" else ()
-    asked = [part.strip().lower() for part in target.split(",")]
+    asked = target.split(",")
     unknown = [part for part in asked if part not in known]
     if unknown:
         raise UsageError(
             f"--target {unknown[0]!r} is not known to TensorRT-RTX {module.__version__}.",
             f"Known: portable, local, {', '.join(sorted(known, key=lambda n: int(n[2:])))}.",
         )
-    return tuple(known[part] for part in dict.fromkeys(asked))
+    return tuple(known[part] for part in asked)
 
 
 # --- the build ---------------------------------------------------------------------------------------------------
