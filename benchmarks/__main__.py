@@ -29,6 +29,7 @@ BENCHMARKS = {
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
     "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
+    "fuzz": "drawn models, checkpoints and graphs: exit codes and artifacts against the truth",
     "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; --everything: tests first",
 }
 
