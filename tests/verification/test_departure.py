@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import onnx
 import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
 
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure, first_of, module_outputs
@@ -12,30 +18,64 @@ from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
-from tests.mutations import MUTATIONS
 
-MISSED = {  # fault: module of the value where it begins, module that bisection names
-    "one weight changed by 1e-4 of its norm": ("net.layer2.0.conv2.CRU.GWC", "net.layer2.0.bn2"),
-    "the same where a BatchNorm is folded in": ("net.bn1", "net.layer1.0.bn2"),
-}
+FAULT = 1e-2
+"""Of the weights of a convolution: ten thousand times what any order of summation does to its output."""
+LIFT = 1e7
+"""Added behind it: relative to the sum the fault is then 1e-9, a hundredth of float32's own rounding."""
 
 
-@pytest.mark.parametrize("name", MISSED)
-def test_a_fault_that_bisection_would_misplace(exported, name):
-    reference, content = exported
+class Lifted(nn.Module):
+    """ReLU of x plus a large constant: what is wrong in x is far below the rounding of the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("by", torch.tensor([LIFT]))
+
+    def forward(self, x):
+        return torch.relu(x) + self.by  # without the ReLU the sum would go into the bias of the convolution before it
+
+
+class Absorbing(nn.Sequential):
+    """Convolutions, the data lifted behind the first one, so that an error of it vanishes there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lift = nn.Conv2d(4, 4, 3, padding=1, bias=False), Lifted()
+        self.second, self.third = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+        self.last = nn.Conv2d(4, 4, 1)
+
+
+@pytest.fixture(scope="module")
+def absorbing():
+    """(reference, bytes of its model.onnx)."""
+    torch.manual_seed(0)
+    image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    reference, log = reference_from_module(Absorbing().eval(), image)
+    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
+
+
+ORDER = ["first", "lift", "second", "third", "last"]
+
+
+@pytest.mark.parametrize(
+    ("place", "beyond", "named"), [("first", [1, 0, 0, 0, 0], "last"), ("third", [0, 0, 0, 1, 1], "third")]
+)
+def test_the_place_of_a_fault(absorbing, place, beyond, named):
+    reference, content = absorbing
     model = onnx.load_model_from_string(content)
-    MUTATIONS[name].damage(model, reference.model)
+    (weight,) = [t for t in model.graph.initializer if t.name == f"{place}.weight"]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * (1 + FAULT), weight.name))
     source, measured, options = TorchReference(reference), Measured(tolerances.table()), RuntimeOptions(threads=1)
     with ArtifactMeasurement(source, model, measured, options) as measurement:
         measurement.run(source.run(noise_samples(reference.signature, 0)[0]))
     places = {value: path for value, (path, _) in module_outputs(model).items()}
+    assert list(places.values()) == ORDER
     run = measured.worst_run
     departs = [bool(first_of(source, model, run, measured, options, [value])) for value in places]
-    assert departs != sorted(departs)  # beyond the tolerance, and within it again further on
-    begins, named = MISSED[name]
-    assert list(places.values())[departs.index(True)] == begins
-    assert list(places.values())[bisected(departs)] == named
-    assert f"({begins})" in first_departure(source, model, measured, options)
+    assert departs == [bool(one) for one in beyond]  # behind the lift a fault of the first is within the tolerance
+    assert ORDER[bisected(departs)] == named
+    assert f"({place})" in first_departure(source, model, measured, options)
 
 
 def bisected(departs):
