@@ -22,6 +22,7 @@ from scconv_deploy.spec import (
     InputSpec,
     ModelSpec,
     load,
+    load_with_record,
     parse_kwargs,
     source_kind,
 )
