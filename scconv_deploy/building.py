@@ -122,7 +122,8 @@ class EngineRequest:
             raise UsageError(
                 f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that TensorRT builds on this "
                 "machine, and none is asked for.",
-                "Add --backend tensorrt, or leave it out: TensorRT-RTX has no plugins, and devices build their own.",
+                "Add --backend tensorrt, or leave it out: TensorRT-RTX gets no plugins here yet, and devices build "
+                "their own.",
             )
         return cls(tuple(here), tuple(devices), axes)
 

@@ -20,7 +20,7 @@ from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.precision.types import Precision, precision_of
 from scconv_deploy.references import Progress, reference_from_spec, silent
-from scconv_deploy.report.records import StageLog, StageRecord
+from scconv_deploy.report.records import StageLog, StageRecord, weights_lines
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -137,6 +137,7 @@ class ModelInspection:
         multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
         left_alone: candidate -> why it is not taken for an SRU.
         samples: what the gates were watched on.
+        weights: where the parameters come from: what was loaded, and how many are random.
         stages: what was done to get there.
     """
 
@@ -147,6 +148,7 @@ class ModelInspection:
     srus: tuple[SRUInspection, ...]
     left_alone: dict[str, str]
     samples: tuple[str, ...]
+    weights: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -223,6 +225,7 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
         srus=_srus(reference, samples),
         left_alone={r.path: r.reason for r in reference.recognition.refused},
         samples=tuple(str(s) for s in samples),
+        weights=weights_lines(log.records),
         stages=tuple(log.records),
     )
 

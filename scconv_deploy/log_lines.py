@@ -14,6 +14,10 @@ SAME_S = 60.0
 """What goes on unchanged is said again after so long, for CI ends jobs that are silent."""
 
 
+class Notice(str):
+    """A progress message that stays on the terminal, and is there with ``--json`` too."""
+
+
 class LogLines:
     """Takes each progress message, and writes the latest one with the time that has passed, while the block lasts."""
 

@@ -35,7 +35,7 @@ from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.precision.types import data_type
 from scconv_deploy.references import Progress, reference_from_module, reference_from_spec, silent
-from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.report.records import ParityReport, StageLog, weights_lines
 from scconv_deploy.report.render import render, require_html
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 from scconv_deploy.verification import instrument, sru_models, tolerances
@@ -100,7 +100,7 @@ def deploy_spec(
     builder = EngineBuilder.of(engines, cache, command, progress)
     log = StageLog()
     reference = reference_from_spec(spec, log, progress)
-    provenance = provenance_of(spec, command)
+    provenance = provenance_of(spec, command, log)
 
     def draw() -> list[Iterable[Sample]]:
         return checks.samples(reference, spec.seed, spec.source)
@@ -224,7 +224,7 @@ def verify_spec(
     samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
         reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
-        judging=checks.judging, provenance=provenance_of(spec, command) | notes,
+        judging=checks.judging, provenance=provenance_of(spec, command, log) | notes,
     )  # fmt: skip
 
 
@@ -249,11 +249,17 @@ def verify(
     return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
 
 
-def provenance_of(spec: ModelSpec, command: str) -> dict[str, str]:
-    """What a report says of where a reference came from."""
+def provenance_of(spec: ModelSpec, command: str, log: StageLog) -> dict[str, str]:
+    """What a report says of where a reference came from.
+
+    Args:
+        log: of the run, whose first stage loaded the model.
+    """
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
     if spec.embed is not None:
         facts["embed"] = str(spec.embed)
+    if weights := weights_lines(log.records):
+        facts["weights"] = "; ".join(weights)
     if spec.weights is not None:
         facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
     return facts

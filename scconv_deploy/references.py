@@ -11,6 +11,7 @@ from torch import nn
 from scconv_deploy import signature as signatures
 from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.gate import recognize, swap_reachable
+from scconv_deploy.log_lines import Notice
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.signature import Signature
 from scconv_deploy.spec import DynamicAxis, ModelSpec, load_with_record
@@ -33,15 +34,15 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
     with log.stage("load") as stage:
         progress(f"loading {spec.source}")
         spec = spec.resolved()
-        noted: list[str] = []
-        model, embedded = load_with_record(spec, noted)
+        model, record = load_with_record(spec)
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
-        if spec.weights:
-            stage.applied.append(f"weights {spec.weights}")
-            stage.skipped += [(f"weights {spec.weights}", problems) for problems in noted if problems]
-    if embedded is not None:
-        log.records.append(_embedding(embedded))
+        stage.applied += record.applied
+        stage.skipped += record.skipped
+        if record.notice:
+            progress(Notice(record.notice))
+    if record.embedded is not None:
+        log.records.append(_embedding(record.embedded))
     return _reference(spec.label, model, signature, spec.seed, log, progress)
 
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import shlex
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scconv_deploy import zoo
 from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.file_kind import has_checkpoint_start
 from scconv_deploy.source_file import parse_source
 from scconv_deploy.user_code import add_to_path, first_line, import_factory, running_user_code
 from scconv_deploy.zoo.embed_spec import EmbedSpec
@@ -22,12 +24,12 @@ from scconv_deploy.zoo.embed_spec import EmbedSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from scconv_deploy.zoo.embed import EmbedResult
+    from scconv_deploy.loading import LoadRecord
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 """Of inputs: those that torch, NumPy and ONNX share."""
 
-_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pt2", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class ModelSpec:
         source: a zoo name, ``package.module:factory``, ``path/file.py:factory``, or a checkpoint that is a pickled
             module (with ``trust_checkpoint``).
         kwargs: for the factory.
-        weights: a ``.safetensors``, ``.pt`` or ``.pth`` state dict.
+        weights: a ``.safetensors``, ``.pt`` or ``.pth`` state dict, nested or not.
+        weights_key: which entry of the weights, where several fit; or which module of a checkpoint.
         inputs: empty for a zoo model's own default.
         dynamic: axes left open.
         seed: of the initialisation and of every random input.
@@ -134,6 +137,7 @@ class ModelSpec:
     strict: bool = True
     trust_checkpoint: bool = False
     embed: EmbedSpec | None = None
+    weights_key: str | None = None
 
     @property
     def label(self) -> str:
@@ -204,6 +208,8 @@ def source_kind(source: str) -> SourceKind:
         return "file"
     if where and name:
         return "module"
+    if path.is_file() and has_checkpoint_start(path):
+        return "checkpoint"
     if source and (path.is_dir() or path.suffix in (".onnx", ".engine", ".rejected")):
         what = "a folder" if path.is_dir() else "an artifact"
         raise UsageError(
@@ -215,34 +221,52 @@ def source_kind(source: str) -> SourceKind:
     raise UsageError(f"{source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint)
 
 
-def load(spec: ModelSpec, noted: list[str] | None = None) -> nn.Module:
+def load(spec: ModelSpec) -> nn.Module:
     """Build the model, load its weights, embed ScConv if asked, and put it into eval mode, in float32, on the CPU.
-
-    Args:
-        noted: gets a line on what of the weights was missing or unexpected, empty if nothing was.
 
     Raises:
         UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
-            trains on import.
+            trains on import, weights of which several entries fit.
         ModelError: the user's code raises, or the weights are of another architecture.
         IntegrityError, UntrustedError: a file that is not what it claims, or that would execute code.
     """
-    return load_with_record(spec, noted)[0]
+    return load_with_record(spec)[0]
 
 
-def load_with_record(spec: ModelSpec, noted: list[str] | None = None) -> tuple[nn.Module, EmbedResult | None]:
-    """:func:`load`, and what ``spec.embed`` did."""
+def load_with_record(spec: ModelSpec) -> tuple[nn.Module, LoadRecord]:
+    """:func:`load`, and how the model came by its numbers."""
+    from scconv_deploy import loading
+    from scconv_deploy.initialisation import Draws
+
+    if spec.weights_key is not None and spec.weights is None and source_kind(spec.source) != "checkpoint":
+        raise UsageError("--weights-key chooses among weights, and none are given.", "Add --weights, or leave it out.")
+    draws = Draws()
+    try:
+        with draws:
+            model = _module(spec)
+    except ModelError as error:
+        if not _traces(error):
+            raise
+        draws = Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
+        model = _module(spec)
+    with draws:
+        model, weights, embedded = loading.weigh_and_embed(model, spec)
+    return model, loading.LoadRecord(weights, embedded, draws.of(model))
+
+
+def _module(spec: ModelSpec) -> nn.Module:
+    """The model as it is built or read, in eval mode, float32, on the CPU."""
     import torch
     from torch import nn
 
-    from scconv_deploy import loading
     from scconv_deploy.weights import read_module
 
     torch.manual_seed(spec.seed)
     kind = source_kind(spec.source)
     if kind == "checkpoint":
         add_to_path(Path.cwd())  # where the pickle looks for its classes
-        factory: Any = read_module(Path(spec.source), spec.trust_checkpoint)
+        key = spec.weights_key if spec.weights is None else None
+        factory: Any = read_module(Path(spec.source), spec.trust_checkpoint, key)
     else:
         factory = zoo.MODELS[spec.source].build if kind == "zoo" else import_factory(spec.source)
     model = _build(factory, spec)
@@ -256,12 +280,17 @@ def load_with_record(spec: ModelSpec, noted: list[str] | None = None) -> tuple[n
     # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
     model = getattr(model, "_orig_mod", model)
     try:
-        model = model.cpu().float().eval()
+        return model.cpu().float().eval()
     except RuntimeError as error:  # parameters on the meta device have no values
         raise ModelError(
             f"{spec.source} cannot be put on the CPU: {first_line(error)}", "Give its parameters values."
         ) from error
-    return loading.weigh_and_embed(model, spec, [] if noted is None else noted)
+
+
+def _traces(error: BaseException) -> bool:
+    """Whether torch.jit.trace was on the way to an error."""
+    frames = traceback.walk_tb(error.__cause__.__traceback__) if error.__cause__ else ()
+    return any(frame.f_globals.get("__name__") == "torch.jit._trace" for frame, _ in frames)
 
 
 # --- the factory -------------------------------------------------------------------------------------------------

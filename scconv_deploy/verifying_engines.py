@@ -64,7 +64,7 @@ class EngineVerification:
         return judge_engine(
             TorchReference(reference), self.engine,
             with_progress(checks.samples(reference, spec.seed, spec.source), self.progress), log,
-            judging=checks.judging, plugin=self.plugin, provenance=provenance_of(spec, self.command) | facts,
+            judging=checks.judging, plugin=self.plugin, provenance=provenance_of(spec, self.command, log) | facts,
             sru_models=models,
         )  # fmt: skip
 

@@ -1,12 +1,15 @@
 """The package as a whole: what it exports, what it imports, and where it lives."""
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import scconv_deploy
 
@@ -49,6 +52,27 @@ def imports_of(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [*project["optional-dependencies"]["data"], *project["optional-dependencies"]["rtx"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in (*project["dependencies"], *extras)}
+    distributions = importlib.metadata.packages_distributions()
+    imported = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
+    imported -= {*sys.stdlib_module_names, "scconv_deploy", "tensorrt"}  # one of two libraries, chosen at run time
+    assert {"torch", "ml_dtypes", "google"} <= imported
+    undeclared = {name for name in imported if not declared & set(map(canonicalize_name, distributions[name]))}
+    assert not undeclared
+
+
+def test_what_is_declared_has_a_tested_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(r.name): r for line in lines if line[:1] not in ("", "#") for r in [Requirement(line)]}
+    for requirement in map(Requirement, project["dependencies"]):
+        (pinned,) = pins[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(pinned.version), requirement
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

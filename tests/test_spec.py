@@ -16,8 +16,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, ModelError, UntrustedError, UsageError
-from scconv_deploy.spec import DTYPES, DynamicAxis, InputSpec, ModelSpec, load, parse_kwargs, source_kind
-from scconv_deploy.weights import load_weights
+from scconv_deploy.spec import (
+    DTYPES,
+    DynamicAxis,
+    InputSpec,
+    ModelSpec,
+    load,
+    load_with_record,
+    parse_kwargs,
+    source_kind,
+)
+from scconv_deploy.weights_load import load_weights
 
 NET = """
     import torch
@@ -457,9 +466,12 @@ def test_weights_of_another_architecture(state):
 def test_non_strict_loads_what_fits(state):
     torch.save({"fc.weight": torch.ones(2), "conv.weight": state["conv.weight"]}, "w.pt")
     got = loaded("w.pt", strict=False)
-    noted: list[str] = []
-    load(ModelSpec("net.py:make", weights=Path("w.pt"), strict=False), noted)
-    assert noted == ["3 missing (conv.bias, sru.gn.gamma, sru.gn.beta); 1 unexpected (fc.weight)"]
+    _, record = load_with_record(ModelSpec("net.py:make", weights=Path("w.pt"), strict=False))
+    assert record.skipped == (
+        ("weights w.pt: missing", "3 (conv.bias, sru.gn.gamma, sru.gn.beta)"),
+        ("weights w.pt: unexpected", "1 (fc.weight)"),
+        ("weights w.pt: parameters that stay at their random initialisation", "2 (conv.bias, sru.gn.gamma)"),
+    )
     assert torch.equal(got["conv.weight"], state["conv.weight"])
     assert not torch.equal(got["sru.gn.gamma"], state["sru.gn.gamma"])
 
@@ -473,7 +485,7 @@ def test_non_strict_still_wants_something_that_fits(state):
 @pytest.mark.parametrize("strict", [True, False])
 def test_weights_of_another_size(state, strict):
     torch.save(load(ModelSpec("net.py:make", {"channels": 16})).state_dict(), "w.pt")
-    words = ("size mismatch for conv.weight", "and 3 more", "Check --kwargs")
+    words = ("none of 4 tensors fits", "conv.weight is 16x3x3x3, expected 8x3x3x3", "Check --kwargs")
     refusal(ModelError, "net.py:make", *words, weights=Path("w.pt"), strict=strict)
 
 
@@ -570,5 +582,5 @@ def test_weights_given_as_model(state, trust):
 
 def test_torchscript(net):
     torch.jit.save(torch.jit.script(nn.Conv2d(3, 8, 3)), "script.pt")
-    refusal(UntrustedError, "script.pt", "--trust-checkpoint")
-    refusal(ModelError, "script.pt", "is TorchScript", trust_checkpoint=True)
+    for trust in (False, True):
+        assert "--trust-checkpoint" not in refusal(ModelError, "script.pt", "is a TorchScript", trust_checkpoint=trust)

@@ -25,8 +25,16 @@ Model = Annotated[
 ]
 Kwargs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, a JSON object.")]
 Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or .pt/.pth.", rich_help_panel=_WEIGHTS)]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENTRY", help="Which entry of the weights, where several fit: a dotted path, such as ema.",
+        rich_help_panel=_WEIGHTS,
+    ),
+]  # fmt: skip
 NonStrict = Annotated[
-    bool, typer.Option("--non-strict", help="Accept missing and unexpected keys.", rich_help_panel=_WEIGHTS)
+    bool,
+    typer.Option("--non-strict", help="Accept missing and unexpected keys; they are named.", rich_help_panel=_WEIGHTS),
 ]
 Embed = Annotated[
     str | None,
@@ -153,6 +161,7 @@ class LoadOptions:
 
     kwargs: Kwargs = None
     weights: Weights = None
+    weights_key: WeightsKey = None
     non_strict: NonStrict = False
     trust_checkpoint: Trust = False
     embed: Embed = None
@@ -168,6 +177,7 @@ class LoadOptions:
             strict=not self.non_strict,
             trust_checkpoint=self.trust_checkpoint,
             embed=None if self.embed is None else EmbedSpec.parse(self.embed),
+            weights_key=self.weights_key,
         )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from scconv_deploy.errors import ScconvDeployError, system_failure
-from scconv_deploy.log_lines import LogLines
+from scconv_deploy.log_lines import LogLines, Notice
 from scconv_deploy.process import BROKEN_PIPE, flush, installed, interrupted
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class Session:
         self.unread = False
 
     def progress(self, message: str) -> None:
-        """Say what is being done."""
-        if isinstance(self._progress, LogLines):
+        """Say what is being done; a notice stays."""
+        if isinstance(message, Notice):
+            self._notice(message)
+        elif isinstance(self._progress, LogLines):
             self._progress(message)
         elif self._progress is not None:
             from rich.text import Text
@@ -54,6 +56,19 @@ class Session:
             self._progress.update(Text(message))
         if (signals := installed()) is not None:
             signals.check()
+
+    def _notice(self, message: Notice) -> None:
+        """One line on stderr, above the progress if there is one."""
+        if self._quiet:
+            return
+        line = " ".join(message.split())
+        if self._progress is None or isinstance(self._progress, LogLines):
+            with suppress(OSError):  # nobody reads it: no reason to end the work
+                typer.echo(line, err=True)
+        else:
+            from rich.text import Text
+
+            self._progress.console.print(Text(line), soft_wrap=True)
 
     def show(self, result: Any, printer: str) -> None:
         """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""

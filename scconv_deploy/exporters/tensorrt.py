@@ -149,7 +149,7 @@ def build_plan(
         report: told a fraction and the library's name of the phase.
 
     Raises:
-        UsageError: a plugin is registered that TensorRT-RTX would abort on.
+        UsageError: a plugin is registered that would make TensorRT-RTX's parser end the process.
         ModelError, IntegrityError: the source cannot give its bytes in the form that this version reads.
         BuildError: the library refuses the model or the options, or an SRU got no plugin where all must.
         KeyboardInterrupt: interrupted; the library has stopped, or it did not in time and its thread goes on.

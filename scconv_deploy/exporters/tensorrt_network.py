@@ -68,7 +68,7 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
     """Fill a network from a model's bytes; the parser must live as long as the network.
 
     Raises:
-        UsageError: a plugin is registered that TensorRT-RTX would abort on.
+        UsageError: a plugin is registered that would make TensorRT-RTX's parser end the process.
         BuildError: an operator that the library lacks, by name, or its refusal.
     """
     if backend == "tensorrt-rtx":
@@ -81,12 +81,16 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
 
 
 def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
-    """TensorRT-RTX's parser aborts the process where an operator's name meets a plugin's (measured)."""
+    """Where an operator's name meets a plugin's, TensorRT-RTX's parser opens libtensorrt_rtx.so, and ends the process.
+
+    Its wheel ships libtensorrt_rtx.so.1 alone. Once the shorter name resolves the builder takes the plugin (measured in
+    1.7.1), but nothing here makes it resolve yet.
+    """
     used = {kind for _, kind in facts.operators}
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     if clash := sorted(used & registered):
         raise UsageError(
-            f"A plugin named {clash[0]!r} is registered in this process, and TensorRT-RTX has no plugins.",
+            f"A plugin named {clash[0]!r} is registered in this process, and TensorRT-RTX's parser would end it.",
             "Build in a process that loaded none.",
         )
 
@@ -102,7 +106,7 @@ def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -
 def _undefined_remedy(backend: Backend) -> str:
     if backend == "tensorrt":
         return "Give it a meaning as a model-local function, or its plugin with --plugin."
-    return "Give it a meaning as a model-local function: TensorRT-RTX has no plugins."
+    return "Give it a meaning as a model-local function: TensorRT-RTX gets no plugins here yet."
 
 
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
@@ -143,7 +147,7 @@ def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[Eng
     # the parser writes the calls that lead to a layer into its metadata: [ONNX Layer: NODE | SITE (OPERATOR)]
     counts = Counter(found[1] for layer in layers if (found := _CALLED_FROM.search(layer.metadata)))
     if options.backend == "tensorrt-rtx":
-        why = "TensorRT-RTX has no plugins; its compiler fuses the function's nodes"
+        why = "TensorRT-RTX gets no plugins here yet; its compiler fuses the function's nodes"
     elif options.plugin is None:
         why = "no plugin was given (--plugin)"
     else:

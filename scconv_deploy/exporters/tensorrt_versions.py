@@ -83,11 +83,11 @@ FEATURES: dict[str, Feature] = {
     ),
     "plugin": Feature(
         "--plugin", ("IPluginRegistry.load_library", "IPluginRegistry.get_creator"),
-        in_rtx="it has no plugins, the SRU's function is expanded",
+        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
     ),
     "serialize_plugin": Feature(
         "--serialize-plugin", ("IBuilderConfig.plugins_to_serialize",),
-        in_rtx="it has no plugins, the SRU's function is expanded",
+        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
     ),
     "compute_capabilities": Feature(
         "--target smNN", ("IBuilderConfig.set_compute_capability", "ComputeCapability"), "tensorrt-rtx 1.0 and later"

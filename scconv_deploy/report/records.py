@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -61,6 +61,12 @@ class OpenStage:
 
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:
+    """Where a model's parameters come from, as the stage that loaded it says: what was loaded, how many are random."""
+    loaded = [line for record in records if record.name == "load" for line in record.applied]
+    return tuple(line for line in loaded if line.startswith("weights"))
 
 
 Status = Literal["passed", "failed", "not run"]

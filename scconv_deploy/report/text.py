@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scconv_deploy.report.engines import engine_facts
-from scconv_deploy.report.records import Check, StageRecord
+from scconv_deploy.report.records import Check, StageRecord, weights_lines
 
 if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
     from scconv_deploy.benchmarking import BenchResult
@@ -42,6 +42,7 @@ def print_export(console: Console, result: ExportResult) -> None:
     """What was exported, where it is, and what was left alone."""
     _print_embedding(console, result.stages)
     _print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
+    _print_weights(console, weights_lines(result.stages))
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     _line(console, f"{result.path}: {what}")
     _line(console, f"sha256 {result.sha256}")
@@ -301,6 +302,7 @@ def print_model(console: Console, result: ModelInspection) -> None:
     _line(console, f"{result.model}: {result.parameters:,} parameters, {result.multiply_adds:,} multiply-adds a sample")
     _line(console, f"inputs   {', '.join(result.inputs)}")
     _line(console, f"watched  {'; '.join(result.samples)}")
+    _print_weights(console, result.weights)
     if result.srus:
         srus = _table("SRUs", "site", "variant", "C", "open", "never open", "always open", "training")
         for sru in result.srus:
@@ -385,6 +387,12 @@ def print_plugin(console: Console, result: PluginReport) -> None:
     for row in result.rows:
         table.add_row(Text(row.name), _status(row.verdict), Text(row.found))
     console.print(table)
+
+
+def _print_weights(console: Console, lines: Iterable[str]) -> None:
+    """``weights: random ...`` and ``weights FILE: ...`` below each other, as the other facts are."""
+    for line in lines:
+        _line(console, f"weights  {line.removeprefix('weights').removeprefix(':').strip()}")
 
 
 def _print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

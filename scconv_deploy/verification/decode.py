@@ -1,4 +1,4 @@
-"""Gates read from an SRU's output, where they cannot be seen: an engine shows no inner tensors. NumPy only.
+"""Gates read from an SRU's output, where they are not seen: an engine's inner tensors are not read. NumPy only.
 
 The gates of the channels c and c' = c + C/2 make the outputs of both, and nothing else does::
 

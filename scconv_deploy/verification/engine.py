@@ -1,6 +1,7 @@
 """The verdict on an engine. Standard library, NumPy and the engine's own library only, for it also runs on the device.
 
-An engine hides its inner tensors. So it is judged in two ways, see DESIGN section 6: the whole engine end to end
+An engine's inner tensors are not read here: TensorRT can show them (mark_debug, set_debug_listener), which is not used
+yet. So it is judged in two ways, see DESIGN section 6: the whole engine end to end
 (:mod:`.engine_outputs`), and each SRU built alone at the engine's precision, fed the input that the reference recorded,
 its gates read from its output (:mod:`.engine_srus`). What cannot be opened or crashes has no verdict: that raises, or
 is a link that was not run, and is never a parity failure.

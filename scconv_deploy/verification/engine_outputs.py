@@ -1,7 +1,7 @@
 """A whole engine end to end: what its outputs are held against. NumPy only.
 
-Fed the same input, an engine and PyTorch go through gates that rounding decides, and the engine shows none of them. So
-an engine's outputs are held against the *noise* of the reference: how far PyTorch's own outputs move when the inputs of
+Fed the same input, an engine and PyTorch go through gates that rounding decides, and the engine's are not read. So an
+engine's outputs are held against the *noise* of the reference: how far PyTorch's own outputs move when the inputs of
 its gates are disturbed as rounding of the engine's type disturbs them, running free. A fault of that size cannot be
 told from healthy rounding by the outputs; the SRUs alone (:mod:`.engine_srus`) are judged gate by gate.
 """

@@ -105,7 +105,7 @@ ALL: dict[str, Tolerance] = {
     "engine_multiple": Tolerance(
         4,
         "error of an engine's output, end to end, in multiples of the noise of explained gate changes",
-        "an engine hides its gates, so they cannot be fixed as in the replay: what is left is what such changes do. "
+        "an engine's gates are not read, so they are not fixed as in the replay: what is left is what such changes do. "
         "The noise is the largest of eight draws with inputs of gates disturbed more than an engine's rounding does. "
         "In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in bfloat16; inverted "
         "gates, halves not crossed, a dropped layer, swapped outputs are at least 4.9x (benchmarks/engine_noise.py). "

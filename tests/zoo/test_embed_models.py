@@ -67,7 +67,8 @@ def trained(model, path):
 
 def test_weights_of_the_original_load_before():
     weights = trained(load(ModelSpec("embed_net.py:Net")), "before.pt")
-    model, record = load_with_record(spec(weights=weights))
+    model, loaded = load_with_record(spec(weights=weights))
+    record = loaded.embedded
     assert (model.stem.weight == 0.5).all()
     assert (model.block[2].running_var == 0.5).all()
     assert not (model.block[1][1].SRU.gn.gamma == 0.5).any()
@@ -77,7 +78,8 @@ def test_weights_of_the_original_load_before():
 
 def test_weights_of_the_embedded_network_load_after():
     weights = trained(load(spec()), "after.pt")
-    model, record = load_with_record(spec(weights=weights))
+    model, loaded = load_with_record(spec(weights=weights))
+    record = loaded.embedded
     assert all((tensor == 0.5).all() for name, tensor in model.state_dict().items() if "num_batches" not in name)
     assert not record.untrained
     assert not any("fine-tune" in line for line in record.summary)
@@ -108,7 +110,7 @@ def test_a_seed_gives_one_network():
 
 def test_without_inputs_the_structure_decides():
     model, record = load_with_record(ModelSpec("embed_net.py:Net", embed=EmbedSpec("block.1")))
-    assert record.multiply_adds_before is None
+    assert record.embedded.multiply_adds_before is None
     assert len(model.block[1]) == 2
 
 

@@ -1,0 +1,146 @@
+"""Which numbers of a new module are random: what is drawn while it is built, followed into its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_OVERWRITES = frozenset({"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"})
+"""In-place operators whose result does not depend on what the tensor held."""
+_MAKES_NEW = ("new_", "empty", "zeros", "ones", "full")
+"""How operators begin that take a tensor for its shape and type alone: ``zeros_like``, ``new_empty``."""
+
+
+@dataclass(frozen=True)
+class RandomParameters:
+    """What of a model nobody trained: parameters that hold what was drawn while the model was built.
+
+    Attributes:
+        random: numbers in parameters that were drawn, or computed from what was drawn.
+        parameters: numbers in all parameters.
+        names: the parameters and buffers that hold such numbers.
+        seed: that they were drawn with; the factory's own if it sets one.
+    """
+
+    random: int
+    parameters: int
+    names: tuple[str, ...]
+    seed: int
+
+    def __str__(self) -> str:
+        return f"random initialisation (seed {self.seed}): {self.random:,} of {self.parameters:,} parameters"
+
+
+class Draws(TorchDispatchMode):
+    """Follows random numbers from operator to operator while it is active.
+
+    An operator of torch that draws marks its result, arithmetic passes the marks on, and a tensor that is overwritten
+    (``load_state_dict`` copies) loses them, number by number. So the weights that a factory draws are told from those
+    that it loads, whatever seeds or generators it uses. What NumPy draws is not seen. A factory that runs a backward
+    pass may have trained the model: nothing is called random then.
+    """
+
+    supports_higher_order_operators = True  # they are run as they are
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Address of a storage -> the storage, held weakly so that no other can take its address, and a mask of its
+        # numbers; None for all of them.
+        self._marks: dict[int, tuple[StorageWeakRef, Tensor | None]] = {}
+        self._trained = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operator, and pass the marks on."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload) and not torch._C._is_tracing():
+            self._trained |= torch._C._current_graph_task_id() != -1
+            self._follow(func, args, kwargs or {}, result)
+        return result
+
+    def of(self, model: nn.Module) -> RandomParameters:
+        """What of a model's parameters and buffers is random now."""
+        held = {} if self._trained else dict(model.named_parameters())
+        random = {name: count for name, p in held.items() if (count := self._count(p))}
+        buffers = () if self._trained else (name for name, buffer in model.named_buffers() if self._count(buffer))
+        total = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.UninitializedParameter))
+        return RandomParameters(sum(random.values()), total, (*random, *buffers), torch.initial_seed())
+
+    def _follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        name = func._overloadpacket.__name__
+        if name == "set_":  # the tensor becomes a view of another storage, which keeps its marks
+            return
+        read, written = [], []
+        for position, argument in enumerate(func._schema.arguments):
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            tensors = list(_tensors(value))
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            if writes:
+                written += tensors
+            if not writes or not (name in _OVERWRITES or argument.kwarg_only):  # keyword only: out=
+                read += tensors
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if not drawn and not name.startswith(_MAKES_NEW):
+            drawn = any(self._count(tensor) for tensor in read)
+        new = [v for r, v in zip(func._schema.returns, _results(func, result), strict=False) if r.alias_info is None]
+        for tensor in (*written, *(_tensors(new) if drawn else ())):
+            self._mark(tensor, drawn)
+
+    def _mark(self, tensor: Tensor, drawn: bool) -> None:
+        if not _has_storage(tensor):
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() // tensor.element_size()
+        if tensor.numel() == size:
+            self._marks.pop(key, None)
+            if drawn:
+                self._marks[key] = StorageWeakRef(storage), None
+            return
+        held = self._marks.get(key)
+        if held is None and not drawn:
+            return
+        mask = None if held is None else held[1]
+        if mask is None or mask.numel() != size:
+            mask = torch.full((size,), held is not None)
+        mask.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).fill_(drawn)
+        self._marks.pop(key, None)
+        if mask.any():
+            self._marks[key] = StorageWeakRef(storage), mask
+
+    def _count(self, tensor: Tensor) -> int:
+        """How many of a tensor's numbers are random."""
+        if not _has_storage(tensor):
+            return 0
+        storage = tensor.untyped_storage()
+        held = self._marks.get(storage._cdata)
+        if held is None:
+            return 0
+        mask = held[1]
+        if mask is None or mask.numel() != storage.nbytes() // tensor.element_size():
+            return tensor.numel()
+        return int(mask.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).sum())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _results(func: Any, result: Any) -> tuple[Any, ...]:
+    return tuple(result) if len(func._schema.returns) > 1 and isinstance(result, (list, tuple)) else (result,)
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own; subclasses, such as those of tracing, are not looked at."""
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    return plain and tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() > 0
