@@ -245,7 +245,7 @@ def checkpoints(rng: random.Random, folder: Path) -> Draw:
 
 
 def _trained(value: Tensor) -> Tensor:
-    return torch.rand(value.shape) + 0.5 if value.is_floating_point() else value
+    return (torch.rand(value.shape) + 0.5).half().float() if value.is_floating_point() else value
 
 
 def _other(good: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -287,7 +287,7 @@ _WRAPS: dict[str, Callable[[dict[str, Tensor], random.Random], _Wrapped]] = {
     "partial, allowed": lambda good, rng: (_half_of(good), "success", ("--non-strict",)),
     "another network": lambda good, rng: ({"a.weight": torch.ones(3), "b": torch.ones(2, 2)}, "refusal", ()),
     "half": lambda good, rng: (
-        {k: v.half().float() if v.is_floating_point() else v for k, v in good.items()}, "either", ()),
+        {key: value.half() if value.is_floating_point() else value for key, value in good.items()}, "success", ()),
 }  # fmt: skip
 
 
