@@ -251,6 +251,10 @@ class RecordedReference:
         found = document.get("free_noise", {}) if rounding == self.engine_data else {}
         return {name: float(value) for name, value in found.items()}
 
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+        """Nothing: PyTorch is not here."""
+        return {}
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
         return iter(())

@@ -96,6 +96,10 @@ class OnnxReference:
         """Nothing: the gates of a file are not disturbed."""
         return {}
 
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+        """Nothing: PyTorch is not here."""
+        return {}
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""
         return iter(())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scconv_deploy.gate import Recognition, SwappedSRU, site_name
 from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
+from scconv_deploy.verification.runners import steps
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -68,12 +69,14 @@ def replay(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     watch: Callable[[str, Tensor], None] = lambda site, x: None,
+    free: Mapping[str, Callable[[steps.Operand], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Run the swapped model with given gates.
 
     Args:
-        masks: by site, bool ``[N, C, H, W]``.
-        watch: told every site and its gate's input.
+        masks: by site, bool ``[N, C, H, W]``; of other gates see :func:`.steps.fixed`.
+        watch: told every site and its gate's input, and the margins of other gates.
+        free: what decides gates of no SRU that are not given, by name.
 
     Returns:
         its outputs by name.
@@ -86,7 +89,7 @@ def replay(
         watch(site, x)
         return masks[site]
 
-    with _watched(swapped, on_gate):
+    with _watched(swapped, on_gate), steps.fixed(swapped, tensors, masks, watch, free):
         return signature.call(swapped, tensors)
 
 
