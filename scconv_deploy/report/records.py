@@ -253,6 +253,15 @@ class OtherGateParity:
     operand_ratio: float | None = None
     reason: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """In one line."""
+        if self.reason:
+            return f"{self.site}: {self.reason}"
+        apart = "" if self.operand_ratio is None else f", operands {self.operand_ratio:.1f}x their noise"
+        flips = f"{self.flips:,} of {self.gates:,} changed ({self.unexplained:,} unexplained)"
+        return f"{self.site} ({self.node}): same input, {flips}{apart}; running free, {self.free:,} changed"
+
 
 @dataclass(frozen=True)
 class OutputParity:

@@ -1,8 +1,8 @@
 """Gates of no known SRU in an ONNX graph: found, told apart by what they decide, laid open and injected.
 
-A gate of the reference is found by behaviour: the node whose decisions and operands on a sample are its own. Names prove
-nothing (exporters give new ones) and order is a hint alone (simplifiers sort); what was matched wrongly cannot pass, for
-a decision put in a wrong place moves the outputs.
+A gate of the reference is found by behaviour: the node whose decisions and operands on a sample are its own. Names
+prove nothing (exporters give new ones) and order is a hint alone (simplifiers sort); what was matched wrongly cannot
+pass, for a decision put in a wrong place moves the outputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from scconv_deploy.rewrite.functions import DOMAIN
 from scconv_deploy.verification import instrument
-from scconv_deploy.verification.other_gates import Found, OtherGate
+from scconv_deploy.verification.other_gates import Found, OtherGate, View, channel_axes
 
 _COMPARISONS = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "Equal": "eq"}
 _ROUNDINGS = {"Sign": "sign", "Round": "round", "Floor": "floor", "Ceil": "ceil"}
@@ -156,6 +156,26 @@ def _injection(one: Found) -> onnx.NodeProto:
     return helper.make_node("Not" if one.complement else "Identity", [given], [one.value])
 
 
+def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], noise: float) -> dict[str, OtherGate]:
+    """Every candidate of a graph as a gate of a reference, by the name of its value.
+
+    Args:
+        values: of :func:`shown`.
+        noise: of margins, in units of the operands' size.
+    """
+    found = {}
+    for one in wanted:
+        decided = values[instrument.gate_output(one.value)]
+        operands = [values[operand_output(one.value, i)].astype(np.float32) for i in range(len(one.operands))]
+        margin = np.broadcast_to(_margin(operands), decided.shape)
+        size = np.broadcast_to(sum(np.abs(operand) for operand in operands), decided.shape)
+        size = np.where(np.isfinite(size), size, 0.0)
+        scale = size.max(axis=channel_axes(size.ndim), keepdims=True) if size.ndim and size.size else size
+        kept = decided if decided.dtype == bool else decided.astype(np.float32)
+        found[one.value] = OtherGate(one.value, one.kind, kept, (View(one.kind, margin, scale, noise * scale, noise),))
+    return found
+
+
 def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What a laid open graph decided, as the reference would call it, and the margin it was decided from."""
     decided = values[instrument.gate_output(one.name)]
@@ -219,7 +239,7 @@ def _compare(gate: OtherGate, one: Candidate, values: Mapping[str, np.ndarray]) 
     number = gate.decided.dtype != bool
     if decided.shape != gate.decided.shape or (decided.dtype != bool) != number:
         return 0.0, None
-    if number and one.kind != gate.views[0].kind:
+    if number and one.kind != gate.kind:
         return 0.0, None
     operands = [values[operand_output(one.value, i)] for i in range(len(one.operands))]
     margin = np.broadcast_to(_margin(operands), decided.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scconv_deploy.outcomes import FlipCount
-from scconv_deploy.report.records import JUMPS, Check, OtherGateParity, Quantity
+from scconv_deploy.report.records import Check, OtherGateParity, Quantity
 from scconv_deploy.verification.measure import Measured
 
 
@@ -46,7 +46,7 @@ def _same_input(measured: Measured) -> Check:
 def _jumps(measured: Measured) -> list[Check]:
     """What differs no more than the reference's own jumps: neither right nor wrong is known of it."""
     found = [f"{name} {words}" for name, words in measured.others.undecided.items()]
-    return [Check(JUMPS, "not run", "; ".join(found))] if found else []
+    return [Check("jumps", "not run", "; ".join(found))] if found else []
 
 
 def other_gate_records(measured: Measured) -> tuple[OtherGateParity, ...]:

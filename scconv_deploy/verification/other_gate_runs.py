@@ -60,7 +60,7 @@ class OtherGateRuns:
         multiple, data = self._measured.limits["other_gates"].value, self._measured.data
         for name, site in self._measured.others.sites.items():
             gate = run.others.get(name)
-            if gate is None:
+            if gate is None or not gate.views:
                 continue
             decided, margin = onnx_gates.decision(site.found, values)
             if decided.shape != gate.decided.shape:
@@ -105,7 +105,7 @@ class OtherGateRuns:
         others = self._measured.others
         if found.ratio <= self._measured.limits["replay_multiple"].value:
             return False
-        if not self._free and not self._loose or not self._explains(run, name, found.error):
+        if not (self._free or self._loose) or not self._explains(run, name, found.error):
             others.condemned.add(name)
             others.undecided.pop(name, None)
             return False
@@ -130,4 +130,3 @@ class OtherGateRuns:
         where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()] + self._loose
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"
-

@@ -72,13 +72,15 @@ class OtherGate:
     Attributes:
         name: of its module and what it computes, ``features.2::ge``, numbered from the second one on; of an ONNX file
             the name of the value.
+        kind: of :data:`STEPS`.
         decided: bool, or float32 of a rounding.
-        views: at least one; empty where margins were not kept.
+        views: the first one is of this kind; empty where margins were not kept.
     """
 
     name: str
+    kind: str
     decided: np.ndarray
-    views: tuple[View, ...]
+    views: tuple[View, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,12 @@ def channel_axes(dimensions: int) -> tuple[int, ...]:
 
 
 def margin_error(view: View, margin: np.ndarray) -> float:
-    """Relative L2 of a margin, in units of the operands' size; of finite entries."""
-    finite = np.isfinite(view.margin) & np.isfinite(margin)
+    """Relative L2 of a margin, in units of the operands' size, where the reference's is finite."""
+    finite = np.isfinite(view.margin)
     if not finite.any():
         return 0.0
+    if not np.isfinite(margin[finite]).all():
+        return float("inf")
     off = np.where(finite, margin.astype(np.float64) - np.where(finite, view.margin, 0.0), 0.0)
     size = np.broadcast_to(view.scale, off.shape)[finite].astype(np.float64)
     norm = float(np.linalg.norm(size))
@@ -207,4 +211,5 @@ def margin_error(view: View, margin: np.ndarray) -> float:
 
 
 def masks_of(gates: Mapping[str, OtherGate]) -> dict[str, np.ndarray]:
+    """The decisions by name."""
     return {name: gate.decided for name, gate in gates.items()}

@@ -44,6 +44,8 @@ from scconv_deploy.verification.samples import Sample
 
 _DRAWS = 8
 _JUMP_DRAWS = 8
+_JUMP_NOISES = 4
+"""Of a gate's margin that is not fixed, in multiples of its noise."""
 _JUMP_DISTURBANCE = 2.0**-22
 """Of the inputs, relative to each entry: two units in the last place, as much as a layer of rounding."""
 _DISTURBANCE = {"float32": 2.0**-18, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -231,11 +233,11 @@ class TorchReference:
         """The largest change of each output over a few draws in which gates see disturbed inputs."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         noise = dict.fromkeys(run.given, 0.0)
-        if not self._modules:
+        if not self._modules and not run.others:
             return noise
         for seed in range(_DRAWS):
             moved = run_disturbed(
-                self._reference.swapped, self._reference.signature, tensors, _DISTURBANCE[rounding], seed
+                self._reference.swapped, self._reference.signature, tensors, _DISTURBANCE[rounding], seed, run.others
             )
             aligned = align_rows(_arrays(moved), run.given)
             for name, given in run.given.items():
@@ -245,11 +247,11 @@ class TorchReference:
     def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
         """The largest change of each output and each SRU's input over a few draws with inputs off by rounding."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
-        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items() if name not in free}
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
         found: dict[str, float] = {}
-        for seed in range(-1, _JUMP_DRAWS):  # the first one with the inputs as they are
+        for seed in range(-1, _JUMP_DRAWS):  # the first one as it was
             generator = torch.Generator().manual_seed(max(seed, 0))
-            decide = {name: _decider(run.others[name], generator, seed >= 0) for name in free}
+            decide = {name: _decider(run.others[name], generator) for name in free if seed >= 0}
             seen: dict[str, np.ndarray] = {}
 
             def watch(name: str, x: Tensor, seen: dict[str, np.ndarray] = seen) -> None:
@@ -264,7 +266,7 @@ class TorchReference:
             expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
             aligned = align_rows(outputs, run.outputs) | {name: x for name, x in seen.items() if name in run.sites}
             apart = {n: compare.distance(aligned[n], value) for n, value in expected.items() if n in aligned}
-            if seed < 0 and not free and any(apart.values()):
+            if seed < 0 and any(apart.values()):
                 return {}  # a random model is no jumping one
             found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
         return found
@@ -348,14 +350,12 @@ def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor * (1 + _JUMP_DISTURBANCE * torch.randn(tensor.shape, generator=generator))
 
 
-def _decider(
-    gate: OtherGate, generator: torch.Generator, disturb: bool
-) -> Callable[[steps.Operand], Tensor]:
+def _decider(gate: OtherGate, generator: torch.Generator) -> Callable[[steps.Operand], Tensor]:
     """Decides a gate that is not fixed: from a margin that is off by its noise."""
     view = gate.views[0]
-    size = view.scale * UNIT_ROUNDOFF["float32"]
-    size = torch.from_numpy(size if view.noise is None else np.maximum(size, view.noise)) * float(disturb)
-    return lambda operand: steps.disturbed(operand, size, generator)
+    smallest = view.scale * UNIT_ROUNDOFF["float32"]
+    size = torch.from_numpy(smallest if view.noise is None else np.maximum(smallest, view.noise))
+    return lambda operand: steps.disturbed(operand, _JUMP_NOISES * size, generator)
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -94,12 +94,18 @@ def replay(
 
 
 def run_disturbed(
-    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], relative: float, seed: int
+    swapped: nn.Module,
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    relative: float,
+    seed: int,
+    others: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Run the swapped model with gates that see their inputs through noise; the data are as they are.
 
     Args:
-        relative: size of the noise in units of the rms of the gate's input.
+        relative: size of the noise in units of the rms of the gate's input; of the largest operand of gates of no SRU.
+        others: names of those.
 
     Returns:
         its outputs by name.
@@ -112,7 +118,11 @@ def run_disturbed(
         noise = torch.randn(x.shape, generator=generator) * (relative * x.square().mean().sqrt())
         return open_mask(x + noise, module.gamma, module.beta, module.variant)
 
-    with _watched(swapped, on_gate), torch.no_grad():
+    def decide(operand: steps.Operand) -> Tensor:
+        return steps.disturbed(operand, operand.scale * relative, generator)
+
+    free = dict.fromkeys(others, decide)
+    with _watched(swapped, on_gate), torch.no_grad(), steps.fixed(swapped, tensors, {}, free=free):
         return signature.call(swapped, tensors)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ContextManager, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._decomp import get_decompositions
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,22 @@ _KINDS: dict[Any, str] = {
     **{getattr(_ATEN, kind).default: kind for kind in ("sign", "round", "floor", "ceil", "trunc")},
 }  # fmt: skip
 _CASTS = {_ATEN._to_copy.default}
+_IN_PLACE: dict[Any, str] = {
+    **{getattr(getattr(_ATEN, f"{kind}_"), form): kind
+       for kind in ("ge", "gt", "le", "lt", "eq", "ne") for form in ("Tensor", "Scalar")},
+    **{getattr(_ATEN, f"{kind}_").default: kind for kind in ("sign", "round", "floor", "ceil", "trunc")},
+}  # fmt: skip
+_QUOTIENTS: dict[Any, str] = {
+    _ATEN.floor_divide.default: "floor", _ATEN.floor_divide.Scalar: "floor",
+    _ATEN.div.Tensor_mode: "", _ATEN.div.Scalar_mode: "",
+}  # fmt: skip
+"""Rounded quotients, by what rounds them; of div its argument says."""
+_REMAINDERS: dict[Any, str] = {
+    _ATEN.remainder.Tensor: "floor", _ATEN.remainder.Scalar: "floor",
+    _ATEN.fmod.Tensor: "trunc", _ATEN.fmod.Scalar: "trunc",
+}  # fmt: skip
+_DECOMPOSED = get_decompositions([_ATEN.threshold, _ATEN.hardshrink, _ATEN.heaviside, _ATEN.frac, _ATEN.round.decimals])
+"""Operators that compare or round within: exporters take them apart too."""
 _ON_ARGUMENT = {"ge": (">=", "ge"), "gt": (">", "ge"), "lt": (">=", "lt"), "le": (">", "lt")}
 """``sigmoid(z) OP t`` as a comparison of z with tau, see :mod:`scconv_deploy.rewrite.rules.sigmoid_threshold`."""
 _ARGUMENT = "argument"
@@ -105,8 +122,8 @@ class Steps:
                 measured = noise[key].float().numpy() if key in noise else None
                 views.append(View(operand.kind, operand.margin.numpy(), scale.numpy(), measured, error))
             decided = self.decided[name]
-            decided = decided if decided.dtype == torch.bool else decided.float()
-            found[name] = OtherGate(name, decided.numpy(), tuple(views))
+            decided = decided.bool() if operands[0].kind in _COMPARISONS else decided.float()
+            found[name] = OtherGate(name, operands[0].kind, decided.numpy(), tuple(views))
         return found
 
 
@@ -149,7 +166,7 @@ def fixed(
     decided: Mapping[str, Tensor],
     watch: Callable[[str, Tensor], None] = lambda name, margin: None,
     free: Mapping[str, Callable[[Operand], Tensor]] | None = None,
-) -> ContextManager[object]:
+) -> AbstractContextManager[object]:
     """Decide the gates of a model that runs within; nothing where there is none to decide.
 
     Args:
@@ -192,7 +209,7 @@ def _given(decided: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
 
 
 def disturbed(operand: Operand, size: Tensor, generator: torch.Generator) -> Tensor:
-    """What a gate decides when its margin is off by as much as ``size``, which broadcasts to it."""
+    """What a gate decides when its margin is off by noise of this size, which broadcasts to it."""
     noise = torch.randn(operand.margin.shape, generator=generator)
     margin = operand.margin + noise * size
     step = STEPS[operand.kind]
@@ -258,21 +275,36 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _DECOMPOSED:
+            with self:
+                return _DECOMPOSED[func](*args, **kwargs)
+        before = (args[0].clone(), *args[1:]) if func in _IN_PLACE else args
         output = func(*args, **kwargs)
         if not self._follow(func, args, kwargs, output) or self._steps.paused or self._scope.known:
             return output
         if func is _ATEN.sigmoid.default:
             self._sigmoids[output] = args[0]
             return output
-        kind = _kind_of(func, args, output)
+        if func in _REMAINDERS and output.is_floating_point():
+            return self._remainder(_REMAINDERS[func], args, output)
+        kind = _kind_of(func, args, kwargs, output)
         if kind is None:
             return output
+        decided = self._decide(kind, lambda: self._operands(func, kind, before), output)
+        return output.copy_(decided) if func in _IN_PLACE else decided
+
+    def _remainder(self, kind: str, args: Any, output: Tensor) -> Tensor:
+        """``a - q * b``, which jumps where the quotient's rounding does."""
+        quotient = torch.div(args[0], args[1], rounding_mode=kind)
+        decided = self._decide(kind, lambda: (_quotient(kind, args),), quotient)
+        return output if torch.equal(decided, quotient) else args[0] - decided * args[1]
+
+    def _decide(self, kind: str, operands: Callable[[], tuple[Operand, ...]], own: Tensor) -> Tensor:
         path = self._scope.paths[-1] if self._scope.paths else ""
         name = f"{path or 'model'}::{kind}"
         self._calls[name] += 1
-        decided = self._on_step(site_name(name, self._calls[name]), lambda: self._operands(kind, args), output)
-        if decided is not output:
-            self._data.add(_storage(decided))
+        decided = self._on_step(site_name(name, self._calls[name]), operands, own)
+        self._data.add(_storage(decided))
         return decided
 
     def _follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> bool:
@@ -289,14 +321,16 @@ class _Watch(TorchDispatchMode):
         self._data |= made
         return True
 
-    def _operands(self, kind: str, args: Any) -> tuple[Operand, ...]:
+    def _operands(self, func: Any, kind: str, args: Any) -> tuple[Operand, ...]:
+        if func in _QUOTIENTS:
+            return (_quotient(kind, args),)
         a, b = args[0], args[1] if kind in _COMPARISONS and len(args) > 1 else 0.0
         found = [_operand(kind, a, b)]
         z = self._sigmoids.get(a) if isinstance(a, Tensor) else None
         number = float(b) if not isinstance(b, Tensor) else float(b) if b.numel() == 1 and not self._moves(b) else None
         if z is not None and number is not None and kind in _ON_ARGUMENT:
             comparison, on_argument = _ON_ARGUMENT[kind]
-            bound = tau(number, comparison)  # type: ignore[arg-type]
+            bound = tau(number, comparison)
             if abs(bound) != float("inf"):
                 found.append(_operand(on_argument, z, bound))
         return tuple(found)
@@ -305,20 +339,27 @@ class _Watch(TorchDispatchMode):
         return _storage(tensor) in self._data
 
 
-def _kind_of(func: Any, args: Any, output: Any) -> str | None:
+def _kind_of(func: Any, args: Any, kwargs: Any, output: Any) -> str | None:
     """The kind of a step; None for what is none: integers, and a tensor beside itself (which asks for NaN)."""
     floating = isinstance(args[0], Tensor) and args[0].is_floating_point() if args else False
     if func in _CASTS:
         if not floating or output.is_floating_point() or output.is_complex():
             return None
         return "ne" if output.dtype == torch.bool else "trunc"
-    kind = _KINDS.get(func)
+    if func in _QUOTIENTS:
+        return (_QUOTIENTS[func] or kwargs.get("rounding_mode")) if output.is_floating_point() else None
+    kind = _KINDS.get(func) or _IN_PLACE.get(func)
     if kind in _COMPARISONS and len(args) > 1:
         other = args[1]
         floating = floating or (isinstance(other, Tensor) and other.is_floating_point())
         if other is args[0]:
             return None
     return kind if floating else None
+
+
+def _quotient(kind: str, args: Any) -> Operand:
+    a, b = args[0], args[1]
+    return _operand(kind, torch.div(a, b), 0.0)
 
 
 def _operand(kind: str, a: Any, b: Any) -> Operand:
