@@ -16,7 +16,8 @@ def other_gates_checks(measured: Measured) -> list[Check]:
 
 
 def _same_input(measured: Measured) -> Check:
-    name, others = "other gates", measured.others
+    name = "other gates"
+    others = measured.others
     missing = "; ".join(f"{site}: {reason}" for site, reason in list(others.unfound.items())[:3])
     if not others.sites:
         return Check(name, "not run", f"gates of no known SRU were not found in the graph: {missing}")

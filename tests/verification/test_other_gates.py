@@ -229,8 +229,9 @@ def test_writing_into_a_view_makes_its_tensor_data():
 def test_decisions_are_taken_from_outside_and_a_copy_of_them():
     model = Lambda(lambda x: (x > 0).float() * (x > 1).logical_not_()).eval()
     given = {"model::gt": torch.tensor([True, False]), "model::gt#2": torch.tensor([False, False])}
-    with steps.fixed(model, {"x": torch.tensor([-1.0, 1.0])}, given), torch.no_grad():
-        y = model(torch.tensor([-1.0, 1.0]))
+    x = torch.tensor([-1.0, 1.0])
+    with steps.fixed(model, {"x": x}, given), torch.no_grad():
+        y = model(x)
     assert y.tolist() == [1.0, 0.0]
     assert given["model::gt#2"].tolist() == [False, False]
 
