@@ -14,11 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.errors import ParityError, UsageError
+from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.verification import feeds
 from scconv_deploy.verification.chain import Artifact, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -99,7 +100,7 @@ def convert_onnx(
         [NamedArrays(data or "seeded noise", feed)], log, provenance={"command": command, "seed": str(seed)},
     )  # fmt: skip
     if not report:
-        raise ParityError(f"{source}: {report.failures[0]}.", "Nothing was written; see --keep.")
+        raise parity_error(source, report, "Nothing was written; see --keep.")
     write_file(output, content)
     return ConvertResult(
         output, hashlib.sha256(content).hexdigest(), options.precision, conversion.half, conversion.casts,

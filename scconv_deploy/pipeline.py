@@ -163,7 +163,7 @@ def _deploy(
         reference, artifact, with_progress(samples, progress), log,
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
-    name = MODEL if report else MODEL + REJECTED
+    name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _for_engines(artifact) if options.builds_engines else None
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:

@@ -184,7 +184,7 @@ def rewrite_onnx(
             seen = islice(chain(*checks.samples(loaded, reference.seed, reference.source)), _GUARD_SAMPLES)
             feeds = {str(s): {n: s.tensors[ours].numpy() for n, ours in names.inputs.items()} for s in seen}
             guard = _compare(original, proto, applied, feeds, log)
-    if parity is not None and not parity:
+    if parity is not None and parity.verdict == "failed":
         output = output.with_name(f"{output.name}.rejected")
     write_file(output, data_bytes)
     adapted = _write_adapted(proto, output) if options.adapted else ()

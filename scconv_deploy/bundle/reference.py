@@ -5,6 +5,9 @@ given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates,
 input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
 within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
 0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
+Of each gate K of no known SRU there are ``decided:K`` (packed bits, or numbers of a rounding) and, in the first sample,
+of each of its views V ``operand:K:V`` (the margin), ``scale:K:V`` and ``noise:K:V``, see
+:mod:`scconv_deploy.verification.other_gates`.
 
 For engines there are ``sru-S.FORM.onnx``, the SRU alone for an input like ``x:S`` (forms: ``function``, ``plugin``,
 ``inlined``; see :mod:`scconv_deploy.verification.lone_sru`), for the device has no onnx to make them with, and the
@@ -29,6 +32,7 @@ from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
+from scconv_deploy.verification.other_gates import OtherGate, View
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
 
 _FORMS = ("function", "plugin", "inlined")
@@ -105,7 +109,12 @@ def _outer_arrays(run: ReferenceRun) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for kind, values in (("input", run.inputs), ("given", run.given), ("output", run.outputs)):
         arrays |= {f"{kind}:{index}": value for index, value in enumerate(values.values())}
+    arrays |= {f"decided:{i}": _packed(gate.decided) for i, gate in enumerate(run.others.values())}
     return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
+
+
+def _packed(decided: np.ndarray) -> np.ndarray:
+    return np.packbits(decided) if decided.dtype == bool else decided
 
 
 def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: int) -> int:
@@ -119,6 +128,14 @@ def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: in
             ratio = np.where(found.ill, np.nan, np.clip(found.margin / found.bound, -6e4, 6e4))  # float16's range
         arrays[f"x:{index}"], arrays[f"margin:{index}"] = site.x, ratio.astype(np.float16)
         used += site.x.nbytes * 3 // 2
+    for index, gate in enumerate(run.others.values()):
+        kept = {f"{name}:{index}:{number}": array for number, view in enumerate(gate.views)
+                for name, array in (("operand", view.margin), ("scale", view.scale), ("noise", view.noise))
+                if array is not None}  # fmt: skip
+        size = sum(array.nbytes for array in kept.values())
+        if used + size <= left:
+            arrays |= kept
+            used += size
     return used
 
 
@@ -153,6 +170,16 @@ def _sample_document(run: ReferenceRun) -> dict[str, Any]:
         "floors": [run.floors[name] for name in run.given],
         "float64_refusal": run.float64_refusal,
         "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
+        "others": [_other_document(gate) for gate in run.others.values()],
+    }
+
+
+def _other_document(gate: OtherGate) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "kind": gate.kind,
+        "shape": list(gate.decided.shape),
+        "views": [{"kind": view.kind, "error": view.error} for view in gate.views],
     }
 
 
@@ -219,6 +246,10 @@ class RecordedReference:
                 sites[entry["name"]] = SiteRun(
                     self.sites[entry["name"]], arrays.get(f"x:{index}"), mask, entry["floor"]
                 )
+            others = {
+                entry["name"]: _other_gate(entry, index, arrays)
+                for index, entry in enumerate(document.get("others", []))
+            }
             return ReferenceRun(
                 str(document["name"]),
                 named["input"],
@@ -229,6 +260,7 @@ class RecordedReference:
                 sites,
                 float64_refusal=str(document["float64_refusal"]),
                 count=max((len(value) for value in named["input"].values() if value.ndim), default=1),
+                others=others,
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
@@ -250,6 +282,10 @@ class RecordedReference:
         document = next(d for d in self.documents if d["name"] == run.sample)
         found = document.get("free_noise", {}) if rounding == self.engine_data else {}
         return {name: float(value) for name, value in found.items()}
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+        """Nothing: PyTorch is not here."""
+        return {}
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
@@ -309,6 +345,19 @@ def _site(entry: Mapping[str, Any], index: int, arrays: Arrays) -> Site:
         entry["straddle"],
         form,
     )
+
+
+def _other_gate(entry: Mapping[str, Any], index: int, arrays: Arrays) -> OtherGate:
+    shape, decided = tuple(map(int, entry["shape"])), arrays[f"decided:{index}"]
+    if decided.dtype == np.uint8:
+        decided = np.unpackbits(decided, count=int(np.prod(shape))).astype(bool).reshape(shape)
+    views = [
+        View(view["kind"], arrays[f"operand:{index}:{number}"], arrays[f"scale:{index}:{number}"],
+             arrays.get(f"noise:{index}:{number}"), view["error"])
+        for number, view in enumerate(entry["views"])
+        if f"operand:{index}:{number}" in arrays
+    ]  # fmt: skip
+    return OtherGate(entry["name"], entry["kind"], decided, tuple(views))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

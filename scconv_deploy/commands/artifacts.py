@@ -24,7 +24,8 @@ from scconv_deploy.commands.options import (
     grouped,
 )
 from scconv_deploy.commands.session import Session, command_line, run_session
-from scconv_deploy.errors import ParityError, UsageError
+from scconv_deploy.errors import UsageError
+from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
     from scconv_deploy.report.records import ParityReport
@@ -71,7 +72,7 @@ def rewrite(
         )
         session.show(result, "print_rewrite")
         if result.parity is not None and not result.parity:
-            raise ParityError(f"{result.path}: {result.parity.failures[0]}", "Do not ship it.")
+            raise parity_error(result.path, result.parity, "Do not ship it.")
 
 
 def convert(
@@ -137,7 +138,7 @@ def verify(
             write_file(report, render(result, form).encode())
         session.show(result, "print_report")
         if not result:
-            raise ParityError(f"{artifact}: {result.failures[0]}", "Do not ship it.")
+            raise parity_error(artifact, result, "Do not ship it.")
 
 
 def _judge(

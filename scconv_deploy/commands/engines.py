@@ -11,7 +11,8 @@ import typer
 
 from scconv_deploy.commands.options import Digest, Force, Json, LoadOptions, Provider, Quiet, grouped
 from scconv_deploy.commands.session import command_line, run_session
-from scconv_deploy.errors import ParityError, UsageError
+from scconv_deploy.errors import UsageError
+from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
     from scconv_deploy.building import EngineRequest
@@ -268,7 +269,7 @@ def finish(
         result = finish_bundle(bundle, options, command=command_line(), progress=session.progress)
         session.show(result, "print_finish")
         if not result:
-            raise ParityError(f"{result.report.artifact}: {result.report.failures[0]}", "Do not ship it.")
+            raise parity_error(result.report.artifact, result.report, "Do not ship it.")
 
 
 def verify_engine(

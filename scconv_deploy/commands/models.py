@@ -31,7 +31,8 @@ from scconv_deploy.commands.options import (
     grouped,
 )
 from scconv_deploy.commands.session import command_line, run_session
-from scconv_deploy.errors import ParityError, UsageError
+from scconv_deploy.errors import UsageError
+from scconv_deploy.report.verdict import parity_error
 
 
 @grouped
@@ -70,7 +71,7 @@ def deploy(
         )
         session.show(result, "print_deploy")
         if not result:
-            raise ParityError(f"{result.artifact}: {result.report.failures[0]}", "Do not ship it; see report.json.")
+            raise parity_error(result.artifact, result.report, "Do not ship it; see report.json.")
 
 
 @grouped

@@ -68,6 +68,7 @@ def _sections(report: ParityReport) -> list[Facts]:
         [("samples", "; ".join(report.samples))],  # numbers on other inputs are other numbers
         [(f"tolerance {name}", f"{report.overrides.get(name, t.value):g}") for name, t in report.tolerances.items()],
         [fact for sru in report.srus for fact in _sru_facts(sru)],
+        [(f"gate {gate.site}", gate.sentence) for gate in report.other_gates],
         [fact for output in report.outputs for fact in _output_facts(output)],
         [
             (f"{engine.backend}: {name}", text)

@@ -135,6 +135,24 @@ CHECKS: dict[str, Meaning] = {
         "Where it alone fails, the runtime computes an SRU otherwise within the whole graph: report it with its "
         "version.",
     ),
+    "other gates": Meaning(
+        _ARTIFACT,
+        "Gates that belong to no known SRU (comparisons and roundings of data), with PyTorch's decisions put in at "
+        "every one of them: what the artifact decides, and the operands that it decides from.",
+        "a decision changed that the operand's noise does not explain, or operands are more than `other_gates` times "
+        "their noise away",
+        "This gate, or what comes before it, computes something else. " + _WRONG_COMPUTATION,
+    ),
+    "jumps": Meaning(
+        _ARTIFACT,
+        "Nothing of the tensors named: the model jumps at places that could not be fixed in the replay (a comparison "
+        "that the graph does not hold, or holds in a subgraph; argmax, top-k), and they differ by no more than "
+        "PyTorch's own differ when its inputs are off by rounding. The link is then not run, and the report has no "
+        "verdict.",
+        "",
+        "This is no verdict: nothing says that the artifact is right, and nothing that it is wrong. Give `--data`, and "
+        "judge it by its answers.",
+    ),
     "replay": Meaning(
         _ARTIFACT,
         "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "

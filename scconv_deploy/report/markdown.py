@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from scconv_deploy.report.engines import engine_facts
 from scconv_deploy.report.escaping import code, markdown
-from scconv_deploy.report.records import Check, ParityReport
+from scconv_deploy.report.records import Check, OtherGateParity, ParityReport
 
 
 def to_markdown(report: ParityReport) -> str:
@@ -28,6 +28,8 @@ def to_markdown(report: ParityReport) -> str:
     lines += _changed_limits(report)
     if report.srus:
         lines += _folded(f"{len(report.srus)} SRUs, fed the same input", _srus(report))
+    if report.other_gates:
+        lines += _folded(f"{len(report.other_gates)} gates of no known SRU", _other_gates(report))
     if report.outputs:
         lines += _folded("Outputs", _outputs(report))
     for engine in report.engines:
@@ -59,6 +61,18 @@ def _srus(report: ParityReport) -> list[str]:
             _status(sru.static.status) + ("" if sru.static.status == "passed" else f": {markdown(sru.static.reason)}"),
         ))  # fmt: skip
     return _table(("site", "variant", "gates", "open", "flips", "unexplained", "running free", "static"), rows)
+
+
+def _other_gates(report: ParityReport) -> list[str]:
+    rows = [(code(gate.site), markdown(gate.node or gate.reason), *_counts(gate)) for gate in report.other_gates]
+    return _table(("gate", "decided by", "gates", "changed", "unexplained", "running free", "operands"), rows)
+
+
+def _counts(gate: OtherGateParity) -> tuple[str, ...]:
+    if gate.reason:
+        return ("",) * 5
+    apart = "" if gate.operand_ratio is None else f"{gate.operand_ratio:.1f}x"
+    return (f"{gate.gates:,}", f"{gate.flips:,}", f"{gate.unexplained:,}", f"{gate.free:,}", apart)
 
 
 def _outputs(report: ParityReport) -> list[str]:

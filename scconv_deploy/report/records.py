@@ -70,6 +70,8 @@ def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:
 
 
 Status = Literal["passed", "failed", "not run"]
+JUMPS = "jumps"
+"""The check that says what can be called neither right nor wrong: with it no link, and no report, has passed."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class Check:
 class Link:
     """One step of the chain from PyTorch to the artifact.
 
-    ``failed`` as soon as a check failed; ``not run`` if none ran, with the reason.
+    ``failed`` as soon as a check failed; ``not run`` if none ran, or if what differs could not be judged, with the
+    reason.
     """
 
     name: str
@@ -121,6 +124,9 @@ class Link:
     @classmethod
     def of(cls, name: str, checks: Sequence[Check]) -> Link:
         """Judge a link by its checks."""
+        undecided = [c.reason for c in checks if c.name == JUMPS]
+        if undecided and not any(c.status == "failed" for c in checks):
+            return cls(name, "not run", "; ".join(undecided), tuple(checks))
         for status in ("failed", "passed"):
             having = [c for c in checks if c.status == status]
             if having:
@@ -232,6 +238,38 @@ class SRUParity:
 
 
 @dataclass(frozen=True)
+class OtherGateParity:
+    """One gate that belongs to no known SRU (a comparison, a rounding), summed over the samples.
+
+    Attributes:
+        site: its module and what it computes, ``features.2::ge``.
+        node: that decides it in the artifact, "" if none was found; ``reason`` why.
+        gates, flips, unexplained: of its decisions, on the same input as the reference's.
+        free: how many differ running free.
+        operand_ratio: relative L2 of what it decides from, in multiples of its noise; None where the artifact decides
+            from something else.
+    """
+
+    site: str
+    node: str = ""
+    gates: int = 0
+    flips: int = 0
+    unexplained: int = 0
+    free: int = 0
+    operand_ratio: float | None = None
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """In one line."""
+        if self.reason:
+            return f"{self.site}: {self.reason}"
+        apart = "" if self.operand_ratio is None else f", operands {self.operand_ratio:.1f}x their noise"
+        flips = f"{self.flips:,} of {self.gates:,} changed ({self.unexplained:,} unexplained)"
+        return f"{self.site} ({self.node}): same input, {flips}{apart}; running free, {self.free:,} changed"
+
+
+@dataclass(frozen=True)
 class OutputParity:
     """One output of the model, the worst over the samples.
 
@@ -296,6 +334,7 @@ class ParityReport:
         overrides: tolerances that the user changed.
         tolerances: the table that it was judged by, before the overrides.
         engines: what was measured of engines that ran.
+        other_gates: gates of no known SRU.
     """
 
     model: str
@@ -315,11 +354,19 @@ class ParityReport:
     overrides: dict[str, float] = field(default_factory=dict)
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: table.ALL | table.FIXED)
     engines: tuple[EngineParity, ...] = ()
+    other_gates: tuple[OtherGateParity, ...] = ()
 
     @property
     def verdict(self) -> Status:
         statuses = {link.status for link in self.links}
-        return "failed" if "failed" in statuses else "passed" if "passed" in statuses else "not run"
+        if "failed" in statuses or "passed" not in statuses or self._undecided:
+            return "failed" if "failed" in statuses else "not run"
+        return "passed"
+
+    @property
+    def _undecided(self) -> list[str]:
+        """What could be called neither right nor wrong."""
+        return [f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.name == JUMPS]
 
     def __bool__(self) -> bool:
         return self.verdict == "passed"
@@ -328,7 +375,7 @@ class ParityReport:
     def failures(self) -> tuple[str, ...]:
         """Each failed check, or the link's own reason where it has none, the link's name first; or that none ran."""
         if self.verdict == "not run":
-            return ("no link ran, so nothing is proved",)
+            return tuple(self._undecided) or ("no link ran, so nothing is proved",)
         failed = [link for link in self.links if link.status == "failed"]
         return tuple(
             f"{link.name}: {reason}"

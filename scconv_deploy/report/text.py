@@ -178,7 +178,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def print_report(console: Console, report: ParityReport) -> None:
     """The chain, the SRUs and the outputs; the verdict last, with its reasons. A failure is said first as well."""
     if not report:
-        _line(console, f"parity   failed: {report.headline}")
+        _line(console, f"parity   {report.verdict}: {report.headline}")
     _print_embedding(console, report.stages)
     _print_left_alone(console, [(r.path, r.reason) for r in report.left_alone])
     chain = _table("Chain", "link", "", "why")
@@ -230,6 +230,8 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     if free:
         flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
         _line(console, f"running free, gates changed: {flips:,} of {gates:,} ({bad:,} unexplained)")
+    for gate in report.other_gates:
+        _line(console, f"gate     {gate.sentence}")
     for fact in (fact for engine in report.engines for fact in engine_facts(engine).items()):
         _line(console, ": ".join(fact))
     if report.first_departure:

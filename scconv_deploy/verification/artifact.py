@@ -11,10 +11,11 @@ from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.margins import count_flips, count_free_flips, decide
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError
-from scconv_deploy.verification import instrument, jump
+from scconv_deploy.verification import instrument, jump, tolerances
 from scconv_deploy.verification.compare import comparable, compare, relative_l2
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.other_gate_runs import OtherGateRuns
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, SiteRun
 from scconv_deploy.verification.runners.half import HalfRunner, runner_of
 from scconv_deploy.verification.runners.onnx_reference import OnnxReferenceRunner
@@ -44,6 +45,7 @@ class ArtifactMeasurement:
         self._probes: dict[str, Runner | None] = {}
         self._open: Runner | None = None
         self._forced: Runner | None = None
+        self._others = OtherGateRuns(source, proto, measured, options)
         self.measured = measured
 
     def __enter__(self) -> ArtifactMeasurement:
@@ -66,6 +68,7 @@ class ArtifactMeasurement:
         self._add_reference(run)
         if run.deep:
             self._judge_reference(run)
+            self._others.align(run)
             for site in run.sites.values():
                 self._teacher_force(site)
         self._run_free(run)
@@ -165,6 +168,7 @@ class ArtifactMeasurement:
         if set(self._open.outputs) == set(run.given):
             return  # no gate can be read
         found = self._open.run(run.inputs)
+        self._others.compare_free(run, found)
         for name, site in run.sites.items():
             decided, x = found.get(instrument.gate_output(name)), found.get(instrument.gate_input(name))
             if decided is None or x is None or site.x is None:
@@ -183,7 +187,8 @@ class ArtifactMeasurement:
             measured.free_running = (measured.free_running or FlipCount(0)) + count
 
     def _laid_open(self, run: ReferenceRun, inject: bool) -> Runner:
-        return runner_of(instrument.laid_open(self._proto, list(run.sites), inject=inject), self._options)
+        laid_open = instrument.laid_open(self._proto, list(run.sites), inject=inject)
+        return runner_of(self._others.lay_open(laid_open, inject), self._options)
 
     # --- values --------------------------------------------------------------------------------------------------
 
@@ -201,14 +206,22 @@ class ArtifactMeasurement:
             self.measured.keep_metrics(name, compare(free[name], given), len(given) if given.ndim else 1)
             if not run.deep:
                 continue
-            floor = run.floors[name]
+            floor = self._floor(run, name, value)
             self.measured.keep_swapped(name, as_given[name], given, floor)
-            self.measured.keep_replay(name, self.measured.against_noise(forced[name], value, floor), run)
+            found = self.measured.against_noise(forced[name], value, floor)
+            self._others.excuse(run, name, found)
+            self.measured.keep_replay(name, found, run)
         self.measured.add_answers(run, free, run.count)
 
+    def _floor(self, run: ReferenceRun, name: str, value: np.ndarray) -> float | None:
+        """An output's noise floor; None where it is to be assumed."""
+        largest = self.measured.limits[tolerances.name_of(self.measured.limits, "largest_floor", value.dtype)].value
+        return self._others.floor(run, name, run.floors[name], largest)
+
     def _replay(self, run: ReferenceRun) -> Arrays:
-        """The outputs with the reference's gates; the layers are compared here."""
+        """The outputs with the reference's gates; the layers, and gates of no known SRU, are compared here."""
         forced = self._forced_outputs(run)
+        self._others.compare_same_input(run, forced)
         for name, site in run.sites.items():
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None:
@@ -232,6 +245,8 @@ class ArtifactMeasurement:
             self.measured.note_non_finite(f"the input of {site.site.name} with the reference's gates", run)
             return
         found = self.measured.against_noise(x, site.x, site.floor)
+        if self._others.excuse(run, site.site.name, found):
+            return
         producer = self._producers.get(value)
         module = "" if producer is None else instrument.module_of(producer)
         self.measured.keep_layer(LayerError(value, module, found.error, found.floor))

@@ -38,6 +38,7 @@ from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure
 from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, SiteMeasured
+from scconv_deploy.verification.other_gate_checks import other_gate_records, other_gates_checks
 from scconv_deploy.verification.reference_run import ReferenceSource
 from scconv_deploy.verification.runners.half import needs_stand_in
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
@@ -149,6 +150,7 @@ def verify_artifact(
         worst_inputs=measured.worst_inputs,
         accuracy=measured.paired.accuracy(),
         overrides=dict(judging.overrides),
+        other_gates=other_gate_records(measured),
     )
 
 
@@ -191,6 +193,7 @@ def _artifact_checks(
         judge.teacher_forced_check(measured),
         *judge.second_opinion_checks(measured),
         judge.free_running_check(measured),
+        *other_gates_checks(measured),
         *judge.replay_checks(measured),
         *judge.layers_check(measured),
         *judge.contract_checks(measured),

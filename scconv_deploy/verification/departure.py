@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import instrument, onnx_gates
 from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.compare import comparable
 from scconv_deploy.verification.measure import Measured
@@ -94,6 +94,7 @@ def first_of(
     if not expected:
         return ""
     laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
+    onnx_gates.lay_open(laid_open, measured.others.found, inject=True)
     with runner_of(laid_open, options) as runner:
         actual = runner.run(inputs_with_masks(runner.inputs, run))
     made = Counter(path for path, _ in expected)

@@ -7,7 +7,7 @@ into the rewritten graph: with the gates equal the rest is continuous, and must 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,13 @@ from scconv_deploy.gate.bound import margins_and_bounds
 from scconv_deploy.gate.cut import statistics
 from scconv_deploy.gate.variant import gate_weight, open_mask
 from scconv_deploy.rewrite.apply import Applied, Fused
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import instrument, onnx_gates
 from scconv_deploy.verification.compare import distance
+from scconv_deploy.verification.other_gates import Found
+from scconv_deploy.verification.other_gates import count_flips as count_other_flips
+from scconv_deploy.verification.reference_run import Arrays
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
-from scconv_deploy.verification.tolerances import REWRITE
+from scconv_deploy.verification.tolerances import ALL, REWRITE
 
 REPLAY_LIMIT = REWRITE["rewrite_replay"].value
 NAIVE_LIMIT = REWRITE["rewrite_gates"].value
@@ -57,6 +60,7 @@ class GuardReport:
     Attributes:
         gates: by SRU.
         thresholds: other thresholds that were rewritten: (name, elements, changed).
+        others: gates of no SRU that both files decide, on the same input: (name, elements, changed, unexplained).
         outputs: (name, relative L2 with the original's gates injected, relative L2 free-running).
         samples: what was run.
         not_run: why nothing could be compared; empty if it was.
@@ -65,6 +69,7 @@ class GuardReport:
 
     gates: tuple[GateComparison, ...] = ()
     thresholds: tuple[tuple[str, int, int], ...] = ()
+    others: tuple[tuple[str, int, int, int], ...] = ()
     outputs: tuple[tuple[str, float, float], ...] = ()
     samples: tuple[str, ...] = ()
     not_run: str = ""
@@ -82,6 +87,11 @@ class GuardReport:
                     f"{gate.site}: {gate.file_beyond} gates of the file lie {gate.file_largest_z:.1e} from the "
                     f"threshold in z (limit {NAIVE_LIMIT:g}), so it is another gate"
                 )
+        found += [
+            f"{name}: {unexplained} of {elements} decisions differ from the file's beyond rounding"
+            for name, elements, _, unexplained in self.others
+            if unexplained
+        ]
         # not (>), so that NaN fails
         found += [
             f"output {name} differs by {forced:.1e} relative L2 with the same gates (limit {REPLAY_LIMIT:g})"
@@ -143,13 +153,16 @@ def compare_graphs(
     )
     masks = {name: z for name, z in thresholds.items() if name in tensors and z in tensors}
     wanted = {f.x for f in readable} | {f.mask for f in readable} | set(masks) | set(masks.values())
+    others = _other_gates(original, rewritten, set(masks))
+    exposed = _exposing(original, wanted)
+    onnx_gates.lay_open(exposed, [found for found, _ in others], inject=False)
     try:
         with (
-            OnnxRuntimeRunner(_exposing(original, wanted)) as before,
+            OnnxRuntimeRunner(exposed) as before,
             OnnxRuntimeRunner(rewritten) as after,
-            OnnxRuntimeRunner(_forced(rewritten, readable, list(masks))) as forced,
+            OnnxRuntimeRunner(_forced(rewritten, readable, list(masks), [found for _, found in others])) as forced,
         ):
-            return _compare(original, rewritten, readable, masks, samples, (before, after, forced), unread)
+            return _compare(original, rewritten, readable, masks, others, samples, (before, after, forced), unread)
     except ModelError as error:
         return GuardReport(not_run=str(error), unread=unread)
 
@@ -159,6 +172,7 @@ def _compare(
     rewritten: onnx.ModelProto,
     fused: Sequence[Fused],
     thresholds: SigmoidInputs,
+    others: Sequence[tuple[Found, Found]],
     samples: Mapping[str, Mapping[str, np.ndarray]],
     runners: tuple[OnnxRuntimeRunner, OnnxRuntimeRunner, OnnxRuntimeRunner],
     unread: tuple[tuple[str, str], ...],
@@ -167,6 +181,7 @@ def _compare(
     nodes = instrument.sites(rewritten)
     gates: dict[str, GateComparison] = {}
     changed = dict.fromkeys(thresholds, (0, 0))
+    counts = {found.name: FlipCount(0) for found, _ in others}
     outputs = {o.name: (0.0, 0.0) for o in original.graph.output}
     bounds = {name: _bound(rewritten, name) for name in thresholds}
     for feeds in samples.values():
@@ -182,18 +197,51 @@ def _compare(
             injected[_injected_threshold(name)] = seen[name]
             differs = int((seen[name] != bounds[name](seen[z])).sum())
             changed[name] = (changed[name][0] + seen[name].size, changed[name][1] + differs)
+        for other, _ in others:
+            injected[instrument.mask_input(other.name)], _ = onnx_gates.decision(other, seen)
         free = after.run(feeds)
         same_gates = forced.run({name: value for name, value in injected.items() if name in forced.inputs})
+        for both in others:
+            counts[both[0].name] += _other_flips(both, seen, same_gates)
         for name, worst in outputs.items():
             pair = distance(same_gates[name], seen[name]), distance(free[name], seen[name])
             outputs[name] = max(worst[0], pair[0]), max(worst[1], pair[1])
     return GuardReport(
         tuple(gates.values()),
-        tuple((name, *counts) for name, counts in changed.items()),
+        tuple((name, *found) for name, found in changed.items()),
+        tuple((name, count.gates, count.flips, count.unexplained) for name, count in counts.items()),
         tuple((name, *worst) for name, worst in outputs.items()),
         tuple(samples),
         unread=unread,
     )
+
+
+def _other_gates(
+    original: onnx.ModelProto, rewritten: onnx.ModelProto, thresholds: Collection[str]
+) -> list[tuple[Found, Found]]:
+    """Gates that both files decide under one name; what a rule fused or rewrote is compared otherwise."""
+    here = {one.value: one for one in onnx_gates.candidates(rewritten)}
+    return [
+        (_found(one), _found(here[one.value]))
+        for one in onnx_gates.candidates(original)
+        if one.value in here and one.value not in thresholds and one.kind != "trunc"
+    ]
+
+
+def _found(one: onnx_gates.Candidate) -> Found:
+    return Found(one.value, one.value, one.operands, one.node, one.kind)
+
+
+def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> FlipCount:
+    """Of one gate, with the file's decisions in both; comparisons of integers rounding does not move."""
+    theirs, ours = pair
+    candidate = onnx_gates.Candidate(theirs.value, theirs.operands, theirs.kind, theirs.node)
+    if not onnx_gates.of_floats([candidate], seen):
+        return FlipCount(0)
+    limit, floor = ALL["other_gates"].value, ALL["assumed_floor"].value
+    gate = onnx_gates.gates_of([candidate], seen, floor)[theirs.value]
+    decided, margin = onnx_gates.decision(ours, forced)
+    return count_other_flips(gate, ours, decided, margin, limit, np.dtype(np.float32))
 
 
 def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor, mask: Tensor) -> GateComparison:
@@ -251,11 +299,14 @@ def _injected_threshold(name: str) -> str:
     return f"scconv_guard::{name}"
 
 
-def _forced(proto: onnx.ModelProto, fused: Sequence[Fused], thresholds: Sequence[str]) -> onnx.ModelProto:
-    """The rewritten graph with gates and rewritten thresholds taken from inputs."""
+def _forced(
+    proto: onnx.ModelProto, fused: Sequence[Fused], thresholds: Sequence[str], others: Sequence[Found]
+) -> onnx.ModelProto:
+    """The rewritten graph with all gates and rewritten thresholds taken from inputs; it shows the other gates."""
     copy = instrument.laid_open(proto, [f.site for f in fused], inject=True)
     del copy.graph.output[:]
     copy.graph.output.extend(proto.graph.output)
+    onnx_gates.lay_open(copy, others, inject=True)
     for node in copy.graph.node:
         for index, name in enumerate(node.input):
             if name in thresholds:

@@ -185,6 +185,9 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
     checks = []
     limit = measured.limits["replay_multiple"].value
     for output, found in outputs.items():
+        if name == "replay" and output in measured.others.undecided:
+            checks.append(Check(name, "not run", f"{output} {measured.others.undecided[output]}"))
+            continue
         error, floor = found.error, found.floor
         decided = (
             Quantity(found.floor_name, floor, found.largest_floor),

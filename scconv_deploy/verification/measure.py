@@ -16,6 +16,7 @@ from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError, WorstInput
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.compare import OutputMetrics, distance, looks_like_logits, relative_l2, worst_of
+from scconv_deploy.verification.other_gates import OtherGates
 from scconv_deploy.verification.paired import PairedCounts
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site
 from scconv_deploy.verification.tolerances import Table
@@ -95,6 +96,7 @@ class Measured:
         unfed: sites whose input the reference did not keep.
         paired: right and wrong answers on labelled data; ``no_accuracy`` why there are none in spite of labels.
         inputs, inputs_in_full: how many were compared, and how many of them in full.
+        others: gates of no known SRU.
     """
 
     limits: Table
@@ -118,6 +120,7 @@ class Measured:
     no_accuracy: str = ""
     inputs: int = 0
     inputs_in_full: int = 0
+    others: OtherGates = field(default_factory=OtherGates)
     _needed: set[str] = field(default_factory=set)
     _rows: dict[str, int] = field(default_factory=dict)
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,17 @@ from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.rewrite.functions import STRADDLE
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import instrument, onnx_gates, tolerances
+from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
+from scconv_deploy.verification.compare import distance
 from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.verification.other_gates import Found
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _OPEN_AXIS = 2
+_JUMP_DRAWS = 8
 _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
 
@@ -48,7 +52,10 @@ class OnnxReference:
         self.name = name
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
-        self._runner = OnnxRuntimeRunner(instrument.laid_open(self._proto, list(self._sites), inject=False), options)
+        self._options = options
+        self._wanted = onnx_gates.candidates(self._proto)
+        laid_open = instrument.laid_open(self._proto, list(self._sites), inject=False)
+        self._runner = OnnxRuntimeRunner(onnx_gates.shown(laid_open, self._wanted), options)
 
     @property
     def recognised(self) -> bool:
@@ -79,10 +86,12 @@ class OnnxReference:
             for name, site in self._sites.items()
             if instrument.gate_output(name) in found
         }
+        floats = onnx_gates.of_floats(self._wanted, found)
+        others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
         rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
         return ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
-            float64_refusal=_NO_FLOAT64, count=rows,
+            float64_refusal=_NO_FLOAT64, count=rows, others=others,
         )  # fmt: skip
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
@@ -95,6 +104,24 @@ class OnnxReference:
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
         """Nothing: the gates of a file are not disturbed."""
         return {}
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+        """The file itself, all but the gates named fixed, on inputs that are off by rounding."""
+        wanted = [one for one in self._wanted if one.value in run.others and one.value not in free]
+        fixed = [Found(one.value, one.value, one.operands, one.node, one.kind) for one in wanted]
+        model = instrument.laid_open(self._proto, list(self._sites), inject=True)
+        onnx_gates.lay_open(model, fixed, inject=True)
+        expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
+        found = dict.fromkeys(expected, 0.0)
+        with OnnxRuntimeRunner(model, self._options) as runner:
+            for seed in range(_JUMP_DRAWS):
+                rng = np.random.default_rng(seed)
+                inputs = {n: _disturbed(x, rng) for n, x in run.inputs.items()}
+                values = runner.run(inputs_with_masks(runner.inputs, replace(run, inputs=inputs)))
+                for name, value in expected.items():
+                    seen = values[name if name in run.outputs else instrument.gate_input(name)]
+                    found[name] = max(found[name], distance(seen, value) if seen.shape == value.shape else 0.0)
+        return found
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""
@@ -134,6 +161,11 @@ def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
     form = GateForm(groups, ddof, eps_var, eps_std, False, values[0], values[1], reach)
     variant = f"{node.op_type} (G={groups})"
     return Site(name, name, variant, node.op_type, parameters, attributes, node.overload == STRADDLE, form)
+
+
+def _disturbed(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Off by two units in the last place, where it is data."""
+    return (x * (1 + 2.0**-22 * rng.normal(size=x.shape))).astype(x.dtype) if x.dtype.kind == "f" else x
 
 
 def _noise(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:

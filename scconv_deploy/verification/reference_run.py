@@ -15,6 +15,7 @@ import numpy as np
 
 from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import FlipCount, Refusal
+from scconv_deploy.verification.other_gates import OtherGate, masks_of
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -82,6 +83,7 @@ class ReferenceRun:
         count: rows that count; a last batch that was filled up has fewer than it holds.
         deep: whether it is judged in full. Else it runs free: the gates, the outputs as they are and the answers are
             compared; ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
+        others: gates of no known SRU by name, in the order of their calls; of a deep run.
     """
 
     sample: str
@@ -99,6 +101,7 @@ class ReferenceRun:
     count: int = 0
     kind: str = ""
     deep: bool = True
+    others: Mapping[str, OtherGate] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -107,7 +110,8 @@ class ReferenceRun:
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
-        return {name: site.mask for name, site in self.sites.items()}
+        """Every gate's decisions, an SRU's by site."""
+        return {name: site.mask for name, site in self.sites.items()} | masks_of(self.others)
 
 
 class ReferenceSource(Protocol):
@@ -149,6 +153,11 @@ class ReferenceSource(Protocol):
     def free_noise(self, run: ReferenceRun, rounding: str) -> Mapping[str, float]:
         """How far changes of gates that rounding explains move the outputs, relative L2 (:func:`.compare.distance`), of
         float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
+        ...
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> Mapping[str, float]:
+        """How far the outputs, and the inputs of SRUs by site, move where ``free`` gates are not fixed and the inputs
+        move by rounding: relative L2; nothing where the reference cannot be disturbed, or differs from itself."""
         ...
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

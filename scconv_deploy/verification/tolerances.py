@@ -153,6 +153,21 @@ ALL: dict[str, Tolerance] = {
     "engine_sru.bfloat16": Tolerance(
         2.0**-7, "the same of a bfloat16 SRU", "the data and their sum are rounded, half a unit in the last place each"
     ),
+    "other_gates": Tolerance(
+        32,
+        "of a gate that belongs to no known SRU: margin of a changed gate, and relative L2 of its operands, in "
+        "multiples of PyTorch's float32 noise there (of the channel, for a changed gate)",
+        "the operands are not a formula's, whose rounding could be bounded, but the model's own tensors: other orders "
+        "of summation reach 17x the noise of one pair of runs (behind a global average of 512 channels). A threshold "
+        "moved by 1e-3 is at 13,000x, a weight before the gate off by 1e-3 at 1,200x (measured)",
+    ),
+    "jump_multiple": Tolerance(
+        4,
+        "error of the replay where a gate could not be fixed, in multiples of what the reference itself jumps by: "
+        "within it the artifact is not judged, beyond it a fault did it",
+        "the jump is the largest of eight draws with inputs off by rounding; an artifact may flip other elements, or a "
+        "few more. Damage moves more than the few elements that lie within rounding of a threshold",
+    ),
     "assumed_floor": Tolerance(
         1e-6,
         "noise floor where the reference cannot run in float64, relative L2",

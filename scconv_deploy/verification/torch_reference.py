@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,9 @@ from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.other_gates import UNIT_ROUNDOFF, OtherGate
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.runners import steps
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
     RecordedGate,
@@ -41,6 +43,11 @@ from scconv_deploy.verification.runners.pytorch import (
 from scconv_deploy.verification.samples import Sample
 
 _DRAWS = 8
+_JUMP_DRAWS = 8
+_JUMP_NOISES = 4
+"""Of a gate's margin that is not fixed, in multiples of its noise."""
+_JUMP_DISTURBANCE = 2.0**-22
+"""Of the inputs, relative to each entry: two units in the last place, as much as a layer of rounding."""
 _DISTURBANCE = {"float32": 2.0**-18, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Of a gate's input, relative to its rms. In float32 ten times the error that a healthy artifact has there (1e-7 to
 4e-7 measured in ONNX Runtime; Winograd convolutions lose up to four bits more); in half a unit in the last place."""
@@ -91,14 +98,13 @@ class TorchReference:
         if not sample.deep:
             return self._run_free(sample)
         reference, signature = self._reference, self._reference.signature
-        outputs, gates = record_gates(reference.swapped, signature, sample.tensors)
-        masks = {site: gate.mask for site, gate in gates.items()}
-        swapped = _Comparison(self._modules, gates)
-        given = run_as_given(reference.model, reference.recognition, signature, sample.tensors, swapped.compare)
+        both = self._run_both(sample)
+        outputs, gates, given, swapped = both.outputs, both.gates, both.given, both.swapped
         as_given = outputs
         if swapped.given_masks:
-            as_given = replay(reference.swapped, signature, sample.tensors, masks | swapped.given_masks)
-        floors, x_floors, refusal = self._floors(sample, outputs, gates)
+            masks = both.others.decided | {site: gate.mask for site, gate in gates.items()} | swapped.given_masks
+            as_given = replay(reference.swapped, signature, sample.tensors, masks)
+        floors, x_floors, refusal, others = self._floors(sample, both)
         return ReferenceRun(
             sample.name,
             _arrays(sample.tensors),
@@ -117,7 +123,27 @@ class TorchReference:
             sample.labels,
             sample.count,
             sample.kind,
+            others=others,
         )
+
+    def _run_both(self, sample: Sample) -> _Both:
+        """The swapped model and the given one, with the given one's decisions at the gates of no SRU in both.
+
+        A swapped SRU sums in another order, which may move such a gate behind it: then the swapped model runs again.
+        """
+        recognised = [found.module for found in self._reference.recognition.srus]
+        reference, signature, tensors = self._reference, self._reference.signature, sample.tensors
+        decided: Mapping[str, Tensor] | None = None
+        while True:
+            with steps.recording(reference.swapped, tensors, decided=decided) as others:
+                outputs, gates = record_gates(reference.swapped, signature, tensors)
+            swapped = _Comparison(self._modules, gates)
+            with steps.recording(reference.model, tensors, recognised) as of_given:
+                compare_ = of_given.outside(swapped.compare)
+                given = run_as_given(reference.model, reference.recognition, signature, tensors, compare_)
+            if decided is not None or not others.same_gates(of_given) or others.same_decisions(of_given):
+                return _Both(outputs, gates, others, given, swapped)
+            decided = of_given.decided
 
     def _run_free(self, sample: Sample) -> ReferenceRun:
         """The model as given, once, and what its gates' formula says of each SRU's input."""
@@ -163,18 +189,20 @@ class TorchReference:
         return self._sites[name]
 
     def _floors(
-        self, sample: Sample, outputs: Mapping[str, Tensor], gates: Mapping[str, RecordedGate]
-    ) -> tuple[dict[str, float | None], dict[str, float], str]:
-        """PyTorch's own noise at every output and at every gate's input, and why there is none."""
+        self, sample: Sample, both: _Both
+    ) -> tuple[dict[str, float | None], dict[str, float], str, dict[str, OtherGate]]:
+        """PyTorch's own noise at every output and at every gate's input, why there is none, and the other gates."""
+        outputs, others = both.outputs, both.others
         try:
-            exact = self._float64.noise(sample.tensors, outputs, gates)
+            exact = self._float64.noise(sample.tensors, outputs, both.gates, others)
         except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
             reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
-            return dict.fromkeys(outputs), {}, reason
+            return dict.fromkeys(outputs), {}, reason, others.gates({}, {})
         single = _arrays(outputs)
         ruler = align_rows(_arrays(exact.outputs), single)
         floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
-        return dict(floors), exact.at_gates, ""
+        errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
+        return dict(floors), exact.at_gates, "", others.gates(exact.largest, errors)
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """An exporter merges equal calls and drops unused ones."""
@@ -205,16 +233,43 @@ class TorchReference:
         """The largest change of each output over a few draws in which gates see disturbed inputs."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         noise = dict.fromkeys(run.given, 0.0)
-        if not self._modules:
+        if not self._modules and not run.others:
             return noise
         for seed in range(_DRAWS):
             moved = run_disturbed(
-                self._reference.swapped, self._reference.signature, tensors, _DISTURBANCE[rounding], seed
+                self._reference.swapped, self._reference.signature, tensors, _DISTURBANCE[rounding], seed, run.others
             )
             aligned = align_rows(_arrays(moved), run.given)
             for name, given in run.given.items():
                 noise[name] = max(noise[name], compare.distance(aligned[name], given))
         return noise
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+        """The largest change of each output and each SRU's input over a few draws with inputs off by rounding."""
+        tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        found: dict[str, float] = {}
+        for seed in range(-1, _JUMP_DRAWS):  # the first one as it was
+            generator = torch.Generator().manual_seed(max(seed, 0))
+            decide = {name: _decider(run.others[name], generator) for name in free if seed >= 0}
+            seen: dict[str, np.ndarray] = {}
+
+            def watch(name: str, x: Tensor, seen: dict[str, np.ndarray] = seen) -> None:
+                seen[name] = x.numpy().copy()
+
+            moved = {name: _moved(tensor, generator) for name, tensor in tensors.items()} if seed >= 0 else tensors
+            model, signature = self._reference.swapped, self._reference.signature
+            try:
+                outputs = _arrays(replay(model, signature, moved, masks, watch, decide))
+            except (RuntimeError, ModelError):  # another number of rows, where a gate decides how many there are
+                return {}
+            expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
+            aligned = align_rows(outputs, run.outputs) | {name: x for name, x in seen.items() if name in run.sites}
+            apart = {n: compare.distance(aligned[n], value) for n, value in expected.items() if n in aligned}
+            if seed < 0 and any(apart.values()):
+                return {}  # a random model is no jumping one
+            found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
+        return found
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """(path, call, output, floor) of the swapped model's modules with this run's gates."""
@@ -231,6 +286,17 @@ class TorchReference:
             ruler = exact.get((path, call))
             floor = None if ruler is None else compare.distance(value.numpy(), ruler.numpy())
             yield path, call, value.numpy(), floor
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """The swapped model's outputs and gates, and the given one's outputs and what its SRUs were compared with."""
+
+    outputs: dict[str, Tensor]
+    gates: dict[str, RecordedGate]
+    others: steps.Steps
+    given: dict[str, Tensor]
+    swapped: _Comparison
 
 
 class _Comparison:
@@ -275,6 +341,21 @@ def _compare_call(
     if not differs.any():
         return count, apart, None
     return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
+
+
+def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Off by rounding, where it is data."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor * (1 + _JUMP_DISTURBANCE * torch.randn(tensor.shape, generator=generator))
+
+
+def _decider(gate: OtherGate, generator: torch.Generator) -> Callable[[steps.Operand], Tensor]:
+    """Decides a gate that is not fixed: from a margin that is off by its noise."""
+    view = gate.views[0]
+    smallest = view.scale * UNIT_ROUNDOFF["float32"]
+    size = torch.from_numpy(smallest if view.noise is None else np.maximum(smallest, view.noise))
+    return lambda operand: steps.disturbed(operand, _JUMP_NOISES * size, generator)
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -24,8 +24,12 @@ from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.engine_outputs import EndToEnd
 from scconv_deploy.verification.engine_srus import LoneSRUs
 from scconv_deploy.verification.measure import AgainstNoise, Measured, SiteMeasured
+from scconv_deploy.verification.other_gate_checks import other_gates_checks
+from scconv_deploy.verification.other_gate_runs import OtherGateRuns
+from scconv_deploy.verification.other_gates import Found, OtherGateMeasured
 from scconv_deploy.verification.parity import Artifact, Judging, verify_onnx
 from scconv_deploy.verification.reference_run import ReferenceRun, Site
+from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.tolerances import ALL, FIXED, REWRITE
 from tests import wild
@@ -114,6 +118,30 @@ CASES = {
     "engine_noise.unmeasured": lambda t, x: run_on_an_engine(t, "float32", ENGINE_MULTIPLE * x, {}),
     "assumed_floor": lambda t, x: replayed(t, "float32", MULTIPLE * x, None),
 }
+
+
+def other_gates(limits, ratio):
+    """Whether a gate of no SRU fails whose operands are this many times their noise away."""
+    measured = measured_by(limits)
+    site = OtherGateMeasured(Found("a::ge", "v", ("a", "b"), "GreaterOrEqual v", "ge"), FlipCount(9))
+    site.error, site.floor, site.compared = ratio * 1e-7, 1e-7, True
+    measured.others.sites["a::ge"] = site
+    return failed(other_gates_checks(measured))
+
+
+def jumping(limits, multiple):
+    """Whether an output fails that is this many times the reference's own jumps away, in a graph with an argmax."""
+    measured = measured_by(limits)
+    graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
+    source = SimpleNamespace(jumps=lambda run, free: {"y": 1e-3})
+    runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
+    found = measured.against_noise(*pair("float32", multiple * 1e-3), 1e-7)
+    runs.excuse(RUN, "y", found)
+    measured.keep_replay("y", found, RUN)
+    return failed(judge.replay_checks(measured))
+
+
+CASES["other_gates"], CASES["jump_multiple"] = other_gates, jumping
 
 
 def second_opinion(limits, apart):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.signature import Signature
+from scconv_deploy.verification.other_gates import is_other
+from scconv_deploy.verification.runners import steps
 from scconv_deploy.verification.runners.pytorch import RecordedGate, all_finite, replay
 
 _ELEMENTS_AT_ONCE = 2**19
@@ -34,11 +36,13 @@ class Noise:
         outputs: in float64, by name.
         squares: of each gate's input by site: ``|x32 - x64|**2`` and ``|x64|**2``, summed over the rows.
         last_row: of every gate's input and every output, in float64.
+        largest: of each other gate's margin: the largest ``|x32 - x64|`` of each channel.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, tuple[float, float]] = field(default_factory=dict)
     last_row: dict[str, Tensor] = field(default_factory=dict)
+    largest: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def at_gates(self) -> dict[str, float]:
@@ -47,7 +51,13 @@ class Noise:
 
     def add(self, site: str, x: Tensor, exact: Tensor) -> None:
         """Add rows of a gate's input, in float32 and in float64."""
-        off = (exact - x).flatten()
+        difference = exact - x
+        if is_other(site):  # beside infinities, as masks in the wild have them, there are numbers to compare
+            difference = difference.nan_to_num(0.0, 0.0, 0.0)
+            largest = steps.largest_of_channel(difference.abs())
+            before = self.largest.get(site)
+            self.largest[site] = largest if before is None else torch.maximum(before, largest)
+        off = difference.flatten()
         error, size = self.squares.get(site, (0.0, 0.0))
         flat = exact.flatten()
         self.squares[site] = error + float(off.dot(off)), size + float(flat.dot(flat))
@@ -76,7 +86,11 @@ class Float64Replay:
         return replay(self.model, self._signature, doubled, masks, watch)
 
     def noise(
-        self, tensors: Mapping[str, Tensor], outputs: Mapping[str, Tensor], gates: Mapping[str, RecordedGate]
+        self,
+        tensors: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        gates: Mapping[str, RecordedGate],
+        others: steps.Steps | None = None,
     ) -> Noise:
         """Hold a float32 run against float64.
 
@@ -84,11 +98,14 @@ class Float64Replay:
             tensors: the inputs by name.
             outputs: of the float32 run.
             gates: of it, by site.
+            others: of it, where there are gates of no SRU.
 
         Raises:
             RuntimeError: the model does not run in float64.
         """
         run = _Single(tensors, {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()})
+        if others is not None:
+            run = _Single(tensors, run.masks | others.decided, run.inputs | others.margins)
         parts = _parts([*tensors.values(), *run.masks.values()], list(outputs.values()))
         if len(parts) > 1 and self._by_rows is not False:
             try:
@@ -107,9 +124,9 @@ class Float64Replay:
         for rows in parts:
 
             def watch(site: str, exact: Tensor, rows: slice = rows) -> None:
-                if site in finite:
-                    found.add(site, run.inputs[site][rows], exact)
-                found.last_row[site] = exact[-1:].clone()
+                if site in finite or is_other(site):
+                    found.add(site, run.inputs[site][rows] if exact.dim() else run.inputs[site], exact)
+                found.last_row[site] = exact[-1:].clone() if exact.dim() else exact
 
             made.append(self.run(_of(run.tensors, rows), _of(run.masks, rows), watch))
         found.last_row |= {f"output {name}": y[-1:] for name, y in made[-1].items() if y.dim()}
@@ -132,8 +149,8 @@ class _Single:
     """A run in float32: inputs by name, and by site the gates and their inputs."""
 
     tensors: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor]
+    masks: dict[str, Tensor]
+    inputs: dict[str, Tensor]
 
 
 def _parts(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[slice]:

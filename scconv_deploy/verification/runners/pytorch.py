@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scconv_deploy.gate import Recognition, SwappedSRU, site_name
 from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
+from scconv_deploy.verification.runners import steps
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -68,12 +69,14 @@ def replay(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     watch: Callable[[str, Tensor], None] = lambda site, x: None,
+    free: Mapping[str, Callable[[steps.Operand], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Run the swapped model with given gates.
 
     Args:
-        masks: by site, bool ``[N, C, H, W]``.
-        watch: told every site and its gate's input.
+        masks: by site, bool ``[N, C, H, W]``; of other gates see :func:`.steps.fixed`.
+        watch: told every site and its gate's input, and the margins of other gates.
+        free: what decides gates of no SRU that are not given, by name.
 
     Returns:
         its outputs by name.
@@ -86,17 +89,23 @@ def replay(
         watch(site, x)
         return masks[site]
 
-    with _watched(swapped, on_gate):
+    with _watched(swapped, on_gate), steps.fixed(swapped, tensors, masks, watch, free):
         return signature.call(swapped, tensors)
 
 
 def run_disturbed(
-    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], relative: float, seed: int
+    swapped: nn.Module,
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    relative: float,
+    seed: int,
+    others: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Run the swapped model with gates that see their inputs through noise; the data are as they are.
 
     Args:
-        relative: size of the noise in units of the rms of the gate's input.
+        relative: size of the noise in units of the rms of the gate's input; of the largest operand of gates of no SRU.
+        others: names of those.
 
     Returns:
         its outputs by name.
@@ -109,7 +118,11 @@ def run_disturbed(
         noise = torch.randn(x.shape, generator=generator) * (relative * x.square().mean().sqrt())
         return open_mask(x + noise, module.gamma, module.beta, module.variant)
 
-    with _watched(swapped, on_gate), torch.no_grad():
+    def decide(operand: steps.Operand) -> Tensor:
+        return steps.disturbed(operand, operand.scale * relative, generator)
+
+    free = dict.fromkeys(others, decide)
+    with _watched(swapped, on_gate), torch.no_grad(), steps.fixed(swapped, tensors, {}, free=free):
         return signature.call(swapped, tensors)
 
 

@@ -1,0 +1,61 @@
+"""Checks of gates that belong to no known SRU."""
+
+from __future__ import annotations
+
+from scconv_deploy.outcomes import FlipCount
+from scconv_deploy.report.records import Check, OtherGateParity, Quantity
+from scconv_deploy.verification.measure import Measured
+
+
+def other_gates_checks(measured: Measured) -> list[Check]:
+    """Decisions on the same input and the operands they rest on, and what could not be judged."""
+    others = measured.others
+    if not others.sites and not others.unfound:
+        return []
+    return [_same_input(measured), *_jumps(measured)]
+
+
+def _same_input(measured: Measured) -> Check:
+    name = "other gates"
+    others = measured.others
+    missing = "; ".join(f"{site}: {reason}" for site, reason in list(others.unfound.items())[:3])
+    if not others.sites:
+        return Check(name, "not run", f"gates of no known SRU were not found in the graph: {missing}")
+    total = FlipCount(0)
+    for site in others.sites.values():
+        total = total + site.flips
+    limits = measured.limits
+    flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
+    ratios = {n: s.error / s.floor for n, s in others.sites.items() if s.compared}
+    apart = Quantity("other_gates", max(ratios.values(), default=0.0), limits["other_gates"].value)
+    among = f" of {len(others.sites) + len(others.unfound)}" if others.unfound else ""
+    text = (
+        f"gates of no known SRU, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "
+        f"unexplained), operands within {apart.value:.1f}x their noise, at {len(others.sites)}{among} places"
+        f"{measured.coverage}"
+    )
+    if not flips.within:
+        worst, site = max(others.sites.items(), key=lambda item: item[1].flips.unexplained)
+        text += f"; worst {worst} ({site.found.node}) with {site.flips.unexplained:,} unexplained"
+    elif not apart.within:
+        worst = max(ratios, key=ratios.__getitem__)
+        text += f" (limit {apart.limit:g}x); worst {worst} ({others.sites[worst].found.node})"
+    passed = flips.within and apart.within
+    return Check(name, "passed" if passed else "failed", text, (flips, apart))
+
+
+def _jumps(measured: Measured) -> list[Check]:
+    """What differs no more than the reference's own jumps: neither right nor wrong is known of it."""
+    found = [f"{name} {words}" for name, words in measured.others.undecided.items()]
+    return [Check("jumps", "not run", "; ".join(found))] if found else []
+
+
+def other_gate_records(measured: Measured) -> tuple[OtherGateParity, ...]:
+    """For the report, by gate."""
+    others = measured.others
+    found = [
+        OtherGateParity(name, s.found.node, s.flips.gates, s.flips.flips, s.flips.unexplained, s.free,
+                        s.error / s.floor if s.compared else None)
+        for name, s in others.sites.items()
+    ]  # fmt: skip
+    return (*found, *(OtherGateParity(name, reason=reason) for name, reason in others.unfound.items()))

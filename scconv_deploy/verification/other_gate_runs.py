@@ -1,0 +1,132 @@
+"""An artifact's gates of no known SRU: found on the first sample, compared and replayed on every one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.verification import onnx_gates
+from scconv_deploy.verification.measure import AgainstNoise, Measured
+from scconv_deploy.verification.other_gates import (
+    UNIT_ROUNDOFF,
+    OtherGate,
+    OtherGateMeasured,
+    count_flips,
+    margin_error,
+)
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource
+from scconv_deploy.verification.runners.half import runner_of
+from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+
+
+class OtherGateRuns:
+    """Part of :class:`.artifact.ArtifactMeasurement`; what it measures is in ``measured.others``."""
+
+    def __init__(
+        self, source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
+    ) -> None:
+        self._source, self._proto, self._options, self._measured = source, proto, options, measured
+        self._loose = onnx_gates.loose(proto)
+        self._aligned = False
+        self._jumps: tuple[ReferenceRun, Mapping[str, float]] | None = None
+
+    def align(self, run: ReferenceRun) -> None:
+        """Find the gates of the reference in the artifact, once."""
+        if self._aligned or not run.others:
+            return
+        self._aligned = True
+        others = self._measured.others
+        wanted = onnx_gates.candidates(self._proto)
+        values: Arrays = {}
+        if wanted:
+            with runner_of(onnx_gates.shown(self._proto, wanted), self._options) as runner:
+                values = runner.run(run.inputs)
+            wanted = onnx_gates.of_floats(wanted, values)
+        found, others.unfound = onnx_gates.align(run.others, wanted, values)
+        others.sites = {one.name: OtherGateMeasured(one) for one in found}
+        taken = {one.value for one in found}
+        self._loose += [one.node for one in wanted if one.value not in taken]
+
+    def lay_open(self, model: onnx.ModelProto, inject: bool) -> onnx.ModelProto:
+        """Show the gates in a copy, or take them from outside."""
+        onnx_gates.lay_open(model, self._measured.others.found, inject=inject)
+        return model
+
+    def compare_same_input(self, run: ReferenceRun, values: Arrays) -> None:
+        """What the artifact decides with the reference's decisions everywhere, and from what."""
+        multiple, data = self._measured.limits["other_gates"].value, self._measured.data
+        for name, site in self._measured.others.sites.items():
+            gate = run.others.get(name)
+            if gate is None or not gate.views:
+                continue
+            decided, margin = onnx_gates.decision(site.found, values)
+            if decided.shape != gate.decided.shape:
+                text = f"gate {name} is {list(decided.shape)}, the reference's {list(gate.decided.shape)}"
+                self._measured.contract[text] += 1
+                continue
+            site.flips = site.flips + count_flips(gate, site.found, decided, margin, multiple, data)
+            if site.found.view is not None:
+                self._keep_error(site, gate, margin)
+
+    def _keep_error(self, site: OtherGateMeasured, gate: OtherGate, margin: np.ndarray) -> None:
+        view = gate.views[site.found.view or 0]
+        smallest = UNIT_ROUNDOFF.get(self._measured.data.name, UNIT_ROUNDOFF["float32"])
+        measured = self._measured.limits["assumed_floor"].value if view.error is None else view.error
+        error, floor = margin_error(view, margin), max(smallest, measured)
+        if not site.compared or not error * site.floor <= site.error * floor:
+            site.error, site.floor, site.compared = error, floor, True
+
+    def compare_free(self, run: ReferenceRun, values: Arrays) -> None:
+        """What the artifact decides as it is: information, for its own decisions before have moved the operands."""
+        for name, site in self._measured.others.sites.items():
+            gate = run.others.get(name)
+            if gate is not None:
+                decided, _ = onnx_gates.decision(site.found, values)
+                if decided.shape == gate.decided.shape:
+                    site.free += int((decided != gate.decided).sum())
+
+    # --- where not all can be fixed ------------------------------------------------------------------------------
+
+    def floor(self, run: ReferenceRun, name: str, floor: float | None, largest: float) -> float | None:
+        """A noise floor; None (assumed) where float64 jumped, which is no noise of rounding."""
+        if floor is None or floor <= largest or not self._explains(run, name, floor):
+            return floor
+        return None
+
+    def excuse(self, run: ReferenceRun, name: str, found: AgainstNoise) -> bool:
+        """Whether an error beyond its limit is no more than the reference's own jumps, where a gate stayed free.
+
+        Args:
+            name: of an output, or the site of an SRU whose input differs.
+        """
+        others = self._measured.others
+        if found.ratio <= self._measured.limits["replay_multiple"].value:
+            return False
+        if not (self._free or self._loose) or not self._explains(run, name, found.error):
+            others.condemned.add(name)
+            others.undecided.pop(name, None)
+            return False
+        if name not in others.condemned:
+            others.undecided[name] = self._words(found.error)
+        return True
+
+    @property
+    def _free(self) -> list[str]:
+        return list(self._measured.others.unfound)
+
+    def _explains(self, run: ReferenceRun, name: str, error: float) -> bool:
+        if self._jumps is None or self._jumps[0] is not run:
+            try:
+                jumps = self._source.jumps(run, [n for n in self._free if n in run.others])
+            except ModelError:  # an ONNX file that refuses them
+                jumps = {}
+            self._jumps = run, jumps
+        return error <= self._measured.limits["jump_multiple"].value * self._jumps[1].get(name, 0.0)
+
+    def _words(self, error: float) -> str:
+        where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()] + self._loose
+        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+        return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"

@@ -1,0 +1,290 @@
+"""Gates of no known SRU: found, compared on the same input and replayed; a healthy file passes, a damaged one fails."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
+from scconv_deploy.report.records import Check, Link
+from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.verification.other_gates import STEPS, Found, OtherGate, View, count_flips, margin_error
+from scconv_deploy.verification.recorded import verify_bundle
+from scconv_deploy.verification.runners import steps
+from tests import wild
+from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
+from tests.verification.judging import check_of, judge
+from tests.verification.test_recorded import make_bundle
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def exported(model, shape=(2, 3, 16, 16)):
+    image = torch.randn(shape, generator=torch.manual_seed(0))
+    reference, log = reference_from_module(model, image)
+    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
+
+
+@pytest.fixture(scope="module")
+def two():
+    return exported(two_masks())
+
+
+@pytest.fixture(scope="module")
+def many():
+    return exported(gated("many flips"))
+
+
+def load(content):
+    return onnx.load_model_from_string(content)
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_gate_is_found_and_a_healthy_file_passes():
+    reference, content = exported(all_gates())
+    report = judge(reference, load(content))
+    assert report, report.failures
+    assert [gate.site for gate in report.other_gates if gate.reason] == []
+    assert {gate.site.split("::")[0] for gate in report.other_gates} == {f"2.gates.{i}" for i in range(len(GATES))}
+    assert [gate.unexplained for gate in report.other_gates] == [0] * len(report.other_gates)
+    assert max(gate.operand_ratio for gate in report.other_gates) < 8
+
+
+def test_gates_that_flip_are_explained_and_the_replay_is_as_sharp_as_without(many):
+    report = judge(many[0], load(many[1]))
+    (gate,) = report.other_gates
+    assert gate.site == "2::gt"
+    assert gate.flips
+    assert gate.unexplained == 0
+    (output,) = report.outputs
+    assert output.noise_floor < 1e-6
+    assert output.replay_ratio < 8
+    assert output.end_to_end.relative_l2 > 1e-3  # running free it jumps
+
+
+def test_three_axes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), AbsoluteSRU(axes=3), nn.Conv3d(16, 4, 1)).eval()
+    with torch.no_grad():
+        net[1].gamma[:, 5] = 1e-3  # its sigmoid is at 0.5, but for rounding
+    reference, content = exported(net, (1, 1, 6, 8, 8))
+    report = judge(reference, load(content))
+    assert report, report.failures
+    assert [gate.site for gate in report.other_gates] == ["1::ge", "1::lt"]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_fails(two, name):
+    reference, content = two
+    model = load(content)
+    DAMAGE[name].damage(model)
+    report = judge(reference, model)
+    assert report.verdict == "failed"
+    assert check_of(report, DAMAGE[name].check).status == "failed"
+
+
+def test_beside_a_known_sru_each_is_judged_its_own_way():
+    torch.manual_seed(0)
+    gate = Lambda(lambda x: torch.where(torch.sin(x * 3e4) > 0, x, -x))
+    net = around(nn.Sequential(wild.randomize(wild.OriginalSRU(16, 4)), gate))
+    reference, content = exported(net)
+    report = judge(reference, load(content))
+    assert report, report.failures
+    (sru,), (other,) = report.srus, report.other_gates
+    assert (sru.teacher_forced.unexplained, other.unexplained) == (0, 0)
+    assert other.flips
+    assert check_of(report, "whole model").status == "passed"
+    assert report.outputs[0].noise_floor < 1e-6
+
+
+def test_the_reference_that_travels_judges_alike(two, tmp_path):
+    reference, content = two
+    bundle = make_bundle(tmp_path / "good", reference, content)
+    report = verify_bundle(bundle)
+    assert report, report.failures
+    assert [(g.site, g.gates) for g in report.other_gates] == [("model::ge", 8192), ("model::gt", 8192)]
+    for name in ("threshold moved by 1e-3", "comparison inverted", "mask dropped"):
+        model = load(content)
+        DAMAGE[name].damage(model)
+        (bundle / "model.onnx").write_bytes(model.SerializeToString())
+        report = verify_bundle(bundle)
+        assert check_of(report, DAMAGE[name].check).status == "failed", name
+
+
+# --- where a gate cannot be fixed ------------------------------------------------------------------------------------
+
+
+def in_a_subgraph(model):
+    """The gate of "many flips" inside an If that is always taken."""
+    node = next(n for n in model.graph.node if n.op_type == "Greater")
+    branches = []
+    for number in range(2):
+        inner = onnx.NodeProto()
+        inner.CopyFrom(node)
+        inner.output[0] = f"inner_{number}"
+        value = helper.make_tensor_value_info(inner.output[0], TensorProto.BOOL, None)
+        branches.append(helper.make_graph([inner], f"branch_{number}", [], [value]))
+    # of the input, so that no optimiser folds it: a sum of squares is never negative
+    image = model.graph.input[0].name
+    number = helper.make_tensor("always_zero", TensorProto.FLOAT, [], [-1.0])
+    model.graph.initializer.append(number)
+    before = [
+        helper.make_node("ReduceSumSquare", [image], ["always_size"], keepdims=0),
+        helper.make_node("Greater", ["always_size", "always_zero"], ["always"]),
+    ]
+    taken = helper.make_node("If", ["always"], [node.output[0]], then_branch=branches[0], else_branch=branches[1])
+    nodes = []
+    for one in model.graph.node:
+        nodes += [*before, taken] if one is node else [one]
+    kept = [onnx.NodeProto() for _ in nodes]
+    for copy, one in zip(kept, nodes, strict=True):
+        copy.CopyFrom(one)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def test_what_jumps_and_cannot_be_fixed_is_not_run_and_neither_right_nor_wrong(many):
+    reference, content = many
+    model = load(content)
+    in_a_subgraph(model)
+    report = judge(reference, model)
+    assert report.verdict == "not run"
+    link = next(link for link in report.links if link.name == "onnxruntime")
+    assert link.status == "not run"
+    assert "2::gt" in link.reason
+    assert "Greater in If" in link.reason
+    error = parity_error("model.onnx", report, "Do not ship it.")
+    assert error.exit_code == 6
+    assert "was not judged" in error.message
+    assert "ship it" not in str(error)
+    assert json.loads(report.as_bytes())["verdict"] == "not run"
+
+
+def test_damage_beyond_the_jumps_still_fails_there(many):
+    reference, content = many
+    model = load(content)
+    in_a_subgraph(model)
+    node = next(n for n in model.graph.node if n.op_type == "Where")
+    node.input[1], node.input[2] = node.input[2], node.input[1]
+    report = judge(reference, model)
+    assert report.verdict == "failed"
+
+
+def test_an_undecided_check_leaves_a_link_undecided_unless_one_failed():
+    passed, undecided = Check("weights", "passed", "same"), Check("jumps", "not run", "it jumps")
+    assert Link.of("l", [passed, undecided]).status == "not run"
+    assert Link.of("l", [passed, undecided, Check("static", "failed", "differs")]).status == "failed"
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def recorded(function, x):
+    model = Lambda(function).eval()
+    with steps.recording(model, {"x": x}) as found, torch.no_grad():
+        model(x)
+    return found
+
+
+def test_comparisons_of_constants_and_of_integers_are_no_gates():
+    weight = torch.tensor([1.0, -1.0])
+
+    def function(x):
+        weight.mul_(1.0)  # in place, beside the data
+        positions = torch.arange(2)
+        return x * (weight > 0) * (positions < 1) * (x == x) * ((x > 0).long() > 0)
+
+    assert list(recorded(function, torch.ones(3, 2)).decided) == ["model::gt"]
+
+
+def test_memory_that_is_used_again_is_no_data():
+    def function(x):
+        for _ in range(20):
+            y = x * 2
+            del y
+            constant = torch.ones(3, 2) * 0.5  # may stand where y stood
+            assert bool((constant > 0.1).all())
+        return x
+
+    assert not recorded(function, torch.ones(3, 2)).decided
+
+
+def test_writing_into_a_view_makes_its_tensor_data():
+    def function(x):
+        buffer = torch.zeros(4, 2)
+        buffer[:3] = x
+        return buffer > 0.5
+
+    assert list(recorded(function, torch.ones(3, 2)).decided) == ["model::gt"]
+
+
+def test_decisions_are_taken_from_outside_and_a_copy_of_them():
+    model = Lambda(lambda x: (x > 0).float() * (x > 1).logical_not_()).eval()
+    given = {"model::gt": torch.tensor([True, False]), "model::gt#2": torch.tensor([False, False])}
+    x = torch.tensor([-1.0, 1.0])
+    with steps.fixed(model, {"x": x}, given), torch.no_grad():
+        y = model(x)
+    assert y.tolist() == [1.0, 0.0]
+    assert given["model::gt#2"].tolist() == [False, False]
+
+
+@pytest.mark.parametrize(("kind", "threshold"), [("ge", 0.5), ("gt", 0.5), ("lt", 0.3), ("le", 0.7)])
+def test_a_threshold_on_a_sigmoid_is_seen_in_its_argument_too(kind, threshold):
+    x = torch.randn(1000, generator=torch.manual_seed(0))
+    x[:100] *= 1e-7
+    (operands,) = recorded(lambda x: getattr(torch, kind)(torch.sigmoid(x), threshold), x).operands.values()
+    seen = [STEPS[operand.kind](operand.margin) for operand in operands]
+    assert len(seen) == 2
+    assert torch.equal(seen[0], seen[1])
+
+
+# --- what is explained -----------------------------------------------------------------------------------------------
+
+
+def gate(margin, noise=1e-6, kind="ge"):
+    m = np.asarray(margin, np.float32).reshape(1, 1, -1)
+    size = np.ones((1, 1, 1), np.float32)
+    return OtherGate("g", kind, STEPS[kind](m), (View(kind, m, size, noise * size, noise),))
+
+
+FOUND = Found("g", "v", ("a", "b"), "Node", "ge")
+
+
+def flips(one, decided, margin):
+    shape = one.decided.shape
+    return count_flips(
+        one, FOUND, np.reshape(decided, shape), np.asarray(margin, np.float32).reshape(shape), 8, FLOAT32
+    )
+
+
+def test_a_flip_within_the_noise_is_explained_and_one_beyond_is_not():
+    one = gate([5e-6, 1e-4, 1.0])
+    assert flips(one, [False, True, True], [-1e-6, 1e-4, 1.0]).unexplained == 0
+    found = flips(one, [True, False, True], [5e-6, -1e-6, 1.0])
+    assert (found.gates, found.flips, found.unexplained) == (3, 1, 1)
+
+
+def test_an_equal_margin_explains_nothing():
+    found = flips(gate([0.0, 0.0]), [False, False], [0.0, -1e-9])
+    assert (found.flips, found.unexplained) == (2, 1)
+
+
+def test_a_rounding_may_be_the_neighbour_where_the_boundary_is_near():
+    one = gate([0.4999999, 0.2, 2.3], kind="round")
+    near = flips(one, [1.0, 0.0, 2.0], [0.5000001, 0.2, 2.3])
+    assert (near.flips, near.unexplained) == (1, 0)
+    far = flips(one, [0.0, 1.0, 3.0], [0.4999999, 0.21, 2.31])
+    assert (far.flips, far.unexplained) == (2, 2)
+
+
+def test_operands_that_are_not_numbers_are_infinitely_far():
+    view = gate([1.0, -1.0]).views[0]
+    assert margin_error(view, np.full((1, 1, 2), np.nan, np.float32)) == np.inf
