@@ -84,7 +84,7 @@ def convert_onnx(
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
-    feed = feeds.load(data, original) if data else feeds.noise(original, seed)
+    given = [NamedArrays(data, feeds.load(data, original))] if data else None
     log = StageLog()
     progress("converting")
     with log.stage("precision") as stage:
@@ -94,9 +94,10 @@ def convert_onnx(
         check(proto)
     progress("comparing with the original")
     content = proto.SerializeToString(deterministic=True)
+    reference = OnnxReference(str(source), original)
     report = verify_artifact(
-        OnnxReference(str(source), original), Artifact(proto, str(output), content, original),
-        [NamedArrays(data or "seeded noise", feed)], log, provenance={"command": command, "seed": str(seed)},
+        reference, Artifact(proto, str(output), content, original), given or reference.samples(seed), log,
+        provenance={"command": command, "seed": str(seed)},
     )  # fmt: skip
     if not report:
         raise ParityError(f"{source}: {report.failures[0]}.", "Nothing was written; see --keep.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 import onnx
@@ -197,7 +198,7 @@ def _closely(kind: int) -> Measure:
     def measure(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
         nodes: list[onnx.NodeProto] = []
 
-        def put(op: str, *inputs: str, **attributes: object) -> str:
+        def put(op: str, *inputs: str, **attributes: Any) -> str:
             output = f"{prefix}{len(nodes)}"
             nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
             return output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import UsageError
@@ -16,13 +16,12 @@ from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.rewrite.functions import STRADDLE
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import feeds, instrument
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
-_OPEN_AXIS = 2
 _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
 
@@ -59,14 +58,9 @@ class OnnxReference:
         return {tensor.name: numpy_helper.to_array(tensor) for tensor in self._proto.graph.initializer}
 
     def samples(self, seed: int) -> list[NamedArrays]:
-        """Two draws of seeded noise for the file's inputs; an open axis has size 2 (UsageError for other types)."""
-        known = {tensor.name for tensor in self._proto.graph.initializer}
-        inputs = [value for value in self._proto.graph.input if value.name not in known]
-        rng = np.random.default_rng(seed)
-        return [
-            NamedArrays(name, {value.name: _noise(value, rng) for value in inputs})
-            for name in ("seeded noise", "more seeded noise")
-        ]
+        """Seeded noise of several sizes for the file's inputs, see :func:`.feeds.samples` (its ModelError)."""
+        draws = feeds.samples(self._proto, seed, self._runner.run)
+        return [NamedArrays(name, arrays) for name, arrays in draws.items()]
 
     def run(self, sample: object) -> ReferenceRun:
         """Run a :class:`NamedArrays`."""
@@ -134,11 +128,3 @@ def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
     form = GateForm(groups, ddof, eps_var, eps_std, False, values[0], values[1], reach)
     variant = f"{node.op_type} (G={groups})"
     return Site(name, name, variant, node.op_type, parameters, attributes, node.overload == STRADDLE, form)
-
-
-def _noise(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
-    shape = [d.dim_value if d.HasField("dim_value") else _OPEN_AXIS for d in value.type.tensor_type.shape.dim]
-    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    if dtype.kind == "f":
-        return rng.normal(size=shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
