@@ -17,6 +17,7 @@ from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.precision.single import as_ir
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.verification import feeds
@@ -88,7 +89,7 @@ def convert_onnx(
     log = StageLog()
     progress("converting")
     with log.stage("precision") as stage:
-        conversion = converted(ir.from_proto(original), options)
+        conversion = converted(as_ir(original), options)
         stage.skipped += conversion.kept
         proto = ir.to_proto(conversion.model)
         check(proto)

@@ -30,7 +30,7 @@ def test_a_converted_file_keeps_every_gate_on_the_same_input(source, tmp_path):
         "PyTorch with SRUs swapped": "not run", "onnxruntime": "not run", "precision": "passed", "engine": "not run",
     }  # fmt: skip
     gates = [sru.teacher_forced for sru in result.report.srus]
-    assert sum(count.gates for count in gates) == 4 * 2 * 16 * 8 * 8  # four sites, a batch of two
+    assert sum(count.gates for count in gates) == 4 * (2 + 67) * 16 * 8 * 8  # four sites, batches of 2 and 67
     assert [count.flips for count in gates] == [0] * 4
     assert {output.name for output in result.report.outputs} == {"logits", "features"}
     assert all(1e-5 < output.replay_error < 2e-3 for output in result.report.outputs)

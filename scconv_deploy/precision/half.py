@@ -39,6 +39,17 @@ KEPT_OPERATORS: dict[str, str] = {
     "LayerNormalization": "statistics",
     "GroupNormalization": "statistics",
     "InstanceNormalization": "statistics",
+    "RMSNormalization": "statistics",
+    "MeanVarianceNormalization": "statistics",
+    "LpNormalization": "statistics",
+    "CumSum": "a sum of many terms",
+    "GlobalLpPool": "a sum of many terms",
+    "ReduceL1": "a sum of many terms",
+    "ReduceLogSum": "a sum of many terms",
+    "ReduceLogSumExp": "exponentials and their sum",
+    "ReduceProd": "a product of many terms",
+    "RandomNormalLike": "other numbers are drawn in half",
+    "RandomUniformLike": "other numbers are drawn in half",
     "Exp": "overflows float16 at 11.1",
     "Pow": "overflows float16 at 256 squared",
 }
@@ -195,13 +206,19 @@ class _Conversion:
         unknown = next((v for v in (*node.inputs, *node.outputs) if v is not None and v.name and v.dtype is None), None)
         if unknown is not None:
             return f"the type of {unknown.name} is not known"
-        if node.op_type == "Constant" or any(name in node.attributes for name in _TYPE_ATTRIBUTES):
+        if node.op_type == "Constant" or self._type_is_attribute(node):
             return "its type is an attribute"
         if node.op_type in KEPT_OPERATORS:
             return KEPT_OPERATORS[node.op_type]
         if not self._schema_allows(node):
             return "the operator has no half type"
         return next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v, node))), "")
+
+    def _type_is_attribute(self, node: ir.Node) -> bool:
+        """Whether an attribute, given or by default, says the type of the result."""
+        known = onnx.defs.get_schema(node.op_type, self._opset, "").attributes
+        defaults = [name for name in _TYPE_ATTRIBUTES if name in known and known[name].default_value.name]
+        return any(name in node.attributes for name in _TYPE_ATTRIBUTES) or bool(defaults)
 
     def _schema_allows(self, node: ir.Node) -> bool:
         """Whether some float input or output has a type that may be half."""

@@ -53,7 +53,7 @@ def protected(model: ir.Model) -> dict[ir.Node, str]:
 
 def _own(node: ir.Node) -> str:
     """Why such a node itself computes in float32; empty if it does not, or takes any type."""
-    if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain == DOMAIN:
+    if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain not in ("", "ai.onnx"):
         return ""  # coordinates have types of their own there
     return _needs(node)[0]
 
@@ -78,8 +78,9 @@ def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
             return "", []
     others = [v for v in node.outputs if v.name and not _carries_floats(v) and (v.uses() or v.is_graph_output())]
     kind = next((value.dtype for value in others if value.dtype is not None), None)
-    if not others or (kind is None and node.domain in ("", "ai.onnx")):
-        return "", []
+    if kind is None:
+        foreign = others and node.domain not in ("", "ai.onnx")
+        return ("its result goes into an operator that is not known", floats) if foreign else ("", [])
     if kind == ir.DataType.BOOL:
         return "its result is a decision", floats
     return "its result is an index or a count", floats

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from scconv_deploy.precision.single import typed_single
+from scconv_deploy.precision.single import as_ir, typed_single
 from scconv_deploy.precision.types import ELEMENT, LARGEST, SMALLEST, UNIT_ROUNDOFF, HalfPrecision, graphs_of
 from scconv_deploy.report.records import Check
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
@@ -79,7 +79,7 @@ class RangeWatch:
         # the rounding error of numbers below the smallest normal one is absolute, uniform up to half its last place
         error = SMALLEST[precision] * UNIT_ROUNDOFF[precision] * 2 / 12**0.5
         self._suspicious = error / (_WORST * UNIT_ROUNDOFF[precision])
-        self._single = ir.to_proto(typed_single(ir.from_proto(single)))
+        self._single = ir.to_proto(typed_single(as_ir(single)))
         in_half = {(place, name) for place, name in _of_type(half, ELEMENT[precision])}
         watched = [key for key in _of_type(self._single, TensorProto.FLOAT) if key in in_half]
         self._extents = dict.fromkeys(watched, Extent())

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError
+from scconv_deploy.precision.types import all_graphs as all_protos
 from scconv_deploy.rewrite.functions import DOMAIN
 
 _HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -20,6 +21,17 @@ _INT8 = {
     "MatMulInteger",
 }  # fmt: skip
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4  # before, each initializer had to be an input as well
+
+
+def as_ir(proto: onnx.ModelProto) -> ir.Model:
+    """The model of a file; sparse initializers are dense, as runtimes make them, for onnx-ir has none."""
+    if any(graph.sparse_initializer for graph in all_protos(proto.graph)):
+        dense = onnx.ModelProto()
+        dense.CopyFrom(proto)
+        for graph in all_protos(dense.graph):
+            _fill_sparse(graph)
+        proto = dense
+    return ir.from_proto(proto)
 
 
 def typed_single(model: ir.Model) -> ir.Model:
@@ -36,7 +48,6 @@ def typed_single(model: ir.Model) -> ir.Model:
     if any(function.domain != DOMAIN for function in copy.functions.values()):
         _inline(copy)
     proto = ir.to_proto(copy)
-    _fill_sparse(proto.graph)
     _free_initializers(proto)
     with contextlib.suppress(Exception):  # onnx raises several; what has no type then stays float32, by name
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -89,7 +100,6 @@ def _inline(model: ir.Model) -> None:
 
 
 def _fill_sparse(graph: onnx.GraphProto) -> None:
-    """Sparse initializers as dense ones, as runtimes do; onnx-ir has none."""
     for sparse in graph.sparse_initializer:
         values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
         dense = np.zeros(list(sparse.dims), values.dtype)
