@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -165,16 +166,15 @@ def _sizes(inputs: Sequence[onnx.ValueInfoProto], first: int, others: int) -> di
 
 
 def _bounded(inputs: Sequence[onnx.ValueInfoProto], sizes: dict[str, int]) -> dict[str, int]:
-    """The same with the last symbol of each input so small that the input stays below the largest count of elements."""
+    """The same with a batch, and then another axis, so small that each input stays below the largest element count."""
     for value in inputs:
         symbols = _symbols(value)
-        if not symbols:
-            continue
         axes = value.type.tensor_type.shape.dim
-        count = int(np.prod([sizes[symbols[i]] if i in symbols else axis.dim_value for i, axis in enumerate(axes)]))
-        longest = max(symbols.values(), key=lambda symbol: sizes[symbol])
-        if count > _ELEMENTS:
-            sizes[longest] = max(3, sizes[longest] * _ELEMENTS // count)
+        longest = max(symbols.values(), key=lambda symbol: sizes[symbol], default="")
+        for symbol in (symbols.get(0, ""), longest):
+            shape = [sizes[symbols[i]] if i in symbols else axis.dim_value for i, axis in enumerate(axes)]
+            if symbol and (count := math.prod(shape)) > _ELEMENTS:
+                sizes[symbol] = min(sizes[symbol], max(3, sizes[symbol] * _ELEMENTS // count))
     return sizes
 
 
