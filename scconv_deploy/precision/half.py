@@ -61,6 +61,13 @@ cast, for it stands between a kept mean and a product. Reasons that name a range
 """
 
 _WORST_CONSTANT = 4.0  # in unit roundoffs: a constant that half represents worse than this is not rounded but lost
+_AS_LARGE = "its values may be as large as those of"
+_CARRYING = {
+    "Add", "Sub", "Where", "Max", "Min", "Sum", "Neg", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
+    "Expand", "Concat", "Slice", "Split", "Gather", "Flatten", "Tile",
+}  # fmt: skip
+"""Operators through which what half cannot hold goes on, to a Softmax as a rule: masks of -3.4e38."""
+
 _TYPE_ATTRIBUTES = ("dtype", "output_datatype")
 
 
@@ -98,6 +105,8 @@ class Conversion:
 def converted(model: ir.Model, options: HalfOptions) -> Conversion:
     """:func:`to_half` of a model, which then says in its metadata what was done to it."""
     conversion = to_half(model, options)
+    if not conversion.half and not conversion.casts:
+        return conversion  # it is the float32 model still, and does not call itself another
     conversion.model.metadata_props[PRECISION] = json.dumps(
         {"precision": options.precision, "io": options.io, "keep": list(options.keep)}
     )
@@ -115,8 +124,9 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
     single = typed_single(model)
     opset, first = single.opset_imports.get(""), FIRST_OPSET[options.precision]
     if opset is None or opset < first:
+        why = ", from which convolutions take it" if options.precision == "bf16" else ""
         raise ModelError(
-            f"The model has opset {opset}; {options.precision} needs {first}, from which convolutions take it.",
+            f"The model has opset {opset or 'none'}; {options.precision} needs {first}{why}.",
             f"Export it with --opset {first}, or run scconv-deploy rewrite IN.onnx -o OUT.onnx --opset {first}.",
         )
     conversion = _Conversion(single, opset, options)
@@ -141,6 +151,7 @@ class _Conversion:
         self._value_names = {v.name for v in values}
         self._node_names = {node.name for node in self._nodes}
         self._in_type: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._large: dict[ir.Value, str] = {}
         self.kept: list[tuple[str, str]] = []
         self.half = self.casts = 0
 
@@ -151,9 +162,7 @@ class _Conversion:
             if half:
                 self._type_outputs(node)
         if self._options.io == "half":
-            for value in self._model.graph.inputs:
-                if value in self._floats and not self._is_protected(value):
-                    value.dtype = self._dtype
+            self._type_graph_inputs()
         for node, half in in_half.items():
             self._connect(node, half)
         for graph in self._graphs:
@@ -182,6 +191,8 @@ class _Conversion:
         if not any(v in self._floats for v in values) and not graphs_of(node):
             return False
         reason = self._reason(node)
+        if "overflows half" in reason or reason.startswith(_AS_LARGE):
+            self._large |= dict.fromkeys(node.outputs, node.outputs[0].name or node.op_type)
         if reason:
             self.kept.append((node.name or node.outputs[0].name or node.op_type, f"{node.op_type}: {reason}"))
             return False
@@ -195,11 +206,11 @@ class _Conversion:
             return f"kept by {pattern!r}"
         if graphs_of(node):
             return "what enters and leaves its graphs is float32"
-        if node in self._protected:
-            return self._protected[node]
+        if node in self._protected.nodes:
+            return self._protected.nodes[node]
         if node.domain == DOMAIN:
             return ""
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain != "":
             return f"the domain {node.domain} is not known to take half"
         if not all(is_tensor(v) for v in (*node.inputs, *node.outputs) if v is not None):
             return "it works on a sequence or an optional"
@@ -212,7 +223,10 @@ class _Conversion:
             return KEPT_OPERATORS[node.op_type]
         if not self._schema_allows(node):
             return "the operator has no half type"
-        return next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v, node))), "")
+        if why := next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v, node))), ""):
+            return why
+        large = next((self._large[v] for v in node.inputs if v in self._large), "")
+        return f"{_AS_LARGE} {large}" if large and node.op_type in _CARRYING else ""
 
     def _type_is_attribute(self, node: ir.Node) -> bool:
         """Whether an attribute, given or by default, says the type of the result."""
@@ -265,8 +279,13 @@ class _Conversion:
         is_variable = formal.type_str in {c.type_param_str for c in schema.type_constraints}
         return is_variable and index not in COORDINATES.get(node.op_type, ())
 
-    def _is_protected(self, value: ir.Value) -> bool:
-        return any(use.node in self._protected for use in value.uses())
+    def _type_graph_inputs(self) -> None:
+        """Half, but for what is an index, say: no host could give it."""
+        for value in self._model.graph.inputs:
+            if value in self._protected.inputs:
+                self.kept.append((value.name or "input", f"input: {self._protected.inputs[value]}"))
+            elif value in self._floats:
+                value.dtype = self._dtype
 
     def _type_outputs(self, node: ir.Node) -> None:
         for index, output in enumerate(node.outputs):
@@ -293,7 +312,7 @@ class _Conversion:
 
     def _connect(self, node: ir.Node, half: bool) -> None:
         """Give every input the type that its node computes in."""
-        if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Cast" and node.domain == "":
             return  # takes any type
         for index, value in enumerate(node.inputs):
             if value is None or value not in self._floats:

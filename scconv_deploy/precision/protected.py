@@ -9,6 +9,7 @@ the sums that residual networks keep their data in. Those are rounded to half li
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -35,8 +36,21 @@ _OF_NO_VALUE = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}  # what
 _WIDE = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 
-def protected(model: ir.Model) -> dict[ir.Node, str]:
-    """The nodes that stay in float32 for the sake of what their results become, each with the reason.
+@dataclass(frozen=True, eq=False)
+class Protected:
+    """What stays in float32 for the sake of what it becomes, with the reason.
+
+    Attributes:
+        nodes: of the main graph and of the graphs in it.
+        inputs: of the main graph.
+    """
+
+    nodes: dict[ir.Node, str]
+    inputs: dict[ir.Value, str]
+
+
+def protected(model: ir.Model) -> Protected:
+    """Find it.
 
     Args:
         model: from :func:`.single.typed_single`.
@@ -48,12 +62,13 @@ def protected(model: ir.Model) -> dict[ir.Node, str]:
         if reason:
             walk.back(inputs, f"{reason} ({node.op_type} {node.name or node.outputs[0].name})")
     found = {node: reason for node in nodes if (reason := _own(node))}
-    return found | walk.found
+    given = {value: walk.values[value] for value in model.graph.inputs if value in walk.values}
+    return Protected(found | walk.nodes, given)
 
 
 def _own(node: ir.Node) -> str:
     """Why such a node itself computes in float32; empty if it does not, or takes any type."""
-    if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain not in ("", "ai.onnx"):
+    if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain != "":
         return ""  # coordinates have types of their own there
     return _needs(node)[0]
 
@@ -65,7 +80,7 @@ def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
         return "", []
     if node.domain == DOMAIN:
         return "its result is a parameter of a gate", [v for v in node.inputs[1:] if v is not None]
-    if node.domain in ("", "ai.onnx"):
+    if node.domain == "":
         if node.op_type in COORDINATES:
             at = COORDINATES[node.op_type]
             places = [v for i, v in enumerate(node.inputs) if i in at and v is not None and _carries_floats(v)]
@@ -79,7 +94,7 @@ def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
     others = [v for v in node.outputs if v.name and not _carries_floats(v) and (v.uses() or v.is_graph_output())]
     kind = next((value.dtype for value in others if value.dtype is not None), None)
     if kind is None:
-        foreign = others and node.domain not in ("", "ai.onnx")
+        foreign = others and node.domain != ""
         return ("its result goes into an operator that is not known", floats) if foreign else ("", [])
     if kind == ir.DataType.BOOL:
         return "its result is a decision", floats
@@ -92,10 +107,11 @@ def _carries_floats(value: ir.Value) -> bool:
 
 
 class _Walk:
-    """From values back to the nodes that they come from; :attr:`found` collects those."""
+    """From values back to the nodes that they come from: :attr:`nodes` and :attr:`values` collect both."""
 
     def __init__(self, nodes: list[ir.Node]) -> None:
-        self.found: dict[ir.Node, str] = {}
+        self.nodes: dict[ir.Node, str] = {}
+        self.values: dict[ir.Value, str] = {}
         self._owners = {graph: node for node in nodes for graph in graphs_of(node)}
         self._trunk = _residual_sums(nodes)
 
@@ -103,19 +119,20 @@ class _Walk:
         stack = [value for value in values if _carries_floats(value)]
         while stack:
             value = stack.pop()
+            self.values.setdefault(value, reason)
             node = value.producer()
             if node is None:
                 node = self._owners.get(value.graph) if value.is_graph_input() and value.graph is not None else None
-            if node is None or node in self.found or is_layer(node) or node in self._trunk:
+            if node is None or node in self.nodes or is_layer(node) or node in self._trunk:
                 continue
-            self.found[node] = reason
+            self.nodes[node] = reason
             results = [output for graph in graphs_of(node) for output in graph.outputs]
             stack += [v for v in (*node.inputs, *results) if v is not None and _carries_floats(v)]
 
 
 def is_layer(node: ir.Node) -> bool:
     """Whether its results are data of the network: a product with many terms, an SRU, something unknown."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != "":
         return True
     if node.op_type not in _LAYERS:
         return False

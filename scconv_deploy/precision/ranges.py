@@ -17,10 +17,15 @@ from scconv_deploy.precision.types import ELEMENT, LARGEST, SMALLEST, UNIT_ROUND
 from scconv_deploy.report.records import Check
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
+VANISHING = "vanishing in"
+"""How the part of the check's reason starts that names what is lost."""
+
 _PREFIX = "scconv_range::"
 _WORST = (
     4.0  # in unit roundoffs, as of constants: a tensor that half represents worse than this is not rounded but lost
 )
+
+_TRANSPARENT = ("If", "Loop", "Scan")  # nodes out of whose graphs a number can be carried
 
 Place = tuple[tuple[int, str], ...]
 """A graph inside a model: which of the nodes that hold graphs, by which attribute, from the main graph (``()``) on."""
@@ -80,7 +85,7 @@ class RangeWatch:
         error = SMALLEST[precision] * UNIT_ROUNDOFF[precision] * 2 / 12**0.5
         self._suspicious = error / (_WORST * UNIT_ROUNDOFF[precision])
         self._single = ir.to_proto(typed_single(as_ir(single)))
-        in_half = {(place, name) for place, name in _of_type(half, ELEMENT[precision])}
+        in_half = set(_of_type(half, ELEMENT[precision], or_cast=True))
         watched = [key for key in _of_type(self._single, TensorProto.FLOAT) if key in in_half]
         self._extents = dict.fromkeys(watched, Extent())
         self._rough = _Watch(self._single, watched, _rough, options) if watched else None
@@ -160,7 +165,7 @@ class RangeWatch:
         )
         if vanishing := list(self.vanishing):
             found = listed(vanishing, lambda name: f"{named(name)} (at most {largest[name]:.2g})")
-            text += f"; vanishing in {precision}: {found}; --keep leaves layers in float32"
+            text += f"; {VANISHING} {precision}: {found}; --keep leaves layers in float32"
         if strange := self.not_finite:
             found = listed(list(strange), lambda name: f"{strange[name]} in {named(name)}")
             text += f"; the float32 model itself has {found}"
@@ -252,7 +257,7 @@ def _shown(
         nodes.append(node)
         if inside := graphs_of(node):
             number = next(holders)
-            for attribute, body in inside.items():
+            for attribute, body in inside.items() if node.op_type in _TRANSPARENT else ():
                 below = _shown(body, (*place, (number, attribute)), keys, measure, numbers)
                 for key, names in below.items():
                     shown[key] = [_lifted(node, inside, attribute, name, nodes, numbers) for name in names]
@@ -296,22 +301,24 @@ def _lifted(
     return largest
 
 
-def _of_type(model: onnx.ModelProto, kind: int) -> list[tuple[Place, str]]:
-    """The tensors of this type that nodes give, in order; an output that is cast to float32 goes by its own name."""
+def _of_type(model: onnx.ModelProto, kind: int, *, or_cast: bool = False) -> list[tuple[Place, str]]:
+    """The tensors of this type that nodes give, in order; with ``or_cast`` also outputs that are float32 casts of one,
+    for the tensor itself has another name then."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    return list(dict.fromkeys(_in_graph(inferred, (), kind)))
+    return list(dict.fromkeys(_in_graph(inferred, (), kind, or_cast)))
 
 
-def _in_graph(graph: onnx.GraphProto, place: Place, kind: int) -> Iterator[tuple[Place, str]]:
-    typed = {v.name for v in (*graph.value_info, *graph.output) if v.type.tensor_type.elem_type == kind}
+def _in_graph(graph: onnx.GraphProto, place: Place, kind: int, or_cast: bool) -> Iterator[tuple[Place, str]]:
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
     outputs = {value.name for value in graph.output}
     holders = count()
     for node in graph.node:
-        cast = node.op_type == "Cast" and node.output[0] in outputs and node.input[0] in typed
+        cast = or_cast and node.op_type == "Cast" and types.get(node.input[0]) == kind and node.output[0] in outputs
         for name in node.output:
-            if name in typed or cast:
+            if types.get(name) == kind or (cast and types.get(name) == TensorProto.FLOAT):
                 yield place, name
         if inside := graphs_of(node):
             number = next(holders)
             for attribute, body in inside.items():
-                yield from _in_graph(body, (*place, (number, attribute)), kind)
+                if node.op_type in _TRANSPARENT:
+                    yield from _in_graph(body, (*place, (number, attribute)), kind, or_cast)

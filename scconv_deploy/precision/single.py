@@ -37,14 +37,16 @@ def as_ir(proto: onnx.ModelProto) -> ir.Model:
 def typed_single(model: ir.Model) -> ir.Model:
     """A copy in which every value has the type that follows from the graph, sorted.
 
-    Functions of other domains than ours are inlined, ``Constant`` nodes are initializers (those that are a graph's
-    output aside), ``CastLike`` is the ``Cast`` that it comes to. Where all initializers are inputs too, as old
-    exporters write them, they are inputs no more; where some are, those are defaults that a caller may override.
+    Standard operators have the domain ``""``. Functions of other domains than ours are inlined, ``Constant`` nodes are
+    initializers (those that are a graph's output aside), ``CastLike`` is the ``Cast`` that it comes to. Where all
+    initializers are inputs too, as old exporters write them, they are inputs no more; where some are, those are
+    defaults that a caller may override.
 
     Raises:
         ModelError: the model holds half types or int8 arithmetic already, or cannot be brought into this form.
     """
     copy = ir.from_proto(ir.to_proto(model))
+    _name_standard_domain(copy)
     if any(function.domain != DOMAIN for function in copy.functions.values()):
         _inline(copy)
     proto = ir.to_proto(copy)
@@ -86,6 +88,16 @@ def graphs_of(node: ir.Node) -> list[ir.Graph]:
 def is_tensor(value: ir.Value) -> bool:
     """Whether a value is no sequence, no optional and no sparse tensor; one of unknown type counts as a tensor."""
     return value.type is None or isinstance(value.type, ir.TensorType)
+
+
+def _name_standard_domain(model: ir.Model) -> None:
+    """The standard operators under the shorter of their domain's two names."""
+    if "ai.onnx" in model.opset_imports:
+        version = model.opset_imports.pop("ai.onnx")
+        model.opset_imports.setdefault("", version)
+    for node in all_nodes(model):
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _inline(model: ir.Model) -> None:

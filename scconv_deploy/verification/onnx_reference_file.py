@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from scconv_deploy.bundle.artifact import artifact_file
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.report.records import ParityReport, StageLog
@@ -38,12 +38,21 @@ class OnnxReference:
 
     Without float64 the noise floor is assumed, and the reach of a cut, which only the parameters of PyTorch give, is
     taken as the cut itself.
+
+    Raises:
+        ModelError: an output is no tensor; ONNX Runtime refuses the file.
     """
 
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
     left_alone: tuple[Refusal, ...] = ()
 
     def __init__(self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+        for value in proto.graph.output:
+            if not value.type.HasField("tensor_type"):
+                raise ModelError(
+                    f"{name}: the output {value.name!r} is no tensor, so it cannot be compared.",
+                    "Give out its tensors one by one.",
+                )
         self.name = name
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}

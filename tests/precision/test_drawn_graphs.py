@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from scconv_deploy.precision.ranges import RangeWatch
+from scconv_deploy.precision.stand_in import stand_in
 from tests.precision.made import assert_same, halved
 
 NAMES = ["{}", "{}_half", "{}_float", "/layer.0/{}:0", "cast_{}_half", "{}_half_half"]
@@ -145,6 +147,10 @@ def test_drawn_graphs(io):
         assert [v.name for v in half.graph.output] == [v.name for v in drawn.model.graph.output], seed
         try:
             assert_same(drawn.model, half, rtol=2**-6, **drawn.feed)
+            assert_same(drawn.model, stand_in(half), rtol=2**-6, **drawn.feed)
+            watch = RangeWatch(drawn.model, half, "fp16")
+            watch.add(drawn.feed)
+            assert all(0 <= largest < 1e4 for largest in watch.largest.values())
         except Exception as error:
             raise AssertionError(f"draw {seed}") from error
     assert converted > 2 * DRAWS

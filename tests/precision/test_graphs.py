@@ -8,6 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.errors import ModelError
+from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.precision.single import as_ir
 from tests.precision.made import assert_same, halved, parsed, run, types
 
 RNG = np.random.default_rng(0)
@@ -216,6 +218,34 @@ def test_bounds_beyond_half_bound_nothing():
     half, conversion = halved(model)
     assert conversion.kept == ()
     assert_same(model, half, x=X)
+
+
+def test_masks_of_the_largest_negative_number_stay_float32_to_the_softmax():
+    model = parsed(
+        "g (float[n, 8] x, float[n, 8] m) => (float[n, 8] y) { h = MatMul (x, w)  i = Sub (one, m)  v = Mul (i, lowest)"
+        "  s = Add (h, v)  r = Reshape (s, shape)  p = Softmax (r)  y = MatMul (p, w) }",
+        w=W, one=np.float32(1), lowest=np.float32(-3.4e38), shape=np.int64([-1, 8]),
+    )  # fmt: skip
+    half, conversion = halved(model)
+    assert dict(conversion.kept) == {
+        "v": "Mul: the constant lowest overflows half: 3.4e+38", "s": "Add: its values may be as large as those of v",
+        "r": "Reshape: its values may be as large as those of s", "p": "Softmax: exponentials and their sum",
+    }  # fmt: skip
+    assert_same(model, half, rtol=2**-7, x=X, m=(RNG.random((2, 8)) < 0.7).astype(np.float32))
+
+
+def test_the_standard_domain_by_its_other_name():
+    model = parsed("g (float[n, 8] x) => (float[n, 8] y) { h = MatMul (x, w)  y = Softmax (h) }", w=W)
+    model.opset_import[0].domain = "ai.onnx"
+    model.graph.node[0].domain = "ai.onnx"
+    _, conversion = halved(model)
+    assert (conversion.half, dict(conversion.kept)) == (1, {"y": "Softmax: exponentials and their sum"})
+
+
+def test_a_model_without_anything_to_convert_does_not_call_itself_half():
+    model = parsed("g (float[n, 8] x) => (float[n, 8] y) { y = Softmax (x) }")
+    conversion = converted(as_ir(model), HalfOptions("fp16"))
+    assert (conversion.half, conversion.casts, dict(conversion.model.metadata_props)) == (0, 0, {})
 
 
 def test_infinite_constants_are_infinite_in_half():

@@ -62,6 +62,15 @@ def test_an_index_that_is_data_too_is_computed_once_in_float32():
         assert_same(model, half, x=ROWS.astype(np.float32))
 
 
+def test_inputs_that_are_indices_stay_float32_where_the_others_are_half():
+    model = parsed("g (float[n] x, float[n, 4] z) => (float[n, 4] y) { i = Cast <to = 7> (x)  r = Gather (t, i)"
+                   "  y = Add (r, z) }", t=TABLE)  # fmt: skip
+    half, conversion = halved(model, io="half")
+    assert [v.type.tensor_type.elem_type for v in half.graph.input] == [TensorProto.FLOAT, TensorProto.FLOAT16]
+    assert kept(conversion) == {"x": "input: its result is an index or a count (Cast i)"}
+    assert_same(model, half, x=ROWS.astype(np.float32), z=np.ones((len(ROWS), 4), np.float32))
+
+
 def test_sizes_from_float_arithmetic():
     model = parsed(
         "g (float[1, 1, n, 1] x) => (float[1, 1, m, 1] y, float[1, 1, k, 1] z) { s = Shape (x)  f = Cast <to = 1> (s)"
