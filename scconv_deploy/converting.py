@@ -17,6 +17,9 @@ from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.precision.ranges import VANISHING
+from scconv_deploy.precision.single import as_ir
+from scconv_deploy.precision.types import precision_of
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.report.verdict import parity_error
@@ -31,7 +34,7 @@ class ConvertResult:
     """What was written.
 
     Attributes:
-        precision: of the data.
+        precision: of the data; ``fp32`` if nothing of the model can be half.
         half, casts: nodes that compute in half, and casts that were put in.
         kept: (node, why it stays in float32).
         bytes_before, bytes_after: of the files.
@@ -85,27 +88,35 @@ def convert_onnx(
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
-    feed = feeds.load(data, original) if data else feeds.noise(original, seed)
+    given = [NamedArrays(data, feeds.load(data, original))] if data else None
     log = StageLog()
     progress("converting")
     with log.stage("precision") as stage:
-        conversion = converted(ir.from_proto(original), options)
+        conversion = converted(as_ir(original), options)
         stage.skipped += conversion.kept
         proto = ir.to_proto(conversion.model)
         check(proto)
     progress("comparing with the original")
     content = proto.SerializeToString(deterministic=True)
+    reference = OnnxReference(str(source), original)
     report = verify_artifact(
-        OnnxReference(str(source), original), Artifact(proto, str(output), content, original),
-        [NamedArrays(data or "seeded noise", feed)], log, provenance={"command": command, "seed": str(seed)},
+        reference, Artifact(proto, str(output), content, original), given or reference.samples(seed), log,
+        provenance={"command": command, "seed": str(seed)},
     )  # fmt: skip
     if not report:
-        raise parity_error(source, report, "Nothing was written; see --keep.")
+        raise parity_error(source, report, f"Nothing was written; {_remedy(report)}")
     write_file(output, content)
     return ConvertResult(
-        output, hashlib.sha256(content).hexdigest(), options.precision, conversion.half, conversion.casts,
+        output, hashlib.sha256(content).hexdigest(), precision_of(proto), conversion.half, conversion.casts,
         conversion.kept, _size(original), len(content), report,
     )  # fmt: skip
+
+
+def _remedy(report: ParityReport) -> str:
+    """What to keep in float32, where the range check knows."""
+    reasons = [check.reason for link in report.links for check in link.checks if check.name == "range"]
+    vanishing = next((part for reason in reasons for part in reason.split("; ") if part.startswith(VANISHING)), "")
+    return f"{vanishing}: try --keep with what gives or reads it." if vanishing else "see --keep."
 
 
 def _size(model: onnx.ModelProto) -> int:

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from typer.testing import CliRunner
 
 import scconv_deploy
@@ -14,6 +15,7 @@ from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.precision.types import PRECISION
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_a_converted_file_keeps_every_gate_on_the_same_input(source, tmp_path):
         "PyTorch with SRUs swapped": "not run", "onnxruntime": "not run", "precision": "passed", "engine": "not run",
     }  # fmt: skip
     gates = [sru.teacher_forced for sru in result.report.srus]
-    assert sum(count.gates for count in gates) == 4 * 2 * 16 * 8 * 8  # four sites, a batch of two
+    assert sum(count.gates for count in gates) == 4 * (2 + 67) * 16 * 8 * 8  # four sites, batches of 2 and 67
     assert [count.flips for count in gates] == [0] * 4
     assert {output.name for output in result.report.outputs} == {"logits", "features"}
     assert all(1e-5 < output.replay_error < 2e-3 for output in result.report.outputs)
@@ -91,3 +93,46 @@ def test_the_command(source, tmp_path, monkeypatch):
     failed = CliRunner().invoke(cli.app, [*failing, "--data", str(tmp_path / "large.npz")])
     assert failed.exit_code == 6
     assert not (tmp_path / "x.onnx").exists()
+
+
+CASES = {
+    "branches": (
+        "g (float[1, 8] x) => (float[1, 8] y) { h = MatMul (x, w)  m = ReduceMax <keepdims = 0> (h)  c = Greater (m, z)"
+        "  y = If (c) <then_branch = a () => (float[1, 8] p) { p = Mul (h, k) },"
+        " else_branch = b () => (float[1, 8] p) { p = Identity (h) }> }"
+    ),
+    "sequence": "g (float[1, 8] x) => (float[1, 4] y) { h = MatMul (x, w)  q = SplitToSequence <axis = 1> (h, four)"
+    "  y = SequenceAt (q, one) }",
+    "rows": "g (int64[n] id) => (float[n, 8] y) { f = Cast <to = 1> (id)  g = Mul (f, unit)  i = Cast <to = 7> (g)"
+    "  y = Gather (t, i) }",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_of_any_form(case, tmp_path):
+    """As a user sees them: exit 0, and the file computes what the original does."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {CASES[case]}')
+    stored = {
+        "w": rng.normal(size=(8, 8)).astype(np.float32), "t": rng.normal(size=(5000, 8)).astype(np.float32),
+        "k": np.float32(3), "z": np.float32(0), "unit": np.float32(1), "four": np.int64(4), "one": np.int64(1),
+    }  # fmt: skip
+    used = {name for node in model.graph.node for name in node.input} | {"k"}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in stored.items() if n in used)
+    onnx.save(model, tmp_path / "model.onnx")
+    command = ["convert", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "half.onnx"), "--precision", "fp16"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    feed = {"id": np.arange(2040, 2060)} if case == "rows" else {"x": rng.normal(size=(1, 8)).astype(np.float32)}
+    expected, found = (OnnxRuntimeRunner(onnx.load(tmp_path / f"{n}.onnx")).run(feed)["y"] for n in ("model", "half"))
+    assert 0 < np.linalg.norm(found - expected) < 2**-9 * np.linalg.norm(expected)
+
+
+def test_an_output_that_is_no_tensor_is_named(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]>'
+        "g (float[2, 8] x) => (seq(float[2, 8]) q) { q = SequenceConstruct (x) }"
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="the output 'q' is no tensor, so it cannot be compared"):
+        convert_onnx(tmp_path / "model.onnx", tmp_path / "half.onnx", HalfOptions("fp16"))

@@ -2,6 +2,7 @@
 
 Every node gets one type. Where a value meets a node of the other type there is one Cast, however many nodes read it.
 An SRU takes its data in half and its parameters in float32; its function computes statistics and gates in float32.
+Graphs inside a node (branches, loop bodies) are converted like the main one; what enters and leaves them is float32.
 
 Works on the finished float32 graph and not on the module: by then BatchNorms are folded into convolutions in float32
 (in half, a small running variance rounds to 0), and a graph of any exporter goes the same way.
@@ -10,6 +11,7 @@ Works on the finished float32 graph and not on the module: by then BatchNorms ar
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -17,9 +19,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.precision.protected import COORDINATES, protected
+from scconv_deploy.precision.single import all_graphs, all_nodes, graphs_of, is_tensor, typed_single
 from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
 from scconv_deploy.rewrite.functions import DOMAIN
 
@@ -36,6 +39,17 @@ KEPT_OPERATORS: dict[str, str] = {
     "LayerNormalization": "statistics",
     "GroupNormalization": "statistics",
     "InstanceNormalization": "statistics",
+    "RMSNormalization": "statistics",
+    "MeanVarianceNormalization": "statistics",
+    "LpNormalization": "statistics",
+    "CumSum": "a sum of many terms",
+    "GlobalLpPool": "a sum of many terms",
+    "ReduceL1": "a sum of many terms",
+    "ReduceLogSum": "a sum of many terms",
+    "ReduceLogSumExp": "exponentials and their sum",
+    "ReduceProd": "a product of many terms",
+    "RandomNormalLike": "other numbers are drawn in half",
+    "RandomUniformLike": "other numbers are drawn in half",
     "Exp": "overflows float16 at 11.1",
     "Pow": "overflows float16 at 256 squared",
 }
@@ -47,7 +61,14 @@ cast, for it stands between a kept mean and a product. Reasons that name a range
 """
 
 _WORST_CONSTANT = 4.0  # in unit roundoffs: a constant that half represents worse than this is not rounded but lost
-_TYPE_ATTRIBUTES = ("dtype",)
+_AS_LARGE = "its values may be as large as those of"
+_CARRYING = {
+    "Add", "Sub", "Where", "Max", "Min", "Sum", "Neg", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
+    "Expand", "Concat", "Slice", "Split", "Gather", "Flatten", "Tile",
+}  # fmt: skip
+"""Operators through which what half cannot hold goes on, to a Softmax as a rule: masks of -3.4e38."""
+
+_TYPE_ATTRIBUTES = ("dtype", "output_datatype")
 
 
 @dataclass(frozen=True)
@@ -82,8 +103,10 @@ class Conversion:
 
 
 def converted(model: ir.Model, options: HalfOptions) -> Conversion:
-    """:func:`to_half` of a copy, which says in its metadata what was done to it."""
-    conversion = to_half(ir.from_proto(ir.to_proto(model)), options)
+    """:func:`to_half` of a model, which then says in its metadata what was done to it."""
+    conversion = to_half(model, options)
+    if not conversion.half and not conversion.casts:
+        return conversion  # it is the float32 model still, and does not call itself another
     conversion.model.metadata_props[PRECISION] = json.dumps(
         {"precision": options.precision, "io": options.io, "keep": list(options.keep)}
     )
@@ -91,112 +114,125 @@ def converted(model: ir.Model, options: HalfOptions) -> Conversion:
 
 
 def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
-    """Convert a float32 model, in place.
+    """Convert a copy of a float32 model.
 
     Raises:
-        ModelError: its opset is too low for the type; it holds half types already (it is as it was then), a value
-            without a type, or functions of another domain.
+        ModelError: its opset is too low for the type; it holds half types or int8 arithmetic already; or functions of
+            another domain that cannot be inlined.
         UsageError: a pattern of ``keep`` matches nothing.
     """
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.ShapeInferencePass()(model)
-    _require_float32(model)
-    opset, first = model.opset_imports[""], FIRST_OPSET[options.precision]
+    single = typed_single(model)
+    opset, first = single.opset_imports.get(""), FIRST_OPSET[options.precision]
     if opset is None or opset < first:
+        why = ", from which convolutions take it" if options.precision == "bf16" else ""
         raise ModelError(
-            f"The model has opset {opset}; {options.precision} needs {first}, from which convolutions take it.",
+            f"The model has opset {opset or 'none'}; {options.precision} needs {first}{why}.",
             f"Export it with --opset {first}, or run scconv-deploy rewrite IN.onnx -o OUT.onnx --opset {first}.",
         )
-    conversion = _Conversion(model, options)
+    conversion = _Conversion(single, opset, options)
     conversion.run()
-    return Conversion(model, conversion.half, tuple(conversion.kept.items()), conversion.casts)
-
-
-def _require_float32(model: ir.Model) -> None:
-    halves = set(DTYPES.values())
-    produced = [output for node in model.graph for output in node.outputs]  # one without weights shows it there alone
-    values = [*model.graph.inputs, *model.graph.initializers.values(), *produced]
-    found = next((v for v in values if v.dtype in halves), None)
-    if found is not None:
-        raise ModelError(
-            f"{found.name} is {found.dtype}: this model is in half precision already.", "Convert the float32 one."
-        )
-    foreign = sorted({f.domain for f in model.functions.values()} - {DOMAIN})
-    if foreign:
-        raise ModelError(f"The model has functions of {', '.join(foreign)}.", "Inline them first.")
+    return Conversion(single, conversion.half, tuple(conversion.kept), conversion.casts)
 
 
 class _Conversion:
-    """The state of one conversion; :meth:`run` does it."""
+    """The state of one conversion; :meth:`run` does it.
 
-    def __init__(self, model: ir.Model, options: HalfOptions) -> None:
-        self._graph, self._options = model.graph, options
+    Every value gets one type. A node in half has its float inputs and outputs in half, as far as they follow the type
+    of its data; where a value meets the other type there is a cast right behind the value, in the value's own graph.
+    """
+
+    def __init__(self, model: ir.Model, opset: int, options: HalfOptions) -> None:
+        self._model, self._opset, self._options = model, opset, options
         self._dtype = DTYPES[options.precision]
-        self._opset = model.opset_imports[""]
-        self._floats = {v for v in self._values() if v.dtype == ir.DataType.FLOAT}
-        self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self._constants: dict[ir.Value, ir.Value] = {}
-        self.kept: dict[str, str] = {}
+        self._graphs, self._nodes = all_graphs(model), all_nodes(model)
+        self._protected = protected(model)
+        values = list(self._values())
+        self._floats = {v for v in values if v.dtype == ir.DataType.FLOAT and is_tensor(v)}
+        self._value_names = {v.name for v in values}
+        self._node_names = {node.name for node in self._nodes}
+        self._in_type: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._large: dict[ir.Value, str] = {}
+        self.kept: list[tuple[str, str]] = []
         self.half = self.casts = 0
 
     def run(self) -> None:
-        nodes = list(self._graph)
-        self._check_patterns(nodes)
-        in_half = {node: self._reason_to_keep(node) == "" for node in nodes}
+        self._check_patterns()
+        in_half = {node: self._computes_in_half(node) for node in self._nodes}
         for node, half in in_half.items():
-            if half and any(output in self._floats for output in node.outputs):
-                self.half += 1
+            if half:
                 self._type_outputs(node)
         if self._options.io == "half":
-            for value in self._graph.inputs:
-                if value in self._floats:
-                    value.dtype = self._dtype
+            self._type_graph_inputs()
         for node, half in in_half.items():
             self._connect(node, half)
-        if self._options.io == "float32":
-            self._restore_outputs()
+        for graph in self._graphs:
+            self._type_graph_outputs(graph)
+        self._drop_replaced_constants()
 
-    def _values(self) -> list[ir.Value]:
-        produced = [output for node in self._graph for output in node.outputs]
-        unknown = next((v for v in produced if v.dtype is None and v.name and list(v.uses())), None)
-        if unknown is not None:
-            raise ModelError(f"The type of {unknown.name} is not known.", "Simplify the model first.")
-        return [*self._graph.inputs, *self._graph.initializers.values(), *produced]
+    def _values(self) -> Iterator[ir.Value]:
+        for graph in self._graphs:
+            yield from graph.inputs
+            yield from graph.initializers.values()
+            for node in graph:
+                yield from node.outputs
 
     # --- which nodes -------------------------------------------------------------------------------------------
 
-    def _check_patterns(self, nodes: list[ir.Node]) -> None:
+    def _check_patterns(self) -> None:
         for pattern in self._options.keep:
-            if not any(_matches(node, pattern) for node in nodes):
-                close = get_close_matches(pattern, {name for node in nodes for name in _names(node)})
+            if not any(_matches(node, pattern) for node in self._nodes):
+                close = get_close_matches(pattern, {name for node in self._nodes for name in _names(node)})
                 names = f"Close are {', '.join(close)}." if close else "Take names of modules, as in 'layer1.0.*'."
                 raise UsageError(f"--keep {pattern!r} matches no node or weight.", names)
 
-    def _reason_to_keep(self, node: ir.Node) -> str:
-        """Why a node stays in float32; empty if it need not, or if it has nothing to do with floats."""
-        touches = any(v in self._floats for v in (*node.inputs, *node.outputs) if v is not None)
-        reason = self._reason(node) if touches else ""
+    def _computes_in_half(self, node: ir.Node) -> bool:
+        """Decide a node that has to do with floats, and count it or note why it stays."""
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        if not any(v in self._floats for v in values) and not graphs_of(node):
+            return False
+        reason = self._reason(node)
+        if "overflows half" in reason or reason.startswith(_AS_LARGE):
+            self._large |= dict.fromkeys(node.outputs, node.outputs[0].name or node.op_type)
         if reason:
-            self.kept[node.name or node.outputs[0].name or node.op_type] = f"{node.op_type}: {reason}"
-        return reason
+            self.kept.append((node.name or node.outputs[0].name or node.op_type, f"{node.op_type}: {reason}"))
+            return False
+        self.half += any(output in self._floats for output in node.outputs)
+        return True
 
     def _reason(self, node: ir.Node) -> str:
+        """Why a node stays in float32; empty if it need not."""
         pattern = next((p for p in self._options.keep if _matches(node, p)), None)
         if pattern is not None:
             return f"kept by {pattern!r}"
+        if graphs_of(node):
+            return "what enters and leaves its graphs is float32"
+        if node in self._protected.nodes:
+            return self._protected.nodes[node]
         if node.domain == DOMAIN:
             return ""
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain != "":
             return f"the domain {node.domain} is not known to take half"
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            return "it holds a graph"
-        if any(name in node.attributes for name in _TYPE_ATTRIBUTES):
+        if not all(is_tensor(v) for v in (*node.inputs, *node.outputs) if v is not None):
+            return "it works on a sequence or an optional"
+        unknown = next((v for v in (*node.inputs, *node.outputs) if v is not None and v.name and v.dtype is None), None)
+        if unknown is not None:
+            return f"the type of {unknown.name} is not known"
+        if node.op_type == "Constant" or self._type_is_attribute(node):
             return "its type is an attribute"
         if node.op_type in KEPT_OPERATORS:
             return KEPT_OPERATORS[node.op_type]
         if not self._schema_allows(node):
             return "the operator has no half type"
-        return next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v))), "")
+        if why := next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v, node))), ""):
+            return why
+        large = next((self._large[v] for v in node.inputs if v in self._large), "")
+        return f"{_AS_LARGE} {large}" if large and node.op_type in _CARRYING else ""
+
+    def _type_is_attribute(self, node: ir.Node) -> bool:
+        """Whether an attribute, given or by default, says the type of the result."""
+        known = onnx.defs.get_schema(node.op_type, self._opset, "").attributes
+        defaults = [name for name in _TYPE_ATTRIBUTES if name in known and known[name].default_value.name]
+        return any(name in node.attributes for name in _TYPE_ATTRIBUTES) or bool(defaults)
 
     def _schema_allows(self, node: ir.Node) -> bool:
         """Whether some float input or output has a type that may be half."""
@@ -204,16 +240,20 @@ class _Conversion:
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
         wanted = f"tensor({'float16' if self._options.precision == 'fp16' else 'bfloat16'})"
         variables = [f.type_str for f in (*schema.inputs, *schema.outputs) if f.type_str in allowed]
-        of_floats = [t for t in variables if "tensor(float)" in allowed[t]]
+        own = {schema.inputs[i].type_str for i in COORDINATES.get(node.op_type, ()) if i < len(schema.inputs)}
+        data = schema.outputs[0].type_str
+        of_floats = [t for t in variables if "tensor(float)" in allowed[t] and (t == data or t not in own)]
         return bool(of_floats) and all(wanted in allowed[t] for t in of_floats)
 
-    def _bad_constant(self, value: ir.Value) -> str:
-        """What half would do to a constant, where rounding is not the word for it."""
-        if value.const_value is None or value not in self._floats:
+    def _bad_constant(self, value: ir.Value, node: ir.Node) -> str:
+        """What half would do to a constant, where rounding is not the word for it. Infinity is infinity in half too."""
+        if not _is_constant(value) or value.const_value is None:
             return ""
         array = value.const_value.numpy().astype(np.float64)
         finite = array[np.isfinite(array)]
         if np.abs(finite).max(initial=0.0) > LARGEST[self._options.precision]:
+            if node.op_type == "Clip":  # beyond what half can hold is no bound for it, and infinity is none either
+                return ""
             return f"the constant {value.name} overflows half: {np.abs(finite).max():.3g}"
         rounded = finite.astype(self._dtype.numpy()).astype(np.float64)
         error, norm = np.linalg.norm(rounded - finite), np.linalg.norm(finite)
@@ -221,32 +261,54 @@ class _Conversion:
             return f"the constant {value.name} vanishes in half: {np.abs(finite[finite != 0]).max():.3g}"
         return ""
 
-    # --- the graph ---------------------------------------------------------------------------------------------
+    # --- types -------------------------------------------------------------------------------------------------
 
     def _variable_inputs(self, node: ir.Node) -> list[ir.Value]:
-        """The float inputs whose type follows the node's; those of an SRU's parameters and of fixed types do not."""
-        found = []
-        for index, value in enumerate(node.inputs):
-            if value is not None and value in self._floats and self._follows(node, index):
-                found.append(value)
-        return found
+        """The float inputs whose type follows that of the node's data."""
+        return [v for i, v in enumerate(node.inputs) if v is not None and v in self._floats and self._follows(node, i)]
 
     def _follows(self, node: ir.Node, index: int) -> bool:
+        """Whether an input has the type of the node's data: parameters of gates, coordinates and fixed types have not.
+
+        A coordinate whose type is the data's own, as RoiAlign's, keeps its node in float32 and is not asked for here.
+        """
         if node.domain == DOMAIN:
             return index == 0
         schema = onnx.defs.get_schema(node.op_type, self._opset, "")
         formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        return formal.type_str in {c.type_param_str for c in schema.type_constraints}
+        is_variable = formal.type_str in {c.type_param_str for c in schema.type_constraints}
+        return is_variable and index not in COORDINATES.get(node.op_type, ())
+
+    def _type_graph_inputs(self) -> None:
+        """Half, but for what is an index, say: no host could give it."""
+        for value in self._model.graph.inputs:
+            if value in self._protected.inputs:
+                self.kept.append((value.name or "input", f"input: {self._protected.inputs[value]}"))
+            elif value in self._floats:
+                value.dtype = self._dtype
 
     def _type_outputs(self, node: ir.Node) -> None:
-        for output in node.outputs:
-            if output in self._floats:
+        for index, output in enumerate(node.outputs):
+            if output in self._floats and self._output_follows(node, index):
                 output.dtype = self._dtype
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(self._dtype))
-        if node.op_type == "ConstantOfShape" and "value" in node.attributes:
-            array = node.attributes["value"].as_tensor().numpy()
-            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(array.astype(self._dtype.numpy())))
+        if node.op_type == "ConstantOfShape":  # without a value it is a float32 zero
+            given = node.attributes.get("value")
+            array = np.zeros(1, np.float32) if given is None else given.as_tensor().numpy()
+            if array.dtype == np.float32:
+                with np.errstate(over="ignore"):
+                    half = array.astype(self._dtype.numpy())
+                node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(half))
+
+    def _output_follows(self, node: ir.Node, index: int) -> bool:
+        if node.domain == DOMAIN:
+            return True
+        schema = onnx.defs.get_schema(node.op_type, self._opset, "")
+        formal = schema.outputs[min(index, len(schema.outputs) - 1)]
+        return formal.type_str in {c.type_param_str for c in schema.type_constraints}
+
+    # --- the graph ---------------------------------------------------------------------------------------------
 
     def _connect(self, node: ir.Node, half: bool) -> None:
         """Give every input the type that its node computes in."""
@@ -257,53 +319,85 @@ class _Conversion:
                 continue
             wanted = self._dtype if half and self._follows(node, index) else ir.DataType.FLOAT
             if value.dtype != wanted:
-                node.replace_input_with(index, self._in_type(value, wanted))
+                node.replace_input_with(index, self._typed(value, wanted))
 
-    def _in_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if value.const_value is not None and dtype == self._dtype:
-            return self._half_constant(value)
+    def _typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value in another type, however many nodes ask for it."""
         key = (value, dtype)
-        if key not in self._casts:
-            self._casts[key] = self._cast(value, dtype, f"{value.name}_{'half' if dtype == self._dtype else 'float'}")
-        return self._casts[key]
+        if key not in self._in_type:
+            name = self._new_name(f"{value.name}_{'half' if dtype == self._dtype else 'float'}")
+            if _is_constant(value) and dtype == self._dtype:
+                self._in_type[key] = self._half_constant(value, name)
+            else:
+                self._in_type[key] = self._cast(value, dtype, name)
+        return self._in_type[key]
 
-    def _half_constant(self, value: ir.Value) -> ir.Value:
-        if value not in self._constants:
-            assert value.const_value is not None  # noqa: S101  (for the type checker: the caller looked)
-            array = value.const_value.numpy().astype(self._dtype.numpy())
-            others = any(not self._constant_becomes_half(use.node) for use in value.uses())
-            name = f"{value.name}_half" if others else value.name
-            tensor = ir.Tensor(array, name=name)
-            half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self._dtype), const_value=tensor)
-            if not others:
-                self._graph.initializers.pop(value.name or "")
-            self._graph.initializers[name or ""] = half
-            self._constants[value] = half
-        return self._constants[value]
-
-    def _constant_becomes_half(self, node: ir.Node) -> bool:
-        return (node.name or node.outputs[0].name or node.op_type) not in self.kept and node.domain != DOMAIN
+    def _half_constant(self, value: ir.Value, name: str) -> ir.Value:
+        assert value.const_value is not None  # noqa: S101  (for the type checker: it is a constant)
+        assert value.graph is not None  # noqa: S101  (the same)
+        with np.errstate(over="ignore"):  # of the bounds of a Clip
+            tensor = ir.Tensor(value.const_value.numpy().astype(self._dtype.numpy()), name=name)
+        half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self._dtype), const_value=tensor)
+        value.graph.initializers[name] = half
+        return half
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(dtype))
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[output], name=f"cast_{name}")
-        producer = value.producer()
-        if producer is None:
-            self._graph.insert_before(self._graph[0], node)
-        else:
-            self._graph.insert_after(producer, node)
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[output])
+        node.name = next(n for n in _numbered(f"cast_{name}") if n not in self._node_names)
+        self._node_names.add(node.name)
+        producer, graph = value.producer(), value.graph
+        if producer is not None and producer.graph is not None:
+            producer.graph.insert_after(producer, node)
+        elif graph is not None and len(graph):
+            graph.insert_before(graph[0], node)
+        elif graph is not None:
+            graph.append(node)
         self.casts += 1
         return output
 
-    def _restore_outputs(self) -> None:
-        """float32 under the outputs' own names; a kept node may have asked for the same cast already."""
-        for index, value in enumerate(self._graph.outputs):
-            if value in self._floats and value.dtype == self._dtype:
+    def _new_name(self, wanted: str) -> str:
+        name = next(n for n in _numbered(wanted) if n not in self._value_names)
+        self._value_names.add(name)
+        return name
+
+    def _type_graph_outputs(self, graph: ir.Graph) -> None:
+        """The types that the outside expects under the outputs' own names; a node may have asked for such a cast."""
+        in_half = graph is self._model.graph and self._options.io == "half"
+        wanted = self._dtype if in_half else ir.DataType.FLOAT
+        renamed: dict[ir.Value, ir.Value] = {}
+        for index, value in enumerate(graph.outputs):
+            if value in renamed:
+                graph.outputs[index] = renamed[value]
+            elif value in self._floats and value.dtype != wanted and value.producer() is not None:
                 name = value.name or f"output_{index}"
-                value.name = f"{name}_half"
-                output = self._in_type(value, ir.DataType.FLOAT)
+                value.name = self._new_name(f"{name}_{'float' if in_half else 'half'}")
+                output = self._typed(value, wanted)
                 output.name = name
-                self._graph.outputs[index] = output
+                graph.outputs[index] = renamed[value] = output
+
+    def _drop_replaced_constants(self) -> None:
+        """A constant that only half nodes read is there once, under its own name."""
+        for (value, _), half in self._in_type.items():
+            if _is_constant(value) and _is_constant(half) and not value.uses() and not value.is_graph_output():
+                name, graph = value.name, value.graph
+                if graph is not None and name is not None:
+                    graph.initializers.pop(name)
+                    half.name = name
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether it is an initializer that no caller can override."""
+    return value.is_initializer() and not value.is_graph_input()
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name, then the name with numbers behind it."""
+    yield name
+    number = 0
+    while True:
+        number += 1
+        yield f"{name}_{number}"
 
 
 def _matches(node: ir.Node, pattern: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Literal
 
 import ml_dtypes
@@ -20,6 +21,9 @@ NUMPY: dict[HalfPrecision, np.dtype] = {"fp16": np.dtype(np.float16), "bf16": np
 ELEMENT: dict[HalfPrecision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 UNIT_ROUNDOFF: dict[HalfPrecision, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 LARGEST: dict[HalfPrecision, float] = {"fp16": 65504.0, "bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)}
+SMALLEST: dict[HalfPrecision, float] = {"fp16": 2.0**-14, "bf16": 2.0**-126}
+"""The smallest normal number: below it digits are lost."""
+
 FIRST_OPSET: dict[HalfPrecision, int] = {"fp16": 18, "bf16": 22}
 """From which the operators of a network take the type: ONNX gives Conv and the poolings bfloat16 with opset 22."""
 
@@ -39,11 +43,12 @@ def precision_of(model: onnx.ModelProto) -> Precision:
         precision = json.loads(stated or "{}").get("precision")
     except (ValueError, AttributeError):  # somebody else's
         precision = None
-    kinds: Counter[int] = Counter()
-    for tensor in model.graph.initializer:
-        kinds[tensor.data_type] += math.prod(tensor.dims)
-    if precision in ELEMENT and (kinds[ELEMENT[precision]] or (not kinds and half_in(model) == precision)):
+    if precision in ELEMENT and half_in(model) == precision:
         return precision
+    kinds: Counter[int] = Counter()
+    for graph in all_graphs(model.graph):
+        for tensor in graph.initializer:
+            kinds[tensor.data_type] += math.prod(tensor.dims)
     if not kinds:
         kinds.update(v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output))
     float_elements = kinds[TensorProto.FLOAT]
@@ -51,12 +56,26 @@ def precision_of(model: onnx.ModelProto) -> Precision:
 
 
 def half_in(model: onnx.ModelProto) -> HalfPrecision | None:
-    """The half type that a model holds anywhere: in an input, an output, a weight or a cast of its graph."""
-    graph = model.graph
-    kinds = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-    kinds |= {tensor.data_type for tensor in graph.initializer}
-    kinds |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    """The half type that a model holds anywhere: in an input, an output, a weight or a cast of its graphs."""
+    kinds: set[int] = set()
+    for graph in all_graphs(model.graph):
+        kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+        kinds |= {tensor.data_type for tensor in graph.initializer}
+        kinds |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
     return next((name for name, kind in ELEMENT.items() if kind in kinds), None)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those that its nodes hold, at any depth."""
+    yield graph
+    for node in graph.node:
+        for body in graphs_of(node).values():
+            yield from all_graphs(body)
+
+
+def graphs_of(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
+    """The graphs that a node holds, by attribute: the branches of If, the bodies of Loop and Scan."""
+    return {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
 
 
 def data_type(precision: Precision) -> np.dtype:

@@ -208,18 +208,10 @@ def _in_range(artifact: Artifact, ranges: RangeWatch | None, coverage: str) -> l
         return []
     producers = {name: node for node in artifact.proto.graph.node for name in node.output}
 
-    def reaches(name: str) -> str:
-        module = instrument.module_of(producers[name]) if name in producers else ""
-        return f"{name}{f' ({module})' if module else ''} reaches {ranges.largest[name]:.3g}"
+    def module_of(name: str) -> str:
+        return instrument.module_of(producers[name]) if name in producers else ""
 
-    precision, beyond = artifact.precision, list(ranges.beyond)
-    if not beyond:
-        farthest = max(ranges.largest, key=ranges.largest.__getitem__)
-        reason = f"{precision} holds the values of {len(ranges.largest)} tensors: {reaches(farthest)}"
-        return [Check("range", "passed", f"{reason} of {ranges.limit:g}{coverage}")]
-    more = f" (and {len(beyond) - 3} more)" if len(beyond) > 3 else ""
-    found = ", ".join(map(reaches, beyond[:3]))
-    return [Check("range", "failed", f"{found}{more}, which {precision} cannot hold; --keep leaves layers in float32")]
+    return [ranges.check(module_of, coverage)]
 
 
 def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:

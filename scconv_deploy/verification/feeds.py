@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from scconv_deploy.errors import IntegrityError, ModelError, UsageError
+from scconv_deploy.verification.reach import Reach, reaches
+from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
 
-_OPEN_SIZE = {0: 2}  # of an axis without a size, by its place; the others are as wide as a small image
-_OTHER_OPEN_SIZE = 64
+Feed = dict[str, np.ndarray]
+"""Arrays by the names of inputs."""
+
+Run = Callable[[Feed], object]
+"""Runs a model; raises ModelError where it refuses its inputs."""
+
+Sizes = Mapping[str, int]
+"""Of open axes, by their symbols."""
+
+_FEW, _MANY = 4, 4096  # what a size may be, and what a count may be whose table is not known
+_LARGEST = 4099  # of an open axis: more than half can count, and odd
+_ELEMENTS = 2**16  # of an input whose axes are made large
+_SMALL = (64, 224, 32, 2)  # sizes of open axes but the first, from which a model may take what it can
+_OTHER = (67, 96, 48)  # the first is odd, as images are; networks that halve and double need multiples
+_SHARES = (1.0, 0.25, 0.0)  # of what integers may be, until the model takes them
+_FACTOR = 4  # a third sample is worth its time if it has an axis this much larger
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -19,22 +37,175 @@ def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.input if value.name not in initializers]
 
 
-def noise(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
-    """Seeded inputs: normal numbers, or zeros for integers, which may be indices; one size for each symbol.
+def samples(proto: onnx.ModelProto, seed: int, run: Run | None = None) -> dict[str, Feed]:
+    """Seeded inputs, by the name of the sample: a small one, another, and a large one where an axis is open.
+
+    Floats are normal numbers. Integers reach as far as the graph lets them: indices to the end of their table, counts
+    and decisions to some thousands, sizes to a few. So do floats that end in an index, from the second sample on. An
+    open axis has one size wherever its symbol stands. What the model refuses is drawn again, tamer.
+
+    Args:
+        proto: external data loaded.
+        run: of the model; ONNX Runtime by default.
 
     Raises:
-        ModelError: an input has no known rank.
+        ModelError: an input is no tensor of numbers of a known rank.
+    """
+    inputs, reach = graph_inputs(proto), reaches(proto)
+    for value in inputs:
+        _require_numbers(value)
+    run = run or _runner(proto)
+    found: dict[str, Feed] = {}
+    for number, (name, sizes) in enumerate(_plans(inputs).items()):
+        found |= _first_that_runs(name, inputs, sizes, reach, run, (seed, number))
+    if not found:  # nothing runs: the model's own message is told where it is run
+        found["seeded noise"] = _draw(inputs, _sizes(inputs, 2, _SMALL[0]), reach, (seed, 0), 0.0)
+    return found
+
+
+def noise(proto: onnx.ModelProto, seed: int) -> Feed:
+    """The first of :func:`samples`."""
+    inputs = graph_inputs(proto)
+    for value in inputs:
+        _require_numbers(value)
+    tame = not any(_symbols(value) or _dtype(value).kind != "f" for value in inputs)
+    found = samples(proto, seed, (lambda feed: None) if tame else None)
+    return next(iter(found.values()))
+
+
+def _plans(inputs: Sequence[onnx.ValueInfoProto]) -> dict[str, list[Sizes]]:
+    """Samples by name, and the sizes to try for each."""
+    small: list[Sizes] = [_sizes(inputs, 2, size) for size in _SMALL]
+    other: list[Sizes] = [_bounded(inputs, _sizes(inputs, _OTHER[0], size)) for size in _OTHER]
+    plans: dict[str, list[Sizes]] = {"seeded noise": small, "more seeded noise": [*other, *small]}
+    axes = list(dict.fromkeys(symbol for value in inputs for symbol in _symbols(value).values()))
+    if axes:
+        last = axes[-1]
+        large = _bounded(inputs, _sizes(inputs, 1, _SMALL[0]) | {last: _LARGEST})
+        even = large | {last: large[last] // 32 * 32}
+        narrow = _bounded(inputs, dict.fromkeys(axes, 1) | {last: _LARGEST})
+        plans["seeded noise of a large size"] = [
+            sizes for sizes in (large, even, narrow) if sizes[last] >= _FACTOR * other[0][last]
+        ]
+    return plans
+
+
+def _first_that_runs(
+    name: str,
+    inputs: Sequence[onnx.ValueInfoProto],
+    plans: Sequence[Sizes],
+    reach: Mapping[str, Reach],
+    run: Run,
+    seed: tuple[int, int],
+) -> dict[str, Feed]:
+    """The first draw that the model takes, under this name; nothing if it takes none."""
+    for sizes in dict.fromkeys(tuple(plan.items()) for plan in plans):
+        for share in _SHARES:
+            feed = _draw(inputs, dict(sizes), reach, seed, share)
+            try:
+                run(feed)
+            except ModelError:
+                continue
+            return {name: feed}
+    return {}
+
+
+def _draw(
+    inputs: Sequence[onnx.ValueInfoProto],
+    sizes: Sizes,
+    reach: Mapping[str, Reach],
+    seed: tuple[int, int],
+    share: float,
+) -> Feed:
+    """One draw.
+
+    Args:
+        seed: the user's, and the number of the sample.
+        share: of what the graph lets them be is what integers are; 0.0: they are 0, which any table has, and sizes 1.
     """
     rng = np.random.default_rng(seed)
-    feeds = {}
-    for value in graph_inputs(proto):
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-            raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
-        shape = [axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        feeds[value.name] = rng.normal(size=shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
-    return feeds
+    feed = {}
+    for value in inputs:
+        symbols = _symbols(value)
+        axes = value.type.tensor_type.shape.dim
+        shape = [sizes[symbols[i]] if i in symbols else axis.dim_value for i, axis in enumerate(axes)]
+        dtype, found = _dtype(value), reach.get(value.name, Reach())
+        if dtype.kind in "iu":
+            feed[value.name] = _integers(shape, dtype, found, rng, share)
+        elif dtype.kind == "b":
+            feed[value.name] = rng.integers(0, 2, shape).astype(dtype)
+        elif found.table is not None and seed[1] > 0 and share:
+            feed[value.name] = rng.integers(0, max(1, int(found.table * share)), shape).astype(dtype)
+        else:
+            feed[value.name] = rng.normal(size=shape).astype(dtype)
+    return feed
+
+
+def _integers(
+    shape: Sequence[int], dtype: np.dtype, reach: Reach, rng: np.random.Generator, share: float
+) -> np.ndarray:
+    if reach.is_size:
+        return rng.integers(1, int(_FEW * share) + 2, shape).astype(dtype)
+    below = min(reach.table or _MANY, int(np.iinfo(dtype).max) + 1)
+    large = rng.integers(0, max(1, int(below * share)), shape)
+    if reach.table is not None or not share:
+        return large.astype(dtype)
+    small = rng.integers(0, 2, shape)
+    if reach.is_counted or len(shape) < 2 or dtype.itemsize == 1:  # a step in time, a length, a pixel
+        return np.where(rng.random(shape) < 0.25, small, large).astype(dtype)
+    return small.astype(dtype)  # a mask, most likely, of which 1 - mask is taken
+
+
+def _sizes(inputs: Sequence[onnx.ValueInfoProto], first: int, others: int) -> dict[str, int]:
+    """Sizes of all symbols: those that stand at axis 0 anywhere, and the others."""
+    found: dict[str, int] = {}
+    for value in inputs:
+        for axis, symbol in _symbols(value).items():
+            found[symbol] = first if axis == 0 else found.get(symbol, others)
+    return found
+
+
+def _bounded(inputs: Sequence[onnx.ValueInfoProto], sizes: dict[str, int]) -> dict[str, int]:
+    """The same with a batch, and then another axis, so small that each input stays below the largest element count."""
+    for value in inputs:
+        symbols = _symbols(value)
+        axes = value.type.tensor_type.shape.dim
+        longest = max(symbols.values(), key=lambda symbol: sizes[symbol], default="")
+        for symbol in (symbols.get(0, ""), longest):
+            shape = [sizes[symbols[i]] if i in symbols else axis.dim_value for i, axis in enumerate(axes)]
+            if symbol and (count := math.prod(shape)) > _ELEMENTS:
+                sizes[symbol] = min(sizes[symbol], max(3, sizes[symbol] * _ELEMENTS // count))
+    return sizes
+
+
+def _symbols(value: onnx.ValueInfoProto) -> dict[int, str]:
+    """The open axes of an input, and their symbols; an axis without one has its own."""
+    axes = value.type.tensor_type.shape.dim
+    return {i: a.dim_param or f"{value.name}:{i}" for i, a in enumerate(axes) if not a.HasField("dim_value")}
+
+
+def _require_numbers(value: onnx.ValueInfoProto) -> None:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
+    if kind.elem_type == onnx.TensorProto.STRING:
+        raise ModelError(f"Input {value.name} takes texts, for which there is no noise.", "Give --data.")
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+
+
+def _runner(proto: onnx.ModelProto) -> Run:
+    try:
+        return OnnxRuntimeRunner(proto).run
+    except ModelError as error:  # a foreign operator, say: what it takes cannot be found out
+        refusal = error
+
+        def refuse(feed: Feed) -> object:
+            raise refusal
+
+        return refuse
 
 
 def load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from scconv_deploy.bundle.artifact import artifact_file
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.rewrite.functions import STRADDLE
-from scconv_deploy.verification import instrument, onnx_gates, tolerances
+from scconv_deploy.verification import feeds, instrument, onnx_gates, tolerances
 from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.compare import distance
@@ -25,7 +25,6 @@ from scconv_deploy.verification.other_gates import Found
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
-_OPEN_AXIS = 2
 _JUMP_DRAWS = 8
 _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
@@ -43,12 +42,21 @@ class OnnxReference:
 
     Without float64 the noise floor is assumed, and the reach of a cut, which only the parameters of PyTorch give, is
     taken as the cut itself.
+
+    Raises:
+        ModelError: an output is no tensor; ONNX Runtime refuses the file.
     """
 
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
     left_alone: tuple[Refusal, ...] = ()
 
     def __init__(self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+        for value in proto.graph.output:
+            if not value.type.HasField("tensor_type"):
+                raise ModelError(
+                    f"{name}: the output {value.name!r} is no tensor, so it cannot be compared.",
+                    "Give out its tensors one by one.",
+                )
         self.name = name
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
@@ -66,14 +74,9 @@ class OnnxReference:
         return {tensor.name: numpy_helper.to_array(tensor) for tensor in self._proto.graph.initializer}
 
     def samples(self, seed: int) -> list[NamedArrays]:
-        """Two draws of seeded noise for the file's inputs; an open axis has size 2 (UsageError for other types)."""
-        known = {tensor.name for tensor in self._proto.graph.initializer}
-        inputs = [value for value in self._proto.graph.input if value.name not in known]
-        rng = np.random.default_rng(seed)
-        return [
-            NamedArrays(name, {value.name: _noise(value, rng) for value in inputs})
-            for name in ("seeded noise", "more seeded noise")
-        ]
+        """Seeded noise of several sizes for the file's inputs, see :func:`.feeds.samples` (its ModelError)."""
+        draws = feeds.samples(self._proto, seed, self._runner.run)
+        return [NamedArrays(name, arrays) for name, arrays in draws.items()]
 
     def run(self, sample: object) -> ReferenceRun:
         """Run a :class:`NamedArrays`."""
@@ -166,11 +169,3 @@ def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
 def _disturbed(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Off by two units in the last place, where it is data."""
     return (x * (1 + 2.0**-22 * rng.normal(size=x.shape))).astype(x.dtype) if x.dtype.kind == "f" else x
-
-
-def _noise(value: onnx.ValueInfoProto, rng: np.random.Generator) -> np.ndarray:
-    shape = [d.dim_value if d.HasField("dim_value") else _OPEN_AXIS for d in value.type.tensor_type.shape.dim]
-    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    if dtype.kind == "f":
-        return rng.normal(size=shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)

@@ -83,3 +83,25 @@ def test_the_functions_of_srus_are_rounded_too(tiny_bytes):
         assert found[name].dtype == np.float32
         np.testing.assert_array_equal(found[name], found[name].astype(np.float16))
         assert np.linalg.norm(found[name] - y) / np.linalg.norm(y) < 5e-3
+
+
+def test_graphs_inside_nodes_are_rounded_too():
+    """A branch by hand in NumPy, to the bit; names that the stand-in might take for its own are taken."""
+    k, x = RNG.normal(size=64).astype(np.float32), RNG.normal(size=(3, 64)).astype(np.float32)
+    text = """g (float[n, 64] x, bool c) => (float[n, 64] y) {
+        h__rounded = Add (x, k)
+        y = If (c) <then_branch = a () => (float[n, 64] p) { q = Mul (h__rounded, k)  p = Add (q, h__rounded) },
+                    else_branch = b () => (float[n, 64] p) { p = Identity (h__rounded) }>
+    }"""
+
+    def rounded(values):
+        return values.astype(np.float16).astype(np.float32)
+
+    h = rounded(rounded(x) + rounded(k))
+    expected = {True: rounded(rounded(h * rounded(k)) + h), False: h}
+    for io in ("float32", "half"):
+        copy = stand_in(halved(text, "fp16", io, k=k))
+        onnx.checker.check_model(copy, full_check=True)
+        for c, y in expected.items():
+            np.testing.assert_array_equal(OnnxRuntimeRunner(copy).run({"x": x, "c": np.array(c)})["y"], y)
+    assert np.abs(expected[True] - ((x + k) * k + x + k)).max() > 1e-4

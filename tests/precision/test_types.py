@@ -38,7 +38,11 @@ BF16 = onnx.numpy_helper.to_array(helper.make_tensor("w", TensorProto.BFLOAT16, 
         (model(io=TensorProto.FLOAT16), "fp16", "fp16"),
         (model(cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})), "bf16", "bf16"),
         (model(SINGLE, BF16[:10], stated=json.dumps({"precision": "bf16"})), "bf16", "bf16"),  # most were kept
-        (model(SINGLE, cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})), "fp32", "bf16"),
+        (
+            model(SINGLE, cast=TensorProto.BFLOAT16, stated=json.dumps({"precision": "bf16"})),
+            "bf16",
+            "bf16",
+        ),  # all were
         (model(SINGLE, stated=json.dumps({"precision": "bf16"})), "fp32", None),  # its metadata do not make it half
         (model(SINGLE, HALF, stated="not JSON"), "fp16", "fp16"),
         (model(SINGLE, stated='["fp16"]'), "fp32", None),
