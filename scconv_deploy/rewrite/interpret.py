@@ -52,7 +52,7 @@ def interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Ten
     fusion = "soft" if part.soft else "hard"
     try:
         check_halves(sample[1], "it")
-        check_groups(sample[1], z.num_groups, sample[1] * sample[2] * sample[3], "it")
+        check_groups(sample[1], z.num_groups, math.prod(sample[1:]), "it")
         variant = GateVariant(
             statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
         )  # fmt: skip
@@ -86,7 +86,7 @@ def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
     """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
     deviation = z.deviation
-    elements = sample[1] * sample[2] * sample[3] / z.num_groups
+    elements = math.prod(sample[1:]) / z.num_groups
     off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
     if min(off) > _DDOF_TOLERANCE:
         raise UnreadableError("the divisor of its variance is neither L nor L - 1")

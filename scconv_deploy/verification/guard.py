@@ -21,6 +21,7 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import FlipCount, count_flips, gate_parameters
 from scconv_deploy.gate.bound import margins_and_bounds
 from scconv_deploy.gate.cut import statistics
+from scconv_deploy.gate.planes import as_planes
 from scconv_deploy.gate.variant import gate_weight, open_mask
 from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.verification import instrument
@@ -173,8 +174,8 @@ def _compare(
         seen = before.run(feeds)
         injected = dict(feeds)
         for one in fused:
-            x = torch.from_numpy(seen[one.x])
-            mask = torch.from_numpy(seen[one.mask]) == one.mask_opened
+            x = as_planes(torch.from_numpy(seen[one.x]))
+            mask = as_planes(torch.from_numpy(seen[one.mask]) == one.mask_opened)
             found = _gates(rewritten, nodes[one.site], one, x, mask)
             gates[one.site] = _sum(gates.get(one.site), found)
             injected[instrument.mask_input(one.site)] = mask.numpy()
