@@ -1,9 +1,9 @@
 """The SRU's gate as PyTorch computes it: the specification every other form is held against.
 
-Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, *]`` (``[N, C, H, W]``
-in the paper, ``[N, C, D, H, W]`` of volumes, ``[N, C, L]`` of signals), gamma and beta the affine parameters of the
-group normalisation, W_gamma (Eq. 2) the ``gate_weight``, W_1 and W_2 (Eq. 3) the open and the closed part, Eq. 4 the
-:func:`cross_reconstruct`.
+Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, *]`` (in the
+paper ``[N, C, H, W]``, of volumes ``[N, C, D, H, W]``, of signals ``[N, C, L]``), gamma and beta the affine parameters
+of the group normalisation, W_gamma (Eq. 2) the ``gate_weight``, W_1 and W_2 (Eq. 3) the open and the closed part, Eq. 4
+the :func:`cross_reconstruct`.
 """
 
 from __future__ import annotations

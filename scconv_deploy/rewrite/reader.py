@@ -7,7 +7,7 @@ computed and one that is written down read the same. What the Concat then means 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from scconv_deploy.gate.planes import RANKS
 from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.call import Call
-from scconv_deploy.rewrite.interpret import UnreadableError, interpret
+from scconv_deploy.rewrite.interpret import LARGE_GROUPS, Interpreted, UnreadableError, interpret
 from scconv_deploy.rewrite.meaning import (
     Centred,
     Constant,
@@ -142,10 +142,10 @@ def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
             raise UnreadableError(crossing.reason, crossing.node)
         if not isinstance(crossing, Crossing):
             raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
-        variant, gamma, beta, notes = interpret(crossing, sample)
-        if found is not None and found[0] != variant:
-            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {variant})")
-        found = variant, gamma, beta, notes
+        read = interpret(crossing, sample)
+        if found is not None and not _same_variant(found, read):
+            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {read[0]})")
+        found = read if found is None or _is_assumed(found) else found
     if found is None:
         raise UnreadableError("no input size fits it")
     variant, gamma, beta, notes = found
@@ -155,6 +155,17 @@ def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
     )  # fmt: skip
     masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
     return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
+
+
+def _is_assumed(read: Interpreted) -> bool:
+    return any(note.startswith(LARGE_GROUPS) for note in read[3])
+
+
+def _same_variant(one: Interpreted, other: Interpreted) -> bool:
+    """Whether two sizes of x read alike; a size at which L and L - 1 are one number says nothing of the statistics."""
+    if _is_assumed(one) or _is_assumed(other):
+        return replace(one[0], statistics=other[0].statistics) == other[0]
+    return one[0] == other[0]
 
 
 def _find_inputs(sigmoid: ir.Node) -> Iterator[ir.Value]:
@@ -319,6 +330,9 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
     """
     if node.op_type == "Expand" and values[0] is not None and values[0].size == 1 and values[1] is not None:
         return [np.broadcast_to(values[0], np.broadcast_shapes(values[0].shape, tuple(values[1])))]  # no copy
+    if node.op_type == "ConstantOfShape" and values[0] is not None:
+        value = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
+        return [np.broadcast_to(value.reshape(()), tuple(values[0]))]  # likewise
     proto: onnx.NodeProto = ir.to_proto(node)
     feeds = {name: value for name, value in zip(proto.input, values, strict=True) if name and value is not None}
     graph = node.graph

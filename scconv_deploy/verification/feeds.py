@@ -11,6 +11,7 @@ from scconv_deploy.errors import IntegrityError, ModelError, UsageError
 
 _OPEN_SIZE = {0: 2}  # of an axis without a size, by its place; the others are as wide as a small image
 _OTHER_OPEN_SIZE = 64
+_OPEN_SIZE_OF_VOLUMES = 16
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -31,7 +32,8 @@ def noise(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
-        shape = [axis.dim_value or _OPEN_SIZE.get(place, _OTHER_OPEN_SIZE) for place, axis in enumerate(kind.shape.dim)]
+        other = _OPEN_SIZE_OF_VOLUMES if len(kind.shape.dim) > 4 else _OTHER_OPEN_SIZE
+        shape = [axis.dim_value or _OPEN_SIZE.get(place, other) for place, axis in enumerate(kind.shape.dim)]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         feeds[value.name] = rng.normal(size=shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
     return feeds
