@@ -158,7 +158,7 @@ class NormalizedSRU(nn.Module):
         self.bias = nn.Parameter(torch.randn(1, channels, *[1] * dims))
 
     def forward(self, x):
-        y = x.flatten(1).reshape(x.shape[0], self.g, -1)
+        y = x.reshape(x.shape[0], self.g, -1)
         y = ((y - y.mean(-1, keepdim=True)) / (y.std(-1, keepdim=True) + 1e-10)).view_as(x)
         y = y * self.weight + self.bias
         keep = (torch.sigmoid(y * (self.weight / self.weight.sum())) >= 0.5).float()
