@@ -70,7 +70,7 @@ class GateForm:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """Of every gate, ``[N, C, H, W]`` each.
+    """Of every gate, ``[N, C, *]`` each.
 
     Attributes:
         margin, bound: float64, in x's units; what rounding can move the margin by.
@@ -85,7 +85,7 @@ class Margins:
 
 
 def margins(x: np.ndarray, form: GateForm) -> Margins:
-    """Margins of the gates for the input x, floating ``[N, C, H, W]``, in float64."""
+    """Margins of the gates for the input x, floating ``[N, C, *]``, in float64."""
     x64 = np.asarray(x, dtype=np.float64)
     groups = x64.reshape(x.shape[0], form.num_groups, -1)
     length = groups.shape[2]
@@ -99,7 +99,7 @@ def margins(x: np.ndarray, form: GateForm) -> Margins:
         return np.broadcast_to(per_group, groups.shape).reshape(x.shape)
 
     centred, spread = centred_groups.reshape(x.shape), spread_out(s)
-    sign, cut, reach = (np.asarray(v, np.float64).reshape(1, -1, 1, 1) for v in (form.sign, form.cut, form.reach))
+    sign, cut, reach = (_per_channel(v, x).astype(np.float64) for v in (form.sign, form.cut, form.reach))
     k = math.log2(length) + 4
     size = spread_out(np.abs(groups).mean(axis=2, keepdims=True))
     bound = k * size + 2 * np.abs(centred) + (k + 4) * spread * reach
@@ -110,8 +110,12 @@ def margins(x: np.ndarray, form: GateForm) -> Margins:
         return Margins(sign * centred - spread * cut, UNIT_ROUNDOFF * bound, spread, ill)
 
 
+def _per_channel(values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, *(1,) * (x.ndim - 2))
+
+
 def decide(x: np.ndarray, form: GateForm) -> np.ndarray:
-    """The gates for the input x, bool ``[N, C, H, W]``, decided in float64."""
+    """The gates for the input x, bool ``[N, C, *]``, decided in float64."""
     with np.errstate(invalid="ignore"):
         return margins(x, form).margin >= 0
 
@@ -120,12 +124,12 @@ def count_flips(differs: np.ndarray, x: np.ndarray, form: GateForm) -> FlipCount
     """Sort the gates that differ on the same input into explained, unexplained and ill-conditioned ones.
 
     Args:
-        differs: bool ``[N, C, H, W]``.
-        x: the input both sides were given, ``[N, C, H, W]``.
+        differs: bool ``[N, C, *]``.
+        x: the input both sides were given, ``[N, C, *]``.
     """
     if not differs.any():
         return FlipCount(gates=differs.size)
-    rows = differs.any(axis=(1, 2, 3))
+    rows = differs.reshape(len(differs), -1).any(axis=1)
     found, flipped = margins(x[rows], form), differs[rows]
     with np.errstate(invalid="ignore"):
         explained = np.abs(found.margin) <= found.bound
@@ -138,13 +142,13 @@ def count_free_flips(
     """Sort the gates that differ between two sides running free, each with its own input.
 
     Args:
-        reference, artifact: the gates, bool ``[N, C, H, W]``.
-        x_reference, x_artifact: the gates' inputs, ``[N, C, H, W]``.
+        reference, artifact: the gates, bool ``[N, C, *]``.
+        x_reference, x_artifact: the gates' inputs, ``[N, C, *]``.
     """
     differs = reference != artifact
     if not differs.any():
         return FlipCount(gates=differs.size)
-    rows = differs.any(axis=(1, 2, 3))
+    rows = differs.reshape(len(differs), -1).any(axis=1)
     found, moved = margins(x_reference[rows], form), margins(x_artifact[rows], form)
     direction = np.where(reference[rows], 1.0, -1.0)
     bound = np.maximum(found.bound, moved.bound)
@@ -167,7 +171,7 @@ def _count(
         # not (explained), so that a margin that is not a number counts as unexplained
         unexplained=int((flips & ~explained).sum()),
         ill_conditioned=int((differs & ill).sum()),
-        channels=int(flips.any(axis=(0, 2, 3)).sum()),
+        channels=int(flips.any(axis=(0, *range(2, flips.ndim))).sum()),
         largest_margin=float((np.abs(found.margin[flips]) / found.spread[flips]).max()),
     )
 
@@ -185,8 +189,8 @@ def histogram(x: np.ndarray, form: GateForm) -> np.ndarray:
         s = np.sqrt(squares / np.float32(groups.shape[2] - form.ddof) + np.float32(form.eps_var))
         centred /= s + np.float32(form.eps_std)
         margin = centred.reshape(x.shape)
-        margin *= form.sign.reshape(1, -1, 1, 1)
-        margin -= form.cut.reshape(1, -1, 1, 1)
+        margin *= _per_channel(form.sign, x)
+        margin -= _per_channel(form.cut, x)
     exponents = (margin.view(np.uint32) >> 23 & 255).astype(np.int16) - 127
     bins = np.clip(exponents, _SMALLEST_EXPONENT, _LARGEST_EXPONENT - 1) - _SMALLEST_EXPONENT
     return np.bincount(bins.ravel(), minlength=len(MARGIN_EDGES) - 1)

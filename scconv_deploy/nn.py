@@ -2,6 +2,10 @@
 
 State dicts of the original code load unchanged (``SRU.gn.gamma``, ``CRU.GWC.weight``, ...). Sizes that the
 modules cannot have are refused at construction where they are known there, else in ``forward``.
+
+Every module takes ``dims``, the number of axes behind the channels: 2 for images ``[N, C, H, W]``, 3 for volumes
+``[N, C, D, H, W]``, 1 for signals ``[N, C, L]``. ``[N, C, *]`` below stands for the three. The parameters have the
+shapes that code for so many axes gives them, so that its state dicts load too.
 """
 
 from __future__ import annotations
@@ -17,29 +21,50 @@ from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.gate import variant as gate
 from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, check_halves
 
+Dims = Literal[1, 2, 3]
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POOLED = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def _check_dims(dims: int, owner: str) -> None:
+    if dims not in _CONVOLUTIONS:
+        raise ConfigurationError(f"{owner}: dims is {dims}, expected 1 (signals), 2 (images) or 3 (volumes).")
+
+
+def _check_rank(x: Tensor, dims: int, owner: str) -> None:
+    if x.dim() != dims + 2:
+        raise ConfigurationError(
+            f"{owner}: the input {list(x.shape)} has {x.dim()} axes, expected {dims + 2} ([N, C] and dims = {dims}).",
+            f"Build it with dims={x.dim() - 2}." if x.dim() - 2 in _CONVOLUTIONS else "",
+        )
+
 
 class GroupBatchnorm2d(nn.Module):
     """Group normalisation by the unbiased deviation: ``(x - mean) / (std + eps) * gamma + beta``.
 
     Args:
         channels: C.
-        num_groups: G, groups over the flattened ``C * H * W``.
+        num_groups: G, groups over the flattened channels and positions of a sample.
         eps: added to the deviation, not to the variance.
+        dims: axes behind the channels; the name is the original code's, also for 1 and 3.
 
-    Parameters are ``gamma`` and ``beta``, ``[C, 1, 1]``; a state dict that calls them ``weight`` and ``bias``
-    loads too. gamma starts random, as in the original code.
+    Parameters are ``gamma`` and ``beta``, ``[C, 1, 1]`` with one 1 for each axis; a state dict that calls them
+    ``weight`` and ``bias`` loads too. gamma starts random, as in the original code.
 
-    Shape: ``[N, C, H, W]`` to the same.
+    Shape: ``[N, C, *]`` to the same.
     """
 
-    def __init__(self, channels: int, num_groups: int = 16, eps: float = 1e-10) -> None:
+    def __init__(self, channels: int, num_groups: int = 16, eps: float = 1e-10, dims: Dims = 2) -> None:
         super().__init__()
+        _check_dims(dims, "GroupBatchnorm2d")
         check_groups(channels, num_groups, owner="GroupBatchnorm2d")
         self.variant = replace(VARIANTS["groupbn-hard"], num_groups=num_groups, eps=eps)
-        self.gamma = nn.Parameter(torch.randn(channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.gamma = nn.Parameter(torch.randn(channels, *(1,) * dims))
+        self.beta = nn.Parameter(torch.zeros(channels, *(1,) * dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            _check_rank(x, self.gamma.dim() - 1, "GroupBatchnorm2d")
         return gate.normalize(x, self.gamma, self.beta, self.variant)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -58,11 +83,12 @@ class SRU(nn.Module):
         gate_threshold: t (``gate_treshold`` in the original code).
         torch_gn: normalise with ``nn.GroupNorm``; the rest of the variant stays.
         variant: a name in :data:`~scconv_deploy.gate.variant.VARIANTS` or a :class:`GateVariant`.
+        dims: axes behind the channels, 1 to 3.
 
     Raises:
         ConfigurationError: sizes for which the gate is not defined.
 
-    Shape: ``[N, C, H, W]`` to the same.
+    Shape: ``[N, C, *]`` to the same.
     """
 
     def __init__(
@@ -72,8 +98,11 @@ class SRU(nn.Module):
         gate_threshold: float = 0.5,
         torch_gn: bool = False,
         variant: str | GateVariant = "groupbn-hard",
+        dims: Dims = 2,
     ) -> None:
         super().__init__()
+        _check_dims(dims, "SRU")
+        self.dims = dims
         if isinstance(variant, str):
             if variant not in VARIANTS:
                 raise ConfigurationError(f"SRU: no variant is called {variant!r}.", f"Known: {', '.join(VARIANTS)}.")
@@ -95,15 +124,16 @@ class SRU(nn.Module):
                 )
             self.gn = nn.GroupNorm(variant.num_groups, channels, eps=variant.eps)
         else:
-            self.gn = GroupBatchnorm2d(channels, variant.num_groups, variant.eps)
+            self.gn = GroupBatchnorm2d(channels, variant.num_groups, variant.eps, dims)
 
     @property
     def gamma(self) -> Tensor:
-        """``[C]`` or ``[C, 1, 1]``, under whichever name the normalisation keeps it."""
+        """``[C]`` or ``[C, 1, ...]``, under whichever name the normalisation keeps it."""
         return self.gn.weight if isinstance(self.gn, nn.GroupNorm) else self.gn.gamma  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
+            _check_rank(x, self.dims, "SRU")
             check_groups(x.shape[1], self.variant.num_groups, x[0].numel())
         return gate.from_normalized(x, self.gn(x), self.gamma, self.variant)
 
@@ -121,11 +151,12 @@ class CRU(nn.Module):
             Eq. 8, a softmax over the two pooled values of each channel.
         out_channels: the paper's C2, C itself if None. Where the squeezed lower channels are as many already, the lower
             path has no ``PWC2``: it makes the rest of C2, and there is none.
+        dims: axes behind the channels, 1 to 3.
 
     Raises:
         ConfigurationError: naming the numbers that do not fit.
 
-    Shape: ``[N, C, H, W]`` to ``[N, out_channels, H, W]``.
+    Shape: ``[N, C, *]`` to ``[N, out_channels, *]``.
     """
 
     def __init__(
@@ -137,8 +168,10 @@ class CRU(nn.Module):
         group_kernel_size: int = 3,
         fusion: Literal["concat", "pairwise"] = "concat",
         out_channels: int | None = None,
+        dims: Dims = 2,
     ) -> None:
         super().__init__()
+        _check_dims(dims, "CRU")
         out = channels if out_channels is None else out_channels
         if not 0 < alpha < 1:
             raise ConfigurationError(f"CRU: alpha is {alpha}, expected a number between 0 and 1.")
@@ -173,12 +206,13 @@ class CRU(nn.Module):
                 f"CRU: the lower path has {low} squeezed channels, more than the {out} output channels.",
                 "Raise alpha, squeeze_ratio or out_channels.",
             )
-        self.fusion = fusion
-        self.squeeze1 = nn.Conv2d(self.up_channels, up, 1, bias=False)
-        self.squeeze2 = nn.Conv2d(self.low_channels, low, 1, bias=False)
-        self.GWC = nn.Conv2d(up, out, group_kernel_size, padding=group_kernel_size // 2, groups=group_size)
-        self.PWC1 = nn.Conv2d(up, out, 1, bias=False)
-        self.PWC2 = nn.Conv2d(low, out - low, 1, bias=False) if low < out else None
+        self.fusion, self.dims = fusion, dims
+        convolution = _CONVOLUTIONS[dims]
+        self.squeeze1 = convolution(self.up_channels, up, 1, bias=False)
+        self.squeeze2 = convolution(self.low_channels, low, 1, bias=False)
+        self.GWC = convolution(up, out, group_kernel_size, padding=group_kernel_size // 2, groups=group_size)
+        self.PWC1 = convolution(up, out, 1, bias=False)
+        self.PWC2 = convolution(low, out - low, 1, bias=False) if low < out else None
 
     def forward(self, x: Tensor) -> Tensor:
         up, low = torch.split(x, [self.up_channels, self.low_channels], dim=1)
@@ -186,21 +220,24 @@ class CRU(nn.Module):
         y1 = self.GWC(up) + self.PWC1(up)
         y2 = low if self.PWC2 is None else torch.cat([self.PWC2(low), low], dim=1)
         if self.fusion == "pairwise":
-            pooled = torch.stack([F.adaptive_avg_pool2d(y1, 1), F.adaptive_avg_pool2d(y2, 1)])
+            pooled = torch.stack([self._pooled(y1), self._pooled(y2)])
             weight1, weight2 = torch.softmax(pooled, dim=0).unbind(0)
             return weight1 * y1 + weight2 * y2
         y = torch.cat([y1, y2], dim=1)
-        y = torch.softmax(F.adaptive_avg_pool2d(y, 1), dim=1) * y
+        y = torch.softmax(self._pooled(y), dim=1) * y
         first, second = torch.chunk(y, 2, dim=1)
         return first + second
+
+    def _pooled(self, y: Tensor) -> Tensor:
+        return _POOLED[self.dims](y, 1)
 
 
 class ScConv(nn.Module):
     """SRU, then CRU: a replacement for a convolution that keeps the size.
 
-    Args: those of :class:`SRU` and :class:`CRU`.
+    Args: those of :class:`SRU` and :class:`CRU`. ``ScConv(64, dims=3)`` is the ScConv3d of code for volumes.
 
-    Shape: ``[N, C, H, W]`` to ``[N, out_channels, H, W]``, C without it.
+    Shape: ``[N, C, *]`` to ``[N, out_channels, *]``, C without it.
     """
 
     def __init__(
@@ -216,10 +253,11 @@ class ScConv(nn.Module):
         variant: str | GateVariant = "groupbn-hard",
         fusion: Literal["concat", "pairwise"] = "concat",
         out_channels: int | None = None,
+        dims: Dims = 2,
     ) -> None:
         super().__init__()
-        self.SRU = SRU(channels, num_groups, gate_threshold, torch_gn, variant)
-        self.CRU = CRU(channels, alpha, squeeze_ratio, group_size, group_kernel_size, fusion, out_channels)
+        self.SRU = SRU(channels, num_groups, gate_threshold, torch_gn, variant, dims)
+        self.CRU = CRU(channels, alpha, squeeze_ratio, group_size, group_kernel_size, fusion, out_channels, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.CRU(self.SRU(x))

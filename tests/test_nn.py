@@ -5,7 +5,7 @@ import torch
 
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
-from tests import wild
+from tests import wild, wild_ranks
 
 
 def example(channels=32, size=8, seed=0):
@@ -158,3 +158,39 @@ def test_fewer_output_channels_than_the_lower_path_keeps_are_refused():
         CRU(32, out_channels=6)
     with pytest.raises(ConfigurationError, match="the 9 output channels must both be multiples of group_size 2"):
         CRU(32, out_channels=9)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "dims", "size"),
+    [(wild_ranks.ScConv3d(32, 4), 3, (4, 5, 6)), (wild_ranks.ScConv1d(32, 4), 1, (40,))],
+)
+def test_state_dicts_of_volumes_and_signals_load_unchanged_and_compute_the_same(theirs, dims, size):
+    theirs = wild.randomize(theirs)
+    ours = ScConv(32, 4, dims=dims).eval()
+    named = {key.replace(".weight", ".gamma").replace(".bias", ".beta") if ".gn." in key else key: value.shape
+             for key, value in theirs.state_dict().items()}  # fmt: skip
+    assert {key: value.shape for key, value in ours.state_dict().items()} == named
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 32, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_pairwise_fusion_of_volumes_and_signals(dims):
+    module, x = CRU(8, dims=dims, fusion="pairwise").eval(), torch.randn(2, 8, *[4] * dims)
+    up, low = (conv(part) for conv, part in zip((module.squeeze1, module.squeeze2), x.split(4, 1), strict=True))
+    y1, y2 = module.GWC(up) + module.PWC1(up), torch.cat([module.PWC2(low), low], 1)
+    s1, s2 = (y.mean(list(range(2, dims + 2)), keepdim=True).exp() for y in (y1, y2))
+    torch.testing.assert_close(module(x), (s1 * y1 + s2 * y2) / (s1 + s2))
+
+
+def test_another_number_of_axes_is_refused():
+    with pytest.raises(ConfigurationError, match=r"SRU: dims is 4, expected 1 \(signals\), 2 \(images\) or 3"):
+        SRU(32, dims=4)
+    with pytest.raises(ConfigurationError, match="CRU: dims is 0"):
+        CRU(32, dims=0)
+    with pytest.raises(ConfigurationError, match=r"SRU: the input \[2, 32, 8, 8\] has 4 axes, expected 5") as caught:
+        ScConv(32, dims=3)(example())
+    assert caught.value.remedy == "Build it with dims=2."
+    with pytest.raises(ConfigurationError, match="GroupBatchnorm2d: the input .* has 3 axes, expected 4"):
+        GroupBatchnorm2d(32)(example()[0])

@@ -29,6 +29,7 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
@@ -74,18 +75,20 @@ class _SRUNode(nn.Module):
         if conv is not None and place == "before":
             x = conv(x)
         self._calls[self.swapped.path] += 1
-        y = torch.onnx.ops.symbolic(
+        planes = as_planes(x)
+        made = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{self.swapped.variant.operator}",
-            (x, *(getattr(self, name) for name in self.names)),
+            (planes, *(getattr(self, name) for name in self.names)),
             variant_attributes(self.swapped.variant),
-            dtype=x.dtype,
-            shape=x.shape,
+            dtype=planes.dtype,
+            shape=planes.shape,
             version=DOMAIN_VERSION,
             metadata_props={
                 SITE: site_name(self.swapped.path, self._calls[self.swapped.path]),
                 VARIANT: self.swapped.variant.name,
             },
         )
+        y = from_planes(made, x)
         return conv(y) if conv is not None and place == "after" else y
 
 

@@ -69,7 +69,7 @@ def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypo
     where beta is 0, but seldom from every gate.
 
     Args:
-        recorded: the candidate's input on the example, float32 ``[N, C, H, W]``.
+        recorded: the candidate's input on the example, float32 ``[N, C, *]``.
         seed: of the probes.
         remembered: what another module of the same class turned out to be; tried first.
 

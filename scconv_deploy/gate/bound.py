@@ -32,10 +32,10 @@ def margins_and_bounds(x: Tensor, parameters: GateParameters, variant: GateVaria
     """Margin of every gate, the bound of what rounding can move it by, and where the group is ill-conditioned.
 
     Args:
-        x: float32 ``[N, C, H, W]``.
+        x: float32 ``[N, C, *]``.
 
     Returns:
-        margin and bound, float64 ``[N, C, H, W]``, in x's units; ill-conditioned, bool ``[N, C, H, W]``.
+        margin and bound, float64 ``[N, C, *]``, in x's units; ill-conditioned, bool ``[N, C, *]``.
     """
     found = margins.margins(x.detach().numpy(), gate_form(parameters, variant))
     return torch.from_numpy(found.margin), torch.from_numpy(found.bound), torch.from_numpy(found.ill.copy())
@@ -45,7 +45,7 @@ def count_flips(differs: Tensor, x: Tensor, parameters: GateParameters, variant:
     """Sort the gates that differ into explained, unexplained and ill-conditioned ones.
 
     Args:
-        differs: bool ``[N, C, H, W]``.
-        x: the input both sides were given, float32 ``[N, C, H, W]``.
+        differs: bool ``[N, C, *]``.
+        x: the input both sides were given, float32 ``[N, C, *]``.
     """
     return margins.count_flips(differs.numpy(), x.detach().numpy(), gate_form(parameters, variant))

@@ -10,28 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from scconv_deploy.gate.planes import RANKS
+
 _PROBE_BATCH = 2
 
 ROOT = "model"
 """The path of a model that is an SRU itself."""
 
 ConvPlace = Literal["none", "before", "after"]
+PointwiseConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""Of kernel size 1: it mixes channels and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A module whose parameters are one gamma, one beta and at most one 1x1 convolution.
+    """A module whose parameters are one gamma, one beta and at most one convolution of kernel size 1.
 
     Attributes:
         path: its name in the model.
         affine: gamma and beta, C elements each, in the order of registration.
-        conv: the 1x1 convolution; ``conv_places`` says where it may stand.
+        conv: the convolution, of one, two or three dimensions; ``conv_places`` says where it may stand.
     """
 
     path: str
     module: nn.Module
     affine: tuple[nn.Parameter, nn.Parameter]
-    conv: nn.Conv2d | None
+    conv: PointwiseConv | None
     conv_places: tuple[ConvPlace, ...]
 
 
@@ -40,11 +44,11 @@ def find_candidates(model: nn.Module) -> Iterator[Candidate]:
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn"):
             continue
-        convs: list[nn.Conv2d] = []
+        convs: list[PointwiseConv] = []
         others: list[nn.Parameter] = []
         for child in module.modules():
             own = list(child.parameters(recurse=False))
-            if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1) and child.groups == 1:
+            if isinstance(child, PointwiseConv) and set(child.kernel_size) == {1} and child.groups == 1:
                 convs.append(child)
             elif own and type(child).__module__.startswith("torch.nn") and not isinstance(child, nn.GroupNorm):
                 others = []
@@ -81,8 +85,10 @@ def record_inputs(
         values = [*called_with, *called_by_name.values()]
         if isinstance(inputs.get(id(module)), str):
             return
-        if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
-            inputs[id(module)] = "it is not called with one tensor [N, C, H, W]"
+        if len(values) != 1 or not isinstance(values[0], Tensor):
+            inputs[id(module)] = "it is not called with one tensor [N, C, *]"
+        elif values[0].dim() not in RANKS:
+            inputs[id(module)] = f"its input {list(values[0].shape)} is not [N, C, *]"
         elif values[0].dtype != torch.float32:
             inputs[id(module)] = f"its input is {values[0].dtype}, not float32"
         elif not values[0].numel():

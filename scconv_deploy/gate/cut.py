@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate.variant import Comparison, GateVariant, deviation, gate_weight
+from scconv_deploy.gate.variant import Comparison, GateVariant, deviation, gate_weight, per_channel
 
 _LARGEST = 0x7F7FFFFF  # the bit pattern of the largest finite float32
 _LANES = 64  # torch's vector path; a scalar tail of its CPU kernels can round one ulp differently
@@ -133,16 +133,15 @@ def statistics(x: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
 
 
 def margin(x: Tensor, parameters: GateParameters, variant: GateVariant) -> Tensor:
-    """``sign * (x - mean) - s * cut`` in x's type, ``[N, C, H, W]``: open where it is >= 0."""
+    """``sign * (x - mean) - s * cut`` in x's type, ``[N, C, *]``: open where it is >= 0."""
     mean, s = statistics(x, variant)
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
     centred = (groups - mean).reshape(x.shape)
     spread = s.expand_as(groups).reshape(x.shape)
-    sign = torch.as_tensor(parameters.sign).to(x.dtype).reshape(1, -1, 1, 1)
-    cut = torch.as_tensor(parameters.cut).to(x.dtype).reshape(1, -1, 1, 1)
+    sign, cut = (per_channel(torch.as_tensor(v).to(x.dtype), x) for v in (parameters.sign, parameters.cut))
     return sign * centred - spread * cut
 
 
 def open_by_cut(x: Tensor, parameters: GateParameters, variant: GateVariant) -> Tensor:
-    """The gate as the artifact computes it, with torch's statistics; bool ``[N, C, H, W]``."""
+    """The gate as the artifact computes it, with torch's statistics; bool ``[N, C, *]``."""
     return margin(x, parameters, variant) >= 0

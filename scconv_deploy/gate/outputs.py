@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scconv_deploy.gate.bound import FlipCount, count_flips
 from scconv_deploy.gate.cut import GateParameters
-from scconv_deploy.gate.variant import GateVariant, from_normalized, normalize, open_mask
+from scconv_deploy.gate.variant import GateVariant, from_normalized, normalize, open_mask, per_channel
 
 
 def relative_l2(y: Tensor, expected: Tensor) -> float:
@@ -44,12 +44,12 @@ def changed_gates(
     cannot be told from rounding.
 
     Args:
-        y: the output, ``[N, C, H, W]``; float16 or bfloat16 where that is the data's type, else float32.
+        y: the output, ``[N, C, *]``; float16 or bfloat16 where that is the data's type, else float32.
         expected: the variant's, for the same x.
         x: the gate's input.
 
     Returns:
-        bool ``[N, C, H, W]``, and the relative L2 distance of y from the variant with the gates so changed.
+        bool ``[N, C, *]``, and the relative L2 distance of y from the variant with the gates so changed.
     """
     rounding = _ROUNDING.get(y.dtype, 1e-4)
     y = y.to(expected.dtype)
@@ -64,7 +64,7 @@ def changed_gates(
     suspect = _both_halves((apart > rounding * size + floor).float()) > 0
     if suspect.any():
         mask = open_mask(x, gamma, beta, variant)
-        lower = torch.arange(y.shape[1]).reshape(1, -1, 1, 1) < y.shape[1] // 2
+        lower = per_channel(torch.arange(y.shape[1]) < y.shape[1] // 2, y)
         error = _both_halves(apart)
         for pattern in (lower, ~lower, lower | ~lower):
             flips = pattern & suspect

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.gate.cut import GateParameters, gate_parameters, statistics
-from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.gate.variant import GateVariant, per_channel
 
 _LARGEST_SHARE = 0.75
 _CARRIED = 0.5  # of a group's variance, by moved elements
@@ -22,7 +22,7 @@ def probes(
     """Named inputs of the gate.
 
     Args:
-        recorded: one from the model itself, ``[N, C, H, W]``; comes last.
+        recorded: one from the model itself, ``[N, C, *]``; comes last.
     """
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(recorded.shape, generator=generator)
@@ -48,7 +48,7 @@ def near_threshold(
     strict = gate_parameters(gamma, beta, replace(variant, comparison=">"))
 
     def boundary(parameters: GateParameters) -> Tensor:
-        return torch.as_tensor(parameters.sign * parameters.cut).double().reshape(1, -1, 1, 1)
+        return per_channel(torch.as_tensor(parameters.sign * parameters.cut).double(), base)
 
     near, far = boundary(inclusive), boundary(strict)
     # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
@@ -72,7 +72,7 @@ def _solve_statistics(base: Tensor, moved: Tensor, target: Tensor, variant: Gate
     A fixed point over sums of each group. It converges, for the moved elements carry half of the variance at most.
 
     Args:
-        base, target: float64 ``[N, C, H, W]``; target is 0 where nothing is moved.
+        base, target: float64 ``[N, C, *]``; target is 0 where nothing is moved.
 
     Returns:
         ``[N, G, 1]`` each.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine, identify
-from scconv_deploy.gate.candidates import ROOT, ConvPlace, find_candidates, has_hooks, record_inputs
+from scconv_deploy.gate.candidates import ROOT, ConvPlace, PointwiseConv, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.cut import GateParameters
 from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.outcomes import Refusal
@@ -28,7 +28,7 @@ class RecognizedSRU:
         variant: what it computes.
         gamma, beta: its parameters, C elements each.
         parameters: cut and sign.
-        conv: a 1x1 convolution inside the module, and whether it comes before or after the gate.
+        conv: a convolution of kernel size 1 inside the module, and whether it comes before or after the gate.
     """
 
     path: str
@@ -38,7 +38,7 @@ class RecognizedSRU:
     gamma: nn.Parameter
     beta: nn.Parameter
     parameters: GateParameters
-    conv: nn.Conv2d | None = None
+    conv: PointwiseConv | None = None
     conv_place: ConvPlace = "none"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import variant as pytorch_gate
+from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
 from scconv_deploy.outcomes import Refusal
 
@@ -19,8 +20,8 @@ class SwappedSRU(nn.Module):
 
     Attributes:
         path: the site's name.
-        on_gate: if set, called with the path and the gate's input; a mask that it returns is used instead of the
-            computed one.
+        on_gate: if set, called with the path and the gate's input as ``[N, C, H, W]`` (:mod:`.planes`); a mask that
+            it returns is used instead of the computed one.
     """
 
     def __init__(self, found: RecognizedSRU) -> None:
@@ -53,8 +54,9 @@ class SwappedSRU(nn.Module):
         return copied
 
     def gate(self, x: Tensor) -> Tensor:
-        mask = self.on_gate(self.path, x) if self.on_gate is not None else None
-        return pytorch_gate.sru(x, self.gamma, self.beta, self.variant, mask)
+        planes = as_planes(x)
+        mask = self.on_gate(self.path, planes) if self.on_gate is not None else None
+        return from_planes(pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask), x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is not None and self.conv_place == "before":

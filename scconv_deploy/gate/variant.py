@@ -1,8 +1,9 @@
 """The SRU's gate as PyTorch computes it: the specification every other form is held against.
 
-Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, H, W]``,
-gamma and beta the affine parameters of the group normalisation, W_gamma (Eq. 2) the ``gate_weight``, W_1 and W_2
-(Eq. 3) the open and the closed part, Eq. 4 the :func:`cross_reconstruct`.
+Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, *]`` (in the
+paper ``[N, C, H, W]``, of volumes ``[N, C, D, H, W]``, of signals ``[N, C, L]``), gamma and beta the affine parameters
+of the group normalisation, W_gamma (Eq. 2) the ``gate_weight``, W_1 and W_2 (Eq. 3) the open and the closed part, Eq. 4
+the :func:`cross_reconstruct`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class GateVariant:
         comparison: ``open = sigmoid(z) >= threshold`` or strictly ``>``.
         fusion: ``hard`` multiplies by the mask, ``soft`` by ``where(open, 1, sigmoid(z))`` and its counterpart.
         data: what the mask multiplies: the input, or the normalised input ``n * gamma + beta``.
-        num_groups: G; the groups lie over the flattened ``C * H * W``.
+        num_groups: G; the groups lie over the flattened channels and positions of a sample.
         eps: added to the deviation (``group_batchnorm``, ``biased_deviation``) or to the variance (the others).
         threshold: t, compared with the sigmoid.
     """
@@ -117,11 +118,11 @@ def check_groups(channels: int, num_groups: int, elements: int | None = None, ow
     Args:
         channels: C.
         num_groups: G.
-        elements: ``C * H * W``, where it is known.
+        elements: of a sample, ``C * H * W``, where it is known.
         owner: the name that the message starts with.
 
     Raises:
-        ConfigurationError: C < G, G does not divide ``C * H * W``, or a group has one element.
+        ConfigurationError: C < G, G does not divide the elements, or a group has one element.
     """
     if num_groups < 1:
         raise ConfigurationError(f"{owner}: num_groups is {num_groups}, expected at least 1.")
@@ -156,19 +157,24 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> T
     """Group-normalise x and apply gamma and beta, as the variant's PyTorch code does.
 
     Args:
-        x: ``[N, C, H, W]``.
+        x: ``[N, C, *]``.
         gamma: C elements, of any shape.
         beta: the same.
 
     Returns:
-        ``n * gamma + beta``, ``[N, C, H, W]``.
+        ``n * gamma + beta``, ``[N, C, *]``.
     """
     if variant.statistics == "group_norm":
         return F.group_norm(x, variant.num_groups, gamma.reshape(-1), beta.reshape(-1), variant.eps)
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
     n = ((groups - mean) / deviation(groups, variant)).reshape(x.shape)
-    return n * gamma.reshape(-1, 1, 1) + beta.reshape(-1, 1, 1)
+    return n * per_channel(gamma, x) + per_channel(beta, x)
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """C values in any shape as ``[C, 1, ...]``, which broadcasts to x ``[N, C, *]``."""
+    return values.reshape(-1, *(1,) * (x.dim() - 2))
 
 
 def deviation(groups: Tensor, variant: GateVariant) -> Tensor:
@@ -195,23 +201,23 @@ def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:
 
 
 def reweight(normalized: Tensor, gamma: Tensor, variant: GateVariant) -> Tensor:
-    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, H, W]``."""
-    return torch.sigmoid(normalized * gate_weight(gamma, variant).reshape(1, -1, 1, 1))
+    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, *]``."""
+    return torch.sigmoid(normalized * per_channel(gate_weight(gamma, variant), normalized))
 
 
 def compare(r: Tensor, variant: GateVariant) -> Tensor:
-    """The step: bool ``[N, C, H, W]``."""
+    """The step: bool ``[N, C, *]``."""
     return r >= variant.threshold if variant.comparison == ">=" else r > variant.threshold
 
 
 def cross_reconstruct(x1: Tensor, x2: Tensor) -> Tensor:
-    """Eq. 4: the halves of the open and of the closed part cross; ``[N, C, H, W]``."""
+    """Eq. 4: the halves of the open and of the closed part cross; ``[N, C, *]``."""
     half = x1.shape[1] // 2
     return torch.cat([x1[:, :half] + x2[:, half:], x1[:, half:] + x2[:, :half]], dim=1)
 
 
 def open_mask(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> Tensor:
-    """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, H, W]``."""
+    """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, *]``."""
     return compare(reweight(normalize(x, gamma, beta, variant), gamma, variant), variant)
 
 
@@ -219,13 +225,13 @@ def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tens
     """The whole SRU in PyTorch.
 
     Args:
-        x: ``[N, C, H, W]``, float32 (float64 serves as a ruler for noise).
+        x: ``[N, C, *]``, float32 (float64 serves as a ruler for noise).
         gamma: C elements, of any shape.
         beta: the same.
-        mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, H, W]``.
+        mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, *]``.
 
     Returns:
-        ``[N, C, H, W]``, x's type.
+        ``[N, C, *]``, x's type.
     """
     if mask is not None and variant.fusion == "hard" and variant.data == "x":  # nothing of the norm is left
         return cross_reconstruct(mask * x, (~mask) * x)

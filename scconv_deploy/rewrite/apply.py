@@ -158,7 +158,7 @@ def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, 
         taken[base] = taken.get(base, 0) + 1
         node.name = node.metadata_props[SITE] = site_name(base, taken[base])
         note = node.metadata_props.pop(sru.NOTE, "")
-        y = node.outputs[0].name or ""
+        y = node.metadata_props.pop(sru.END, "")
         read = readings[y]
         fused.append(
             Fused(

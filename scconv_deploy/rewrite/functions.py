@@ -41,7 +41,8 @@ IR_VERSION = 10
 LARGEST_PROTO_BYTES = 2**31 - 2**20
 """What one ONNX file without external data can hold, with room for what is added."""
 STRADDLE = "straddle"
-"""The overload for groups whose borders lie inside a channel (C % G != 0)."""
+"""The overload for groups whose borders lie inside a channel (C % G != 0); right for whole groups too, and taken for
+rows so long that their sums need compensation (:data:`.nodes.LONGEST_ROW`)."""
 
 OPEN = "sru__open"
 """The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""

@@ -14,10 +14,15 @@ from scconv_deploy.rewrite.meaning import Crossing, Input, Normalized, Shape
 
 FOLDED = "its gamma and gate weight are one constant, so cut is good to its float32; --reference MODEL restores gamma"
 """Note of an SRU whose gamma a simplifier has multiplied by the gate weight."""
+LARGE_GROUPS = "its groups are so large that L and L - 1 are one number in float32"
+"""Note of an SRU whose ddof its graph does not show. It changes s by 1 / (2 L) of it, less than the rounding of s."""
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
 _LARGEST_WEIGHT_ERROR = 1e-3
+
+
+Interpreted = tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]
 
 
 class UnreadableError(Exception):
@@ -28,7 +33,7 @@ class UnreadableError(Exception):
         self.reason, self.node = reason, node
 
 
-def interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]:
+def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
     """The variant, gamma, beta (float32 ``[C]``) and what was assumed.
 
     Args:
@@ -52,7 +57,7 @@ def interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, torch.Ten
     fusion = "soft" if part.soft else "hard"
     try:
         check_halves(sample[1], "it")
-        check_groups(sample[1], z.num_groups, sample[1] * sample[2] * sample[3], "it")
+        check_groups(sample[1], z.num_groups, math.prod(sample[1:]), "it")
         variant = GateVariant(
             statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
         )  # fmt: skip
@@ -86,22 +91,24 @@ def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
     """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
     deviation = z.deviation
-    elements = sample[1] * sample[2] * sample[3] / z.num_groups
+    elements = math.prod(sample[1:]) / z.num_groups
     off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
     if min(off) > _DDOF_TOLERANCE:
         raise UnreadableError("the divisor of its variance is neither L nor L - 1")
-    if max(off) <= 4 * _DDOF_TOLERANCE:
-        raise UnreadableError(f"with {elements:.0f} elements in a group, L and L - 1 cannot be told apart in float32")
+    notes: tuple[str, ...] = ()
     unbiased = off[1] < off[0]
+    if max(off) <= 4 * _DDOF_TOLERANCE:
+        unbiased = not deviation.eps_var  # the original code's deviation, or nn.GroupNorm's variance
+        notes = (f"{LARGE_GROUPS}; {'L - 1' if unbiased else 'L'} is assumed",)
     if deviation.eps_var and deviation.eps_std:
         raise UnreadableError("it adds an eps to the variance and another one to the deviation")
     if deviation.eps_var:
-        return ("unbiased_variance" if unbiased else "group_norm"), _shortest(deviation.eps_var), ()
+        return ("unbiased_variance" if unbiased else "group_norm"), _shortest(deviation.eps_var), notes
     statistics: Statistics = "group_batchnorm" if unbiased else "biased_deviation"
     if deviation.eps_std:
-        return statistics, _shortest(deviation.eps_std), ()
+        return statistics, _shortest(deviation.eps_std), notes
     # measured: torch.export drops an eps of 1e-10, which float32 loses beside any deviation but 0
-    return statistics, _ASSUMED_EPS, (f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed",)
+    return statistics, _ASSUMED_EPS, (*notes, f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed")
 
 
 def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:

@@ -3,8 +3,8 @@
 Exporters write the same SRU in many ways (operand orders, decomposed deviations, duplicated masks). Reading each
 tensor as one of these meanings makes the ways equal: two nodes that compute the same mean have the same meaning.
 
-Symbols: x is ``[N, C, H, W]``; G groups of L elements lie over its flattened ``C * H * W``; SS is a group's sum of
-squares around its mean.
+Symbols: x is ``[N, C, *]``; G groups of L elements lie over its flattened channels and positions; SS is a group's sum
+of squares around its mean.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Input:
-    """The SRU's x, as ``[N, C, H, W]``."""
+    """The SRU's x, as ``[N, C, *]``."""
 
     shape: Shape
 
@@ -112,7 +112,7 @@ Step = tuple[Literal["multiply", "add"], tuple[float, ...]]
 class Normalized:
     """``(x - mean) / s`` and then ``steps``: multiplied by, or added to, one number per channel each.
 
-    ``[N, G, ...]`` before it is brought back to ``[N, C, H, W]``; only there it has steps.
+    ``[N, G, ...]`` before it is brought back to ``[N, C, *]``; only there it has steps.
     """
 
     shape: Shape
@@ -191,8 +191,8 @@ class Half:
 
     @property
     def shape(self) -> Shape:
-        n, c, h, w = self.part.shape
-        return n, c // 2, h, w
+        n, c, *positions = self.part.shape
+        return n, c // 2, *positions
 
 
 @dataclass(frozen=True)

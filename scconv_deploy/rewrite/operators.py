@@ -47,14 +47,20 @@ def apply(call: Call) -> list[Known] | None:
 
 
 def _channels(value: Constant, shape: Shape) -> tuple[float, ...] | None:
-    """One number per channel of a constant that broadcasts to ``[N, C, H, W]`` and is the same elsewhere."""
+    """One number per channel of a constant that broadcasts to ``[N, C, *]`` and is the same elsewhere."""
     array = value.value
-    if array.ndim > 4 or array.dtype != np.float32:
+    rank = len(shape)
+    if array.ndim > rank or array.dtype != np.float32:
         return None
-    array = array.reshape((1,) * (4 - array.ndim) + array.shape)
-    if array.shape[0] != 1 or array.shape[2:] != (1, 1) or array.shape[1] not in (1, shape[1]):
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if array.shape[0] != 1 or math.prod(array.shape[2:]) != 1 or array.shape[1] not in (1, shape[1]):
         return None
     return tuple(float(v) for v in np.broadcast_to(array.reshape(-1), (shape[1],)))
+
+
+def _grouped(value: Known | None) -> Known | None:
+    """x as its groups: where each channel is one, ``[N, G, -1]`` of a signal ``[N, C, L]`` is its own shape."""
+    return Groups(value.shape) if isinstance(value, Input) and len(value.shape) > 2 else value
 
 
 def _per_group(shape: Shape, groups: Shape) -> bool:
@@ -144,7 +150,7 @@ def _cross(a: Half, b: Half) -> Known | None:
 
 def _subtract(call: Call) -> Known | None:
     a, b = call.inputs[0], call.inputs[1]
-    if isinstance(a, Groups) and isinstance(b, GroupMean):
+    if isinstance(b, GroupMean) and isinstance(a := _grouped(a), Groups):
         return Centred(a.shape) if _per_group(b.shape, a.shape) else None
     if scalar(a) == 1 and isinstance(b, Gate) and b.number:
         return b.complement
@@ -176,7 +182,7 @@ def _reciprocal(call: Call) -> Known | None:
 
 
 def _reduce(call: Call) -> Known | None:
-    value = call.inputs[0]
+    value = _grouped(call.inputs[0])
     squares = call.operator == "ReduceSumSquare"
     if not isinstance(value, (Groups, Squares, Centred)) or isinstance(value, Centred) != squares:
         return None
@@ -203,7 +209,7 @@ def _cast(call: Call) -> Known | None:
 
 
 def _instance_normalization(call: Call) -> Known | None:
-    value, scale, shift = call.inputs[:3]
+    (value, scale, shift) = (_grouped(call.inputs[0]), *call.inputs[1:3])
     if not isinstance(value, Groups) or scalar(scale) != 1 or scalar(shift) != 0:
         return None
     deviation = Deviation((), 1 / math.prod(value.shape[2:]), eps_var=_epsilon(call), rooted=True)
@@ -219,12 +225,12 @@ def _group_normalization(call: Call) -> Known | None:
     groups = int(call.attributes.get("num_groups", 0))
     if not isinstance(value, Input) or not isinstance(scale, Constant) or not isinstance(shift, Constant):
         return None
-    _, c, h, w = value.shape
+    c = value.shape[1]
     if groups < 1 or c % groups or scale.value.size not in (groups, c) or shift.value.size != scale.value.size:
         return None
     per_channel = [np.repeat(t.value.reshape(-1), c // t.value.size) for t in (scale, shift)]  # opset 18: one a group
     gamma, beta = (tuple(float(v) for v in t) for t in per_channel)
-    deviation = Deviation((), groups / (c * h * w), eps_var=_epsilon(call), rooted=True)
+    deviation = Deviation((), groups / math.prod(value.shape[1:]), eps_var=_epsilon(call), rooted=True)
     return Normalized(value.shape, groups, deviation, (("multiply", gamma), ("add", beta)))
 
 

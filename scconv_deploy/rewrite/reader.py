@@ -6,8 +6,8 @@ computed and one that is written down read the same. What the Concat then means 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,9 +15,10 @@ import onnx_ir as ir
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from scconv_deploy.gate.planes import RANKS
 from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.call import Call
-from scconv_deploy.rewrite.interpret import UnreadableError, interpret
+from scconv_deploy.rewrite.interpret import LARGE_GROUPS, Interpreted, UnreadableError, interpret
 from scconv_deploy.rewrite.meaning import (
     Centred,
     Constant,
@@ -68,7 +69,7 @@ class SRUReading:
     """An SRU of a graph.
 
     Attributes:
-        x: its input, ``[N, C, H, W]`` float32.
+        x: its input, ``[N, C, *]`` float32.
         gamma, beta: float32 ``[C]``.
         notes: what was assumed.
         region: its nodes, producers first, those of its constants included.
@@ -119,7 +120,16 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
     Raises:
         UnreadableError: with the reason and the node.
     """
-    x = _find_input(sigmoid)
+    refusal: UnreadableError | None = None
+    for x in _find_inputs(sigmoid):
+        try:
+            return _read_between(x, concat)
+        except UnreadableError as error:
+            refusal = refusal or error
+    raise refusal or UnreadableError("no group normalisation was found before its sigmoid", sigmoid.name or "")
+
+
+def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
     graph = concat.graph
     samples = _samples(x, concat.outputs[0], [] if graph is None else list(graph.inputs))
     region = _region(concat, x)
@@ -132,10 +142,10 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
             raise UnreadableError(crossing.reason, crossing.node)
         if not isinstance(crossing, Crossing):
             raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
-        variant, gamma, beta, notes = interpret(crossing, sample)
-        if found is not None and found[0] != variant:
-            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {variant})")
-        found = variant, gamma, beta, notes
+        read = interpret(crossing, sample)
+        if found is not None and not _same_variant(found, read):
+            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {read[0]})")
+        found = read if found is None or _is_assumed(found) else found
     if found is None:
         raise UnreadableError("no input size fits it")
     variant, gamma, beta, notes = found
@@ -147,21 +157,41 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
     return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
 
 
-def _find_input(sigmoid: ir.Node) -> ir.Value:
-    """x: what the nearest normalisation before the sigmoid takes."""
+def _is_assumed(read: Interpreted) -> bool:
+    return any(note.startswith(LARGE_GROUPS) for note in read[3])
+
+
+def _same_variant(one: Interpreted, other: Interpreted) -> bool:
+    """Whether two sizes of x read alike; a size at which L and L - 1 are one number says nothing of the statistics."""
+    if _is_assumed(one) or _is_assumed(other):
+        return replace(one[0], statistics=other[0].statistics) == other[0]
+    return one[0] == other[0]
+
+
+def _find_inputs(sigmoid: ir.Node) -> Iterator[ir.Value]:
+    """What x may be: what the nearest normalisation before the sigmoid takes, behind the Reshape into groups or, where
+    a simplifier took it away (a signal with a group for each channel has its groups' shape), as it is."""
     seen: set[int] = set()
     queue = [sigmoid]
     for node in queue:
-        if node.op_type == "GroupNormalization" and node.inputs[0] is not None:
-            return node.inputs[0]
-        if node.op_type == "Reshape" and node.inputs[0] is not None and _is_normalized(node.outputs[0]):
-            return node.inputs[0]
+        given = node.inputs[0] if node.inputs else None
+        if given is not None and node.op_type == "GroupNormalization":
+            yield given
+            return
+        if given is not None and node.op_type == "Reshape" and _is_normalized(node.outputs[0]):
+            yield given
+            yield node.outputs[0]
+            return
+        if given is not None and node.op_type in ("Sub", "InstanceNormalization") and _is_normalized(given):
+            producer = given.producer()
+            if producer is None or producer.op_type != "Reshape":
+                yield given
+                return
         for value in node.inputs:
             producer = value.producer() if value is not None else None
             if producer is not None and id(producer) not in seen and len(seen) < 200:
                 seen.add(id(producer))
                 queue.append(producer)
-    raise UnreadableError("no group normalisation was found before its sigmoid", sigmoid.name or "")
 
 
 def _is_normalized(value: ir.Value) -> bool:
@@ -174,7 +204,7 @@ def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple
     if x.dtype not in (None, ir.DataType.FLOAT):
         raise UnreadableError(f"its data is {x.dtype}, and so its gates are rounded; rewrite the float32 model")
     shape = x.shape if x.shape is not None else y.shape
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) not in RANKS:
         raise UnreadableError(f"its input {x.name} has {'no known shape' if shape is None else f'shape {shape}'}")
     channels = shape[1]
     if not isinstance(channels, int):
@@ -182,9 +212,9 @@ def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple
     samples: list[Sample] = []
     for index in range(SAMPLES):
         sizes = Sizes(inputs, index)
-        known = sizes.of(x if x.shape is not None else y) or (None,) * 4
-        n, c, h, w = (sizes.place(axis) if size is None else size for axis, size in enumerate(known))
-        samples.append(((n, c, h, w), sizes))
+        known = sizes.of(x if x.shape is not None else y) or (None,) * len(shape)
+        sample = tuple(sizes.place(axis) if size is None else size for axis, size in enumerate(known))
+        samples.append((sample, sizes))
     return samples if any(not isinstance(d, int) for d in shape) else samples[:1]
 
 
@@ -300,6 +330,9 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
     """
     if node.op_type == "Expand" and values[0] is not None and values[0].size == 1 and values[1] is not None:
         return [np.broadcast_to(values[0], np.broadcast_shapes(values[0].shape, tuple(values[1])))]  # no copy
+    if node.op_type == "ConstantOfShape" and values[0] is not None:
+        value = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
+        return [np.broadcast_to(value.reshape(()), tuple(values[0]))]  # likewise
     proto: onnx.NodeProto = ir.to_proto(node)
     feeds = {name: value for name, value in zip(proto.input, values, strict=True) if name and value is not None}
     graph = node.graph

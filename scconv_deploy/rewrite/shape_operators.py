@@ -87,7 +87,7 @@ def _expand(call: Call) -> Known | None:
 def split(call: Call) -> list[Known] | None:
     """The two halves of masked data; None for any other split."""
     value = call.inputs[0]
-    if not isinstance(value, Part) or call.attributes.get("axis", 0) % 4 != 1 or call.outputs != 2:
+    if not isinstance(value, Part) or call.attributes.get("axis", 0) % len(value.shape) != 1 or call.outputs != 2:
         return None
     channels, sizes = value.shape[1], call.integers(1, "split")
     if channels % 2 or (sizes is not None and sizes != [channels // 2] * 2):
@@ -101,7 +101,7 @@ def _slice(call: Call) -> Known | None:
     if not isinstance(value, Part) or starts is None or ends is None or axes is None or len(axes) != 1:
         return None
     channels = value.shape[1]
-    if axes[0] % 4 != 1 or (steps or [1]) != [1] or channels % 2:
+    if axes[0] % len(value.shape) != 1 or (steps or [1]) != [1] or channels % 2:
         return None
     start, stop, _ = slice(starts[0], ends[0]).indices(channels)
     halves = {(0, channels // 2): 0, (channels // 2, channels): 1}
@@ -109,7 +109,7 @@ def _slice(call: Call) -> Known | None:
 
 
 def _concat(call: Call) -> Known | None:
-    if len(call.inputs) != 2 or call.attributes.get("axis", 0) % 4 != 1:
+    if len(call.inputs) != 2 or call.attributes.get("axis", 0) % len(call.sample) != 1:
         return None
     a, b = call.inputs
     if not isinstance(a, Crossed) or not isinstance(b, Crossed) or (a.index, b.index) != (0, 1):

@@ -15,6 +15,8 @@ import onnx_ir as ir
 SAMPLES = 3
 _BATCHES = (2, 3, 5)
 _STEP = 32  # spatial sizes are multiples of it, so that strides and numbers of groups divide them
+_VOLUME_STEP = 16  # likewise for five axes and more
+_VOLUME_SIZES = 3  # the axes of a volume take turns: a group must stay small enough to tell L from L - 1
 _OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -34,6 +36,9 @@ class Sizes:
     def __init__(self, inputs: Iterable[ir.Value], sample: int) -> None:
         self._sample = sample
         self._numbers: dict[str, int] = {}
+        self._batches = 0  # of them, how many are of axis 0
+        inputs = list(inputs)
+        self._volumes = any(value.shape is not None and len(value.shape) > 4 for value in inputs)
         for value in inputs:
             self.of(value)
 
@@ -43,7 +48,16 @@ class Sizes:
 
     def place(self, axis: int) -> int:
         """A number for an axis about which nothing is known."""
+        if self._volumes:
+            return _BATCHES[self._sample] if axis == 0 else _VOLUME_STEP * (1 + (self._sample + axis) % _VOLUME_SIZES)
         return _BATCHES[self._sample] if axis == 0 else _STEP * (1 + self._sample) + 4 * axis
+
+    def _free(self) -> int:
+        """A number for one more symbol."""
+        if not self._volumes:
+            return _STEP * (2 + self._sample + len(self._numbers))
+        count = len(self._numbers) - self._batches
+        return _VOLUME_STEP * (1 + ((self._sample + count) % _VOLUME_SIZES if count < _VOLUME_SIZES else count))
 
     def _axis(self, size: int | ir.SymbolicDim, axis: int) -> int | None:
         if isinstance(size, int):
@@ -63,6 +77,6 @@ class Sizes:
         if not isinstance(node, ast.Name):
             raise SyntaxError(ast.unparse(node))
         if node.id not in self._numbers:
-            free = _STEP * (2 + self._sample + len(self._numbers))
-            self._numbers[node.id] = _BATCHES[self._sample] if axis == 0 else free
+            self._numbers[node.id] = _BATCHES[self._sample] if axis == 0 else self._free()
+            self._batches += axis == 0
         return self._numbers[node.id]

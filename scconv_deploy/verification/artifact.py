@@ -225,7 +225,7 @@ class ArtifactMeasurement:
         for name, site in run.sites.items():
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None:
-                self._keep_layer(self._nodes[name].input[0], x, site, run)
+                self._keep_layer(self._before_reshapes(self._nodes[name]), x, site, run)
         return self._aligned(forced, run.outputs)
 
     def _aligned(self, outputs: Arrays, reference: Arrays) -> dict[str, np.ndarray]:
@@ -235,6 +235,15 @@ class ArtifactMeasurement:
         if self._forced is None:
             self._forced = self._laid_open(run, inject=True)
         return self._forced.run(inputs_with_masks(self._forced.inputs, run))
+
+    def _before_reshapes(self, node: onnx.NodeProto) -> str:
+        """The value that an SRU takes, before its own module brings it to ``[N, C, H, W]``."""
+        value = node.input[0]
+        while (producer := self._producers.get(value)) is not None and producer.op_type in ("Reshape", "Unsqueeze"):
+            if instrument.module_of(producer) != instrument.module_of(node):
+                break
+            value = producer.input[0]
+        return value
 
     def _keep_layer(self, value: str, x: np.ndarray, site: SiteRun, run: ReferenceRun) -> None:
         assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)

@@ -26,6 +26,7 @@ _FEW, _MANY = 4, 4096  # what a size may be, and what a count may be whose table
 _LARGEST = 4099  # of an open axis: more than half can count, and odd
 _ELEMENTS = 2**16  # of an input whose axes are made large
 _SMALL = (64, 224, 32, 2)  # sizes of open axes but the first, from which a model may take what it can
+_OF_VOLUMES = 16  # the same of inputs with three axes of space, which have as many elements then
 _OTHER = (67, 96, 48)  # the first is odd, as images are; networks that halve and double need multiples
 _SHARES = (1.0, 0.25, 0.0)  # of what integers may be, until the model takes them
 _FACTOR = 4  # a third sample is worth its time if it has an axis this much larger
@@ -160,8 +161,9 @@ def _sizes(inputs: Sequence[onnx.ValueInfoProto], first: int, others: int) -> di
     """Sizes of all symbols: those that stand at axis 0 anywhere, and the others."""
     found: dict[str, int] = {}
     for value in inputs:
+        largest = _OF_VOLUMES if len(value.type.tensor_type.shape.dim) > 4 else others
         for axis, symbol in _symbols(value).items():
-            found[symbol] = first if axis == 0 else found.get(symbol, others)
+            found[symbol] = first if axis == 0 else found.get(symbol, min(others, largest))
     return found
 
 

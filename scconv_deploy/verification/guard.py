@@ -21,6 +21,7 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import FlipCount, count_flips, gate_parameters
 from scconv_deploy.gate.bound import margins_and_bounds
 from scconv_deploy.gate.cut import statistics
+from scconv_deploy.gate.planes import as_planes
 from scconv_deploy.gate.variant import gate_weight, open_mask
 from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.verification import instrument, onnx_gates
@@ -33,6 +34,8 @@ from scconv_deploy.verification.tolerances import ALL, REWRITE
 
 REPLAY_LIMIT = REWRITE["rewrite_replay"].value
 NAIVE_LIMIT = REWRITE["rewrite_gates"].value
+"""For groups of up to ``_LARGE_GROUP`` elements; beyond, in proportion to their size."""
+_LARGE_GROUP = 2**16
 SigmoidInputs = Mapping[str, str]
 
 
@@ -41,7 +44,7 @@ class GateComparison:
     """One SRU, each side fed the original's own x, summed over the samples.
 
     Attributes:
-        file: the original's mask against PyTorch's formula; ``file_beyond`` of its flips lie beyond ``NAIVE_LIMIT``.
+        file: the original's mask against PyTorch's formula; ``file_beyond`` of its flips lie beyond ``file_limit``.
         rewritten: the rewritten node's gates against the same.
         file_largest_z: the largest distance of one of the original's flips from the threshold, in z.
     """
@@ -51,6 +54,7 @@ class GateComparison:
     rewritten: FlipCount
     file_beyond: int = 0
     file_largest_z: float = 0.0
+    file_limit: float = NAIVE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class GuardReport:
             if gate.file_beyond:
                 found.append(
                     f"{gate.site}: {gate.file_beyond} gates of the file lie {gate.file_largest_z:.1e} from the "
-                    f"threshold in z (limit {NAIVE_LIMIT:g}), so it is another gate"
+                    f"threshold in z (limit {gate.file_limit:.2g}), so it is another gate"
                 )
         found += [
             f"{name}: {unexplained} of {elements} decisions differ from the file's beyond rounding"
@@ -188,8 +192,8 @@ def _compare(
         seen = before.run(feeds)
         injected = dict(feeds)
         for one in fused:
-            x = torch.from_numpy(seen[one.x])
-            mask = torch.from_numpy(seen[one.mask]) == one.mask_opened
+            x = as_planes(torch.from_numpy(seen[one.x]))
+            mask = as_planes(torch.from_numpy(seen[one.mask]) == one.mask_opened)
             found = _gates(rewritten, nodes[one.site], one, x, mask)
             gates[one.site] = _sum(gates.get(one.site), found)
             injected[instrument.mask_input(one.site)] = mask.numpy()
@@ -264,8 +268,9 @@ def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor
     in_units_of_s = (margin.abs().reshape(groups) / s).reshape(x.shape)
     slope = (fused.gamma * gate_weight(fused.gamma, fused.variant)).abs().double().reshape(1, -1, 1, 1)
     z = (in_units_of_s * slope)[differs & ~ill]
-    beyond = int((~(z <= NAIVE_LIMIT)).sum())
-    return GateComparison(fused.site, of_file, of_ours, beyond, float(z.max()) if z.numel() else 0.0)
+    limit = NAIVE_LIMIT * max(1.0, x[0].numel() / fused.variant.num_groups / _LARGE_GROUP)
+    beyond = int((~(z <= limit)).sum())
+    return GateComparison(fused.site, of_file, of_ours, beyond, float(z.max()) if z.numel() else 0.0, limit)
 
 
 def _sum(one: GateComparison | None, other: GateComparison) -> GateComparison:
@@ -277,6 +282,7 @@ def _sum(one: GateComparison | None, other: GateComparison) -> GateComparison:
         rewritten=one.rewritten + other.rewritten,
         file_beyond=one.file_beyond + other.file_beyond,
         file_largest_z=max(one.file_largest_z, other.file_largest_z),
+        file_limit=max(one.file_limit, other.file_limit),
     )
 
 

@@ -22,6 +22,7 @@ from scconv_deploy.gate import (
     relative_l2,
     site_name,
 )
+from scconv_deploy.gate.planes import as_planes
 from scconv_deploy.gate.variant import open_mask, sru
 from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
@@ -153,6 +154,7 @@ class TorchReference:
             module, name = self._modules[path], site_name(path, call)
             if module.conv is not None and module.conv_place == "before":
                 x = module.conv(x)
+            x = as_planes(x)
             mask = open_mask(x, module.gamma, module.beta, module.variant)
             sites[name] = SiteRun(self._site(name, module), x.numpy(), mask.numpy())
 
@@ -316,7 +318,7 @@ class _Comparison:
             self.non_finite.append(f"the input or output of {site} in PyTorch")
             return
         recorded = self._gates.get(site)
-        known = recorded is not None and swapped.conv_place != "before" and torch.equal(x, recorded.x)
+        known = recorded is not None and swapped.conv_place != "before" and torch.equal(as_planes(x), recorded.x)
         if known and recorded is not None and torch.equal(y, recorded.y):  # the same bits from the same bits
             count, apart, mask = FlipCount(recorded.mask.numel()), 0.0, None
         else:
@@ -335,6 +337,7 @@ def _compare_call(
     expected = swapped(x)
     if swapped.conv_place == "after":  # a convolution mixes the channels, so gates cannot be read from the output
         return FlipCount(y.numel()), relative_l2(y, expected), None
+    y, expected, gate_input = as_planes(y), as_planes(expected), as_planes(gate_input)
     found = swapped.parameters_of_gate
     differs, apart = changed_gates(y, expected, gate_input, swapped.gamma, swapped.beta, swapped.variant)
     count = count_flips(differs, gate_input, found, swapped.variant)

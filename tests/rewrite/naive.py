@@ -19,8 +19,8 @@ from scconv_deploy.rewrite.apply import apply_rules
 from tests import wild
 
 
-def export(model, x, dynamo, opset=18, dynamic=False):
-    """The model as a user exports it: input x, output y."""
+def export(model, x, dynamo, opset=18, dynamic=False, *, shapes=None, axes=None):
+    """The model as a user exports it: input x, output y; open axes are those of an image, or as each exporter says."""
     names = {"opset_version": opset, "input_names": ["x"], "output_names": ["y"]}
     logging.disable(logging.WARNING)
     try:
@@ -28,12 +28,12 @@ def export(model, x, dynamo, opset=18, dynamic=False):
             warnings.simplefilter("ignore")
             if dynamo:
                 dims = {axis: torch.export.Dim(name, min=2, max=256) for axis, name in ((0, "b"), (2, "h"), (3, "w"))}
-                shapes = (dims,) if dynamic else None
+                shapes = (dims,) if dynamic else shapes
                 return torch.onnx.export(
                     model, (x,), dynamo=True, verbose=False, dynamic_shapes=shapes, **names
                 ).model_proto
             buffer = io.BytesIO()
-            axes = {"x": {0: "b", 2: "h", 3: "w"}} if dynamic else None
+            axes = {"x": {0: "b", 2: "h", 3: "w"}} if dynamic else axes
             torch.onnx.export(model, (x,), buffer, dynamo=False, dynamic_axes=axes, **names)
             return onnx.load_model_from_string(buffer.getvalue())
     finally:

@@ -6,7 +6,8 @@ Before, as any exporter writes it (decomposed deviation, InstanceNormalization o
     y  = Concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
 
 After: ``y = scconv::SRU(x, cut, sign)``, ``SRUNorm`` where the mask multiplies gn, ``SRUSoft`` where it is
-``where(open, 1, r)``. The algebra is that of :mod:`scconv_deploy.gate.cut`.
+``where(open, 1, r)``. The algebra is that of :mod:`scconv_deploy.gate.cut`. The operator takes ``[N, C, H, W]``; around
+one of another rank stand the reshapes of :mod:`scconv_deploy.gate.planes`.
 
 Refused, with the reason: anything that :mod:`..reader` cannot read as an SRU, a parameter that no gate can be made of,
 and a gate (its sigmoid, masks or masked data) that is needed elsewhere, for the file would then hold two gates that
@@ -15,9 +16,11 @@ can differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
 
@@ -30,6 +33,8 @@ from scconv_deploy.rewrite.reader import SRUReading, find_sigmoid, is_thresholde
 
 NAME = "sru"
 NOTE = "scconv.note"
+END = "scconv.end"
+"""Metadata of a new node, until it has its name: what was assumed, and the output that it or its Reshape stands for."""
 
 
 class FuseSRU(RewriteRuleClassBase):
@@ -69,17 +74,45 @@ class FuseSRU(RewriteRuleClassBase):
             op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
             for name, value in parameters.items()
         ]
+        shape = y.shape or reading.x.shape
+        if shape is None:
+            raise ValueError("read_sru() needs a shape")
+        planes, back = _as_planes(op, reading.x, len(shape), site)
         # by attribute: op.op() takes other arguments in each onnxscript
         fused = getattr(op, reading.variant.operator)(
-            reading.x, *inputs, **variant_attributes(reading.variant), _domain=DOMAIN, _version=DOMAIN_VERSION
+            planes, *inputs, **variant_attributes(reading.variant), _domain=DOMAIN, _version=DOMAIN_VERSION
         )
         node = fused.producer()
         if node is None:
             raise ValueError("the rewriter made no node")
-        fused.shape, fused.dtype = y.shape or reading.x.shape, reading.x.dtype
+        for value in (planes, fused) if planes is not reading.x else (fused,):
+            value.shape = shape if len(shape) == 4 else _shape_of_planes(shape)
+            value.dtype = reading.x.dtype
         node.name = site
-        node.metadata_props.update({SITE: site, VARIANT: reading.variant.name, NOTE: "; ".join(reading.notes)})
-        return fused
+        node.metadata_props.update(
+            {SITE: site, VARIANT: reading.variant.name, NOTE: "; ".join(reading.notes), END: y.name or ""}
+        )
+        return back(fused)
+
+
+def _as_planes(
+    op: RewriterContext, x: ir.Value, rank: int, site: str
+) -> tuple[ir.Value, Callable[[ir.Value], ir.Value]]:
+    """x as ``[N, C, H, W]``, itself where it is that already, and what brings such a value back to x's rank."""
+    if rank == 4:
+        return x, lambda y: y
+    if rank < 4:
+        axes = op.initializer(ir.tensor(np.array([2, 3][: 4 - rank], np.int64)), name=f"{site}.axes")
+        return op.Unsqueeze(x, axes), lambda y: op.Squeeze(y, axes)
+    front = op.initializer(ir.tensor(np.array([0, 0, -1], np.int64)), name=f"{site}.front")
+    shape = op.Concat(front, op.Shape(x, start=rank - 1), axis=0)
+    return op.Reshape(x, shape), lambda y: op.Reshape(y, op.Shape(x))
+
+
+def _shape_of_planes(shape: ir.Shape) -> ir.Shape:
+    n, c, *rows, last = list(shape) if len(shape) > 2 else [*shape, 1]
+    known = [size for size in rows if isinstance(size, int)]
+    return ir.Shape([n, c, math.prod(known) if len(known) == len(rows) else None, last])
 
 
 def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
