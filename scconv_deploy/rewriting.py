@@ -16,8 +16,7 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 
-from scconv_deploy import __version__
-from scconv_deploy import rewriting_reference as matching
+from scconv_deploy import __version__, rewriting_reference
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
@@ -31,7 +30,7 @@ from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import feeds as feeding
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import instrument, matching
 from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.guard import GuardReport, compare_graphs
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -262,14 +261,17 @@ def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
 def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
     """Names and what folding took, from the reference; the file's own nodes are left as they are."""
     with log.stage("match") as stage:
-        names = matching.match_names(proto, reference)
+        outputs = list(reference.signature.call(reference.model, reference.signature.tensors))
+        names = matching.match_names(proto, reference.signature.names, outputs)
         stage.applied += names.renamed
+        known = len(applied.near_misses)
         if applied.fused:
-            completed = matching.adopt(proto, applied, reference)
+            completed = rewriting_reference.adopt(proto, applied, reference, names)
             stage.applied += [
                 f"{site}: parameters from the reference, for the file has lost gamma" for site in completed
             ]
             _finish(proto)
+        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses[known:]]
     return names
 
 

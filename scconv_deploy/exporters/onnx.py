@@ -44,6 +44,8 @@ from scconv_deploy.rewrite.functions import (
 from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
 from scconv_deploy.signature import Signature
 
+PRODUCER = "scconv-deploy"
+"""``producer_name`` of the files that this exporter writes."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
 
@@ -172,7 +174,7 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
     for key in [k for k in model.metadata_props if k.startswith("onnxsim.")]:
         del model.metadata_props[key]
     model.metadata_props.update(_metadata(sites, metadata))
-    model.producer_name, model.producer_version = "scconv-deploy", __version__
+    model.producer_name, model.producer_version = PRODUCER, __version__
     model.ir_version = IR_VERSION
     check(ir.to_proto(model))
     return model
