@@ -42,6 +42,7 @@ from scconv_deploy.rewrite.functions import (
     check_opset,
 )
 from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
+from scconv_deploy.rewrite.unknown import set_apart
 from scconv_deploy.signature import Signature
 
 PRODUCER = "scconv-deploy"
@@ -183,7 +184,8 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
 def check(proto: onnx.ModelProto) -> None:
     """Run the full checker, shape inference included (ModelError if it refuses)."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        with set_apart(proto):
+            onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"The exported graph is invalid: {str(error).splitlines()[0]}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +11,8 @@ import onnx
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.network_source import Form, GraphFacts, SRUNode
 from scconv_deploy.rewrite.forms import inlined, without_functions
-from scconv_deploy.rewrite.functions import DOMAIN
-
-_STANDARD = ("", "ai.onnx")
+from scconv_deploy.rewrite.functions import DOMAIN, STANDARD_DOMAINS
+from scconv_deploy.rewrite.unknown import with_inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +43,11 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
     srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)
-    nodes = [node for graph in (model.graph, *model.functions) for node in _with_inner(graph.node)]
+    nodes = [node for graph in (model.graph, *model.functions) for node in with_inner(graph.node)]
     operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))
     defined = {(function.domain, function.name) for function in model.functions}
-    undefined = tuple(o for o in operators if o[0] not in _STANDARD and o not in defined)
+    undefined = tuple(o for o in operators if o[0] not in STANDARD_DOMAINS and o not in defined)
     return GraphFacts(inputs, srus, operators, undefined)
-
-
-def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of their branches and loop bodies."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _with_inner(graph.node)
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 DOMAIN = "scconv"
+STANDARD_DOMAINS = ("", "ai.onnx")
 DOMAIN_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")

@@ -16,7 +16,8 @@ import onnxsim
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.report.records import OpenStage
-from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, check_opset
+from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, STANDARD_DOMAINS, check_opset
+from scconv_deploy.rewrite.unknown import move_apart, move_back, unknown_operators
 
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
 """Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
@@ -25,7 +26,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def opset_of(proto: onnx.ModelProto) -> int:
     """The version of the standard operators that a model imports (0: none)."""
-    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return next((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), 0)
 
 
 def target_opset(proto: onnx.ModelProto, wanted: int | None) -> int:
@@ -66,12 +67,16 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
     sites = _sites(proto)
     working = onnx.ModelProto()
     working.CopyFrom(proto)
+    if foreign := unknown_operators(working):
+        stage.skipped.append((", ".join(foreign), "no operator of ONNX; left as it is"))
+    move_apart(working)
     if opset_of(working) != opset:
         working = _convert(working, opset, stage)
     working = _inline_foreign(working, stage)
     _drop_initializer_inputs(working, stage)
     working = _simplify(working, stage)
     working = _infer_shapes(working, stage)
+    move_back(working)
     model = ir.from_proto(working)
     _restore(model, proto)
     for node in model.graph:
