@@ -19,6 +19,7 @@ from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.verification import feeds
 from scconv_deploy.verification.chain import Artifact, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -91,6 +92,7 @@ def convert_onnx(
         conversion = converted(ir.from_proto(original), options)
         stage.skipped += conversion.kept
         proto = ir.to_proto(conversion.model)
+        tidy(proto)
         check(proto)
     progress("comparing with the original")
     content = proto.SerializeToString(deterministic=True)

@@ -26,6 +26,7 @@ from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, Stag
 from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
 from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions
 from scconv_deploy.rewrite.functions import IR_VERSION
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.spec import ModelSpec
@@ -221,7 +222,13 @@ def rewrite_graph(
         reformed, skipped = change_mask_form(proto, options.mask_form)
         stage.applied += [f"{name}: mask form {options.mask_form}" for name in reformed]
         stage.skipped += skipped
+    untidy = proto.SerializeToString(deterministic=True)
+    tidy(proto)
     if not applied and not converted and not reformed:
+        if proto.SerializeToString(deterministic=True) != untidy:
+            stage.applied.append("SRUs have parameters of their own")
+            _finish(proto)
+            return proto, applied
         stage.applied.append("nothing to do")
         return original, applied
     _finish(proto)

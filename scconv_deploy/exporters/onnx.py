@@ -41,6 +41,7 @@ from scconv_deploy.rewrite.functions import (
     MaskForm,
     check_opset,
 )
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
 from scconv_deploy.rewrite.unknown import set_apart
 from scconv_deploy.signature import Signature
@@ -192,7 +193,9 @@ def check(proto: onnx.ModelProto) -> None:
 
 def serialize(model: ir.Model) -> bytes:
     """The bytes of ``model.onnx``: the same model gives the same bytes."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    proto = ir.to_proto(model)
+    tidy(proto)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence[str], opset: int) -> ir.Model:

@@ -10,20 +10,35 @@ import onnx
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.network_source import Form, GraphFacts, SRUNode
-from scconv_deploy.rewrite.forms import inlined, without_functions
+from scconv_deploy.rewrite.forms import folded, inlined, without_foreign_functions, without_functions
 from scconv_deploy.rewrite.functions import DOMAIN, STANDARD_DOMAINS
+from scconv_deploy.rewrite.hygiene import straddling_first
 from scconv_deploy.rewrite.unknown import with_inner
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxSource:
-    """A model with its external data loaded; what it holds is read once."""
+    """A model with its external data loaded; what it holds is read once.
+
+    NVIDIA's parser binds a function's inputs wrongly where a formal name is an outer tensor's, and takes the first of
+    two functions of one name: functions of other domains are expanded, the straddling one of ours stands first.
+    """
 
     model: onnx.ModelProto
 
     @cached_property
+    def readable(self) -> onnx.ModelProto:
+        """The model as parsers read it right (ModelError: a function cannot be expanded)."""
+        readable = without_foreign_functions(self.model)
+        if readable is self.model:
+            readable = onnx.ModelProto()
+            readable.CopyFrom(self.model)
+        straddling_first(readable)
+        return readable
+
+    @cached_property
     def facts(self) -> GraphFacts:
-        return graph_facts(self.model)
+        return graph_facts(self.readable)
 
     @cached_property
     def content_sha256(self) -> str:
@@ -31,11 +46,20 @@ class OnnxSource:
 
     def read(self, form: Form) -> bytes:
         """Serialised (ModelError beyond protobuf's 2 GiB)."""
-        given = {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.model)
-        try:
-            return given.SerializeToString()
-        except ValueError as error:  # protobuf's limit
-            raise ModelError("The model is larger than 2 GiB.", "Split it.") from error
+        given = {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
+        return _bytes(given)
+
+    def folded(self, form: Form) -> bytes | None:
+        """The same with all constants folded, which parsers want of axes and shapes; None if that is not possible."""
+        model = folded(self.readable)
+        return None if model is None else OnnxSource(model).read(form)
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except ValueError as error:  # protobuf's limit
+        raise ModelError("The model is larger than 2 GiB.", "Split it.") from error
 
 
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:

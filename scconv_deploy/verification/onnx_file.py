@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from scconv_deploy.errors import IntegrityError, ModelError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UsageError, first_line
 from scconv_deploy.rewrite.functions import IR_VERSION, LARGEST_PROTO_BYTES, STANDARD_DOMAINS
 from scconv_deploy.rewrite.unknown import set_apart, with_inner
 from scconv_deploy.verification.graph_order import sort_nodes
@@ -86,7 +86,7 @@ def _damaged(path: Path, error: Exception) -> IntegrityError:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error, type(error).__name__).rstrip(".")
 
 
 def _check(model: onnx.ModelProto, path: Path) -> None:
