@@ -14,9 +14,10 @@ import onnx
 import onnx_ir as ir
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.errors import ParityError, UsageError
+from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.precision.types import quantization_of
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.rewrite.hygiene import tidy
@@ -85,6 +86,9 @@ def convert_onnx(
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
+    if quantization := quantization_of(original):
+        why = f"{source} is {quantization}: its scales and integers were made for the type that its data have."
+        raise ModelError(why, "Convert the float32 file that it was quantised from.")
     feed = feeds.load(data, original) if data else feeds.noise(original, seed)
     log = StageLog()
     progress("converting")

@@ -117,12 +117,17 @@ def folded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     model = ir.from_proto(proto)
     try:
         for _ in range(_FOLDINGS):  # a branch or sequence that was resolved gives more constants
-            fold_constants(model, onnx_shape_inference=True)
+            fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
             RemoveUnusedNodesPass()(model)
     except Exception:  # onnxscript raises whatever an evaluator raises; the model as it is was refused already
         return None
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return ir.to_proto(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Not the weights of a quantised model; of everything else the folder decides."""
+    return False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
 
 
 def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:

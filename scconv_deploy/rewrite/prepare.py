@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxsim
 
 from scconv_deploy.errors import ModelError, first_line
+from scconv_deploy.precision.types import quantization_of
 from scconv_deploy.report.records import OpenStage
 from scconv_deploy.rewrite.forms import is_foreign, without_foreign_functions
 from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, STANDARD_DOMAINS, check_opset
@@ -135,7 +136,11 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     before = len(proto.graph.node)
     try:
         with _without_stderr():
-            simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
+            # a quantised weight behind its DequantizeLinear is a constant too, and would come out as float
+            quantized = bool(quantization_of(proto))
+            simplified, same = onnxsim.simplify(
+                proto, skipped_optimizers=[_FOLDS_GAMMA], skip_constant_folding=quantized
+            )
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
         reason = first_line(error, type(error).__name__)
         stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))
