@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from scconv_deploy.rewrite.functions import IR_VERSION
 from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
+from scconv_deploy.rewrite.unknown import before_foreign, foreign_operators
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import feeds as feeding
 from scconv_deploy.verification import instrument, matching
@@ -310,7 +311,12 @@ def _compare(
     original: onnx.ModelProto, proto: onnx.ModelProto, applied: Applied, feeds: Mapping[str, Any], log: StageLog
 ) -> GuardReport:
     with log.stage("guard") as stage:
-        report = compare_graphs(original, proto, applied, _thresholds(proto, applied), feeds)
+        thresholds = _thresholds(proto, applied)
+        report = compare_graphs(original, proto, applied, thresholds, feeds)
+        if report.not_run and (foreign := foreign_operators(original)) and (parts := before_foreign(original, proto)):
+            report = compare_graphs(*parts, applied, thresholds, feeds)
+            why = "ONNX Runtime has no such operator; the files were compared up to what it is given"
+            report = replace(report, unread=(*report.unread, *((operator, why) for operator in foreign)))
         stage.applied += report.samples
         stage.skipped += report.unread
         if report.not_run:
