@@ -14,15 +14,16 @@ import onnx
 import onnx_ir as ir
 
 from scconv_deploy.bundle.atomic import check_output_file, write_file
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.exporters.onnx import check
 from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.precision.ranges import VANISHING
 from scconv_deploy.precision.single import as_ir
-from scconv_deploy.precision.types import precision_of
+from scconv_deploy.precision.types import precision_of, quantization_of
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.verification import feeds
 from scconv_deploy.verification.chain import Artifact, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -88,6 +89,9 @@ def convert_onnx(
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
+    if quantization := quantization_of(original):
+        why = f"{source} is {quantization}: its scales and integers were made for the type that its data have."
+        raise ModelError(why, "Convert the float32 file that it was quantised from.")
     given = [NamedArrays(data, feeds.load(data, original))] if data else None
     log = StageLog()
     progress("converting")
@@ -95,6 +99,7 @@ def convert_onnx(
         conversion = converted(as_ir(original), options)
         stage.skipped += conversion.kept
         proto = ir.to_proto(conversion.model)
+        tidy(proto)
         check(proto)
     progress("comparing with the original")
     content = proto.SerializeToString(deterministic=True)

@@ -18,7 +18,7 @@ from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.engine import EngineArtifact, load_engine
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.precision.types import Precision, precision_of
+from scconv_deploy.precision.types import precision_of, quantization_of
 from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord, weights_lines
 from scconv_deploy.spec import ModelSpec
@@ -48,7 +48,7 @@ class OnnxInspection:
         sites: SRU node -> its variant, or its operator where the file does not say.
         operators: how many nodes of each type the graph has, function bodies not counted.
         parameters: numbers in the initializers.
-        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``.
+        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``; or how they are quantised: ``int8 (Q/DQ)``.
     """
 
     path: str
@@ -62,7 +62,7 @@ class OnnxInspection:
     operators: dict[str, int]
     parameters: int
     metadata: dict[str, str]
-    precision: Precision = "fp32"
+    precision: str = "fp32"
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def inspect_onnx(artifact: Path) -> OnnxInspection:
         operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
         parameters=sum(_size(tensor) for tensor in model.graph.initializer),
         metadata={p.key: p.value for p in model.metadata_props},
-        precision=precision_of(model),
+        precision=quantization_of(model) or precision_of(model),
         notes=tuple(f"{key}: {value}" for key, value in facts.items()),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,7 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 
-from scconv_deploy import __version__
-from scconv_deploy import rewriting_reference as matching
+from scconv_deploy import __version__, rewriting_reference
 from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.exporters.onnx import check
@@ -27,11 +26,13 @@ from scconv_deploy.report.records import OpenStage, ParityReport, StageLog, Stag
 from scconv_deploy.rewrite.apply import Applied, NearMiss, apply_rules
 from scconv_deploy.rewrite.forms import change_mask_form, inlined, without_functions
 from scconv_deploy.rewrite.functions import IR_VERSION
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target_opset
 from scconv_deploy.rewrite.rules import sigmoid_threshold
+from scconv_deploy.rewrite.unknown import before_foreign, foreign_operators
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import feeds as feeding
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import instrument, matching
 from scconv_deploy.verification.checks import Checks
 from scconv_deploy.verification.guard import GuardReport, compare_graphs
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -222,7 +223,13 @@ def rewrite_graph(
         reformed, skipped = change_mask_form(proto, options.mask_form)
         stage.applied += [f"{name}: mask form {options.mask_form}" for name in reformed]
         stage.skipped += skipped
+    untidy = proto.SerializeToString(deterministic=True)
+    tidy(proto)
     if not applied and not converted and not reformed:
+        if proto.SerializeToString(deterministic=True) != untidy:
+            stage.applied.append("SRUs have parameters of their own")
+            _finish(proto)
+            return proto, applied
         stage.applied.append("nothing to do")
         return original, applied
     _finish(proto)
@@ -262,14 +269,17 @@ def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
 def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
     """Names and what folding took, from the reference; the file's own nodes are left as they are."""
     with log.stage("match") as stage:
-        names = matching.match_names(proto, reference)
+        outputs = list(reference.signature.call(reference.model, reference.signature.tensors))
+        names = matching.match_names(proto, reference.signature.names, outputs)
         stage.applied += names.renamed
+        known = len(applied.near_misses)
         if applied.fused:
-            completed = matching.adopt(proto, applied, reference)
+            completed = rewriting_reference.adopt(proto, applied, reference, names)
             stage.applied += [
                 f"{site}: parameters from the reference, for the file has lost gamma" for site in completed
             ]
             _finish(proto)
+        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses[known:]]
     return names
 
 
@@ -301,7 +311,12 @@ def _compare(
     original: onnx.ModelProto, proto: onnx.ModelProto, applied: Applied, feeds: Mapping[str, Any], log: StageLog
 ) -> GuardReport:
     with log.stage("guard") as stage:
-        report = compare_graphs(original, proto, applied, _thresholds(proto, applied), feeds)
+        thresholds = _thresholds(proto, applied)
+        report = compare_graphs(original, proto, applied, thresholds, feeds)
+        if report.not_run and (foreign := foreign_operators(original)) and (parts := before_foreign(original, proto)):
+            report = compare_graphs(*parts, applied, thresholds, feeds)
+            why = "ONNX Runtime has no such operator; the files were compared up to what it is given"
+            report = replace(report, unread=(*report.unread, *((operator, why) for operator in foreign)))
         stage.applied += report.samples
         stage.skipped += report.unread
         if report.not_run:

@@ -266,3 +266,31 @@ def test_unknown_shapes_are_a_reason(tmp_path):
     assert result.guard
     assert [changed for _, _, changed in result.guard.thresholds] == [0, 0]
     np.testing.assert_allclose(naive.run(onnx.load(result.path), x), naive.run(proto, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("EfficientNMS_TRT", ""), ("Head", "my.ops")])
+@pytest.mark.parametrize("opset", [17, 18])
+def test_a_foreign_operator_is_worked_around(tmp_path, operator, domain, opset):
+    """TensorRT users write plugins into the standard domain; nodes in any order, as some tools leave them."""
+    net = naive.small_net("groupbn-hard")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(naive.export(net, naive.noise(2, 3, 16, 16), False, opset))
+    y = proto.graph.output[0].name
+    node = helper.make_node(operator, [y, y], ["boxes"], domain=domain, max_output_boxes=10)
+    nodes = [node, *reversed(proto.graph.node)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.output.append(helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, 10, 4]))
+    result = rewrite_onnx(saved(tmp_path, proto), tmp_path / "out.onnx", options=RewriteOptions(expect=2))
+    guard = result.guard
+    assert guard.not_run == ""
+    assert [(gate.rewritten.flips, gate.file_beyond) for gate in guard.gates] == [(0, 0), (0, 0)]
+    assert [name for name, _, _ in guard.outputs] == [y]
+    name = f"{domain}::{operator}" if domain else operator
+    assert guard.unread == (
+        (name, "ONNX Runtime has no such operator; the files were compared up to what it is given"),
+    )
+    written = onnx.load(result.path)
+    kept = next(n for n in written.graph.node if n.op_type == operator)
+    assert (kept.domain, list(kept.input), list(kept.output)) == (domain, [y, y], ["boxes"])
+    assert [entry.domain for entry in written.opset_import] == ["", *filter(None, [domain]), "scconv"]

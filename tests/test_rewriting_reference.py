@@ -123,6 +123,112 @@ def test_another_models_gamma_is_not_taken(tmp_path):
     assert sorted(result.sites.values()) == ["groupbn-hard", "groupbn-hard-unweighted"]
 
 
+# --- what one side knows and the other does not ---------------------------------------------------------------------
+
+
+class Projected(wild.OriginalSRU):
+    """A 1x1 convolution with BatchNorm inside the SRU, as YOLO forks have it: recognition knows no such module."""
+
+    def __init__(self):
+        super().__init__(16, 4)
+        self.proj = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1, bias=False), torch.nn.BatchNorm2d(16))
+
+    def forward(self, x):
+        return super().forward(self.proj(x))
+
+
+def projected():
+    """A factory: beside SRUs that recognition knows, one of them called twice."""
+    torch.manual_seed(0)
+    twice = wild.OriginalSRU(16, 4)
+    return wild.randomize(torch.nn.Sequential(Projected(), twice, torch.nn.Conv2d(16, 16, 3, padding=1), twice)).eval()
+
+
+def alone():
+    """A factory."""
+    torch.manual_seed(0)
+    return wild.randomize(Projected()).eval()
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("factory", "dynamo"), [(projected, True), (alone, False)], ids=["torch.export", "TorchScript"]
+)
+def test_one_verdict_by_every_road(tmp_path, factory, dynamo):
+    """With a reference and without, in one go and one after the other, and from PyTorch."""
+    source = saved(tmp_path, naive.export(factory(), naive.noise(2, 3, 16, 16), dynamo, 18))
+    model = [f"tests/test_rewriting_reference.py:{factory.__name__}", "--input", "2x3x16x16"]
+    roads = {
+        "rewrite": command("rewrite", source, "-o", tmp_path / "a.onnx", "--quiet"),
+        "with a reference": command(
+            "rewrite", source, "-o", tmp_path / "b.onnx", "--json", "--reference", *model, "--expect", 1
+        ),
+        "verified afterwards": command("verify", tmp_path / "a.onnx", "--reference", *model, "--json"),
+        "verified again": command("verify", tmp_path / "b.onnx", "--reference", *model, "--quiet"),
+        "deploy": command("deploy", *model, "-o", tmp_path / "bundle", "--quiet"),
+    }
+    assert {road: run.exit_code for road, run in roads.items()} == dict.fromkeys(roads, 0), roads["verify"].stderr
+    document = json.loads(roads["with a reference"].stdout)
+    assert document["outcome"] == "rewritten"
+    verified = json.loads(roads["verified afterwards"].stdout)
+    for report in (document["parity"], verified):
+        checks = next(link for link in report["links"] if link["name"] == "onnxruntime")["checks"]
+        assert (
+            "no SRU of the reference stands beside it" in next(c for c in checks if c["name"] == "rewritten")["reason"]
+        )
+        statuses = [sru["static"]["status"] for sru in report["srus"]]
+        assert statuses == (["passed"] * 2 if factory is projected else [])
+
+
+def unreadable(proto, sigmoid):
+    """The file with a Min after one of its sigmoids, which changes nothing and which the reader does not know."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    index, node = [(i, n) for i, n in enumerate(changed.graph.node) if n.op_type == "Sigmoid"][sigmoid]
+    (y,) = node.output
+    node.output[0] = f"{y}_inner"
+    changed.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "two"))
+    changed.graph.node.insert(index + 1, helper.make_node("Min", [f"{y}_inner", "two"], [y]))
+    return changed
+
+
+@pytest.mark.parametrize("sigmoid", [0, 1])
+def test_an_sru_that_the_reader_does_not_know_makes_a_partial_rewrite(tmp_path, sigmoid):
+    source = saved(tmp_path, unreadable(exported(new_net()), sigmoid))
+    model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16"]
+    run = command("rewrite", source, "-o", tmp_path / "out.onnx", "--json", *model)
+    assert run.exit_code == 0, run.stderr
+    document = json.loads(run.stdout)
+    sites = ["layer.0.0", "layer.1.1"]
+    left = sites.pop(sigmoid)
+    assert document["outcome"] == "partial"
+    assert list(document["sites"]) == sites
+    (miss,) = document["near_misses"]
+    assert miss["node"] == left
+    assert "PyTorch's module is groupbn-hard, but no such SRU was read from the graph" in miss["reason"]
+    statuses = {sru["site"]: sru["static"]["status"] for sru in document["parity"]["srus"]}
+    assert statuses == {left: "not run", sites[0]: "passed"}
+    assert command("verify", tmp_path / "out.onnx", "--quiet", *model).exit_code == 0
+
+
+def test_names_are_no_evidence(tmp_path):
+    """Simplified files have none: each SRU is found by its parameters, calls of one module by what they are given."""
+    proto = onnxsim.simplify(exported(projected()), skipped_optimizers=["eliminate_nop_with_unit"])[0]
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"n{index}"
+    source = saved(tmp_path, proto)
+    reference = ModelSpec("tests/test_rewriting_reference.py:projected", inputs=SHAPE)
+    result = rewrite_onnx(source, tmp_path / "out.onnx", reference=reference)
+    assert result.parity
+    assert len(result.sites) == 3
+    assert [(s.site, s.static.status, s.free_running.unexplained) for s in result.parity.srus] == [
+        ("1", "passed", 0), ("1#2", "passed", 0),
+    ]  # fmt: skip
+
+
 def plain_net():
     """A factory: two 3x3 convolutions, into which ScConv can be embedded."""
     torch.manual_seed(0)

@@ -74,6 +74,10 @@ class NetworkSource(Protocol):
         """The model's bytes."""
         ...
 
+    def folded(self, form: Form) -> bytes | None:
+        """The same with constants folded; None where that cannot be done."""
+        ...
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -95,3 +99,6 @@ class FileSource:
                 "Make the bundle for this device: scconv-deploy deploy --backend tensorrt --target orin-jp6.",
             )
         return path.read_bytes()
+
+    def folded(self, form: Form) -> None:
+        """None: without the ``onnx`` library nothing can be folded."""

@@ -42,9 +42,13 @@ from scconv_deploy.rewrite.functions import (
     MaskForm,
     check_opset,
 )
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
+from scconv_deploy.rewrite.unknown import set_apart
 from scconv_deploy.signature import Signature
 
+PRODUCER = "scconv-deploy"
+"""``producer_name`` of the files that this exporter writes."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ELIMINATED = "its result is not used, or another node computes the same"
 
@@ -175,7 +179,7 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
     for key in [k for k in model.metadata_props if k.startswith("onnxsim.")]:
         del model.metadata_props[key]
     model.metadata_props.update(_metadata(sites, metadata))
-    model.producer_name, model.producer_version = "scconv-deploy", __version__
+    model.producer_name, model.producer_version = PRODUCER, __version__
     model.ir_version = IR_VERSION
     check(ir.to_proto(model))
     return model
@@ -184,14 +188,17 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
 def check(proto: onnx.ModelProto) -> None:
     """Run the full checker, shape inference included (ModelError if it refuses)."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        with set_apart(proto):
+            onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"The exported graph is invalid: {str(error).splitlines()[0]}") from error
 
 
 def serialize(model: ir.Model) -> bytes:
     """The bytes of ``model.onnx``: the same model gives the same bytes."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    proto = ir.to_proto(model)
+    tidy(proto)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence[str], opset: int) -> ir.Model:

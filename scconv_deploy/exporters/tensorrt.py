@@ -19,12 +19,20 @@ from scconv_deploy.exporters.build_options import BuildOptions
 from scconv_deploy.exporters.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor
 from scconv_deploy.exporters.engine_cache import read_timing, write_timing
 from scconv_deploy.exporters.gpu import gpus
-from scconv_deploy.exporters.network_source import NetworkSource
+from scconv_deploy.exporters.network_source import Form, NetworkSource
 from scconv_deploy.exporters.targets import DEVICES
-from scconv_deploy.exporters.tensorrt_network import form_for, layers_of, load_plugin, parse, srus_of, tensors_of
+from scconv_deploy.exporters.tensorrt_network import (
+    form_for,
+    layers_of,
+    load_plugin,
+    parse,
+    srus_of,
+    tensors_of,
+)
 from scconv_deploy.exporters.tensorrt_versions import (
     FEATURES,
     NAMES,
+    Backend,
     lookup,
     require,
     require_gpu,
@@ -158,9 +166,10 @@ def build_plan(
     with log.recording() as messages:
         digest = load_plugin(module, options, source.facts) if options.plugin else ""
         builder = module.Builder(log.logger)
-        network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         form = form_for(module.__version__, options.backend, options.plugin is not None)
-        parser = parse(module, network, log.logger, source.read(form), source.facts, options.backend)
+        network, parser, folded = _parsed(module, builder, log.logger, source, form, options.backend)
+        if folded:
+            messages.clear()  # what was said of the first try is no fault of what is built
         layers = layers_of(network)
         srus = srus_of(source.facts, network, options)
         _require_plugins(srus, options)
@@ -183,7 +192,30 @@ def build_plan(
         data = bytes(plan)
         read_back = _flags(module, config), _settings(module, config, options)
         tensors = tensors_of(network)
-    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, logs.warnings(messages))
+    warnings = (*folded, *logs.warnings(messages))
+    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings)
+
+
+def _parsed(
+    module: ModuleType, builder: Any, logger: Any, source: NetworkSource, form: Form, backend: Backend
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """The network and its parser; where the parser refuses the model as it is, with its constants folded.
+
+    Returns:
+        network, parser, and what to say of it.
+    """
+
+    def read(data: bytes) -> tuple[Any, Any]:
+        network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        return network, parse(module, network, logger, data, source.facts, backend)
+
+    try:
+        return *read(source.read(form)), ()
+    except BuildError as refusal:
+        folded = source.folded(form)
+        if folded is None:
+            raise
+        return *read(folded), (f"constants were folded first, for the parser said: {refusal.message}",)
 
 
 def _require_plugins(srus: Sequence[EngineSRU], options: BuildOptions) -> None:

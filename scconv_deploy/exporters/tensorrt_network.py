@@ -19,6 +19,7 @@ from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 _READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 """What ONNX Runtime's tools write for ONNX's own of that name."""
 
+_ASSERTION = re.compile(r"^Assertion failed: (?:.*?: (?=[A-Z]))?")
 _CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
 
 
@@ -110,11 +111,11 @@ def _undefined_remedy(backend: Backend) -> str:
 
 
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
-    """The parser's errors, the operator named and what to do about it."""
+    """The parser's errors: an operator that it does not have by name, else its own reason."""
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     for error in found:
         operator = error.node_operator()
-        if not operator or not _is_unknown(error):
+        if not operator or not _is_unknown(parser, error):
             continue
         domain = max((domain for domain, kind in facts.operators if kind == operator), default="")  # not the standard's
         if domain in ("", "ai.onnx"):
@@ -123,12 +124,24 @@ def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
             remedy = _undefined_remedy(backend)
         name = f"{domain}::{operator}" if domain else operator
         return BuildError(f"{NAMES[backend]} has no operator {name} (node {error.node_name() or '?'}).", remedy)
-    what = "; ".join(" ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}".split()) for e in found)
-    return BuildError(f"{NAMES[backend]} refuses the model: {what or 'no reason given'}", "Check it in ONNX Runtime.")
+    what = "; ".join(dict.fromkeys(_said(error) for error in found)) or "no reason given"
+    remedy = "Change the model there, or run it in ONNX Runtime."
+    return BuildError(f"{NAMES[backend]} refuses the model: {what}.", remedy)
 
 
-def _is_unknown(error: Any) -> bool:
-    return error.code().name == "UNSUPPORTED_NODE" or "Plugin not found" in error.desc() or "creator" in error.desc()
+def _is_unknown(parser: Any, error: Any) -> bool:
+    """Whether the parser lacks the operator; for one that it has, the code "unsupported" means this node alone."""
+    if "Plugin not found" in error.desc() or "creator" in error.desc():
+        return True
+    return error.code().name == "UNSUPPORTED_NODE" and not parser.supports_operator(error.node_operator())
+
+
+def _said(error: Any) -> str:
+    """The node and the parser's words, without the C++ expression that they follow."""
+    words = " ".join(error.desc().split())
+    reason = _ASSERTION.sub("", words).rstrip(".!")
+    node = " ".join(f"{error.node_operator()} {error.node_name()}".split())
+    return f"{node}: {reason}" if node else reason
 
 
 def layers_of(network: Any) -> tuple[EngineLayer, ...]:

@@ -81,3 +81,28 @@ def graphs_of(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
 def data_type(precision: Precision) -> np.dtype:
     """Its NumPy type."""
     return np.dtype(np.float32) if precision == "fp32" else NUMPY[precision]
+
+
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_INTEGER_OPERATORS = ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+_STORED = {
+    TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.INT16: "int16", TensorProto.UINT16: "int16",
+    TensorProto.INT4: "int4", TensorProto.UINT4: "int4", TensorProto.FLOAT8E4M3FN: "float8",
+    TensorProto.FLOAT8E5M2: "float8", TensorProto.FLOAT8E4M3FNUZ: "float8", TensorProto.FLOAT8E5M2FNUZ: "float8",
+}  # fmt: skip
+
+
+def quantization_of(model: onnx.ModelProto) -> str:
+    """How a model is quantised: ``int8 (Q/DQ)`` with pairs of quantisers, ``int8 (integer operators)``, or "".
+
+    Whatever its domain: ONNX Runtime's tools write quantisers of ``com.microsoft`` too. What lies between them is of
+    the type that :func:`precision_of` says.
+    """
+    nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
+    pairs = [node for node in nodes if node.op_type in _QUANTIZERS]
+    integer = [n for n in nodes if n.op_type in _INTEGER_OPERATORS or n.op_type.startswith("QLinear")]
+    if not pairs and not integer:
+        return ""
+    read = {name for node in (*pairs, *integer) for name in node.input}
+    kinds = {_STORED[t.data_type] for t in model.graph.initializer if t.name in read and t.data_type in _STORED}
+    return f"{' and '.join(sorted(kinds)) or 'int8'} ({'integer operators' if integer else 'Q/DQ'})"

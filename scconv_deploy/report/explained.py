@@ -192,6 +192,13 @@ CHECKS: dict[str, Meaning] = {
         "",
         "Judge it again where it will run.",
     ),
+    "quantization": Meaning(
+        _ARTIFACT,
+        "Nothing but the SRUs of a quantised file (int8 with Q/DQ): no limit for the rounding of floats says what the "
+        "quantisers around them may cost.",
+        "",
+        "Compare its answers on real data with the float model's.",
+    ),
     "seal": Meaning(
         _ARTIFACT,
         "Nothing: the file's bytes are not those that the bundle's manifest names, and the reference that travels "

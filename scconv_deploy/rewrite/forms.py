@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import onnx
 import onnx.inliner
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
     MASK_FORMS,
     OPERATORS,
     OPSETS,
+    STANDARD_DOMAINS,
     STRADDLE,
     FunctionKey,
     MaskForm,
     fingerprint,
     function_proto,
 )
+
+_FOLDINGS = 2
 
 
 def change_mask_form(proto: onnx.ModelProto, form: MaskForm) -> tuple[list[str], list[tuple[str, str]]]:
@@ -59,6 +65,69 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     del expanded.opset_import[:]
     expanded.opset_import.extend(kept)
     return expanded
+
+
+def without_foreign_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every function of another domain expanded; itself where it has none.
+
+    onnx_ir's inliner, for onnx's own forgets the defaults of a function's attributes (measured with onnx 1.23).
+
+    Raises:
+        ModelError: a function of another opset, in which its operators mean something else; or one that calls itself.
+    """
+    if not any(is_foreign(function) for function in proto.functions):
+        return proto
+    model = ir.from_proto(proto)
+    for function in model.functions.values():
+        _adopt_opset(function, model.opset_imports.get(""))
+    try:
+        InlinePass(criteria=is_foreign)(model)
+    except (ValueError, ir.passes.PassError) as error:
+        reason = f"A function cannot be inlined: {first_line(error)}"
+        raise ModelError(reason, "Export it without functions.") from error
+    for identifier in [i for i, function in model.functions.items() if is_foreign(function)]:  # never called
+        del model.functions[identifier]
+    return ir.to_proto(model)
+
+
+def is_foreign(function: onnx.FunctionProto | ir.Function) -> bool:
+    """Whether a function is somebody else's; standard operators keep their meaning, whatever a file says of them."""
+    if function.domain in STANDARD_DOMAINS:
+        return not onnx.defs.has(function.name)
+    return function.domain != DOMAIN
+
+
+def _adopt_opset(function: ir.Function, opset: int | None) -> None:
+    """Let a function have the model's opset if its operators mean the same in both."""
+    own = function.opset_imports.get("")
+    if opset is None or own in (None, opset):
+        return
+    operators = {node.op_type for node in function.all_nodes() if node.domain in STANDARD_DOMAINS}
+    known = [o for o in operators if onnx.defs.has(o, own) and onnx.defs.has(o, opset)]
+    same = [onnx.defs.get_schema(o, own).since_version == onnx.defs.get_schema(o, opset).since_version for o in known]
+    if len(known) == len(operators) and all(same):
+        function.opset_imports[""] = opset
+
+
+def folded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A copy with constants computed and sequences of known length resolved; None where the folder fails on it.
+
+    Parsers of engines want axes, shapes and splits as constants. SRU nodes and their functions stay as they are.
+    """
+    model = ir.from_proto(proto)
+    try:
+        for _ in range(_FOLDINGS):  # a branch or sequence that was resolved gives more constants
+            fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
+            RemoveUnusedNodesPass()(model)
+    except Exception:  # onnxscript raises whatever an evaluator raises; the model as it is was refused already
+        return None
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return ir.to_proto(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Not the weights of a quantised model; of everything else the folder decides."""
+    return False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
 
 
 def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -33,6 +33,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 DOMAIN = "scconv"
+STANDARD_DOMAINS = ("", "ai.onnx")
 DOMAIN_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")
@@ -61,7 +62,7 @@ MODULE = "scconv.module"
 MaskForm = Literal["where", "multiply"]
 MASK_FORMS: tuple[MaskForm, ...] = ("where", "multiply")
 
-_PARAMETERS = {
+PARAMETERS = {
     "SRU": ("sru__cut", "sru__sign"),
     "SRUNorm": ("sru__cut", "sru__sign", "sru__gamma", "sru__beta"),
     "SRUSoft": ("sru__cut", "sru__sign", "sru__scale", "sru__shift"),
@@ -260,7 +261,7 @@ def function_text(key: FunctionKey) -> str:
     data = "sru__data" if key.operator == "SRUNorm" else "sru__x"
     suffix = "_c" if key.straddle else ""
     statistics = {"s": f"sru__s{suffix}", "rest": f"sru__rest{suffix}"}
-    first, second = _PARAMETERS[key.operator][2:] or ("", "")
+    first, second = PARAMETERS[key.operator][2:] or ("", "")
     affine = _AFFINE.format(first=first, second=second, **statistics)
     blocks: Iterable[str] = (
         _ATTRIBUTES_TO_TENSORS,
@@ -273,7 +274,7 @@ def function_text(key: FunctionKey) -> str:
         _CROSS,
     )
     body = "".join(line + "\n" for block in blocks for line in block.splitlines() if line)
-    inputs = ", ".join(("sru__x", *_PARAMETERS[key.operator]))
+    inputs = ", ".join(("sru__x", *PARAMETERS[key.operator]))
     return (
         f'<domain: "{DOMAIN}", opset_import: ["" : {key.opset}]>\n'
         f"{key.operator} <{', '.join(ATTRIBUTES)}> ({inputs}) => (sru__y)\n{{\n{body}}}\n"

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator, Mapping
 
 import onnx
-import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 import onnxsim
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import ModelError, first_line
+from scconv_deploy.precision.types import quantization_of
 from scconv_deploy.report.records import OpenStage
-from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, check_opset
+from scconv_deploy.rewrite.forms import is_foreign, without_foreign_functions
+from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, STANDARD_DOMAINS, check_opset
+from scconv_deploy.rewrite.unknown import move_apart, move_back, unknown_operators
 
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
 """Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
@@ -25,7 +27,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def opset_of(proto: onnx.ModelProto) -> int:
     """The version of the standard operators that a model imports (0: none)."""
-    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    return next((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), 0)
 
 
 def target_opset(proto: onnx.ModelProto, wanted: int | None) -> int:
@@ -66,12 +68,16 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
     sites = _sites(proto)
     working = onnx.ModelProto()
     working.CopyFrom(proto)
+    if foreign := unknown_operators(working):
+        stage.skipped.append((", ".join(foreign), "no operator of ONNX; left as it is"))
+    move_apart(working)
     if opset_of(working) != opset:
         working = _convert(working, opset, stage)
     working = _inline_foreign(working, stage)
     _drop_initializer_inputs(working, stage)
     working = _simplify(working, stage)
     working = _infer_shapes(working, stage)
+    move_back(working)
     model = ir.from_proto(working)
     _restore(model, proto)
     for node in model.graph:
@@ -98,7 +104,7 @@ def _convert(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> onnx.Model
     try:
         converted = onnx.version_converter.convert_version(proto, opset)
     except Exception as error:  # onnx raises ConvertError, RuntimeError and IndexError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         raise ModelError(
             f"The file has opset {current}, which cannot be converted to {opset}: {reason}",
             f"Export it with opset {OPSETS[0]} or higher.",
@@ -109,11 +115,10 @@ def _convert(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> onnx.Model
 
 def _inline_foreign(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     """Functions of others may hold SRUs, and hide them."""
-    foreign = sorted({(f.domain, f.name) for f in proto.functions if f.domain != DOMAIN})
-    if not foreign:
-        return proto
-    stage.applied.append(f"{len(foreign)} functions inlined")
-    return onnx.inliner.inline_selected_functions(proto, foreign)
+    foreign = [function for function in proto.functions if is_foreign(function)]
+    if foreign:
+        stage.applied.append(f"{len(foreign)} functions inlined")
+    return without_foreign_functions(proto)
 
 
 def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
@@ -131,9 +136,13 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     before = len(proto.graph.node)
     try:
         with _without_stderr():
-            simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
+            # a quantised weight behind its DequantizeLinear is a constant too, and would come out as float
+            quantized = bool(quantization_of(proto))
+            simplified, same = onnxsim.simplify(
+                proto, skipped_optimizers=[_FOLDS_GAMMA], skip_constant_folding=quantized
+            )
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))
         return proto
     if not same:
@@ -161,7 +170,7 @@ def _infer_shapes(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # onnx raises InferenceError, RuntimeError and ValueError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         stage.skipped.append(("shape inference", reason))
         return proto
 

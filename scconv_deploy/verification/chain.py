@@ -22,7 +22,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.margins import MARGIN_EDGES
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.precision.ranges import RangeWatch
-from scconv_deploy.precision.types import Precision, data_type, precision_of
+from scconv_deploy.precision.types import Precision, data_type, precision_of, quantization_of
 from scconv_deploy.report.records import (
     Check,
     FreeRunning,
@@ -68,6 +68,11 @@ class Artifact:
     def precision(self) -> Precision:
         """The type of its data."""
         return precision_of(self.proto)
+
+    @property
+    def quantization(self) -> str:
+        """How it is quantised; "" if it is not."""
+        return quantization_of(self.proto)
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,11 @@ def _links(
     swapped = Link(SWAPPED_LINK, "not run", source.swapped_link)
     if not source.swapped_link:
         swapped = Link.of(SWAPPED_LINK, judge.swapped_checks(source.recognised, measured))
+    if artifact.quantization:
+        away = f"the artifact is {artifact.quantization}; its float form is not at hand"
+        judged = judge.quantized_checks(artifact.proto, artifact.quantization, statics, measured)
+        precision = Link.of(PRECISION_LINK, judged)
+        return (swapped, Link(ONNX_LINK, "not run", away), precision, Link("engine", "not run", "no engine was built"))
     found = _artifact_checks(source, artifact.proto, statics, measured)
     if artifact.precision == "fp32":
         onnx_link = Link.of(ONNX_LINK, found)
@@ -188,7 +198,7 @@ def _artifact_checks(
     stored = _weights(source, proto, measured)
     return [
         judge.static_summary(proto, nodes, statics, measured),
-        *judge.rewritten_checks(proto, nodes, measured),
+        *judge.rewritten_checks(nodes, measured),
         stored,
         judge.teacher_forced_check(measured),
         *judge.second_opinion_checks(measured),

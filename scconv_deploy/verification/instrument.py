@@ -119,12 +119,14 @@ def laid_open(
 
 
 def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto | None:
-    """A model of one SRU alone: its x in, its y and its gates (bool) out; None if its body hides them.
+    """A model of one SRU alone: its x in, its y and its gates (bool) out; None if its body hides them, or if it has
+    parameters that are not constants.
 
     x and y have the type of the model's data.
     """
     function = function_of(model, node)
-    if function is None or not _has_open(function):
+    stored = parameters(model, node)
+    if function is None or not _has_open(function) or any(name not in stored for name in node.input[1:]):
         return None
     opened = _opened(function)
     probe = onnx.NodeProto()
@@ -143,7 +145,7 @@ def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto 
             helper.make_tensor_value_info(PROBE_Y, float_type, [None] * 4),
             helper.make_tensor_value_info(PROBE_OPEN, TensorProto.BOOL, [None] * 4),
         ],
-        initializer=list(parameters(model, node).values()),
+        initializer=list(stored.values()),
     )
     return helper.make_model(
         graph, functions=[opened], opset_imports=list(model.opset_import), ir_version=model.ir_version

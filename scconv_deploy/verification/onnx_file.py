@@ -11,8 +11,19 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from scconv_deploy.errors import IntegrityError, ModelError, UsageError
-from scconv_deploy.rewrite.functions import LARGEST_PROTO_BYTES
+from scconv_deploy.errors import IntegrityError, ModelError, UsageError, first_line
+from scconv_deploy.rewrite.functions import IR_VERSION, LARGEST_PROTO_BYTES, STANDARD_DOMAINS
+from scconv_deploy.rewrite.unknown import set_apart, with_inner
+from scconv_deploy.verification.graph_order import sort_nodes
+
+_MARK_OF_DAMAGE = "TensorProto (tensor name:"
+"""In the checker's words: data that is not as long as its shape says."""
+
+_OTHER_FILES = {
+    b"\x1f\x8b": ("compressed by gzip", "Unpack it first: gunzip."),
+    b"PK\x03\x04": ("a zip archive, such as a checkpoint", "Unpack it, or name it as a MODEL."),
+    b"version https://git-lfs": ("a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
+}
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -20,9 +31,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
     Raises:
         UsageError: no such file.
-        IntegrityError: empty, truncated, not ONNX, or external data outside the model's folder.
-        ModelError: with its external data it is larger than what onnx's tools can hold; or an input has no shape, or an
-            output none that follows from the graph.
+        IntegrityError: empty, truncated, not ONNX, data of a wrong length, or external data outside the model's folder.
+        ModelError: with its external data it is larger than what onnx's tools can hold; it is no valid graph or of a
+            newer ONNX; or an input has no shape, or an output none that follows from the graph.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -33,11 +44,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise IntegrityError(f"{path} is truncated or not ONNX.", "Export or copy it again.") from error
-    if not model.ir_version or not model.graph.output:
-        raise IntegrityError(
-            f"{path} is truncated or not ONNX: it has no IR version or no outputs.", "Export or copy it again."
-        )
+        raise _not_onnx(path, data) from error
+    if not model.ir_version or not (model.graph.output or model.opset_import):
+        raise _not_onnx(path, data, ": it has no IR version or no outputs")
     external = [tensor for tensor in _tensors(model) if uses_external_data(tensor)]
     for tensor in external:
         _check_external(tensor, path)
@@ -49,15 +58,73 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         )
     try:
         load_external_data_for_model(model, str(path.parent))
-        _complete(model, path)
-        onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise IntegrityError(f"{path} is damaged: {reason}.", "Export or copy it again.") from error
+        raise _damaged(path, error) from error
+    if not model.graph.output:
+        raise ModelError(f"{path} is not a valid graph: it has no outputs.", "Export it again.")
+    if not model.opset_import:  # what comes after the graph in a file
+        raise _damaged(path, ValueError("it ends before its opset_import"))
+    sort_nodes(model, str(path))
+    _import_domains(model, path)
+    _complete(model, path)
+    _check(model, path)
     left = next((tensor for tensor in _tensors(model) if uses_external_data(tensor)), None)
     if left is not None:  # onnx looks for external data in fewer places than a tensor can be
         raise IntegrityError(f"{path}: the tensor {left.name!r} cannot have external data.", "Do not use this file.")
     return model
+
+
+def _not_onnx(path: Path, data: bytes, why: str = "") -> IntegrityError:
+    for start, (what, remedy) in _OTHER_FILES.items():
+        if data.startswith(start):
+            return IntegrityError(f"{path} is truncated or not ONNX: it is {what}.", remedy)
+    return IntegrityError(f"{path} is truncated or not ONNX{why}.", "Export or copy it again.")
+
+
+def _damaged(path: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(f"{path} is damaged: {_line(error)}.", "Export or copy it again.")
+
+
+def _line(error: Exception) -> str:
+    return first_line(error, type(error).__name__).rstrip(".")
+
+
+def _check(model: onnx.ModelProto, path: Path) -> None:
+    """onnx's checker, which knows no operators of others; whoever runs or rewrites them sees to those."""
+    newest = max(onnx.helper.VERSION_TABLE, key=lambda row: row[1])[1]
+    if model.ir_version > newest:
+        raise ModelError(
+            f"{path} has IR version {model.ir_version}, written by a newer ONNX; this one reads up to {newest}.",
+            f"Export it with IR version {IR_VERSION} or lower, or update the onnx package.",
+        )
+    try:
+        with set_apart(model):
+            onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = _line(error)
+        if _MARK_OF_DAMAGE in reason:
+            raise _damaged(path, error) from error
+        why = "Its tool wrote what ONNX does not allow: export it again, or with another --opset."
+        raise ModelError(f"{path} is not a valid graph: {reason}.", why) from error
+
+
+def _import_domains(model: onnx.ModelProto, path: Path) -> None:
+    """Say which version of a domain is meant where a file leaves it out, as runtimes do: the newest that is known.
+
+    The opset of standard operators is not guessed: what they compute depends on it (ModelError).
+    """
+    for holder in (model, *model.functions):
+        nodes = holder.graph.node if isinstance(holder, onnx.ModelProto) else holder.node
+        named = {entry.domain for entry in holder.opset_import}
+        opset = next((entry.version for entry in holder.opset_import if entry.domain in STANDARD_DOMAINS), 0)
+        if opset < 1 and (node := next((n for n in with_inner(nodes) if n.domain in STANDARD_DOMAINS), None)):
+            raise ModelError(
+                f"{path} is not a valid graph: it does not say of which opset its {node.op_type} is.",
+                "Export it again.",
+            )
+        for domain in sorted({node.domain for node in with_inner(nodes)} - named - set(STANDARD_DOMAINS)):
+            versions = [s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.domain == domain]
+            holder.opset_import.append(onnx.helper.make_opsetid(domain, max(versions, default=1)))
 
 
 def _complete(model: onnx.ModelProto, path: Path) -> None:

@@ -22,6 +22,10 @@ class Tolerance:
     reason: str
 
 
+SAME_PLACE = 0.1
+"""Relative L2 up to which two tensors are one place of one network: gates that flip upstream make some hundredths, two
+places of a network are 1 and more apart. It decides what is compared, not a verdict."""
+
 Table = Mapping[str, Tolerance]
 """Tolerances by name."""
 

@@ -9,6 +9,7 @@ import pytest
 from scconv_deploy.errors import IntegrityError, ModelError
 from scconv_deploy.exporters.network_source import FileSource, GraphFacts, SRUNode
 from scconv_deploy.exporters.onnx_source import OnnxSource, graph_facts
+from scconv_deploy.rewrite.functions import FunctionKey, function_proto
 from tests.exporters.engines import conv_model, sru_model
 
 
@@ -39,9 +40,29 @@ def test_files_in_place_of_a_model(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"model")
     source = FileSource(GraphFacts({}, (), ()), {"whole": tmp_path / "m.onnx", "plugin": tmp_path / "absent"})
     assert (source.read("whole"), source.content_sha256) == (b"model", hashlib.sha256(b"model").hexdigest())
+    assert source.folded("whole") is None
     for form in ("plugin", "inlined"):
         with pytest.raises(IntegrityError, match=f"no file of the form '{form}'"):
             source.read(form)
+
+
+def test_what_a_parser_reads_wrongly_is_put_right():
+    """NVIDIA's parser takes the first function of a name, and mixes up formal names with outer ones."""
+    model = sru_model()
+    straddling = function_proto(FunctionKey("SRU", True, "where", 18))
+    model.functions.append(straddling)
+    foreign = onnx.parser.parse_function('<domain: "my", opset_import: ["" : 18]> F (a, b) => (c) { c = Sub(a, b) }')
+    model.functions.append(foreign)
+    model.graph.node.append(onnx.helper.make_node("F", ["x1", "x"], ["y"], domain="my"))
+    model.graph.output[0].name = "y"
+    model.opset_import.append(onnx.helper.make_opsetid("my", 1))
+    source = OnnxSource(model)
+    read = onnx.load_model_from_string(source.read("whole"))
+    assert [(f.domain, f.overload) for f in read.functions] == [("scconv", "straddle"), ("scconv", "")]
+    assert [list(node.input) for node in read.graph.node if node.op_type == "Sub"] == [["x1", "x"]]
+    assert source.facts.undefined == ()
+    assert ("my", "F") not in source.facts.operators
+    assert len(model.functions) == 3  # the given model is not changed
 
 
 def test_operators_of_branches_are_seen():

@@ -59,14 +59,17 @@ def test_the_plugin_computes_in_a_hosts_hands(host, tmp_path, name, how):
 
 
 @pytest.mark.nvcc
-def test_parameters_of_the_datas_type_arrive(host, tmp_path):
-    """Cuts and signs that half holds exactly, so that PyTorch's fp32 says what comes out."""
+@pytest.mark.parametrize("type_name", ["half", "bfloat16"])
+def test_parameters_in_16_bits_are_refused(host, tmp_path, type_name):
+    """They would be other cuts, which move gates: half data come with float32 parameters alone."""
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
-    x = torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0)).half()
-    cut, sign = torch.arange(-8, 8).half() / 16, torch.ones(16).half()
-    y = run(host, tmp_path / "half", x, "half", [cut, sign], variant, 0, "plain")
+    x = torch.randn(1, 16, 6, 6, generator=torch.Generator().manual_seed(0)).to(TYPES[type_name])
+    cut, sign = torch.arange(-8, 8).to(TYPES[type_name]) / 16, torch.ones(16).to(TYPES[type_name])
+    with pytest.raises(AssertionError, match="FAILED configured"):
+        run(host, tmp_path / "refused", x, type_name, [cut, sign], variant, 0, "plain")
+    y = run(host, tmp_path / "taken", x, type_name, [cut.float(), sign.float()], variant, 0, "plain")
     groups = x.float().reshape(1, 4, -1)
     centred = (groups - groups.mean(2, keepdim=True)) / groups.std(2, keepdim=True)
     opened = (centred.reshape(x.shape) >= cut.float().reshape(1, 16, 1, 1)).float()
     data, closed = x.float() * opened, x.float() * (1 - opened)
-    assert torch.equal(y.float(), (data + closed.roll(8, 1)).half().float())
+    assert torch.equal(y.float(), (data + closed.roll(8, 1)).to(x.dtype).float())

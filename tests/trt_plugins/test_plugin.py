@@ -42,7 +42,7 @@ def test_a_host_finds_every_operator_type_and_shape_as_it_should(harness):
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("passed")] == []
     assert done.returncode == 0
-    assert len(lines) > 1000  # 3 operators, 5 pairs of types, whole and straddling groups
+    assert len(lines) > 600  # 3 operators, 3 types, whole and straddling groups
     ids = {line.rpartition(" ")[2] for line in lines if "timing cache id" in line}
     assert {f"scconv-{op}-1-{HARNESS_REVISION}-groups16" for op in ("SRU", "SRUNorm", "SRUSoft")} == ids
     # what was refused was refused in words

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -107,13 +108,119 @@ def test_what_is_not_onnx(workplace, data):
     refuses(path, "truncated or not ONNX")
 
 
-def test_a_graph_that_the_checker_refuses(workplace):
+def text_model(body, opsets='"" : 18', **changes):
+    model = onnx.parser.parse_model(
+        f"<ir_version: 9, opset_import: [{opsets}]> g (float[2, 3] x) => (float[2, 3] y) {body}"
+    )
+    for name, value in changes.items():
+        setattr(model, name, value)
+    return model
+
+
+def test_only_damage_is_called_damage(workplace):
+    short = tensor()
+    short.raw_data = short.raw_data[:-1]
+    refuses(save(workplace, add_model(short)), "is damaged", "(tensor name: w)", "raw_data size")
     model = add_model(tensor())
-    model.graph.node[0].input[1] = "nowhere"
-    refuses(save(workplace, model), "is damaged", "nowhere")
-    model = add_model(tensor())
-    del model.opset_import[:]
+    del model.opset_import[:]  # it comes after the graph
     refuses(save(workplace, model), "is damaged", "opset_import")
+
+
+TWO_INITIALIZERS = add_model(tensor())
+TWO_INITIALIZERS.graph.initializer.append(tensor())
+INVALID = {
+    "two nodes give 'y'": text_model("{ y = Relu(x) y = Abs(x) }"),
+    "two initializers are called 'w'": TWO_INITIALIZERS,
+    "node y (Relu) reads 'nowhere', which nothing gives": text_model("{ y = Relu(nowhere) }"),
+    "node y (Abs) gives 'y', which is an input or a constant already": text_model(
+        "<float[2, 3] y = {1, 2, 3, 4, 5, 6}> { y = Abs(x) }"
+    ),
+    "node y (Relu) waits for its own result": text_model("{ y = Relu(m) m = Abs(y) }"),
+    "'y' is not an output of any node": text_model("{ z = Relu(x) }"),
+    "Unrecognized attribute: foo": text_model("{ y = Relu <foo = 1> (x) }"),
+    "input size 2": text_model("{ y = Relu(x, x) }"),
+    "it does not say of which opset its Relu is": text_model("{ y = Relu(x) }", '"my" : 1'),
+    "IR version 99, written by a newer ONNX": text_model("{ y = Relu(x) }", ir_version=99),
+}
+
+
+@pytest.mark.parametrize("reason", INVALID)
+def test_an_invalid_graph_is_no_damage(workplace, reason):
+    refuses(save(workplace, INVALID[reason]), reason, kind=ModelError)
+
+
+def test_a_graph_without_outputs(workplace):
+    model = text_model("{ y = Relu(x) }")
+    del model.graph.output[:]
+    refuses(save(workplace, model), "it has no outputs", kind=ModelError)
+
+
+FOREIGN = {
+    "in the standard domain": text_model("{ m = EfficientNMS_TRT <max = 10> (x, x) y = Relu (m) }"),
+    "of another opset": text_model("{ y = Gelu(x) }"),
+    "taken out of the standard": text_model("<float[2] s = {1, 1}> { y = Upsample(x, s) }"),
+    "of a domain that is not imported": text_model("{ y = my.Op(x) }"),
+    "inside a branch": text_model(
+        "<bool b = {1}> { y = If (b) <then_branch = t () => (float[2, 3] p) { p = Mine(x) },"
+        " else_branch = e () => (float[2, 3] q) { q = Relu(x) }> }"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_foreign_operators_are_read(workplace, what):
+    """And nothing of them is changed; a domain gets its version."""
+    found = read_onnx(save(workplace, FOREIGN[what]))
+    assert found.graph == FOREIGN[what].graph
+    imported = {entry.domain: entry.version for entry in found.opset_import}
+    assert imported == {"": 18} | ({"my": 1} if "imported" in what else {})
+
+
+def test_a_domain_of_onnx_that_is_not_imported_gets_the_newest_version_as_in_runtimes(workplace):
+    found = read_onnx(save(workplace, text_model('{ y = ai.onnx.ml.Normalizer <norm = "L2"> (x) }')))
+    assert {e.domain: e.version for e in found.opset_import} == {"": 18, "ai.onnx.ml": 5}
+
+
+def test_an_unsorted_graph_is_sorted_and_nothing_else_is_moved(workplace):
+    """Branches, which read tensors of the graph around them, and functions too."""
+    branch = "(float[2, 3] {0}) {{ {0} = Relu({0}0) {0}0 = Add(x, k) }}"
+    model = text_model(
+        f"{{ y = Add(d, i) a = Abs(x) i = If (b) <then_branch = t () => {branch.format('p')},"
+        f" else_branch = e () => {branch.format('q')}> k = Neg(a) c = my.F(a) d = Neg(c)"
+        " b = Constant <value = bool {1}> () }",
+        '"" : 18, "my" : 1',
+    )
+    body = onnx.parser.parse_function('<domain: "my", opset_import: ["" : 18]> F (a) => (b) { b = Neg(c) c = Abs(a) }')
+    model.functions.append(body)
+    found = read_onnx(save(workplace, model))
+    assert [n.output[0] for n in found.graph.node] == ["a", "k", "c", "d", "b", "i", "y"]
+    inner = next(n for n in found.graph.node if n.op_type == "If").attribute
+    assert [[n.output[0] for n in a.g.node] for a in inner] == [["p0", "p"], ["q0", "q"]]
+    assert [n.output[0] for n in found.functions[0].node] == ["c", "b"]
+    x = np.arange(-3, 3, dtype=np.float32).reshape(2, 3)
+    (y,) = onnxruntime.InferenceSession(found.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.abs(x) + np.maximum(x - np.abs(x), 0))
+
+
+def test_a_graph_without_nodes_or_inputs_is_a_graph(workplace):
+    identity = text_model("{ y = Relu(x) }")
+    del identity.graph.node[:]
+    identity.graph.output[0].name = "x"
+    assert read_onnx(save(workplace, identity)) == identity
+    constant = text_model("{ y = Constant <value = float[2, 3] {1, 2, 3, 4, 5, 6}> () }")
+    del constant.graph.input[:]
+    assert read_onnx(save(workplace, constant)) == constant
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"), [(b"\x1f\x8b\x08", "gunzip"), (b"PK\x03\x04", "Unpack"), (b"version https://git-lfs", "lfs")]
+)
+def test_what_a_file_is_instead(workplace, start, remedy):
+    path = workplace / "model.onnx"
+    path.write_bytes(start + bytes(60))
+    with pytest.raises(IntegrityError, match="truncated or not ONNX: it is") as refused:
+        read_onnx(path)
+    assert remedy in refused.value.remedy
 
 
 # --- external data ----------------------------------------------------------------------------------------------

@@ -74,10 +74,12 @@ void check_formats(IPluginV3OneBuild& build, const Case& one, const std::string&
     report.check(name + " refuses another output type", refused(last, other, TensorFormat::kLINEAR));
     report.check(name + " refuses HWC8", refused(0, one.type, TensorFormat::kHWC8));
     report.check(name + " refuses HWC8 at the output", refused(last, one.type, TensorFormat::kHWC8));
-    report.check(name + " refuses a parameter of a third type", refused(1, other, TensorFormat::kLINEAR));
-    const DataType second = one.parameter_type == DataType::kFLOAT ? one.type : DataType::kFLOAT;
-    if (second != one.parameter_type)
-        report.check(name + " refuses parameters of two types", refused(2, second, TensorFormat::kLINEAR));
+    for (int32_t i = 1; i < last; ++i)
+    {
+        const std::string which = name + " refuses parameter " + std::to_string(i);
+        report.check(which + " in half", refused(i, DataType::kHALF, TensorFormat::kLINEAR));
+        report.check(which + " in bfloat16", refused(i, DataType::kBF16, TensorFormat::kLINEAR));
+    }
 }
 
 void check_shapes(IPluginV3OneBuild& build, const Case& one, const std::string& name, Report& report)
@@ -127,6 +129,10 @@ void check_configuration(IPluginV3OneBuild& build, const Case& one, const std::s
     auto tensors = one.dynamic_descriptions();
     tensors[1] = dynamic(tensor({one.shape[1] + 2}, one.parameter_type));
     report.check(name + " refuses a parameter of another length",
+        build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, 1) != 0);
+    tensors = one.dynamic_descriptions();
+    tensors[inputs - 1].desc.type = DataType::kHALF;
+    report.check(name + " is not configured with a parameter in half",
         build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, 1) != 0);
 
     tensors = one.dynamic_descriptions(); // dynamic batch, height and width
@@ -226,27 +232,26 @@ void check_library(const char* path, Report& report)
             continue;
         check_fields(*creator, report);
         for (int t = 0; t < 3; ++t)
-            for (int p : {0, t})
-                for (const std::vector<int64_t>& shape :
-                    {std::vector<int64_t>{2, 32, 7, 7}, std::vector<int64_t>{1, 24, 4, 4}})
-                {
-                    const Case one{op, kTypes[t], kTypes[p], shape, 16, 0, 1e-5f, 0.0f};
-                    const std::string name = std::string(op) + " " + kTypeNames[t] + "/" + kTypeNames[p]
-                        + (shape[1] % 16 == 0 ? "" : " straddling");
-                    const Plugin plugin(create(*creator, one, TensorRTPhase::kBUILD));
-                    report.check(name + " is created", plugin != nullptr);
-                    if (plugin == nullptr)
-                        continue;
-                    Capabilities capabilities(*plugin);
-                    const bool all = capabilities.core && capabilities.build && capabilities.runtime;
-                    report.check(name + " has its three capabilities", all);
-                    if (!all)
-                        continue;
-                    check_formats(*capabilities.build, one, name, report);
-                    check_shapes(*capabilities.build, one, name, report);
-                    check_configuration(*capabilities.build, one, name, report);
-                    check_life(*creator, *plugin, one, name, report);
-                }
+            for (const std::vector<int64_t>& shape :
+                {std::vector<int64_t>{2, 32, 7, 7}, std::vector<int64_t>{1, 24, 4, 4}})
+            {
+                const Case one{op, kTypes[t], DataType::kFLOAT, shape, 16, 0, 1e-5f, 0.0f};
+                const std::string name = std::string(op) + " " + kTypeNames[t]
+                    + (shape[1] % 16 == 0 ? "" : " straddling");
+                const Plugin plugin(create(*creator, one, TensorRTPhase::kBUILD));
+                report.check(name + " is created", plugin != nullptr);
+                if (plugin == nullptr)
+                    continue;
+                Capabilities capabilities(*plugin);
+                const bool all = capabilities.core && capabilities.build && capabilities.runtime;
+                report.check(name + " has its three capabilities", all);
+                if (!all)
+                    continue;
+                check_formats(*capabilities.build, one, name, report);
+                check_shapes(*capabilities.build, one, name, report);
+                check_configuration(*capabilities.build, one, name, report);
+                check_life(*creator, *plugin, one, name, report);
+            }
     }
 }
 

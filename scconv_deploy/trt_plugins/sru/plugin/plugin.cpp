@@ -167,7 +167,15 @@ int32_t SruPlugin::configurePlugin(
         return kRefused;
     PluginTensorDesc parameters[4];
     for (int32_t i = 0; i < traits_.parameters; ++i)
+    {
         parameters[i] = in[1 + i].desc;
+        if (parameters[i].type != DataType::kFLOAT)
+        {
+            message(traits_.name, "parameter %d is of type %d, expected float32: in 16 bits gates change", 1 + i,
+                static_cast<int>(parameters[i].type));
+            return kRefused;
+        }
+    }
     for (const Dims* dims : {&in[0].desc.dims, &in[0].min, &in[0].opt, &in[0].max})
         if (!check_shapes(*dims, parameters, true))
             return kRefused;
@@ -230,9 +238,7 @@ bool SruPlugin::supportsFormatCombination(
         return kernel_type(data, unused);
     if (position == inputs)
         return asked.type == data;
-    if (position == 1)
-        return asked.type == DataType::kFLOAT || asked.type == data;
-    return asked.type == inOut[1].desc.type; // one type for all parameters
+    return asked.type == DataType::kFLOAT; // in 16 bits a cut is another cut, and gates change
 }
 
 int32_t SruPlugin::getNbOutputs() const noexcept
