@@ -83,7 +83,7 @@ class _SRUNode(nn.Module):
             version=DOMAIN_VERSION,
             metadata_props={
                 SITE: site_name(self.swapped.path, self._calls[self.swapped.path]),
-                VARIANT: self.swapped.variant.name,
+                VARIANT: self.swapped.variant.label,
             },
         )
         return conv(y) if conv is not None and place == "after" else y

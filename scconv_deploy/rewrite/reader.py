@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from onnx.reference import ReferenceEvaluator
 
 from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.call import Call
-from scconv_deploy.rewrite.interpret import UnreadableError, interpret
+from scconv_deploy.rewrite.interpret import Affine, UnreadableError, interpret
 from scconv_deploy.rewrite.meaning import (
     Centred,
     Constant,
@@ -69,7 +68,7 @@ class SRUReading:
 
     Attributes:
         x: its input, ``[N, C, H, W]`` float32.
-        gamma, beta: float32 ``[C]``.
+        affine: gamma, beta and the gate weight.
         notes: what was assumed.
         region: its nodes, producers first, those of its constants included.
         mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
@@ -77,8 +76,7 @@ class SRUReading:
     """
 
     x: ir.Value
-    gamma: torch.Tensor
-    beta: torch.Tensor
+    affine: Affine
     variant: GateVariant
     notes: tuple[str, ...]
     region: tuple[ir.Node, ...]
@@ -132,19 +130,19 @@ def read_sru(concat: ir.Node, sigmoid: ir.Node) -> SRUReading:
             raise UnreadableError(crossing.reason, crossing.node)
         if not isinstance(crossing, Crossing):
             raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
-        variant, gamma, beta, notes = interpret(crossing, sample)
+        variant, affine, notes = interpret(crossing, sample)
         if found is not None and found[0] != variant:
             raise UnreadableError(f"at another input size it is another variant ({found[0]} and {variant})")
-        found = variant, gamma, beta, notes
+        found = variant, affine, notes
     if found is None:
         raise UnreadableError("no input size fits it")
-    variant, gamma, beta, notes = found
+    variant, affine, notes = found
     gate_values = tuple(
         value for node in region for value in node.outputs
         if node is not concat and isinstance(meanings.get(id(value)), _OF_THE_GATE)
     )  # fmt: skip
     masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
-    return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
+    return SRUReading(x, affine, variant, notes, tuple(region), *masks[0], gate_values)
 
 
 def _find_input(sigmoid: ir.Node) -> ir.Value:

@@ -20,6 +20,7 @@ from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
+from torch import Tensor
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
@@ -49,7 +50,7 @@ class FuseSRU(RewriteRuleClassBase):
             return result.fail()  # any other Concat: no candidate, no reason
         try:
             reading = read_sru(concat, sigmoid)
-            operator_inputs(reading.gamma, reading.beta, reading.variant)
+            _parameters(reading)
         except UnreadableError as error:
             return result.fail(f"{error.reason} (at {error.node})" if error.node else error.reason, [sigmoid])
         except ModelError as error:
@@ -64,7 +65,7 @@ class FuseSRU(RewriteRuleClassBase):
             raise ValueError("rewrite() follows check()")
         reading = read_sru(concat, sigmoid)
         site = concat.metadata_props.get(SITE) or concat.name or y.name or NAME
-        parameters = operator_inputs(reading.gamma, reading.beta, reading.variant)
+        parameters = _parameters(reading)
         inputs = [
             op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
             for name, value in parameters.items()
@@ -78,8 +79,13 @@ class FuseSRU(RewriteRuleClassBase):
             raise ValueError("the rewriter made no node")
         fused.shape, fused.dtype = y.shape or reading.x.shape, reading.x.dtype
         node.name = site
-        node.metadata_props.update({SITE: site, VARIANT: reading.variant.name, NOTE: "; ".join(reading.notes)})
+        node.metadata_props.update({SITE: site, VARIANT: reading.variant.label, NOTE: "; ".join(reading.notes)})
         return fused
+
+
+def _parameters(reading: SRUReading) -> dict[str, Tensor]:
+    affine = reading.affine
+    return operator_inputs(affine.gamma, affine.beta, reading.variant, weight=affine.weight)
 
 
 def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
