@@ -29,6 +29,7 @@ _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
 _LARGEST_WEIGHT_ERROR = 1e-3
+_ULPS = 2.0**-21  # relative: the orders of a sum without much cancellation
 _ORDERS: tuple[Weighting, ...] = ("sum", "torch_sum")
 
 
@@ -84,7 +85,7 @@ def interpret(crossing: Crossing, sample: Shape) -> tuple[GateVariant, Affine, t
         )  # fmt: skip
     except ScconvDeployError as error:
         raise UnreadableError(error.message) from error
-    if affine.weight is not None:
+    if affine.weight is not None and not torch.allclose(affine.weight, gate_weight(affine.gamma, variant), _ULPS, 0):
         notes = (*notes, REORDERED)
     return variant, affine, notes
 

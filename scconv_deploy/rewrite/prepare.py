@@ -140,8 +140,10 @@ def _fold_sums(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-        given = [constants.get(name) for name in node.input]
-        if node.op_type != "ReduceSum" or node.domain not in ("", "ai.onnx") or None in given:
+        given = [constants[name] for name in node.input if name in constants]
+        if node.op_type != "ReduceSum" or node.domain not in ("", "ai.onnx"):
+            continue
+        if len(given) != len(node.input):
             continue
         values, *axes = [numpy_helper.to_array(tensor) for tensor in given]
         if values.dtype != np.float32:
