@@ -29,8 +29,14 @@ from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, Weight
 from scconv_deploy.outcomes import VALUE_TOLERANCE
 
 _COMMON_GROUPS = (16, 4, 8, 32, 2, 1)
-_COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
-_COMBINATIONS: tuple[Statistics, ...] = ("group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation")
+_COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 1e-7, 1e-4, 1e-9)
+_COMBINATIONS: tuple[Statistics, ...] = (
+    "group_batchnorm",
+    "biased_variance",
+    "group_norm",
+    "unbiased_variance",
+    "biased_deviation",
+)
 _NEAREST = 16  # how many of the hypotheses nearest to the behaviour are put to the full test
 _UNLIKE = 0.2  # relative L2 beyond which a candidate is called no SRU at all
 _CLEAR = 1e-3
@@ -108,8 +114,6 @@ def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypo
     if found is not None:
         return found
     distance = ranked[0][0]
-    if distance > _UNLIKE and any(_adds_up_to_zero(parameter) for parameter in candidate.affine):
-        raise NotIdentifiedError("its gamma adds up to 0, so a gate weight gamma / sum(gamma) is not a number")
     if distance > _UNLIKE:
         raise NotIdentifiedError(f"it is not an SRU: its output is {distance:.0%} away from the nearest variant")
     raise NotIdentifiedError(f"it behaves like no known variant; {reason}")
@@ -123,10 +127,6 @@ def not_finite(module: nn.Module) -> list[str]:
             if count := int(holds.sum()):
                 found.append(f"{name} holds {what} ({count} of {parameter.numel()} values)")
     return found
-
-
-def _adds_up_to_zero(gamma: Tensor) -> bool:
-    return not any(bool(torch.isfinite(_weight(gamma, weighting)).all()) for weighting in ("sum", "torch_sum"))
 
 
 def _weight(gamma: Tensor, weighting: Weighting) -> Tensor:
@@ -185,10 +185,10 @@ def _numbers(module: nn.Module) -> list[float]:
     """Numbers among the attributes and buffers of a module and its children: G, eps and t, under any name."""
     found: list[float] = []
     for child in module.modules():
-        found += [v for v in vars(child).values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-        found = [v for v in found if math.isfinite(v)]
-        found += [float(b) for b in child.buffers(recurse=False) if b.numel() == 1]
-    return found
+        values = [*vars(child).values(), *child.buffers(recurse=False)]
+        found += [float(v) for v in values if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)]
+        found += [float(v) for v in values if isinstance(v, Tensor) and v.numel() == 1 and not v.is_complex()]
+    return [v for v in found if math.isfinite(v)]
 
 
 def small_numbers(module: nn.Module) -> frozenset[float]:
@@ -233,7 +233,7 @@ def _with_every_eps(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hy
     if any(isinstance(m, nn.GroupNorm) for m in candidate.module.modules()):
         yield hypothesis
         return
-    for eps in dict.fromkeys([*(v for v in _numbers(candidate.module) if 0 < v <= 0.01), *_COMMON_EPS]):
+    for eps in dict.fromkeys([*(v for v in _numbers(candidate.module) if 0 < v <= 0.1), *_COMMON_EPS]):
         yield replace(hypothesis, variant=replace(hypothesis.variant, eps=float(eps)))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.gate.gamma_sum import sum_in_order
 
-Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation"]
+Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_variance", "biased_deviation"]
 Weighting = Literal["sum", "torch_sum", "softmax", "none"]
 Comparison = Literal[">=", ">"]
 Fusion = Literal["hard", "soft"]
@@ -28,6 +28,7 @@ _SHORT_NAMES: dict[Statistics, str] = {
     "group_batchnorm": "groupbn",
     "group_norm": "groupnorm",
     "unbiased_variance": "groupvar",
+    "biased_variance": "groupnorm",
     "biased_deviation": "groupstd",
 }
 
@@ -38,8 +39,9 @@ class GateVariant:
 
     Attributes:
         statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by
-            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``); user code also mixes them: ``unbiased_variance`` is
-            ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``.
+            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``, whose arithmetic is uncentred); user code also mixes
+            them: ``unbiased_variance`` is ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``,
+            ``biased_variance`` is GroupNorm written out, ``(x - mean) / sqrt(var(ddof=0) + eps)``.
         weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``. ``sum`` is Python's
             (the original code's), which adds one channel after the other in float32; ``torch_sum`` is ``torch.sum`` and
             ``gamma.sum()``, in the order of torch's vectors. Where gamma nearly cancels, the two move gates.
@@ -81,7 +83,7 @@ class GateVariant:
 
     @property
     def eps_var(self) -> float:
-        return self.eps if self.statistics in ("group_norm", "unbiased_variance") else 0.0
+        return self.eps if self.statistics in ("group_norm", "unbiased_variance", "biased_variance") else 0.0
 
     @property
     def eps_std(self) -> float:
@@ -91,7 +93,8 @@ class GateVariant:
     def name(self) -> str:
         """The published name where there is one, else the list of choices; whose sum it is says the :attr:`label`."""
         weighting = "sum" if self.weighting == "torch_sum" else self.weighting
-        plain = replace(self, weighting=weighting)
+        statistics = "group_norm" if self.statistics == "biased_variance" else self.statistics
+        plain = replace(self, weighting=weighting, statistics=statistics)
         for name, known in VARIANTS.items():
             if replace(known, num_groups=self.num_groups, eps=self.eps, threshold=self.threshold) == plain:
                 return name
@@ -100,7 +103,7 @@ class GateVariant:
             parts.append("normalized")
         if weighting != "sum":
             parts.append("softmax" if weighting == "softmax" else "unweighted")
-        if self.comparison == (">=" if self.statistics == "group_norm" else ">"):
+        if self.comparison == (">=" if statistics == "group_norm" else ">"):
             parts.append("strict" if self.comparison == ">" else "inclusive")
         return "-".join(parts)
 

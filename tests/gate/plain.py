@@ -55,6 +55,7 @@ class PlainSRU(nn.Module):
         self.gamma = nn.Parameter(torch.randn(choices.channels, 1, 1, generator=generator))
         self.beta = nn.Parameter(torch.randn(choices.channels, 1, 1, generator=generator) * choices.beta)
         self.choices = choices
+        self.t = choices.threshold  # groups and eps are literals to whoever looks
         self.eval()
 
     def normalize(self, x):
