@@ -26,6 +26,7 @@ BENCHMARKS = {
     "half_error": "float16 and bfloat16 by converter: error of outputs, gates and SRUs, validity, size",
     "half_keep": "what keeping an operator in float32 is worth in a half file",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
+    "whose_sum": "near-cancelling gammas of 20,000: SRUs recognised, refused, taken for another, by order of the sum",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
     "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",

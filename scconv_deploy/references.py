@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ def _reference(
                 f"{name} refuses its inputs ({shapes}): {str(error).splitlines()[0]}",
                 _shape_remedy(name, model, signature),
             ) from error
+        stage.skipped += _not_finite(name, model, signature)
         recognition = recognize(model, signature.args, signature.kwargs, seed)
         recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
         stage.applied += [f"{found.path}: {found.variant}" for found in recognition.srus]
@@ -104,6 +105,55 @@ def _require_float32(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ModelError(f"{name} is {tensor.dtype}; the reference is float32.", "Call model.float() first.")
+
+
+def _not_finite(name: str, model: nn.Module, signature: Signature) -> list[tuple[str, str]]:
+    """Refuse a model whose output depends on a NaN among its weights; (path, what it holds) of all others.
+
+    A gate turns NaN into zeros, so that the output alone does not show it. Infinities are a mask's, and legitimate,
+    unless the output holds NaN.
+
+    Raises:
+        ModelError: naming what holds it.
+    """
+    tensors = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_floating_point()}
+    holding = {n: t for n, t in tensors.items() if not bool(torch.isfinite(t).all())}
+    if not holding:
+        return []
+    told = {n: f"holds {_kinds(t)}" for n, t in holding.items()}
+    before = signature.call(model, signature.tensors)
+    broken = any(bool(torch.isnan(y).any()) for y in before.values() if y.is_floating_point())
+    wrong = {n: t for n, t in holding.items() if broken or bool(torch.isnan(t).any())}
+    if wrong and not _same_without(model, signature, wrong, before):
+        path = next(iter(wrong))
+        others = f", and {len(wrong) - 1} more of its tensors hold NaN or Inf" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{name}: {path} {told[path]}{others}; the output depends on it.",
+            "Check the checkpoint: the training has diverged, or the file is incomplete.",
+        )
+    return list(told.items())
+
+
+def _kinds(tensor: torch.Tensor) -> str:
+    counts = {"NaN": int(torch.isnan(tensor).sum()), "Inf": int(torch.isinf(tensor).sum())}
+    found = " and ".join(f"{kind} in {count:,}" for kind, count in counts.items() if count)
+    return f"{found} of {tensor.numel():,} values"
+
+
+def _same_without(
+    model: nn.Module, signature: Signature, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]
+) -> bool:
+    """Whether the model computes the same with zeros in place of what is not finite."""
+    kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with torch.no_grad():
+        try:
+            for tensor in tensors.values():
+                tensor.nan_to_num_(0.0, 0.0, 0.0)
+            after = signature.call(model, signature.tensors)
+        finally:
+            for name, tensor in tensors.items():
+                tensor.copy_(kept[name])
+    return all(torch.equal(y.nan_to_num(), after[n].nan_to_num()) for n, y in before.items() if n in after)
 
 
 def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:

@@ -19,12 +19,14 @@ from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.gate.variant import gate_weight
 from scconv_deploy.rewrite.apply import Applied, Fused, NearMiss
 from scconv_deploy.rewrite.functions import VARIANT
-from scconv_deploy.rewrite.interpret import FOLDED, weight_error
+from scconv_deploy.rewrite.interpret import FOLDED, REORDERED, Affine, weight_error
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.verification import instrument, matching
 from scconv_deploy.verification.parity import known_sites
 from scconv_deploy.verification.runners.pytorch import RecordedGate, record_gates
 from scconv_deploy.verification.torch_reference import Reference
+
+_SUMS = ("sum", "torch_sum")
 
 
 def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names: matching.Names) -> list[str]:
@@ -84,11 +86,7 @@ def _completes(fused: Fused, module: SwappedSRU) -> bool:
         return False
     if replace(fused.variant, weighting=module.variant.weighting) != module.variant:
         return False
-    same = all(
-        torch.equal(found.reshape(-1), given.detach().reshape(-1))
-        for found, given in ((fused.gamma, module.gamma), (fused.beta, module.beta))
-    )
-    return (same and fused.variant == module.variant) or _is_folded(fused, module)
+    return _is_reordered(fused, module) or _is_folded(fused, module)
 
 
 def _is_folded(fused: Fused, module: SwappedSRU) -> bool:
@@ -98,19 +96,30 @@ def _is_folded(fused: Fused, module: SwappedSRU) -> bool:
         return False
     gamma, beta = (t.detach().double().reshape(-1).numpy() for t in (module.gamma, module.beta))
     weight = gate_weight(module.gamma.detach(), variant).double().numpy()
-    error = weight_error(gamma) if variant.weighting == "sum" else 1e-5
+    error = weight_error(gamma) if variant.weighting in _SUMS else 1e-5
     pairs = ((fused.gamma, gamma * weight), (fused.beta, beta * weight))
     return all(bool(np.all(np.abs(found.numpy() - value) <= error * np.abs(value))) for found, value in pairs)
 
 
+def _is_reordered(fused: Fused, module: SwappedSRU) -> bool:
+    """Whether a node is a module but for the order in which sum(gamma) was added up: whoever folded it chose one."""
+    if module.variant.weighting not in _SUMS or fused.variant.weighting not in _SUMS:
+        return False
+    if replace(fused.variant, weighting=module.variant.weighting) != module.variant:
+        return False
+    pairs = ((fused.gamma, module.gamma), (fused.beta, module.beta))
+    same = all(torch.equal(found, of_module.detach().reshape(-1)) for found, of_module in pairs)
+    return same and not torch.equal(fused.weight, module.gate_weight)
+
+
 def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, module: SwappedSRU) -> Fused:
-    """Give a node what folding took: the module's own parameters."""
+    """Give a node what folding took or rounded otherwise: the module's own parameters."""
     for name, value in zip(node.input[1:], node_inputs(module).values(), strict=True):
         stored = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
         stored.CopyFrom(numpy_helper.from_array(value.numpy(), name))
     for entry in node.metadata_props:
         if entry.key == VARIANT:
-            entry.value = module.variant.name
+            entry.value = module.variant.label
     gamma, beta = (torch.clone(t.detach().reshape(-1)) for t in (module.gamma, module.beta))
-    note = fused.note.replace(FOLDED, "gamma is the reference's")
-    return replace(fused, variant=module.variant, gamma=gamma, beta=beta, note=note)
+    note = fused.note.replace(FOLDED, "gamma is the reference's").replace(REORDERED, "cut is the reference's")
+    return replace(fused, variant=module.variant, affine=Affine(gamma, beta), note=note)

@@ -125,7 +125,7 @@ class SoftSRU(nn.Module):
 
     def forward(self, x):
         gn_x = self.gn(x)
-        w_gamma = (self.gn.weight / torch.sum(self.gn.weight)).view(1, -1, 1, 1)
+        w_gamma = (self.gn.weight / sum(self.gn.weight)).view(1, -1, 1, 1)
         r = torch.sigmoid(gn_x * w_gamma)
         w1 = torch.where(r > self.gate_treshold, torch.ones_like(r), r)
         w2 = torch.where(r > self.gate_treshold, torch.zeros_like(r), r)

@@ -89,7 +89,7 @@ class _SRUNode(nn.Module):
             version=DOMAIN_VERSION,
             metadata_props={
                 SITE: site_name(self.swapped.path, self._calls[self.swapped.path]),
-                VARIANT: self.swapped.variant.name,
+                VARIANT: self.swapped.variant.label,
             },
         )
         y = from_planes(made, x)

@@ -25,19 +25,32 @@ from scconv_deploy.gate.candidates import Candidate, ConvPlace
 from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut, tau
 from scconv_deploy.gate.outputs import compare_outputs, relative_l2
 from scconv_deploy.gate.probes import probes
-from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, check_groups, check_halves
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, Weighting, check_groups, check_halves
 from scconv_deploy.outcomes import VALUE_TOLERANCE
 
 _COMMON_GROUPS = (16, 4, 8, 32, 2, 1)
-_COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
-_COMBINATIONS: tuple[Statistics, ...] = ("group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation")
+_COMMON_EPS = (1e-10, 1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 1e-7, 1e-4, 1e-9)
+_COMBINATIONS: tuple[Statistics, ...] = (
+    "group_batchnorm",
+    "biased_variance",
+    "group_norm",
+    "unbiased_variance",
+    "biased_deviation",
+)
 _NEAREST = 16  # how many of the hypotheses nearest to the behaviour are put to the full test
 _UNLIKE = 0.2  # relative L2 beyond which a candidate is called no SRU at all
 _CLEAR = 1e-3
 """Share of gates, on inputs made to sit on the threshold, up to which a match is beyond doubt. Measured on 401,408
 gates: Python's sum(gamma) for torch's flips 3.4e-4 of them, the biased deviation with beta = 0 flips 1.2e-2."""
-_SMALL_BATCH, _SMALL_SIZE = 2, 8  # of the input on which hypotheses are ranked
-_EPS_SCALES = (1e-3, 1e-6)  # of inputs on which an eps shows: in the variance, in the deviation
+_SMALL = (2, 8, 8)  # batch, height and width of the input on which hypotheses are ranked
+_OTHER_SIZES = ((8, 8), (12, 6))  # of which the module is tried at one that is not its own
+_ENOUGH_GATES = 2**14
+"""At the module's own height and width, in a larger batch if need be: differences that rounding explains show in one
+gate of a hundred or of a thousand that sit on the threshold."""
+_TIED = 1e-6  # in distance: as far as rounding moves the values of the right hypothesis
+_MOST_TIED = 64
+_EPS_SCALES = (1e-3, 1e-6, 1e-10)  # of inputs on which an eps shows: in the variance, in the deviation
+_CANCELLED = 1e-4  # how far two orders of a sum are apart, relatively, before noise tells them apart
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,10 @@ class NotIdentifiedError(Exception):
     """No hypothesis, or not this one; the message is the reason."""
 
 
+class DoesNotRunError(NotIdentifiedError):
+    """The module does not take this input."""
+
+
 def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypothesis | None) -> Identified:
     """Find the hypothesis that passes the full test.
 
@@ -80,17 +97,20 @@ def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypo
         check_halves(candidate.affine[0].numel(), "it")
     except ScconvDeployError as error:
         raise NotIdentifiedError(error.message) from error
+    if wrong := not_finite(candidate.module):
+        raise NotIdentifiedError(f"its {wrong[0]}, so no gate is defined: check the checkpoint")
     if not torch.isfinite(recorded).all():
         raise NotIdentifiedError("its input holds NaN or Inf on the example input")
     with torch.no_grad(), _unchanged_buffers(candidate.module):
         if remembered is not None:
-            found, _ = _best(candidate, [remembered], recorded, seed)
+            found, _ = _best(candidate, [(0.0, remembered)], recorded, seed)
             if found is not None and found.flips <= _CLEAR:
                 return found
         ranked = _rank(candidate, recorded, seed)
         if not ranked:
             raise NotIdentifiedError("no known variant has its shapes")
-        found, reason = _best(candidate, [hypothesis for _, hypothesis in ranked[:_NEAREST]], recorded, seed)
+        tied = sum(distance <= ranked[0][0] + _TIED for distance, _ in ranked[:_MOST_TIED])
+        found, reason = _best(candidate, ranked[: max(_NEAREST, tied)], recorded, seed)
     if found is not None:
         return found
     distance = ranked[0][0]
@@ -99,26 +119,60 @@ def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypo
     raise NotIdentifiedError(f"it behaves like no known variant; {reason}")
 
 
+def not_finite(module: nn.Module) -> list[str]:
+    """The parameters of a module that hold NaN or Inf, and how many of their values."""
+    found = []
+    for name, parameter in module.named_parameters():
+        for what, holds in (("NaN", torch.isnan(parameter)), ("Inf", torch.isinf(parameter))):
+            if count := int(holds.sum()):
+                found.append(f"{name} holds {what} ({count} of {parameter.numel()} values)")
+    return found
+
+
+def _weight(gamma: Tensor, weighting: Weighting) -> Tensor:
+    return pytorch_gate.gate_weight(gamma.detach(), replace(VARIANTS["groupbn-hard"], weighting=weighting))
+
+
 def _best(
-    candidate: Candidate, hypotheses: list[Hypothesis], recorded: Tensor, seed: int
+    candidate: Candidate, ranked: list[tuple[float, Hypothesis]], recorded: Tensor, seed: int
 ) -> tuple[Identified | None, str]:
-    """The first hypothesis that is clear, else the one with the fewest; and why the first one failed."""
+    """The hypothesis that differs in no gate, or in the fewest; and why the first one failed.
+
+    Those that differ in few enough end the search, once everything that is as near has been tried too.
+    """
     best: Identified | None = None
-    reason = ""
-    for hypothesis in hypotheses:
-        # ranking cannot tell the comparisons apart: they differ where the sigmoid is exactly the threshold
-        for comparison in dict.fromkeys([hypothesis.variant.comparison, ">=", ">"]):
-            attempt = replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison))
+    reason, until = "", math.inf
+    for distance, hypothesis in ranked:
+        if distance > until:
+            break
+        for attempt in _alike(candidate, hypothesis):
             try:
                 found = _accept(candidate, attempt, recorded, seed)
             except Exception as error:  # of the user's own code, or shapes that the hypothesis cannot have
-                reason = reason or f"nearest {attempt.variant}: {error}"
+                why = error.message if isinstance(error, ScconvDeployError) else error
+                reason = reason or f"nearest {attempt.variant}: {why}"
                 continue
-            if found.flips <= _CLEAR:
+            if not found.flips:
                 return found, reason
             if best is None or found.flips < best.flips:
                 best = found
+            if found.flips <= _CLEAR:
+                until = min(until, distance + _TIED)
     return best, reason
+
+
+def _alike(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
+    """The hypothesis, and what ranking cannot tell from it: the comparisons differ where the sigmoid is exactly the
+    threshold, the orders of the sum by its rounding. Orders that agree to the bit are one: Python's."""
+    gamma, _ = affine(candidate, hypothesis)
+    orders: list[Weighting] = [hypothesis.variant.weighting]
+    if orders[0] in ("sum", "torch_sum"):
+        orders = ["sum", "torch_sum"]
+        if torch.equal(_weight(gamma, "sum"), _weight(gamma, "torch_sum")):
+            orders = ["sum"]
+    comparisons = dict.fromkeys([hypothesis.variant.comparison, ">=", ">"])
+    for comparison, weighting in product(comparisons, orders):
+        yield replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison, weighting=weighting))
 
 
 def affine(candidate: Candidate, hypothesis: Hypothesis) -> tuple[nn.Parameter, nn.Parameter]:
@@ -131,10 +185,15 @@ def _numbers(module: nn.Module) -> list[float]:
     """Numbers among the attributes and buffers of a module and its children: G, eps and t, under any name."""
     found: list[float] = []
     for child in module.modules():
-        found += [v for v in vars(child).values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-        found = [v for v in found if math.isfinite(v)]
-        found += [float(b) for b in child.buffers(recurse=False) if b.numel() == 1]
-    return found
+        values = [*vars(child).values(), *child.buffers(recurse=False)]
+        found += [float(v) for v in values if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)]
+        found += [float(v) for v in values if isinstance(v, Tensor) and v.numel() == 1 and not v.is_complex()]
+    return [v for v in found if math.isfinite(v)]
+
+
+def small_numbers(module: nn.Module) -> frozenset[float]:
+    """Those of a module's numbers that are an eps or a threshold: two modules of a class may differ in them."""
+    return frozenset(v for v in _numbers(module) if 0 < v < 1)
 
 
 def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
@@ -145,38 +204,52 @@ def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
     groups = dict.fromkeys(int(v) for v in (*numbers, *_COMMON_GROUPS, *divisors) if v == int(v) and 1 <= v <= channels)
     thresholds = dict.fromkeys(float(v) for v in (*numbers, 0.5) if 0.01 < v < 1)
     norms = [m for m in candidate.module.modules() if isinstance(m, nn.GroupNorm)]
+    weightings: dict[bool, list[Weighting]] = {}
+    for swapped in (False, True):
+        apart = _cancelled(candidate.affine[swapped])
+        weightings[swapped] = ["sum", "torch_sum", "softmax"] if apart else ["sum", "softmax"]
     normalizations: list[tuple[Any, int, float]] = [("group_norm", m.num_groups, m.eps) for m in norms]
     if not norms:
         normalizations = list(product(_COMBINATIONS, groups, _COMMON_EPS[:1]))
-    for (kind, num_groups, eps), threshold, base, weighting, place, swapped in product(
-        normalizations, thresholds, VARIANTS.values(), ("sum", "softmax"), candidate.conv_places, (False, True)
+    for (kind, num_groups, eps), threshold, base, place, swapped in product(
+        normalizations, thresholds, VARIANTS.values(), candidate.conv_places, (False, True)
     ):
         if norms and channels % num_groups:
             continue
-        variant = replace(
-            base, statistics=kind, num_groups=num_groups, eps=eps, threshold=threshold, weighting=weighting
-        )
-        yield Hypothesis(variant, swapped, place)
+        for weighting in weightings[swapped]:
+            variant = replace(
+                base, statistics=kind, num_groups=num_groups, eps=eps, threshold=threshold, weighting=weighting
+            )
+            yield Hypothesis(variant, swapped, place)
+
+
+def _cancelled(gamma: Tensor) -> bool:
+    """Whether the orders of its sum are so far apart that noise tells them from one another."""
+    ours, theirs = _weight(gamma, "sum"), _weight(gamma, "torch_sum")
+    return not bool(((ours - theirs).abs() <= _CANCELLED * ours.abs()).all())
 
 
 def _with_every_eps(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
     if any(isinstance(m, nn.GroupNorm) for m in candidate.module.modules()):
         yield hypothesis
         return
-    for eps in dict.fromkeys([*(v for v in _numbers(candidate.module) if 0 < v <= 0.01), *_COMMON_EPS]):
+    for eps in dict.fromkeys([*(v for v in _numbers(candidate.module) if 0 < v <= 0.1), *_COMMON_EPS]):
         yield replace(hypothesis, variant=replace(hypothesis.variant, eps=float(eps)))
 
 
 def _rank(candidate: Candidate, recorded: Tensor, seed: int) -> list[tuple[float, Hypothesis]]:
     """Hypotheses by relative L2 distance on one small input, nearest first; then, with every eps, on tiny ones."""
     generator = torch.Generator().manual_seed(seed)
-    small = (_SMALL_BATCH, recorded.shape[1], *(min(s, _SMALL_SIZE) for s in recorded.shape[2:]))
-    x = torch.randn(small, generator=generator)
-    try:
-        y = _run(candidate, "small", x)
-    except NotIdentifiedError:  # a module that takes only its own size is probed at it
-        x = torch.randn(recorded.shape, generator=generator)
-        y = _run(candidate, "normal", x)
+    batch, *size = _SMALL
+    own = tuple(recorded.shape)
+    for shape in ((batch, own[1], *size), _crowd(own), own):  # a module may take only its own size, or batch
+        x = torch.randn(shape, generator=generator)
+        try:
+            y = _run(candidate, "normal", x)
+            break
+        except DoesNotRunError:
+            if shape == own:
+                raise
     coarse = _by_distance(candidate, ((h, (x, y)) for h in _hypotheses(candidate)))
     tiny = [(x * scale, _run(candidate, "tiny", x * scale)) for scale in _EPS_SCALES]
     fine = [h for _, near in coarse[:_NEAREST] for h in _with_every_eps(candidate, near)]
@@ -230,6 +303,22 @@ def _expected(candidate: Candidate, hypothesis: Hypothesis, x: Tensor) -> tuple[
     return y, x
 
 
+def _crowd(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with a batch that makes enough gates."""
+    each = math.prod(shape[1:])
+    return max(shape[0], -(-_ENOUGH_GATES // each)), *shape[1:]
+
+
+def _shapes(own: tuple[int, ...], num_groups: int) -> list[tuple[int, ...]]:
+    """The gate's inputs that a hypothesis is tried on: its own shape, one with more samples, one of another size."""
+    _, channels, *size = own
+    other = next(s for s in _OTHER_SIZES if s != tuple(size))
+    shapes = [own, _crowd(own)]
+    if channels * math.prod(other) % num_groups == 0:
+        shapes.append((2, channels, *other))
+    return list(dict.fromkeys(shapes))
+
+
 def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed: int) -> Identified:
     """Run the full test; raises NotIdentifiedError with the first disagreement."""
     variant = hypothesis.variant
@@ -237,30 +326,62 @@ def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed
     parameters = gate_parameters(gamma, beta, variant)
     _, of_gate = _expected(candidate, hypothesis, recorded)
     flips, decided = 0.0, False
-    for name, x in probes(of_gate, gamma, beta, variant, seed):
-        expected = pytorch_gate.sru(x, gamma, beta, variant)
-        y = _run_gate(candidate, hypothesis.conv_place, name, x, recorded)
-        if y.shape != expected.shape or y.dtype != expected.dtype:
-            raise NotIdentifiedError(f"on {name} input its output is {y.dtype}{list(y.shape)}")
-        count, distance = compare_outputs(y, expected, x, gamma, beta, parameters, variant)
-        if count.unexplained:
-            raise NotIdentifiedError(
-                f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name} input"
-            )
-        _require_near(distance, f"on {name} input")
-        r = pytorch_gate.reweight(pytorch_gate.normalize(x, gamma, beta, variant), gamma, variant)
-        decided = decided or bool((r == variant.threshold).any())
-        by_formula = pytorch_gate.compare(r, variant)
-        cut_flips = count_flips(by_formula != open_by_cut(x, parameters, variant), x, parameters, variant)
-        if cut_flips.unexplained:
-            raise NotIdentifiedError(f"the exact cut changes {cut_flips.unexplained} gates on {name} input")
-        flips = max(flips, count.flips / count.gates)
+    own = tuple(of_gate.shape)
+    for shape in _shapes(own, variant.num_groups):
+        given = of_gate if shape == own else _noise(shape, seed)
+        fed = recorded if shape == own else _noise((shape[0], recorded.shape[1], *shape[2:]), seed)
+        try:
+            share, found = _compare(candidate, hypothesis, parameters, given, fed, seed)
+        except DoesNotRunError:
+            if shape == own:
+                raise
+            continue  # it takes only its own size, or its own batch
+        flips, decided = max(flips, share), decided or found
     if hypothesis.conv_place == "before":  # the gate was fed past it
         expected, _ = _expected(candidate, hypothesis, recorded)
         _require_near(relative_l2(_run(candidate, "recorded", recorded), expected), "with its convolution")
     if not decided and _can_decide(parameters, of_gate, variant):
         raise NotIdentifiedError("no input was found on which >= and > differ, so its comparison is not known")
     return Identified(hypothesis, parameters, flips)
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def _compare(
+    candidate: Candidate, hypothesis: Hypothesis, parameters: GateParameters, of_gate: Tensor, fed: Tensor, seed: int
+) -> tuple[float, bool]:
+    """Hold the module against a hypothesis on every probe of one shape.
+
+    Args:
+        of_gate: an input of the gate of that shape.
+        fed: the module's own input for it.
+
+    Returns:
+        the largest share of gates that differ within rounding, and whether a sigmoid was exactly the threshold.
+    """
+    variant = hypothesis.variant
+    gamma, beta = affine(candidate, hypothesis)
+    flips, decided = 0.0, False
+    for probe, x in probes(of_gate, gamma, beta, variant, seed):
+        name = f"{probe} input {'x'.join(map(str, x.shape))}"
+        expected = pytorch_gate.sru(x, gamma, beta, variant)
+        y = _run_gate(candidate, hypothesis.conv_place, name, x, fed)
+        if y.shape != expected.shape or y.dtype != expected.dtype:
+            raise DoesNotRunError(f"on {name} its output is {y.dtype}{list(y.shape)}")
+        count, distance = compare_outputs(y, expected, x, gamma, beta, parameters, variant)
+        if count.unexplained:
+            raise NotIdentifiedError(f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name}")
+        _require_near(distance, f"on {name}")
+        r = pytorch_gate.reweight(pytorch_gate.normalize(x, gamma, beta, variant), gamma, variant)
+        decided = decided or bool((r == variant.threshold).any())
+        by_formula = pytorch_gate.compare(r, variant)
+        cut_flips = count_flips(by_formula != open_by_cut(x, parameters, variant), x, parameters, variant)
+        if cut_flips.unexplained:
+            raise NotIdentifiedError(f"the exact cut changes {cut_flips.unexplained} gates on {name}")
+        flips = max(flips, count.flips / count.gates)
+    return flips, decided
 
 
 def _require_near(distance: float, where: str) -> None:
@@ -301,7 +422,7 @@ def _run_gate(candidate: Candidate, place: ConvPlace, name: str, x: Tensor, reco
         raise NotIdentifiedError("its convolution is not called once, as a module, so that its gates cannot be probed")
     if place == "before":
         return y
-    _require_near(relative_l2(y, conv(seen[0])), f"after its convolution on {name} input")
+    _require_near(relative_l2(y, conv(seen[0])), f"after its convolution on {name}")
     return seen[0]
 
 
@@ -310,9 +431,9 @@ def _run(candidate: Candidate, name: str, x: Tensor) -> Tensor:
     try:
         y = candidate.module(given)
     except Exception as error:  # the user's own code: whatever it raises is the reason
-        raise NotIdentifiedError(f"on {name} input it raises {type(error).__name__}: {error}") from error
+        raise DoesNotRunError(f"on {name} it raises {type(error).__name__}: {error}") from error
     if not isinstance(y, Tensor):
-        raise NotIdentifiedError(f"on {name} input it returns {type(y).__name__}, not a tensor")
+        raise NotIdentifiedError(f"on {name} it returns {type(y).__name__}, not a tensor")
     if not torch.equal(given, x):
         raise NotIdentifiedError("it writes into its input")
     return y

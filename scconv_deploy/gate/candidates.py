@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ def find_candidates(model: nn.Module) -> Iterator[Candidate]:
 def has_hooks(candidate: Candidate) -> bool:
     """Whether forward hooks hang on the module or inside it; a node cannot carry them. Its convolution stays itself."""
     inside = (m for m in candidate.module.modules() if m is not candidate.conv)
-    return any(m._forward_hooks or m._forward_pre_hooks for m in inside)
+    return any(m._forward_hooks or m._forward_pre_hooks for m in inside if not isinstance(m, torch.jit.ScriptModule))
 
 
 def _is_per_channel(parameter: nn.Parameter) -> bool:
@@ -96,12 +97,44 @@ def record_inputs(
         else:
             inputs.setdefault(id(module), values[0][:_PROBE_BATCH].detach().clone())
 
-    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules]
+    scripted = {id(m) for m in modules if isinstance(m, torch.jit.ScriptModule)}
+    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules if id(m) not in scripted]
     try:
         if modules:
-            with torch.no_grad():
+            with torch.no_grad(), _wrapped(model, scripted, record):
                 model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
     return inputs
+
+
+class _Recorder(nn.Module):
+    """Stands in for a scripted module, which takes no hooks."""
+
+    def __init__(self, module: nn.Module, record: Callable[..., None]) -> None:
+        super().__init__()
+        self.module, self.record = module, record
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.record(self.module, args, kwargs)
+        return self.module(*args, **kwargs)
+
+
+@contextmanager
+def _wrapped(model: nn.Module, modules: set[int], record: Callable[..., None]) -> Iterator[None]:
+    """Put recorders in the places of modules, by identity, while the model runs."""
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        if not isinstance(parent, torch.jit.ScriptModule)
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in modules
+    ]
+    try:
+        for parent, name, child in places:
+            parent._modules[name] = _Recorder(child, record)
+        yield
+    finally:
+        for parent, name, child in places:
+            parent._modules[name] = child

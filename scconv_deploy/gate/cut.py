@@ -76,8 +76,12 @@ class GateParameters:
     tau: float
 
 
-def gate_parameters(gamma: Tensor, beta: Tensor, variant: GateVariant) -> GateParameters:
+def gate_parameters(gamma: Tensor, beta: Tensor, variant: GateVariant, weight: Tensor | None = None) -> GateParameters:
     """Cut and sign of every channel, in float64 and then rounded.
+
+    Args:
+        weight: the gate weight, float32 ``[C]``, where it is not the variant's own (a file that holds another
+            rounding of it).
 
     Raises:
         ModelError: a parameter is not finite, or sum(gamma) is 0, so that the gate weight is not a number.
@@ -86,7 +90,7 @@ def gate_parameters(gamma: Tensor, beta: Tensor, variant: GateVariant) -> GatePa
     beta = beta.detach().float().cpu().reshape(-1)
     if not (torch.isfinite(gamma).all() and torch.isfinite(beta).all()):
         raise ModelError("gamma or beta is not finite, so no gate is defined.", "Check the checkpoint.")
-    weight32 = gate_weight(gamma, variant)
+    weight32 = gate_weight(gamma, variant) if weight is None else weight
     if not torch.isfinite(weight32).all():
         raise ModelError(
             "sum(gamma) is 0, so the gate weight gamma / sum(gamma) is not a number.", "Check the checkpoint."
@@ -103,21 +107,26 @@ def gate_parameters(gamma: Tensor, beta: Tensor, variant: GateVariant) -> GatePa
 
 
 def operator_inputs(
-    gamma: Tensor, beta: Tensor, variant: GateVariant, found: GateParameters | None = None
+    gamma: Tensor,
+    beta: Tensor,
+    variant: GateVariant,
+    found: GateParameters | None = None,
+    weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The parameters of the operator that computes a variant, in its order, float32 ``[C]`` each.
 
     Args:
         found: cut and sign, where they have been computed already.
+        weight: see :func:`gate_parameters`.
     """
-    found = found or gate_parameters(gamma, beta, variant)
+    found = found or gate_parameters(gamma, beta, variant, weight)
     inputs = {"cut": torch.as_tensor(found.cut), "sign": torch.as_tensor(found.sign)}
     gamma, beta = gamma.detach().float().reshape(-1), beta.detach().float().reshape(-1)
     if variant.operator == "SRUNorm":
         inputs |= {"gamma": gamma.clone(), "beta": beta.clone()}
     elif variant.operator == "SRUSoft":
-        weight = gate_weight(gamma, variant).double()
-        inputs |= {"scale": (gamma.double() * weight).float(), "shift": (beta.double() * weight).float()}
+        wide = (gate_weight(gamma, variant) if weight is None else weight).double()
+        inputs |= {"scale": (gamma.double() * wide).float(), "shift": (beta.double() * wide).float()}
     return inputs
 
 

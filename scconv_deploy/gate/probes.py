@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from scconv_deploy.gate.cut import GateParameters, gate_parameters, statistics
-from scconv_deploy.gate.variant import GateVariant, per_channel
+from scconv_deploy.gate.cut import gate_parameters, statistics
+from scconv_deploy.gate.variant import GateVariant, gate_weight, per_channel
 
 _LARGEST_SHARE = 0.75
 _CARRIED = 0.5  # of a group's variance, by moved elements
-_FIXED_POINT_STEPS = 60  # each halves the error at least
+_FIXED_POINT_STEPS = 60  # each halves the error at least, where half of the variance is carried
+_SOLVED = 1e-9
+_BESIDE_EPS = (1e2, 1.0, 1e-2)
+"""Deviations, in units of the eps, at which it takes its part. In groups of two elements ``n`` is the same for every
+input whose deviation is far larger than eps, so that ddof and eps show nowhere else."""
 
 
 def probes(
@@ -28,12 +33,26 @@ def probes(
     base = torch.randn(recorded.shape, generator=generator)
     yield "normal", base
     # first without, then with an eps that matters beside the deviation
-    for name, scale in (("near-threshold", 1.0), ("small near-threshold", 1e-3), ("tiny near-threshold", 1e-6)):
+    eps = variant.eps_std or math.sqrt(variant.eps_var)
+    scales = {"near-threshold": 1.0, "small near-threshold": 1e-3, "tiny near-threshold": 1e-6}
+    scales |= {f"near-threshold (deviations of {factor:g} eps)": factor * eps for factor in _BESIDE_EPS}
+    for name, scale in scales.items():
         yield name, near_threshold(base * scale, gamma, beta, variant, generator)
+    yield "constant", (torch.arange(len(base)) % 2).float().reshape(-1, 1, 1, 1).expand_as(base).contiguous()
     yield "large-mean", base + 100
     yield "large", base * 1e4
     yield "rectified", base.relu()
     yield "recorded", recorded
+
+
+def rivals(gamma: Tensor, variant: GateVariant) -> Iterator[GateVariant]:
+    """The variants that noise cannot tell from this one: the other comparison, and the other order of the sum where
+    it rounds to other weights."""
+    yield replace(variant, comparison=">" if variant.comparison == ">=" else ">=")
+    if variant.weighting in ("sum", "torch_sum"):
+        other = replace(variant, weighting="torch_sum" if variant.weighting == "sum" else "sum")
+        if not torch.equal(gate_weight(gamma, other), gate_weight(gamma, variant)):
+            yield other
 
 
 def near_threshold(
@@ -42,15 +61,17 @@ def near_threshold(
     """Noise, a part of which is moved to the gate's boundary: half, or less where the boundary lies far out.
 
     Of the moved elements, half lie around the boundary at relative distances from 1e-6 to 0.1 (they tell ddof and
-    eps apart) and half between the boundaries of ``>=`` and ``>`` (they tell these apart).
+    eps apart) and half between this boundary and that of one of the :func:`rivals` (they tell these apart).
     """
-    inclusive = gate_parameters(gamma, beta, replace(variant, comparison=">="))
-    strict = gate_parameters(gamma, beta, replace(variant, comparison=">"))
 
-    def boundary(parameters: GateParameters) -> Tensor:
+    def boundary(of: GateVariant) -> Tensor:
+        parameters = gate_parameters(gamma, beta, of)
         return per_channel(torch.as_tensor(parameters.sign * parameters.cut).double(), base)
 
-    near, far = boundary(inclusive), boundary(strict)
+    near = boundary(variant)
+    others = torch.stack([boundary(rival) for rival in _with_weights(gamma, rivals(gamma, variant))])
+    chosen = torch.randint(len(others), base.shape, generator=generator)
+    far = others.expand(-1, *base.shape).gather(0, chosen[None])[0]
     # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
     share = (_CARRIED / torch.maximum(near.abs(), far.abs()).square()).clamp(max=0.5)
     moved = torch.rand(base.shape, generator=generator) < share
@@ -61,21 +82,30 @@ def near_threshold(
     along = torch.rand(base.shape, generator=generator, dtype=torch.float64)
     distance = 10 ** (-1 - 5 * along) * torch.where(torch.rand(base.shape, generator=generator) < 0.5, -1.0, 1.0)
     target = torch.where(between, near + along * (far - near), near * (1 + distance))
-    mean, s = _solve_statistics(base.double(), moved, target.where(moved, 0.0), variant)
+    mean, s, solved = _solve_statistics(base.double(), moved, target.where(moved, 0.0), variant)
     placed = (mean + s * target.reshape(base.shape[0], variant.num_groups, -1)).reshape(base.shape)
+    moved = (moved.reshape(base.shape[0], variant.num_groups, -1) & solved).reshape(base.shape)
     return torch.where(moved, placed, base.double()).float()
 
 
-def _solve_statistics(base: Tensor, moved: Tensor, target: Tensor, variant: GateVariant) -> tuple[Tensor, Tensor]:
+def _with_weights(gamma: Tensor, variants: Iterable[GateVariant]) -> list[GateVariant]:
+    """Those whose gate weight is a number: of two orders of a sum, one can be exactly 0."""
+    return [v for v in variants if bool(torch.isfinite(gate_weight(gamma, v)).all())]
+
+
+def _solve_statistics(
+    base: Tensor, moved: Tensor, target: Tensor, variant: GateVariant
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and s of a group whose moved elements lie at ``mean + s * target``: moving them moves both.
 
-    A fixed point over sums of each group. It converges, for the moved elements carry half of the variance at most.
+    A fixed point over sums of each group. It converges where the moved elements carry half of the variance at most. Few
+    elements carry more by chance, and of two elements neither can lie where it is asked to, unless eps takes its part.
 
     Args:
         base, target: float64 ``[N, C, *]``; target is 0 where nothing is moved.
 
     Returns:
-        ``[N, G, 1]`` each.
+        mean, s, and where there is a solution; ``[N, G, 1]`` each.
     """
     shape = (base.shape[0], variant.num_groups, -1)
 
@@ -87,8 +117,10 @@ def _solve_statistics(base: Tensor, moved: Tensor, target: Tensor, variant: Gate
     target1, target2 = total(target), total(target.square())
     freedom = base[0].numel() / variant.num_groups - variant.ddof
     mean, s = statistics(base, variant)
+    before = s
     for _ in range(_FIXED_POINT_STEPS):
+        before = s
         mean = (first + s * target1) / count
         squares = second - 2 * mean * first + count * mean.square() + s.square() * target2
         s = torch.sqrt(squares / freedom + variant.eps_var) + variant.eps_std
-    return mean, s
+    return mean, s, (s - before).abs() <= _SOLVED * s  # NaN compares false

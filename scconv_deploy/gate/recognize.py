@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine, identify
+from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine, identify, small_numbers
 from scconv_deploy.gate.candidates import ROOT, ConvPlace, PointwiseConv, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.cut import GateParameters
 from scconv_deploy.gate.variant import GateVariant
@@ -62,7 +62,7 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     inputs = record_inputs(model, [c.module for c in candidates], args, kwargs)
     accepted: list[RecognizedSRU] = []
     refused: list[Refusal] = []
-    remembered: dict[type, Hypothesis] = {}
+    remembered: dict[tuple[type, frozenset[float]], Hypothesis] = {}
     for candidate in candidates:
         if any(_is_inside(candidate.path, found.path) for found in accepted):
             continue
@@ -72,12 +72,13 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
                 x = "it has forward hooks, which would be lost"
             if isinstance(x, str):
                 raise NotIdentifiedError(x)
-            found = identify(candidate, x, seed, remembered.get(type(candidate.module)))
+            kind = type(candidate.module), small_numbers(candidate.module)
+            found = identify(candidate, x, seed, remembered.get(kind))
         except NotIdentifiedError as error:
             refused.append(Refusal(candidate.path, str(error)))
             continue
         hypothesis = found.hypothesis
-        remembered[type(candidate.module)] = hypothesis
+        remembered[kind] = hypothesis
         accepted.append(
             RecognizedSRU(
                 path=candidate.path,

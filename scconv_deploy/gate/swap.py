@@ -31,6 +31,9 @@ class SwappedSRU(nn.Module):
         self.parameters_of_gate = found.parameters
         self.gamma = found.gamma
         self.beta = found.beta
+        # float32's, in float64 too: how sum(gamma) was rounded is part of the model, and no noise of a run
+        weight = pytorch_gate.gate_weight(found.gamma.detach(), found.variant)
+        self.register_buffer("gate_weight", weight, persistent=False)
         self.conv = found.conv
         self.conv_place = found.conv_place
         self.on_gate: Callable[[str, Tensor], Tensor | None] | None = None
@@ -56,7 +59,8 @@ class SwappedSRU(nn.Module):
     def gate(self, x: Tensor) -> Tensor:
         planes = as_planes(x)
         mask = self.on_gate(self.path, planes) if self.on_gate is not None else None
-        return from_planes(pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask), x)
+        y = pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask, self.gate_weight)
+        return from_planes(y, x)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is not None and self.conv_place == "before":

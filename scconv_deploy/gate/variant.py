@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scconv_deploy.errors import ConfigurationError
+from scconv_deploy.gate.gamma_sum import sum_in_order
 
-Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_deviation"]
-Weighting = Literal["sum", "softmax", "none"]
+Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_variance", "biased_deviation"]
+Weighting = Literal["sum", "torch_sum", "softmax", "none"]
 Comparison = Literal[">=", ">"]
 Fusion = Literal["hard", "soft"]
 Data = Literal["x", "normalized"]
@@ -28,6 +29,7 @@ _SHORT_NAMES: dict[Statistics, str] = {
     "group_batchnorm": "groupbn",
     "group_norm": "groupnorm",
     "unbiased_variance": "groupvar",
+    "biased_variance": "groupnorm",
     "biased_deviation": "groupstd",
 }
 
@@ -38,10 +40,13 @@ class GateVariant:
 
     Attributes:
         statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by
-            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``); user code also mixes them: ``unbiased_variance`` is
-            ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``.
-        weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``; ``none``: it is 1,
-            as in a graph where a simplifier has multiplied gamma and beta by it.
+            ``sqrt(var(ddof=0) + eps)`` (``torch.nn.GroupNorm``, whose arithmetic is uncentred); user code also mixes
+            them: ``unbiased_variance`` is ``sqrt(var(ddof=1) + eps)``, ``biased_deviation`` is ``std(ddof=0) + eps``,
+            ``biased_variance`` is GroupNorm written out, ``(x - mean) / sqrt(var(ddof=0) + eps)``.
+        weighting: the gate weight is ``gamma / sum(gamma)`` or, in older code, ``softmax(gamma)``. ``sum`` is Python's
+            (the original code's), which adds one channel after the other in float32; ``torch_sum`` is ``torch.sum`` and
+            ``gamma.sum()``, in the order of torch's vectors. Where gamma nearly cancels, the two move gates.
+            ``none``: the weight is 1, as in a graph where a simplifier has multiplied gamma and beta by it.
         comparison: ``open = sigmoid(z) >= threshold`` or strictly ``>``.
         fusion: ``hard`` multiplies by the mask, ``soft`` by ``where(open, 1, sigmoid(z))`` and its counterpart.
         data: what the mask multiplies: the input, or the normalised input ``n * gamma + beta``.
@@ -79,7 +84,7 @@ class GateVariant:
 
     @property
     def eps_var(self) -> float:
-        return self.eps if self.statistics in ("group_norm", "unbiased_variance") else 0.0
+        return self.eps if self.statistics in ("group_norm", "unbiased_variance", "biased_variance") else 0.0
 
     @property
     def eps_std(self) -> float:
@@ -87,21 +92,32 @@ class GateVariant:
 
     @property
     def name(self) -> str:
-        """The published name where there is one, else the list of choices."""
+        """The published name where there is one, else the list of choices; whose sum it is says the :attr:`label`."""
+        weighting = "sum" if self.weighting == "torch_sum" else self.weighting
+        statistics = "group_norm" if self.statistics == "biased_variance" else self.statistics
+        plain = replace(self, weighting=weighting, statistics=statistics)
         for name, known in VARIANTS.items():
-            if replace(known, num_groups=self.num_groups, eps=self.eps, threshold=self.threshold) == self:
+            if replace(known, num_groups=self.num_groups, eps=self.eps, threshold=self.threshold) == plain:
                 return name
         parts = [_SHORT_NAMES[self.statistics], self.fusion]
         if self.data == "normalized":
             parts.append("normalized")
-        if self.weighting != "sum":
-            parts.append("softmax" if self.weighting == "softmax" else "unweighted")
-        if self.comparison == (">=" if self.statistics == "group_norm" else ">"):
+        if weighting != "sum":
+            parts.append("softmax" if weighting == "softmax" else "unweighted")
+        if self.comparison == (">=" if statistics == "group_norm" else ">"):
             parts.append("strict" if self.comparison == ">" else "inclusive")
         return "-".join(parts)
 
+    @property
+    def label(self) -> str:
+        """The name, and whose sum of gamma it divides by where that is not Python's: what files and reports say."""
+        return f"{self.name} (torch.sum)" if self.weighting == "torch_sum" else self.name
+
     def __str__(self) -> str:
-        return f"{self.name} (G={self.num_groups}, eps={self.eps:g}, t={self.threshold:g}, {self.comparison})"
+        choices = [f"G={self.num_groups}", f"eps={self.eps:g}", f"t={self.threshold:g}", self.comparison]
+        if self.weighting == "torch_sum":
+            choices.append("torch.sum")
+        return f"{self.name} ({', '.join(choices)})"
 
 
 VARIANTS: dict[str, GateVariant] = {
@@ -193,16 +209,23 @@ def deviation(groups: Tensor, variant: GateVariant) -> Tensor:
 
 
 def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:
-    """W_gamma of the paper's Eq. 2, ``[C]``: one reduction, not one node per channel."""
+    """W_gamma of the paper's Eq. 2, ``[C]``, its sum in the variant's own order."""
     gamma = gamma.reshape(-1)
     if variant.weighting == "none":
         return torch.ones_like(gamma)
-    return torch.softmax(gamma, 0) if variant.weighting == "softmax" else gamma / gamma.sum()
+    if variant.weighting == "softmax":
+        return torch.softmax(gamma, 0)
+    return gamma / (gamma.sum() if variant.weighting == "torch_sum" else sum_in_order(gamma))
 
 
-def reweight(normalized: Tensor, gamma: Tensor, variant: GateVariant) -> Tensor:
-    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, *]``."""
-    return torch.sigmoid(normalized * per_channel(gate_weight(gamma, variant), normalized))
+def reweight(normalized: Tensor, gamma: Tensor, variant: GateVariant, weight: Tensor | None = None) -> Tensor:
+    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, *]``.
+
+    Args:
+        weight: the gate weight ``[C]``, where it is known already.
+    """
+    weight = gate_weight(gamma, variant) if weight is None else weight
+    return torch.sigmoid(normalized * per_channel(weight, normalized))
 
 
 def compare(r: Tensor, variant: GateVariant) -> Tensor:
@@ -216,12 +239,19 @@ def cross_reconstruct(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.cat([x1[:, :half] + x2[:, half:], x1[:, half:] + x2[:, :half]], dim=1)
 
 
-def open_mask(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> Tensor:
+def open_mask(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, weight: Tensor | None = None) -> Tensor:
     """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, *]``."""
-    return compare(reweight(normalize(x, gamma, beta, variant), gamma, variant), variant)
+    return compare(reweight(normalize(x, gamma, beta, variant), gamma, variant, weight), variant)
 
 
-def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tensor | None = None) -> Tensor:
+def sru(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    variant: GateVariant,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """The whole SRU in PyTorch.
 
     Args:
@@ -229,6 +259,7 @@ def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tens
         gamma: C elements, of any shape.
         beta: the same.
         mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, *]``.
+        weight: the gate weight ``[C]``, where it is known already.
 
     Returns:
         ``[N, C, *]``, x's type.
@@ -236,15 +267,20 @@ def sru(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, mask: Tens
     if mask is not None and variant.fusion == "hard" and variant.data == "x":  # nothing of the norm is left
         return cross_reconstruct(mask * x, (~mask) * x)
     normalized = normalize(x, gamma, beta, variant)
-    return from_normalized(x, normalized, gamma, variant, mask)
+    return from_normalized(x, normalized, gamma, variant, mask, weight)
 
 
 def from_normalized(
-    x: Tensor, normalized: Tensor, gamma: Tensor, variant: GateVariant, mask: Tensor | None = None
+    x: Tensor,
+    normalized: Tensor,
+    gamma: Tensor,
+    variant: GateVariant,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The SRU after its normalisation; see :func:`sru`."""
     if variant.fusion == "soft" or mask is None:
-        r = reweight(normalized, gamma, variant)
+        r = reweight(normalized, gamma, variant, weight)
         opened = compare(r, variant) if mask is None else mask
     else:
         opened = mask

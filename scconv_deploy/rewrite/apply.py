@@ -16,8 +16,9 @@ from onnxscript.rewriter import RewriteRule
 from torch import Tensor
 
 from scconv_deploy.gate import site_name
-from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.rewrite.functions import DOMAIN, SITE, MaskForm
+from scconv_deploy.rewrite.interpret import Affine
 from scconv_deploy.rewrite.nodes import add_functions
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.rewrite.rules.registry import rules_for
@@ -40,7 +41,7 @@ class Fused:
         site: the node's name.
         x, y: names of its input and its output.
         mask, mask_opened: name of the comparison that decided its gates, and what it says where they are open.
-        gamma, beta: ``[C]`` each.
+        affine: gamma, beta and the gate weight.
         note: what was assumed.
     """
 
@@ -50,9 +51,21 @@ class Fused:
     y: str
     mask: str
     mask_opened: bool
-    gamma: Tensor
-    beta: Tensor
+    affine: Affine
     note: str = ""
+
+    @property
+    def gamma(self) -> Tensor:
+        return self.affine.gamma
+
+    @property
+    def beta(self) -> Tensor:
+        return self.affine.beta
+
+    @property
+    def weight(self) -> Tensor:
+        """The gate weight, ``[C]``."""
+        return gate_weight(self.gamma, self.variant) if self.affine.weight is None else self.affine.weight
 
 
 @dataclass
@@ -68,7 +81,7 @@ class Applied:
 
     def lines(self) -> list[str]:
         """For a stage record."""
-        fused = [f"{f.site}: {DOMAIN} node [{f.variant.name}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
+        fused = [f"{f.site}: {DOMAIN} node [{f.variant.label}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
         return fused + [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
 
 
@@ -163,7 +176,7 @@ def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, 
         fused.append(
             Fused(
                 node.name, read.variant, read.x.name or "", y, read.mask.name or "", read.mask_opened,
-                read.gamma, read.beta, note,
+                read.affine, note,
             )
         )  # fmt: skip
     return fused

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from scconv_deploy.errors import ScconvDeployError
-from scconv_deploy.gate.variant import GateVariant, Statistics, Weighting, check_groups, check_halves
+from scconv_deploy.gate.variant import (
+    VARIANTS,
+    GateVariant,
+    Statistics,
+    Weighting,
+    check_groups,
+    check_halves,
+    gate_weight,
+)
 from scconv_deploy.rewrite.meaning import Crossing, Input, Normalized, Shape
 
 FOLDED = "its gamma and gate weight are one constant, so cut is good to its float32; --reference MODEL restores gamma"
 """Note of an SRU whose gamma a simplifier has multiplied by the gate weight."""
 LARGE_GROUPS = "its groups are so large that L and L - 1 are one number in float32"
 """Note of an SRU whose ddof its graph does not show. It changes s by 1 / (2 L) of it, less than the rounding of s."""
+REORDERED = "its sum(gamma) was added up in a runtime's order; cut is that of the file's weight"
+"""Note of an SRU whose gate weight is a constant in an order of the sum that is neither Python's nor torch's here."""
+_ANY = VARIANTS["groupbn-hard"]
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
 _LARGEST_WEIGHT_ERROR = 1e-3
-
-
-Interpreted = tuple[GateVariant, torch.Tensor, torch.Tensor, tuple[str, ...]]
+_ULPS = 2.0**-21  # relative: the orders of a sum without much cancellation
+_ORDERS: tuple[Weighting, ...] = ("sum", "torch_sum")
 
 
 class UnreadableError(Exception):
@@ -33,8 +43,25 @@ class UnreadableError(Exception):
         self.reason, self.node = reason, node
 
 
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """gamma, beta and the weight of ``z = (n * gamma + beta) * weight``, float32 ``[C]``.
+
+    Attributes:
+        weight: the graph's own constant where it is gamma over a sum in an order that is neither Python's nor torch's
+            (a runtime's, which folded it); None where the variant says it.
+    """
+
+    gamma: torch.Tensor
+    beta: torch.Tensor
+    weight: torch.Tensor | None = None
+
+
+Interpreted = tuple[GateVariant, Affine, tuple[str, ...]]
+
+
 def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
-    """The variant, gamma, beta (float32 ``[C]``) and what was assumed.
+    """The variant, its parameters and what was assumed.
 
     Args:
         crossing: what the SRU's Concat means.
@@ -46,7 +73,7 @@ def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
     part = crossing.open_part
     gate = part.gate
     z = gate.sigmoid.of
-    gamma, beta, weighting = _affine(z)
+    affine, weighting = _affine(z)
     weighted = z.steps if weighting == "none" else z.steps[:-1]
     if isinstance(part.data, Normalized) and part.data != replace(z, steps=weighted):
         raise UnreadableError("its mask multiplies other normalised data than its gate reads")
@@ -63,29 +90,32 @@ def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
         )  # fmt: skip
     except ScconvDeployError as error:
         raise UnreadableError(error.message) from error
-    return variant, torch.from_numpy(gamma), torch.from_numpy(beta), notes
+    if affine.weight is not None and not torch.allclose(affine.weight, gate_weight(affine.gamma, variant), _ULPS, 0):
+        notes = (*notes, REORDERED)
+    return variant, affine, notes
 
 
-def _affine(z: Normalized) -> tuple[np.ndarray, np.ndarray, Weighting]:
+def _affine(z: Normalized) -> tuple[Affine, Weighting]:
     """gamma, beta and the weighting of ``z = (n * gamma + beta) * w``.
 
     Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
     ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
     """
     kinds = tuple(kind for kind, _ in z.steps)
-    arrays = [np.array(values, dtype=np.float32) for _, values in z.steps]
+    arrays = [torch.tensor(values, dtype=torch.float32) for _, values in z.steps]
     if kinds == ("multiply", "add"):
-        return arrays[0], arrays[1], "none"
+        return Affine(arrays[0], arrays[1]), "none"
     if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
         raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
-    gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else np.ones_like(arrays[-1])
-    beta = arrays[-2] if "add" in kinds else np.zeros_like(arrays[-1])
+    gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else torch.ones_like(arrays[-1])
+    beta = arrays[-2] if "add" in kinds else torch.zeros_like(arrays[-1])
     try:
-        return gamma, beta, _weighting(gamma, arrays[-1])
+        weighting, weight = _weighting(gamma, arrays[-1])
     except UnreadableError:
         if len(kinds) > 1:
             raise
-        return arrays[0], beta, "none"
+        return Affine(arrays[0], beta), "none"
+    return Affine(gamma, beta, weight), weighting
 
 
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
@@ -111,16 +141,24 @@ def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[
     return statistics, _ASSUMED_EPS, (*notes, f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed")
 
 
-def _weighting(gamma: np.ndarray, weight: np.ndarray) -> Weighting:
-    """Which function of gamma the gate weight is, within what rounding a sum of C numbers can cost."""
-    exact = gamma.astype(np.float64)
+def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, torch.Tensor | None]:
+    """Which function of gamma the gate weight is, and the weight itself where no known order of the sum gives it.
+
+    Python's order and torch's are known to the bit. A chain of additions is folded in its own order by whoever folds
+    it, so that another rounding can only be a ``torch.sum`` in a runtime's order: within what rounding a sum of C
+    numbers can cost.
+    """
+    for order in _ORDERS:
+        if torch.equal(gate_weight(gamma, replace(_ANY, weighting=order)), weight):
+            return order, None
+    exact, found = gamma.double().numpy(), weight.double().numpy()
     total, error = exact.sum(), weight_error(exact)
-    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(weight - exact / total) <= error * np.abs(exact / total)):
-        return "sum"
+    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(found - exact / total) <= error * np.abs(exact / total)):
+        return "torch_sum", weight
     softmax = np.exp(exact - exact.max())
     softmax /= softmax.sum()
-    if np.all(np.abs(weight - softmax) <= 1e-5 * softmax):
-        return "softmax"
+    if np.all(np.abs(found - softmax) <= 1e-5 * softmax):
+        return "softmax", None
     if error > _LARGEST_WEIGHT_ERROR:
         raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
     raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")

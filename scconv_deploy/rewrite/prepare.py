@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 import onnxsim
+import torch
+from onnx import helper, numpy_helper
 
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.precision.types import quantization_of
@@ -75,6 +78,7 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
         working = _convert(working, opset, stage)
     working = _inline_foreign(working, stage)
     _drop_initializer_inputs(working, stage)
+    _fold_sums(working)
     working = _simplify(working, stage)
     working = _infer_shapes(working, stage)
     move_back(working)
@@ -130,6 +134,32 @@ def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
         stage.applied.append(f"{dropped} initializers are no longer inputs")
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
+
+
+def _fold_sums(proto: onnx.ModelProto) -> None:
+    """Replace each sum over a constant by what ``torch.sum`` makes of it, before a simplifier adds in its own order.
+
+    Where gamma nearly cancels, the order moves gates. A chain of additions needs nothing: it says its order.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+        given = [constants[name] for name in node.input if name in constants]
+        if node.op_type != "ReduceSum" or node.domain not in ("", "ai.onnx"):
+            continue
+        if len(given) != len(node.input):
+            continue
+        values, *axes = [numpy_helper.to_array(tensor) for tensor in given]
+        if values.dtype != np.float32:
+            continue
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if not axes and attributes.get("noop_with_empty_axes", 0):
+            continue
+        over = [int(axis) for axis in (axes[0] if axes else range(values.ndim))]
+        total = torch.from_numpy(values.copy()).sum(dim=over, keepdim=bool(attributes.get("keepdims", 1)))
+        folded = numpy_helper.from_array(total.numpy(), node.output[0])
+        node.CopyFrom(helper.make_node("Constant", [], [node.output[0]], name=node.name, value=folded))
 
 
 def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:

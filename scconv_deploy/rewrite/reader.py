@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from onnx.reference import ReferenceEvaluator
 
 from scconv_deploy.gate.planes import RANKS
 from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.call import Call
-from scconv_deploy.rewrite.interpret import LARGE_GROUPS, Interpreted, UnreadableError, interpret
+from scconv_deploy.rewrite.interpret import LARGE_GROUPS, Affine, Interpreted, UnreadableError, interpret
 from scconv_deploy.rewrite.meaning import (
     Centred,
     Constant,
@@ -70,7 +69,7 @@ class SRUReading:
 
     Attributes:
         x: its input, ``[N, C, *]`` float32.
-        gamma, beta: float32 ``[C]``.
+        affine: gamma, beta and the gate weight.
         notes: what was assumed.
         region: its nodes, producers first, those of its constants included.
         mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
@@ -78,8 +77,7 @@ class SRUReading:
     """
 
     x: ir.Value
-    gamma: torch.Tensor
-    beta: torch.Tensor
+    affine: Affine
     variant: GateVariant
     notes: tuple[str, ...]
     region: tuple[ir.Node, ...]
@@ -148,17 +146,17 @@ def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
         found = read if found is None or _is_assumed(found) else found
     if found is None:
         raise UnreadableError("no input size fits it")
-    variant, gamma, beta, notes = found
+    variant, affine, notes = found
     gate_values = tuple(
         value for node in region for value in node.outputs
         if node is not concat and isinstance(meanings.get(id(value)), _OF_THE_GATE)
     )  # fmt: skip
     masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
-    return SRUReading(x, gamma, beta, variant, notes, tuple(region), *masks[0], gate_values)
+    return SRUReading(x, affine, variant, notes, tuple(region), *masks[0], gate_values)
 
 
 def _is_assumed(read: Interpreted) -> bool:
-    return any(note.startswith(LARGE_GROUPS) for note in read[3])
+    return any(note.startswith(LARGE_GROUPS) for note in read[2])
 
 
 def _same_variant(one: Interpreted, other: Interpreted) -> bool:

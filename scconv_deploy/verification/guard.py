@@ -22,7 +22,7 @@ from scconv_deploy.gate import FlipCount, count_flips, gate_parameters
 from scconv_deploy.gate.bound import margins_and_bounds
 from scconv_deploy.gate.cut import statistics
 from scconv_deploy.gate.planes import as_planes
-from scconv_deploy.gate.variant import gate_weight, open_mask
+from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.verification import instrument, onnx_gates
 from scconv_deploy.verification.compare import distance
@@ -250,8 +250,8 @@ def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> Fli
 
 def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor, mask: Tensor) -> GateComparison:
     """One SRU on one sample: PyTorch's formula, the original's mask, and ours, all on the same x."""
-    parameters = gate_parameters(fused.gamma, fused.beta, fused.variant)
-    expected = open_mask(x, fused.gamma, fused.beta, fused.variant)
+    parameters = gate_parameters(fused.gamma, fused.beta, fused.variant, fused.weight)
+    expected = open_mask(x, fused.gamma, fused.beta, fused.variant, fused.weight)
     probe = instrument.gate_probe(model, node)
     if probe is None:
         raise ModelError(f"{fused.site}: its function hides its gates.", "Leave --inline out to compare.")
@@ -266,7 +266,7 @@ def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor
     _, s = statistics(x.double(), fused.variant)
     groups = (x.shape[0], fused.variant.num_groups, -1)
     in_units_of_s = (margin.abs().reshape(groups) / s).reshape(x.shape)
-    slope = (fused.gamma * gate_weight(fused.gamma, fused.variant)).abs().double().reshape(1, -1, 1, 1)
+    slope = (fused.gamma * fused.weight).abs().double().reshape(1, -1, 1, 1)
     z = (in_units_of_s * slope)[differs & ~ill]
     limit = NAIVE_LIMIT * max(1.0, x[0].numel() / fused.variant.num_groups / _LARGE_GROUP)
     beyond = int((~(z <= limit)).sum())

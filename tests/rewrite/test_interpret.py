@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
 from scconv_deploy.gate.cut import open_by_cut
-from scconv_deploy.gate.variant import open_mask
+from scconv_deploy.gate.variant import gate_weight, open_mask
 from scconv_deploy.rewrite.interpret import FOLDED
 from tests import wild
 from tests.rewrite import naive
@@ -51,7 +51,7 @@ def test_a_folded_gamma_loses_no_gate(seed, variant):
     known = VARIANTS[variant]
     gamma, beta = 1 + 0.5 * torch.randn(32, generator=generator), torch.zeros(32)
     x = torch.randn(2, 32, 32, 32, generator=generator)
-    folded = gate_parameters(gamma * (gamma / gamma.sum()), beta, replace(known, weighting="none"))
+    folded = gate_parameters(gamma * gate_weight(gamma, known), beta, replace(known, weighting="none"))
     exact = gate_parameters(gamma, beta, known)
     np.testing.assert_allclose(folded.cut, exact.cut, rtol=3e-7)
     differs = open_by_cut(x, folded, known) != open_mask(x, gamma, beta, known)

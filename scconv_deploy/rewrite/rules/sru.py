@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
+from torch import Tensor
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
@@ -54,7 +55,7 @@ class FuseSRU(RewriteRuleClassBase):
             return result.fail()  # any other Concat: no candidate, no reason
         try:
             reading = read_sru(concat, sigmoid)
-            operator_inputs(reading.gamma, reading.beta, reading.variant)
+            _parameters(reading)
         except UnreadableError as error:
             return result.fail(f"{error.reason} (at {error.node})" if error.node else error.reason, [sigmoid])
         except ModelError as error:
@@ -69,7 +70,7 @@ class FuseSRU(RewriteRuleClassBase):
             raise ValueError("rewrite() follows check()")
         reading = read_sru(concat, sigmoid)
         site = concat.metadata_props.get(SITE) or concat.name or y.name or NAME
-        parameters = operator_inputs(reading.gamma, reading.beta, reading.variant)
+        parameters = _parameters(reading)
         inputs = [
             op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
             for name, value in parameters.items()
@@ -90,7 +91,7 @@ class FuseSRU(RewriteRuleClassBase):
             value.dtype = reading.x.dtype
         node.name = site
         node.metadata_props.update(
-            {SITE: site, VARIANT: reading.variant.name, NOTE: "; ".join(reading.notes), END: y.name or ""}
+            {SITE: site, VARIANT: reading.variant.label, NOTE: "; ".join(reading.notes), END: y.name or ""}
         )
         return back(fused)
 
@@ -113,6 +114,11 @@ def _shape_of_planes(shape: ir.Shape) -> ir.Shape:
     n, c, *rows, last = list(shape) if len(shape) > 2 else [*shape, 1]
     known = [size for size in rows if isinstance(size, int)]
     return ir.Shape([n, c, math.prod(known) if len(known) == len(rows) else None, last])
+
+
+def _parameters(reading: SRUReading) -> dict[str, Tensor]:
+    affine = reading.affine
+    return operator_inputs(affine.gamma, affine.beta, reading.variant, weight=affine.weight)
 
 
 def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
