@@ -152,6 +152,8 @@ def _sample_document(run: ReferenceRun) -> dict[str, Any]:
         "outputs": list(run.given),
         "floors": [run.floors[name] for name in run.given],
         "float64_refusal": run.float64_refusal,
+        "spread": run.spread,
+        "continuous": run.continuous,
         "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
     }
 
@@ -229,6 +231,8 @@ class RecordedReference:
                 sites,
                 float64_refusal=str(document["float64_refusal"]),
                 count=max((len(value) for value in named["input"].values() if value.ndim), default=1),
+                spread=float(document.get("spread", 1.0)),
+                continuous=bool(document.get("continuous", False)),
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:

@@ -65,6 +65,7 @@ class ArtifactMeasurement:
         self.measured.check_labels(run)
         self._add_reference(run)
         if run.deep:
+            self.measured.note_noise(run)
             self._judge_reference(run)
             for site in run.sites.values():
                 self._teacher_force(site)

@@ -128,7 +128,7 @@ def verify_artifact(
         stage.applied += measured.sample_names
         stage.skipped += measured.redundant.items()
         if measured.float64_refusal:
-            stage.skipped.append(("noise floor in float64", measured.float64_refusal))
+            stage.skipped.append(("float64 among the runs whose distance is the noise", measured.float64_refusal))
     nodes = instrument.sites(proto)
     statics = judge.static_checks(proto, nodes, measured)
     links = _links(source, artifact, statics, measured, single, ranges, runtime)
@@ -276,7 +276,7 @@ def _free_running(count: FlipCount) -> FreeRunning:
 
 def _output(name: str, measured: Measured) -> OutputParity:
     found = measured.replay[name]
-    return OutputParity(name, measured.end_to_end[name], found.error, found.floor, not measured.float64_refusal)
+    return OutputParity(name, measured.end_to_end[name], found.error, found.floor, found.measured)
 
 
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:

@@ -11,7 +11,7 @@ import onnx
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.rewrite.functions import REWRITTEN
-from scconv_deploy.verification import static, tolerances
+from scconv_deploy.verification import static
 from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -162,8 +162,8 @@ def layers_check(measured: Measured) -> list[Check]:
     """The input of every SRU with the reference's gates, which sees what later layers would hide."""
     if not measured.layers:
         return []
-    limit = measured.limits["replay_multiple"].value
-    largest = measured.limits[tolerances.name_of(measured.limits, "largest_floor", measured.data)].value
+    limit = measured.replay_limit
+    largest = measured.limits[measured.largest_floor(measured.data)].value
     layers = [layer for layer in measured.layers.values() if layer.floor <= largest]
     left = [layer for layer in layers if not layer.ratio <= limit]
     noisy = len(measured.layers) - len(layers)
@@ -172,18 +172,18 @@ def layers_check(measured: Measured) -> list[Check]:
         return [Check("layers", "not run", unjudged.removeprefix("; "))]
     decided = (Quantity("replay_multiple", max(layer.ratio for layer in layers), limit),)
     if not left:
-        text = f"{len(layers)} inputs of SRUs stay within {limit:g}x their noise{measured.coverage}{unjudged}"
+        text = f"{len(layers)} inputs of SRUs stay within {limit:.3g}x their noise{measured.coverage}{unjudged}"
         return [Check("layers", "passed", text, decided)]
     first = left[0]
     where = f"{first.name} ({first.module or 'module unknown'})"
-    noise = f"{first.ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
+    noise = f"{first.ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:.3g}x)"
     more = f", and {len(left) - 1} more" if len(left) > 1 else ""
     return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}", decided)]
 
 
 def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
     checks = []
-    limit = measured.limits["replay_multiple"].value
+    limit = measured.replay_limit
     for output, found in outputs.items():
         error, floor = found.error, found.floor
         decided = (
@@ -197,7 +197,7 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
             continue
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
-        text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
+        text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:.3g}x)"
         text += measured.coverage
         checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks

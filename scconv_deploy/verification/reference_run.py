@@ -49,7 +49,7 @@ class SiteRun:
     Attributes:
         x: the gate's input, float32 ``[N, C, H, W]``; None where it was not kept.
         mask: what the reference decided, bool ``[N, C, H, W]``.
-        floor: relative L2 of x in float32 against float64 with the same gates; None if it was not measured.
+        floor: noise of x, relative L2, see :mod:`.noise`; None if it was not measured.
     """
 
     site: Site
@@ -72,16 +72,19 @@ class ReferenceRun:
         inputs: by name.
         given: outputs of the model as given; ``outputs`` of the same with its SRUs swapped, with the gates of
             ``sites``; ``as_given`` of the swapped one with the gates of the given one.
-        floors: of every output, see :func:`.compare.distance`; None where float64 does not run.
+        floors: noise of every output, see :mod:`.noise` and :func:`.compare.distance`; None where it was not measured.
         sites: in the order of their calls.
         swapped_flips, swapped_distance: each SRU as given (by path) against its variant.
         non_finite: tensors of the reference with NaN or Inf, in words.
-        float64_refusal: why there are no floors.
+        float64_refusal: why float64 is not among the runs whose distance is the noise.
         labels: int64 ``[N]``, -1 where there is none; None without labels.
         kind: what samples like this one are called together; "" for one of its own.
         count: rows that count; a last batch that was filled up has fewer than it holds.
         deep: whether it is judged in full. Else it runs free: the gates, the outputs as they are and the answers are
             compared; ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
+        spread: by which factor runs scatter that are all right, of the noise of one value.
+        continuous: whether a larger disturbance was seen to move the values in proportion; tried where the noise is
+            large.
     """
 
     sample: str
@@ -99,6 +102,8 @@ class ReferenceRun:
     count: int = 0
     kind: str = ""
     deep: bool = True
+    spread: float = 1.0
+    continuous: bool = False
 
     @property
     def description(self) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import (
     FlipCount,
@@ -27,6 +26,7 @@ from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
@@ -68,6 +68,7 @@ class TorchReference:
         self._reference = reference
         self._modules = {m.path: m for m in reference.swapped.modules() if isinstance(m, SwappedSRU)}
         self._float64 = Float64Replay(reference.swapped, reference.signature)
+        self._noise = NoiseRuns(reference.swapped, reference.signature, self._float64)
         self._sites: dict[str, Site] = {}
 
     @property
@@ -98,25 +99,27 @@ class TorchReference:
         as_given = outputs
         if swapped.given_masks:
             as_given = replay(reference.swapped, signature, sample.tensors, masks | swapped.given_masks)
-        floors, x_floors, refusal = self._floors(sample, outputs, gates)
+        noise = self._noise.measure(sample.tensors, outputs, gates)
         return ReferenceRun(
             sample.name,
             _arrays(sample.tensors),
             _arrays(given),
             _arrays(outputs),
             _arrays(as_given),
-            floors,
+            noise.outputs,
             {
-                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), x_floors.get(name))
+                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), noise.sites.get(name))
                 for name, gate in gates.items()
             },
             swapped.flips,
             swapped.distance,
             tuple(swapped.non_finite),
-            refusal,
+            noise.refusal,
             sample.labels,
             sample.count,
             sample.kind,
+            spread=noise.spread,
+            continuous=noise.continuous,
         )
 
     def _run_free(self, sample: Sample) -> ReferenceRun:
@@ -161,20 +164,6 @@ class TorchReference:
                 gate_form(module.parameters_of_gate, variant),
             )
         return self._sites[name]
-
-    def _floors(
-        self, sample: Sample, outputs: Mapping[str, Tensor], gates: Mapping[str, RecordedGate]
-    ) -> tuple[dict[str, float | None], dict[str, float], str]:
-        """PyTorch's own noise at every output and at every gate's input, and why there is none."""
-        try:
-            exact = self._float64.noise(sample.tensors, outputs, gates)
-        except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
-            reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
-            return dict.fromkeys(outputs), {}, reason
-        single = _arrays(outputs)
-        ruler = align_rows(_arrays(exact.outputs), single)
-        floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
-        return dict(floors), exact.at_gates, ""
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """An exporter merges equal calls and drops unused ones."""
@@ -227,10 +216,19 @@ class TorchReference:
         exact: Mapping[tuple[str, int], Tensor] = {}
         if not run.float64_refusal:
             exact = record_modules(self._float64.model, paths, lambda: self._float64.run(inputs, masks))
-        for (path, call), value in single.items():
-            ruler = exact.get((path, call))
-            floor = None if ruler is None else compare.distance(value.numpy(), ruler.numpy())
-            yield path, call, value.numpy(), floor
+        others = disturbed_modules(
+            inputs,
+            lambda: record_modules(
+                self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
+            ),
+        )
+        for place, value in single.items():
+            apart = [
+                compare.distance(value.numpy(), ruler[place].numpy())
+                for ruler in (exact, *others)
+                if place in ruler and ruler[place].shape == value.shape
+            ]
+            yield *place, value.numpy(), max(apart, default=None)
 
 
 class _Comparison:
