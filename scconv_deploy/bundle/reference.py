@@ -255,6 +255,11 @@ class RecordedReference:
         found = document.get("free_noise", {}) if rounding == self.engine_data else {}
         return {name: float(value) for name, value in found.items()}
 
+    def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
+        """What was recorded for the artifact's own type; None for another one."""
+        document = next(d for d in self.documents if d["name"] == run.sample)
+        return self._rounded.get(run.sample) if data == document.get("rounded_to") else None
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
         return iter(())

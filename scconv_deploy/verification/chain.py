@@ -39,7 +39,7 @@ from scconv_deploy.verification.departure import first_departure
 from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference_run import ReferenceSource
-from scconv_deploy.verification.runners.half import needs_stand_in
+from scconv_deploy.verification.runners.half import needs_stand_in, runs_here
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
@@ -193,6 +193,8 @@ def _artifact_checks(
         judge.free_running_check(measured),
         *judge.replay_checks(measured),
         *judge.layers_check(measured),
+        *judge.rounding_checks(measured),
+        *judge.native_checks(measured),
         *judge.contract_checks(measured),
         *judge.finite_checks(measured),
         *accuracy_checks(measured),
@@ -221,7 +223,7 @@ def _in_range(artifact: Artifact, ranges: RangeWatch | None, coverage: str) -> l
 
 def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:
     """Said where the artifact itself cannot run."""
-    if not needs_stand_in(artifact.proto, runtime):
+    if not needs_stand_in(artifact.proto, runtime) or runs_here(artifact.proto, runtime):
         return []
     text = f"ONNX Runtime cannot run {artifact.precision} here: a stand-in that computes each operator in float32 and "
     return [Check("stand-in", "not run", f"{text}rounds what it gives was judged")]

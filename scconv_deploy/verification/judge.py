@@ -11,7 +11,7 @@ import onnx
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.rewrite.functions import REWRITTEN
-from scconv_deploy.verification import static
+from scconv_deploy.verification import static, tolerances
 from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -142,6 +142,37 @@ def _gates(name: str, what: str, counts: Mapping[str, FlipCount], measured: Meas
 def replay_checks(measured: Measured) -> list[Check]:
     """Each output with the reference's gates, against the noise floor."""
     return _against_floor("replay", "replay error", measured.replay, measured)
+
+
+def rounding_checks(measured: Measured) -> list[Check]:
+    """What half costs each output: information, with a budget."""
+    checks = []
+    for output, found in measured.rounding.items():
+        name = tolerances.name_of(measured.limits, "half_budget", measured.data)
+        limit, cost = measured.limits[name].value, found.relative_l2
+        words = [f"{found.snr_db:.0f} dB"] if found.snr_db is not None else []
+        words += [f"top-1 agrees {found.top1_agreement:.1%}"] if found.top1_agreement is not None else []
+        said = f" ({', '.join(words)})" if words else ""
+        text = f"{output}: rounding costs {cost:.1e} relative L2{said} (limit {limit:g}){measured.coverage}"
+        good = cost <= limit
+        text += "" if good else ": this network is another one in half; --keep leaves layers in float32"
+        checks.append(Check("rounding", "passed" if good else "failed", text, (Quantity(name, cost, limit),)))
+    return checks
+
+
+def native_checks(measured: Measured) -> list[Check]:
+    """The half file in the runtime by itself, which rounds at other places than the file says."""
+    name = "runtime"
+    if measured.native_refusal:
+        return [Check(name, "not run", measured.native_refusal)]
+    if not measured.native:
+        return []
+    limit = measured.replay_limit
+    output, worst = max(measured.native.items(), key=lambda item: item[1].badness)
+    good = worst.ratio <= limit
+    text = f"ONNX Runtime by itself: {output}: {worst.error:.1e}, {worst.ratio:.1f}x the rounding {worst.floor:.1e}"
+    decided = (Quantity("replay_multiple", worst.ratio, limit),)
+    return [Check(name, "passed" if good else "failed", f"{text} (limit {limit:.3g}x)", decided)]
 
 
 def finite_checks(measured: Measured) -> list[Check]:

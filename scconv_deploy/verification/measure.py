@@ -97,6 +97,9 @@ class Measured:
         unfed: sites whose input the reference did not keep.
         paired: right and wrong answers on labelled data; ``no_accuracy`` why there are none in spite of labels.
         inputs, inputs_in_full: how many were compared, and how many of them in full.
+        rounding: of a half artifact, what rounding costs each output, the worst over the samples: the distance from
+            float32 with the same gates.
+        native: the same outputs of the runtime by itself, against the rounded reference.
         spread: by which factor right runs of the reference scatter, the largest over the samples.
         continuous: whether the reference was seen to be, on every sample whose noise is large; None if there is none.
         compared: values that were held against their noise.
@@ -123,6 +126,9 @@ class Measured:
     no_accuracy: str = ""
     inputs: int = 0
     inputs_in_full: int = 0
+    rounding: dict[str, OutputMetrics] = field(default_factory=dict)
+    native: dict[str, AgainstNoise] = field(default_factory=dict)
+    native_refusal: str = ""
     spread: float = 1.0
     continuous: bool | None = None
     compared: int = 0
@@ -196,6 +202,16 @@ class Measured:
             # without what it need not hold while the next sample runs
             sites = {site: replace(found, x=None) for site, found in run.sites.items()}
             self.worst_run = replace(run, sites=sites)
+
+    def keep_rounding(self, name: str, metrics: OutputMetrics) -> None:
+        """Keep the worst of what half costs an output."""
+        kept = self.rounding.get(name)
+        self.rounding[name] = metrics if kept is None else worst_of(kept, metrics, 1, 1)
+
+    def keep_native(self, name: str, found: AgainstNoise) -> None:
+        """Keep the worst of what a runtime gives by itself."""
+        self.compared += 1
+        _keep_worst(self.native, name, found)
 
     def keep_swapped(self, name: str, as_given: np.ndarray, given: np.ndarray, floor: float | None) -> None:
         """Both are PyTorch's, in float32 whatever the artifact computes in."""

@@ -30,7 +30,7 @@ from scconv_deploy.verification.runners.orders import FollowsInputs, LastPlace, 
 from scconv_deploy.verification.runners.pytorch import RecordedGate, replay
 
 _ELEMENTS_AT_ONCE = 2**18
-_FULL_SAMPLES = 2
+FULL_SAMPLES = 2
 _FEW_ELEMENTS = 256
 """A value of fewer elements can be near in every run by luck; it takes at least the usual noise of earlier samples."""
 _ANOTHER_FUNCTION = 64.0
@@ -83,9 +83,10 @@ class NoiseRuns:
             gates: of it, by site.
         """
         exact, refusal = self._in_float64(tensors, outputs, gates)
-        run = _Few.of(tensors, outputs, gates, self._float64.rows_apart)
+        masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
+        run = FirstRows.of(tensors, outputs, masks, inputs, self._float64.rows_apart)
         found: dict[Value, list[float]] = defaultdict(list)
-        full = self._samples < _FULL_SAMPLES
+        full = self._samples < FULL_SAMPLES
         self._samples += 1
         for mode in self._modes(run, full):
             for value, distance in self._distances(run, mode).items():
@@ -104,7 +105,7 @@ class NoiseRuns:
         return Floors(
             {name: floors.get(("output", name)) for name in outputs},
             {name: floor for (kind, name), floor in floors.items() if kind == "site"},
-            _spread(apart.values()),
+            spread_of(apart.values()),
             bool(noisy) and self._is_continuous(run, noisy),
             refusal,
         )
@@ -117,15 +118,15 @@ class NoiseRuns:
         except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
             return {}, f"the reference cannot run in float64: {(str(error) or type(error).__name__).splitlines()[0]}"
         found: dict[Value, float] = {("site", name): d for name, d in exact.at_gates.items()}
-        return found | _outputs_apart(exact.outputs, outputs), ""
+        return found | outputs_apart(exact.outputs, outputs), ""
 
-    def _modes(self, run: _Few, full: bool) -> list[FollowsInputs]:
+    def _modes(self, run: FirstRows, full: bool) -> list[FollowsInputs]:
         inputs = list(run.tensors.values())
         if not full:
             return [LastPlace(inputs, self._samples)]
         return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
 
-    def _distances(self, run: _Few, mode: FollowsInputs) -> dict[Value, float]:
+    def _distances(self, run: FirstRows, mode: FollowsInputs) -> dict[Value, float]:
         """Of one right run from the usual one; of what can be compared."""
         found: dict[Value, float] = {}
 
@@ -136,10 +137,10 @@ class NoiseRuns:
 
         with mode:
             outputs = replay(self._swapped, self._signature, run.tensors, run.masks, watch)
-        found |= _outputs_apart(outputs, run.outputs)
+        found |= outputs_apart(outputs, run.outputs)
         return {value: d for value, d in found.items() if math.isfinite(d)}
 
-    def _is_continuous(self, run: _Few, noisy: Iterable[Value]) -> bool:
+    def _is_continuous(self, run: FirstRows, noisy: Iterable[Value]) -> bool:
         inputs = list(run.tensors.values())
         small, large = (self._distances(run, LastPlace(inputs, 1, units)) for units in (1, _STEEPER))
         return all(large.get(value, 0.0) >= _LINEAR * small.get(value, math.inf) for value in noisy)
@@ -162,7 +163,7 @@ def disturbed_modules(
 
 
 @dataclass(frozen=True, eq=False)
-class _Few:
+class FirstRows:
     """The first rows of a float32 run: inputs, outputs, gates and their inputs by name."""
 
     tensors: Mapping[str, Tensor]
@@ -175,11 +176,11 @@ class _Few:
         cls,
         tensors: Mapping[str, Tensor],
         outputs: Mapping[str, Tensor],
-        gates: Mapping[str, RecordedGate],
+        masks: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         rows_apart: bool,
-    ) -> _Few:
-        masks = {name: gate.mask for name, gate in gates.items()}
-        inputs = {name: gate.x for name, gate in gates.items()}
+    ) -> FirstRows:
+        """Those that fit together into the cache; all of them where rows may depend on one another."""
         rows = slice(None)
         if rows_apart:
             rows = rows_together([*tensors.values(), *masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)[0]
@@ -194,7 +195,7 @@ def _another(d: float, others: list[float]) -> bool:
     return bool(others) and d > _ANOTHER_FUNCTION * max(*others, 2.0**-24)
 
 
-def _outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> dict[Value, float]:
+def outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> dict[Value, float]:
     """Distances of the outputs that have the usual shapes."""
     single = {name: tensor.detach().numpy() for name, tensor in usual.items()}
     ruler = {name: tensor.detach().numpy() for name, tensor in found.items()}
@@ -204,7 +205,8 @@ def _outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> 
     return {("output", name): compare.distance(value, ruler[name]) for name, value in single.items()}
 
 
-def _spread(runs: Iterable[list[float]]) -> float:
+def spread_of(runs: Iterable[list[float]]) -> float:
+    """By which factor the distances of one value scatter, over all values: a geometric standard deviation."""
     squares, count = 0.0, 0
     for distances in runs:
         logs = [math.log(d) for d in distances if 0 < d < math.inf]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from scconv_deploy.rewrite.functions import STRADDLE
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.onnx_noise import OnnxNoise
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _OPEN_AXIS = 2
@@ -37,8 +38,8 @@ class NamedArrays:
 class OnnxReference:
     """A :class:`.reference_run.ReferenceSource`: gates are those that ONNX Runtime decides in the reference file.
 
-    Without float64 the noise floor is assumed, and the reach of a cut, which only the parameters of PyTorch give, is
-    taken as the cut itself.
+    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The reach of a cut, which only the parameters of PyTorch
+    give, is taken as the cut itself.
     """
 
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
@@ -48,6 +49,7 @@ class OnnxReference:
         self.name = name
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
+        self._noise = OnnxNoise(self._proto, self._sites, options)
         self._runner = OnnxRuntimeRunner(instrument.laid_open(self._proto, list(self._sites), inject=False), options)
 
     @property
@@ -80,10 +82,13 @@ class OnnxReference:
             if instrument.gate_output(name) in found
         }
         rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
-        return ReferenceRun(
+        run = ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
             float64_refusal=_NO_FLOAT64, count=rows,
         )  # fmt: skip
+        noise = self._noise.floors(run)
+        sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
+        return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """None is known to be."""
@@ -95,6 +100,10 @@ class OnnxReference:
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
         """Nothing: the gates of a file are not disturbed."""
         return {}
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`."""
+        return self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import FlipCount, Refusal
+
+if TYPE_CHECKING:  # a device that judges an engine has no onnx
+    import onnx
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -115,6 +118,25 @@ class ReferenceRun:
         return {name: site.mask for name, site in self.sites.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class RoundedRun:
+    """A sample in the reference with every value rounded as a half file does, with the gates of the float32 run.
+
+    Attributes:
+        outputs: by name, float32 arrays of half values.
+        floors: noise of them: how far other right roundings are; None where it was not measured.
+        inputs: of gates, by site; empty where they were not kept.
+        input_floors: noise of them, by site.
+        spread: as of :class:`ReferenceRun`.
+    """
+
+    outputs: Arrays
+    floors: Mapping[str, float | None]
+    inputs: Arrays = field(default_factory=dict)
+    input_floors: Mapping[str, float] = field(default_factory=dict)
+    spread: float = 1.0
+
+
 class ReferenceSource(Protocol):
     """A reference that can be run on samples.
 
@@ -154,6 +176,10 @@ class ReferenceSource(Protocol):
     def free_noise(self, run: ReferenceRun, rounding: str) -> Mapping[str, float]:
         """How far changes of gates that rounding explains move the outputs, relative L2 (:func:`.compare.distance`), of
         float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
+        ...
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+        """The sample in the arithmetic of a half file (data: float16 or bfloat16); None where it is out of reach."""
         ...
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
+from scconv_deploy.verification.rounding import RoundedRuns
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
     RecordedGate,
@@ -69,6 +71,7 @@ class TorchReference:
         self._modules = {m.path: m for m in reference.swapped.modules() if isinstance(m, SwappedSRU)}
         self._float64 = Float64Replay(reference.swapped, reference.signature)
         self._noise = NoiseRuns(reference.swapped, reference.signature, self._float64)
+        self._rounded = RoundedRuns(reference.swapped, reference.signature)
         self._sites: dict[str, Site] = {}
 
     @property
@@ -204,6 +207,10 @@ class TorchReference:
             for name, given in run.given.items():
                 noise[name] = max(noise[name], compare.distance(aligned[name], given))
         return noise
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun:
+        """The swapped model with every value rounded, see :mod:`.rounding`."""
+        return self._rounded.measure(run, data, self._float64.rows_apart)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """(path, call, output, floor) of the swapped model's modules with this run's gates."""
