@@ -218,7 +218,7 @@ class ArtifactMeasurement:
             floor = run.floors[name]
             self.measured.keep_swapped(name, as_given[name], given, floor)
             self.measured.keep_replay(name, self._against(name, forced[name], value, floor), run)
-            if self.measured.data != np.float32 and comparable(forced[name], value):
+            if self.measured.data != np.float32 and value.dtype.kind == "f" and comparable(forced[name], value):
                 self.measured.keep_rounding(name, compare(forced[name], value))
         if run.deep and self.measured.data != np.float32:
             self._compare_native(run)

@@ -148,7 +148,7 @@ def rounding_checks(measured: Measured) -> list[Check]:
     """What half costs each output: information, with a budget."""
     checks = []
     for output, found in measured.rounding.items():
-        name = tolerances.name_of(measured.limits, "half_budget", measured.data)
+        name = f"half_budget.{measured.data.name}"
         limit, cost = measured.limits[name].value, found.relative_l2
         words = [f"{found.snr_db:.0f} dB"] if found.snr_db is not None else []
         words += [f"top-1 agrees {found.top1_agreement:.1%}"] if found.top1_agreement is not None else []

@@ -35,6 +35,8 @@ _EXACT = frozenset(
 """Operators whose result is one of their inputs, or exact, in any order; and those with a graph of their own."""
 _SEEDS = (1.0, 2.0)
 _LAST_PLACE = 2.0**-23
+_DIGITS = 65537.3
+"""Of values from 1e-5 to 256 the last digits are then other ones from number to number; others move together."""
 _PRECISION: dict[str, HalfPrecision] = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -210,11 +212,28 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
 
 
 def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.NodeProto]:
-    factor = f"{name}__factor"
-    draw = helper.make_node(
-        "RandomUniformLike", [source], [factor], low=1 - relative, high=1 + relative, seed=seed, dtype=TensorProto.FLOAT
-    )
-    return [draw, helper.make_node("Mul", [source, factor], [name])]
+    """``source * (1 + relative * r)`` with r in [-1, 1) from the last digits of the value: r = 2 frac(k * source) - 1.
+
+    ONNX Runtime has no RandomUniformLike of opset 22 (version 1.32), and this needs no state.
+    """
+    steps: list[onnx.NodeProto] = []
+
+    def step(operator: str, *inputs: str) -> str:
+        output = f"{name}__{len(steps)}"
+        steps.append(helper.make_node(operator, inputs, [output]))
+        return output
+
+    def number(x: float) -> str:
+        output = f"{name}__{len(steps)}"
+        tensor = helper.make_tensor(output, TensorProto.FLOAT, [], [x])
+        steps.append(helper.make_node("Constant", [], [output], value=tensor))
+        return output
+
+    value = step("Add", step("Mul", source, number(_DIGITS * (1 + 0.37 * seed % 1))), number(0.29 * seed % 1))
+    fraction = step("Sub", value, step("Floor", value))
+    factor = step("Add", step("Mul", fraction, number(2 * relative)), number(1 - relative))
+    steps.append(helper.make_node("Mul", [source, factor], [name]))
+    return steps
 
 
 def _following(model: onnx.ModelProto) -> set[str]:

@@ -108,7 +108,7 @@ class Rounded(FollowsInputs):
         _, exponent = torch.frexp(tensor)
         smallest = {torch.float16: -24, torch.bfloat16: -133}[self._dtype]
         digits = {torch.float16: 11, torch.bfloat16: 8}[self._dtype]
-        place = torch.ldexp(torch.ones(()), (exponent - digits).clamp(min=smallest))
+        place = torch.exp2((exponent - digits).clamp(min=smallest).float())
         dither = (torch.rand(tensor.shape, generator=self._generator) - 0.5) * place
         exact = self.nearest(tensor) == tensor  # stays, as in every right run: a zero, a copy
         return self.nearest(torch.where(torch.isfinite(tensor) & ~exact, tensor + dither, tensor))
