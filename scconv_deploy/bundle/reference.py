@@ -1,10 +1,11 @@
 """The reference that travels: what PyTorch computed, in ``reference/`` of a bundle. Standard library and NumPy only.
 
 ``reference.json`` names what is there; ``sample-K.npz`` holds of each sample ``input:I``, ``given:I`` (the model as
-given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's
-input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
-within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
-0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
+given), ``output:I`` (with its SRUs swapped), of a half artifact ``rounded:I`` (with every value rounded too), and of
+each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's input) and ``margin:S`` (float16: the margin in units of
+the rounding bound, NaN in ill-conditioned groups: a gate within 1 may flip). ``sites.npz`` holds the parameters of each
+SRU's node (``P:S``) and ``reach:S``. I and S count from 0 in the order of ``reference.json``. Only the first sample has
+``x`` and ``margin``, as far as the size goes.
 
 For engines there are ``sru-S.FORM.onnx``, the SRU alone for an input like ``x:S`` (forms: ``function``, ``plugin``,
 ``inlined``; see :mod:`scconv_deploy.verification.lone_sru`), for the device has no onnx to make them with, and the
@@ -29,7 +30,14 @@ from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
+from scconv_deploy.verification.reference_run import (
+    Arrays,
+    ReferenceRun,
+    ReferenceSource,
+    RoundedRun,
+    Site,
+    SiteRun,
+)
 
 _FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
@@ -56,6 +64,7 @@ def write_reference(
     nodes: Container[str],
     largest_bytes: int = LARGEST_BYTES,
     engines: ForEngines | None = None,
+    rounded_to: str = "",
 ) -> None:
     """Run the reference on samples and write ``reference/``.
 
@@ -65,6 +74,7 @@ def write_reference(
         nodes: the sites that the artifact has a node for.
         largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
         engines: None writes nothing for them.
+        rounded_to: the type of a half artifact's data (``float16``, ``bfloat16``), in whose arithmetic it is judged.
     """
     folder = bundle / REFERENCE
     left = largest_bytes
@@ -73,7 +83,8 @@ def write_reference(
     redundant: dict[str, str] = {}
     for number, sample in enumerate(samples):
         run = source.run(sample)
-        arrays = _outer_arrays(run)
+        rounded = source.rounded(run, None, rounded_to) if rounded_to else None
+        arrays = _outer_arrays(run, rounded)
         size = sum(array.nbytes for array in arrays.values())
         if number and size > left:
             break
@@ -88,6 +99,8 @@ def write_reference(
         _save(folder / f"sample-{number}.npz", arrays)
         noise = source.free_noise(run, engines.data) if engines is not None else {}
         documents.append(_sample_document(run) | {"free_noise": dict(noise)})
+        if rounded is not None:
+            documents[-1]["rounded"] = _rounded_document(rounded, rounded_to)
     _save(folder / "sites.npz", _site_arrays(sites))
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -101,10 +114,12 @@ def write_reference(
     write_file(folder / "reference.json", (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _outer_arrays(run: ReferenceRun) -> dict[str, np.ndarray]:
+def _outer_arrays(run: ReferenceRun, rounded: RoundedRun | None) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for kind, values in (("input", run.inputs), ("given", run.given), ("output", run.outputs)):
         arrays |= {f"{kind}:{index}": value for index, value in enumerate(values.values())}
+    if rounded is not None:
+        arrays |= {f"rounded:{index}": rounded.outputs[name] for index, name in enumerate(run.outputs)}
     return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
 
 
@@ -155,6 +170,15 @@ def _sample_document(run: ReferenceRun) -> dict[str, Any]:
         "spread": run.spread,
         "continuous": run.continuous,
         "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
+    }
+
+
+def _rounded_document(rounded: RoundedRun, data: str) -> dict[str, Any]:
+    return {
+        "data": data,
+        "floors": dict(rounded.floors),
+        "input_floors": dict(rounded.input_floors),
+        "spread": rounded.spread,
     }
 
 
@@ -256,9 +280,17 @@ class RecordedReference:
         return {name: float(value) for name, value in found.items()}
 
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
-        """What was recorded for the artifact's own type; None for another one."""
-        document = next(d for d in self.documents if d["name"] == run.sample)
-        return self._rounded.get(run.sample) if data == document.get("rounded_to") else None
+        """What was recorded for the artifact's own type, without the inputs of gates; None for another one."""
+        number = next(index for index, document in enumerate(self.documents) if document["name"] == run.sample)
+        document = self.documents[number]
+        found = document.get("rounded", {})
+        if found.get("data") != data:
+            return None
+        arrays = _load(self.folder / f"sample-{number}.npz")
+        with _undamaged(self.folder):
+            outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(document["outputs"])}
+            floors = found["floors"]
+            return RoundedRun(outputs, floors, {}, found["input_floors"], float(found["spread"]))
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""

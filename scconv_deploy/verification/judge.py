@@ -11,7 +11,7 @@ import onnx
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
 from scconv_deploy.rewrite.functions import REWRITTEN
-from scconv_deploy.verification import static, tolerances
+from scconv_deploy.verification import static
 from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 

@@ -186,7 +186,11 @@ class Measured:
             floor = self.limits["assumed_floor"].value if expected.dtype.kind == "f" else 0.0
         # not max(), which would hide a floor that is not a number
         return AgainstNoise(
-            distance(y, expected), smallest if floor < smallest else floor, largest, self.limits[largest].value, measured
+            distance(y, expected),
+            smallest if floor < smallest else floor,
+            largest,
+            self.limits[largest].value,
+            measured,
         )
 
     def add_redundant(self, missing: Sequence[str], found: Mapping[str, str]) -> None:

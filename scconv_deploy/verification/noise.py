@@ -214,6 +214,3 @@ def spread_of(runs: Iterable[list[float]]) -> float:
             squares += float(np.var(logs)) * len(logs)
             count += len(logs) - 1
     return math.exp(math.sqrt(squares / count)) if count else 1.0
-
-
-

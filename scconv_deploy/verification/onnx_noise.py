@@ -25,13 +25,14 @@ from scconv_deploy.verification.noise import Floors, Value, spread_of
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
-_EXACT = frozenset(
-    "Abs ArgMax ArgMin Cast Ceil Clip Compress Concat Constant ConstantOfShape DepthToSpace Dropout EyeLike Expand "
-    "Flatten Floor Gather GatherElements GatherND Identity If IsInf IsNaN Loop Max MaxPool Min Neg NonMaxSuppression "
-    "NonZero OneHot Pad PRelu LeakyRelu Range Relu Reshape Resize ReverseSequence Round Scan Scatter ScatterElements "
-    "ScatterND Shape Sign Size Slice SpaceToDepth Split SplitToSequence SequenceAt Squeeze Tile TopK Transpose Trilu "
-    "Unique Unsqueeze Where".split()
-)
+_EXACT = frozenset({
+    "Abs", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
+    "DepthToSpace", "Dropout", "EyeLike", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
+    "Identity", "If", "IsInf", "IsNaN", "Loop", "Max", "MaxPool", "Min", "Neg", "NonMaxSuppression", "NonZero",
+    "OneHot", "Pad", "PRelu", "LeakyRelu", "Range", "Relu", "Reshape", "Resize", "ReverseSequence", "Round", "Scan",
+    "Scatter", "ScatterElements", "ScatterND", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split",
+    "SplitToSequence", "SequenceAt", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
+})  # fmt: skip
 """Operators whose result is one of their inputs, or exact, in any order; and those with a graph of their own."""
 _SEEDS = (1.0, 2.0)
 _LAST_PLACE = 2.0**-23
@@ -75,7 +76,9 @@ class OnnxNoise:
         """
         if data not in self._in_half:
             read, kind = rounded_inputs(self._forced, artifact), _PRECISION[data]
-            base, *others = (OnnxRuntimeRunner(rounded(self._forced, read, kind, s), self._options) for s in (0, *_SEEDS))
+            base, *others = (
+                OnnxRuntimeRunner(rounded(self._forced, read, kind, s), self._options) for s in (0, *_SEEDS)
+            )
             self._in_half[data] = base, others
         base, others = self._in_half[data]
         found = base.run(inputs_with_masks(base.inputs, run))

@@ -38,8 +38,8 @@ class NamedArrays:
 class OnnxReference:
     """A :class:`.reference_run.ReferenceSource`: gates are those that ONNX Runtime decides in the reference file.
 
-    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The reach of a cut, which only the parameters of PyTorch
-    give, is taken as the cut itself.
+    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The
+    reach of a cut, which only the parameters of PyTorch give, is taken as the cut itself.
     """
 
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
@@ -101,9 +101,9 @@ class OnnxReference:
         """Nothing: the gates of a file are not disturbed."""
         return {}
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`."""
-        return self._noise.rounded(run, artifact, data)
+        return None if artifact is None else self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""

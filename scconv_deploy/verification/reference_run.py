@@ -178,8 +178,12 @@ class ReferenceSource(Protocol):
         float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
         ...
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
-        """The sample in the arithmetic of a half file (data: float16 or bfloat16); None where it is out of reach."""
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
+        """The sample in the arithmetic of a half file (float16 or bfloat16); None where it is out of reach.
+
+        Args:
+            artifact: the file, for a reference that needs it to know what is rounded.
+        """
         ...
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

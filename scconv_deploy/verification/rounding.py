@@ -1,9 +1,9 @@
 """PyTorch rounded as a half file is, and the noise of that: how far apart roundings are that are all right.
 
-A half file is proven in two links (DESIGN 13's first two): PyTorch with every value rounded (:mod:`.runners.rounded`)
-against the file is proof, for both round at the same places but for a few; PyTorch in float32 against PyTorch rounded is
-what half costs, which informs and has a budget. The noise of the proof is the farthest of other right roundings: the
-BatchNorms not folded, and roundings at random, twice. It costs one rounded pass and three of the first rows.
+A half file is judged twice. Against PyTorch with every value rounded (:mod:`.runners.rounded`) it is proven, for both
+round at the same places but for a few; against PyTorch in float32 it is what half costs, which informs and has a
+budget. The noise of the proof is the farthest of other right roundings: the BatchNorms not folded, and roundings at
+random, twice. It costs one rounded pass, and three of the first rows.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class TorchReference:
                 noise[name] = max(noise[name], compare.distance(aligned[name], given))
         return noise
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun:
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun:
         """The swapped model with every value rounded, see :mod:`.rounding`."""
         return self._rounded.measure(run, data, self._float64.rows_apart)
 

@@ -32,20 +32,23 @@ _PRODUCTS_IN_TURN = 8
 """The same of a convolution or matrix product, whose parts are a call each; runtimes add up blocks of 16 or more
 channels before the next one."""
 
-EXACT = frozenset(
-    "abs amax amin argmax argmin argsort arange bernoulli_ bitwise_and bitwise_not bitwise_or cat ceil clamp clamp_max "
-    "clamp_min clone col2im constant_pad_nd contiguous copy_ copysign cummax cummin detach diag_embed embedding empty "
-    "empty_like empty_strided eq expand eye fill fill_ flip floor frac full full_like gather ge gt hardtanh im2col "
-    "index index_copy index_fill index_put index_put_ index_select isfinite isinf isnan kthvalue le leaky_relu "
-    "lift_fresh_copy logical_and logical_not logical_or lt masked_fill masked_fill_ masked_scatter max "
-    "max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode ne neg new_empty new_full new_ones "
-    "new_zeros nonzero ones ones_like permute pixel_shuffle pixel_unshuffle relu relu_ repeat replication_pad1d "
-    "replication_pad2d replication_pad3d reflection_pad1d reflection_pad2d reflection_pad3d roll round scalar_tensor "
-    "scatter select_scatter sgn sign slice_scatter sort split stack threshold to_copy topk tril triu trunc unbind "
-    "unfold unique unsqueeze upsample_nearest1d upsample_nearest2d upsample_nearest3d view where zero_ zeros zeros_like "
-    "adaptive_max_pool2d adaptive_max_pool3d channel_shuffle local_scalar_dense scatter_reduce unsafe_view "
-    "reshape_alias".split()
-)
+EXACT = frozenset({
+    "abs", "amax", "amin", "argmax", "argmin", "argsort", "arange", "bernoulli_", "bitwise_and", "bitwise_not",
+    "bitwise_or", "cat", "ceil", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
+    "contiguous", "copy_", "copysign", "cummax", "cummin", "detach", "diag_embed", "embedding", "empty", "empty_like",
+    "empty_strided", "eq", "expand", "eye", "fill", "fill_", "flip", "floor", "frac", "full", "full_like", "gather",
+    "ge", "gt", "hardtanh", "im2col", "index", "index_copy", "index_fill", "index_put", "index_put_", "index_select",
+    "isfinite", "isinf", "isnan", "kthvalue", "le", "leaky_relu", "lift_fresh_copy", "logical_and", "logical_not",
+    "logical_or", "lt", "masked_fill", "masked_fill_", "masked_scatter", "max", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "maximum", "median", "min", "minimum", "mode", "ne", "neg", "new_empty", "new_full",
+    "new_ones", "new_zeros", "nonzero", "ones", "ones_like", "permute", "pixel_shuffle", "pixel_unshuffle", "relu",
+    "relu_", "repeat", "replication_pad1d", "replication_pad2d", "replication_pad3d", "reflection_pad1d",
+    "reflection_pad2d", "reflection_pad3d", "roll", "round", "scalar_tensor", "scatter", "select_scatter", "sgn",
+    "sign", "slice_scatter", "sort", "split", "stack", "threshold", "to_copy", "topk", "tril", "triu", "trunc",
+    "unbind", "unfold", "unique", "unsqueeze", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "view", "where", "zero_", "zeros", "zeros_like", "adaptive_max_pool2d", "adaptive_max_pool3d", "channel_shuffle",
+    "local_scalar_dense", "scatter_reduce", "unsafe_view", "reshape_alias",
+})  # fmt: skip
 """Operators whose result is one of their inputs, or exact, in any order."""
 
 
@@ -286,9 +289,7 @@ def _batch_norm_no_training(mode: OtherOrder, x: Tensor, w: Any, b: Any, mean: A
     return _batch_norm(mode, x, w, b, mean, var, False, 0.0, eps)
 
 
-def folded(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """A BatchNorm as scale and shift of each channel."""
     scale = (var + eps).rsqrt() if weight is None else weight / (var + eps).sqrt()
     return scale, -mean * scale if bias is None else bias - mean * scale

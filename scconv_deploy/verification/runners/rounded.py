@@ -34,12 +34,15 @@ from scconv_deploy.verification.runners.orders import (
 )
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_KEPT = frozenset(
-    "softmax log_softmax sum mean var std var_mean linalg_vector_norm native_layer_norm native_group_norm "
-    "native_batch_norm exp pow logsumexp cumsum".split()
-)
+_KEPT = frozenset({
+    "softmax", "log_softmax", "sum", "mean", "var", "std", "var_mean", "linalg_vector_norm", "native_layer_norm",
+    "native_group_norm", "native_batch_norm", "exp", "pow", "logsumexp", "cumsum",
+})  # fmt: skip
 """Operators whose result stays in float32, see above."""
-_WITH_NUMBERS = frozenset("add sub mul div rsub add_ sub_ mul_ div_".split())
+_WITH_NUMBERS = frozenset({
+    "add", "sub", "mul", "div", "rsub", "add_", "sub_", "mul_", "div_",
+})  # fmt: skip
+_LOOKED_UP = frozenset({"embedding", "index", "index_select", "gather"})
 _LOST = 4.0
 """Unit roundoffs: a constant that half represents worse than this stays in float32 in the file."""
 
@@ -66,11 +69,12 @@ class Rounded(FollowsInputs):
         if self._paused:
             return func(*args, **(kwargs or {}))
         name = base_name(func)
-        if name in ("embedding", "index", "index_select", "gather") and isinstance(args[0], Tensor):
-            if args[0].is_floating_point() and not self.follows(args[0]):  # of a weight: the data begin here
-                out = self.nearest(func(*args, **(kwargs or {})))
-                self._follow(out)
-                return out
+        first = args[0] if args else None
+        if name in _LOOKED_UP and isinstance(first, Tensor) and first.is_floating_point() and not self.follows(first):
+            # in a weight: the data begin here
+            out = self.nearest(func(*args, **(kwargs or {})))
+            self._follow(out)
+            return out
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
