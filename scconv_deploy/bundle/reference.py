@@ -1,10 +1,11 @@
 """The reference that travels: what PyTorch computed, in ``reference/`` of a bundle. Standard library and NumPy only.
 
 ``reference.json`` names what is there; ``sample-K.npz`` holds of each sample ``input:I``, ``given:I`` (the model as
-given), ``output:I`` (with its SRUs swapped), and of each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's
-input) and ``margin:S`` (float16: the margin in units of the rounding bound, NaN in ill-conditioned groups: a gate
-within 1 may flip). ``sites.npz`` holds the parameters of each SRU's node (``P:S``) and ``reach:S``. I and S count from
-0 in the order of ``reference.json``. Only the first sample has ``x`` and ``margin``, as far as the size goes.
+given), ``output:I`` (with its SRUs swapped), of a half artifact ``rounded:I`` (with every value rounded too), and of
+each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's input) and ``margin:S`` (float16: the margin in units of
+the rounding bound, NaN in ill-conditioned groups: a gate within 1 may flip). ``sites.npz`` holds the parameters of each
+SRU's node (``P:S``) and ``reach:S``. I and S count from 0 in the order of ``reference.json``. Only the first sample has
+``x`` and ``margin``, as far as the size goes.
 Of each gate K of no known SRU there are ``decided:K`` (packed bits, or numbers of a rounding) and, in the first sample,
 of each of its views V ``operand:K:V`` (the margin), ``scale:K:V`` and ``noise:K:V``, see
 :mod:`scconv_deploy.verification.other_gates`.
@@ -33,7 +34,14 @@ from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.verification.other_gates import OtherGate, View
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, Site, SiteRun
+from scconv_deploy.verification.reference_run import (
+    Arrays,
+    ReferenceRun,
+    ReferenceSource,
+    RoundedRun,
+    Site,
+    SiteRun,
+)
 
 _FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
@@ -60,6 +68,7 @@ def write_reference(
     nodes: Container[str],
     largest_bytes: int = LARGEST_BYTES,
     engines: ForEngines | None = None,
+    rounded_to: str = "",
 ) -> None:
     """Run the reference on samples and write ``reference/``.
 
@@ -69,6 +78,7 @@ def write_reference(
         nodes: the sites that the artifact has a node for.
         largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
         engines: None writes nothing for them.
+        rounded_to: the type of a half artifact's data (``float16``, ``bfloat16``), in whose arithmetic it is judged.
     """
     folder = bundle / REFERENCE
     left = largest_bytes
@@ -77,7 +87,8 @@ def write_reference(
     redundant: dict[str, str] = {}
     for number, sample in enumerate(samples):
         run = source.run(sample)
-        arrays = _outer_arrays(run)
+        rounded = source.rounded(run, None, rounded_to) if rounded_to else None
+        arrays = _outer_arrays(run, rounded)
         size = sum(array.nbytes for array in arrays.values())
         if number and size > left:
             break
@@ -92,6 +103,8 @@ def write_reference(
         _save(folder / f"sample-{number}.npz", arrays)
         noise = source.free_noise(run, engines.data) if engines is not None else {}
         documents.append(_sample_document(run) | {"free_noise": dict(noise)})
+        if rounded is not None:
+            documents[-1]["rounded"] = _rounded_document(rounded, rounded_to)
     _save(folder / "sites.npz", _site_arrays(sites))
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -105,11 +118,13 @@ def write_reference(
     write_file(folder / "reference.json", (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _outer_arrays(run: ReferenceRun) -> dict[str, np.ndarray]:
+def _outer_arrays(run: ReferenceRun, rounded: RoundedRun | None) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for kind, values in (("input", run.inputs), ("given", run.given), ("output", run.outputs)):
         arrays |= {f"{kind}:{index}": value for index, value in enumerate(values.values())}
     arrays |= {f"decided:{i}": _packed(gate.decided) for i, gate in enumerate(run.others.values())}
+    if rounded is not None:
+        arrays |= {f"rounded:{index}": rounded.outputs[name] for index, name in enumerate(run.outputs)}
     return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
 
 
@@ -169,6 +184,8 @@ def _sample_document(run: ReferenceRun) -> dict[str, Any]:
         "outputs": list(run.given),
         "floors": [run.floors[name] for name in run.given],
         "float64_refusal": run.float64_refusal,
+        "spread": run.spread,
+        "continuous": run.continuous,
         "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
         "others": [_other_document(gate) for gate in run.others.values()],
     }
@@ -180,6 +197,15 @@ def _other_document(gate: OtherGate) -> dict[str, Any]:
         "kind": gate.kind,
         "shape": list(gate.decided.shape),
         "views": [{"kind": view.kind, "error": view.error} for view in gate.views],
+    }
+
+
+def _rounded_document(rounded: RoundedRun, data: str) -> dict[str, Any]:
+    return {
+        "data": data,
+        "floors": dict(rounded.floors),
+        "input_floors": dict(rounded.input_floors),
+        "spread": rounded.spread,
     }
 
 
@@ -261,6 +287,8 @@ class RecordedReference:
                 float64_refusal=str(document["float64_refusal"]),
                 count=max((len(value) for value in named["input"].values() if value.ndim), default=1),
                 others=others,
+                spread=float(document.get("spread", 1.0)),
+                continuous=bool(document.get("continuous", False)),
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
@@ -286,6 +314,19 @@ class RecordedReference:
     def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
         """Nothing: PyTorch is not here."""
         return {}
+
+    def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
+        """What was recorded for the artifact's own type, without the inputs of gates; None for another one."""
+        number = next(index for index, document in enumerate(self.documents) if document["name"] == run.sample)
+        document = self.documents[number]
+        found = document.get("rounded", {})
+        if found.get("data") != data:
+            return None
+        arrays = _load(self.folder / f"sample-{number}.npz")
+        with _undamaged(self.folder):
+            outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(document["outputs"])}
+            floors = found["floors"]
+            return RoundedRun(outputs, floors, {}, found["input_floors"], float(found["spread"]))
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""

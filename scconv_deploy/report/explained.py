@@ -38,8 +38,9 @@ TERMS = {
     "there, so their gates are counted apart.",
     "running free": "The artifact as it ships: each layer is fed by the one before.",
     "replay": "The artifact with PyTorch's gates put in, so that no step is left and errors are comparable.",
-    "noise floor": "How far PyTorch's own float32 is from float64 with the same gates: the error that nobody can "
-    "avoid. Of half data the rounding of their type, where that is larger.",
+    "noise floor": "How far apart runs of the model in PyTorch are that are all right, with the same gates: float32, "
+    "float64, other orders of summation, results moved in their last place. It is the error that nobody can avoid. "
+    "Of a half file the same of PyTorch with every value rounded.",
     "relative L2": "The norm of a difference over the norm of the reference: 1e-6 is a millionth.",
 }
 """Words that a report uses without explaining them where they stand."""
@@ -82,8 +83,8 @@ CHECKS: dict[str, Meaning] = {
     "whole model": Meaning(
         _REPLACED,
         "The outputs of the whole model with its SRUs replaced and as it was given.",
-        "they differ by more than `replay_multiple` times the model's own rounding noise, or that noise is too large "
-        "to judge by",
+        "they differ by more than the limit in multiples of the model's own rounding noise (`replay_multiple`, more "
+        "where more is compared), or that noise is too large to judge by",
         "As for `gates`. A noise too large means that the model is random, or steps where no SRU was recognised.",
     ),
     "swap": Meaning(
@@ -156,15 +157,16 @@ CHECKS: dict[str, Meaning] = {
     "replay": Meaning(
         _ARTIFACT,
         "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
-        "against PyTorch's own rounding noise (float32 beside float64), or the rounding of half data.",
-        "it is more than `replay_multiple` times that noise, or the noise is too large to judge by",
+        "against the noise floor. A half file is held against PyTorch with every value rounded.",
+        "it is more than the limit in multiples of that noise (`replay_multiple`, more where more is compared), or the "
+        "noise is too large to judge by",
         _WRONG_COMPUTATION,
     ),
     "layers": Meaning(
         _ARTIFACT,
         "The input of every SRU in the same replay, which sees what later layers would hide; one whose own noise is "
         "too large is not judged.",
-        "one is more than `replay_multiple` times its noise away",
+        "one is farther away than the same limit in multiples of its noise",
         _WRONG_COMPUTATION,
     ),
     "contract": Meaning(
@@ -185,6 +187,19 @@ CHECKS: dict[str, Meaning] = {
         "The largest values that the float32 model reaches, with what half can hold.",
         "a layer's values are larger",
         "Keep the layers named in float32 (`--keep`), or take bf16.",
+    ),
+    "rounding": Meaning(
+        _ARTIFACT,
+        "What half costs: the outputs of the half file with PyTorch's in float32, both with the same gates.",
+        "they are farther apart than `half_budget` of the type: values vanish or overflow, and it is another network",
+        "Keep layers in float32 (`--keep`), or take bf16, which holds the range of float32.",
+    ),
+    "runtime": Meaning(
+        _ARTIFACT,
+        "The half file in ONNX Runtime by itself, which multiplies in float32 and rounds at fewer places than the file "
+        "says, with PyTorch rounded and in float32.",
+        "it is farther from both than rounding explains",
+        "This runtime computes something else: report it with its version.",
     ),
     "stand-in": Meaning(
         _ARTIFACT,

@@ -159,7 +159,7 @@ def _layers(axes: Axes, report: ParityReport) -> None:
     axes.plot(places, [_drawable(v, lowest) for v in errors], "o-", ms=3, lw=1, color=_GOOD, label="artifact")
     axes.plot(places, [_drawable(v, lowest) for v in floors], "-", lw=1, color=_FAINT, label="noise floor")
     if limit:
-        axes.plot(places, [_drawable(v, lowest) for v in limits], "--", lw=1, color=_BAD, label=f"limit, {limit:g}x")
+        axes.plot(places, [_drawable(v, lowest) for v in limits], "--", lw=1, color=_BAD, label=f"limit, {limit:.3g}x")
     lost = [index for index, value in enumerate(errors) if not math.isfinite(value)]
     if lost:
         axes.plot(lost, [max(usable) * 3] * len(lost), "x", color=_BAD, label="not finite")
@@ -177,6 +177,10 @@ def _layers(axes: Axes, report: ParityReport) -> None:
 
 def _limit(report: ParityReport) -> float:
     """What the layers were judged by, in multiples of their noise; 0 where the report does not say."""
+    checks = [check for link in report.links for check in link.checks if check.name == "layers"]
+    judged = [q.limit for check in checks for q in check.quantities if q.tolerance == "replay_multiple"]
+    if judged:
+        return judged[-1]
     usual = report.tolerances.get("replay_multiple")
     return report.overrides.get("replay_multiple", usual.value if usual else 0.0)
 

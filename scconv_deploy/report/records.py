@@ -175,7 +175,7 @@ class LayerError:
         name: the ONNX value.
         module: path of the module in the PyTorch model, "" if unknown.
         relative_l2: of the artifact against the reference, the worst over the samples.
-        floor: relative L2 of PyTorch float32 against float64 at the same place.
+        floor: noise of the reference at the same place, relative L2.
     """
 
     name: str
@@ -277,9 +277,9 @@ class OutputParity:
         name: of the output.
         end_to_end: the artifact as it is against PyTorch as given; informs.
         replay_error: relative L2 of the artifact with the reference's gates against the reference; decides.
-        noise_floor: relative L2 of PyTorch float32 against float64 with the same gates; of a half artifact the rounding
-            to its type, where that is larger.
-        floor_measured: False where the reference cannot run in float64 and a floor was assumed.
+        noise_floor: relative L2 of PyTorch's right runs with the same gates from each other, the farthest; of a half
+            artifact with every value rounded to its type.
+        floor_measured: False where the reference could not be run in several ways and a floor was assumed.
     """
 
     name: str

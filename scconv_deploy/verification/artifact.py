@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,13 +12,13 @@ from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.margins import count_flips, count_free_flips, decide
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import LayerError
-from scconv_deploy.verification import instrument, jump, tolerances
-from scconv_deploy.verification.compare import comparable, compare, relative_l2
+from scconv_deploy.verification import instrument, jump
+from scconv_deploy.verification.compare import comparable, compare, distance, relative_l2
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.measure import AgainstNoise, Measured
 from scconv_deploy.verification.other_gate_runs import OtherGateRuns
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, SiteRun
-from scconv_deploy.verification.runners.half import HalfRunner, runner_of
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, RoundedRun, SiteRun
+from scconv_deploy.verification.runners.half import HalfRunner, needs_stand_in, runner_of, runs_here
 from scconv_deploy.verification.runners.onnx_reference import OnnxReferenceRunner
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
@@ -46,6 +47,8 @@ class ArtifactMeasurement:
         self._open: Runner | None = None
         self._forced: Runner | None = None
         self._others = OtherGateRuns(source, proto, measured, options)
+        self._native: Runner | None = None
+        self._rounded: RoundedRun | None = None
         self.measured = measured
 
     def __enter__(self) -> ArtifactMeasurement:
@@ -53,7 +56,7 @@ class ArtifactMeasurement:
 
     def __exit__(self, *exc: object) -> None:
         self._probes.clear()
-        self._open = self._forced = None
+        self._open = self._forced = self._native = None
 
     def run(self, run: ReferenceRun) -> None:
         """Measure one sample.
@@ -67,12 +70,23 @@ class ArtifactMeasurement:
         self.measured.check_labels(run)
         self._add_reference(run)
         if run.deep:
+            self.measured.note_noise(run)
+            self._rounded = self._in_half(run)
             self._judge_reference(run)
             self._others.align(run)
             for site in run.sites.values():
                 self._teacher_force(site)
         self._run_free(run)
         self._compare_outputs(run, self._free.run(run.inputs))
+
+    def _in_half(self, run: ReferenceRun) -> RoundedRun | None:
+        """The reference in the artifact's own arithmetic."""
+        if self.measured.data == np.float32:
+            return None
+        rounded = self._source.rounded(run, self._proto, self.measured.data.name)
+        if rounded is not None:
+            self.measured.spread = max(self.measured.spread, rounded.spread)
+        return rounded
 
     def _judge_reference(self, run: ReferenceRun) -> None:
         """The swapped model against the given one, and the sites that need no node."""
@@ -208,15 +222,59 @@ class ArtifactMeasurement:
                 continue
             floor = self._floor(run, name, value)
             self.measured.keep_swapped(name, as_given[name], given, floor)
-            found = self.measured.against_noise(forced[name], value, floor)
+            found = self._against(name, forced[name], value, floor)
             self._others.excuse(run, name, found)
             self.measured.keep_replay(name, found, run)
+            if self.measured.data != np.float32 and value.dtype.kind == "f" and comparable(forced[name], value):
+                self.measured.keep_rounding(name, compare(forced[name], value))
+        if run.deep and self.measured.data != np.float32:
+            self._compare_native(run)
         self.measured.add_answers(run, free, run.count)
 
     def _floor(self, run: ReferenceRun, name: str, value: np.ndarray) -> float | None:
         """An output's noise floor; None where it is to be assumed."""
-        largest = self.measured.limits[tolerances.name_of(self.measured.limits, "largest_floor", value.dtype)].value
+        largest = self.measured.limits[self.measured.largest_floor(value.dtype)].value
         return self._others.floor(run, name, run.floors[name], largest)
+
+    def _against(self, name: str, y: np.ndarray, value: np.ndarray, floor: float | None) -> AgainstNoise:
+        """An output with the reference's gates against the reference; of a half artifact against the rounded one.
+
+        A file that keeps layers in float32 rounds less than every value, and is then nearer to float32: it may be.
+        """
+        measured = self.measured
+        rounded = None if self._rounded is None else self._rounded.outputs.get(name)
+        if self._rounded is None or rounded is None or rounded.shape != y.shape:
+            return measured.against_noise(y, value, floor)
+        noise = self._rounded.floors.get(name)
+        noise = floor if noise is None else noise
+        pair = [measured.against_noise(y, expected, noise) for expected in (rounded, value)]
+        return min(pair, key=lambda found: found.badness)
+
+    def _compare_native(self, run: ReferenceRun) -> None:
+        """What the runtime makes of the half file by itself: within rounding of the file's own arithmetic."""
+        if self.measured.native_refusal or not needs_stand_in(self._proto, self._options):
+            return
+        if self._native is None:
+            if not runs_here(self._proto, self._options):
+                self.measured.native_refusal = "ONNX Runtime cannot run bf16 here"
+                return
+            model = self._others.lay_open(instrument.laid_open(self._proto, list(run.sites), inject=True), inject=True)
+            try:
+                self._native = HalfRunner(model, self._options, native=True)
+            except ModelError as error:  # an operator that its CPU provider has no kernel of this type for
+                self.measured.native_refusal = error.message
+                return
+        found = self._aligned(self._native.run(inputs_with_masks(self._native.inputs, run)), run.outputs)
+        for name, value in run.outputs.items():
+            y, rounded = found[name], None if self._rounded is None else self._rounded.outputs.get(name)
+            if y.shape != value.shape or not comparable(y, value):
+                self.measured.native_refusal = f"its output {name} cannot be compared"
+                continue
+            near = self._against(name, y, value, self._floor(run, name, value))
+            if rounded is not None and rounded.shape == value.shape and comparable(rounded, value):
+                # it rounds at fewer places, so it lies anywhere between float32 and every value rounded
+                near = replace(near, floor=max(near.floor, distance(rounded, value)))
+            self.measured.keep_native(name, near)
 
     def _replay(self, run: ReferenceRun) -> Arrays:
         """The outputs with the reference's gates; the layers, and gates of no known SRU, are compared here."""
@@ -253,12 +311,22 @@ class ArtifactMeasurement:
         if not comparable(x, site.x):
             self.measured.note_non_finite(f"the input of {site.site.name} with the reference's gates", run)
             return
-        found = self.measured.against_noise(x, site.x, site.floor)
+        found = self._layer_against(site, x)
         if self._others.excuse(run, site.site.name, found):
             return
         producer = self._producers.get(value)
         module = "" if producer is None else instrument.module_of(producer)
         self.measured.keep_layer(LayerError(value, module, found.error, found.floor))
+
+    def _layer_against(self, site: SiteRun, x: np.ndarray) -> AgainstNoise:
+        assert site.x is not None  # noqa: S101  (for the type checker: the caller looked)
+        name, measured = site.site.name, self.measured
+        if self._rounded is None:
+            return measured.against_noise(x, site.x, site.floor)
+        noise = self._rounded.input_floors.get(name, site.floor)
+        rounded = self._rounded.inputs.get(name)
+        expected = [site.x] if rounded is None or rounded.shape != x.shape else [rounded, site.x]
+        return min((measured.against_noise(x, e, noise) for e in expected), key=lambda found: found.badness)
 
     def _breaks_contract(self, name: str, actual: np.ndarray, expected: np.ndarray) -> bool:
         if actual.shape == expected.shape and actual.dtype == expected.dtype:

@@ -40,7 +40,7 @@ from scconv_deploy.verification.gate_checks import accuracy_checks
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.other_gate_checks import other_gate_records, other_gates_checks
 from scconv_deploy.verification.reference_run import ReferenceSource
-from scconv_deploy.verification.runners.half import needs_stand_in
+from scconv_deploy.verification.runners.half import needs_stand_in, runs_here
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
@@ -134,7 +134,7 @@ def verify_artifact(
         stage.applied += measured.sample_names
         stage.skipped += measured.redundant.items()
         if measured.float64_refusal:
-            stage.skipped.append(("noise floor in float64", measured.float64_refusal))
+            stage.skipped.append(("float64 among the runs whose distance is the noise", measured.float64_refusal))
     nodes = instrument.sites(proto)
     statics = judge.static_checks(proto, nodes, measured)
     links = _links(source, artifact, statics, measured, single, ranges, runtime)
@@ -204,8 +204,10 @@ def _artifact_checks(
         *judge.second_opinion_checks(measured),
         judge.free_running_check(measured),
         *other_gates_checks(measured),
+        *judge.rounding_checks(measured),
         *judge.replay_checks(measured),
         *judge.layers_check(measured),
+        *judge.native_checks(measured),
         *judge.contract_checks(measured),
         *judge.finite_checks(measured),
         *accuracy_checks(measured),
@@ -226,7 +228,7 @@ def _in_range(artifact: Artifact, ranges: RangeWatch | None, coverage: str) -> l
 
 def _stand_in(artifact: Artifact, runtime: RuntimeOptions) -> list[Check]:
     """Said where the artifact itself cannot run."""
-    if not needs_stand_in(artifact.proto, runtime):
+    if not needs_stand_in(artifact.proto, runtime) or runs_here(artifact.proto, runtime):
         return []
     text = f"ONNX Runtime cannot run {artifact.precision} here: a stand-in that computes each operator in float32 and "
     return [Check("stand-in", "not run", f"{text}rounds what it gives was judged")]
@@ -281,7 +283,7 @@ def _free_running(count: FlipCount) -> FreeRunning:
 
 def _output(name: str, measured: Measured) -> OutputParity:
     found = measured.replay[name]
-    return OutputParity(name, measured.end_to_end[name], found.error, found.floor, not measured.float64_refusal)
+    return OutputParity(name, measured.end_to_end[name], found.error, found.floor, found.measured)
 
 
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:

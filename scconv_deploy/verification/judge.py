@@ -9,7 +9,7 @@ import onnx
 
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.report.records import Check, Quantity
-from scconv_deploy.verification import instrument, static, tolerances
+from scconv_deploy.verification import instrument, static
 from scconv_deploy.verification.gate_checks import gates_check, unexplained
 from scconv_deploy.verification.measure import AgainstNoise, Measured, repeated, total_flips
 
@@ -155,6 +155,37 @@ def replay_checks(measured: Measured) -> list[Check]:
     return _against_floor("replay", "replay error", measured.replay, measured)
 
 
+def rounding_checks(measured: Measured) -> list[Check]:
+    """What half costs each output: information, with a budget."""
+    checks = []
+    for output, found in measured.rounding.items():
+        name = f"half_budget.{measured.data.name}"
+        limit, cost = measured.limits[name].value, found.relative_l2
+        words = [f"{found.snr_db:.0f} dB"] if found.snr_db is not None else []
+        words += [f"top-1 agrees {found.top1_agreement:.1%}"] if found.top1_agreement is not None else []
+        said = f" ({', '.join(words)})" if words else ""
+        text = f"{output}: rounding costs {cost:.1e} relative L2{said} (limit {limit:g}){measured.coverage}"
+        good = cost <= limit
+        text += "" if good else ": this network is another one in half; --keep leaves layers in float32"
+        checks.append(Check("rounding", "passed" if good else "failed", text, (Quantity(name, cost, limit),)))
+    return checks
+
+
+def native_checks(measured: Measured) -> list[Check]:
+    """The half file in the runtime by itself, which rounds at other places than the file says."""
+    name = "runtime"
+    if measured.native_refusal:
+        return [Check(name, "not run", measured.native_refusal)]
+    if not measured.native:
+        return []
+    limit = measured.replay_limit
+    output, worst = max(measured.native.items(), key=lambda item: item[1].badness)
+    good = worst.ratio <= limit
+    text = f"ONNX Runtime by itself: {output}: {worst.error:.1e}, {worst.ratio:.1f}x the rounding {worst.floor:.1e}"
+    decided = (Quantity("replay_multiple", worst.ratio, limit),)
+    return [Check(name, "passed" if good else "failed", f"{text} (limit {limit:.3g}x)", decided)]
+
+
 def finite_checks(measured: Measured) -> list[Check]:
     """NaN and Inf by the tensors' names."""
     if not measured.non_finite:
@@ -173,8 +204,8 @@ def layers_check(measured: Measured) -> list[Check]:
     """The input of every SRU with the reference's gates, which sees what later layers would hide."""
     if not measured.layers:
         return []
-    limit = measured.limits["replay_multiple"].value
-    largest = measured.limits[tolerances.name_of(measured.limits, "largest_floor", measured.data)].value
+    limit = measured.replay_limit
+    largest = measured.limits[measured.largest_floor(measured.data)].value
     layers = [layer for layer in measured.layers.values() if layer.floor <= largest]
     left = [layer for layer in layers if not layer.ratio <= limit]
     noisy = len(measured.layers) - len(layers)
@@ -183,20 +214,20 @@ def layers_check(measured: Measured) -> list[Check]:
         return [Check("layers", "not run", unjudged.removeprefix("; "))]
     decided = (Quantity("replay_multiple", max(layer.ratio for layer in layers), limit),)
     if not left:
-        text = f"{len(layers)} inputs of SRUs stay within {limit:g}x their noise{measured.coverage}{unjudged}"
+        text = f"{len(layers)} inputs of SRUs stay within {limit:.3g}x their noise{measured.coverage}{unjudged}"
         return [Check("layers", "passed", text, decided)]
     first = left[0]
     where = f"{first.name} ({first.module or 'module unknown'})"
-    noise = f"{first.ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:g}x)"
+    noise = f"{first.ratio:.1f}x the noise floor {first.floor:.1e} (limit {limit:.3g}x)"
     more = f", and {len(left) - 1} more" if len(left) > 1 else ""
     return [Check("layers", "failed", f"{where}: {first.relative_l2:.1e}, {noise}{more}", decided)]
 
 
 def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
     checks = []
-    limit = measured.limits["replay_multiple"].value
+    limit = measured.replay_limit
     for output, found in outputs.items():
-        if name == "replay" and output in measured.others.undecided:
+        if name == "replay" and output in measured.others.undecided and not found.ratio <= limit:
             checks.append(Check(name, "not run", f"{output} {measured.others.undecided[output]}"))
             continue
         error, floor = found.error, found.floor
@@ -211,7 +242,7 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
             continue
         # not (>), so that a ratio that is not a number fails
         good = found.ratio <= limit
-        text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:g}x)"
+        text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:.3g}x)"
         text += measured.coverage
         checks.append(Check(name, "passed" if good else "failed", text, decided))
     return checks

@@ -32,12 +32,14 @@ class AgainstNoise:
 
     Attributes:
         floor_name, largest_floor: the tolerance that limits the noise.
+        measured: whether the noise was; else it is assumed.
     """
 
     error: float
     floor: float
     floor_name: str
     largest_floor: float
+    measured: bool = True
 
     @property
     def ratio(self) -> float:
@@ -97,6 +99,12 @@ class Measured:
         paired: right and wrong answers on labelled data; ``no_accuracy`` why there are none in spite of labels.
         inputs, inputs_in_full: how many were compared, and how many of them in full.
         others: gates of no known SRU.
+        rounding: of a half artifact, what rounding costs each output, the worst over the samples: the distance from
+            float32 with the same gates.
+        native: the same outputs of the runtime by itself, against the rounded reference.
+        spread: by which factor right runs of the reference scatter, the largest over the samples.
+        continuous: whether the reference was seen to be, on every sample whose noise is large; None if there is none.
+        compared: values that were held against their noise.
     """
 
     limits: Table
@@ -121,6 +129,12 @@ class Measured:
     inputs: int = 0
     inputs_in_full: int = 0
     others: OtherGates = field(default_factory=OtherGates)
+    rounding: dict[str, OutputMetrics] = field(default_factory=dict)
+    native: dict[str, AgainstNoise] = field(default_factory=dict)
+    native_refusal: str = ""
+    spread: float = 1.0
+    continuous: bool | None = None
+    compared: int = 0
     _needed: set[str] = field(default_factory=set)
     _rows: dict[str, int] = field(default_factory=dict)
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
@@ -132,22 +146,54 @@ class Measured:
             return ""
         return f", on {self.inputs_in_full:,} of {self.inputs:,} inputs"
 
+    def note_noise(self, run: ReferenceRun) -> None:
+        """Take over what a sample says of the reference's noise, before it is compared."""
+        self.spread = max(self.spread, run.spread)
+        usual = self.limits["largest_floor.float32"].value
+        floors = [*run.floors.values(), *(site.floor for site in run.sites.values())]
+        if any(floor is not None and not floor <= usual for floor in floors):
+            self.continuous = run.continuous and self.continuous is not False
+
+    @property
+    def replay_limit(self) -> float:
+        """Multiples of its noise that the worst of all values compared may be off.
+
+        The largest of n draws whose logarithms have the deviation ln(spread) is about spread^sqrt(2 ln n).
+        """
+        tolerance = self.limits["replay_multiple"]
+        if tolerance.given:
+            return tolerance.value
+        smallest, largest = (tolerances.FIXED[f"{name}_spread"].value for name in ("smallest", "largest"))
+        spread = min(max(self.spread, smallest), largest)
+        return float(tolerance.value * spread ** math.sqrt(2 * math.log(max(self.compared, 1))))
+
+    def largest_floor(self, data: np.dtype) -> str:
+        """The name of the tolerance that limits the noise of a value of this type."""
+        if self.continuous and data == FLOAT32 and not self.limits["largest_floor.float32"].given:
+            return "largest_scatter.float32"
+        return tolerances.name_of(self.limits, "largest_floor", data)
+
     def against_noise(
         self, y: np.ndarray, expected: np.ndarray, floor: float | None, data: np.dtype | None = None
     ) -> AgainstNoise:
-        """A distance, beside that of PyTorch in float32 from float64 with the same gates (floor; None: assumed).
+        """A distance, beside the reference's noise with the same gates (floor; None: assumed).
 
         Args:
             data: the type that y was computed in; the artifact's by default.
         """
         rounded = (data or self.data) if expected.dtype == np.float32 else expected.dtype
         smallest = self.limits[tolerances.name_of(self.limits, "smallest_floor", rounded)].value
-        largest = tolerances.name_of(self.limits, "largest_floor", rounded)
+        largest = self.largest_floor(rounded)
+        measured = floor is not None
         if floor is None:
             floor = self.limits["assumed_floor"].value if expected.dtype.kind == "f" else 0.0
         # not max(), which would hide a floor that is not a number
         return AgainstNoise(
-            distance(y, expected), smallest if floor < smallest else floor, largest, self.limits[largest].value
+            distance(y, expected),
+            smallest if floor < smallest else floor,
+            largest,
+            self.limits[largest].value,
+            measured,
         )
 
     def add_redundant(self, missing: Sequence[str], found: Mapping[str, str]) -> None:
@@ -158,10 +204,21 @@ class Measured:
 
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""
+        self.compared += 1
         if _keep_worst(self.replay, name, found) and found is max(self.replay.values(), key=lambda f: f.badness):
             # without what it need not hold while the next sample runs
             sites = {site: replace(found, x=None) for site, found in run.sites.items()}
             self.worst_run = replace(run, sites=sites)
+
+    def keep_rounding(self, name: str, metrics: OutputMetrics) -> None:
+        """Keep the worst of what half costs an output."""
+        kept = self.rounding.get(name)
+        self.rounding[name] = metrics if kept is None else worst_of(kept, metrics, 1, 1)
+
+    def keep_native(self, name: str, found: AgainstNoise) -> None:
+        """Keep the worst of what a runtime gives by itself."""
+        self.compared += 1
+        _keep_worst(self.native, name, found)
 
     def keep_swapped(self, name: str, as_given: np.ndarray, given: np.ndarray, floor: float | None) -> None:
         """Both are PyTorch's, in float32 whatever the artifact computes in."""
@@ -237,12 +294,13 @@ class Measured:
 
     def keep_layer(self, found: LayerError) -> None:
         """Keep the worst of those that can be judged; one whose own noise is too large only where there is no other."""
+        self.compared += 1
         worst = self.layers.get(found.name)
         if worst is None or self._layer_badness(found) > self._layer_badness(worst):
             self.layers[found.name] = found
 
     def _layer_badness(self, layer: LayerError) -> tuple[bool, float]:
-        largest = self.limits[tolerances.name_of(self.limits, "largest_floor", self.data)].value
+        largest = self.limits[self.largest_floor(self.data)].value
         return layer.floor <= largest, math.inf if math.isnan(layer.ratio) else layer.ratio
 
     def keep_worst_inputs(self, sample: str, y: np.ndarray, given: np.ndarray, rows: int) -> None:

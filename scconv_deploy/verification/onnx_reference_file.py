@@ -21,8 +21,9 @@ from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.compare import distance
 from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.verification.onnx_noise import OnnxNoise
 from scconv_deploy.verification.other_gates import Found
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _JUMP_DRAWS = 8
@@ -40,8 +41,8 @@ class NamedArrays:
 class OnnxReference:
     """A :class:`.reference_run.ReferenceSource`: gates are those that ONNX Runtime decides in the reference file.
 
-    Without float64 the noise floor is assumed, and the reach of a cut, which only the parameters of PyTorch give, is
-    taken as the cut itself.
+    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The
+    reach of a cut, which only the parameters of PyTorch give, is taken as the cut itself.
 
     Raises:
         ModelError: an output is no tensor; ONNX Runtime refuses the file.
@@ -61,6 +62,7 @@ class OnnxReference:
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
         self._options = options
+        self._noise = OnnxNoise(self._proto, self._sites, options)
         self._wanted = onnx_gates.candidates(self._proto)
         laid_open = instrument.laid_open(self._proto, list(self._sites), inject=False)
         self._runner = OnnxRuntimeRunner(onnx_gates.shown(laid_open, self._wanted), options)
@@ -92,10 +94,13 @@ class OnnxReference:
         floats = onnx_gates.of_floats(self._wanted, found)
         others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
         rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
-        return ReferenceRun(
+        run = ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
             float64_refusal=_NO_FLOAT64, count=rows, others=others,
         )  # fmt: skip
+        noise = self._noise.floors(run)
+        sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
+        return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """None is known to be."""
@@ -125,6 +130,10 @@ class OnnxReference:
                     seen = values[name if name in run.outputs else instrument.gate_input(name)]
                     found[name] = max(found[name], distance(seen, value) if seen.shape == value.shape else 0.0)
         return found
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
+        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`."""
+        return None if artifact is None else self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has values, not modules."""

@@ -103,7 +103,7 @@ class OtherGateRuns:
             name: of an output, or the site of an SRU whose input differs.
         """
         others = self._measured.others
-        if found.ratio <= self._measured.limits["replay_multiple"].value:
+        if found.ratio <= self._measured.replay_limit:
             return False
         if not (self._free or self._loose) or not self._explains(run, name, found.error):
             others.condemned.add(name)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from scconv_deploy.margins import GateForm
 from scconv_deploy.outcomes import FlipCount, Refusal
 from scconv_deploy.verification.other_gates import OtherGate, masks_of
+
+if TYPE_CHECKING:  # a device that judges an engine has no onnx
+    import onnx
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -50,7 +53,7 @@ class SiteRun:
     Attributes:
         x: the gate's input, float32 ``[N, C, H, W]``; None where it was not kept.
         mask: what the reference decided, bool ``[N, C, H, W]``.
-        floor: relative L2 of x in float32 against float64 with the same gates; None if it was not measured.
+        floor: noise of x, relative L2, see :mod:`.noise`; None if it was not measured.
     """
 
     site: Site
@@ -73,17 +76,20 @@ class ReferenceRun:
         inputs: by name.
         given: outputs of the model as given; ``outputs`` of the same with its SRUs swapped, with the gates of
             ``sites``; ``as_given`` of the swapped one with the gates of the given one.
-        floors: of every output, see :func:`.compare.distance`; None where float64 does not run.
+        floors: noise of every output, see :mod:`.noise` and :func:`.compare.distance`; None where it was not measured.
         sites: in the order of their calls.
         swapped_flips, swapped_distance: each SRU as given (by path) against its variant.
         non_finite: tensors of the reference with NaN or Inf, in words.
-        float64_refusal: why there are no floors.
+        float64_refusal: why float64 is not among the runs whose distance is the noise.
         labels: int64 ``[N]``, -1 where there is none; None without labels.
         kind: what samples like this one are called together; "" for one of its own.
         count: rows that count; a last batch that was filled up has fewer than it holds.
         deep: whether it is judged in full. Else it runs free: the gates, the outputs as they are and the answers are
             compared; ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
         others: gates of no known SRU by name, in the order of their calls; of a deep run.
+        spread: by which factor runs scatter that are all right, of the noise of one value.
+        continuous: whether a larger disturbance was seen to move the values in proportion; tried where the noise is
+            large.
     """
 
     sample: str
@@ -102,6 +108,8 @@ class ReferenceRun:
     kind: str = ""
     deep: bool = True
     others: Mapping[str, OtherGate] = field(default_factory=dict)
+    spread: float = 1.0
+    continuous: bool = False
 
     @property
     def description(self) -> str:
@@ -112,6 +120,25 @@ class ReferenceRun:
     def masks(self) -> dict[str, np.ndarray]:
         """Every gate's decisions, an SRU's by site."""
         return {name: site.mask for name, site in self.sites.items()} | masks_of(self.others)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedRun:
+    """A sample in the reference with every value rounded as a half file does, with the gates of the float32 run.
+
+    Attributes:
+        outputs: by name, float32 arrays of half values.
+        floors: noise of them: how far other right roundings are; None where it was not measured.
+        inputs: of gates, by site; empty where they were not kept.
+        input_floors: noise of them, by site.
+        spread: as of :class:`ReferenceRun`.
+    """
+
+    outputs: Arrays
+    floors: Mapping[str, float | None]
+    inputs: Arrays = field(default_factory=dict)
+    input_floors: Mapping[str, float] = field(default_factory=dict)
+    spread: float = 1.0
 
 
 class ReferenceSource(Protocol):
@@ -158,6 +185,14 @@ class ReferenceSource(Protocol):
     def jumps(self, run: ReferenceRun, free: Sequence[str]) -> Mapping[str, float]:
         """How far the outputs, and the inputs of SRUs by site, move where ``free`` gates are not fixed and the inputs
         move by rounding: relative L2; nothing where the reference cannot be disturbed, or differs from itself."""
+        ...
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
+        """The sample in the arithmetic of a half file (float16 or bfloat16); None where it is out of reach.
+
+        Args:
+            artifact: the file, for a reference that needs it to know what is rounded.
+        """
         ...
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

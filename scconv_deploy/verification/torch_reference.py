@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,10 @@ from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules
 from scconv_deploy.verification.other_gates import UNIT_ROUNDOFF, OtherGate
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site, SiteRun
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
+from scconv_deploy.verification.rounding import RoundedRuns
 from scconv_deploy.verification.runners import steps
 from scconv_deploy.verification.runners.float64 import Float64Replay
 from scconv_deploy.verification.runners.pytorch import (
@@ -76,6 +79,8 @@ class TorchReference:
         self._reference = reference
         self._modules = {m.path: m for m in reference.swapped.modules() if isinstance(m, SwappedSRU)}
         self._float64 = Float64Replay(reference.swapped, reference.signature)
+        self._noise = NoiseRuns(reference.swapped, reference.signature, self._float64)
+        self._rounded = RoundedRuns(reference.swapped, reference.signature)
         self._sites: dict[str, Site] = {}
 
     @property
@@ -105,26 +110,28 @@ class TorchReference:
         if swapped.given_masks:
             masks = both.others.decided | {site: gate.mask for site, gate in gates.items()} | swapped.given_masks
             as_given = replay(reference.swapped, signature, sample.tensors, masks)
-        floors, x_floors, refusal, others = self._floors(sample, both)
+        noise = self._noise.measure(sample.tensors, outputs, gates, both.others)
         return ReferenceRun(
             sample.name,
             _arrays(sample.tensors),
             _arrays(given),
             _arrays(outputs),
             _arrays(as_given),
-            floors,
+            noise.outputs,
             {
-                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), x_floors.get(name))
+                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), noise.sites.get(name))
                 for name, gate in gates.items()
             },
             swapped.flips,
             swapped.distance,
             tuple(swapped.non_finite),
-            refusal,
+            noise.refusal,
             sample.labels,
             sample.count,
             sample.kind,
-            others=others,
+            others=noise.others,
+            spread=noise.spread,
+            continuous=noise.continuous,
         )
 
     def _run_both(self, sample: Sample) -> _Both:
@@ -189,22 +196,6 @@ class TorchReference:
                 gate_form(module.parameters_of_gate, variant),
             )
         return self._sites[name]
-
-    def _floors(
-        self, sample: Sample, both: _Both
-    ) -> tuple[dict[str, float | None], dict[str, float], str, dict[str, OtherGate]]:
-        """PyTorch's own noise at every output and at every gate's input, why there is none, and the other gates."""
-        outputs, others = both.outputs, both.others
-        try:
-            exact = self._float64.noise(sample.tensors, outputs, both.gates, others)
-        except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
-            reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
-            return dict.fromkeys(outputs), {}, reason, others.gates({}, {})
-        single = _arrays(outputs)
-        ruler = align_rows(_arrays(exact.outputs), single)
-        floors = {name: compare.distance(value, ruler[name]) for name, value in single.items()}
-        errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
-        return dict(floors), exact.at_gates, "", others.gates(exact.largest, errors)
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """An exporter merges equal calls and drops unused ones."""
@@ -273,6 +264,10 @@ class TorchReference:
             found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
         return found
 
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun:
+        """The swapped model with every value rounded, see :mod:`.rounding`."""
+        return self._rounded.measure(run, data, self._float64.rows_apart)
+
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """(path, call, output, floor) of the swapped model's modules with this run's gates."""
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
@@ -284,10 +279,19 @@ class TorchReference:
         exact: Mapping[tuple[str, int], Tensor] = {}
         if not run.float64_refusal:
             exact = record_modules(self._float64.model, paths, lambda: self._float64.run(inputs, masks))
-        for (path, call), value in single.items():
-            ruler = exact.get((path, call))
-            floor = None if ruler is None else compare.distance(value.numpy(), ruler.numpy())
-            yield path, call, value.numpy(), floor
+        others = disturbed_modules(
+            inputs,
+            lambda: record_modules(
+                self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
+            ),
+        )
+        for place, value in single.items():
+            apart = [
+                compare.distance(value.numpy(), ruler[place].numpy())
+                for ruler in (exact, *others)
+                if place in ruler and ruler[place].shape == value.shape
+            ]
+            yield *place, value.numpy(), max(apart, default=None)
 
 
 @dataclass(frozen=True, eq=False)

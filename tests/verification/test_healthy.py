@@ -146,7 +146,7 @@ def test_overrides_by_name():
     changed = tolerances.table({"replay_multiple": 16})
     assert changed["replay_multiple"].value == 16
     assert changed["replay_multiple"].limits == tolerances.ALL["replay_multiple"].limits
-    assert tolerances.ALL["replay_multiple"].value == 8
+    assert tolerances.ALL["replay_multiple"].value == 4
     for bad, words in (
         ("replay=1", "There are unexplained_flips, "),
         ("replay_multiple", "not NAME=VALUE"),

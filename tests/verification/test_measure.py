@@ -76,7 +76,7 @@ def test_layers_whose_floor_is_too_high_are_counted_apart():
     check = layers((2e-7, 1e-7), (1e-3, 1e-3))
     assert (check.status, check.quantities[0].value) == ("passed", pytest.approx(2))
     assert check.reason == (
-        "1 inputs of SRUs stay within 8x their noise; 1 not judged, for their own noise is above 3e-05"
+        "1 inputs of SRUs stay within 5.2x their noise; 1 not judged, for their own noise is above 3e-05"
     )
     assert layers((1e-3, 1e-3)).status == "not run"
     assert layers((1e-6, 1e-7), (1e-3, 1e-3)).status == "failed"

@@ -47,7 +47,7 @@ def test_report_is_json_with_the_promised_fields(tiny_reference, model):
     assert document["schema_version"] == 1
     forced = document["srus"][0]["teacher_forced"]
     assert (forced["gates"], forced["flips"], forced["unexplained"]) == (3072, 0, 0)
-    assert document["tolerances"]["replay_multiple"]["value"] == 8
+    assert document["tolerances"]["replay_multiple"]["value"] == 4
     assert all(document["tolerances"][name]["reason"] for name in document["tolerances"])
     assert document["provenance"]["torch"] == torch.__version__
 

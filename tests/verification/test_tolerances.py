@@ -6,6 +6,7 @@ One measurement for each, held against the limit by what judges artifacts and en
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +14,13 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
-from torch.nn.functional import conv2d
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.precision.types import NUMPY
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification import judge, tolerances, torch_reference, weights
+from scconv_deploy.verification.compare import compare
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.engine_outputs import EndToEnd
 from scconv_deploy.verification.engine_srus import LoneSRUs
@@ -33,7 +34,7 @@ from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.tolerances import ALL, FIXED, REWRITE
 from tests import wild
-from tests.verification.judging import Calls, export_of
+from tests.verification.judging import export_of
 
 RUN = ReferenceRun("sample", {}, {}, {}, {}, {}, {})
 SITE = Site("a", "a", "groupbn-hard", "SRU", {}, {}, False, None)
@@ -151,6 +152,29 @@ def second_opinion(limits, apart):
 
 
 CASES["second_opinion"] = second_opinion
+
+
+def rounded(limits, data, cost):
+    """Whether rounding that costs an output this much fails."""
+    measured = measured_by(limits, "float16" if data == "index" else data)
+    expected, y = (np.zeros(2, np.float32), np.zeros(2, np.float32))
+    expected[0] = y[0] = 1
+    y[1] = cost
+    measured.keep_rounding("y", compare(y, expected))
+    return failed(judge.rounding_checks(measured))
+
+
+def scattered(limits, noise):
+    """The same of a float32 output whose reference is continuous and this noisy."""
+    measured = measured_by(limits)
+    measured.note_noise(replace(RUN, floors={"y": noise}, continuous=True))
+    measured.keep_replay("y", measured.against_noise(*pair("float32", 0.0), noise), RUN)
+    return failed(judge.replay_checks(measured))
+
+
+CASES["largest_scatter.float32"] = scattered
+for _data in ("float16", "bfloat16"):
+    CASES[f"half_budget.{_data}"] = lambda t, x, data=_data: rounded(t, data, x)
 for _data in ("float32", "float16", "bfloat16", "index"):
     CASES[f"smallest_floor.{_data}"] = lambda t, x, data=_data: replayed(t, data, MULTIPLE * x, 0.0)
     CASES[f"largest_floor.{_data}"] = lambda t, x, data=_data: replayed(t, data, 0.0, x)
@@ -191,19 +215,17 @@ def test_a_definition_is_printed_and_not_changed():
 
 @pytest.fixture(scope="module")
 def small():
-    """(reference, artifact, reference that refuses float64, its artifact)."""
+    """(reference, artifact)."""
     torch.manual_seed(0)
-    plain = export_of(nn.Sequential(nn.Conv2d(3, 16, 3), wild.randomize(wild.SoftSRU(16), 2)).eval())
-    single = export_of(Calls(lambda net, x: conv2d(net.a(x), torch.full((2, 16, 1, 1), 0.5))).eval())
-    return *plain, *single
+    return export_of(nn.Sequential(nn.Conv2d(3, 16, 3), wild.randomize(wild.SoftSRU(16), 2)).eval())
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("second_opinion", 1e-9), ("smallest_floor.float32", 1e-3), ("largest_floor.float32", 1e-9), ("assumed_floor", 1)],
+    [("second_opinion", 1e-9), ("smallest_floor.float32", 1e-3), ("largest_floor.float32", 1e-9)],
 )
 def test_an_override_moves_the_verdict_of_a_report(small, name, value):
-    reference, model = small[2:] if name == "assumed_floor" else small[:2]
+    reference, model = small
     samples = noise_samples(reference.signature, 0)[:1]
 
     def report(overrides):
@@ -215,12 +237,12 @@ def test_an_override_moves_the_verdict_of_a_report(small, name, value):
     assert not changed
     assert changed.overrides == {name: value}
     assert usual.tolerances == ALL | FIXED
-    assert usual.outputs[0].floor_measured == (name != "assumed_floor")
+    assert usual.outputs[0].floor_measured
 
 
 def test_values_of_swapped_srus_are_held_against_their_tolerance(small, monkeypatch):
     """The small network's are equal to the bit, so one is moved a little."""
-    reference, model = small[:2]
+    reference, model = small
     module = reference.model[1]
     forward = type(module).forward
     monkeypatch.setattr(type(module), "forward", lambda self, x: forward(self, x) * (1 + 5e-7))

@@ -75,6 +75,11 @@ class Float64Replay:
         self._signature = signature
         self._by_rows: bool | None = None  # whether rows may run apart; None until it has been tried
 
+    @property
+    def rows_apart(self) -> bool:
+        """Whether rows were seen not to depend on one another."""
+        return bool(self._by_rows)
+
     def run(
         self,
         tensors: Mapping[str, Tensor],
@@ -106,7 +111,7 @@ class Float64Replay:
         run = _Single(tensors, {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()})
         if others is not None:
             run = _Single(tensors, run.masks | others.decided, run.inputs | others.margins)
-        parts = _parts([*tensors.values(), *run.masks.values()], list(outputs.values()))
+        parts = rows_together([*tensors.values(), *run.masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)
         if len(parts) > 1 and self._by_rows is not False:
             try:
                 found = self._noise(run, parts)
@@ -128,7 +133,7 @@ class Float64Replay:
                     found.add(site, run.inputs[site][rows] if exact.dim() else run.inputs[site], exact)
                 found.last_row[site] = exact[-1:].clone() if exact.dim() else exact
 
-            made.append(self.run(_of(run.tensors, rows), _of(run.masks, rows), watch))
+            made.append(self.run(rows_of(run.tensors, rows), rows_of(run.masks, rows), watch))
         found.last_row |= {f"output {name}": y[-1:] for name, y in made[-1].items() if y.dim()}
         found.outputs |= made[0] if len(parts) == 1 else {n: torch.cat([m[n] for m in made]) for n in made[0]}
         return found
@@ -153,19 +158,24 @@ class _Single:
     inputs: dict[str, Tensor]
 
 
-def _parts(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[slice]:
-    """Rows to run together; all of them where the tensors or outputs do not have the same number."""
+def rows_together(tensors: Sequence[Tensor], outputs: Sequence[Tensor], elements: int) -> list[slice]:
+    """Rows to run together; all of them where the tensors or outputs do not have the same number.
+
+    Args:
+        elements: of the largest tensor, that may run at once.
+    """
     lengths = {len(t) if t.dim() else 0 for t in (*tensors, *outputs)}
     rows = min(lengths)
     if len(lengths) > 1 or rows < 2:
         return [slice(None)]
     widest = max(t.numel() // rows for t in tensors)
-    count = -(-rows // max(_ELEMENTS_AT_ONCE // max(widest, 1), 1))
+    count = -(-rows // max(elements // max(widest, 1), 1))
     edges = [rows * part // count for part in range(count + 1)]
     return [slice(*pair) for pair in pairwise(edges)]
 
 
-def _of(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+def rows_of(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Rows of tensors by name."""
     return {name: tensor[rows] for name, tensor in tensors.items()} if rows != slice(None) else dict(tensors)
 
 

@@ -16,6 +16,12 @@ from scconv_deploy.verification.runners.onnxruntime import CPU, OnnxRuntimeRunne
 class HalfRunner:
     """Runs a half model in ONNX Runtime, or what stands in for it where ONNX Runtime cannot.
 
+    ONNX Runtime's CPU provider has no arithmetic in half: it multiplies float16 in float32, drops roundings between
+    operators that it fuses or casts, and has no bfloat16. So there the stand-in is what the file says.
+
+    Args:
+        native: the model itself, even where a stand-in is nearer to it.
+
     Inputs are rounded to the type that the model takes, half outputs come back as float32.
 
     Raises:
@@ -24,11 +30,13 @@ class HalfRunner:
 
     name = "onnxruntime"
 
-    def __init__(self, model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions(), *, native: bool = False
+    ) -> None:
         self._taken = {
             value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in model.graph.input
         }
-        emulated = needs_stand_in(model, options)
+        emulated = not native and needs_stand_in(model, options)
         self._fed = np.dtype(np.float32) if emulated else None
         self._runner = OnnxRuntimeRunner(stand_in(model) if emulated else model, options)
         self.inputs, self.outputs = self._runner.inputs, self._runner.outputs
@@ -54,8 +62,13 @@ class HalfRunner:
 
 
 def needs_stand_in(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
-    """Whether a model's type does not run here: ONNX Runtime's CPU provider has no bfloat16 (Where among others)."""
-    return half_in(model) == "bf16" and options.resolved_provider() == CPU
+    """Whether a runtime does not compute in the arithmetic of a half file, as ONNX Runtime's CPU provider."""
+    return half_in(model) is not None and options.resolved_provider() == CPU
+
+
+def runs_here(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
+    """Whether ONNX Runtime runs the type at all: its CPU provider has no bfloat16 (Where among others)."""
+    return half_in(model) != "bf16" or options.resolved_provider() != CPU
 
 
 def runner_of(model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> OnnxRuntimeRunner | HalfRunner:

@@ -1,0 +1,232 @@
+"""The noise of a reference: how far apart runs of it are that are all right, with the same gates.
+
+One pair of runs says little: PyTorch's own sum may be exact by luck (a mean over 512 channels was 17 times nearer to
+float64 than ONNX Runtime's), and a reference of one number has no spread. So several runs are held against PyTorch's
+float32 with its gates put in: float64, float32 in another order of summation, and float32 whose every result moves by
+up to a unit in its last place, twice (:mod:`.runners.orders`). The noise of a value is the farthest of them.
+
+What it costs: float64 runs every row, 1.8 passes of PyTorch (:mod:`.runners.float64`). The others run the first rows
+alone where rows are independent (one of eight images of ScConv-ResNet-50, 16 of a network on CIFAR's), and only for the
+first two samples; later samples are disturbed once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor, nn
+
+from scconv_deploy.errors import ModelError, first_line
+from scconv_deploy.signature import Signature
+from scconv_deploy.verification import compare
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.other_gates import OtherGate
+from scconv_deploy.verification.runners import steps
+from scconv_deploy.verification.runners.float64 import Float64Replay, rows_of, rows_together
+from scconv_deploy.verification.runners.orders import FollowsInputs, LastPlace, OtherOrder
+from scconv_deploy.verification.runners.pytorch import RecordedGate, replay
+
+_ELEMENTS_AT_ONCE = 2**18
+FULL_SAMPLES = 2
+_FEW_ELEMENTS = 256
+"""A value of fewer elements can be near in every run by luck; it takes at least the usual noise of earlier samples."""
+_ANOTHER_FUNCTION = 64.0
+"""Times the other runs: beyond it float64 computes something else (a step that no one knows fell otherwise)."""
+_STEEPER, _LINEAR = 64.0, 20.0
+"""Noise of 64 units moves what is continuous 64 times as far as that of one, what steps at most 8 times as far (the
+number of steps grows with the noise, their distance with its root), and what is random as far."""
+_WORTH_A_LOOK = 1e-5
+"""Noise from which it is tried out whether the reference is continuous."""
+
+Value = tuple[str, str]
+"""What is compared: ("output", name) or ("site", name of the SRU whose input it is)."""
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Noise of a run.
+
+    Attributes:
+        outputs: by name, see :func:`.compare.distance`; None where no run could be compared.
+        sites: of the inputs of gates, by site.
+        spread: by which factor the right runs of one value scatter (geometric standard deviation); 1 for one run.
+        continuous: whether larger disturbances move the values proportionally; tried only where the noise is large.
+        refusal: why float64 is not among the runs.
+        others: gates of no known SRU, with the noise of what they decide from.
+    """
+
+    outputs: Mapping[str, float | None] = field(default_factory=dict)
+    sites: Mapping[str, float] = field(default_factory=dict)
+    spread: float = 1.0
+    continuous: bool = False
+    refusal: str = ""
+    others: Mapping[str, OtherGate] = field(default_factory=dict)
+
+
+class NoiseRuns:
+    """Measures the noise of a swapped model, sample by sample."""
+
+    def __init__(self, swapped: nn.Module, signature: Signature, float64: Float64Replay) -> None:
+        self._swapped, self._signature, self._float64 = swapped, signature, float64
+        self._samples = 0
+        self._earlier: dict[Value, list[float]] = defaultdict(list)
+
+    def measure(
+        self,
+        tensors: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        gates: Mapping[str, RecordedGate],
+        others: steps.Steps,
+    ) -> Floors:
+        """Noise of one sample.
+
+        Args:
+            tensors: the inputs by name.
+            outputs: of the float32 run.
+            gates: of it, by site.
+            others: of it, gates of no SRU; their decisions are put into every run too.
+        """
+        exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others)
+        masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
+        masks |= others.decided
+        run = FirstRows.of(tensors, outputs, masks, inputs, self._float64.rows_apart)
+        found: dict[Value, list[float]] = defaultdict(list)
+        full = self._samples < FULL_SAMPLES
+        self._samples += 1
+        for mode in self._modes(run, full):
+            for value, distance in self._distances(run, mode).items():
+                found[value].append(distance)
+        apart = {
+            value: [d for d in (exact.get(value),) if d is not None and not _another(d, found[value])] + found[value]
+            for value in [*exact, *(v for v in found if v not in exact)]
+        }
+        floors = {value: max(ds) for value, ds in apart.items() if ds}
+        if not full:
+            few = [v for v in floors if run.size(v) < _FEW_ELEMENTS and self._earlier[v]]
+            floors |= {v: max(floors[v], statistics.median(self._earlier[v])) for v in few}
+        for value, floor in floors.items():
+            self._earlier[value].append(floor)
+        noisy = [value for value, floor in floors.items() if not floor <= _WORTH_A_LOOK and value in found]
+        return Floors(
+            {name: floors.get(("output", name)) for name in outputs},
+            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            spread_of(apart.values()),
+            bool(noisy) and self._is_continuous(run, noisy),
+            refusal,
+            of_others,
+        )
+
+    def _in_float64(
+        self,
+        tensors: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        gates: Mapping[str, RecordedGate],
+        others: steps.Steps,
+    ) -> tuple[dict[Value, float], dict[str, OtherGate], str]:
+        try:
+            exact = self._float64.noise(tensors, outputs, gates, others)
+        except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
+            return {}, others.gates({}, {}), f"the reference cannot run in float64: {first_line(error)}"
+        found: dict[Value, float] = {("site", name): d for name, d in exact.at_gates.items() if name in gates}
+        errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
+        return found | outputs_apart(exact.outputs, outputs), others.gates(exact.largest, errors), ""
+
+    def _modes(self, run: FirstRows, full: bool) -> list[FollowsInputs]:
+        inputs = list(run.tensors.values())
+        if not full:
+            return [LastPlace(inputs, self._samples)]
+        return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
+
+    def _distances(self, run: FirstRows, mode: FollowsInputs) -> dict[Value, float]:
+        """Of one right run from the usual one; of what can be compared."""
+        found: dict[Value, float] = {}
+
+        def watch(site: str, x: Tensor) -> None:
+            expected = run.inputs.get(site)  # none of a gate of no SRU
+            if expected is not None and x.shape == expected.shape:
+                found["site", site] = compare.relative_l2(x.detach().numpy(), expected.numpy())
+
+        with mode:
+            outputs = replay(self._swapped, self._signature, run.tensors, run.masks, watch)
+        found |= outputs_apart(outputs, run.outputs)
+        return {value: d for value, d in found.items() if math.isfinite(d)}
+
+    def _is_continuous(self, run: FirstRows, noisy: Iterable[Value]) -> bool:
+        inputs = list(run.tensors.values())
+        small, large = (self._distances(run, LastPlace(inputs, 1, units)) for units in (1, _STEEPER))
+        return all(large.get(value, 0.0) >= _LINEAR * small.get(value, math.inf) for value in noisy)
+
+
+def disturbed_modules(
+    tensors: Mapping[str, Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
+) -> list[Mapping[tuple[str, int], Tensor]]:
+    """Outputs of modules in runs that are as right as the usual one.
+
+    Args:
+        tensors: the inputs of the run.
+        record: runs it and gives the outputs.
+    """
+    runs = []
+    for mode in (OtherOrder(tensors.values(), 0), LastPlace(tensors.values(), 1)):
+        with mode:
+            runs.append(record())
+    return runs
+
+
+@dataclass(frozen=True, eq=False)
+class FirstRows:
+    """The first rows of a float32 run: inputs, outputs, gates and their inputs by name."""
+
+    tensors: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        rows_apart: bool,
+    ) -> FirstRows:
+        """Those that fit together into the cache; all of them where rows may depend on one another."""
+        rows = slice(None)
+        if rows_apart:
+            rows = rows_together([*tensors.values(), *masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)[0]
+        return cls(rows_of(tensors, rows), rows_of(outputs, rows), rows_of(masks, rows), rows_of(inputs, rows))
+
+    def size(self, value: Value) -> int:
+        kind, name = value
+        return (self.outputs if kind == "output" else self.inputs)[name].numel()
+
+
+def _another(d: float, others: list[float]) -> bool:
+    return bool(others) and d > _ANOTHER_FUNCTION * max(*others, 2.0**-24)
+
+
+def outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> dict[Value, float]:
+    """Distances of the outputs that have the usual shapes."""
+    single = {name: tensor.detach().numpy() for name, tensor in usual.items()}
+    ruler = {name: tensor.detach().numpy() for name, tensor in found.items()}
+    if any(ruler[name].shape != value.shape for name, value in single.items()):  # of detections, say
+        return {}
+    ruler = align_rows(ruler, single)
+    return {("output", name): compare.distance(value, ruler[name]) for name, value in single.items()}
+
+
+def spread_of(runs: Iterable[list[float]]) -> float:
+    """By which factor the distances of one value scatter, over all values: a geometric standard deviation."""
+    squares, count = 0.0, 0
+    for distances in runs:
+        logs = [math.log(d) for d in distances if 0 < d < math.inf]
+        if len(logs) > 1:
+            squares += float(np.var(logs)) * len(logs)
+            count += len(logs) - 1
+    return math.exp(math.sqrt(squares / count)) if count else 1.0

@@ -1,0 +1,109 @@
+"""PyTorch rounded as a half file is, and the noise of that: how far apart roundings are that are all right.
+
+A half file is judged twice. Against PyTorch with every value rounded (:mod:`.runners.rounded`) it is proven, for both
+round at the same places but for a few; against PyTorch in float32 it is what half costs, which informs and has a
+budget. The noise of the proof is the farthest of other right roundings: the BatchNorms not folded, and roundings at
+random, twice. It costs one rounded pass, and three of the first rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scconv_deploy.signature import Signature
+from scconv_deploy.verification import compare
+from scconv_deploy.verification.noise import FULL_SAMPLES, FirstRows, Value, outputs_apart, spread_of
+from scconv_deploy.verification.other_gates import is_other
+from scconv_deploy.verification.reference_run import ReferenceRun, RoundedRun
+from scconv_deploy.verification.runners.pytorch import replay
+from scconv_deploy.verification.runners.rounded import DTYPES, Rounded
+
+
+class RoundedRuns:
+    """Runs a swapped model rounded to half, with the gates of the float32 run."""
+
+    def __init__(self, swapped: nn.Module, signature: Signature) -> None:
+        self._swapped, self._signature = swapped, signature
+        self._samples = 0
+
+    def measure(self, run: ReferenceRun, data: str, rows_apart: bool) -> RoundedRun:
+        """One sample.
+
+        Args:
+            data: ``float16`` or ``bfloat16``.
+            rows_apart: whether rows are known not to depend on one another.
+        """
+        tensors = {name: _rounded(torch.from_numpy(value), data) for name, value in run.inputs.items()}
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        inputs: dict[str, Tensor] = {}
+        outputs = self._run(
+            tensors, masks, Rounded(tensors.values(), data), lambda site, x: inputs.__setitem__(site, x.clone())
+        )
+        few = FirstRows.of(tensors, outputs, masks, inputs, rows_apart)
+        found: dict[Value, list[float]] = defaultdict(list)
+        full = self._samples < FULL_SAMPLES
+        self._samples += 1
+        for mode in self._modes(few, data, full):
+            for value, distance in self._distances(few, mode).items():
+                found[value].append(distance)
+        floors = {value: max(distances) for value, distances in found.items()}
+        return RoundedRun(
+            {name: y.detach().numpy() for name, y in outputs.items()},
+            {name: floors.get(("output", name)) for name in outputs},
+            {name: x.detach().numpy() for name, x in inputs.items() if name in run.sites},
+            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            spread_of(found.values()),
+        )
+
+    def _modes(self, few: FirstRows, data: str, full: bool) -> list[Rounded]:
+        inputs = list(few.tensors.values())
+        if not full:
+            return [Rounded(inputs, data, seed=self._samples)]
+        return [Rounded(inputs, data, fold=False), Rounded(inputs, data, seed=1), Rounded(inputs, data, seed=2)]
+
+    def _run(
+        self,
+        tensors: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        mode: Rounded,
+        watch: Callable[[str, Tensor], None],
+    ) -> dict[str, Tensor]:
+        with _in_steps(self._swapped), mode.whole_srus(self._swapped), mode:
+            outputs = replay(self._swapped, self._signature, tensors, masks, watch)
+        return {name: mode.nearest(y) for name, y in outputs.items()}
+
+    def _distances(self, few: FirstRows, mode: Rounded) -> dict[Value, float]:
+        found: dict[Value, float] = {}
+
+        def watch(site: str, x: Tensor) -> None:
+            if not is_other(site) and x.shape == few.inputs[site].shape:
+                found["site", site] = compare.relative_l2(x.detach().numpy(), few.inputs[site].numpy())
+
+        found |= outputs_apart(self._run(few.tensors, few.masks, mode, watch), few.outputs)
+        return {value: d for value, d in found.items() if math.isfinite(d)}
+
+
+def _rounded(tensor: Tensor, data: str) -> Tensor:
+    return tensor.to(DTYPES[data]).float() if tensor.dtype == torch.float32 else tensor
+
+
+@contextmanager
+def _in_steps(model: nn.Module) -> Iterator[None]:
+    """While it runs, attention and recurrent layers are the operators that an export has, not one fused kernel."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
