@@ -80,6 +80,11 @@ class UntrustedError(IntegrityError):
     """Reading the file would execute code that the user has not said to trust."""
 
 
+def first_line(error: BaseException, otherwise: str = "no message") -> str:
+    """The first line of an error's message, or ``otherwise`` where it has none."""
+    return (str(error).strip() or otherwise).splitlines()[0].rstrip()
+
+
 def system_failure(error: BaseException) -> tuple[int, str, str] | None:
     """Exit code, message and remedy of what the system refuses and no code expected; None of anything else."""
     if isinstance(error, PermissionError):

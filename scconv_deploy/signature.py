@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
+from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError, first_line
 from scconv_deploy.spec import DynamicAxis, InputSpec
 
 
@@ -58,9 +58,9 @@ class Signature:
             raise
         except Exception as error:  # the user's own code
             shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in tensors.items())
-            text = (str(error).strip() or "no message").splitlines()[0]
             raise ModelError(
-                f"The model refuses its inputs ({shapes}): {type(error).__name__}: {text}", "Check --input."
+                f"The model refuses its inputs ({shapes}): {type(error).__name__}: {first_line(error)}",
+                "Check --input.",
             ) from error
 
     def dynamic_shapes(self, model: nn.Module, dims: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -212,6 +212,12 @@ def _check_axes(signature: Signature) -> None:
                     f"Dynamic axis {axis.axis} of input {name}: the example has {shape[axis.axis]}, "
                     f"expected {axis.minimum} to {axis.maximum}.",
                     "Give an example within the range.",
+                )
+            if shape[axis.axis] % axis.step:
+                raise UsageError(
+                    f"Dynamic axis {axis.axis} of input {name}: the example has {shape[axis.axis]}, "
+                    f"expected a multiple of {axis.step}.",
+                    "Give such an example.",
                 )
 
 

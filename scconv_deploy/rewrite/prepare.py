@@ -14,7 +14,7 @@ import onnx.version_converter
 import onnx_ir as ir
 import onnxsim
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.report.records import OpenStage
 from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, check_opset
 
@@ -98,7 +98,7 @@ def _convert(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> onnx.Model
     try:
         converted = onnx.version_converter.convert_version(proto, opset)
     except Exception as error:  # onnx raises ConvertError, RuntimeError and IndexError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         raise ModelError(
             f"The file has opset {current}, which cannot be converted to {opset}: {reason}",
             f"Export it with opset {OPSETS[0]} or higher.",
@@ -133,7 +133,7 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
         with _without_stderr():
             simplified, same = onnxsim.simplify(proto, skipped_optimizers=[_FOLDS_GAMMA])
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         stage.skipped.append(("onnxsim", f"it refuses the graph: {reason}"))
         return proto
     if not same:
@@ -161,7 +161,7 @@ def _infer_shapes(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # onnx raises InferenceError, RuntimeError and ValueError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         stage.skipped.append(("shape inference", reason))
         return proto
 

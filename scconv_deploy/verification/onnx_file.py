@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from scconv_deploy.errors import IntegrityError, ModelError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UsageError, first_line
 from scconv_deploy.rewrite.functions import LARGEST_PROTO_BYTES
 
 
@@ -52,7 +52,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         _complete(model, path)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error, type(error).__name__).rstrip(".")
         raise IntegrityError(f"{path} is damaged: {reason}.", "Export or copy it again.") from error
     left = next((tensor for tensor in _tensors(model) if uses_external_data(tensor)), None)
     if left is not None:  # onnx looks for external data in fewer places than a tensor can be

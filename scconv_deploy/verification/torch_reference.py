@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import (
     FlipCount,
@@ -169,7 +169,7 @@ class TorchReference:
         try:
             exact = self._float64.noise(sample.tensors, outputs, gates)
         except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
-            reason = f"the reference cannot run in float64: {str(error).splitlines()[0]}"
+            reason = f"the reference cannot run in float64: {first_line(error)}"
             return dict.fromkeys(outputs), {}, reason
         single = _arrays(outputs)
         ruler = align_rows(_arrays(exact.outputs), single)
