@@ -179,7 +179,7 @@ def _deploy(
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
         noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
-        write_reference(temporary, TorchReference(reference), noise[::-1], nodes, engines=engines)
+        write_reference(temporary, TorchReference(reference), noise[1::-1], nodes, engines=engines)
         write_run_script(temporary)
         facts: dict[str, Any] = {
             "versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict,

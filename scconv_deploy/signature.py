@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError, first_line
+from scconv_deploy.errors import ModelError, RefusedSizesError, ScconvDeployError, UsageError, first_line
 from scconv_deploy.spec import DynamicAxis, InputSpec
 
 
@@ -44,7 +44,8 @@ class Signature:
             Its output tensors by name, see :func:`named_outputs`.
 
         Raises:
-            RuntimeError: torch's word for a shape or dtype that does not fit.
+            RuntimeError: torch's word for a shape or dtype that does not fit; :class:`.errors.RefusedSizesError` where
+                the sizes are not the example's.
             ModelError: the model raises anything else, or returns no tensor.
         """
         values = iter([tensors[name].clone() for name in self.names])
@@ -54,10 +55,17 @@ class Signature:
         try:
             with torch.no_grad():
                 return named_outputs(model(*args, **kwargs), self.names)
-        except (ScconvDeployError, RuntimeError):
+        except ScconvDeployError:
             raise
         except Exception as error:  # the user's own code
             shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in tensors.items())
+            if isinstance(error, RuntimeError):
+                if all(tensors[name].shape == example.shape for name, example in self.tensors.items()):
+                    raise
+                raise RefusedSizesError(
+                    f"The model refuses inputs of these sizes ({shapes}): {first_line(error).rstrip('.')}.",
+                    "Declare with --batch and --dynamic what it takes.",
+                ) from error
             raise ModelError(
                 f"The model refuses its inputs ({shapes}): {type(error).__name__}: {first_line(error)}",
                 "Check --input.",

@@ -53,7 +53,7 @@ def capture(model: nn.Module, signature: Signature, output_names: Sequence[str],
     def translated(strict: bool) -> torch.onnx.ONNXProgram:
         with _sizes_of_one(), _recurrent_loops(bool(shapes)), trace:
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
-        trace.check(exported, output_names)
+        doubtful = trace.check(exported)
         exported.example_inputs = None  # else taking it apart evaluates its guards, which makes new ones
         program = torch.onnx.export(
             exported, dynamo=True, opset_version=opset, input_names=signature.names, output_names=output_names,
@@ -61,7 +61,8 @@ def capture(model: nn.Module, signature: Signature, output_names: Sequence[str],
         )  # fmt: skip
         assert program is not None  # noqa: S101  (for the type checker: dynamo=True returns a program)
         if program.exported_program is not None:
-            trace.check(program.exported_program, output_names)  # taking operators apart assumes things too
+            doubtful += trace.check(program.exported_program)  # taking operators apart assumes things too
+        trace.check_shapes(exported, output_names, doubtful)
         return program
 
     with quiet():
@@ -125,6 +126,7 @@ class _Trace:
         self._environment: Any = None
         self._symbols: dict[tuple[str, int], sympy.Symbol] = {}
         self._hook: Any = None
+        self._opened: list[OpenSizes] = []
 
     def dims(self) -> dict[str, Any]:
         """What torch.export is told of each symbol: its range, and that the rest is its own business."""
@@ -158,8 +160,12 @@ class _Trace:
 
     # --- judging -------------------------------------------------------------------------------------------------
 
-    def check(self, exported: torch.export.ExportedProgram, output_names: Sequence[str]) -> None:
-        """Raise ModelError where what was traced does not hold for everything that was declared."""
+    def check(self, exported: torch.export.ExportedProgram) -> list[list[int]]:
+        """Raise ModelError where what was traced does not hold for everything that was declared.
+
+        Returns:
+            Sizes whose shapes are worth a look, see :func:`.ranges.check_guards`.
+        """
         inputs = set(exported.graph_signature.user_inputs)
         values = [
             node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs
@@ -169,18 +175,25 @@ class _Trace:
         symbols = self._symbols
         if environment is not self._environment:  # another trace, read as bytecode: what is left of the symbols
             symbols = self._symbols_of(tensors) if len(tensors) == len(self._inputs) else {}
-        opened = self._opened(symbols)
-        if not opened or environment is None:
-            return
+        self._opened = self._grouped(symbols)
+        if not self._opened or environment is None:
+            return []
         places = list(getattr(environment.guards, "places", []))
         places += [("", "", False)] * (len(environment.guards) - len(places))
         guards = [Guard(g.expr, *place) for g, place in zip(environment.guards, places, strict=True)]
-        doubtful = check_guards(guards, opened)
+        doubtful = check_guards(guards, self._opened)
         self._check_open(tensors)
-        shapes = traced_shapes(exported, output_names)
-        check_shapes(self._model, self._signature, shapes, opened, [*ends(opened), *doubtful])
+        return doubtful
 
-    def _opened(self, symbols: dict[tuple[str, int], sympy.Symbol]) -> list[OpenSizes]:
+    def check_shapes(
+        self, exported: torch.export.ExportedProgram, output_names: Sequence[str], doubtful: list[list[int]]
+    ) -> None:
+        """Raise ModelError where the model returns other shapes than the graph, or refuses its inputs."""
+        if self._opened:
+            shapes, tried = traced_shapes(exported, output_names), [*ends(self._opened), *doubtful]
+            check_shapes(self._model, self._signature, shapes, self._opened, tried)
+
+    def _grouped(self, symbols: dict[tuple[str, int], sympy.Symbol]) -> list[OpenSizes]:
         grouped: dict[str, list[Any]] = {}
         for axis in self._signature.dynamic:
             grouped.setdefault(axis.symbol, []).append(axis)
@@ -266,7 +279,7 @@ def _place(paths: dict[int, str], frames: Iterable[FrameType]) -> tuple[str, str
             line = _line(frame.f_code.co_filename, frame.f_lineno)
         if isinstance(owner, nn.Module) and id(owner) in paths:
             module = module or paths[id(owner)]
-            if module and line or not paths[id(owner)]:
+            if (module and line) or not paths[id(owner)]:
                 return module, line
     return module, line if module else ""
 

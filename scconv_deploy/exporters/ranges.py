@@ -303,10 +303,10 @@ def _evaluate(expression: sympy.Basic, values: Mapping[sympy.Symbol, np.ndarray]
                 return np.broadcast_to(np.asarray(function(*(values[s] for s in symbols)), dtype=bool), shape)
         except (NameError, TypeError, AttributeError, ValueError):  # an operation of another release
             pass
-    chosen = np.unique(np.linspace(0, int(np.prod(shape)) - 1, 500, dtype=np.int64))
     found = np.ones(shape, dtype=bool)
     columns = [values[symbol].reshape(-1) for symbol in symbols]
-    for index in chosen:
+    named = np.flatnonzero(np.isin(columns[0], [n + d for n in _numbers(expression) for d in (-1, 0, 1)]))
+    for index in np.concatenate([np.linspace(0, found.size - 1, 500, dtype=np.int64), named[:500]]):
         sizes = {s: sympy.Integer(int(column[index])) for s, column in zip(symbols, columns, strict=True)}
         found.reshape(-1)[index] = bool(expression.xreplace(sizes))
     return found
