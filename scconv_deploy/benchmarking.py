@@ -29,13 +29,12 @@ from scconv_deploy.bench_options import (
     read,
     shapes_of,
 )
-from scconv_deploy.errors import MissingRuntimeError, ModelError
+from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
 from scconv_deploy.exporters.engine import EngineArtifact
 from scconv_deploy.exporters.gpu import gpus
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.spec import InputSpec, ModelSpec, load
 from scconv_deploy.timing import latency
-from scconv_deploy.user_code import first_line
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
 

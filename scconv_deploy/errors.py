@@ -54,6 +54,10 @@ class ConfigurationError(ModelError, ValueError):
     """A module was asked for sizes that it cannot have."""
 
 
+class RefusedSizesError(ModelError, RuntimeError):
+    """The model raised torch's RuntimeError on inputs of other sizes than the example's."""
+
+
 class BuildError(ScconvDeployError):
     """An engine or a plugin could not be built; details are the compiler's lines."""
 

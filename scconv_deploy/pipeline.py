@@ -180,7 +180,7 @@ def _deploy(
         write_file(temporary / REPORT, report.as_bytes())
         noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
         write_reference(
-            temporary, TorchReference(reference), noise[::-1], nodes, engines=engines,
+            temporary, TorchReference(reference), noise[1::-1], nodes, engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)

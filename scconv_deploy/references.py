@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scconv_deploy import signature as signatures
-from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.gate import recognize, swap_reachable
 from scconv_deploy.log_lines import Notice
 from scconv_deploy.report.records import StageLog, StageRecord
@@ -90,7 +90,7 @@ def _reference(
         except RuntimeError as error:  # torch's word for a shape that does not fit
             shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
             raise ModelError(
-                f"{name} refuses its inputs ({shapes}): {str(error).splitlines()[0]}",
+                f"{name} refuses its inputs ({shapes}): {first_line(error)}",
                 _shape_remedy(name, model, signature),
             ) from error
         stage.skipped += _not_finite(name, model, signature)

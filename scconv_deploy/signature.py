@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
+from scconv_deploy.errors import ModelError, RefusedSizesError, ScconvDeployError, UsageError, first_line
 from scconv_deploy.spec import DynamicAxis, InputSpec
 
 
@@ -44,7 +44,8 @@ class Signature:
             Its output tensors by name, see :func:`named_outputs`.
 
         Raises:
-            RuntimeError: torch's word for a shape or dtype that does not fit.
+            RuntimeError: torch's word for a shape or dtype that does not fit; :class:`.errors.RefusedSizesError` where
+                the sizes are not the example's.
             ModelError: the model raises anything else, or returns no tensor.
         """
         values = iter([tensors[name].clone() for name in self.names])
@@ -54,13 +55,20 @@ class Signature:
         try:
             with torch.no_grad():
                 return named_outputs(model(*args, **kwargs), self.names)
-        except (ScconvDeployError, RuntimeError):
+        except ScconvDeployError:
             raise
         except Exception as error:  # the user's own code
             shapes = ", ".join(f"{name} {'x'.join(map(str, t.shape))}" for name, t in tensors.items())
-            text = (str(error).strip() or "no message").splitlines()[0]
+            if isinstance(error, RuntimeError):
+                if all(tensors[name].shape == example.shape for name, example in self.tensors.items()):
+                    raise
+                raise RefusedSizesError(
+                    f"The model refuses inputs of these sizes ({shapes}): {first_line(error).rstrip('.')}.",
+                    "Declare with --batch and --dynamic what it takes.",
+                ) from error
             raise ModelError(
-                f"The model refuses its inputs ({shapes}): {type(error).__name__}: {text}", "Check --input."
+                f"The model refuses its inputs ({shapes}): {type(error).__name__}: {first_line(error)}",
+                "Check --input.",
             ) from error
 
     def dynamic_shapes(self, model: nn.Module, dims: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -212,6 +220,12 @@ def _check_axes(signature: Signature) -> None:
                     f"Dynamic axis {axis.axis} of input {name}: the example has {shape[axis.axis]}, "
                     f"expected {axis.minimum} to {axis.maximum}.",
                     "Give an example within the range.",
+                )
+            if shape[axis.axis] % axis.step:
+                raise UsageError(
+                    f"Dynamic axis {axis.axis} of input {name}: the example has {shape[axis.axis]}, "
+                    f"expected a multiple of {axis.step}.",
+                    "Give such an example.",
                 )
 
 

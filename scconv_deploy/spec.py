@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scconv_deploy import zoo
-from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.file_kind import has_checkpoint_start
 from scconv_deploy.source_file import parse_source
-from scconv_deploy.user_code import add_to_path, first_line, import_factory, running_user_code
+from scconv_deploy.user_code import add_to_path, import_factory, running_user_code
 from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class InputSpec:
 class DynamicAxis:
     """An axis whose size is left open, from ``minimum`` to ``maximum``; ``optimum`` is what it is tuned for.
 
-    ``input`` is the name of an input; None means axis 0 of every input, one shared symbol ``batch``.
+    ``input`` is the name of an input; None means axis 0 of every input, one shared symbol ``batch``. Sizes are the
+    multiples of ``step``. Axes with the same name in ``shared`` always have the same size.
     """
 
     minimum: int
@@ -76,38 +77,61 @@ class DynamicAxis:
     maximum: int
     axis: int = 0
     input: str | None = None
+    step: int = 1
+    shared: str | None = None
 
     @classmethod
     def parse_batch(cls, text: str) -> DynamicAxis:
-        """Read ``--batch MIN:OPT:MAX``."""
-        return cls(*_parse_range("--batch", text))
+        """Read ``--batch MIN:OPT:MAX[:STEP]``."""
+        low, best, high, step = _parse_range("--batch", text)
+        return cls(low, best, high, step=step)
 
     @classmethod
     def parse(cls, text: str) -> DynamicAxis:
-        """Read ``--dynamic NAME:AXIS=MIN:OPT:MAX``."""
-        match = re.fullmatch(r"([A-Za-z_]\w*):(\d+)=(.+)", text)
+        """Read ``--dynamic NAME:AXIS=MIN:OPT:MAX[:STEP]``."""
+        first, *others = cls.parse_all(text)
+        if others:
+            raise UsageError(
+                f"--dynamic {text!r} names several axes, expected one.", "Write for example x:2=64:224:512."
+            )
+        return first
+
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[DynamicAxis, ...]:
+        """Read ``--dynamic NAME:AXIS=MIN:OPT:MAX[:STEP]``, or several ``NAME:AXIS,NAME:AXIS=...`` of one size."""
+        match = re.fullmatch(rf"({_AXIS}(?:,{_AXIS})*)=(.+)", text)
         if match is None:
             raise UsageError(f"--dynamic {text!r} is not NAME:AXIS=MIN:OPT:MAX.", "Write for example x:2=64:224:512.")
-        return cls(*_parse_range("--dynamic", match[3]), axis=int(match[2]), input=match[1])
+        low, best, high, step = _parse_range("--dynamic", match[2])
+        places = [(name, int(axis)) for name, _, axis in (place.partition(":") for place in match[1].split(","))]
+        shared = "{}_{}".format(*places[0]) if len(places) > 1 else None
+        return tuple(cls(low, best, high, axis, name, step, shared) for name, axis in places)
 
     @property
     def symbol(self) -> str:
-        return "batch" if self.input is None else f"{self.input}_{self.axis}"
+        return "batch" if self.input is None else self.shared or f"{self.input}_{self.axis}"
 
 
 _LARGEST_SIZE = 2**31 - 1  # of an axis in TensorRT
+_AXIS = r"[A-Za-z_]\w*:\d+"
 
 
-def _parse_range(option: str, text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+):(\d+):(\d+)", text)
+def _parse_range(option: str, text: str) -> tuple[int, int, int, int]:
+    """Minimum, optimum, maximum and step."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+)(?::(\d+))?", text)
     if match is None:
         raise UsageError(f"{option} {text!r} is not MIN:OPT:MAX.", "Write for example 1:4:8.")
-    low, best, high = (int(g) for g in match.groups())
+    low, best, high, step = (int(g) for g in match.groups("1"))
     if not 1 <= low <= best <= high:
         raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX.")
     if high > _LARGEST_SIZE:
         raise UsageError(f"{option} {text!r}: MAX is {high}, expected at most {_LARGEST_SIZE}.", "Give a smaller one.")
-    return low, best, high
+    for size in (low, best, high):
+        if step < 1 or size % step:
+            raise UsageError(
+                f"{option} {text!r}: {size} is no multiple of STEP {step}.", "Give MIN, OPT and MAX in whole steps."
+            )
+    return low, best, high, step
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError
+from scconv_deploy.errors import ModelError, ScconvDeployError, UsageError, first_line
 from scconv_deploy.source_file import refuse_training_on_import
 
 _MISSING = object()
@@ -130,8 +130,3 @@ def running_user_code(doing: str, remedy: str = "Correct that code.") -> Iterato
         raise ModelError(f"{doing} raised {type(error).__name__}: {first_line(error)}", remedy) from error
     finally:
         sys.argv = argv
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message."""
-    return (str(error).strip() or "no message").splitlines()[0]

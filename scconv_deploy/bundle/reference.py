@@ -30,7 +30,7 @@ import numpy as np
 from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
-from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.errors import IntegrityError, UsageError, first_line
 from scconv_deploy.margins import GateForm, margins
 from scconv_deploy.outcomes import Refusal
 from scconv_deploy.verification.other_gates import OtherGate, View
@@ -413,5 +413,5 @@ def _undamaged(path: Path) -> Iterator[None]:
     except IntegrityError:
         raise
     except Exception as error:  # zipfile, zlib, json and NumPy each raise their own on a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error, type(error).__name__)
         raise IntegrityError(f"{path} is damaged: {reason}.", "Make the bundle again.") from error

@@ -180,7 +180,7 @@ def build(
             backend,
             ",".join(target or ()),
             tuple(ShapeRange.parse(text) for text in shape or ()),
-            (*axes, *(DynamicAxis.parse(text) for text in dynamic or ())),
+            (*axes, *(axis for text in dynamic or () for axis in DynamicAxis.parse_all(text))),
             tf32,
             strip,
             refit,

@@ -58,7 +58,9 @@ Batch = Annotated[
 Dynamic = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME:AXIS=MIN:OPT:MAX", help="Make another axis dynamic; repeatable.", rich_help_panel=_INPUTS
+        metavar="NAME:AXIS=MIN:OPT:MAX[:STEP]",
+        help="Make another axis dynamic; repeatable. Axes of one size share it: x:2,x:3=64:128:256:32.",
+        rich_help_panel=_INPUTS,
     ),
 ]
 Seed = Annotated[
@@ -203,7 +205,7 @@ class ModelOptions(LoadOptions):
         return replace(
             super().spec(source),
             inputs=tuple(InputSpec.parse(text) for text in self.inputs or ()),
-            dynamic=(*axes, *(DynamicAxis.parse(text) for text in self.dynamic or ())),
+            dynamic=(*axes, *(axis for text in self.dynamic or () for axis in DynamicAxis.parse_all(text))),
             seed=self.seed,
         )
 

@@ -7,26 +7,19 @@ bare and get their functions afterwards; onnxsim keeps them.
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
-import logging
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnxsim
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from scconv_deploy import __version__
-from scconv_deploy.errors import ModelError
-from scconv_deploy.exporters.nms import TRANSLATIONS
+from scconv_deploy.errors import ModelError, first_line
+from scconv_deploy.exporters.capture import capture
 from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.planes import as_planes, from_planes
@@ -159,12 +152,11 @@ def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[
     nodes = {id(m): _SRUNode(m, calls) for m in swapped.modules() if isinstance(m, SwappedSRU)}
     traced = replace_modules(swapped, dict(nodes))
     traced.register_forward_pre_hook(lambda *_: calls.clear())  # torch.export may trace more than once
-    model = _torch_export(traced, signature, output_names, opset)
+    model = capture(traced, signature, output_names, opset)
     if model.opset_imports.get("") != opset:
         raise ModelError(
             f"The exporter produced opset {model.opset_imports.get('')}, expected {opset}.", "Use another --opset."
         )
-    _check_dynamic(model, signature)
     modules = _modules_of_values(model)
     _drop_exporter_metadata(model)
     return model, [site_name(path, call) for path, count in calls.items() for call in range(1, count + 1)], modules
@@ -191,7 +183,7 @@ def check(proto: onnx.ModelProto) -> None:
         with set_apart(proto):
             onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"The exported graph is invalid: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"The exported graph is invalid: {first_line(error)}") from error
 
 
 def serialize(model: ir.Model) -> bytes:
@@ -199,90 +191,6 @@ def serialize(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
     tidy(proto)
     return proto.SerializeToString(deterministic=True)
-
-
-def _torch_export(model: nn.Module, signature: Signature, output_names: Sequence[str], opset: int) -> ir.Model:
-    dims = {
-        axis.symbol: torch.export.Dim(axis.symbol, min=axis.minimum, max=axis.maximum) for axis in signature.dynamic
-    }
-    args, kwargs = _traceable(signature)
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs or None,
-                dynamo=True,
-                opset_version=opset,
-                input_names=signature.names,
-                output_names=output_names,
-                dynamic_shapes=signature.dynamic_shapes(model, dims),
-                custom_translation_table=TRANSLATIONS,
-                verbose=False,
-            )
-        except Exception as error:  # torch.export raises anything, from its own family to the model's errors
-            raise ModelError(f"torch.export refuses the model: {_cause(error)}", _export_remedy(error)) from error
-    assert program is not None  # noqa: S101  (for the type checker: dynamo=True returns a program)
-    return program.model
-
-
-def _traceable(signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example arguments with every open axis at 2 or more: torch.export takes a size of 1 for a constant."""
-    names = iter(signature.names)
-
-    def widen(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        name = next(names)
-        for axis in signature.dynamic:
-            if axis.input in (None, name) and leaf.shape[axis.axis] == 1:
-                leaf = torch.cat([leaf, leaf], dim=axis.axis)
-        return leaf
-
-    return pytree.tree_map(widen, (signature.args, signature.kwargs))
-
-
-def _check_dynamic(model: ir.Model, signature: Signature) -> None:
-    """torch.onnx.export falls back to a static graph without a word when the code fixes a declared axis."""
-    for value in model.graph.inputs:
-        for axis in signature.dynamic:
-            if axis.input not in (None, value.name) or value.shape is None:
-                continue
-            size = value.shape[axis.axis]
-            if isinstance(size, int):
-                raise ModelError(
-                    f"Input {value.name}: axis {axis.axis} was declared dynamic, but the model's code "
-                    f"fixes it to {size}.",
-                    "Leave it static, or make the code independent of it.",
-                )
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message: torch wraps the reason in several layers of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _export_remedy(error: BaseException) -> str:
-    text = str(error) + str(error.__cause__)
-    if "data-dependent" in text or "GuardOnDataDependent" in text:
-        return "The model branches on values; torch.export needs torch.cond or torch.where there."
-    return "See torch.export's documentation for what it supports."
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from writing to the terminal; errors are raised, not logged."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def _modules_of_values(model: ir.Model) -> dict[str, str]:
@@ -328,7 +236,7 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         simplified, same = onnxsim.simplify(proto)
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
-        raise ModelError(f"onnxsim refuses the graph: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"onnxsim refuses the graph: {first_line(error)}") from error
     if not same:
         raise ModelError("onnxsim changed what the graph computes.")
     return simplified

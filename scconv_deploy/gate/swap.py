@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.gate import variant as pytorch_gate
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
@@ -137,8 +137,7 @@ def _misfits(model: nn.Module, srus: list[RecognizedSRU], run: Callable[[nn.Modu
         try:
             run(swap(model, Recognition((found,))))
         except Exception as error:  # see swap_reachable
-            text = (str(error).strip() or "no message").splitlines()[0]
-            reasons[found.path] = f"the model does not run with it swapped: {type(error).__name__}: {text}"
+            reasons[found.path] = f"the model does not run with it swapped: {type(error).__name__}: {first_line(error)}"
     return reasons
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
 
 PHOTOS = "photos"
 """``--data photos``: the photographs that scikit-learn ships."""
@@ -268,7 +268,7 @@ def _readable(path: Path) -> Iterator[None]:
     except ScconvDeployError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        reason = first_line(error, type(error).__name__).split(". ")[0].rstrip(".")
         raise IntegrityError(f"--data {path} is damaged or not an .npz: {reason}.", "Save it with np.savez.") from error
 
 
@@ -302,7 +302,7 @@ def _as_array(value: Any, name: str, source: str) -> np.ndarray:
     try:
         return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"--data {source} yields something for {name} that NumPy cannot hold: {reason}.", "Yield float32 arrays."
         ) from error

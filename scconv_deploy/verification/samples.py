@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from scconv_deploy import zoo
 from scconv_deploy.errors import UsageError
 from scconv_deploy.signature import Signature, random_tensor
+from scconv_deploy.spec import DynamicAxis
 from scconv_deploy.verification import data
 from scconv_deploy.verification.data import Block, DataSource
 
 FREE = " (running free: gates, end to end, accuracy)"
 """What is said of samples that are not judged in full."""
 _METADATA = ("pretrained_cfg", "default_cfg")
+_AFFORDABLE = 2**18
+"""Elements of noise at other sizes, where the example has fewer: 85 images of 32x32, one of 295x295."""
 _LARGEST_SIDE = 16384  # pixels; beyond it a resized photograph takes gigabytes
 
 
@@ -129,22 +132,85 @@ def _float32(value: float) -> float:
 def noise_samples(signature: Signature, seed: int) -> list[Sample]:
     """The example inputs and others, for what was traced may hold what the trace saw.
 
-    With open axes: fresh noise, every open axis at its minimum (the other end of the profile). Else: the example with
-    the values of each floating tensor shuffled, which keeps their range; indices and masks stay.
+    With open axes: fresh noise with every open axis at its minimum, at its maximum or as near to it as is affordable,
+    and at odd sizes between, for what was traced may hold for some sizes only. Else: the example with the values of
+    each floating tensor shuffled, which keeps their range; indices and masks stay.
     """
     samples = [Sample("seeded noise", signature.tensors)]
     generator = torch.Generator().manual_seed(seed + 1)
     if signature.dynamic:
-        smallest = {}
-        for name, tensor in signature.tensors.items():
-            shape = list(tensor.shape)
-            for axis in signature.dynamic:
-                if axis.input in (None, name):
-                    shape[axis.axis] = axis.minimum
-            smallest[name] = random_tensor(shape, tensor.dtype, generator)
-        return [*samples, Sample("seeded noise at the smallest sizes", smallest)]
+        return [*samples, *_other_sizes(signature, generator)]
     shuffled = {n: _shuffled(t, generator) if t.is_floating_point() else t for n, t in signature.tensors.items()}
     return [*samples, Sample("seeded noise, shuffled", shuffled)]
+
+
+def _other_sizes(signature: Signature, generator: torch.Generator) -> Iterator[Sample]:
+    """Noise at the smallest sizes, at the largest that are affordable, and between; each shape once."""
+    axes = {axis.symbol: axis for axis in signature.dynamic}
+    smallest = {symbol: axis.minimum for symbol, axis in axes.items()}
+    largest = {symbol: axis.maximum for symbol, axis in axes.items()}
+    example = sum(tensor.numel() for tensor in signature.tensors.values())
+    affordable = _fitted(signature, largest, max(2 * example, _AFFORDABLE))
+    between = _fitted(signature, _between(axes, generator), max(example, _AFFORDABLE))
+    seen = [{name: list(tensor.shape) for name, tensor in signature.tensors.items()}]
+    chosen: list[tuple[str, dict[str, int]]] = []
+    nearly = "at" if affordable == largest else "near"
+    for name, sizes in (
+        ("at the smallest sizes", smallest), (f"{nearly} the largest sizes", affordable), ("at sizes between", between)
+    ):  # fmt: skip
+        if not chosen or _shapes(signature, sizes) not in seen:
+            seen.append(_shapes(signature, sizes))
+            chosen.append((name, sizes))
+    for number, (name, sizes) in enumerate(chosen):
+        unseen = affordable != largest and number == min(1, len(chosen) - 1)
+        shapes = ", ".join(f"{n} {'x'.join(map(str, shape))}" for n, shape in _shapes(signature, largest).items())
+        note = f" ({shapes} is too large to run here)" if unseen else ""
+        yield Sample(f"seeded noise {name}{note}", _noise(signature, sizes, generator))
+
+
+def _between(axes: Mapping[str, DynamicAxis], generator: torch.Generator) -> dict[str, int]:
+    """A seeded size of each symbol: odd where the range has one, for halves and pairs go wrong there."""
+    drawn = {}
+    for symbol, axis in axes.items():
+        steps = int(torch.randint(axis.minimum // axis.step, axis.maximum // axis.step + 1, (), generator=generator))
+        up, down = (steps | 1) * axis.step, (steps - 1 | 1) * axis.step
+        drawn[symbol] = next((s for s in (up, down) if axis.minimum <= s <= axis.maximum), steps * axis.step)
+    return drawn
+
+
+def _fitted(signature: Signature, sizes: Mapping[str, int], most: int) -> dict[str, int]:
+    """Sizes made smaller until all inputs together have at most so many elements: the batch first."""
+    fitted = dict(sizes)
+    axes = {axis.symbol: axis for axis in signature.dynamic}
+    while sum(math.prod(shape) for shape in _shapes(signature, fitted).values()) > most:
+        open_ones = [symbol for symbol, axis in axes.items() if fitted[symbol] > axis.minimum]
+        if not open_ones:
+            break
+        first = [symbol for symbol in open_ones if axes[symbol].axis == 0] or open_ones
+        symbol = max(first, key=lambda s: fitted[s])
+        step = axes[symbol].step
+        smaller = fitted[symbol] // step * 3 // 4 * step
+        fitted[symbol] = max(axes[symbol].minimum, smaller)
+    return fitted
+
+
+def _shapes(signature: Signature, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """The shapes of the inputs where the open axes have given sizes."""
+    shapes = {}
+    for name, tensor in signature.tensors.items():
+        shape = list(tensor.shape)
+        for axis in signature.dynamic:
+            if axis.input in (None, name):
+                shape[axis.axis] = sizes[axis.symbol]
+        shapes[name] = shape
+    return shapes
+
+
+def _noise(signature: Signature, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+    return {
+        name: random_tensor(shape, signature.tensors[name].dtype, generator)
+        for name, shape in _shapes(signature, sizes).items()
+    }
 
 
 def _shuffled(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from scconv_deploy.errors import ConfigurationError, ModelError, UsageError
+from scconv_deploy.errors import ConfigurationError, ModelError, UsageError, first_line
 from scconv_deploy.gate.swap import replace_modules
 from scconv_deploy.nn import ScConv
 from scconv_deploy.zoo import blocks
@@ -393,4 +393,4 @@ def _change(before: int, after: int) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
