@@ -69,9 +69,9 @@ def near_threshold(
         return per_channel(torch.as_tensor(parameters.sign * parameters.cut).double(), base)
 
     near = boundary(variant)
-    others = torch.stack([boundary(rival) for rival in _with_weights(gamma, rivals(gamma, variant))])
+    others = torch.stack([boundary(r).expand(base.shape) for r in _with_weights(gamma, rivals(gamma, variant))])
     chosen = torch.randint(len(others), base.shape, generator=generator)
-    far = others.expand(-1, *base.shape).gather(0, chosen[None])[0]
+    far = others.gather(0, chosen[None])[0]
     # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
     share = (_CARRIED / torch.maximum(near.abs(), far.abs()).square()).clamp(max=0.5)
     moved = torch.rand(base.shape, generator=generator) < share
