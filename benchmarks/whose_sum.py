@@ -25,16 +25,16 @@ _AT_ONCE = 20
 """SRUs in one network: the first of them is ranked, the others are tried as what it was, as in a user's network."""
 _WEIGHTING: dict[str, Weighting] = {"python": "sum", "torch": "torch_sum"}
 _COLUMNS = {
-    "order": "sum",
-    "threshold": "t",
+    "sum": "order",
+    "t": "threshold",
     "draws": "draws",
-    "apart": "sums apart",
+    "sums apart": "apart",
     "right": "right",
     "refused": "refused",
-    "another": "another variant",
+    "another variant": "another",
     "outputs": "outputs",
-    "changed": "outputs changed",
-    "seconds": "seconds",
+    "outputs changed": "changed",
+    "time": "elapsed_s",
 }
 
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         for order in _WEIGHTING
         for t in THRESHOLDS
     ]
-    write(options.results, rows, _COLUMNS, shape=(1, CHANNELS, SIZE, SIZE), apart=APART)
+    write(options.results, rows, _COLUMNS, shape=(1, CHANNELS, SIZE, SIZE), limit=APART)
     return int(any(row["refused"] or row["another"] or row["changed"] for row in rows))
 
 
@@ -84,4 +84,4 @@ def _recognised(gammas: Sequence[Tensor], order: str, threshold: float) -> dict[
             for one, other in zip(model, swapped, strict=True):
                 counts["changed"] += int((one(x) != other(x)).sum())
                 counts["outputs"] += x.numel()
-    return {**counts, "seconds": round(time.perf_counter() - start, 1)}
+    return {**counts, "elapsed_s": time.perf_counter() - start}

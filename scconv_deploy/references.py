@@ -110,8 +110,8 @@ def _require_float32(model: nn.Module) -> None:
 def _not_finite(name: str, model: nn.Module, signature: Signature) -> list[tuple[str, str]]:
     """Refuse a model whose output depends on a NaN among its weights; (path, what it holds) of all others.
 
-    A gate turns NaN into zeros, so that the output alone does not show it. Infinities are a mask's, and legitimate,
-    unless the output holds NaN.
+    A gate turns NaN into zeros, so that the output alone does not show it. Infinities are often a mask's: those of
+    parameters are refused where the output holds NaN.
 
     Raises:
         ModelError: naming what holds it.
@@ -122,11 +122,12 @@ def _not_finite(name: str, model: nn.Module, signature: Signature) -> list[tuple
         return []
     told = {n: f"holds {_kinds(t)}" for n, t in holding.items()}
     before = signature.call(model, signature.tensors)
-    broken = any(bool(torch.isnan(y).any()) for y in before.values() if y.is_floating_point())
-    wrong = {n: t for n, t in holding.items() if broken or bool(torch.isnan(t).any())}
+    wrong = {n: t for n, t in holding.items() if bool(torch.isnan(t).any())}
+    if not wrong and any(bool(torch.isnan(y).any()) for y in before.values() if y.is_floating_point()):
+        wrong = {n: t for n, t in holding.items() if isinstance(t, nn.Parameter)}
     if wrong and not _same_without(model, signature, wrong, before):
         path = next(iter(wrong))
-        others = f", and {len(wrong) - 1} more of its tensors hold NaN or Inf" if len(wrong) > 1 else ""
+        others = f", and so do {len(wrong) - 1} others of its tensors" if len(wrong) > 1 else ""
         raise ModelError(
             f"{name}: {path} {told[path]}{others}; the output depends on it.",
             "Check the checkpoint: the training has diverged, or the file is incomplete.",

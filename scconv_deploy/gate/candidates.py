@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -82,7 +83,7 @@ def record_inputs(
     # the model may write into what it is given
     args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
-    def record(module: nn.Module, called_with: tuple[Any, ...], called_by_name: dict[str, Any]) -> None:
+    def record(module: nn.Module, _: nn.Module, called_with: tuple[Any, ...], called_by_name: dict[str, Any]) -> None:
         values = [*called_with, *called_by_name.values()]
         if isinstance(inputs.get(id(module)), str):
             return
@@ -97,44 +98,41 @@ def record_inputs(
         else:
             inputs.setdefault(id(module), values[0][:_PROBE_BATCH].detach().clone())
 
-    scripted = {id(m) for m in modules if isinstance(m, torch.jit.ScriptModule)}
-    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules if id(m) not in scripted]
-    try:
+    with ExitStack() as stack:
+        for module, host in zip(modules, stack.enter_context(hookable(model, modules)), strict=True):
+            stack.callback(host.register_forward_pre_hook(partial(record, module), with_kwargs=True).remove)
         if modules:
-            with torch.no_grad(), _wrapped(model, scripted, record):
+            with torch.no_grad():
                 model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return inputs
 
 
-class _Recorder(nn.Module):
-    """Stands in for a scripted module, which takes no hooks."""
+class _Host(nn.Module):
+    """Calls a scripted module."""
 
-    def __init__(self, module: nn.Module, record: Callable[..., None]) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.record = module, record
+        self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.record(self.module, args, kwargs)
         return self.module(*args, **kwargs)
 
 
 @contextmanager
-def _wrapped(model: nn.Module, modules: set[int], record: Callable[..., None]) -> Iterator[None]:
-    """Put recorders in the places of modules, by identity, while the model runs."""
+def hookable(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Modules of a model that take forward hooks: themselves, or stand-ins in the places of scripted ones meanwhile."""
+    hosts = {id(m): _Host(m) if isinstance(m, torch.jit.ScriptModule) else m for m in modules}
     places = [
         (parent, name, child)
-        for parent in model.modules()
+        for parent in list(model.modules())
         if not isinstance(parent, torch.jit.ScriptModule)
         for name, child in parent._modules.items()
-        if child is not None and id(child) in modules
+        if child is not None and hosts.get(id(child), child) is not child
     ]
     try:
         for parent, name, child in places:
-            parent._modules[name] = _Recorder(child, record)
-        yield
+            parent._modules[name] = hosts[id(child)]
+        yield [hosts[id(module)] for module in modules]
     finally:
         for parent, name, child in places:
             parent._modules[name] = child

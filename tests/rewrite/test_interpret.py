@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import onnxsim
 import pytest
 import torch
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
 from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.variant import gate_weight, open_mask
-from scconv_deploy.rewrite.interpret import FOLDED
+from scconv_deploy.report.records import StageLog
+from scconv_deploy.rewrite.interpret import FOLDED, REORDERED
+from scconv_deploy.rewrite.prepare import prepare
 from tests import wild
+from tests.gate.plain import Choices, PlainSRU
 from tests.rewrite import naive
 
 
@@ -82,3 +86,40 @@ def test_a_gate_that_reads_n_a_plus_b():
     assert fused.variant.name == "groupbn-hard-unweighted"
     np.testing.assert_array_equal(fused.beta.numpy(), module.b.detach().reshape(-1).numpy())
     np.testing.assert_array_equal(naive.run(result, x), module(x).detach().numpy())
+
+
+def cancelling(order):
+    """An SRU whose sum(gamma) depends on its order, by more than rounding explains."""
+    for seed in range(10_000):
+        module = PlainSRU(Choices(groups=4, threshold=0.47, weight=order), seed)
+        gamma = module.gamma.detach().reshape(-1)
+        sums = [float(value) for value in (sum(gamma), gamma.sum(), np.sum(gamma.numpy()))]
+        if min(abs(a - b) for a, b in zip(sums, [*sums[1:], sums[0]], strict=True)) > 2e-6 * abs(sums[0]):
+            return module
+    raise AssertionError("no draw has three different sums")
+
+
+@pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "as exported"])
+@pytest.mark.parametrize("order", ["python", "torch"])
+def test_whose_sum_it_is_is_read_from_the_file(order, prepared):
+    """A chain of additions is Python's, to the bit; a ReduceSum is torch's where this package folds it, and the file's
+    own weight where somebody else did."""
+    module, x = cancelling(order), naive.noise(2, 32, 4, 4)
+    proto = naive.export(module, x, dynamo=False)
+    if prepared:
+        with StageLog().stage("prepare") as stage:
+            proto = ir.to_proto(prepare(proto, 18, stage))
+    _, applied = naive.rewritten(proto)
+    (fused,) = applied.fused
+    gamma, beta = module.gamma.detach().reshape(-1), module.beta.detach().reshape(-1)
+    label = "groupbn-hard" if order == "python" else "groupbn-hard (torch.sum)"
+    assert fused.variant.label == label
+    assert (fused.affine.weight is None) == (prepared or order == "python")
+    assert (REORDERED in fused.note) == (fused.affine.weight is not None)
+    expected = gamma / (sum(gamma) if order == "python" else gamma.sum())
+    if fused.affine.weight is None:
+        assert torch.equal(fused.weight, expected)
+        assert torch.equal(fused.beta, beta)
+    else:  # numpy's order here: the cut follows the file, not what torch would have made of it
+        assert torch.equal(fused.weight, gamma / float(np.sum(gamma.numpy())))
+        assert not torch.equal(fused.weight, expected)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy.gate import Recognition, SwappedSRU, site_name
+from scconv_deploy.gate.candidates import hookable
 from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification.runners import steps
@@ -177,7 +178,8 @@ def run_as_given(
     calls: Counter[str] = Counter()
     entered: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for found in recognition.srus:
+        hosts = stack.enter_context(hookable(model, [found.module for found in recognition.srus]))
+        for found, host in zip(recognition.srus, hosts, strict=True):
 
             def before(module: nn.Module, args: tuple, kwargs: dict, path: str = found.path) -> None:
                 value = args[0] if args else next(iter(kwargs.values()))
@@ -188,6 +190,6 @@ def run_as_given(
                 with torch.no_grad():
                     on_call(path, calls[path], entered.pop(path), output)
 
-            stack.callback(found.module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(found.module.register_forward_hook(after, with_kwargs=True).remove)
+            stack.callback(host.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(host.register_forward_hook(after, with_kwargs=True).remove)
         return signature.call(model, tensors)
