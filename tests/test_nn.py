@@ -192,5 +192,5 @@ def test_another_number_of_axes_is_refused():
     with pytest.raises(ConfigurationError, match=r"SRU: the input \[2, 32, 8, 8\] has 4 axes, expected 5") as caught:
         ScConv(32, dims=3)(example())
     assert caught.value.remedy == "Build it with dims=2."
-    with pytest.raises(ConfigurationError, match="GroupBatchnorm2d: the input .* has 3 axes, expected 4"):
+    with pytest.raises(ConfigurationError, match=r"GroupBatchnorm2d: the input .* has 3 axes, expected 4"):
         GroupBatchnorm2d(32)(example()[0])
