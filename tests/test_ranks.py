@@ -9,14 +9,17 @@ from onnx import numpy_helper
 from torch import nn
 
 from scconv_deploy import RewriteOptions, rewrite_onnx
+from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.gate import recognize
 from scconv_deploy.gate.probes import near_threshold
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite import nodes
 from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
 from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.trt_plugins.library import FusedSRU, fuse
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import Sample, noise_samples
@@ -227,6 +230,20 @@ def test_a_long_signal_keeps_its_gates(monkeypatch, overload):
     report = verify_onnx(reference, Artifact(artifact, "m.onnx", artifact.SerializeToString()), samples, StageLog())
     assert bool(report) == bool(overload), report.failures
     assert (report.srus[0].teacher_forced.unexplained == 0) == bool(overload)
+
+
+def test_the_fused_operator_takes_volumes_and_signals():
+    for dims, block in ((3, lambda c: wild_ranks.ProjectingSRU(c, c, 3)), (1, wild_ranks.SoftSRU)):
+        model, x = net(dims, block), noise(dims)
+        fused = fuse(model, recognize(model, (x,), {}))
+        assert sum(isinstance(module, FusedSRU) for module in fused.modules()) == 2
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_number_of_channels_is_told_for_volumes_too():
+    with pytest.raises(ModelError) as caught:
+        reference_from_module(volume(), naive.noise(2, 3, 4, 6, 8))
+    assert "--input 2x1x4x6x8" in caught.value.remedy
 
 
 # --- rewrite -----------------------------------------------------------------------------------------------------
