@@ -1,5 +1,5 @@
-"""Two hundred healthy exports and inputs, all of which must pass: images, volumes and signals; seeds, variants, batches,
-ORT levels and threads."""
+"""Two hundred healthy exports and inputs, all of which must pass: images, volumes and signals; seeds, variants,
+batches, ORT levels and threads."""
 
 from __future__ import annotations
 
