@@ -1,4 +1,5 @@
-"""Two hundred healthy exports and inputs, all of which must pass: seeds, variants, batches, ORT levels and threads."""
+"""Two hundred healthy exports and inputs, all of which must pass: images, volumes and signals; seeds, variants,
+batches, ORT levels and threads."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import Sample
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
+from tests.mutations import RankResNet
 
 LEVELS = ("none", "basic", "extended", "all")
 BATCHES = (1, 2, 5)
 SCALES = (1e-2, 1.0, 50.0)
+SIZES = {1: (192,), 2: (32, 32), 3: (8, 12, 12)}
 _COLUMNS = {
     "variant": "variant",
+    "axes": "dims",
     "runs": "runs",
     "passed": "passed",
     "gates": "gates",
@@ -43,36 +47,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    rows = {name: dict.fromkeys(list(_COLUMNS.values())[1:], 0) | {"variant": name} for name in VARIANTS}
+    subjects = [(name, 2) for name in VARIANTS] + list(zip(VARIANTS, (3, 1, 3), strict=True))
+    rows = {
+        (name, dims): dict.fromkeys(list(_COLUMNS.values())[2:], 0) | {"variant": name, "dims": dims}
+        for name, dims in subjects
+    }
     choices = itertools.cycle(itertools.product(LEVELS, (1, 2), BATCHES, SCALES))
     done, failures = 0, []
     for seed in itertools.count(options.seed):
-        for name, row in rows.items():
-            reference, content = _export(name, seed)
+        for (name, dims), row in rows.items():
+            reference, content = _export(name, seed, dims)
             for _ in range(options.inputs):
                 if done == options.runs:
                     write(options.results, list(rows.values()), _COLUMNS, failures=failures)
                     return
                 level, threads, batch, scale = next(choices)
                 generator = torch.Generator().manual_seed(done)
-                image = scale * torch.randn(batch, 3, 32, 32, generator=generator)
+                image = scale * torch.randn(batch, 3, *SIZES[dims], generator=generator)
                 judging = Judging(runtime=RuntimeOptions(threads=threads, optimization=level))
                 artifact = Artifact(onnx.load_model_from_string(content), "model.onnx", content)
                 report = verify_onnx(reference, artifact, [Sample("d", {"image": image})], StageLog(), judging=judging)
                 _add(row, report)
                 if not report:
-                    failures.append(f"{name}, seed {seed}, {level}, batch {batch}, {scale}: {report.failures[0]}")
+                    failures.append(
+                        f"{name}, {dims} axes, seed {seed}, {level}, batch {batch}, {scale}: {report.failures[0]}"
+                    )
                     print(failures[-1])
                 done += 1
 
 
-def _export(variant: str, seed: int):
+def _export(variant: str, seed: int, dims: int):
     torch.manual_seed(seed)
-    model = initialize(CifarResNet(1 + seed % 3, scconv3x3(variant=variant)), (8, 3, 32, 32)).eval()
+    net = CifarResNet(1 + seed % 3, scconv3x3(variant=variant)) if dims == 2 else RankResNet(dims, variant=variant)
+    model = initialize(net, (8, 3, *SIZES[dims])).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("gn.beta", "SRU.gn.bias")) and seed % 2:
             torch.nn.init.normal_(parameter, std=0.5)
-    example = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    example = torch.randn(2, 3, *SIZES[dims], generator=torch.Generator().manual_seed(seed))
     reference, log = reference_from_module(model, example, (DynamicAxis(1, 2, 8),))
     form = ("multiply", "where")[seed % 2]
     return reference, serialize(export_to_ir(reference, ExportOptions(mask_form=form), log))

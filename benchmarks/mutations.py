@@ -1,4 +1,4 @@
-"""ScConv-ResNet-20 damaged on purpose, fault by fault: which checks catch each."""
+"""ScConv-ResNet-20, or a network of volumes or signals, damaged on purpose, fault by fault: which checks catch each."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ _COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, default=3, help="of each stage: 3 is ResNet-20")
+    parser.add_argument("--dims", type=int, choices=(1, 2, 3), default=2, help="3: volumes, 1: signals (default 2)")
 
 
 def run(options: argparse.Namespace) -> None:
-    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(options.seed))
-    reference, log = reference_from_module(two_heads(options.blocks, 32), image)
+    side = {1: 256, 2: 32, 3: 12}[options.dims]
+    image = torch.randn(2, 3, *[side] * options.dims, generator=torch.Generator().manual_seed(options.seed))
+    reference, log = reference_from_module(two_heads(options.blocks, side, dims=options.dims), image)
     content = serialize(export_to_ir(reference, ExportOptions(), log))
     rows = []
     for name, mutation in {"none": None, **MUTATIONS}.items():

@@ -159,8 +159,9 @@ def _same_without(
 
 def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
     """The command with the channels that the first convolution wants, where that is what is wrong."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    shape = next((list(t.shape) for t in signature.tensors.values() if t.dim() == 4), None)
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    rank = 0 if first is None else len(first.kernel_size) + 2
+    shape = next((list(t.shape) for t in signature.tensors.values() if t.dim() == rank), None)
     if first is not None and shape is not None and shape[1] != first.in_channels:
         shape[1] = first.in_channels
         return f"Its first convolution takes {first.in_channels} channels: {name} --input {'x'.join(map(str, shape))}"

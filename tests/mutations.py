@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from scconv_deploy.gate import gate_parameters
+from scconv_deploy.nn import ScConv
 from scconv_deploy.precision.types import PRECISION
 from scconv_deploy.rewrite.functions import FunctionKey, function_text
 from scconv_deploy.verification import instrument
@@ -20,29 +22,65 @@ from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 
 
-class TwoHeads(nn.Module):
-    """ScConv-ResNet-20 (three blocks a stage) or a smaller one, with two outputs of one shape."""
+class Block(nn.Module):
+    """A residual block of volumes or signals with a ScConv in it."""
 
-    def __init__(self, blocks_per_stage: int, side: int) -> None:
+    def __init__(self, dims: int, channels: int, stride: int, **scconv: Any) -> None:
         super().__init__()
-        self.net = initialize(CifarResNet(blocks_per_stage, scconv3x3()), (8, 3, side, side))
-        self.net.fc = nn.Identity()
-        self.first, self.second = nn.Linear(64, 10), nn.Linear(64, 10)
+        conv, norm = _LAYERS[dims]
+        self.conv1, self.bn1 = conv(channels, channels, 3, stride, 1, bias=False), norm(channels)
+        self.conv2, self.bn2 = ScConv(channels, dims=dims, **scconv), norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class RankResNet(nn.Module):
+    """A small ScConv network of volumes (dims 3) or signals (1): two stages, ``[N, 3, *]`` to ``[N, 32]``."""
+
+    def __init__(self, dims: int, channels: int = 32, **scconv: Any) -> None:
+        super().__init__()
+        conv, norm = _LAYERS[dims]
+        self.conv1, self.bn1 = conv(3, channels, 3, 1, 1, bias=False), norm(channels)
+        self.layer1, self.layer2 = (nn.Sequential(Block(dims, channels, stride, **scconv)) for stride in (1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))).flatten(2).mean(2)
+
+
+class TwoHeads(nn.Module):
+    """A network with two outputs of one shape."""
+
+    def __init__(self, net: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.net = net
+        self.first, self.second = nn.Linear(channels, 10), nn.Linear(channels, 10)
 
     def forward(self, image):
         x = self.net(image)
         return {"first": self.first(x), "second": self.second(x)}
 
 
+_LAYERS: dict[int, tuple[Any, Any]] = {1: (nn.Conv1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.BatchNorm3d)}
 SITE = "net.layer2.0.conv2.SRU"
 ZERO_BETA = "net.layer1.0.conv2.SRU"
 """As it is before training: its cut is tau / a, so that every bit of tau shows; beta * w would swallow them."""
 
 
-def two_heads(blocks_per_stage: int, side: int, seed: int = 0) -> nn.Module:
-    """Seeded, in eval mode, its gates' beta drawn: with beta = 0 the deviation and its eps would hardly matter."""
+def two_heads(blocks_per_stage: int, side: int, seed: int = 0, dims: int = 2) -> nn.Module:
+    """Seeded, in eval mode, its gates' beta drawn: with beta = 0 the deviation and its eps would hardly matter.
+
+    Args:
+        blocks_per_stage: three are ScConv-ResNet-20; of volumes and signals there is the one network.
+        side: of the input, in every axis.
+    """
     torch.manual_seed(seed)
-    model = TwoHeads(blocks_per_stage, side)
+    if dims == 2:
+        net: nn.Module = initialize(CifarResNet(blocks_per_stage, scconv3x3()), (8, 3, side, side))
+        net.fc = nn.Identity()
+        model = TwoHeads(net, 64)
+    else:
+        model = TwoHeads(initialize(RankResNet(dims), (8, 3, *[side] * dims)), 32)
     for name, parameter in model.named_parameters():
         if name.endswith("gn.beta") and ZERO_BETA not in name:
             nn.init.normal_(parameter)
@@ -215,4 +253,4 @@ IN_THE_ROUNDING = (
     lambda m: edit(m, STEM, flip_bit(0)),
 )
 
-__all__ = ["IN_THE_ROUNDING", "MUTATIONS", "SITE", "Mutation", "two_heads"]
+__all__ = ["IN_THE_ROUNDING", "MUTATIONS", "SITE", "Mutation", "RankResNet", "two_heads"]

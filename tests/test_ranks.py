@@ -9,15 +9,20 @@ from onnx import numpy_helper
 from torch import nn
 
 from scconv_deploy import RewriteOptions, rewrite_onnx
+from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.gate import recognize
+from scconv_deploy.gate.probes import near_threshold
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
+from scconv_deploy.rewrite import nodes
 from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
 from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.trt_plugins.library import FusedSRU, fuse
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.parity import Artifact, verify_onnx
-from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.verification.samples import Sample, noise_samples
 from tests import wild, wild_ranks
 from tests.conftest import in_half
 from tests.rewrite import naive
@@ -154,7 +159,7 @@ def damaged_body(model):
 def damaged_cut(model):
     name = instrument.sites(model)["b.SRU"].input[1]
     tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(1e-2), name))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.3), name))
 
 
 def damaged_shape(model):
@@ -168,14 +173,17 @@ def damaged_shape(model):
 
 
 @pytest.mark.parametrize(
-    ("damage", "check"),
-    [(damaged_body, "static"), (damaged_cut, "teacher-forced gates"), (damaged_shape, "replay")],
+    ("model", "damage", "check"),
+    [
+        (volume, damaged_body, "static"),
+        (volume, damaged_cut, "teacher-forced gates"),
+        (volume, damaged_shape, "replay"),
+        (signal, damaged_body, "static"),
+        (signal, damaged_cut, "teacher-forced gates"),
+    ],
 )
-@pytest.mark.parametrize("model", [volume, signal])
 def test_damage_is_caught(model, damage, check):
     dims = 3 if model is volume else 1
-    if damage is damaged_shape and dims == 1:
-        pytest.skip("one row has no other order")
     reference, artifact = exported(model(), noise(dims))
     assert judged(reference, artifact)
     damage(artifact)
@@ -203,15 +211,39 @@ def test_long_rows_take_the_body_that_compensates_its_sums(length, axes, overloa
     assert judged(reference, artifact)
 
 
-def test_a_long_signal_keeps_its_gates():
-    """65,536 numbers of one sign: summed one by one, s is off by more than the bound of a gate allows."""
-    model = wild.randomize(wild_ranks.SRU1d(4, 2))
-    x = naive.noise(1, 4, 65536).abs()
-    reference, artifact = exported(model, x)
-    samples = noise_samples(reference.signature, 0)[:1]
-    samples[0].tensors["x"].copy_(x)
+def near_the_threshold(found, shape):
+    """Numbers of one sign, many of them as near to the gate's boundary as 1e-6 of s."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).abs()
+    return near_threshold(base, found.gamma, found.beta, found.variant, generator).detach()
+
+
+@pytest.mark.parametrize("overload", ["", "straddle"])
+def test_a_long_signal_keeps_its_gates(monkeypatch, overload):
+    """65,536 numbers a row: summed one by one, s is off by more than the bound of a gate allows."""
+    if not overload:
+        monkeypatch.setattr(nodes, "LONGEST_ROW", 10**9)  # as if there were no limit
+    reference, artifact = exported(wild.randomize(wild_ranks.SRU1d(4, 2)), naive.noise(1, 4, 65536))
+    assert instrument.sites(artifact)["model"].overload == overload
+    x = near_the_threshold(reference.recognition.srus[0], (1, 4, 65536))
+    samples = [Sample("near", {"x": x})]
     report = verify_onnx(reference, Artifact(artifact, "m.onnx", artifact.SerializeToString()), samples, StageLog())
-    assert report, report.failures
+    assert bool(report) == bool(overload), report.failures
+    assert (report.srus[0].teacher_forced.unexplained == 0) == bool(overload)
+
+
+def test_the_fused_operator_takes_volumes_and_signals():
+    for dims, block in ((3, lambda c: wild_ranks.ProjectingSRU(c, c, 3)), (1, wild_ranks.SoftSRU)):
+        model, x = net(dims, block), noise(dims)
+        fused = fuse(model, recognize(model, (x,), {}))
+        assert sum(isinstance(module, FusedSRU) for module in fused.modules()) == 2
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_number_of_channels_is_told_for_volumes_too():
+    with pytest.raises(ModelError) as caught:
+        reference_from_module(volume(), naive.noise(2, 3, 4, 6, 8))
+    assert "--input 2x1x4x6x8" in caught.value.remedy
 
 
 # --- rewrite -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
 from scconv_deploy.gate import Recognition, RecognizedSRU, replace_modules
 from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
 from scconv_deploy.trt_plugins.build import built_libraries
 from scconv_deploy.trt_plugins.elf import read_library
@@ -271,6 +272,8 @@ class FusedSRU(nn.Module):
     Args:
         gamma, beta: C elements each, of the group normalisation.
         variant: which SRU it is; see :func:`scconv_deploy.gate.recognize`.
+
+    Shape: ``[N, C, *]`` to the same.
     """
 
     def __init__(self, gamma: Tensor, beta: Tensor, variant: GateVariant) -> None:
@@ -291,7 +294,9 @@ class FusedSRU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v = self.variant
         parameters = [getattr(self, name) for name in self._names]
-        return sru(x, parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)  # its schema is flat
+        # its schema is flat
+        y = sru(as_planes(x), parameters, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
+        return from_planes(y, x)
 
 
 class _FusedSite(nn.Module):

@@ -306,3 +306,14 @@ def test_a_timing_cache_is_read_attached_and_written(tmp_path):
     _keep_timing(timing, place)
     assert place.read_bytes() == bytes(timing.serialize())
     assert _attach_timing(config, None) is None
+
+
+@pytest.mark.parametrize(("dims", "size"), [(3, (4, 6, 8)), (1, (40,))])
+def test_srus_of_volumes_and_signals_are_built(dims, size):
+    """As [N, C, H, W] behind a Reshape; the profile's batch stays open."""
+    from tests.test_ranks import exported, net, noise, wild_ranks
+
+    _, model = exported(net(dims, wild_ranks.SoftSRU), noise(dims), BATCH, mask_form="where")
+    plan = plan_of(model)
+    assert [(sru.site, sru.form) for sru in plan.srus] == [("a", "expanded"), ("b", "expanded")]
+    assert [tuple(tensor.shape) for tensor in plan.inputs] == [(-1, 1, *size)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import onnx
 import pytest
+import torch
 
+from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
-from tests.mutations import IN_THE_ROUNDING, MUTATIONS, SITE
+from tests.mutations import IN_THE_ROUNDING, MUTATIONS, SITE, two_heads
 
 DYNAMIC = {"teacher-forced gates", "free-running gates", "replay", "layers", "finite", "contract", "second opinion"}
 
@@ -30,6 +34,31 @@ def test_undamaged_it_passes(exported):
     weights = next(c for c in report.links[1].checks if c.name == "weights")
     assert "2 but for a factor of each channel" not in weights.reason  # three convolutions and the stem are folded
     assert "4 but for a factor of each channel" in weights.reason
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["volumes", "signals"])
+def of_other_rank(request):
+    """(reference, bytes of its model.onnx) of a network of volumes or signals."""
+    dims, side = request.param, {3: 8, 1: 96}[request.param]
+    x = torch.randn(2, 3, *[side] * dims, generator=torch.Generator().manual_seed(0))
+    reference, log = reference_from_module(two_heads(1, side, dims=dims), x)
+    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
+
+
+AT_OTHER_RANKS = ("gate inverted", "> for >=", "tau off by 1e-3", "halves not crossed", "a layer dropped")
+
+
+def test_volumes_and_signals_pass_undamaged_and_fail_damaged(of_other_rank):
+    """What differs with the rank: the planes, the gates on them, what follows them. The rest is as for images."""
+    reference, content = of_other_rank
+    report = judge(reference, onnx.load_model_from_string(content))
+    assert report, report.failures
+    assert [sru.site for sru in report.srus] == ["net.layer1.0.conv2.SRU", SITE]
+    for name in AT_OTHER_RANKS:
+        model = onnx.load_model_from_string(content)
+        MUTATIONS[name].damage(model, reference.model)
+        failed = failed_checks(judge(reference, model))
+        assert MUTATIONS[name].words in failed[MUTATIONS[name].check], name
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
