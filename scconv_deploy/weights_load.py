@@ -106,7 +106,7 @@ def load_entries(
     """:func:`load_weights` for entries that were read from ``path``."""
     expected = Expected.of(model)
     ways = fits(found, expected, key)
-    if not ways or not ways[0].fitting:
+    if not ways or not ways[0].count:
         raise _no_fit(ways, found, expected, path, owner, key)
     fit = choose(ways, expected, path, owner, key)
     _require_loadable(fit, expected, path, owner)

@@ -271,6 +271,28 @@ def test_shared_parameters():
         loaded(whole | {"out.weight": torch.ones(2, 4)}, Tied())
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_counts_of_batches_alone_are_no_fit(strict):
+    with pytest.raises(ModelError, match=r"none of 9 tensors fits, 8 of another shape"):
+        loaded(state(1, Net(8)) | {"fc.bias": torch.ones(3)}, strict=strict)
+
+
+def test_arrays_are_tensors_too():
+    arrays = {k: v.numpy() for k, v in GOOD.items()}
+    with pytest.raises(UntrustedError, match="numpy"):
+        loaded({"model": arrays})
+    model, _ = loaded({"model": arrays}, trust=True)
+    assert holds(model, GOOD)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_both_formats_of_torch_save(zipped):
+    torch.save({"model": GOOD}, "w.pt", _use_new_zipfile_serialization=zipped)
+    model = Net()
+    load_weights(model, Path("w.pt"), "Net")
+    assert holds(model, GOOD)
+
+
 def test_old_files_lack_the_count_of_batches():
     model, record = loaded({k: v for k, v in GOOD.items() if "num_batches" not in k})
     assert torch.equal(model.norm.running_var, GOOD["norm.running_var"])
