@@ -172,10 +172,11 @@ def entries(value: Any) -> tuple[Entry, ...]:
 
 
 def _entries(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Entry]:
-    if id(value) in seen or len(path) > _DEEPEST:
-        return
     if isinstance(value, nn.Module):
-        value = value.state_dict()
+        yield from _entries(value.state_dict(), path, set())
+        return
+    descended = id(value) in seen or len(path) > _DEEPEST
+    seen.add(id(value))  # what is in two places is an entry in both, and is descended into once
     if isinstance(value, (list, tuple)):
         inner: Iterable[tuple[str, Any]] = ((str(n), item) for n, item in enumerate(value))
     elif isinstance(value, Mapping):
@@ -186,8 +187,7 @@ def _entries(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Entr
         inner = ((str(k), item) for k, item in value.items() if not ("param_groups" in value and k == "state"))
     else:
         return
-    seen.add(id(value))
-    for name, item in inner:
+    for name, item in () if descended else inner:
         yield from _entries(item, (*path, name), seen)
 
 

@@ -165,6 +165,15 @@ def test_the_same_numbers_twice_are_no_conflict():
     loaded({"model": nan, "ema": {k: v.clone() for k, v in nan.items()}})
 
 
+def test_one_object_in_two_places_is_found_in_both():
+    twice = {"a": GOOD, "b": {"c": GOOD}, "list": [GOOD]}
+    twice["itself"] = twice
+    model, record = loaded(twice)
+    assert holds(model, GOOD)
+    assert record.others == {"b.c": 9, "list.0": 9}
+    assert loaded({"a": GOOD, "b": GOOD}, key="b")[1].entry == "b"
+
+
 def test_one_bit_is_a_conflict():
     other = {k: v.clone() for k, v in GOOD.items()}
     other["fc.bias"][1] = torch.nextafter(other["fc.bias"][1], torch.tensor(9.0))
