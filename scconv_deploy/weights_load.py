@@ -170,6 +170,16 @@ def _require_loadable(fit: Fit, expected: Expected, path: Path, owner: str) -> N
                 f"Weights {path} hold {what} tensors, and {owner} is float32: {listed(wrong)}.",
                 "Give the float weights that they were made from.",
             )
+    for name, tensor in given.items():
+        held = expected.tensors[name].dtype
+        if (
+            tensor.dtype == torch.float64
+            and held == torch.float32
+            and (tensor.isfinite() & tensor.float().isinf()).any()
+        ):
+            raise ModelError(
+                f"Weights {path} hold numbers in {name} that float32 cannot hold.", "Give float32 weights."
+            )
     first: dict[int, str] = {}
     for name, tensor in given.items():
         other = first.setdefault(expected.aliases[name], name)

@@ -265,6 +265,11 @@ def test_numbers_that_are_no_float_weights(make, words):
         loaded(GOOD | {"fc.weight": make(GOOD["fc.weight"])})
 
 
+def test_numbers_beyond_float32():
+    with pytest.raises(ModelError, match=r"hold numbers in fc.weight that float32 cannot hold"):
+        loaded(GOOD | {"fc.weight": torch.full((2, 4), 1e300, dtype=torch.float64)})
+
+
 def test_shared_parameters():
     class Tied(Net):
         def __init__(self):
