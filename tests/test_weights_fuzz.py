@@ -22,7 +22,7 @@ def model_of(draw):
         [
             lambda: nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.Linear(channels, 2)),
             lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, channels, 1), nn.GroupNorm(2, channels)), nn.Linear(2, 2)),
-            lambda: nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, channels, 3)), "head": nn.Linear(channels, 2)}),
+            lambda: nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, channels, 3)), "head": nn.Linear(4, 2)}),
             lambda: nn.Conv2d(3, channels, 3),
         ]
     )()  # fmt: skip

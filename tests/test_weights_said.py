@@ -74,6 +74,7 @@ def test_half_of_a_model_is_in_the_report(state):
     result = run("deploy", "said_net.py:make", *SHAPE, "-o", "out", "--weights", half_of(state), "--non-strict")
     assert result.exit_code == 0, result.output
     assert "2 of 4 tensors loaded" in result.stderr
+    assert "weights  random initialisation (seed 0): 224 of 240 parameters\n" in result.stdout
     report = json.loads(Path("out/report.json").read_text())
     assert report["provenance"]["weights"] == (
         "weights half.pt: 2 of 4 tensors loaded; weights: random initialisation (seed 0): 224 of 240 parameters"
