@@ -26,6 +26,7 @@ _NAMES = {"engine": "engines", "file": "ONNX files", "model": "models"}
 _OF_MODELS = {
     "kwargs": "--kwargs",
     "weights": "--weights",
+    "weights_key": "--weights-key",
     "strict": "--non-strict",
     "trust_checkpoint": "--trust-checkpoint",
     "embed": "--embed",

@@ -32,8 +32,9 @@ from scconv_deploy.bench_options import (
 from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
 from scconv_deploy.exporters.engine import EngineArtifact
 from scconv_deploy.exporters.gpu import gpus
+from scconv_deploy.log_lines import Notice
 from scconv_deploy.references import Progress, silent
-from scconv_deploy.spec import InputSpec, ModelSpec, load
+from scconv_deploy.spec import InputSpec, ModelSpec, load_with_record
 from scconv_deploy.timing import latency
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner
@@ -118,19 +119,22 @@ def bench_artifacts(
         subjects: list[_Subject] = []
         for name in kinds:
             progress(f"loading {name}")
-            subjects += _subjects(name, contents.pop(name), options, stack)
+            subjects += _subjects(name, contents.pop(name), options, stack, progress)
         times, device_times = _measure(subjects, options, progress)
     rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
     return BenchResult(options.batch, options.rounds, options.warmup, rows, _environment(options, command))
 
 
-def _subjects(name: str, content: Content, options: BenchOptions, stack: ExitStack) -> list[_Subject]:
+def _subjects(
+    name: str, content: Content, options: BenchOptions, stack: ExitStack, progress: Progress
+) -> list[_Subject]:
     if isinstance(content, EngineArtifact):
         graphs = (False, True) if options.cuda_graph else (False,)
         return [_engine(name, content, graph, options, stack) for graph in graphs]
     if content is not None:
         return [_onnx(name, content, options, stack)]
-    return [_pytorch(name, options, compiled) for compiled in ((False, True) if options.compiled else (False,))]
+    plain = _pytorch(name, options, False, progress)
+    return [plain, _pytorch(name, options, True, silent)] if options.compiled else [plain]
 
 
 def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
@@ -185,7 +189,7 @@ def _plugin_of(artifact: EngineArtifact, options: BenchOptions) -> Path | None:
     return options.plugin if artifact.manifest.plugin_sha256 else None
 
 
-def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
+def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progress) -> _Subject:
     device = options.resolved_device
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingRuntimeError(
@@ -196,7 +200,9 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool) -> _Subject:
     spec = replace(options.model, source=name, inputs=given, seed=options.seed).resolved()
     if not given:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
-    model = load(spec)
+    model, record = load_with_record(spec)
+    if record.notice:
+        progress(Notice(record.notice))
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)
     allocated = 0
     if device == "cuda":

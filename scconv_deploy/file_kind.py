@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
-from scconv_deploy.errors import IntegrityError, ModelError, ScconvDeployError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, ScconvDeployError, UntrustedError, UsageError
 
 ReadableKind = Literal["pickle", "safetensors", "unknown"]
 """Of files that may be what they are given for; ``unknown`` is for torch.load to say what is wrong."""
@@ -15,6 +15,9 @@ ReadableKind = Literal["pickle", "safetensors", "unknown"]
 _START_BYTES = 512
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+_TORCH_PICKLE = (
+    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch's own magic number, pickled; what torch.save wrote before 1.6
+)
 _LARGEST_HEADER = 100_000_000  # bytes; of safetensors, its own limit
 _MOST_FIELDS = 10_000  # of a ModelProto itself: a handful, and one for each function and entry of its metadata
 _PROTOBUF_IR_VERSION = b"\x08"  # how an ONNX file that names its IR version first begins
@@ -56,6 +59,11 @@ def readable_kind(path: Path, what: str) -> ReadableKind:
     if _is_safetensors(path, start):  # before the others: the length of its header may begin as they do
         return "safetensors"
     if start.startswith(_PICKLE):
+        if start[2 : 2 + len(_TORCH_PICKLE)] != _TORCH_PICKLE:
+            raise UntrustedError(
+                f"{what} {path} is a pickle that torch.save did not write; reading it would execute code.",
+                "Read it where it was written, and save the state dict with torch.save.",
+            )
         return "pickle"
     if _is_onnx(path, start):
         raise _onnx(path, what)

@@ -42,8 +42,8 @@ class Draws(TorchDispatchMode):
 
     An operator of torch that draws marks its result, arithmetic passes the marks on, and a tensor that is overwritten
     (``load_state_dict`` copies) loses them, number by number. So the weights that a factory draws are told from those
-    that it loads, whatever seeds or generators it uses. What NumPy draws is not seen. A factory that runs a backward
-    pass may have trained the model: nothing is called random then.
+    that it loads, whatever seeds or generators it uses. What NumPy draws is not seen. After a backward pass, which may
+    have trained the model, and after what cannot be followed, nothing is called random.
     """
 
     supports_higher_order_operators = True  # they are run as they are
@@ -53,7 +53,7 @@ class Draws(TorchDispatchMode):
         # Address of a storage -> the storage, held weakly so that no other can take its address, and a mask of its
         # numbers; None for all of them.
         self._marks: dict[int, tuple[StorageWeakRef, Tensor | None]] = {}
-        self._trained = False
+        self._lost = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -61,15 +61,18 @@ class Draws(TorchDispatchMode):
         """Run an operator, and pass the marks on."""
         result = func(*args, **(kwargs or {}))
         if isinstance(func, torch._ops.OpOverload) and not torch._C._is_tracing():
-            self._trained |= torch._C._current_graph_task_id() != -1
-            self._follow(func, args, kwargs or {}, result)
+            self._lost |= torch._C._current_graph_task_id() != -1  # a backward pass
+            try:
+                self._follow(func, args, kwargs or {}, result)
+            except (RuntimeError, NotImplementedError):  # tensors of a kind that has no storage to look at
+                self._lost = True
         return result
 
     def of(self, model: nn.Module) -> RandomParameters:
         """What of a model's parameters and buffers is random now."""
-        held = {} if self._trained else dict(model.named_parameters())
+        held = {} if self._lost else dict(model.named_parameters())
         random = {name: count for name, p in held.items() if (count := self._count(p))}
-        buffers = () if self._trained else (name for name, buffer in model.named_buffers() if self._count(buffer))
+        buffers = () if self._lost else (name for name, buffer in model.named_buffers() if self._count(buffer))
         total = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.UninitializedParameter))
         return RandomParameters(sum(random.values()), total, (*random, *buffers), torch.initial_seed())
 

@@ -40,10 +40,12 @@ class LoadRecord:
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """(what, which) of the weights that were not loaded or not used."""
-        left = () if self.weights is None else self.weights.left
-        if self.weights is not None and self.random.random:
+        if self.weights is None:
+            return ()
+        left = self.weights.left
+        if self.random.random:
             left = (*left, ("parameters that stay at their random initialisation", listed(self.random.names)))
-        return tuple((f"weights {self.weights and self.weights.path}: {what}", which) for what, which in left)
+        return tuple((f"weights {self.weights.path}: {what}", which) for what, which in left)
 
     @property
     def notice(self) -> str:

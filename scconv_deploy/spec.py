@@ -300,7 +300,11 @@ def _module(spec: ModelSpec) -> nn.Module:
             "Name a factory or class that builds the model.",
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(f"{spec.source} is TorchScript, which torch.export cannot read.", "Give the Python module.")
+        raise ModelError(
+            f"{spec.source} is TorchScript, which torch.export cannot read.",
+            "Give the Python module; or export the scripted one with torch.onnx.export(..., dynamo=False) and give "
+            "that file to scconv-deploy rewrite.",
+        )
     # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
     model = getattr(model, "_orig_mod", model)
     try:

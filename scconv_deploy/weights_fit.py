@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,9 +111,14 @@ class Fit:
         return _label(self.entry.path, self.prefix)
 
     @property
+    def count(self) -> int:
+        """How many tensors fit; a count of batches is no weight, and fits everywhere."""
+        return sum(not name.endswith(_COUNTS_BATCHES) for name in self.fitting)
+
+    @property
     def rank(self) -> tuple[bool, int, int]:
         """By what fits, then by what has the right name at least."""
-        return self.whole, len(self.fitting), len(self.reshaped)
+        return self.whole, self.count, len(self.reshaped)
 
     @property
     def inside(self) -> dict[str, str]:
@@ -148,6 +154,13 @@ def _label(path: str, prefix: str) -> str:
     return ".".join(part for part in (path, prefix.rstrip(".")) if part) or TOP
 
 
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor, or an array of numbers as one; None of anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative:
+        return torch.from_numpy(value.copy())
+    return value if isinstance(value, Tensor) else None
+
+
 def entry_names(found: Iterable[Entry]) -> list[str]:
     """What ``--weights-key`` may call the entries."""
     return [entry.path or TOP for entry in found]
@@ -159,22 +172,22 @@ def entries(value: Any) -> tuple[Entry, ...]:
 
 
 def _entries(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Entry]:
-    if id(value) in seen or len(path) > _DEEPEST:
-        return
     if isinstance(value, nn.Module):
-        value = value.state_dict()
+        yield from _entries(value.state_dict(), path, set())
+        return
+    descended = id(value) in seen or len(path) > _DEEPEST
+    seen.add(id(value))  # what is in two places is an entry in both, and is descended into once
     if isinstance(value, (list, tuple)):
         inner: Iterable[tuple[str, Any]] = ((str(n), item) for n, item in enumerate(value))
     elif isinstance(value, Mapping):
-        tensors = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
+        tensors = {str(key): t for key, item in value.items() if (t := _tensor(item)) is not None}
         if tensors:
             yield Entry(".".join(path), tensors)
         # torch's optimizers save their state beside their groups of parameters
         inner = ((str(k), item) for k, item in value.items() if not ("param_groups" in value and k == "state"))
     else:
         return
-    seen.add(id(value))
-    for name, item in inner:
+    for name, item in () if descended else inner:
         yield from _entries(item, (*path, name), seen)
 
 

@@ -106,7 +106,7 @@ def load_entries(
     """:func:`load_weights` for entries that were read from ``path``."""
     expected = Expected.of(model)
     ways = fits(found, expected, key)
-    if not ways or not ways[0].fitting:
+    if not ways or not ways[0].count:
         raise _no_fit(ways, found, expected, path, owner, key)
     fit = choose(ways, expected, path, owner, key)
     _require_loadable(fit, expected, path, owner)
@@ -169,6 +169,16 @@ def _require_loadable(fit: Fit, expected: Expected, path: Path, owner: str) -> N
             raise ModelError(
                 f"Weights {path} hold {what} tensors, and {owner} is float32: {listed(wrong)}.",
                 "Give the float weights that they were made from.",
+            )
+    for name, tensor in given.items():
+        held = expected.tensors[name].dtype
+        if (
+            tensor.dtype == torch.float64
+            and held == torch.float32
+            and (tensor.isfinite() & tensor.float().isinf()).any()
+        ):
+            raise ModelError(
+                f"Weights {path} hold numbers in {name} that float32 cannot hold.", "Give float32 weights."
             )
     first: dict[int, str] = {}
     for name, tensor in given.items():

@@ -165,6 +165,15 @@ def test_the_same_numbers_twice_are_no_conflict():
     loaded({"model": nan, "ema": {k: v.clone() for k, v in nan.items()}})
 
 
+def test_one_object_in_two_places_is_found_in_both():
+    twice = {"a": GOOD, "b": {"c": GOOD}, "list": [GOOD]}
+    twice["itself"] = twice
+    model, record = loaded(twice)
+    assert holds(model, GOOD)
+    assert record.others == {"b.c": 9, "list.0": 9}
+    assert loaded({"a": GOOD, "b": GOOD}, key="b")[1].entry == "b"
+
+
 def test_one_bit_is_a_conflict():
     other = {k: v.clone() for k, v in GOOD.items()}
     other["fc.bias"][1] = torch.nextafter(other["fc.bias"][1], torch.tensor(9.0))
@@ -256,6 +265,11 @@ def test_numbers_that_are_no_float_weights(make, words):
         loaded(GOOD | {"fc.weight": make(GOOD["fc.weight"])})
 
 
+def test_numbers_beyond_float32():
+    with pytest.raises(ModelError, match=r"hold numbers in fc.weight that float32 cannot hold"):
+        loaded(GOOD | {"fc.weight": torch.full((2, 4), 1e300, dtype=torch.float64)})
+
+
 def test_shared_parameters():
     class Tied(Net):
         def __init__(self):
@@ -269,6 +283,28 @@ def test_shared_parameters():
     assert not record.misfits
     with pytest.raises(ModelError, match=r"other numbers for fc.weight than for out.weight, which are one tensor"):
         loaded(whole | {"out.weight": torch.ones(2, 4)}, Tied())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_counts_of_batches_alone_are_no_fit(strict):
+    with pytest.raises(ModelError, match=r"none of 9 tensors fits, 8 of another shape"):
+        loaded(state(1, Net(8)) | {"fc.bias": torch.ones(3)}, strict=strict)
+
+
+def test_arrays_are_tensors_too():
+    arrays = {k: v.numpy() for k, v in GOOD.items()}
+    with pytest.raises(UntrustedError, match="numpy"):
+        loaded({"model": arrays})
+    model, _ = loaded({"model": arrays}, trust=True)
+    assert holds(model, GOOD)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_both_formats_of_torch_save(zipped):
+    torch.save({"model": GOOD}, "w.pt", _use_new_zipfile_serialization=zipped)
+    model = Net()
+    load_weights(model, Path("w.pt"), "Net")
+    assert holds(model, GOOD)
 
 
 def test_old_files_lack_the_count_of_batches():

@@ -99,6 +99,7 @@ def _print_guard(console: Console, guard: GuardReport) -> None:
 def print_deploy(console: Console, result: DeployResult) -> None:
     """The report, and where the bundle is."""
     print_report(console, result.report)
+    _print_weights(console, weights_lines(result.report.stages))
     _line(console, f"bundle   {result.folder}")
     _line(console, f"artifact {result.artifact}")
     _line(console, f"digest   {result.digest}")

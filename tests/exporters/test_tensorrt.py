@@ -199,7 +199,7 @@ def test_layers_before_fusion_and_srus_expanded():
 
 
 def test_require_plugin_fails_before_anything_is_built():
-    with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: TensorRT-RTX has no"):
+    with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: TensorRT-RTX gets no"):
         plan_of(sru_model(), require_plugin=True)
 
 
