@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for row in _rows(options):
         rows.append(row)
-        print(f"{row['artifact']:32} {row['network']:28} {row['precision']} {row['of_limit']:10.3g} {row['verdict']}")
+        text = f"{row['artifact']:40} {row['network']:40} {row['precision']} {row['of_limit']:10.3g} {row['verdict']}"
+        print(text, flush=True)
     write(options.results, rows, _COLUMNS, summary=summary(rows))
 
 

@@ -115,13 +115,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain ResNet-20": lambda: CifarResNet(3, conv3x3),
     "ScConv-ResNet-8": lambda: CifarResNet(1, scconv3x3()),
     "ScConv-ResNet-20": lambda: CifarResNet(3, scconv3x3()),
-    "soft SRUs, ResNet-20": lambda: CifarResNet(3, scconv3x3(variant="groupnorm-soft")),
-    "normalised SRUs, ResNet-32": lambda: CifarResNet(5, scconv3x3(variant="groupbn-hard-normalized")),
-    "global pool, 512 channels": GlobalPool,
+    "soft SRUs in ResNet-20": lambda: CifarResNet(3, scconv3x3(variant="groupnorm-soft")),
+    "normalised SRUs in ResNet-32": lambda: CifarResNet(5, scconv3x3(variant="groupbn-hard-normalized")),
+    "global pool of 512 channels": GlobalPool,
     "narrow segmentation": Segmentation,
     "U-Net": UNet,
     "attention": Attention,
-    "no norms, one output": Unnormalised,
+    "no norms and one output": Unnormalised,
 }
 LARGE: dict[str, str] = {name: name for name in ("resnet50", "scconv_resnet50")}
 """Of the zoo."""

@@ -17,8 +17,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError, first_line
@@ -37,9 +39,10 @@ _FEW_ELEMENTS = 256
 """A value of fewer elements can be near in every run by luck; it takes at least the usual noise of earlier samples."""
 _ANOTHER_FUNCTION = 64.0
 """Times the other runs: beyond it float64 computes something else (a step that no one knows fell otherwise)."""
-_STEEPER, _LINEAR = 64.0, 20.0
-"""Noise of 64 units moves what is continuous 64 times as far as that of one, what steps at most 8 times as far (the
-number of steps grows with the noise, their distance with its root), and what is random as far."""
+_UNITS, _PROPORTIONAL = (1.0, 8.0, 64.0), (3.5, 20.0)
+"""Noise of eight times as many units moves what is continuous eight times as far (half of it where it is hardly more
+than rounding itself), what steps 2.8 times (the number of steps grows with the noise, their distance with its root), and
+what is random as far, or by luck any times."""
 _WORTH_A_LOOK = 1e-5
 """Noise from which it is tried out whether the reference is continuous."""
 
@@ -157,9 +160,16 @@ class NoiseRuns:
         return {value: d for value, d in found.items() if math.isfinite(d)}
 
     def _is_continuous(self, run: FirstRows, noisy: Iterable[Value]) -> bool:
-        inputs = list(run.tensors.values())
-        small, large = (self._distances(run, LastPlace(inputs, 1, units)) for units in (1, _STEEPER))
-        return all(large.get(value, 0.0) >= _LINEAR * small.get(value, math.inf) for value in noisy)
+        repeated = [replay(self._swapped, self._signature, run.tensors, run.masks) for _ in range(3)]
+        if any(not torch.equal(y, repeated[0][name]) for other in repeated[1:] for name, y in other.items()):
+            return False  # it draws numbers
+        inputs, (low, high) = list(run.tensors.values()), _PROPORTIONAL
+        moved = [self._distances(run, LastPlace(inputs, 1, units)) for units in _UNITS]
+        return all(
+            low * less.get(value, math.inf) <= more.get(value, 0.0) <= high * less.get(value, 0.0)
+            for value in noisy
+            for less, more in pairwise(moved)
+        )
 
 
 def disturbed_modules(
