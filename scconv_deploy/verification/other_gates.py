@@ -181,8 +181,14 @@ def count_flips(
             explained = np.abs(m) <= bound
         explained &= np.isfinite(m)
         if found.view is not None:
-            explained &= margin[differs] != view.margin[differs]
+            explained &= (margin[differs] != view.margin[differs]) | ~_as_shown(found, value, margin[differs])
     return FlipCount(differs.size, count, int((~explained).sum()))
+
+
+def _as_shown(found: Found, decided: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Whether the artifact decided from the margin that it shows; half data may be rounded only to be shown."""
+    own = STEPS[found.kind](-margin if found.mirrored else margin)
+    return np.asarray(own == (~decided if found.complement else decided))
 
 
 def _noise(view: View, margin: np.ndarray, found: Found, data: np.dtype) -> np.ndarray:
