@@ -22,6 +22,7 @@ from scconv_deploy.verification.samples import Sample
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 from tests.mutations import RankResNet
+from tests.other_gates import GATES, gated
 
 LEVELS = ("none", "basic", "extended", "all")
 BATCHES = (1, 2, 5)
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
             reference, content = _export(name, seed, dims)
             for _ in range(options.inputs):
                 if done == options.runs:
-                    write(options.results, list(rows.values()), _COLUMNS, failures=failures)
+                    others = [_other_gates(name, options, failures) for name in GATES]
+                    write(options.results, [*rows.values(), *others], _COLUMNS, failures=failures)
                     return
                 level, threads, batch, scale = next(choices)
                 generator = torch.Generator().manual_seed(done)
@@ -87,6 +89,33 @@ def _export(variant: str, seed: int, dims: int):
     reference, log = reference_from_module(model, example, (DynamicAxis(1, 2, 8),))
     form = ("multiply", "where")[seed % 2]
     return reference, serialize(export_to_ir(reference, ExportOptions(mask_form=form), log))
+
+
+def _other_gates(name: str, options: argparse.Namespace, failures: list[str]) -> dict:
+    """Gates of no known SRU of one form: exports of three seeds, each on three inputs at every level of ORT."""
+    row = dict.fromkeys(_COLUMNS.values(), 0) | {"variant": f"no SRU: {name}"}
+    for seed in range(options.seed, options.seed + 3):
+        model = gated(name, seed)
+        reference, log = reference_from_module(model, torch.randn(2, 3, 16, 16, generator=torch.manual_seed(seed)))
+        content = serialize(export_to_ir(reference, ExportOptions(), log))
+        for level, scale in itertools.product(LEVELS, (0.1, 1.0, 3.0)):
+            image = scale * torch.randn(2, 3, 16, 16, generator=torch.manual_seed(seed))
+            judging = Judging(runtime=RuntimeOptions(threads=1, optimization=level))
+            artifact = Artifact(onnx.load_model_from_string(content), "model.onnx", content)
+            report = verify_onnx(reference, artifact, [Sample("d", {"input": image})], StageLog(), judging=judging)
+            row["runs"] += 1
+            row["passed"] += bool(report)
+            for gate in report.other_gates:
+                row["gates"] += gate.gates
+                row["forced"] += gate.flips
+                row["free"] += gate.free
+                row["unexplained"] += gate.unexplained
+                row["worst_layer"] = max(row["worst_layer"], gate.operand_ratio or 0.0)
+            row["worst_replay"] = max(row["worst_replay"], *(o.replay_ratio for o in report.outputs))
+            if not report:
+                failures.append(f"{row['variant']}, seed {seed}, {level}, {scale}: {report.failures[0]}")
+                print(failures[-1])
+    return row
 
 
 def _add(row: dict, report) -> None:

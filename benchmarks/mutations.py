@@ -16,6 +16,7 @@ from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.verification.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
 from tests.mutations import MUTATIONS, two_heads
+from tests.other_gates import DAMAGE, two_masks
 
 _COLUMNS = {
     "damage": "damage",
@@ -47,7 +48,26 @@ def run(options: argparse.Namespace) -> None:
         row = {"damage": name, "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
         row["times_noise"] = max(ratios(report), default=None)
         rows.append(row | {"departure": report.first_departure})
-    write(options.results, rows, _COLUMNS)
+    write(options.results, [*rows, *_other_gates(options)], _COLUMNS)
+
+
+def _other_gates(options: argparse.Namespace) -> list[dict]:
+    """The same of gates of no known SRU."""
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(options.seed))
+    reference, log = reference_from_module(two_masks(), image)
+    content = serialize(export_to_ir(reference, ExportOptions(), log))
+    rows = []
+    for name, damage in {"none": None, **DAMAGE}.items():
+        model = onnx.load_model_from_string(content)
+        if damage is not None:
+            damage.damage(model)
+        artifact = Artifact(model, "model.onnx", model.SerializeToString())
+        report = verify_onnx(reference, artifact, noise_samples(reference.signature, 0), StageLog())
+        failed = {c.name for link in report.links for c in link.checks if c.status == "failed"}
+        row = {"damage": f"no SRU: {name}", "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
+        row["times_noise"] = max(ratios(report), default=None)
+        rows.append(row | {"departure": report.first_departure})
+    return rows
 
 
 def ratios(report: ParityReport) -> list[float]:

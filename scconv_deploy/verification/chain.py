@@ -252,6 +252,9 @@ def _departure(
                 return f"gates of {where}: {count.unexplained:,} of {count.gates:,} unexplained"
         if statics[name].status == "failed":
             return f"node {where}: {statics[name].reason.removeprefix(f'{name}: ')}"
+    for name, gate in measured.others.sites.items():
+        if gate.flips.unexplained:
+            return f"gates of {name}: {gate.flips.unexplained:,} of {gate.flips.gates:,} unexplained"
     stored = _weights(source, proto, measured)
     return stored.reason if stored.status == "failed" else ""
 

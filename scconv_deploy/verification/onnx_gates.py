@@ -20,7 +20,8 @@ from scconv_deploy.verification.other_gates import Found, OtherGate, View, chann
 
 _COMPARISONS = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "Equal": "eq"}
 _ROUNDINGS = {"Sign": "sign", "Round": "round", "Floor": "floor", "Ceil": "ceil"}
-_LOOSE = ("ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Hardmax", "Mod", "Shrink", "ThresholdedRelu")
+_LOOSE = ("ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Hardmax", "Mod", "Shrink", "ThresholdedRelu",
+          "QuantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression")  # fmt: skip
 """Operators that jump and are not fixed in a replay."""
 _CAST_LIKE = 15  # opset since which a number can be injected
 _AT_MOST = 2**16  # entries that two gates are compared on to find which is which

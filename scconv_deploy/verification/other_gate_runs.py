@@ -16,6 +16,7 @@ from scconv_deploy.verification.other_gates import (
     OtherGateMeasured,
     count_flips,
     margin_error,
+    of_few,
 )
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource
 from scconv_deploy.verification.runners.half import runner_of
@@ -31,6 +32,7 @@ class OtherGateRuns:
         self._source, self._proto, self._options, self._measured = source, proto, options, measured
         self._loose = onnx_gates.loose(proto)
         self._aligned = False
+        self._noisy: set[str] = set()  # outputs that jump in float64 too
         self._jumps: tuple[ReferenceRun, Mapping[str, float]] | None = None
 
     def align(self, run: ReferenceRun) -> None:
@@ -75,7 +77,7 @@ class OtherGateRuns:
         view = gate.views[site.found.view or 0]
         smallest = UNIT_ROUNDOFF.get(self._measured.data.name, UNIT_ROUNDOFF["float32"])
         measured = self._measured.limits["assumed_floor"].value if view.error is None else view.error
-        error, floor = margin_error(view, margin), max(smallest, measured)
+        error, floor = margin_error(view, margin), max(smallest, measured) * of_few(margin.size)
         if not site.compared or not error * site.floor <= site.error * floor:
             site.error, site.floor, site.compared = error, floor, True
 
@@ -91,13 +93,14 @@ class OtherGateRuns:
     # --- where not all can be fixed ------------------------------------------------------------------------------
 
     def floor(self, run: ReferenceRun, name: str, floor: float | None, largest: float) -> float | None:
-        """A noise floor; None (assumed) where float64 jumped, which is no noise of rounding."""
+        """A noise floor; None (assumed) where float64 jumped, as the reference does on inputs off by rounding."""
         if floor is None or floor <= largest or not self._explains(run, name, floor):
             return floor
+        self._noisy.add(name)
         return None
 
     def excuse(self, run: ReferenceRun, name: str, found: AgainstNoise) -> bool:
-        """Whether an error beyond its limit is no more than the reference's own jumps, where a gate stayed free.
+        """Whether an error beyond its limit is no more than the reference's own jumps, where not all could be fixed.
 
         Args:
             name: of an output, or the site of an SRU whose input differs.
@@ -105,7 +108,8 @@ class OtherGateRuns:
         others = self._measured.others
         if found.ratio <= self._measured.replay_limit:
             return False
-        if not (self._free or self._loose) or not self._explains(run, name, found.error):
+        may_jump = self._free or self._loose or name in self._noisy
+        if not may_jump or not self._explains(run, name, found.error):
             others.condemned.add(name)
             others.undecided.pop(name, None)
             return False
@@ -128,5 +132,6 @@ class OtherGateRuns:
 
     def _words(self, error: float) -> str:
         where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()] + self._loose
+        where = where or ["it changes as much on inputs off by rounding, and no gate is known to do it"]
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"

@@ -8,11 +8,12 @@ NumPy only.
 continuous, and differ from the reference's by rounding alone. m is the reference's margin (``a - b`` of a comparison,
 the argument of a rounding), m' the artifact's, and::
 
-    B = other_gates * max(noise, u * (|a| + |b|))         u: half a unit in the last place of the artifact's type
+    B = max(other_gates * max(noise, u * (|a| + |b|)), all)      u: half a unit in the last place of the artifact's type
 
-with the noise that of float32 against float64 with the same decisions, the largest of the channel (axis 1). What the
-artifact decides from m' is *explained* where the step takes that value between ``m - B`` and ``m + B``; where m' equals
-m to the bit nothing explains another decision. The margins themselves are compared by value beside it.
+with the noise that of float32 against float64 with the same decisions, the largest of the channel (axis 1), and ``all``
+the largest of all channels: one that is zero throughout shows no noise of its own. What the artifact decides from m' is
+*explained* where the step takes that value between ``m - B`` and ``m + B``; where m' equals m to the bit nothing
+explains another decision. The margins themselves are compared by value beside it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ COMPLEMENTS = {"ge": "lt", "gt": "le", "eq": "ne"}
 COMPLEMENTS |= {other: one for one, other in COMPLEMENTS.items()}
 MIRRORED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
 """Of ``-m``; the others are what they are, or other numbers."""
+_ASSUMED = 1e-6
+"""Noise of a margin that was not measured, in units of the operands' size: the tolerance ``assumed_floor``."""
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -168,7 +171,8 @@ def count_flips(
         return FlipCount(differs.size)
     view = gate.views[found.view or 0]
     m = view.margin[differs].astype(np.float64)
-    bound = np.broadcast_to(multiple * _noise(view, margin, found, data), differs.shape)[differs]
+    noise = _noise(view, margin, found, data)
+    bound = np.broadcast_to(np.maximum(multiple * noise, noise.max(initial=0.0)), differs.shape)[differs]
     step, value = STEPS[view.kind], decided[differs]
     with np.errstate(invalid="ignore"):
         low, high = step(m - bound), step(m + bound)
@@ -177,14 +181,20 @@ def count_flips(
             explained = np.abs(m) <= bound
         explained &= np.isfinite(m)
         if found.view is not None:
-            explained &= margin[differs] != view.margin[differs]
+            explained &= (margin[differs] != view.margin[differs]) | ~_as_shown(found, value, margin[differs])
     return FlipCount(differs.size, count, int((~explained).sum()))
+
+
+def _as_shown(found: Found, decided: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Whether the artifact decided from the margin that it shows; half data may be rounded only to be shown."""
+    own = STEPS[found.kind](-margin if found.mirrored else margin)
+    return np.asarray(own == (~decided if found.complement else decided))
 
 
 def _noise(view: View, margin: np.ndarray, found: Found, data: np.dtype) -> np.ndarray:
     """By channel; of half data also what was measured, for a half tensor's error grows with what came before it."""
     smallest = UNIT_ROUNDOFF.get(data.name, UNIT_ROUNDOFF["float32"]) * view.scale
-    noise = smallest if view.noise is None else np.maximum(smallest, view.noise)
+    noise = np.maximum(smallest, _ASSUMED * view.scale if view.noise is None else view.noise)
     if data == np.float32 or found.view is None:
         return noise
     off = np.square(margin.astype(np.float64) - view.margin)
@@ -208,6 +218,15 @@ def margin_error(view: View, margin: np.ndarray) -> float:
     norm = float(np.linalg.norm(size))
     error = float(np.linalg.norm(off))
     return 0.0 if error == 0.0 else error / norm if norm else float("inf")
+
+
+def of_few(elements: int) -> float:
+    """By how much a noise must be widened that was measured on so few elements, to be as sure as of many.
+
+    The ratio of two draws exceeds k with a chance of about 1 / k, that of two pairs of 1 / k**2; from four on k = 32 is
+    as rare as one in a million.
+    """
+    return max(1.0, 1000 / max(elements, 1) ** 6)
 
 
 def masks_of(gates: Mapping[str, OtherGate]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Gates of no known SRU: found, compared on the same input and replayed; a healthy file passes, a damaged one fails."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -258,10 +259,10 @@ def gate(margin, noise=1e-6, kind="ge"):
 FOUND = Found("g", "v", ("a", "b"), "Node", "ge")
 
 
-def flips(one, decided, margin):
+def flips(one, decided, margin, found=FOUND):
     shape = one.decided.shape
     return count_flips(
-        one, FOUND, np.reshape(decided, shape), np.asarray(margin, np.float32).reshape(shape), 8, FLOAT32
+        one, found, np.reshape(decided, shape), np.asarray(margin, np.float32).reshape(shape), 8, FLOAT32
     )
 
 
@@ -273,15 +274,22 @@ def test_a_flip_within_the_noise_is_explained_and_one_beyond_is_not():
 
 
 def test_an_equal_margin_explains_nothing():
-    found = flips(gate([0.0, 0.0]), [False, False], [0.0, -1e-9])
+    strict = replace(FOUND, kind="gt")
+    found = flips(gate([0.0, 0.0]), [False, False], [0.0, -1e-9], strict)
     assert (found.flips, found.unexplained) == (2, 1)
+
+
+def test_a_margin_that_was_rounded_only_to_be_shown_is_no_equal_one():
+    found = flips(gate([0.0, 0.0]), [False, True], [0.0, 0.0])  # >= of 0 would be true
+    assert (found.flips, found.unexplained) == (1, 0)
 
 
 def test_a_rounding_may_be_the_neighbour_where_the_boundary_is_near():
     one = gate([0.4999999, 0.2, 2.3], kind="round")
-    near = flips(one, [1.0, 0.0, 2.0], [0.5000001, 0.2, 2.3])
+    rounding = replace(FOUND, kind="round")
+    near = flips(one, [1.0, 0.0, 2.0], [0.5000001, 0.2, 2.3], rounding)
     assert (near.flips, near.unexplained) == (1, 0)
-    far = flips(one, [0.0, 1.0, 3.0], [0.4999999, 0.21, 2.31])
+    far = flips(one, [0.0, 1.0, 3.0], [0.4999999, 0.21, 2.31], rounding)
     assert (far.flips, far.unexplained) == (2, 2)
 
 

@@ -6,6 +6,7 @@ so that no code of the model need be known; those of constants alone are the sam
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -340,7 +341,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _kind_of(func: Any, args: Any, kwargs: Any, output: Any) -> str | None:
-    """The kind of a step; None for what is none: integers, and a tensor beside itself (which asks for NaN)."""
+    """The kind of a step; None for what is none: integers, and what asks for NaN or infinities."""
     floating = isinstance(args[0], Tensor) and args[0].is_floating_point() if args else False
     if func in _CASTS:
         if not floating or output.is_floating_point() or output.is_complex():
@@ -352,7 +353,7 @@ def _kind_of(func: Any, args: Any, kwargs: Any, output: Any) -> str | None:
     if kind in _COMPARISONS and len(args) > 1:
         other = args[1]
         floating = floating or (isinstance(other, Tensor) and other.is_floating_point())
-        if other is args[0]:
+        if other is args[0] or (isinstance(other, float) and not math.isfinite(other)):
             return None
     return kind if floating else None
 
