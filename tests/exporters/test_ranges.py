@@ -153,7 +153,7 @@ ANY_WIDTH = DynamicAxis(8, 16, 64, 3, "input")
         (lambda self, x: x * 2 if x.shape[0] == 1 else x + 1, ANY_BATCH, "batch != 1"),
         (lambda self, x: torch.stack([row * n for n, row in enumerate(x)]), ANY_BATCH, "fixes it to 2 (module 0, test"),
         (lambda self, x: torch.cat([x, F.interpolate(self.conv(x), scale_factor=2)], 1), ANY_WIDTH, "64:2 (mult"),
-        (lambda self, x: F.adaptive_avg_pool2d(x, 4), ANY_WIDTH, "--dynamic input:3="),
+        (lambda self, x: F.adaptive_avg_pool2d(x, 4), ANY_WIDTH, "fixes it to 16: "),
         (lambda self, x: x.mean((2, 3)).squeeze(), ANY_BATCH, "the batch is 1, which was declared, the model returns"),
         (lambda self, x: F.conv2d(x, torch.ones(1, 3, 9, 9)), ANY_WIDTH, "x.shape[3] >= 9"),
     ],
