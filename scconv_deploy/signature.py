@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,17 @@ class Signature:
                 the sizes are not the example's.
             ModelError: the model raises anything else, or returns no tensor.
         """
+        return named_outputs(self.run(model, tensors), self.names)
+
+    def run(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+        """The same, and what the model returns as it is."""
         values = iter([tensors[name].clone() for name in self.names])
         args, kwargs = pytree.tree_map(
             lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         try:
             with torch.no_grad():
-                return named_outputs(model(*args, **kwargs), self.names)
+                return model(*args, **kwargs)
         except ScconvDeployError:
             raise
         except Exception as error:  # the user's own code
@@ -252,14 +257,78 @@ def named_outputs(output: Any, inputs: Sequence[str] = ()) -> dict[str, Tensor]:
         ModelError: there is no tensor in it, or two have one name.
     """
     named: dict[str, Tensor] = {}
-    for path, leaf in pytree.tree_flatten_with_path(output)[0]:
+    for name, leaf in _named_leaves(output):
         if isinstance(leaf, Tensor):
-            keys = [_key(entry) for entry in path]
-            name = "_".join(["output", *keys] if not keys or keys[0].isdigit() else keys)
             name = f"output_{name}" if name in inputs else name
             if name in named:
                 raise ModelError(f"Two outputs of the model have one name: {name}.", "Rename the keys that it returns.")
             named[name] = leaf
     if not named:
-        raise ModelError(f"The model returned {type(output).__name__} without a tensor in it.")
+        raise ModelError(
+            f"The model returned {type(output).__name__} without a tensor in it.",
+            "Return tensors in a tuple, a list, a dictionary or a dataclass.",
+        )
     return named
+
+
+def refuse_what_is_no_tensor(output: Any) -> None:
+    """Raise ModelError for an output that no graph can have; None is left out of the graph without harm."""
+    for name, leaf in _named_leaves(output):
+        if isinstance(leaf, Tensor) or leaf is None:
+            continue
+        plain = isinstance(leaf, (bool, int, float, complex, str, bytes))
+        raise ModelError(
+            f"Output {name} of the model is {f'{leaf!r}, ' if plain else ''}{_type(leaf)}; an ONNX graph returns "
+            "tensors alone.",
+            ("Leave it out, or return torch.tensor of it" if plain else "Return tensors in a tuple, list or dictionary")
+            + f"; or {BY_TORCHSCRIPT}.",
+        )
+
+
+BY_TORCHSCRIPT = "export with torch.onnx.export(..., dynamo=False) and give that file to scconv-deploy rewrite"
+"""The way round torch.export: TorchScript follows what runs, and makes a constant of everything else."""
+
+
+def _named_leaves(output: Any) -> Iterator[tuple[str, Any]]:
+    """What a model returns, taken apart: ``output``, ``output_0`` ..., or the keys of a dictionary or dataclass."""
+    _open_dataclasses(output)
+    for path, leaf in pytree.tree_flatten_with_path(output)[0]:
+        keys = [_key(entry) for entry in path]
+        yield "_".join(["output", *keys] if not keys or keys[0].isdigit() else keys), leaf
+
+
+def _open_dataclasses(output: Any) -> None:
+    """Let torch look into the dataclasses in an output, which it takes for a leaf until it is told their fields."""
+    for leaf in pytree.tree_leaves(output):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            _register(type(leaf))
+            _open_dataclasses(leaf)
+
+
+def _register(kind: type) -> None:
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def values(instance: Any) -> list[Any]:
+        return [getattr(instance, name) for name in names]
+
+    def rebuild(found: Iterable[Any], context: Any) -> Any:
+        instance: Any = object.__new__(kind)
+        for name, value in zip(names, found, strict=True):
+            object.__setattr__(instance, name, value)  # also where it is frozen
+        return instance
+
+    pytree.register_pytree_node(
+        kind,
+        lambda instance: (values(instance), None),
+        rebuild,
+        flatten_with_keys_fn=lambda instance: (
+            [(pytree.GetAttrKey(name), value) for name, value in zip(names, values(instance), strict=True)],
+            None,
+        ),
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+    )
+
+
+def _type(value: Any) -> str:
+    kind = type(value)
+    return f"a Python {kind.__name__}" if kind.__module__ == "builtins" else f"of type {kind.__name__}"

@@ -129,7 +129,8 @@ def _parse_range(option: str, text: str) -> tuple[int, int, int, int]:
     for size in (low, best, high):
         if step < 1 or size % step:
             raise UsageError(
-                f"{option} {text!r}: {size} is no multiple of STEP {step}.", "Give MIN, OPT and MAX in whole steps."
+                f"{option} {text!r}: MIN:OPT:MAX:STEP are multiples of STEP, found {size} for {step}.",
+                "Give whole steps, for example 64:224:512:32.",
             )
     return low, best, high, step
 

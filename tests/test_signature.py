@@ -11,7 +11,7 @@ from torch import nn
 
 from scconv_deploy import signature as signatures
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.signature import Signature, named_outputs
+from scconv_deploy.signature import Signature, named_outputs, refuse_what_is_no_tensor
 from scconv_deploy.spec import DynamicAxis, InputSpec
 
 
@@ -257,15 +257,27 @@ class Boxes(NamedTuple):
     scores: torch.Tensor
 
 
-@dataclass
 class Opaque:
-    x: torch.Tensor
+    def __init__(self, x):
+        self.x = x
+
+
+@dataclass(frozen=True)
+class Detections:
+    boxes: torch.Tensor
+    scores: torch.Tensor | None = None
 
 
 @pytest.mark.parametrize(
     ("output", "names"),
     [
         (torch.ones(1), ["output"]),
+        (Detections(torch.ones(1)), ["boxes"]),
+        (
+            (Detections(torch.ones(1), torch.ones(2)), [torch.ones(1)]),
+            ["output_0_boxes", "output_0_scores", "output_1_0"],
+        ),
+        ({"low": Detections(torch.ones(1))}, ["low_boxes"]),
         ((torch.ones(1), torch.ones(2)), ["output_0", "output_1"]),
         ([torch.ones(1), None, [torch.ones(2)]], ["output_0", "output_2_0"]),
         ({"logits": torch.ones(1), "features": [torch.ones(2), torch.ones(3)]}, ["logits", "features_0", "features_1"]),
@@ -290,6 +302,24 @@ def test_an_output_called_like_an_input():
 def test_outputs_without_a_tensor(output):
     with pytest.raises(ModelError, match=f"returned {type(output).__name__} without a tensor"):
         named_outputs(output)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ((torch.ones(1), 8), "Output output_1 of the model is 8, a Python int; .*Leave it out, or return torch.tensor"),
+        ({"y": torch.ones(1), "name": "a"}, "Output name of the model is 'a', a Python str"),
+        (
+            (torch.ones(1), [Opaque(torch.ones(1))]),
+            "Output output_1_0 of the model is of type Opaque; .*in a tuple, list",
+        ),
+    ],
+)
+def test_outputs_that_no_graph_can_have(output, words):
+    with pytest.raises(ModelError, match=words) as caught:
+        refuse_what_is_no_tensor(output)
+    assert "scconv-deploy rewrite" in caught.value.remedy
+    refuse_what_is_no_tensor((torch.ones(1), None))
 
 
 def test_two_outputs_of_one_name():

@@ -118,7 +118,24 @@ def test_batch_and_dynamic_axes():
     assert DynamicAxis.parse("x:2=64:224:512").symbol == "x_2"
 
 
-@pytest.mark.parametrize("text", ["", "4", "1:4", "1:4:8:9", "1-4-8", "a:b:c", "4:2:8", "1:8:4", "0:1:2"])
+def test_axes_of_one_size_and_of_whole_steps():
+    assert DynamicAxis.parse_batch("2:4:8:2") == DynamicAxis(2, 4, 8, step=2)
+    assert DynamicAxis.parse("x:2=64:224:512:32") == DynamicAxis(64, 224, 512, 2, "x", 32)
+    height, width = DynamicAxis.parse_all("x:2,x:3=64:128:256:32")
+    assert (height, width) == (
+        DynamicAxis(64, 128, 256, 2, "x", 32, "x_2"), DynamicAxis(64, 128, 256, 3, "x", 32, "x_2")
+    )  # fmt: skip
+    assert height.symbol == width.symbol == "x_2"
+    assert DynamicAxis.parse_all("x:2=64:224:512") == (DynamicAxis(64, 224, 512, 2, "x"),)
+    with pytest.raises(UsageError, match="several axes"):
+        DynamicAxis.parse("x:2,x:3=64:128:256")
+    with pytest.raises(UsageError, match=r"found 100 for 32.*64:224:512:32"):
+        DynamicAxis.parse_all("x:2=64:100:512:32")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", "1:4", "1:4:8:9", "1:4:8:0", "1:4:8:1:1", "1-4-8", "a:b:c", "4:2:8", "1:8:4", "0:1:2"]
+)
 def test_malformed_range(text):
     with pytest.raises(UsageError, match="MIN"):
         DynamicAxis.parse_batch(text)

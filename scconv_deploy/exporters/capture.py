@@ -30,9 +30,21 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.exporters.ranges import Guard, OpenSizes, check_guards
 from scconv_deploy.exporters.sizes import check_shapes, ends, traced_shapes
-from scconv_deploy.signature import Signature
+from scconv_deploy.signature import BY_TORCHSCRIPT, Signature
 
 _TORCH = str(Path(torch.__file__).parent)
+_RANDOM = (
+    "bernoulli",
+    "normal",
+    "normal_",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "uniform",
+    "uniform_",
+)
 _OURS = Path(__file__).parents[1]
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
@@ -243,6 +255,17 @@ class _Trace:
         """Module and line of the user's code that an error came from."""
         return _place(self._paths, [frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1])
 
+    def fresh_layer(self, error: BaseException) -> nn.Module | None:
+        """A module with parameters that the model's code was using and that is not one of the model's."""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            owner = frame.f_locals.get("self")
+            if not isinstance(owner, nn.Module) or id(owner) in self._paths:
+                continue
+            tracing = type(owner).__module__.startswith(("torch._", "torch.export", "torch.fx"))
+            if not tracing and next(owner.parameters(), None) is not None:
+                return owner
+        return None
+
 
 def _environment_of(tensor: Tensor) -> Any:
     return getattr(getattr(tensor, "fake_mode", None), "shape_env", None)
@@ -322,6 +345,13 @@ def _refusal(error: BaseException, trace: _Trace) -> ModelError:
         return _untranslated(chain, node)
     module, line = next((place for one in chain[::-1] if any(place := trace.place_of_error(one))), ("", ""))
     where = Guard(sympy.true, module, line).where
+    fresh = next((layer for one in chain[::-1] if (layer := trace.fresh_layer(one)) is not None), None)
+    if fresh is not None:
+        return ModelError(
+            f"The model's code makes a layer of its own in each call, {type(fresh).__name__}{where}, and torch.export "
+            "cannot follow parameters that are made while it traces.",
+            f"Build it once, in __init__; or {BY_TORCHSCRIPT}.",
+        )
     if any(name in str(chain[-1]) for name in ("SymInt", "SymFloat", "SymBool")):
         return ModelError(
             f"The model's code takes the size of an open axis for a plain number{where}: "
@@ -361,6 +391,11 @@ def _untranslated(chain: Sequence[BaseException], node: torch.fx.Node) -> ModelE
             f"{where}: {what} {operator} depends on an open axis, and ONNX holds it as a constant.",
             "Leave that axis static; for a convolution whose groups depend on the batch, leave --batch out.",
         )
+    if operator in _RANDOM:
+        return ModelError(
+            f"{where} draws random numbers ({operator}), so the same input gives another output each time.",
+            "Draw them once, in __init__; a layer that forward makes draws its weights there too.",
+        )
     return ModelError(
         f"{where}: {operator} cannot be translated to ONNX: {first_line(chain[-1]).rstrip('.')}.",
         "Compute it in another way there.",
@@ -378,9 +413,13 @@ def quiet() -> Iterator[None]:
     """Keep torch's exporter from writing to the terminal; errors are raised, not logged."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    exporter = logging.getLogger("torch.onnx")  # by name too: a model's code may turn logging on again
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(previous)
+        exporter.setLevel(level)

@@ -23,6 +23,7 @@ from scconv_deploy.exporters.capture import capture
 from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.planes import as_planes, from_planes
+from scconv_deploy.gate.swap import StandIn
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.rewrite.functions import (
     DOMAIN,
@@ -38,7 +39,7 @@ from scconv_deploy.rewrite.functions import (
 from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
 from scconv_deploy.rewrite.unknown import set_apart
-from scconv_deploy.signature import Signature
+from scconv_deploy.signature import Signature, named_outputs, refuse_what_is_no_tensor
 
 PRODUCER = "scconv-deploy"
 """``producer_name`` of the files that this exporter writes."""
@@ -51,7 +52,7 @@ def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
     return operator_inputs(swapped.gamma, swapped.beta, swapped.variant, swapped.parameters_of_gate)
 
 
-class _SRUNode(nn.Module):
+class _SRUNode(StandIn):
     """Stands for a :class:`SwappedSRU` in the export: one symbolic node, named after the module and its call.
 
     Args:
@@ -59,34 +60,34 @@ class _SRUNode(nn.Module):
     """
 
     def __init__(self, swapped: SwappedSRU, calls: Counter[str]) -> None:
-        super().__init__()
-        self.swapped = swapped
-        self._calls = calls
+        super().__init__(swapped._original[0], swapped)
+        vars(self).update(_sru=swapped, _sru_calls=calls)
         inputs = node_inputs(swapped)
-        self.names = tuple(inputs)
+        self._sru_inputs = tuple(f"_sru_{name}" for name in inputs)
         for name, value in inputs.items():
-            self.register_buffer(name, value)
+            self.register_buffer(f"_sru_{name}", value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        conv, place = self.swapped.conv, self.swapped.conv_place
-        if conv is not None and place == "before":
-            x = conv(x)
-        self._calls[self.swapped.path] += 1
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        (x,) = (*args, *kwargs.values())
+        sru = self._sru
+        if sru.conv is not None and sru.conv_place == "before":
+            x = sru.conv(x)
+        self._sru_calls[sru.path] += 1
         planes = as_planes(x)
         made = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{self.swapped.variant.operator}",
-            (planes, *(getattr(self, name) for name in self.names)),
-            variant_attributes(self.swapped.variant),
+            f"{DOMAIN}::{sru.variant.operator}",
+            (planes, *(getattr(self, name) for name in self._sru_inputs)),
+            variant_attributes(sru.variant),
             dtype=planes.dtype,
             shape=planes.shape,
             version=DOMAIN_VERSION,
             metadata_props={
-                SITE: site_name(self.swapped.path, self._calls[self.swapped.path]),
-                VARIANT: self.swapped.variant.label,
+                SITE: site_name(sru.path, self._sru_calls[sru.path]),
+                VARIANT: sru.variant.label,
             },
         )
         y = from_planes(made, x)
-        return conv(y) if conv is not None and place == "after" else y
+        return sru.conv(y) if sru.conv is not None and sru.conv_place == "after" else y
 
 
 def export_model(
@@ -147,7 +148,9 @@ def export_model(
 
 def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str], dict[str, str]]:
     """The graph with a bare node for each SRU, the sites that tracing came by, and the module of each value."""
-    output_names = tuple(signature.call(swapped, signature.tensors))
+    output = signature.run(swapped, signature.tensors)
+    refuse_what_is_no_tensor(output)
+    output_names = tuple(named_outputs(output, signature.names))
     calls: Counter[str] = Counter()
     nodes = {id(m): _SRUNode(m, calls) for m in swapped.modules() if isinstance(m, SwappedSRU)}
     traced = replace_modules(swapped, dict(nodes))

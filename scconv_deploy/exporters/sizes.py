@@ -6,6 +6,8 @@ sees what no condition tells: ``squeeze()`` of an axis that may be 1, a size tha
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,7 +102,8 @@ def _shapes(
                     shape[axis.axis] = wanted[axis.symbol]
             tensors[name] = torch.empty(shape, dtype=tensor.dtype)
         try:
-            outputs = signature.call(model, tensors)
+            with contextlib.redirect_stdout(io.StringIO()):  # what it prints, it has printed before
+                outputs = signature.call(model, tensors)
         except Exception as error:  # the user's own code, and torch's many kinds
             return error.__cause__ if isinstance(error.__cause__, Exception) else error
     return {name: list(value.shape) for name, value in outputs.items()}

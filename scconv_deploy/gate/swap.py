@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.gate import variant as pytorch_gate
@@ -15,57 +18,90 @@ from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
 from scconv_deploy.outcomes import Refusal
 
 
-class SwappedSRU(nn.Module):
+class StandIn(nn.Module):
+    """Takes the place of a module in a copy of its model: whatever others read of the module is still there.
+
+    Parameters, buffers and children are the module's own under their own names, other attributes are looked up in it,
+    its methods and properties work on this object, and ``isinstance`` takes this object for one of its class.
+
+    Args:
+        original: what it stands for.
+        state: whose parameters, buffers and children it holds; the original's, or those of a copy.
+    """
+
+    def __init__(self, original: nn.Module, state: nn.Module | None = None) -> None:
+        super().__init__()
+        self._original = (original,)  # in a tuple, so that it is no submodule
+        holder = state or original
+        self._parameters = dict(holder._parameters)
+        self._buffers = dict(holder._buffers)
+        self._modules = dict(holder._modules)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What isinstance asks besides the type."""
+        found = self.__dict__.get("_original")
+        return type(self) if found is None else type(found[0])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_original":  # not set yet
+                raise
+        original = self._original[0]
+        found = inspect.getattr_static(type(original), name, None)
+        if hasattr(type(found), "__get__") and name not in vars(original):
+            return found.__get__(self, type(original))
+        return getattr(original, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
+        """The original is shared, not copied: it is only read."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self._original)] = self._original
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+class SwappedSRU(StandIn):
     """An SRU whose gate can be watched and injected; otherwise it computes what the module computed.
 
     Attributes:
         path: the site's name.
         on_gate: if set, called with the path and the gate's input as ``[N, C, H, W]`` (:mod:`.planes`); a mask that
             it returns is used instead of the computed one.
+        on_call: if set, called with the path; the module itself then computes the output.
     """
 
     def __init__(self, found: RecognizedSRU) -> None:
-        super().__init__()
+        super().__init__(found.module)
+        # past nn.Module, which would register them a second time
+        weight = pytorch_gate.gate_weight(found.gamma.detach(), found.variant)
+        vars(self).update(gamma=found.gamma, beta=found.beta, gate_weight=weight, conv=found.conv)
         self.path = found.path
         self.variant = found.variant
         self.parameters_of_gate = found.parameters
-        self.gamma = found.gamma
-        self.beta = found.beta
-        # float32's, in float64 too: how sum(gamma) was rounded is part of the model, and no noise of a run
-        weight = pytorch_gate.gate_weight(found.gamma.detach(), found.variant)
-        self.register_buffer("gate_weight", weight, persistent=False)
-        self.conv = found.conv
         self.conv_place = found.conv_place
         self.on_gate: Callable[[str, Tensor], Tensor | None] | None = None
-        self._original = (found.module,)  # in a tuple, so that it is no submodule
+        self.on_call: Callable[[str], None] | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        """What a parent reads of the module (its gamma, its number of groups) is still there."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "_original":  # not set yet
-                raise
-            return getattr(self._original[0], name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SwappedSRU:
-        """The original is shared, not copied: it is only read."""
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        memo[id(self._original)] = self._original
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
-
-    def gate(self, x: Tensor) -> Tensor:
+    def _gated(self, x: Tensor) -> Tensor:
         planes = as_planes(x)
         mask = self.on_gate(self.path, planes) if self.on_gate is not None else None
-        y = pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask, self.gate_weight)
-        return from_planes(y, x)
+        # float32's, in float64 too: how sum(gamma) was rounded is part of the model, and no noise of a run
+        weight = self.gate_weight.to(x.dtype)
+        return from_planes(pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask, weight), x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One tensor by position or by name, as recognition saw it."""
+        if self.on_call is not None:
+            self.on_call(self.path)
+            return self._original[0](*args, **kwargs)
+        (x,) = (*args, *kwargs.values())
         if self.conv is not None and self.conv_place == "before":
-            return self.gate(self.conv(x))
-        y = self.gate(x)
+            return self._gated(self.conv(x))
+        y = self._gated(x)
         return self.conv(y) if self.conv is not None and self.conv_place == "after" else y
 
 
@@ -82,10 +118,11 @@ def swap(model: nn.Module, recognition: Recognition) -> nn.Module:
 def swap_reachable(
     model: nn.Module, recognition: Recognition, run: Callable[[nn.Module], object]
 ) -> tuple[Recognition, nn.Module]:
-    """Swap those SRUs that the model keeps calling, and leave the others alone with a reason.
+    """Swap those SRUs that the model keeps calling and treats as before, and leave the others alone with a reason.
 
     A model may hold a reference of its own to an SRU (a closure, a list), which a swap cannot reach, or treat it as
-    more than a module.
+    more than a module (look at its type). It is run with each SRU replaced by what calls it: the outputs must be the
+    same to the bit.
 
     Args:
         run: runs a model on the example inputs; raises what it raises.
@@ -95,14 +132,19 @@ def swap_reachable(
     """
     refused = list(recognition.refused)
     kept = list(recognition.srus)
+    expected = _repeatable(model, run) if kept else None
     while True:
         attempt = Recognition(tuple(kept), tuple(refused))
         swapped = swap(model, attempt)
         try:
-            reached = _called(swapped, run)
+            reached, found = _called(swapped, run)
             reasons = {f.path: _UNREACHED for f in kept if f.path not in reached}
+            if not reasons and expected is not None and not _same(found, expected):
+                reasons = _misfits(model, kept, run, expected) or {f.path: _TREATED for f in kept}
+            if not reasons:
+                run(swapped)
         except Exception:  # the user's own code, which does not get along with one of them: find out which
-            reasons = _misfits(model, kept, run)
+            reasons = _misfits(model, kept, run, expected)
             if not reasons:
                 raise
         if not reasons:
@@ -112,32 +154,56 @@ def swap_reachable(
 
 
 _UNREACHED = "the model calls it through a reference of its own (a closure, a list), which a swap cannot reach"
+_TREATED = "the model computes something else when another module stands in its place (it may look at its type)"
 
 
-def _called(swapped: nn.Module, run: Callable[[nn.Module], object]) -> set[str]:
+def _repeatable(model: nn.Module, run: Callable[[nn.Module], object]) -> object:
+    """The model's outputs; None where the same inputs give others the next time."""
+    first = run(model)
+    return first if _same(run(model), first) else None
+
+
+def _same(found: object, expected: object) -> bool:
+    """To the bit; a NaN equals a NaN."""
+    (one, form), (other, expected_form) = pytree.tree_flatten(found), pytree.tree_flatten(expected)
+    return form == expected_form and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(one, other, strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
+
+
+def _called(swapped: nn.Module, run: Callable[[nn.Module], object]) -> tuple[set[str], object]:
+    """Which of the SRUs the model calls, and its outputs where each calls the module that it stands for."""
     reached: set[str] = set()
     modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
-
-    def on_gate(path: str, x: Tensor) -> None:
-        reached.add(path)
-
     for module in modules:
-        module.on_gate = on_gate
+        module.on_call = reached.add
     try:
-        run(swapped)
+        return reached, run(swapped)
     finally:
         for module in modules:
-            module.on_gate = None
-    return reached
+            module.on_call = None
 
 
-def _misfits(model: nn.Module, srus: list[RecognizedSRU], run: Callable[[nn.Module], object]) -> dict[str, str]:
+def _misfits(
+    model: nn.Module,
+    srus: list[RecognizedSRU],
+    run: Callable[[nn.Module], object],
+    expected: object,
+) -> dict[str, str]:
+    """Why the model does not get along with a stand-in, one SRU at a time."""
     reasons = {}
     for found in srus:
+        swapped = swap(model, Recognition((found,)))
         try:
-            run(swap(model, Recognition((found,))))
+            run(swapped)
+            _, outputs = _called(swapped, run)
         except Exception as error:  # see swap_reachable
             reasons[found.path] = f"the model does not run with it swapped: {type(error).__name__}: {first_line(error)}"
+            continue
+        if expected is not None and not _same(outputs, expected):
+            reasons[found.path] = _TREATED
     return reasons
 
 

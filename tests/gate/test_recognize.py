@@ -219,7 +219,7 @@ def test_what_does_not_run_swapped_is_left_alone():
             self.good, self.bad = (wild.randomize(wild.OriginalSRU(32), seed) for seed in (0, 1))
 
         def forward(self, x):
-            if not isinstance(self.bad, wild.OriginalSRU):
+            if type(self.bad) is not wild.OriginalSRU:
                 raise TypeError("bad must be an OriginalSRU")
             return self.bad(self.good(x))
 
@@ -230,12 +230,53 @@ def test_what_does_not_run_swapped_is_left_alone():
     torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
 
 
-def test_a_parent_may_read_what_its_sru_holds():
-    model = Caller(lambda sru, x: sru(x) * sru.gn.gamma.sum() + sru.gate_treshold).eval()
-    swapped = swap(model, recognize(model, (example(),), {}))
+def test_a_model_that_computes_something_else_by_the_type_is_left_alone():
+    model = Caller(lambda sru, x: sru(x) if type(sru) is wild.OriginalSRU else 2 * sru(x)).eval()
+    kept, swapped = swap_reachable(model, recognize(model, (example(),), {}), lambda m: m(example()))
+    assert kept.srus == ()
+    assert "may look at its type" in kept.refused[0].reason
+    assert torch.equal(swapped(example()), model(example()))
+
+
+class Talkative(wild.OriginalSRU):
+    def strength(self):
+        return self.gn.gamma.abs().sum()
+
+    @property
+    def doubled(self):
+        return 2 * self.gate_treshold
+
+
+READS = {
+    "a parameter": lambda sru, x: sru(x) * sru.gn.gamma.sum(),
+    "an attribute": lambda sru, x: sru(x) + sru.gate_treshold,
+    "its class": lambda sru, x: sru(x) if isinstance(sru, wild.OriginalSRU) else x,
+    "its children": lambda sru, x: sru(x) * sum(p.sum() for child in sru.children() for p in child.parameters()),
+    "its names": lambda sru, x: sru(x) * len([name for name, _ in sru.named_parameters() if "gn.gamma" in name]),
+    "a child": lambda sru, x: sru(x) + sru.gn(x),
+    "a method": lambda sru, x: sru(x) * sru.strength() + sru.doubled,
+    "its forward": lambda sru, x: sru.forward(x) + sru(x=x),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_parent_may_read_what_its_sru_holds(read):
+    model = Caller(read)
+    model.sru = wild.randomize(Talkative(32))
+    model.eval()
+    recognition, swapped = swap_reachable(model, recognize(model, (example(),), {}), lambda m: m(example()))
+    assert [found.path for found in recognition.srus] == ["sru"]
     assert type(swapped.sru).__name__ == "SwappedSRU"
     torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
-    assert copy.deepcopy(swapped).sru.gn is model.sru.gn
+
+
+def test_a_copy_of_a_swapped_model_has_tensors_of_its_own():
+    model = Caller(lambda sru, x: sru(x) * sru.gn.gamma.sum()).eval()
+    swapped = swap(model, recognize(model, (example(),), {}))
+    double = copy.deepcopy(swapped).double()
+    assert double.sru.gn.gamma.dtype == double.sru.gamma.dtype == double(example().double()).dtype == torch.float64
+    assert model.sru.gn.gamma.dtype == swapped.sru.gn.gamma.dtype == torch.float32
+    assert swapped.sru.gn.gamma is model.sru.gn.gamma
     with pytest.raises(AttributeError):
         swapped.sru.nothing  # noqa: B018
 

@@ -40,13 +40,47 @@ def test_noise_is_the_example_and_the_smallest_sizes():
     example = torch.arange(4 * 3 * 8 * 8, dtype=torch.float32).reshape(4, 3, 8, 8)
     axes = (DynamicAxis(1, 4, 8), DynamicAxis(5, 8, 16, 2, "x"))
     signed = Signature((example, torch.ones(4, 2, dtype=torch.int64)), {}, ("x", "y"), axes)
-    first, smallest = noise_samples(signed, 3)
+    first, smallest, *_ = noise_samples(signed, 3)
     assert torch.equal(first.tensors["x"], example)
     assert {n: tuple(t.shape) for n, t in smallest.tensors.items()} == {"x": (1, 3, 5, 8), "y": (1, 2)}
     assert smallest.tensors["y"].dtype == torch.int64
     assert torch.equal(noise_samples(signed, 3)[1].tensors["x"], smallest.tensors["x"])
     assert not torch.equal(noise_samples(signed, 4)[1].tensors["x"], smallest.tensors["x"])
     assert str(smallest) == "seeded noise at the smallest sizes: x 1x3x5x8, y 1x2"
+
+
+def shapes_of(samples):
+    return [str(sample).replace("seeded noise", "").strip() for sample in samples]
+
+
+def test_noise_reaches_the_largest_sizes_and_odd_ones_between():
+    axes = (DynamicAxis(2, 4, 8), DynamicAxis(6, 8, 16, 2, "x"))
+    signed = Signature((torch.zeros(4, 3, 8, 8), torch.ones(4, 2)), {}, ("x", "y"), axes)
+    samples = noise_samples(signed, 3)
+    assert shapes_of(samples)[2] == "at the largest sizes: x 8x3x16x8, y 8x2"
+    between = samples[3].tensors
+    batch, height = between["x"].shape[0], between["x"].shape[2]
+    assert (batch % 2, height % 2, between["y"].shape[0]) == (1, 1, batch)
+    assert 2 < batch < 8
+    assert 6 < height < 16
+    assert all(sample.deep for sample in samples)
+
+
+def test_noise_of_declared_steps_and_of_axes_that_are_one():
+    axes = DynamicAxis.parse_all("x:2,x:3=32:64:256:32")
+    samples = noise_samples(Signature((torch.zeros(1, 3, 64, 64),), {}, ("x",), axes), 0)
+    sides = [tuple(sample.tensors["x"].shape[2:]) for sample in samples]
+    assert sides[:3] == [(64, 64), (32, 32), (256, 256)]
+    assert all(height == width and height % 32 == 0 for height, width in sides)
+
+
+def test_noise_that_would_be_too_large_is_not_run_and_said():
+    signed = Signature((torch.zeros(1, 3, 1024, 1024),), {}, ("x",), (DynamicAxis(1, 1, 64),))
+    assert shapes_of(noise_samples(signed, 0)) == [
+        ": x 1x3x1024x1024",
+        "at the smallest sizes: x 1x3x1024x1024",
+        "near the largest sizes (x 64x3x1024x1024 is too large to run here): x 2x3x1024x1024",
+    ]
 
 
 def test_noise_without_open_axes_is_the_example_and_its_values_in_another_order():
