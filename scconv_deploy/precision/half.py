@@ -259,6 +259,8 @@ class _Conversion:
         error, norm = np.linalg.norm(rounded - finite), np.linalg.norm(finite)
         if error > _WORST_CONSTANT * UNIT_ROUNDOFF[self._options.precision] * norm:
             return f"the constant {value.name} vanishes in half: {np.abs(finite[finite != 0]).max():.3g}"
+        if (finite == np.round(finite)).all() and len(np.unique(rounded)) < len(np.unique(finite)):
+            return f"the constant {value.name} counts further than half can: {np.abs(finite).max():.5g}"
         return ""
 
     # --- types -------------------------------------------------------------------------------------------------
@@ -286,6 +288,9 @@ class _Conversion:
                 self.kept.append((value.name or "input", f"input: {self._protected.inputs[value]}"))
             elif value in self._floats:
                 value.dtype = self._dtype
+                if value.const_value is not None:  # a default
+                    tensor = value.const_value.numpy().astype(self._dtype.numpy())
+                    value.const_value = ir.Tensor(tensor, name=value.name)
 
     def _type_outputs(self, node: ir.Node) -> None:
         for index, output in enumerate(node.outputs):

@@ -183,7 +183,8 @@ def _bounded(inputs: Sequence[onnx.ValueInfoProto], sizes: dict[str, int]) -> di
 def _symbols(value: onnx.ValueInfoProto) -> dict[int, str]:
     """The open axes of an input, and their symbols; an axis without one has its own."""
     axes = value.type.tensor_type.shape.dim
-    return {i: a.dim_param or f"{value.name}:{i}" for i, a in enumerate(axes) if not a.HasField("dim_value")}
+    is_open = [not axis.HasField("dim_value") or axis.dim_value < 0 for axis in axes]  # -1 as runtimes read it
+    return {i: a.dim_param or f"{value.name}:{i}" for i, a in enumerate(axes) if is_open[i]}
 
 
 def _require_numbers(value: onnx.ValueInfoProto) -> None:

@@ -55,6 +55,19 @@ def test_graphs_inside_nodes_are_converted_and_float32_at_their_ends(io):
     assert_same(model, half, x=X, start=np.ones(8, np.float32))
 
 
+def test_constants_of_a_branch():
+    model = parsed(
+        "g (float[n, 8] x, bool c) => (float[n, 8] y) { y = If (c) <then_branch = a () => (float[n, 8] p) {"
+        " two = Constant <value_float = 2.0> ()  far = Constant <value_float = 100000.0> ()  q = Mul (x, two)"
+        " r = Mul (q, far)  p = Div (r, far) }, else_branch = b () => (float[n, 8] p) {"
+        " two = Constant <value_float = 3.0> ()  p = Mul (x, two) }> }"
+    )
+    half, conversion = halved(model)
+    assert conversion.half == 2  # one in each branch
+    assert_same(model, half, x=X, c=np.array(True))
+    assert_same(model, half, x=X, c=np.array(False))
+
+
 def test_a_constant_that_a_shape_and_the_data_read():
     model = parsed(
         'g (float[1, 2, 4, 4] x) => (float[1, 2, 8, 8] y) { r = Relu (x)  u = Resize <mode = "nearest"> (r, , s)'
@@ -79,6 +92,9 @@ def test_weights_that_are_inputs_too():
     assert types(half) == {"w": HALF, "k": FLOAT}
     assert_same(some, half, x=X)
     assert_same(some, half, x=X, k=np.array(7, np.float32))
+    half, _ = halved(some, io="half")
+    assert types(half) == {"w": HALF, "k": HALF}
+    assert_same(some, half, x=X)
 
 
 def test_sequences_and_optionals_stay_float32():

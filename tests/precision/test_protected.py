@@ -152,6 +152,18 @@ def test_a_short_product_is_a_change_of_coordinates():
     assert_same(model, half, p=points, x=np.tile(np.float32([2, 5, 7, 1, 0, 3, 4, 6]), (len(ROWS), 1)))
 
 
+def test_the_mean_of_positions():
+    """A soft ArgMax: the positions are the weights of a product."""
+    model = parsed("g (float[n, 5000] x) => (int64[n, 1] i) { p = Softmax (x)  c = MatMul (p, at)"
+                   "  i = Cast <to = 7> (c) }", at=np.arange(5000, dtype=np.float32).reshape(5000, 1))  # fmt: skip
+    half, conversion = halved(model)
+    assert kept(conversion)["c"] == "MatMul: the constant at counts further than half can: 4999"
+    x = np.zeros((3, 5000), np.float32)
+    x[np.arange(3), [2049, 3001, 4999]] = 60
+    assert_same(model, half, x=x)
+    assert run(half, x=x)[0].ravel().tolist() == [2049, 3001, 4999]
+
+
 def test_masks_of_positions_cost_nothing():
     model = parsed(
         "g (float[n, 8] x, int64[n, 8] m) => (float[n, 8] y) { h = MatMul (x, w)  c = Equal (m, zero)"
