@@ -62,6 +62,9 @@ def test_a_file_with_names_of_its_own_is_matched_by_position(tmp_path):
     assert match.applied == ("images is the reference's x", "output0 is the reference's output")
     written = onnx.load(result.path)
     assert [v.name for v in (*written.graph.input, *written.graph.output)] == ["images", "output0"]
+    model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16", "--quiet"]
+    assert command("verify", result.path, *model).exit_code == 0  # by the same names
+    assert command("verify", result.path, "--reference", source, "--quiet").exit_code == 0  # which holds no node
 
 
 def test_names_that_another_tensor_has_make_room(tmp_path):
@@ -170,7 +173,7 @@ def test_one_verdict_by_every_road(tmp_path, factory, dynamo):
         "verified again": command("verify", tmp_path / "b.onnx", "--reference", *model, "--quiet"),
         "deploy": command("deploy", *model, "-o", tmp_path / "bundle", "--quiet"),
     }
-    assert {road: run.exit_code for road, run in roads.items()} == dict.fromkeys(roads, 0), roads["verify"].stderr
+    assert {road: run.exit_code for road, run in roads.items()} == dict.fromkeys(roads, 0)
     document = json.loads(roads["with a reference"].stdout)
     assert document["outcome"] == "rewritten"
     verified = json.loads(roads["verified afterwards"].stdout)
