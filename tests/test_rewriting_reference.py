@@ -107,6 +107,12 @@ def test_a_reference_restores_the_gamma_that_folding_took(tmp_path, with_referen
     if not with_reference:
         assert set(result.sites.values()) == {"groupbn-hard-unweighted"}
         assert "--reference MODEL restores gamma" in result.stages[0].applied[-1]
+        model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16", "--json"]
+        verified = command("verify", result.path, *model)
+        assert verified.exit_code == 0, verified.stderr  # the verdict of the other road, and what it could not compare
+        statics = [sru["static"] for sru in json.loads(verified.stdout)["srus"]]
+        assert [check["status"] for check in statics] == ["not run"] * 2
+        assert "rewrite --reference restores them" in statics[0]["reason"]
         return
     assert result.parity
     assert result.sites == {"layer.0.0": "groupbn-hard", "layer.1.1": "groupbn-hard"}
