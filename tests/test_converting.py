@@ -14,6 +14,7 @@ from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.precision.types import PRECISION
+from tests.exporters.engines import conv_model
 
 
 @pytest.fixture
@@ -91,3 +92,13 @@ def test_the_command(source, tmp_path, monkeypatch):
     failed = CliRunner().invoke(cli.app, [*failing, "--data", str(tmp_path / "large.npz")])
     assert failed.exit_code == 6
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("EfficientNMS_TRT", ""), ("Head", "my.ops")])
+def test_what_nothing_here_can_run_is_named(tmp_path, operator, domain):
+    """Nothing could be compared, so nothing is converted."""
+    onnx.save(conv_model(operator, domain), tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match=operator) as refused:
+        convert_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx", HalfOptions("fp16"))
+    assert refused.value.exit_code == 4
+    assert not (tmp_path / "out.onnx").exists()
