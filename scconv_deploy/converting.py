@@ -23,7 +23,9 @@ from scconv_deploy.precision.types import precision_of, quantization_of
 from scconv_deploy.references import Progress, silent
 from scconv_deploy.report.records import ParityReport, StageLog
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.rewrite.functions import IR_VERSION
 from scconv_deploy.rewrite.hygiene import tidy
+from scconv_deploy.rewrite.unknown import foreign_operators
 from scconv_deploy.verification import feeds
 from scconv_deploy.verification.chain import Artifact, verify_artifact
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -92,6 +94,9 @@ def convert_onnx(
     if quantization := quantization_of(original):
         why = f"{source} is {quantization}: its scales and integers were made for the type that its data have."
         raise ModelError(why, "Convert the float32 file that it was quantised from.")
+    if foreign := foreign_operators(original):
+        why = f"{source} has operators that neither ONNX nor ONNX Runtime knows ({', '.join(foreign)})"
+        raise ModelError(f"{why}, so nothing could be compared.", "Convert the model without them.")
     given = [NamedArrays(data, feeds.load(data, original))] if data else None
     log = StageLog()
     progress("converting")
@@ -99,6 +104,7 @@ def convert_onnx(
         conversion = converted(as_ir(original), options)
         stage.skipped += conversion.kept
         proto = ir.to_proto(conversion.model)
+        proto.ir_version = min(proto.ir_version, IR_VERSION)
         tidy(proto)
         check(proto)
     progress("comparing with the original")

@@ -21,6 +21,7 @@ from scconv_deploy.references import Progress, reference_from_module, reference_
 from scconv_deploy.report.records import StageLog, StageRecord
 from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.rewrite.functions import OPSETS, REWRITTEN, MaskForm
+from scconv_deploy.rewrite.hygiene import tidy
 from scconv_deploy.spec import DynamicAxis, ModelSpec
 from scconv_deploy.verification.torch_reference import Reference
 from scconv_deploy.zoo.embed import EmbedResult
@@ -143,7 +144,9 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
             model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
             check(ir.to_proto(model))
-    return model
+    proto = ir.to_proto(model)
+    tidy(proto)
+    return ir.from_proto(proto)
 
 
 def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:

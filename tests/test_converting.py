@@ -16,6 +16,7 @@ from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.precision.types import PRECISION
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from tests.exporters.engines import conv_model
 
 
 @pytest.fixture
@@ -145,3 +146,13 @@ def test_an_output_that_is_no_tensor_is_named(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ModelError, match="the output 'q' is no tensor, so it cannot be compared"):
         convert_onnx(tmp_path / "model.onnx", tmp_path / "half.onnx", HalfOptions("fp16"))
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("EfficientNMS_TRT", ""), ("Head", "my.ops")])
+def test_what_nothing_here_can_run_is_named(tmp_path, operator, domain):
+    """Nothing could be compared, so nothing is converted."""
+    onnx.save(conv_model(operator, domain), tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match=operator) as refused:
+        convert_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx", HalfOptions("fp16"))
+    assert refused.value.exit_code == 4
+    assert not (tmp_path / "out.onnx").exists()

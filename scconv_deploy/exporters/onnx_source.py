@@ -42,7 +42,7 @@ class OnnxSource:
 
     @cached_property
     def content_sha256(self) -> str:
-        return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
+        return hashlib.sha256(self.readable.SerializeToString(deterministic=True)).hexdigest()
 
     def read(self, form: Form) -> bytes:
         """Serialised (ModelError beyond protobuf's 2 GiB)."""

@@ -54,7 +54,7 @@ def change_mask_form(proto: onnx.ModelProto, form: MaskForm) -> tuple[list[str],
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with every function expanded: for runtimes that read none. The domain's nodes are gone from it."""
-    expanded = onnx.inliner.inline_local_functions(proto)
+    expanded = onnx.inliner.inline_local_functions(without_foreign_functions(proto))
     left = sorted({node.op_type for node in expanded.graph.node if node.domain == DOMAIN})
     if left:
         raise ModelError(

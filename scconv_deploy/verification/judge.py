@@ -71,6 +71,7 @@ def static_summary(
         return Check(static.NAME, "not run", next(c.reason for c in checks.values()))
     left = sorted(site for site in checks if site not in nodes and site not in measured.redundant)
     without = f"; without a node: {', '.join(left)}" if left else ""
+    without += "".join(f"; {c.reason}" for site, c in checks.items() if site in nodes and c.status == "not run")
     return Check(static.NAME, "passed", f"{same} SRUs are bit for bit the reference's{without}")
 
 

@@ -29,6 +29,10 @@ class Tolerance:
         return self.reason == GIVEN
 
 
+FOLDED_ULPS = 8
+"""Units in the last place by which the parameters of an SRU may differ whose gamma and weight a simplifier multiplied:
+four roundings (sum, quotient, product, cut) cost one each at most, on either side. Its gates are judged one by one."""
+
 SAME_PLACE = 0.1
 """Relative L2 up to which two tensors are one place of one network: gates that flip upstream make some hundredths, two
 places of a network are 1 and more apart. It decides what is compared, not a verdict."""

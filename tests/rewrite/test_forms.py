@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.rewrite.forms import folded, without_foreign_functions
+from scconv_deploy.rewrite.forms import folded, inlined, without_foreign_functions
 from tests.exporters.engines import sru_model
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "my" : 1]> g (float[3] a, float[3] b) => (float[3] y) '
@@ -82,3 +82,9 @@ def test_folding_leaves_what_depends_on_inputs_and_our_nodes():
     assert again is not None
     assert [n.name for n in again.graph.node] == ["first", "second"]
     assert [f.name for f in again.functions] == ["SRU"]
+
+
+def test_a_file_without_functions_keeps_the_defaults_of_attributes():
+    found = inlined(CASES["an attribute's default"])
+    assert not found.functions
+    assert run(found) == run(CASES["an attribute's default"])

@@ -181,9 +181,9 @@ class Rounded(FollowsInputs):
         modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
 
         def whole(module: SwappedSRU) -> Any:
-            inside = type(module).gate
+            inside = type(module)._gated
 
-            def gate(x: Tensor) -> Tensor:
+            def gated(x: Tensor) -> Tensor:
                 self._paused = True
                 try:
                     y = self.rounded(inside(module, self.rounded(x) if self._is_wide(x) else x))
@@ -192,10 +192,10 @@ class Rounded(FollowsInputs):
                 self._follow(y)
                 return y
 
-            return gate
+            return gated
 
         with ExitStack() as stack:
             for module in modules:
-                object.__setattr__(module, "gate", whole(module))
-                stack.callback(object.__delattr__, module, "gate")
+                object.__setattr__(module, "_gated", whole(module))
+                stack.callback(object.__delattr__, module, "_gated")
             yield
