@@ -42,10 +42,10 @@ def print_export(console: Console, result: ExportResult) -> None:
     """What was exported, where it is, and what was left alone."""
     _print_embedding(console, result.stages)
     _print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
-    _print_weights(console, weights_lines(result.stages))
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     _line(console, f"{result.path}: {what}")
     _line(console, f"sha256 {result.sha256}")
+    _print_weights(console, weights_lines(result.stages))
 
 
 def print_rewrite(console: Console, result: RewriteResult) -> None:
