@@ -115,6 +115,8 @@ CASES = {
     "  y = SequenceAt (q, one) }",
     "rows": "g (int64[n] id) => (float[n, 8] y) { f = Cast <to = 1> (id)  g = Mul (f, unit)  i = Cast <to = 7> (g)"
     "  y = Gather (t, i) }",
+    "mask of -inf": "g (float[1, 8] x) => (float[1, 8] y) { h = MatMul (x, w)  v = Where (b, h, low)  p = Softmax (v)"
+    "  y = MatMul (p, w) }",
 }
 
 
@@ -126,6 +128,7 @@ def test_files_of_any_form(case, tmp_path):
     stored = {
         "w": rng.normal(size=(8, 8)).astype(np.float32), "t": rng.normal(size=(5000, 8)).astype(np.float32),
         "k": np.float32(3), "z": np.float32(0), "unit": np.float32(1), "four": np.int64(4), "one": np.int64(1),
+        "b": np.arange(8) % 3 > 0, "low": np.float32(-np.inf),
     }  # fmt: skip
     used = {name for node in model.graph.node for name in node.input} | {"k"}
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in stored.items() if n in used)
@@ -156,3 +159,17 @@ def test_what_nothing_here_can_run_is_named(tmp_path, operator, domain):
         convert_onnx(tmp_path / "in.onnx", tmp_path / "out.onnx", HalfOptions("fp16"))
     assert refused.value.exit_code == 4
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_vanishes_is_named_where_the_outputs_fail(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]>'
+        "g (float[2, 8] x) => (float[2, 8] y) { h = Mul (x, s)  y = Mul (h, h) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([2**-13]), "s"))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ParityError, match="rounding costs") as caught:  # half outputs: no runtime can skip the rounding
+        convert_onnx(tmp_path / "model.onnx", tmp_path / "half.onnx", HalfOptions("fp16", "half"))
+    assert caught.value.remedy.startswith("Nothing was written; vanishing in fp16: y (at most ")
+    assert "--keep" in caught.value.remedy
+    convert_onnx(tmp_path / "model.onnx", tmp_path / "half.onnx", HalfOptions("fp16", keep=("y",)))
