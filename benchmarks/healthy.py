@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
                 image = scale * torch.randn(batch, 3, *SIZES[dims], generator=generator)
                 judging = Judging(runtime=RuntimeOptions(threads=threads, optimization=level))
                 artifact = Artifact(onnx.load_model_from_string(content), "model.onnx", content)
-                report = verify_onnx(reference, artifact, [Sample("d", {"image": image})], StageLog(), judging=judging)
+                sample = Sample("d", {reference.signature.names[0]: image})
+                report = verify_onnx(reference, artifact, [sample], StageLog(), judging=judging)
                 _add(row, report)
                 if not report:
                     failures.append(
