@@ -52,7 +52,7 @@ def _srus(report: ParityReport) -> list[str]:
         forced, free = sru.teacher_forced, sru.free_running
         rows.append((
             code(sru.site),
-            code(sru.variant.split(" ")[0]),
+            code(sru.variant_label),
             f"{forced.gates:,}" if forced else "",
             f"{sru.open_share:.0%}",
             str(forced.flips) if forced else "",

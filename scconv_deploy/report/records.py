@@ -236,6 +236,12 @@ class SRUParity:
     margins: Histogram | None = None
     jump: float | None = None
 
+    @property
+    def variant_label(self) -> str:
+        """The variant without its numbers, and whose sum of gamma it divides by where that is not Python's."""
+        name = self.variant.split(" ")[0]
+        return f"{name} (torch.sum)" if self.variant.endswith(", torch.sum)") else name
+
 
 @dataclass(frozen=True)
 class OtherGateParity:

@@ -193,7 +193,7 @@ def print_report(console: Console, report: ParityReport) -> None:
             count = sru.teacher_forced
             srus.add_row(
                 Text(sru.site),
-                Text(sru.variant.split(" ")[0]),
+                Text(sru.variant_label),
                 f"{count.gates:,}" if count else "-",
                 f"{sru.open_share:.0%}",
                 str(count.flips) if count else "-",
