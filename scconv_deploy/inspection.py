@@ -21,6 +21,7 @@ from scconv_deploy.gate import SwappedSRU
 from scconv_deploy.precision.types import precision_of, quantization_of
 from scconv_deploy.references import Progress, reference_from_spec, silent
 from scconv_deploy.report.records import StageLog, StageRecord, weights_lines
+from scconv_deploy.rewrite.unknown import foreign_operators
 from scconv_deploy.spec import ModelSpec
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.onnx_file import read_onnx
@@ -28,6 +29,8 @@ from scconv_deploy.verification.runners.pytorch import record_gates
 from scconv_deploy.verification.runners.tensorrt import TensorRTRunner, check_plugin_of
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
 from scconv_deploy.verification.torch_reference import Reference
+
+_FOREIGN = "no operator of ONNX or ONNX Runtime, nor a function of the file; a runtime needs a plugin for it"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,10 @@ def inspect_onnx(artifact: Path) -> OnnxInspection:
         parameters=sum(_size(tensor) for tensor in model.graph.initializer),
         metadata={p.key: p.value for p in model.metadata_props},
         precision=quantization_of(model) or precision_of(model),
-        notes=tuple(f"{key}: {value}" for key, value in facts.items()),
+        notes=(
+            *(f"{key}: {value}" for key, value in facts.items()),
+            *(f"{name}: {_FOREIGN}" for name in foreign_operators(model)),
+        ),
     )
 
 

@@ -273,11 +273,9 @@ def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: 
         names = matching.match_names(proto, reference.signature.names, outputs)
         stage.applied += names.renamed
         known = len(applied.near_misses)
+        completed = rewriting_reference.adopt(proto, applied, reference, names)
+        stage.applied += [f"{site}: parameters from the reference, for the file has lost gamma" for site in completed]
         if applied.fused:
-            completed = rewriting_reference.adopt(proto, applied, reference, names)
-            stage.applied += [
-                f"{site}: parameters from the reference, for the file has lost gamma" for site in completed
-            ]
             _finish(proto)
         stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses[known:]]
     return names

@@ -54,8 +54,9 @@ def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names:
     completed = {n: s for n, s in pairs.items() if n in fused and not equal(n, s) and alike(n, s)}
     for node, site in completed.items():
         fused[node] = _complete(proto, nodes[node], fused[node], gates[site].swapped)
-    called = matching.rename_sites(proto, pairs)
-    applied.fused = [replace(one, site=called[one.site]) for one in fused.values()]
+    if fused:  # else the file stays as it came
+        called = matching.rename_sites(proto, pairs)
+        applied.fused = [replace(one, site=called[one.site]) for one in fused.values()]
     applied.near_misses += _left(gates, set(pairs.values()), applied)
     return list(completed.values())
 

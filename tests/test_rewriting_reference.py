@@ -199,8 +199,8 @@ def unreadable(proto, sigmoid):
     index, node = [(i, n) for i, n in enumerate(changed.graph.node) if n.op_type == "Sigmoid"][sigmoid]
     (y,) = node.output
     node.output[0] = f"{y}_inner"
-    changed.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "two"))
-    changed.graph.node.insert(index + 1, helper.make_node("Min", [f"{y}_inner", "two"], [y]))
+    changed.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), f"{y}_two"))
+    changed.graph.node.insert(index + 1, helper.make_node("Min", [f"{y}_inner", f"{y}_two"], [y]))
     return changed
 
 
@@ -221,6 +221,23 @@ def test_an_sru_that_the_reader_does_not_know_makes_a_partial_rewrite(tmp_path, 
     statuses = {sru["site"]: sru["static"]["status"] for sru in document["parity"]["srus"]}
     assert statuses == {left: "not run", sites[0]: "passed"}
     assert command("verify", tmp_path / "out.onnx", "--quiet", *model).exit_code == 0
+
+
+def test_nothing_that_can_be_read_is_no_fault_either(tmp_path):
+    source = saved(tmp_path, unreadable(unreadable(exported(new_net()), 0), 1))
+    result = rewrite_onnx(source, tmp_path / "out.onnx", reference=spec())
+    assert result.parity
+    assert result.outcome == "unchanged"
+    assert [miss.node for miss in result.near_misses] == ["layer.0.0", "layer.1.1"]
+    assert result.path.read_bytes() == source.read_bytes()
+
+
+def test_a_rewritten_file_keeps_its_bytes_with_a_reference_too(tmp_path):
+    source = saved(tmp_path, exported(new_net()))
+    first = rewrite_onnx(source, tmp_path / "a.onnx")
+    again = rewrite_onnx(first.path, tmp_path / "b.onnx", reference=spec())
+    assert (again.outcome, again.near_misses, again.sha256) == ("unchanged", (), first.sha256)
+    assert again.parity
 
 
 def test_names_are_no_evidence(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.errors import IntegrityError, ModelError, UsageError
+from scconv_deploy.inspection import inspect_onnx
 from scconv_deploy.verification.onnx_file import read_onnx
 from tests.exporters.engines import conv_model, sru_model
 
@@ -174,6 +175,14 @@ def test_foreign_operators_are_read(workplace, what):
     assert found.graph == FOREIGN[what].graph
     imported = {entry.domain: entry.version for entry in found.opset_import}
     assert imported == {"": 18} | ({"my": 1} if "imported" in what else {})
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_inspect_names_foreign_operators(workplace, what):
+    names = ("EfficientNMS_TRT", "Gelu", "Upsample", "my::Op", "Mine")
+    expected = dict(zip(FOREIGN, names, strict=True))[what]
+    (note,) = inspect_onnx(save(workplace, FOREIGN[what])).notes
+    assert note.startswith(f"{expected}: no operator of ONNX or ONNX Runtime")
 
 
 def test_a_domain_of_onnx_that_is_not_imported_gets_the_newest_version_as_in_runtimes(workplace):
