@@ -149,7 +149,7 @@ def of_limit(report: ParityReport) -> float:
         for check in link.checks
         if check.name in ("replay", "layers")
         for quantity in check.quantities
-        if quantity.tolerance == "replay_multiple"
+        if quantity.tolerance in ("replay_multiple", "half_multiple")
     ]
     found = [q.value / q.limit for q in quantities]
     return max((value if value == value else math.inf for value in found), default=math.nan)

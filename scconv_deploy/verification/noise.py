@@ -39,8 +39,8 @@ _ANOTHER_FUNCTION = 64.0
 """Times the other runs: beyond it float64 computes something else (a step that no one knows fell otherwise)."""
 _UNITS, _PROPORTIONAL = (1.0, 8.0, 64.0), (3.5, 20.0)
 """Noise of eight times as many units moves what is continuous eight times as far (half of it where it is hardly more
-than rounding itself), what steps 2.8 times (the number of steps grows with the noise, their distance with its root), and
-what is random as far, or by luck any times."""
+than rounding itself), what steps 2.8 times (the number of steps grows with the noise, their distance with its root),
+and what is random as far, or by luck any times."""
 _WORTH_A_LOOK = 1e-5
 """Noise from which it is tried out whether the reference is continuous."""
 

@@ -70,6 +70,13 @@ ALL: dict[str, Tolerance] = {
         "weight of a grouped convolution moved by 1e-4 of its norm is not told from rounding: the weights are "
         "compared for that",
     ),
+    "half_multiple": Tolerance(
+        1.5,
+        "the same of a half artifact's float outputs against PyTorch with every value rounded",
+        "the noise is that of roundings at random and of weights rounded elsewhere, which is coarser than another right "
+        "file: those that an exporter makes agree to the bit, or reach 0.4x of it where gelu is five operators "
+        "(measured: benchmarks receiver_curve)",
+    ),
     "smallest_floor.float32": Tolerance(
         2.0**-24,
         "smallest noise floor of a float32 output, relative L2",
