@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
         rows.append(row)
         text = f"{row['artifact']:40} {row['network']:40} {row['precision']} {row['of_limit']:10.3g} {row['verdict']}"
         print(text, flush=True)
+        write(options.results, rows, _COLUMNS, table=False, summary=summary(rows))  # whatever stops it
     write(options.results, rows, _COLUMNS, summary=summary(rows))
 
 
