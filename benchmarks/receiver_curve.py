@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
         rows.append(row)
         text = f"{row['artifact']:40} {row['network']:40} {row['precision']} {row['of_limit']:10.3g} {row['verdict']}"
         print(text, flush=True)
+        write(options.results, rows, _COLUMNS, table=False, summary=summary(rows))  # whatever stops it
     write(options.results, rows, _COLUMNS, summary=summary(rows))
 
 
@@ -149,7 +150,7 @@ def of_limit(report: ParityReport) -> float:
         for check in link.checks
         if check.name in ("replay", "layers")
         for quantity in check.quantities
-        if quantity.tolerance == "replay_multiple"
+        if quantity.tolerance in ("replay_multiple", "half_multiple")
     ]
     found = [q.value / q.limit for q in quantities]
     return max((value if value == value else math.inf for value in found), default=math.nan)

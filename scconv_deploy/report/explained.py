@@ -158,8 +158,8 @@ CHECKS: dict[str, Meaning] = {
         _ARTIFACT,
         "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
         "against the noise floor. A half file is held against PyTorch with every value rounded.",
-        "it is more than the limit in multiples of that noise (`replay_multiple`, more where more is compared), or the "
-        "noise is too large to judge by",
+        "it is more than the limit in multiples of that noise (`replay_multiple`, `half_multiple`; more where more is "
+        "compared), or the noise is too large to judge by",
         _WRONG_COMPUTATION,
     ),
     "layers": Meaning(

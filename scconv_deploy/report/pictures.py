@@ -178,7 +178,9 @@ def _layers(axes: Axes, report: ParityReport) -> None:
 def _limit(report: ParityReport) -> float:
     """What the layers were judged by, in multiples of their noise; 0 where the report does not say."""
     checks = [check for link in report.links for check in link.checks if check.name == "layers"]
-    judged = [q.limit for check in checks for q in check.quantities if q.tolerance == "replay_multiple"]
+    judged = [
+        q.limit for check in checks for q in check.quantities if q.tolerance in ("replay_multiple", "half_multiple")
+    ]
     if judged:
         return judged[-1]
     usual = report.tolerances.get("replay_multiple")

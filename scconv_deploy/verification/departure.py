@@ -43,7 +43,7 @@ def first_departure(
         if found:
             return found
     # without module outputs on the reference's side: what was compared on every sample
-    limit = measured.replay_limit
+    limit = measured.largest_multiple(measured.multiple)
     for layer in measured.layers.values():
         if not layer.relative_l2 <= limit * layer.floor:
             return _words(layer.name, layer.module, layer.relative_l2, layer.floor)
@@ -107,7 +107,7 @@ def first_of(
         if actual[name].shape != y.shape:
             continue
         found = measured.against_noise(actual[name], y, floor)
-        if not comparable(actual[name], y) or not found.ratio <= measured.replay_limit:
+        if not comparable(actual[name], y) or not found.ratio <= measured.largest_multiple(measured.multiple):
             return _words(name, path, found.error, found.floor)
     return ""
 

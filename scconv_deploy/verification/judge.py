@@ -179,7 +179,7 @@ def native_checks(measured: Measured) -> list[Check]:
         return [Check(name, "not run", measured.native_refusal)]
     if not measured.native:
         return []
-    limit = measured.replay_limit
+    limit = measured.largest_multiple("replay_multiple")
     output, worst = max(measured.native.items(), key=lambda item: item[1].badness)
     good = worst.ratio <= limit
     text = f"ONNX Runtime by itself: {output}: {worst.error:.1e}, {worst.ratio:.1f}x the rounding {worst.floor:.1e}"
@@ -205,7 +205,7 @@ def layers_check(measured: Measured) -> list[Check]:
     """The input of every SRU with the reference's gates, which sees what later layers would hide."""
     if not measured.layers:
         return []
-    limit = measured.replay_limit
+    multiple, limit = measured.multiple, measured.largest_multiple(measured.multiple)
     largest = measured.limits[measured.largest_floor(measured.data)].value
     layers = [layer for layer in measured.layers.values() if layer.floor <= largest]
     left = [layer for layer in layers if not layer.ratio <= limit]
@@ -213,7 +213,7 @@ def layers_check(measured: Measured) -> list[Check]:
     unjudged = f"; {noisy} not judged, for their own noise is above {largest:g}" if noisy else ""
     if not layers:
         return [Check("layers", "not run", unjudged.removeprefix("; "))]
-    decided = (Quantity("replay_multiple", max(layer.ratio for layer in layers), limit),)
+    decided = (Quantity(multiple, max(layer.ratio for layer in layers), limit),)
     if not left:
         text = f"{len(layers)} inputs of SRUs stay within {limit:.3g}x their noise{measured.coverage}{unjudged}"
         return [Check("layers", "passed", text, decided)]
@@ -226,15 +226,14 @@ def layers_check(measured: Measured) -> list[Check]:
 
 def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], measured: Measured) -> list[Check]:
     checks = []
-    limit = measured.replay_limit
     for output, found in outputs.items():
+        error, floor, limit = found.error, found.floor, measured.largest_multiple(found.multiple)
         if name == "replay" and output in measured.others.undecided and not found.ratio <= limit:
             checks.append(Check(name, "not run", f"{output} {measured.others.undecided[output]}"))
             continue
-        error, floor = found.error, found.floor
         decided = (
             Quantity(found.floor_name, floor, found.largest_floor),
-            Quantity("replay_multiple", found.ratio, limit),
+            Quantity(found.multiple, found.ratio, limit),
         )
         if not floor <= found.largest_floor:
             noise = f"{floor:.1e} (limit {found.largest_floor:g})"

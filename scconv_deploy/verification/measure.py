@@ -46,6 +46,11 @@ class AgainstNoise:
         return self.error / self.floor
 
     @property
+    def multiple(self) -> str:
+        """The name of the tolerance that limits the ratio."""
+        return "half_multiple" if self.floor_name.endswith(("float16", "bfloat16")) else "replay_multiple"
+
+    @property
     def badness(self) -> tuple[bool, float]:
         """Grows with what is wrong: a floor above the largest one proves nothing, however small the ratio to it."""
         ratio = self.ratio
@@ -155,12 +160,19 @@ class Measured:
             self.continuous = run.continuous and self.continuous is not False
 
     @property
-    def replay_limit(self) -> float:
+    def multiple(self) -> str:
+        """The name of the tolerance for multiples of the noise of the artifact's data."""
+        return "replay_multiple" if self.data == FLOAT32 else "half_multiple"
+
+    def largest_multiple(self, name: str) -> float:
         """Multiples of its noise that the worst of all values compared may be off.
 
         The largest of n draws whose logarithms have the deviation ln(spread) is about spread^sqrt(2 ln n).
+
+        Args:
+            name: of the tolerance for one value, ``replay_multiple`` or ``half_multiple``.
         """
-        tolerance = self.limits["replay_multiple"]
+        tolerance = self.limits[name]
         if tolerance.given:
             return tolerance.value
         smallest, largest = (tolerances.FIXED[f"{name}_spread"].value for name in ("smallest", "largest"))

@@ -106,7 +106,7 @@ class OtherGateRuns:
             name: of an output, or the site of an SRU whose input differs.
         """
         others = self._measured.others
-        if found.ratio <= self._measured.replay_limit:
+        if found.ratio <= self._measured.largest_multiple(found.multiple):
             return False
         may_jump = self._free or self._loose or name in self._noisy
         if not may_jump or not self._explains(run, name, found.error):

@@ -167,7 +167,7 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
         measured = Measured(table or tolerances.table())
         measured.note_noise(replace(run, spread=spread))
         measured.compared = compared
-        return measured.replay_limit
+        return measured.largest_multiple("replay_multiple")
 
     assert limit(1.5, 1) == base
     assert limit(1.5, 100) == pytest.approx(base * 1.5 ** np.sqrt(2 * np.log(100)))

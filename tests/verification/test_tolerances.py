@@ -39,6 +39,9 @@ from tests.verification.judging import export_of
 RUN = ReferenceRun("sample", {}, {}, {}, {}, {}, {})
 SITE = Site("a", "a", "groupbn-hard", "SRU", {}, {}, False, None)
 MULTIPLE, ENGINE_MULTIPLE = ALL["replay_multiple"].value, ALL["engine_multiple"].value
+MULTIPLES = dict.fromkeys(("float32", "index"), MULTIPLE) | dict.fromkeys(
+    ("float16", "bfloat16"), ALL["half_multiple"].value
+)
 
 
 def measured_by(limits, data="float32", **found):
@@ -114,6 +117,7 @@ CASES = {
     "swapped_values": lambda t, x: failed(judge.swapped_checks(True, measured_by(t, swapped_distance=x))),
     "weight_ulps": off_by_ulps,
     "replay_multiple": lambda t, x: replayed(t, "float32", x * 1e-6, 1e-6),
+    "half_multiple": lambda t, x: replayed(t, "float16", x * 1e-2, 1e-2),
     "equal_scores": out_of_order,
     "engine_multiple": lambda t, x: run_on_an_engine(t, "float32", x * 1e-3, {"y": 1e-3}),
     "engine_noise.unmeasured": lambda t, x: run_on_an_engine(t, "float32", ENGINE_MULTIPLE * x, {}),
@@ -176,7 +180,7 @@ CASES["largest_scatter.float32"] = scattered
 for _data in ("float16", "bfloat16"):
     CASES[f"half_budget.{_data}"] = lambda t, x, data=_data: rounded(t, data, x)
 for _data in ("float32", "float16", "bfloat16", "index"):
-    CASES[f"smallest_floor.{_data}"] = lambda t, x, data=_data: replayed(t, data, MULTIPLE * x, 0.0)
+    CASES[f"smallest_floor.{_data}"] = lambda t, x, data=_data: replayed(t, data, MULTIPLES[data] * x, 0.0)
     CASES[f"largest_floor.{_data}"] = lambda t, x, data=_data: replayed(t, data, 0.0, x)
 for _kind in ("float32", "tf32", "float16", "bfloat16", "index"):
     CASES[f"engine_noise.{_kind}"] = lambda t, x, kind=_kind: run_on_an_engine(t, kind, ENGINE_MULTIPLE * x, {"y": 0.0})
