@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._decomp import get_decompositions
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +30,7 @@ _KINDS: dict[Any, str] = {
     **{getattr(getattr(_ATEN, kind), form): kind
        for kind in ("ge", "gt", "le", "lt", "eq", "ne") for form in ("Tensor", "Scalar")},
     **{getattr(_ATEN, kind).default: kind for kind in ("sign", "round", "floor", "ceil", "trunc")},
+    _ATEN.sgn.default: "sign",
 }  # fmt: skip
 _CASTS = {_ATEN._to_copy.default}
 _IN_PLACE: dict[Any, str] = {
@@ -46,7 +47,10 @@ _REMAINDERS: dict[Any, str] = {
     _ATEN.remainder.Tensor: "floor", _ATEN.remainder.Scalar: "floor",
     _ATEN.fmod.Tensor: "trunc", _ATEN.fmod.Scalar: "trunc",
 }  # fmt: skip
-_DECOMPOSED = get_decompositions([_ATEN.threshold, _ATEN.hardshrink, _ATEN.heaviside, _ATEN.frac, _ATEN.round.decimals])
+_APART = {
+    _ATEN.threshold.default, _ATEN.hardshrink.default, _ATEN.heaviside.default, _ATEN.frac.default,
+    _ATEN.round.decimals,
+}  # fmt: skip
 """Operators that compare or round within: exporters take them apart too."""
 _ON_ARGUMENT = {"ge": (">=", "ge"), "gt": (">", "ge"), "lt": (">=", "lt"), "le": (">", "lt")}
 """``sigmoid(z) OP t`` as a comparison of z with tau, see :mod:`scconv_deploy.rewrite.rules.sigmoid_threshold`."""
@@ -276,9 +280,9 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _DECOMPOSED:
+        if func in _APART:
             with self:
-                return _DECOMPOSED[func](*args, **kwargs)
+                return _decomposition(func)(*args, **kwargs)
         before = (args[0].clone(), *args[1:]) if func in _IN_PLACE else args
         output = func(*args, **kwargs)
         if not self._follow(func, args, kwargs, output) or self._steps.paused or self._scope.known:
@@ -376,6 +380,13 @@ def largest_of_channel(values: Tensor) -> Tensor:
     """The largest entry of each channel (axis 1), axes kept."""
     axes = channel_axes(values.dim())
     return values.amax(axes, keepdim=True) if axes and values.numel() else values
+
+
+@cache
+def _decomposition(func: Any) -> Callable[..., Any]:
+    from torch._decomp import get_decompositions  # takes seconds, and few models need it
+
+    return get_decompositions([func])[func]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
