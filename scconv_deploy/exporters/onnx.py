@@ -181,12 +181,41 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
 
 
 def check(proto: onnx.ModelProto) -> None:
-    """Run the full checker, shape inference included (ModelError if it refuses)."""
+    """Run the full checker, shape inference included (ModelError, which names the node and its module)."""
     try:
         with set_apart(proto):
             onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"The exported graph is invalid: {first_line(error)}") from error
+        node = _refused_node(proto)
+        where, remedy = "The exported graph", "Export it again with another --opset."
+        if node is not None:
+            module = next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
+            where = f"The {node.op_type} of {module or node.name or node.output[0]} in the exported graph"
+            remedy = "Write it with other operators, or leave its axes static."
+        raise ModelError(f"{where} is invalid: {first_line(error)}", remedy) from error
+
+
+def _refused_node(proto: onnx.ModelProto) -> onnx.NodeProto | None:
+    """The first node that shape inference refuses, by bisection over the beginnings of the graph; None if none is."""
+
+    def refuses(count: int) -> bool:
+        start = onnx.ModelProto()
+        start.CopyFrom(proto)
+        del start.graph.node[count:], start.graph.output[:]
+        try:
+            with set_apart(start):
+                onnx.shape_inference.infer_shapes(start, check_type=True, strict_mode=True)
+        except onnx.shape_inference.InferenceError:
+            return True
+        return False
+
+    low, high = 0, len(proto.graph.node)
+    if not refuses(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refuses(middle) else (middle, high)
+    return proto.graph.node[high - 1]
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy.exporters.onnx import check, serialize
 from scconv_deploy.exporting import ExportOptions, export, export_to_ir
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
@@ -221,3 +221,16 @@ def test_a_compiled_model_is_its_module_and_torchscript_is_refused(tmp_path):
     assert export(torch.compile(net), image, tmp_path / "m.onnx").sites == {"1": "groupbn-hard"}
     with pytest.raises(UsageError, match="TorchScript"):
         export(torch.jit.trace(net, image), image, tmp_path / "n.onnx")
+
+
+def test_an_invalid_graph_names_the_node_and_its_module():
+    """The product of 3x4 and 5x2 is refused; the nodes before and after it are not to blame."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]>'
+        "g (float[3, 4] x, float[5, 2] w) => (float[3, 2] y)"
+        " { a = Relu (x)  b = MatMul (a, w)  y = Relu (b) }"
+    )
+    model.graph.node[1].metadata_props.add(key="scconv.module", value="head.mix")
+    with pytest.raises(ModelError, match=r"The MatMul of head\.mix in the exported graph is invalid") as caught:
+        check(model)
+    assert "other operators" in caught.value.remedy
