@@ -34,6 +34,8 @@ _EXACT = frozenset({
     "SplitToSequence", "SequenceAt", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
 })  # fmt: skip
 """Operators whose result is one of their inputs, or exact, in any order; and those with a graph of their own."""
+_PREFIX = "scconv_noise::"
+"""Of the names of what is put in: no exporter's values are called so."""
 _SEEDS = (1.0, 2.0)
 _LAST_PLACE = 2.0**-23
 _DIGITS = 65537.3
@@ -122,7 +124,7 @@ def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
             continue
         for index, name in enumerate(node.output):
             if name in floats and name in data and name not in kept:
-                node.output[index] = f"{name}__as_it_is"
+                node.output[index] = _exact(name)
                 nodes += _moved(node.output[index], name, _LAST_PLACE, seed + len(nodes))
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
@@ -146,21 +148,21 @@ def rounded(
 
     def rounding(name: str) -> str:
         if name in constants:
-            if f"{name}__rounded" not in constants:
+            if _put_in(name, "rounded") not in constants:
                 array = numpy_helper.to_array(constants[name])
                 near = array.astype(NUMPY[precision]).astype(np.float32)
-                constants[f"{name}__rounded"] = numpy_helper.from_array(near, f"{name}__rounded")
-                graph.initializer.append(constants[f"{name}__rounded"])
+                constants[_put_in(name, "rounded")] = numpy_helper.from_array(near, _put_in(name, "rounded"))
+                graph.initializer.append(constants[_put_in(name, "rounded")])
         elif name not in made:
             steps, source = [], name
             if seed and not (name in producers and producers[name].op_type in _EXACT):
-                source = f"{name}__moved"
+                source = _put_in(name, "moved")
                 steps += _moved(name, source, unit, seed + len(made))
-            half = f"{name}__half"
+            half = _put_in(name, "half")
             steps.append(helper.make_node("Cast", [source], [half], to=ELEMENT[precision]))
-            steps.append(helper.make_node("Cast", [half], [f"{name}__rounded"], to=TensorProto.FLOAT))
+            steps.append(helper.make_node("Cast", [half], [_put_in(name, "rounded")], to=TensorProto.FLOAT))
             made[name] = steps
-        return f"{name}__rounded"
+        return _put_in(name, "rounded")
 
     for number, node in enumerate(graph.node):
         for index in read.get(number, ()):
@@ -170,12 +172,12 @@ def rounded(
     for node in graph.node:
         for index, name in enumerate(node.output):
             if name in last:
-                node.output[index] = f"{name}__as_it_is"
+                node.output[index] = _exact(name)
         nodes.append(node)
         for name in node.output:
-            given = name.removesuffix("__as_it_is")
+            given = name.removeprefix(_exact(""))
             if given in last and name != given:
-                half = f"{given}__last_half"
+                half = _put_in(given, "last")
                 nodes.append(helper.make_node("Cast", [name], [half], to=ELEMENT[precision]))
                 nodes.append(helper.make_node("Cast", [half], [given], to=TensorProto.FLOAT))
             nodes += made.get(given, ())
@@ -222,12 +224,12 @@ def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.No
     steps: list[onnx.NodeProto] = []
 
     def step(operator: str, *inputs: str) -> str:
-        output = f"{name}__{len(steps)}"
+        output = _put_in(name, str(len(steps)))
         steps.append(helper.make_node(operator, inputs, [output]))
         return output
 
     def number(x: float) -> str:
-        output = f"{name}__{len(steps)}"
+        output = _put_in(name, str(len(steps)))
         tensor = helper.make_tensor(output, TensorProto.FLOAT, [], [x])
         steps.append(helper.make_node("Constant", [], [output], value=tensor))
         return output
@@ -237,6 +239,14 @@ def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.No
     factor = step("Add", step("Mul", fraction, number(2 * relative)), number(1 - relative))
     steps.append(helper.make_node("Mul", [source, factor], [name]))
     return steps
+
+
+def _put_in(name: str, what: str) -> str:
+    return f"{_PREFIX}{what}::{name}"
+
+
+def _exact(name: str) -> str:
+    return _put_in(name, "exact")
 
 
 def _following(model: onnx.ModelProto) -> set[str]:
