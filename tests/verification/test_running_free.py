@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -47,7 +49,7 @@ def test_every_line_says_how_many_inputs_it_covers(tiny_reference, model, data):
 
 def test_what_runs_free_is_as_it_is_in_full(tiny_reference, model, data):
     free, full = (judge(tiny_reference[0], model, data, deep) for deep in (2, None))
-    assert check_of(full, "replay").reason.endswith("(limit 8x)")
+    assert re.search(r"\(limit [\d.]+x\)$", check_of(full, "replay").reason)  # and no word on what it covers
     assert free.accuracy == full.accuracy
     assert free.worst_inputs == full.worst_inputs
     for one, other in zip(free.srus, full.srus, strict=True):
@@ -73,7 +75,7 @@ def test_nan_of_the_artifact_is_named_where_it_runs_free(tiny_reference, model, 
 
 def test_the_seeded_noise_is_always_judged_in_full(tiny_reference, data):
     noise, real = Checks(data=data, deep=0).samples(tiny_reference[0], 0)
-    assert [sample.deep for sample in noise] == [True, True]
+    assert [sample.deep for sample in noise] == [True] * 4
     assert [sample.deep for sample in real] == [False] * 5
     _, real = Checks(data=data, deep=1).samples(tiny_reference[0], 0)
     assert [sample.deep for sample in real] == [True, *[False] * 4]
