@@ -16,10 +16,10 @@ from onnx import numpy_helper
 
 from scconv_deploy.exporters.onnx import node_inputs
 from scconv_deploy.gate import SwappedSRU
-from scconv_deploy.gate.variant import gate_weight
+from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.rewrite.apply import Applied, Fused, NearMiss
-from scconv_deploy.rewrite.functions import VARIANT
-from scconv_deploy.rewrite.interpret import FOLDED, REORDERED, Affine, weight_error
+from scconv_deploy.rewrite.functions import VARIANT, WEIGHT
+from scconv_deploy.rewrite.interpret import FOLDED, NO_EPS, REORDERED, Affine, weight_error
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.verification import instrument, matching
 from scconv_deploy.verification.parity import known_sites
@@ -85,9 +85,16 @@ def _completes(fused: Fused, module: SwappedSRU) -> bool:
     """Whether a node can be a module's although its parameters differ: only the gate's weight is not the module's."""
     if fused.gamma.numel() != module.gamma.numel():
         return False
-    if replace(fused.variant, weighting=module.variant.weighting) != module.variant:
+    with_eps = NO_EPS not in fused.note
+    if _choices(fused.variant, with_eps) != _choices(module.variant, with_eps):
         return False
     return _is_reordered(fused, module) or _is_folded(fused, module)
+
+
+def _choices(variant: GateVariant, with_eps: bool) -> tuple[object, ...]:
+    """What a graph says of a variant: not how its weight was added up, nor how its deviation was written down."""
+    eps = (variant.eps_var, variant.eps_std) if with_eps else ()
+    return variant.operator, variant.comparison, variant.num_groups, variant.ddof, variant.threshold, *eps
 
 
 def _is_folded(fused: Fused, module: SwappedSRU) -> bool:
@@ -106,8 +113,6 @@ def _is_reordered(fused: Fused, module: SwappedSRU) -> bool:
     """Whether a node is a module but for the order in which sum(gamma) was added up: whoever folded it chose one."""
     if module.variant.weighting not in _SUMS or fused.variant.weighting not in _SUMS:
         return False
-    if replace(fused.variant, weighting=module.variant.weighting) != module.variant:
-        return False
     pairs = ((fused.gamma, module.gamma), (fused.beta, module.beta))
     same = all(torch.equal(found, of_module.detach().reshape(-1)) for found, of_module in pairs)
     return same and not torch.equal(fused.weight, module.gate_weight)
@@ -118,9 +123,14 @@ def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, module
     for name, value in zip(node.input[1:], node_inputs(module).values(), strict=True):
         stored = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
         stored.CopyFrom(numpy_helper.from_array(value.numpy(), name))
-    for entry in node.metadata_props:
+    for entry in list(node.metadata_props):
         if entry.key == VARIANT:
             entry.value = module.variant.label
+        elif entry.key == WEIGHT:
+            node.metadata_props.remove(entry)
+    for attribute in node.attribute:  # an eps that was assumed
+        if attribute.name in ("eps_var", "eps_std"):
+            attribute.f = getattr(module.variant, attribute.name)
     gamma, beta = (torch.clone(t.detach().reshape(-1)) for t in (module.gamma, module.beta))
     note = fused.note.replace(FOLDED, "gamma is the reference's").replace(REORDERED, "cut is the reference's")
     return replace(fused, variant=module.variant, affine=Affine(gamma, beta), note=note)

@@ -15,6 +15,7 @@ from scconv_deploy.cli import app
 from scconv_deploy.errors import ParityError, UsageError
 from scconv_deploy.spec import InputSpec, ModelSpec
 from tests import wild
+from tests.gate.plain import Choices, PlainSRU
 from tests.rewrite import naive
 
 SHAPE = (InputSpec.parse("2x3x16x16"),)
@@ -273,3 +274,81 @@ def test_the_command_takes_embed(tmp_path):
     embedded = next(stage for stage in document["stages"] if stage["name"] == "embed")
     assert embedded["applied"][0].startswith("rule 1: 1 convolutions replaced")
     assert CliRunner().invoke(app, [*command, *model[:3], "--force"]).exit_code == ParityError.exit_code
+
+
+# --- whose sum of gamma -----------------------------------------------------------------------------------------------
+
+
+class Reordered(PlainSRU):
+    """Its gamma added up backwards: as a runtime may do it that folds ``torch.sum``."""
+
+    def __init__(self, choices, seed):
+        super().__init__(choices, seed)
+        self.total = float(np.add.accumulate(self.gamma.detach().numpy().reshape(-1)[::-1])[-1])
+
+    def forward(self, x):
+        r = torch.sigmoid(self.normalize(x) * (self.gamma / self.total))
+        return wild.cross((r >= self.t) * x, (r < self.t) * x)
+
+
+def _of_torch(kind=PlainSRU, **choices):
+    """The first draw whose gamma is another number when it is added up backwards."""
+    for seed in range(10_000):
+        module = PlainSRU(Choices(channels=128, groups=4, threshold=0.47, weight="torch", **choices), seed)
+        gamma = module.gamma.detach().reshape(-1)
+        other = float(np.add.accumulate(gamma.numpy()[::-1])[-1])
+        near = min(abs(float(total) / other - 1) for total in (gamma.sum(), sum(gamma)))
+        if near > 2e-7 and gamma.abs().sum() < 50 * abs(other):  # beyond, a weight is lost to rounding
+            return torch.nn.Sequential(kind(module.choices, seed)).eval()
+    raise AssertionError("no draw has two sums")
+
+
+def as_published(kind=PlainSRU):
+    """A factory."""
+    return _of_torch(kind, beta=0.0)
+
+
+def small_eps(kind=PlainSRU):
+    """A factory: an eps that an exporter drops, so that another one is assumed."""
+    return _of_torch(kind, beta=0.0, eps=1e-12)
+
+
+def written_out(kind=PlainSRU):
+    """A factory: GroupNorm, written out."""
+    return _of_torch(kind, ddof=0, eps_in_variance=True, eps=1e-5)
+
+
+@pytest.mark.parametrize("factory", [as_published, small_eps, written_out])
+def test_a_sum_in_a_runtimes_order_is_the_modules(tmp_path, factory):
+    """The file's weight is its own rounding: no fault of the file, and the reference's own is put in its place."""
+    proto = naive.export(factory(Reordered), naive.noise(2, 128, 6, 6), True, 18)
+    source = saved(tmp_path, onnxsim.simplify(proto, skipped_optimizers=["eliminate_nop_with_unit"])[0])
+    model = [f"tests/test_rewriting_reference.py:{factory.__name__}", "--input", "2x128x6x6", "--json"]
+    assert command("rewrite", source, "-o", tmp_path / "a.onnx", "--quiet").exit_code == 0
+    (node,) = [n for n in onnx.load(tmp_path / "a.onnx").graph.node if n.domain == "scconv"]
+    assert "scconv.weight" in {entry.key for entry in node.metadata_props}
+    verified = command("verify", tmp_path / "a.onnx", "--reference", *model)
+    if factory is not small_eps:  # 1e-10 is assumed without the reference
+        assert verified.exit_code == 0, verified.stderr
+        (sru,) = json.loads(verified.stdout)["srus"]
+        assert sru["static"]["status"] == "not run"
+        assert "rewrite --reference restores them" in sru["static"]["reason"]
+    restored = command("rewrite", source, "-o", tmp_path / "b.onnx", "--reference", *model)
+    assert restored.exit_code == 0, restored.stderr
+    (sru,) = json.loads(restored.stdout)["parity"]["srus"]
+    assert sru["static"]["status"] == "passed", sru["static"]["reason"]
+
+
+def test_a_weight_that_no_order_of_the_sum_gives_is_a_fault(tmp_path):
+    result = rewrite_onnx(
+        saved(tmp_path, naive.export(as_published(Reordered), naive.noise(2, 128, 6, 6), True, 18)), tmp_path / "a.onnx"
+    )
+    written = onnx.load(result.path)
+    (node,) = [n for n in written.graph.node if n.domain == "scconv"]
+    cut = next(t for t in written.graph.initializer if t.name == node.input[1])
+    cut.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(cut) * np.float32(1.01), cut.name))
+    onnx.save(written, tmp_path / "b.onnx")
+    model = ["tests/test_rewriting_reference.py:as_published", "--input", "2x128x6x6"]
+    run = command("verify", tmp_path / "b.onnx", "--reference", *model, "--json")
+    assert run.exit_code == ParityError.exit_code
+    assert "cut differs" in json.loads(run.stdout)["srus"][0]["static"]["reason"]

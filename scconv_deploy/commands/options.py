@@ -53,7 +53,7 @@ Inputs = Annotated[
 ]  # fmt: skip
 Batch = Annotated[
     str | None,
-    typer.Option(metavar="MIN:OPT:MAX", help="Make axis 0 of every input dynamic.", rich_help_panel=_INPUTS),
+    typer.Option(metavar="MIN:OPT:MAX[:STEP]", help="Make axis 0 of every input dynamic.", rich_help_panel=_INPUTS),
 ]
 Dynamic = Annotated[
     list[str] | None,

@@ -220,7 +220,7 @@ class _Trace:
         return opened
 
     def _check_open(self, tensors: Sequence[Tensor]) -> None:
-        """What no guard tells: a declared axis that is a number in the graph, or two that have become one."""
+        """What no guard tells: a declared axis that is a number in the graph or follows another's."""
         taken: dict[Any, str] = {}
         for name, tensor in zip(self._signature.names, tensors, strict=True):
             for axis in self._signature.dynamic:
@@ -232,6 +232,11 @@ class _Trace:
                     raise ModelError(
                         f"{where}, but the model's code fixes it to {size}.",
                         "Leave it static, or make the code independent of it.",
+                    )
+                if not isinstance(size.node.expr, sympy.Symbol):  # no guard says so: the symbol is gone
+                    raise ModelError(
+                        f"{where}, but the model's code ties it to the size of another axis (it is {size.node.expr}).",
+                        "Leave one of them static, or make the code independent of it.",
                     )
                 other = taken.setdefault(size.node.expr, axis.symbol)
                 if other != axis.symbol:

@@ -42,8 +42,17 @@ _UNLIKE = 0.2  # relative L2 beyond which a candidate is called no SRU at all
 _CLEAR = 1e-3
 """Share of gates, on inputs made to sit on the threshold, up to which a match is beyond doubt. Measured on 401,408
 gates: Python's sum(gamma) for torch's flips 3.4e-4 of them, the biased deviation with beta = 0 flips 1.2e-2."""
-_SMALL = (2, 8, 8)  # batch, height and width of the input on which hypotheses are ranked
-_OTHER_SIZES = ((8, 8), (12, 6))  # of which the module is tried at one that is not its own
+_OTHER_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    0: (),
+    1: ((64,), (72,)),
+    2: ((8, 8), (12, 6)),
+    3: ((4, 4, 4), (6, 4, 3)),
+    4: ((4, 4, 2, 2), (6, 3, 2, 2)),
+    5: ((4, 2, 2, 2, 2), (3, 3, 2, 2, 2)),
+    6: ((2, 2, 2, 2, 2, 2), (3, 3, 2, 2, 2, 1)),
+}
+"""By the number of axes behind the channels. Hypotheses are ranked at the first, and the module is tried at one that is
+not its own; vectors ``[N, C]`` have no other."""
 _ENOUGH_GATES = 2**14
 """At the module's own height and width, in a larger batch if need be: differences that rounding explains show in one
 gate of a hundred or of a thousand that sit on the threshold."""
@@ -240,9 +249,9 @@ def _with_every_eps(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hy
 def _rank(candidate: Candidate, recorded: Tensor, seed: int) -> list[tuple[float, Hypothesis]]:
     """Hypotheses by relative L2 distance on one small input, nearest first; then, with every eps, on tiny ones."""
     generator = torch.Generator().manual_seed(seed)
-    batch, *size = _SMALL
     own = tuple(recorded.shape)
-    for shape in ((batch, own[1], *size), _crowd(own), own):  # a module may take only its own size, or batch
+    small = [(2, own[1], *size) for size in _OTHER_SIZES[len(own) - 2][:1]]
+    for shape in (*small, _crowd(own), own):  # a module may take only its own size, or batch
         x = torch.randn(shape, generator=generator)
         try:
             y = _run(candidate, "normal", x)
@@ -312,10 +321,9 @@ def _crowd(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _shapes(own: tuple[int, ...], num_groups: int) -> list[tuple[int, ...]]:
     """The gate's inputs that a hypothesis is tried on: its own shape, one with more samples, one of another size."""
     _, channels, *size = own
-    other = next(s for s in _OTHER_SIZES if s != tuple(size))
     shapes = [own, _crowd(own)]
-    if channels * math.prod(other) % num_groups == 0:
-        shapes.append((2, channels, *other))
+    others = [s for s in _OTHER_SIZES[len(size)] if s != tuple(size)]
+    shapes += [(2, channels, *other) for other in others[:1] if channels * math.prod(other) % num_groups == 0]
     return list(dict.fromkeys(shapes))
 
 

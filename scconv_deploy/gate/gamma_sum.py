@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sum_in_order(gamma: Tensor) -> Tensor:
@@ -29,7 +29,8 @@ def sum_in_order(gamma: Tensor) -> Tensor:
     Returns:
         A tensor without axes.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or gamma.is_meta:
+    of_torch = type(gamma) in (Tensor, nn.Parameter)  # others, such as a FakeTensor, have no numbers to be read
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or gamma.is_meta or not of_torch:
         return gamma.sum()
     with_gradient = gamma.requires_grad and torch.is_grad_enabled()
     if with_gradient or gamma.device.type != "cpu" or gamma.dtype == torch.bfloat16:

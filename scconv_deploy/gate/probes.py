@@ -38,7 +38,8 @@ def probes(
     scales |= {f"near-threshold (deviations of {factor:g} eps)": factor * eps for factor in _BESIDE_EPS}
     for name, scale in scales.items():
         yield name, near_threshold(base * scale, gamma, beta, variant, generator)
-    yield "constant", (torch.arange(len(base)) % 2).float().reshape(-1, 1, 1, 1).expand_as(base).contiguous()
+    alternate = (torch.arange(len(base)) % 2).float()
+    yield "constant", alternate.reshape(-1, *(1,) * (base.dim() - 1)).expand_as(base).contiguous()
     yield "large-mean", base + 100
     yield "large", base * 1e4
     yield "rectified", base.relu()

@@ -166,11 +166,21 @@ def _repeatable(model: nn.Module, run: Callable[[nn.Module], object]) -> object:
 def _same(found: object, expected: object) -> bool:
     """To the bit; a NaN equals a NaN."""
     (one, form), (other, expected_form) = pytree.tree_flatten(found), pytree.tree_flatten(expected)
-    return form == expected_form and all(
-        torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(one, other, strict=True)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-    )
+    return form == expected_form and all(_same_leaf(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _same_leaf(found: Any, expected: Any) -> bool:
+    try:
+        if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+            return type(found) is type(expected) and bool(found == expected)
+        if (found.dtype, found.shape, found.layout) != (expected.dtype, expected.shape, expected.layout):
+            return False
+        if found.is_quantized:
+            return bool(torch.equal(found, expected))
+        found, expected = found.to_dense(), expected.to_dense()
+        return bool(torch.equal(found.nan_to_num(), expected.nan_to_num()))
+    except Exception:  # of a type that cannot be compared
+        return False
 
 
 def _called(swapped: nn.Module, run: Callable[[nn.Module], object]) -> tuple[set[str], object]:

@@ -53,6 +53,8 @@ GATED = "sru__xf"
 
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
+WEIGHT = "scconv.weight"
+"""Metadata of a node whose gate weight is the file's own constant: its sum(gamma) in a runtime's order."""
 REWRITTEN = "scconv_deploy.rewritten"
 """Metadata of a model: the sites (JSON) that were read from the graph, for recognition knew no module for them."""
 

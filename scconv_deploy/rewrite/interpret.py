@@ -26,11 +26,13 @@ LARGE_GROUPS = "its groups are so large that L and L - 1 are one number in float
 """Note of an SRU whose ddof its graph does not show. It changes s by 1 / (2 L) of it, less than the rounding of s."""
 REORDERED = "its sum(gamma) was added up in a runtime's order; cut is that of the file's weight"
 """Note of an SRU whose gate weight is a constant in an order of the sum that is neither Python's nor torch's here."""
+NO_EPS = "the graph holds no eps"
+"""Begin of a note: an exporter dropped it, so that the eps is assumed, and whether it stands below the root."""
 _ANY = VARIANTS["groupbn-hard"]
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
-_LARGEST_WEIGHT_ERROR = 1e-3
+LARGEST_WEIGHT_ERROR = 1e-3
 _ULPS = 2.0**-21  # relative: the orders of a sum without much cancellation
 _ORDERS: tuple[Weighting, ...] = ("sum", "torch_sum")
 
@@ -138,7 +140,7 @@ def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[
     if deviation.eps_std:
         return statistics, _shortest(deviation.eps_std), notes
     # measured: torch.export drops an eps of 1e-10, which float32 loses beside any deviation but 0
-    return statistics, _ASSUMED_EPS, (*notes, f"the graph holds no eps; {_ASSUMED_EPS:g} is assumed")
+    return statistics, _ASSUMED_EPS, (*notes, f"{NO_EPS}; {_ASSUMED_EPS:g} is assumed")
 
 
 def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, torch.Tensor | None]:
@@ -153,13 +155,13 @@ def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, to
             return order, None
     exact, found = gamma.double().numpy(), weight.double().numpy()
     total, error = exact.sum(), weight_error(exact)
-    if error <= _LARGEST_WEIGHT_ERROR and np.all(np.abs(found - exact / total) <= error * np.abs(exact / total)):
+    if error <= LARGEST_WEIGHT_ERROR and np.all(np.abs(found - exact / total) <= error * np.abs(exact / total)):
         return "torch_sum", weight
     softmax = np.exp(exact - exact.max())
     softmax /= softmax.sum()
     if np.all(np.abs(found - softmax) <= 1e-5 * softmax):
         return "softmax", None
-    if error > _LARGEST_WEIGHT_ERROR:
+    if error > LARGEST_WEIGHT_ERROR:
         raise UnreadableError(f"sum(gamma) is {total:.1e}: it is lost to rounding, and the gate weight with it")
     raise UnreadableError("its gate weight is neither gamma / sum(gamma) nor softmax(gamma)")
 

@@ -154,9 +154,10 @@ def _fold_sums(proto: onnx.ModelProto) -> None:
         if values.dtype != np.float32:
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if not axes and attributes.get("noop_with_empty_axes", 0):
+        named = [int(axis) for axis in axes[0].reshape(-1)] if axes else []
+        if not named and attributes.get("noop_with_empty_axes", 0):
             continue
-        over = [int(axis) for axis in (axes[0] if axes else range(values.ndim))]
+        over = named or list(range(values.ndim))
         total = torch.from_numpy(values.copy()).sum(dim=over, keepdim=bool(attributes.get("keepdims", 1)))
         folded = numpy_helper.from_array(total.numpy(), node.output[0])
         node.CopyFrom(helper.make_node("Constant", [], [node.output[0]], name=node.name, value=folded))

@@ -34,6 +34,7 @@ class Site:
         attributes: of the node.
         straddle: whether groups straddle channels.
         form: what its margins depend on.
+        weight_error: how far, relatively, the gate weight in another order of sum(gamma) can be off; 0 if unknown.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     attributes: Mapping[str, int | float | str]
     straddle: bool
     form: GateForm
+    weight_error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

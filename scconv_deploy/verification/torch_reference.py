@@ -25,6 +25,7 @@ from scconv_deploy.gate import (
 )
 from scconv_deploy.gate.planes import as_planes
 from scconv_deploy.gate.variant import open_mask, sru
+from scconv_deploy.rewrite.interpret import weight_error
 from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
@@ -185,6 +186,7 @@ class TorchReference:
     def _site(self, name: str, module: SwappedSRU) -> Site:
         if name not in self._sites:
             variant = module.variant
+            of_a_sum = variant.weighting in ("sum", "torch_sum")
             self._sites[name] = Site(
                 name,
                 module.path,
@@ -194,6 +196,7 @@ class TorchReference:
                 variant_attributes(variant),
                 bool(module.gamma.numel() % variant.num_groups),
                 gate_form(module.parameters_of_gate, variant),
+                weight_error(module.gamma.detach().double().reshape(-1).numpy()) if of_a_sum else 0.0,
             )
         return self._sites[name]
 

@@ -224,6 +224,30 @@ def test_two_inputs_of_one_size():
     assert [str(value.shape[1]) for value in found.graph.inputs] == ["tokens_1", "tokens_1"]
 
 
+@pytest.mark.parametrize(
+    ("function", "traced"),
+    [
+        (lambda x, y: x.sum(2) * (2 if x.shape[2] == y.shape[2] + 3 else 5), 11),
+        (lambda x, y: x.sum(2) * (2 if x.shape[2] == 2 * y.shape[2] else 5), 16),
+        (lambda x, y: x[:, :, : int(x.shape[2] * 0.5)].sum(2) * (2 if x.shape[2] == y.shape[2] + 3 else 5), 11),
+    ],
+    ids=["a sum", "a multiple", "what only the bytecode keeps open"],
+)
+def test_an_axis_that_the_code_ties_to_another_is_refused(function, traced):
+    """A trace replaces such an axis by what it follows, so that no condition on it is left."""
+
+    class Tied(nn.Module):
+        def forward(self, x, y):
+            return function(x, y) + y.sum(2)
+
+    inputs = {"x": torch.ones(1, 4, traced), "y": torch.ones(1, 4, 8)}
+    axes = [DynamicAxis(4, 8, 32, 2, name) for name in inputs]
+    reference, log = reference_from_module(Tied().eval(), inputs, axes)
+    with pytest.raises(ModelError) as caught:
+        export_to_ir(reference, ExportOptions(), log)
+    assert "input x" in str(caught.value).lower()
+
+
 def test_srus_are_looked_at_in_every_size():
     net = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), wild.randomize(wild.OriginalSRU(16, 4))).eval()
     session = onnxruntime.InferenceSession(

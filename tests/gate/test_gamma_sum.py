@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters, recognize, swap
 from scconv_deploy.gate.cut import open_by_cut
@@ -53,6 +54,14 @@ def test_the_sum_is_pythons_to_the_bit(channels):
     assert torch.equal(total.detach(), expected)
     total.backward()
     assert torch.equal(with_gradient.grad, torch.ones(channels))
+
+
+def test_a_tensor_without_numbers_is_summed_as_one():
+    """A model runs on shapes alone too, on which its declared sizes are checked; sum() of it is not its numbers."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        total = sum_in_order(torch.ones(8))
+        assert SRU(8, 4)(torch.randn(2, 8, 4, 4)).shape == (2, 8, 4, 4)
+    assert total.shape == ()
 
 
 def test_ours_computes_what_the_original_code_computes():

@@ -55,6 +55,10 @@ RECOGNISED = {
     "1-D, Conv1d after": (wild_ranks.ProjectingSRU(16, 6, 1, after=True), (16, *SIGNAL), "groupbn-hard", 4, "after"),
     "vectors": (wild_ranks.SoftSRU(32), (32,), "groupnorm-soft", 4, "none"),
     "four axes": (wild_ranks.NormalizedSRU(16, 4), (16, 2, 3, 2, 4), "groupbn-hard-normalized", 4, "none"),
+    "3-D, two channels": (wild_ranks.SRU3d(2, 2), (2, *VOLUME), "groupbn-hard", 2, "none"),
+    "1-D, few channels": (wild_ranks.SRU1d(8, 4), (8, *SIGNAL), "groupbn-hard", 4, "none"),
+    "vectors of few channels": (wild_ranks.SoftSRU(8, 2), (8,), "groupnorm-soft", 2, "none"),
+    "six axes": (wild_ranks.NormalizedSRU(8, 6), (8, 2, 1, 3, 2, 1, 2), "groupbn-hard-normalized", 4, "none"),
     "ours, 3-D": (SRU(16, 4, dims=3), (16, *VOLUME), "groupbn-hard", 4, "none"),
     "ours, 1-D, soft": (SRU(16, variant="groupnorm-soft", dims=1), (16, *SIGNAL), "groupnorm-soft", 4, "none"),
 }

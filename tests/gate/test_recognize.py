@@ -10,6 +10,7 @@ from torch import nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate import recognize, swap, swap_reachable
+from scconv_deploy.gate.swap import _same
 from scconv_deploy.nn import SRU, ScConv
 from tests import wild
 
@@ -333,3 +334,22 @@ def test_gates_can_be_watched_and_injected():
     swapped[0].on_gate = on_gate
     torch.testing.assert_close(swapped(example()), example(), rtol=0, atol=0)
     assert [path for path, _ in seen] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]), True),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64), False),
+        (torch.ones(2), torch.ones(1, 2), False),
+        (torch.eye(2).to_sparse(), torch.eye(2).to_sparse(), True),
+        (torch.eye(2).to_sparse(), torch.eye(2), False),
+        (torch.eye(2).to_sparse(), torch.eye(2).mul(2).to_sparse(), False),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), torch.ones(2), False),
+        ([torch.ones(2), 3], [torch.ones(2), 4], False),
+        ([torch.ones(2), "a"], [torch.ones(2), "a"], True),
+        (torch.ones(2), 1.0, False),
+    ],
+)
+def test_outputs_are_compared_whatever_they_are(found, expected, same):
+    assert _same(found, expected) is same

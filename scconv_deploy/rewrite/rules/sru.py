@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
-from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, SITE, VARIANT
+from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, SITE, VARIANT, WEIGHT
 from scconv_deploy.rewrite.interpret import UnreadableError
 from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.rewrite.reader import SRUReading, find_sigmoid, is_thresholded, read_sru
@@ -93,6 +93,8 @@ class FuseSRU(RewriteRuleClassBase):
         node.metadata_props.update(
             {SITE: site, VARIANT: reading.variant.label, NOTE: "; ".join(reading.notes), END: y.name or ""}
         )
+        if reading.affine.weight is not None:
+            node.metadata_props[WEIGHT] = "of the file"
         return back(fused)
 
 
