@@ -114,9 +114,13 @@ def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProt
     """A copy that shows candidates under the names of their values, and their operands."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    found = [Found(one.value, one.value, one.operands, one.node, one.kind) for one in wanted]
-    lay_open(copy, found, inject=False)
+    lay_open(copy, [as_found(one) for one in wanted], inject=False)
     return copy
+
+
+def as_found(one: Candidate) -> Found:
+    """A candidate of the reference's own graph, by the name of its value."""
+    return Found(one.value, one.value, one.operands, one.node, one.kind)
 
 
 def lay_open(model: onnx.ModelProto, found: Sequence[Found], *, inject: bool) -> None:

@@ -18,15 +18,16 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.precision.types import ELEMENT, NUMPY, HalfPrecision
-from scconv_deploy.verification import compare, instrument
+from scconv_deploy.verification import compare, instrument, onnx_gates
 from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.noise import Floors, Value, spread_of
+from scconv_deploy.verification.onnx_gates import Candidate
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _EXACT = frozenset({
-    "Abs", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
+    "Abs", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
     "DepthToSpace", "Dropout", "EyeLike", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
     "Identity", "If", "IsInf", "IsNaN", "Loop", "Max", "MaxPool", "Min", "Neg", "NonMaxSuppression", "NonZero",
     "OneHot", "Pad", "PRelu", "LeakyRelu", "Range", "Relu", "Reshape", "Resize", "ReverseSequence", "Round", "Scan",
@@ -49,18 +50,30 @@ class OnnxNoise:
     Args:
         proto: the file, float32.
         sites: the names of its SRUs.
+        gates: its gates of no SRU; those that a run holds (:attr:`.ReferenceRun.others`) are fixed too.
     """
 
-    def __init__(self, proto: onnx.ModelProto, sites: Iterable[str], options: RuntimeOptions) -> None:
-        self._forced = instrument.laid_open(proto, list(sites), inject=True)
-        self._options = options
+    def __init__(
+        self, proto: onnx.ModelProto, sites: Iterable[str], gates: Sequence[Candidate], options: RuntimeOptions
+    ) -> None:
+        self._sites_open = instrument.laid_open(proto, list(sites), inject=True)
+        self._gates, self._options = gates, options
+        self._all_open: onnx.ModelProto | None = None
         self._disturbed: list[OnnxRuntimeRunner] | None = None
         self._in_half: dict[str, tuple[OnnxRuntimeRunner, list[OnnxRuntimeRunner]]] = {}
+
+    def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
+        """The file with every gate decided from outside, as the artifact's are in its replay."""
+        if self._all_open is None:  # which operands are floating, a run tells
+            fixed = [onnx_gates.as_found(one) for one in self._gates if one.value in run.others]
+            self._all_open = _copy(self._sites_open)
+            onnx_gates.lay_open(self._all_open, fixed, inject=True)
+        return self._all_open
 
     def floors(self, run: ReferenceRun) -> Floors:
         """Of a sample in float32, with its gates."""
         if self._disturbed is None:
-            self._disturbed = [OnnxRuntimeRunner(disturbed(self._forced, s), self._options) for s in _SEEDS]
+            self._disturbed = [OnnxRuntimeRunner(disturbed(self._forced(run), s), self._options) for s in _SEEDS]
         usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
         apart = _apart([runner.run(inputs_with_masks(runner.inputs, run)) for runner in self._disturbed], usual)
         floors = {value: max(distances) for value, distances in apart.items()}
@@ -77,10 +90,9 @@ class OnnxNoise:
             data: ``float16`` or ``bfloat16``.
         """
         if data not in self._in_half:
-            read, kind = rounded_inputs(self._forced, artifact), _PRECISION[data]
-            base, *others = (
-                OnnxRuntimeRunner(rounded(self._forced, read, kind, s), self._options) for s in (0, *_SEEDS)
-            )
+            forced, kind = self._forced(run), _PRECISION[data]
+            read = rounded_inputs(forced, artifact)
+            base, *others = (OnnxRuntimeRunner(rounded(forced, read, kind, s), self._options) for s in (0, *_SEEDS))
             self._in_half[data] = base, others
         base, others = self._in_half[data]
         found = base.run(inputs_with_masks(base.inputs, run))

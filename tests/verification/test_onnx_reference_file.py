@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import UsageError
+from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
 from tests.verification.judging import damage_weight, edit_body
 
@@ -57,3 +61,57 @@ def test_a_missing_file_is_the_users(files, missing):
     files[missing].unlink()
     with pytest.raises(UsageError, match=f"{files[missing].name} does not exist"):
         verify_against_onnx(*files)
+
+
+def saved(path, nodes, inputs, constants, output="y"):
+    """A file of opset 18 with one float output of any shape."""
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def scaled(path, name, factor):
+    """The file with a constant scaled, under another name."""
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.startswith(name))
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((value * factor).astype(value.dtype), tensor.name))
+    found = path.with_name(f"scaled_{path.name}")
+    onnx.save(model, found)
+    return found
+
+
+IMAGE = {"x": (TensorProto.FLOAT, [2, 3, 16, 16])}
+
+
+def thresholded(path):
+    """Convolution, what of it is above 0.1 (with a jump of one), convolution."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("Greater", ["a", "t"], ["above"]),
+        helper.make_node("Cast", ["above"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["a", "mask"], ["kept"]),
+        helper.make_node("Add", ["kept", "mask"], ["jumped"]),
+        helper.make_node("Conv", ["jumped", "v"], ["y"], pads=[1] * 4),
+    ]
+    constants = {
+        "w": rng.normal(size=(8, 3, 3, 3)), "v": rng.normal(size=(4, 8, 3, 3)), "t": np.float64(0.1),
+    }  # fmt: skip
+    return saved(path, nodes, IMAGE, {name: value.astype(np.float32) for name, value in constants.items()})
+
+
+def test_the_noise_is_measured_with_the_gates_of_no_sru_fixed_too(tmp_path):
+    """Left free they flip in half, and the floor is their jumps': 2% of a convolution's weights would be within it."""
+    reference = thresholded(tmp_path / "single.onnx")
+    convert_onnx(reference, tmp_path / "half.onnx", HalfOptions("fp16"))
+    healthy = verify_against_onnx(tmp_path / "half.onnx", reference)
+    assert healthy, healthy.failures
+    assert all(2**-11 <= output.noise_floor < 4 * 2**-11 for output in healthy.outputs)
+    damaged_report = verify_against_onnx(scaled(tmp_path / "half.onnx", "v", 1.02), reference)
+    assert "replay error" in " ".join(damaged_report.failures)
