@@ -175,10 +175,8 @@ def rounding_checks(measured: Measured) -> list[Check]:
 def native_checks(measured: Measured) -> list[Check]:
     """The half file in the runtime by itself, which rounds at other places than the file says."""
     name = "runtime"
-    if measured.native_refusal:
-        return [Check(name, "not run", measured.native_refusal)]
     if not measured.native:
-        return []
+        return [Check(name, "not run", measured.native_refusal)] if measured.native_refusal else []
     limit = measured.largest_multiple("replay_multiple")
     output, worst = max(measured.native.items(), key=lambda item: item[1].badness)
     good = worst.ratio <= limit
