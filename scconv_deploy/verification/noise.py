@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.other_gates import OtherGate
+from scconv_deploy.verification.other_gates import OtherGate, is_other
 from scconv_deploy.verification.runners import steps
 from scconv_deploy.verification.runners.float64 import Float64Replay, rows_of, rows_together
 from scconv_deploy.verification.runners.orders import FollowsInputs, LastPlace, OtherOrder
@@ -140,7 +140,7 @@ class NoiseRuns:
         return found | outputs_apart(exact.outputs, outputs), others.gates(exact.largest, errors), ""
 
     def _modes(self, run: FirstRows, full: bool) -> list[FollowsInputs]:
-        inputs = list(run.tensors.values())
+        inputs = run.followed
         if not full:
             return [LastPlace(inputs, self._samples)]
         return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
@@ -163,7 +163,7 @@ class NoiseRuns:
         repeated = [replay(self._swapped, self._signature, run.tensors, run.masks) for _ in range(3)]
         if any(not torch.equal(y, repeated[0][name]) for other in repeated[1:] for name, y in other.items()):
             return False  # it draws numbers
-        inputs, (low, high) = list(run.tensors.values()), _PROPORTIONAL
+        inputs, (low, high) = run.followed, _PROPORTIONAL
         moved = [self._distances(run, LastPlace(inputs, 1, units)) for units in _UNITS]
         return all(
             low * less.get(value, math.inf) <= more.get(value, 0.0) <= high * less.get(value, 0.0)
@@ -173,19 +173,28 @@ class NoiseRuns:
 
 
 def disturbed_modules(
-    tensors: Mapping[str, Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
+    tensors: Sequence[Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
 ) -> list[Mapping[tuple[str, int], Tensor]]:
     """Outputs of modules in runs that are as right as the usual one.
 
     Args:
-        tensors: the inputs of the run.
+        tensors: :func:`followed` in the run.
         record: runs it and gives the outputs.
     """
     runs = []
-    for mode in (OtherOrder(tensors.values(), 0), LastPlace(tensors.values(), 1)):
+    for mode in (OtherOrder(tensors, 0), LastPlace(tensors, 1)):
         with mode:
             runs.append(record())
     return runs
+
+
+def followed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Tensor]:
+    """The inputs of a run with fixed gates: what follows from any of them may be rounded otherwise.
+
+    Beside the inputs these are the decisions of gates of no SRU, from which a model may compute all that it gives out;
+    an SRU's mask is multiplied with its own data.
+    """
+    return [*tensors.values(), *(mask for name, mask in masks.items() if is_other(name))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +220,10 @@ class FirstRows:
         if rows_apart:
             rows = rows_together([*tensors.values(), *masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)[0]
         return cls(rows_of(tensors, rows), rows_of(outputs, rows), rows_of(masks, rows), rows_of(inputs, rows))
+
+    @property
+    def followed(self) -> list[Tensor]:
+        return followed(self.tensors, self.masks)
 
     def size(self, value: Value) -> int:
         kind, name = value

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
-from scconv_deploy.verification.noise import FULL_SAMPLES, FirstRows, Value, outputs_apart, spread_of
+from scconv_deploy.verification.noise import FULL_SAMPLES, FirstRows, Value, followed, outputs_apart, spread_of
 from scconv_deploy.verification.other_gates import is_other
 from scconv_deploy.verification.reference_run import ReferenceRun, RoundedRun
 from scconv_deploy.verification.runners.pytorch import replay
@@ -43,9 +43,8 @@ class RoundedRuns:
         tensors = {name: _rounded(torch.from_numpy(value), data) for name, value in run.inputs.items()}
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
         inputs: dict[str, Tensor] = {}
-        outputs = self._run(
-            tensors, masks, Rounded(tensors.values(), data), lambda site, x: inputs.__setitem__(site, x.clone())
-        )
+        mode = Rounded(followed(tensors, masks), data)
+        outputs = self._run(tensors, masks, mode, lambda site, x: inputs.__setitem__(site, x.clone()))
         few = FirstRows.of(tensors, outputs, masks, inputs, rows_apart)
         found: dict[Value, list[float]] = defaultdict(list)
         full = self._samples < FULL_SAMPLES
@@ -63,7 +62,7 @@ class RoundedRuns:
         )
 
     def _modes(self, few: FirstRows, data: str, full: bool) -> list[Rounded]:
-        inputs = list(few.tensors.values())
+        inputs = few.followed
         if not full:
             return [Rounded(inputs, data, seed=self._samples)]
         return [Rounded(inputs, data, fold=False), Rounded(inputs, data, seed=1), Rounded(inputs, data, seed=2)]

@@ -141,8 +141,8 @@ def drops(x):
 
 
 def steps(x):
-    """Noisy, and then rounded to steps that some of the noise crosses."""
-    return torch.round((x + 3000.0 - 3000.0) * 64) / 64
+    """Noisy, and then an order that some of the noise changes; no gate, whose decision could be fixed."""
+    return (x + 3000.0 - 3000.0).flatten(1).argsort(-1).float()
 
 
 @pytest.mark.parametrize("function", [drops, steps])
@@ -175,3 +175,29 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
     assert limit(1.0, 10) == limit(1.25, 10)  # a handful of runs can agree by luck
     assert limit(9.0, 10) == limit(2.0, 10)
     assert limit(1.5, 100, tolerances.table({"replay_multiple": 16})) == 16
+
+
+class Masked(nn.Module):
+    """Counts where a convolution is large: all that leaves it is computed of the decisions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(8, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc((self.conv(x) > 0.1).float().mean((2, 3)))
+
+
+def test_what_follows_from_a_decision_is_disturbed():
+    torch.manual_seed(0)
+    reference, _ = reference_from_module(Masked().eval(), X)
+    source = TorchReference(reference)
+    run = source.run(Sample("x", reference.signature.tensors))
+    assert run.others
+    assert 2.0**-26 < run.floors["output"] < 1e-6
+    (_, _, _, floor) = next(iter(source.modules(run, ["fc"])))
+    assert 2.0**-26 < floor < 1e-6
+    in_half = source.rounded(run, None, "float16")
+    assert 2.0**-13 < in_half.floors["output"] < 1e-2
+    np.testing.assert_array_equal(in_half.outputs["output"], in_half.outputs["output"].astype(np.float16))
+    assert not np.array_equal(in_half.outputs["output"], run.outputs["output"])
