@@ -60,7 +60,7 @@ class OnnxNoise:
         self._gates, self._options = gates, options
         self._all_open: onnx.ModelProto | None = None
         self._disturbed: list[OnnxRuntimeRunner] | None = None
-        self._in_half: dict[str, tuple[OnnxRuntimeRunner, list[OnnxRuntimeRunner]]] = {}
+        self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
 
     def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
         """The file with every gate decided from outside, as the artifact's are in its replay."""
@@ -83,8 +83,8 @@ class OnnxNoise:
             spread_of(apart.values()),
         )
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun:
-        """A sample with every value rounded that the artifact reads in half.
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+        """A sample with every value rounded that the artifact reads in half; None where no node is seen to.
 
         Args:
             data: ``float16`` or ``bfloat16``.
@@ -92,9 +92,11 @@ class OnnxNoise:
         if data not in self._in_half:
             forced, kind = self._forced(run), _PRECISION[data]
             read = rounded_inputs(forced, artifact)
-            base, *others = (OnnxRuntimeRunner(rounded(forced, read, kind, s), self._options) for s in (0, *_SEEDS))
-            self._in_half[data] = base, others
-        base, others = self._in_half[data]
+            seeds = (0, *_SEEDS) if any(inputs for number, inputs in read.items() if number >= 0) else ()
+            self._in_half[data] = [OnnxRuntimeRunner(rounded(forced, read, kind, s), self._options) for s in seeds]
+        if not self._in_half[data]:
+            return None
+        base, *others = self._in_half[data]
         found = base.run(inputs_with_masks(base.inputs, run))
         apart = _apart([runner.run(inputs_with_masks(runner.inputs, run)) for runner in others], found)
         floors = {value: max(distances) for value, distances in apart.items()}
@@ -221,6 +223,8 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
         names = [n for output in node.output for n in (f"{output}_half", output) if n in producers]
         twin = producers[names[0]] if names else None
         if twin is None or len(twin.input) > len(node.input):
+            continue
+        if twin.op_type == "Cast" != node.op_type:  # of an output, back to float32: what it casts has another name
             continue
         pairs = enumerate(zip(node.input, twin.input, strict=False))
         found[number] = [index for index, (name, other) in pairs if name in floats and other and is_rounded(other)]

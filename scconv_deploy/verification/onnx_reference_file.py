@@ -131,7 +131,10 @@ class OnnxReference:
         return found
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
-        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`."""
+        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
+
+        None where they cannot be told: the file's inner values have other names.
+        """
         return None if artifact is None else self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

@@ -166,7 +166,10 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
     def limit(spread, compared, table=None):
         measured = Measured(table or tolerances.table())
         measured.note_noise(replace(run, spread=spread))
-        measured.compared = compared
+        value = measured.against_noise(np.ones(2, np.float32), np.ones(2, np.float32), 1e-7)
+        for sample in range(3):  # of each value the worst over the samples
+            for number in range(compared):
+                measured.keep_replay(f"y{number}", replace(value, error=sample * 1e-7), run)
         return measured.largest_multiple("replay_multiple")
 
     assert limit(1.5, 1) == base
@@ -201,3 +204,15 @@ def test_what_follows_from_a_decision_is_disturbed():
     assert 2.0**-13 < in_half.floors["output"] < 1e-2
     np.testing.assert_array_equal(in_half.outputs["output"], in_half.outputs["output"].astype(np.float16))
     assert not np.array_equal(in_half.outputs["output"], run.outputs["output"])
+
+
+def test_the_limit_of_half_takes_the_spread_of_half_alone():
+    run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    measured = Measured(tolerances.table(), np.dtype(np.float16))
+    for name in ("y", "z"):
+        measured.keep_replay(name, measured.against_noise(X.numpy(), X.numpy(), 1e-3), run)
+    before = measured.largest_multiple("half_multiple")
+    measured.note_noise(replace(run, spread=1.9))
+    assert measured.largest_multiple("half_multiple") == before
+    measured.half_spread = 1.9
+    assert measured.largest_multiple("half_multiple") > before

@@ -11,7 +11,7 @@ from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import UsageError
 from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
-from tests.verification.judging import damage_weight, edit_body
+from tests.verification.judging import check_of, damage_weight, edit_body
 
 
 @pytest.fixture
@@ -115,3 +115,36 @@ def test_the_noise_is_measured_with_the_gates_of_no_sru_fixed_too(tmp_path):
     assert all(2**-11 <= output.noise_floor < 4 * 2**-11 for output in healthy.outputs)
     damaged_report = verify_against_onnx(scaled(tmp_path / "half.onnx", "v", 1.02), reference)
     assert "replay error" in " ".join(damaged_report.failures)
+
+
+def renamed(path):
+    """The file with other names inside."""
+    model = onnx.load(path)
+    outside = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in outside or not name else f"other_{name}" for name in names]
+    for tensor in model.graph.initializer:
+        tensor.name = f"other_{tensor.name}"
+    del model.graph.value_info[:]
+    found = path.with_name(f"renamed_{path.name}")
+    onnx.save(model, found)
+    return found
+
+
+def test_a_half_file_with_other_names_inside_is_judged_by_what_rounding_costs(tmp_path):
+    """Which values it rounds cannot be told; float32's noise, and a unit of half, would be a false alarm."""
+    rng, shapes = np.random.default_rng(0), {"w0": (8, 3, 3, 3)} | {f"w{i}": (8, 8, 3, 3) for i in range(1, 8)}
+    nodes = [
+        helper.make_node("Conv", ["x" if i == 0 else f"a{i}", f"w{i}"], ["y" if i == 7 else f"a{i + 1}"], pads=[1] * 4)
+        for i in range(8)
+    ]
+    weights = {name: rng.normal(size=shape).astype(np.float32) * np.float32(0.1) for name, shape in shapes.items()}
+    reference = saved(tmp_path / "single.onnx", nodes, IMAGE, weights)
+    convert_onnx(reference, tmp_path / "half.onnx", HalfOptions("fp16"))
+    other = renamed(tmp_path / "half.onnx")
+    report = verify_against_onnx(other, reference)
+    assert report, report.failures
+    assert {check_of(report, name).status for name in ("replay", "rounding")} == {"not run", "passed"}
+    assert [output.name for output in report.outputs] == ["y"]
+    assert "rounding costs" in " ".join(verify_against_onnx(scaled(other, "other_w7", 1.2), reference).failures)
