@@ -60,6 +60,7 @@ class OnnxNoise:
         self._gates, self._options = gates, options
         self._all_open: onnx.ModelProto | None = None
         self._disturbed: list[OnnxRuntimeRunner] | None = None
+        self._moved: set[str] = set()
         self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
 
     def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
@@ -73,8 +74,14 @@ class OnnxNoise:
     def floors(self, run: ReferenceRun) -> Floors:
         """Of a sample in float32, with its gates."""
         if self._disturbed is None:
-            self._disturbed = [OnnxRuntimeRunner(disturbed(self._forced(run), s), self._options) for s in _SEEDS]
+            models = [disturbed(self._forced(run), seed) for seed in _SEEDS]
+            self._moved = _following(
+                models[0], (n for node in models[0].graph.node for n in node.output if _is_put_in(n))
+            )
+            self._disturbed = [OnnxRuntimeRunner(model, self._options) for model in models]
         usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
+        # of what no disturbance reaches nothing was measured; an index or a mask is exact then
+        usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
         apart = _apart([runner.run(inputs_with_masks(runner.inputs, run)) for runner in self._disturbed], usual)
         floors = {value: max(distances) for value, distances in apart.items()}
         return Floors(
@@ -126,10 +133,13 @@ def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
 
 
 def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
-    """A copy that moves every float result that depends on the inputs by up to a unit in its last place."""
+    """A copy that moves every float result that depends on the inputs by up to a unit in its last place.
+
+    Numbers of words among them; what the graphs within If and Loop compute stays as it is.
+    """
     copy = _copy(model)
     floats = _of_types(copy, {TensorProto.FLOAT})
-    data = _following(copy)
+    data = _following(copy, onnx_gates.inputs(copy.graph))
     kept = {value.name for value in copy.graph.input}
     nodes = []
     for node in copy.graph.node:
@@ -261,16 +271,19 @@ def _put_in(name: str, what: str) -> str:
     return f"{_PREFIX}{what}::{name}"
 
 
+def _is_put_in(name: str) -> bool:
+    return name.startswith(_PREFIX)
+
+
 def _exact(name: str) -> str:
     return _put_in(name, "exact")
 
 
-def _following(model: onnx.ModelProto) -> set[str]:
-    """What depends on the float inputs of a graph."""
-    floats = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    found = floats - {t.name for t in model.graph.initializer}
+def _following(model: onnx.ModelProto, sources: Iterable[str]) -> set[str]:
+    """What depends on these values of a graph, for what they hold and not for their shapes alone."""
+    found = set(sources)
     for node in model.graph.node:
-        if node.op_type not in ("Shape", "Size") and any(name in found for name in node.input):
+        if node.op_type not in ("Shape", "Size") and found.intersection(onnx_gates.read(node)):
             found.update(node.output)
     return found
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scconv_deploy.converting import convert_onnx
 from scconv_deploy.errors import UsageError
 from scconv_deploy.precision.half import HalfOptions
-from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
+from scconv_deploy.verification.onnx_reference_file import NamedArrays, OnnxReference, verify_against_onnx
 from tests.verification.judging import check_of, damage_weight, edit_body
 
 
@@ -148,3 +148,36 @@ def test_a_half_file_with_other_names_inside_is_judged_by_what_rounding_costs(tm
     assert {check_of(report, name).status for name in ("replay", "rounding")} == {"not run", "passed"}
     assert [output.name for output in report.outputs] == ["y"]
     assert "rounding costs" in " ".join(verify_against_onnx(scaled(other, "other_w7", 1.2), reference).failures)
+
+
+def in_branches(value):
+    """If, with a constant condition: a product of a value from outside, or the value."""
+    done, other = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("done", "other"))
+    then = helper.make_graph([helper.make_node("MatMul", [value, "w"], ["done"])], "then", [], [done])
+    otherwise = helper.make_graph([helper.make_node("Identity", [value], ["other"])], "else", [], [other])
+    return helper.make_node("If", ["true"], ["chosen"], then_branch=then, else_branch=otherwise)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "measured"),
+    [
+        ([helper.make_node("Gather", ["words", "index"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])], True),
+        (
+            [
+                helper.make_node("Gather", ["words", "index"], ["a"]),
+                in_branches("a"),
+                helper.make_node("MatMul", ["chosen", "w"], ["y"]),
+            ],
+            True,
+        ),
+        ([helper.make_node("Gather", ["words", "index"], ["y"])], False),
+    ],
+    ids=["words", "captured by If", "nothing moved"],
+)
+def test_the_noise_of_numbers_of_words(tmp_path, nodes, measured):
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(9, 9)).astype(np.float32) for name in ("words", "w")} | {"true": np.array(True)}
+    path = saved(tmp_path / "m.onnx", nodes, {"index": (TensorProto.INT64, [5])}, constants)
+    source = OnnxReference("m", onnx.load(path))
+    floor = source.run(NamedArrays("x", {"index": np.arange(5)})).floors["y"]
+    assert (2.0**-27 < floor < 1e-6) if measured else floor is None
