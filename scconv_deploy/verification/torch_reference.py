@@ -264,7 +264,7 @@ class TorchReference:
             found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
         return found
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun:
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """The swapped model with every value rounded, see :mod:`.rounding`."""
         return self._rounded.measure(run, data, self._float64.rows_apart)
 

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.references import reference_from_module
-from scconv_deploy.verification import judge, tolerances
+from scconv_deploy.verification import judge, noise, tolerances
 from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference_run import ReferenceRun
+from scconv_deploy.verification.rounding import RoundedRuns
 from scconv_deploy.verification.runners.orders import LastPlace, OtherOrder
 from scconv_deploy.verification.samples import Sample
 from scconv_deploy.verification.torch_reference import TorchReference
@@ -216,3 +218,31 @@ def test_the_limit_of_half_takes_the_spread_of_half_alone():
     assert measured.largest_multiple("half_multiple") == before
     measured.half_spread = 1.9
     assert measured.largest_multiple("half_multiple") > before
+
+
+def test_rows_that_run_apart_at_one_size_may_not_at_another(monkeypatch):
+    """They were seen to on a sample before; this one's code wants all of them. What no run is left of has no noise."""
+    rows = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = Made(lambda x: x.reshape(4, -1).softmax(1).square()).eval()
+    reference, _ = reference_from_module(model, rows)
+    sample = Sample("x", reference.signature.tensors)
+    monkeypatch.setattr(noise, "_ELEMENTS_AT_ONCE", 1)
+
+    def seen():
+        source = TorchReference(reference)
+        source._float64._by_rows = True
+        run = source.run(sample)
+        return run, source.rounded(run, None, "float16")
+
+    run, in_half = seen()
+    assert 2.0**-26 < run.floors["output"] < 1e-6
+    assert 2.0**-13 < in_half.floors["output"] < 1e-2
+
+    def refuses(*args):
+        raise ModelError("The model comes to a comparison that it did not come to before.", "")
+
+    monkeypatch.setattr(noise.NoiseRuns, "_distances", refuses)
+    monkeypatch.setattr(RoundedRuns, "_run", refuses)
+    run, in_half = seen()
+    assert 0 < run.floors["output"] < 1e-6  # float64's
+    assert in_half is None
