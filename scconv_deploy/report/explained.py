@@ -157,7 +157,8 @@ CHECKS: dict[str, Meaning] = {
     "replay": Meaning(
         _ARTIFACT,
         "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
-        "against the noise floor. A half file is held against PyTorch with every value rounded.",
+        "against the noise floor. A half file is held against PyTorch with every value rounded; "
+        "without that it is not run, and what rounding costs decides.",
         "it is more than the limit in multiples of that noise (`replay_multiple`, `half_multiple`; more where more is "
         "compared), or the noise is too large to judge by",
         _WRONG_COMPUTATION,

@@ -145,7 +145,7 @@ def verify_artifact(
         artifact_sha256=hashlib.sha256(artifact.content).hexdigest(),
         links=links,
         srus=tuple(_sru(found, measured, statics[name]) for name, found in measured.sites.items()),
-        outputs=tuple(_output(name, measured) for name in measured.replay),
+        outputs=tuple(_output(name, measured) for name in measured.unruled | measured.replay),
         samples=measured.sample_names,
         left_alone=source.left_alone,
         provenance=_provenance(runtime) | dict(provenance or {}),
@@ -285,7 +285,7 @@ def _free_running(count: FlipCount) -> FreeRunning:
 
 
 def _output(name: str, measured: Measured) -> OutputParity:
-    found = measured.replay[name]
+    found = (measured.unruled | measured.replay)[name]
     return OutputParity(name, measured.end_to_end[name], found.error, found.floor, found.measured)
 
 

@@ -107,9 +107,11 @@ class Measured:
         rounding: of a half artifact, what rounding costs each output, the worst over the samples: the distance from
             float32 with the same gates.
         native: the same outputs of the runtime by itself, against the rounded reference.
-        spread: by which factor right runs of the reference scatter, the largest over the samples.
+        unruled: outputs of a half artifact on samples that the reference was not rounded for; as ``replay``, but
+            float32's noise is no ruler for them, so it is information.
+        spread: by which factor right runs of the reference scatter, the largest over the samples; ``half_spread`` those
+            of the rounded reference.
         continuous: whether the reference was seen to be, on every sample whose noise is large; None if there is none.
-        compared: values that were held against their noise.
     """
 
     limits: Table
@@ -137,9 +139,10 @@ class Measured:
     rounding: dict[str, OutputMetrics] = field(default_factory=dict)
     native: dict[str, AgainstNoise] = field(default_factory=dict)
     native_refusal: str = ""
+    unruled: dict[str, AgainstNoise] = field(default_factory=dict)
     spread: float = 1.0
+    half_spread: float = 1.0
     continuous: bool | None = None
-    compared: int = 0
     _needed: set[str] = field(default_factory=set)
     _rows: dict[str, int] = field(default_factory=dict)
     _worst_inputs: list[tuple[float, str, int]] = field(default_factory=list)
@@ -160,6 +163,11 @@ class Measured:
             self.continuous = run.continuous and self.continuous is not False
 
     @property
+    def compared(self) -> int:
+        """How many values were held against their noise, each on every sample."""
+        return len(self.replay) + len(self.layers) + len(self.native)
+
+    @property
     def multiple(self) -> str:
         """The name of the tolerance for multiples of the noise of the artifact's data."""
         return "replay_multiple" if self.data == FLOAT32 else "half_multiple"
@@ -176,7 +184,7 @@ class Measured:
         if tolerance.given:
             return tolerance.value
         smallest, largest = (tolerances.FIXED[f"{name}_spread"].value for name in ("smallest", "largest"))
-        spread = min(max(self.spread, smallest), largest)
+        spread = min(max(self.half_spread if name == "half_multiple" else self.spread, smallest), largest)
         return float(tolerance.value * spread ** math.sqrt(2 * math.log(max(self.compared, 1))))
 
     def largest_floor(self, data: np.dtype) -> str:
@@ -216,11 +224,18 @@ class Measured:
 
     def keep_replay(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst of an output, and the sample that it came from."""
-        self.compared += 1
         if _keep_worst(self.replay, name, found) and found is max(self.replay.values(), key=lambda f: f.badness):
-            # without what it need not hold while the next sample runs
-            sites = {site: replace(found, x=None) for site, found in run.sites.items()}
-            self.worst_run = replace(run, sites=sites)
+            self._keep_run(run)
+
+    def keep_unruled(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
+        """The same of one that there is no ruler for."""
+        if _keep_worst(self.unruled, name, found) and self.worst_run is None:
+            self._keep_run(run)
+
+    def _keep_run(self, run: ReferenceRun) -> None:
+        # without what it need not hold while the next sample runs
+        sites = {site: replace(found, x=None) for site, found in run.sites.items()}
+        self.worst_run = replace(run, sites=sites)
 
     def keep_rounding(self, name: str, metrics: OutputMetrics) -> None:
         """Keep the worst of what half costs an output."""
@@ -229,7 +244,6 @@ class Measured:
 
     def keep_native(self, name: str, found: AgainstNoise) -> None:
         """Keep the worst of what a runtime gives by itself."""
-        self.compared += 1
         _keep_worst(self.native, name, found)
 
     def keep_swapped(self, name: str, as_given: np.ndarray, given: np.ndarray, floor: float | None) -> None:
@@ -306,7 +320,6 @@ class Measured:
 
     def keep_layer(self, found: LayerError) -> None:
         """Keep the worst of those that can be judged; one whose own noise is too large only where there is no other."""
-        self.compared += 1
         worst = self.layers.get(found.name)
         if worst is None or self._layer_badness(found) > self._layer_badness(worst):
             self.layers[found.name] = found

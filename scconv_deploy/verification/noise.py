@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.other_gates import OtherGate
+from scconv_deploy.verification.other_gates import OtherGate, is_other
 from scconv_deploy.verification.runners import steps
 from scconv_deploy.verification.runners.float64 import Float64Replay, rows_of, rows_together
 from scconv_deploy.verification.runners.orders import FollowsInputs, LastPlace, OtherOrder
@@ -97,13 +98,13 @@ class NoiseRuns:
         exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others)
         masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
         masks |= others.decided
-        run = FirstRows.of(tensors, outputs, masks, inputs, self._float64.rows_apart)
-        found: dict[Value, list[float]] = defaultdict(list)
         full = self._samples < FULL_SAMPLES
         self._samples += 1
-        for mode in self._modes(run, full):
-            for value, distance in self._distances(run, mode).items():
-                found[value].append(distance)
+        run, found = right_runs(
+            FirstRows.tried(tensors, outputs, masks, inputs, self._float64.rows_apart),
+            lambda run: self._modes(run, full),
+            self._distances,
+        )
         apart = {
             value: [d for d in (exact.get(value),) if d is not None and not _another(d, found[value])] + found[value]
             for value in [*exact, *(v for v in found if v not in exact)]
@@ -140,7 +141,7 @@ class NoiseRuns:
         return found | outputs_apart(exact.outputs, outputs), others.gates(exact.largest, errors), ""
 
     def _modes(self, run: FirstRows, full: bool) -> list[FollowsInputs]:
-        inputs = list(run.tensors.values())
+        inputs = run.followed
         if not full:
             return [LastPlace(inputs, self._samples)]
         return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
@@ -163,8 +164,11 @@ class NoiseRuns:
         repeated = [replay(self._swapped, self._signature, run.tensors, run.masks) for _ in range(3)]
         if any(not torch.equal(y, repeated[0][name]) for other in repeated[1:] for name, y in other.items()):
             return False  # it draws numbers
-        inputs, (low, high) = list(run.tensors.values()), _PROPORTIONAL
-        moved = [self._distances(run, LastPlace(inputs, 1, units)) for units in _UNITS]
+        inputs, (low, high) = run.followed, _PROPORTIONAL
+        try:
+            moved = [self._distances(run, LastPlace(inputs, 1, units)) for units in _UNITS]
+        except (RuntimeError, ModelError):  # it came to another number of rows, say
+            return False
         return all(
             low * less.get(value, math.inf) <= more.get(value, 0.0) <= high * less.get(value, 0.0)
             for value in noisy
@@ -173,19 +177,28 @@ class NoiseRuns:
 
 
 def disturbed_modules(
-    tensors: Mapping[str, Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
+    tensors: Sequence[Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
 ) -> list[Mapping[tuple[str, int], Tensor]]:
     """Outputs of modules in runs that are as right as the usual one.
 
     Args:
-        tensors: the inputs of the run.
+        tensors: :func:`followed` in the run.
         record: runs it and gives the outputs.
     """
     runs = []
-    for mode in (OtherOrder(tensors.values(), 0), LastPlace(tensors.values(), 1)):
+    for mode in (OtherOrder(tensors, 0), LastPlace(tensors, 1)):
         with mode:
             runs.append(record())
     return runs
+
+
+def followed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Tensor]:
+    """The inputs of a run with fixed gates: what follows from any of them may be rounded otherwise.
+
+    Beside the inputs these are the decisions of gates of no SRU, from which a model may compute all that it gives out;
+    an SRU's mask is multiplied with its own data.
+    """
+    return [*tensors.values(), *(mask for name, mask in masks.items() if is_other(name))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,9 +225,51 @@ class FirstRows:
             rows = rows_together([*tensors.values(), *masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)[0]
         return cls(rows_of(tensors, rows), rows_of(outputs, rows), rows_of(masks, rows), rows_of(inputs, rows))
 
+    @classmethod
+    def tried(
+        cls,
+        tensors: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        rows_apart: bool,
+    ) -> list[FirstRows]:
+        """Those, and all rows: that rows run apart was seen at one size, and may not hold at another."""
+        return [cls.of(tensors, outputs, masks, inputs, apart) for apart in ((True, False) if rows_apart else (False,))]
+
+    @property
+    def followed(self) -> list[Tensor]:
+        return followed(self.tensors, self.masks)
+
     def size(self, value: Value) -> int:
         kind, name = value
         return (self.outputs if kind == "output" else self.inputs)[name].numel()
+
+
+Mode = TypeVar("Mode", bound=FollowsInputs)
+
+
+def right_runs(
+    tried: Iterable[FirstRows],
+    modes: Callable[[FirstRows], Iterable[Mode]],
+    distances: Callable[[FirstRows, Mode], Mapping[Value, float]],
+) -> tuple[FirstRows, dict[Value, list[float]]]:
+    """Distances of runs in several modes, on the first rows that the model takes.
+
+    Runs that it refuses are left out: rows that do not fit its code, another number of detections.
+    """
+    found: dict[Value, list[float]] = defaultdict(list)
+    for run in tried:
+        for mode in modes(run):
+            try:
+                apart = distances(run, mode)
+            except (RuntimeError, ModelError):
+                continue
+            for value, distance in apart.items():
+                found[value].append(distance)
+        if found:
+            break
+    return run, found
 
 
 def _another(d: float, others: list[float]) -> bool:

@@ -45,13 +45,13 @@ class Candidate:
 def candidates(model: onnx.ModelProto) -> list[Candidate]:
     """Comparisons and roundings of the main graph that depend on its inputs, in its order."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    found = _candidates(model.graph.node, _inputs(model.graph))
+    found = _candidates(model.graph.node, inputs(model.graph))
     return [one for one in found if opset >= _CAST_LIKE or not _is_number(one.kind)]
 
 
 def _candidates(nodes: Iterable[onnx.NodeProto], data: set[str]) -> Iterator[Candidate]:
     for node in nodes:
-        if not data.intersection(_read(node)):
+        if not data.intersection(read(node)):
             continue
         data.update(node.output)
         kind = _kind(node)
@@ -61,13 +61,14 @@ def _candidates(nodes: Iterable[onnx.NodeProto], data: set[str]) -> Iterator[Can
             yield Candidate(node.output[0], tuple(node.input), kind, f"{what} {node.output[0]}")
 
 
-def _inputs(graph: onnx.GraphProto) -> set[str]:
+def inputs(graph: onnx.GraphProto) -> set[str]:
+    """What a host gives a graph; an input with a default is a constant."""
     return {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
 
 
-def _read(node: onnx.NodeProto) -> set[str]:
+def read(node: onnx.NodeProto) -> set[str]:
     """What a node reads, its subgraphs included."""
-    inner = {name for graph in _subgraphs(node) for child in graph.node for name in _read(child)}
+    inner = {name for graph in _subgraphs(node) for child in graph.node for name in read(child)}
     return inner | {name for name in node.input if name}
 
 
@@ -114,9 +115,13 @@ def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProt
     """A copy that shows candidates under the names of their values, and their operands."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    found = [Found(one.value, one.value, one.operands, one.node, one.kind) for one in wanted]
-    lay_open(copy, found, inject=False)
+    lay_open(copy, [as_found(one) for one in wanted], inject=False)
     return copy
+
+
+def as_found(one: Candidate) -> Found:
+    """A candidate of the reference's own graph, by the name of its value."""
+    return Found(one.value, one.value, one.operands, one.node, one.kind)
 
 
 def lay_open(model: onnx.ModelProto, found: Sequence[Found], *, inject: bool) -> None:

@@ -18,15 +18,16 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.precision.types import ELEMENT, NUMPY, HalfPrecision
-from scconv_deploy.verification import compare, instrument
+from scconv_deploy.verification import compare, instrument, onnx_gates
 from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.noise import Floors, Value, spread_of
+from scconv_deploy.verification.onnx_gates import Candidate
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
 _EXACT = frozenset({
-    "Abs", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
+    "Abs", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
     "DepthToSpace", "Dropout", "EyeLike", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
     "Identity", "If", "IsInf", "IsNaN", "Loop", "Max", "MaxPool", "Min", "Neg", "NonMaxSuppression", "NonZero",
     "OneHot", "Pad", "PRelu", "LeakyRelu", "Range", "Relu", "Reshape", "Resize", "ReverseSequence", "Round", "Scan",
@@ -49,19 +50,38 @@ class OnnxNoise:
     Args:
         proto: the file, float32.
         sites: the names of its SRUs.
+        gates: its gates of no SRU; those that a run holds (:attr:`.ReferenceRun.others`) are fixed too.
     """
 
-    def __init__(self, proto: onnx.ModelProto, sites: Iterable[str], options: RuntimeOptions) -> None:
-        self._forced = instrument.laid_open(proto, list(sites), inject=True)
-        self._options = options
+    def __init__(
+        self, proto: onnx.ModelProto, sites: Iterable[str], gates: Sequence[Candidate], options: RuntimeOptions
+    ) -> None:
+        self._sites_open = instrument.laid_open(proto, list(sites), inject=True)
+        self._gates, self._options = gates, options
+        self._all_open: onnx.ModelProto | None = None
         self._disturbed: list[OnnxRuntimeRunner] | None = None
-        self._in_half: dict[str, tuple[OnnxRuntimeRunner, list[OnnxRuntimeRunner]]] = {}
+        self._moved: set[str] = set()
+        self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
+
+    def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
+        """The file with every gate decided from outside, as the artifact's are in its replay."""
+        if self._all_open is None:  # which operands are floating, a run tells
+            fixed = [onnx_gates.as_found(one) for one in self._gates if one.value in run.others]
+            self._all_open = _copy(self._sites_open)
+            onnx_gates.lay_open(self._all_open, fixed, inject=True)
+        return self._all_open
 
     def floors(self, run: ReferenceRun) -> Floors:
         """Of a sample in float32, with its gates."""
         if self._disturbed is None:
-            self._disturbed = [OnnxRuntimeRunner(disturbed(self._forced, s), self._options) for s in _SEEDS]
+            models = [disturbed(self._forced(run), seed) for seed in _SEEDS]
+            self._moved = _following(
+                models[0], (n for node in models[0].graph.node for n in node.output if _is_put_in(n))
+            )
+            self._disturbed = [OnnxRuntimeRunner(model, self._options) for model in models]
         usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
+        # of what no disturbance reaches nothing was measured; an index or a mask is exact then
+        usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
         apart = _apart([runner.run(inputs_with_masks(runner.inputs, run)) for runner in self._disturbed], usual)
         floors = {value: max(distances) for value, distances in apart.items()}
         return Floors(
@@ -70,19 +90,20 @@ class OnnxNoise:
             spread_of(apart.values()),
         )
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun:
-        """A sample with every value rounded that the artifact reads in half.
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+        """A sample with every value rounded that the artifact reads in half; None where no node is seen to.
 
         Args:
             data: ``float16`` or ``bfloat16``.
         """
         if data not in self._in_half:
-            read, kind = rounded_inputs(self._forced, artifact), _PRECISION[data]
-            base, *others = (
-                OnnxRuntimeRunner(rounded(self._forced, read, kind, s), self._options) for s in (0, *_SEEDS)
-            )
-            self._in_half[data] = base, others
-        base, others = self._in_half[data]
+            forced, kind = self._forced(run), _PRECISION[data]
+            read = rounded_inputs(forced, artifact)
+            seeds = (0, *_SEEDS) if any(inputs for number, inputs in read.items() if number >= 0) else ()
+            self._in_half[data] = [OnnxRuntimeRunner(rounded(forced, read, kind, s), self._options) for s in seeds]
+        if not self._in_half[data]:
+            return None
+        base, *others = self._in_half[data]
         found = base.run(inputs_with_masks(base.inputs, run))
         apart = _apart([runner.run(inputs_with_masks(runner.inputs, run)) for runner in others], found)
         floors = {value: max(distances) for value, distances in apart.items()}
@@ -112,10 +133,13 @@ def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
 
 
 def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
-    """A copy that moves every float result that depends on the inputs by up to a unit in its last place."""
+    """A copy that moves every float result that depends on the inputs by up to a unit in its last place.
+
+    Numbers of words among them; what the graphs within If and Loop compute stays as it is.
+    """
     copy = _copy(model)
     floats = _of_types(copy, {TensorProto.FLOAT})
-    data = _following(copy)
+    data = _following(copy, onnx_gates.inputs(copy.graph))
     kept = {value.name for value in copy.graph.input}
     nodes = []
     for node in copy.graph.node:
@@ -210,6 +234,8 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
         twin = producers[names[0]] if names else None
         if twin is None or len(twin.input) > len(node.input):
             continue
+        if twin.op_type == "Cast" != node.op_type:  # of an output, back to float32: what it casts has another name
+            continue
         pairs = enumerate(zip(node.input, twin.input, strict=False))
         found[number] = [index for index, (name, other) in pairs if name in floats and other and is_rounded(other)]
     found[-1] = [i for i, value in enumerate(model.graph.output) if value.name in floats and is_rounded(value.name)]
@@ -245,16 +271,19 @@ def _put_in(name: str, what: str) -> str:
     return f"{_PREFIX}{what}::{name}"
 
 
+def _is_put_in(name: str) -> bool:
+    return name.startswith(_PREFIX)
+
+
 def _exact(name: str) -> str:
     return _put_in(name, "exact")
 
 
-def _following(model: onnx.ModelProto) -> set[str]:
-    """What depends on the float inputs of a graph."""
-    floats = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    found = floats - {t.name for t in model.graph.initializer}
+def _following(model: onnx.ModelProto, sources: Iterable[str]) -> set[str]:
+    """What depends on these values of a graph, for what they hold and not for their shapes alone."""
+    found = set(sources)
     for node in model.graph.node:
-        if node.op_type not in ("Shape", "Size") and any(name in found for name in node.input):
+        if node.op_type not in ("Shape", "Size") and found.intersection(onnx_gates.read(node)):
             found.update(node.output)
     return found
 

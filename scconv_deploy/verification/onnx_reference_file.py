@@ -22,7 +22,6 @@ from scconv_deploy.verification.chain import Artifact, Judging, verify_artifact
 from scconv_deploy.verification.compare import distance
 from scconv_deploy.verification.onnx_file import read_onnx
 from scconv_deploy.verification.onnx_noise import OnnxNoise
-from scconv_deploy.verification.other_gates import Found
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
 from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 
@@ -62,8 +61,8 @@ class OnnxReference:
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
         self._options = options
-        self._noise = OnnxNoise(self._proto, self._sites, options)
         self._wanted = onnx_gates.candidates(self._proto)
+        self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options)
         laid_open = instrument.laid_open(self._proto, list(self._sites), inject=False)
         self._runner = OnnxRuntimeRunner(onnx_gates.shown(laid_open, self._wanted), options)
 
@@ -116,7 +115,7 @@ class OnnxReference:
     def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
         """The file itself, all but the gates named fixed, on inputs that are off by rounding."""
         wanted = [one for one in self._wanted if one.value in run.others and one.value not in free]
-        fixed = [Found(one.value, one.value, one.operands, one.node, one.kind) for one in wanted]
+        fixed = [onnx_gates.as_found(one) for one in wanted]
         model = instrument.laid_open(self._proto, list(self._sites), inject=True)
         onnx_gates.lay_open(model, fixed, inject=True)
         expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
@@ -132,7 +131,10 @@ class OnnxReference:
         return found
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
-        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`."""
+        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
+
+        None where they cannot be told: the file's inner values have other names.
+        """
         return None if artifact is None else self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:

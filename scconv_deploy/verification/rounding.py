@@ -9,7 +9,6 @@ random, twice. It costs one rounded pass, and three of the first rows.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -17,9 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
-from scconv_deploy.verification.noise import FULL_SAMPLES, FirstRows, Value, outputs_apart, spread_of
+from scconv_deploy.verification.noise import (
+    FULL_SAMPLES,
+    FirstRows,
+    Value,
+    followed,
+    outputs_apart,
+    right_runs,
+    spread_of,
+)
 from scconv_deploy.verification.other_gates import is_other
 from scconv_deploy.verification.reference_run import ReferenceRun, RoundedRun
 from scconv_deploy.verification.runners.pytorch import replay
@@ -33,8 +41,8 @@ class RoundedRuns:
         self._swapped, self._signature = swapped, signature
         self._samples = 0
 
-    def measure(self, run: ReferenceRun, data: str, rows_apart: bool) -> RoundedRun:
-        """One sample.
+    def measure(self, run: ReferenceRun, data: str, rows_apart: bool) -> RoundedRun | None:
+        """One sample; None where the rounded model comes to other shapes than its gates have.
 
         Args:
             data: ``float16`` or ``bfloat16``.
@@ -43,16 +51,18 @@ class RoundedRuns:
         tensors = {name: _rounded(torch.from_numpy(value), data) for name, value in run.inputs.items()}
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
         inputs: dict[str, Tensor] = {}
-        outputs = self._run(
-            tensors, masks, Rounded(tensors.values(), data), lambda site, x: inputs.__setitem__(site, x.clone())
-        )
-        few = FirstRows.of(tensors, outputs, masks, inputs, rows_apart)
-        found: dict[Value, list[float]] = defaultdict(list)
+        mode = Rounded(followed(tensors, masks), data)
+        try:
+            outputs = self._run(tensors, masks, mode, lambda site, x: inputs.__setitem__(site, x.clone()))
+        except (RuntimeError, ModelError):  # it came to another number of rows, say
+            return None
         full = self._samples < FULL_SAMPLES
         self._samples += 1
-        for mode in self._modes(few, data, full):
-            for value, distance in self._distances(few, mode).items():
-                found[value].append(distance)
+        _, found = right_runs(
+            FirstRows.tried(tensors, outputs, masks, inputs, rows_apart),
+            lambda few: self._modes(few, data, full),
+            self._distances,
+        )
         floors = {value: max(distances) for value, distances in found.items()}
         return RoundedRun(
             {name: y.detach().numpy() for name, y in outputs.items()},
@@ -63,7 +73,7 @@ class RoundedRuns:
         )
 
     def _modes(self, few: FirstRows, data: str, full: bool) -> list[Rounded]:
-        inputs = list(few.tensors.values())
+        inputs = few.followed
         if not full:
             return [Rounded(inputs, data, seed=self._samples)]
         return [Rounded(inputs, data, fold=False), Rounded(inputs, data, seed=1), Rounded(inputs, data, seed=2)]

@@ -69,8 +69,8 @@ ALL: dict[str, Tolerance] = {
     "replay_multiple": Tolerance(
         4,
         "error of the replay with the reference's gates, in multiples of the noise, where one value is compared; of n "
-        "values the largest may be spread^sqrt(2 ln n) times as large, with the spread of the reference's own right "
-        "runs. A value given by the user is the limit itself, however many are compared",
+        "values, each the worst of its samples, the largest may be spread^sqrt(2 ln n) times as large, with the spread "
+        "of the reference's own right runs. A value given by the user is the limit itself, however many are compared",
         "with the gates fixed the model is continuous, and the noise is the farthest of several runs that are all "
         "right, so that another one is about as far. The largest of n draws grows as the root of 2 ln n in units of "
         "their spread. Healthy artifacts reach 1.5x their noise, 0.3 of their limit; faults in one layer reach from "

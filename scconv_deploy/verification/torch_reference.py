@@ -30,7 +30,7 @@ from scconv_deploy.rewrite.nodes import variant_attributes
 from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules
+from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules, followed
 from scconv_deploy.verification.other_gates import UNIT_ROUNDOFF, OtherGate
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
 from scconv_deploy.verification.rounding import RoundedRuns
@@ -267,7 +267,7 @@ class TorchReference:
             found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
         return found
 
-    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun:
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """The swapped model with every value rounded, see :mod:`.rounding`."""
         return self._rounded.measure(run, data, self._float64.rows_apart)
 
@@ -283,7 +283,7 @@ class TorchReference:
         if not run.float64_refusal:
             exact = record_modules(self._float64.model, paths, lambda: self._float64.run(inputs, masks))
         others = disturbed_modules(
-            inputs,
+            followed(inputs, masks),
             lambda: record_modules(
                 self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
             ),

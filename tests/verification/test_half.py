@@ -14,7 +14,7 @@ from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.margins import count_flips, decide
 from scconv_deploy.report.records import StageLog
-from scconv_deploy.verification import instrument
+from scconv_deploy.verification import artifact, instrument
 from scconv_deploy.verification.chain import Artifact
 from scconv_deploy.verification.parity import verify_onnx
 from scconv_deploy.verification.runners.half import HalfRunner
@@ -62,8 +62,8 @@ def checks_of(report, name):
 def test_a_healthy_one_passes(tiny_reference, options, unit):
     reference = tiny_reference[0]
     single, half = halved(reference, options)
-    artifact = Artifact(half, "model.onnx", half.SerializeToString(), single)
-    report = verify_onnx(reference, artifact, noise_samples(reference.signature, 0), StageLog())
+    made = Artifact(half, "model.onnx", half.SerializeToString(), single)
+    report = verify_onnx(reference, made, noise_samples(reference.signature, 0), StageLog())
     assert report, report.failures
     assert [link_of(report, name).status for name in ("onnxruntime", "precision")] == ["passed", "passed"]
     assert [sru.teacher_forced.flips for sru in report.srus] == [0] * 4  # the gate is in float32
@@ -136,10 +136,10 @@ def test_values_that_half_cannot_hold_are_named_with_their_module(tiny_reference
     reference = tiny_reference[0]
     single, half = halved(reference, ExportOptions(precision="fp16"))
     image = 1e6 * noise_samples(reference.signature, 0)[0].tensors["image"]
-    artifact = Artifact(half, "model.onnx", half.SerializeToString(), single)
+    made = Artifact(half, "model.onnx", half.SerializeToString(), single)
 
     def range_on(image):
-        return check_of(verify_onnx(reference, artifact, [Sample("x", {"image": image})], StageLog()), "range")
+        return check_of(verify_onnx(reference, made, [Sample("x", {"image": image})], StageLog()), "range")
 
     check = range_on(image / 1e6)
     with OnnxRuntimeRunner(single) as runner:
@@ -182,3 +182,29 @@ def test_gates_decided_in_float64_are_pytorchs(tiny_reference):
         assert (count.unexplained, count.gates) == (0, mask.size)
         assert count.flips < 5
         assert (decide(-x, found.site.form) != mask).mean() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "words"),
+    [
+        (lambda y: np.where(np.arange(y.size).reshape(y.shape), y, np.nan), "finite", "the runtime's output"),
+        (lambda y: np.where(np.arange(y.size).reshape(y.shape), y, np.inf), "finite", "the runtime's output"),
+        (lambda y: y[..., :-1], "contract", "the runtime's own output"),
+    ],
+)
+def test_what_the_runtime_itself_spoils_fails(tiny_reference, half, monkeypatch, spoil, check, words):
+    """On the last sample alone: what was measured before is judged all the same."""
+    ran = []
+
+    class Spoiling(HalfRunner):
+        def run(self, tensors):
+            ran.append(1)
+            found = super().run(tensors)
+            return {n: y * np.float32(2) if len(ran) == 1 else spoil(y) for n, y in found.items()}
+
+    monkeypatch.setattr(artifact, "HalfRunner", Spoiling)
+    report = judge(tiny_reference[0], half)
+    assert len(ran) > 1
+    assert check_of(report, check).status == "failed"
+    assert words in check_of(report, check).reason
+    assert check_of(report, "runtime").status == "failed"

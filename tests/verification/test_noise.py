@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.references import reference_from_module
-from scconv_deploy.verification import judge, tolerances
+from scconv_deploy.verification import judge, noise, tolerances
 from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference_run import ReferenceRun
+from scconv_deploy.verification.rounding import RoundedRuns
 from scconv_deploy.verification.runners.orders import LastPlace, OtherOrder
 from scconv_deploy.verification.samples import Sample
 from scconv_deploy.verification.torch_reference import TorchReference
@@ -166,7 +168,10 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
     def limit(spread, compared, table=None):
         measured = Measured(table or tolerances.table())
         measured.note_noise(replace(run, spread=spread))
-        measured.compared = compared
+        value = measured.against_noise(np.ones(2, np.float32), np.ones(2, np.float32), 1e-7)
+        for sample in range(3):  # of each value the worst over the samples
+            for number in range(compared):
+                measured.keep_replay(f"y{number}", replace(value, error=sample * 1e-7), run)
         return measured.largest_multiple("replay_multiple")
 
     assert limit(1.5, 1) == base
@@ -175,3 +180,69 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
     assert limit(1.0, 10) == limit(1.25, 10)  # a handful of runs can agree by luck
     assert limit(9.0, 10) == limit(2.0, 10)
     assert limit(1.5, 100, tolerances.table({"replay_multiple": 16})) == 16
+
+
+class Masked(nn.Module):
+    """Counts where a convolution is large: all that leaves it is computed of the decisions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(8, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc((self.conv(x) > 0.1).float().mean((2, 3)))
+
+
+def test_what_follows_from_a_decision_is_disturbed():
+    torch.manual_seed(0)
+    reference, _ = reference_from_module(Masked().eval(), X)
+    source = TorchReference(reference)
+    run = source.run(Sample("x", reference.signature.tensors))
+    assert run.others
+    assert 2.0**-26 < run.floors["output"] < 1e-6
+    (_, _, _, floor) = next(iter(source.modules(run, ["fc"])))
+    assert 2.0**-26 < floor < 1e-6
+    in_half = source.rounded(run, None, "float16")
+    assert 2.0**-13 < in_half.floors["output"] < 1e-2
+    np.testing.assert_array_equal(in_half.outputs["output"], in_half.outputs["output"].astype(np.float16))
+    assert not np.array_equal(in_half.outputs["output"], run.outputs["output"])
+
+
+def test_the_limit_of_half_takes_the_spread_of_half_alone():
+    run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    measured = Measured(tolerances.table(), np.dtype(np.float16))
+    for name in ("y", "z"):
+        measured.keep_replay(name, measured.against_noise(X.numpy(), X.numpy(), 1e-3), run)
+    before = measured.largest_multiple("half_multiple")
+    measured.note_noise(replace(run, spread=1.9))
+    assert measured.largest_multiple("half_multiple") == before
+    measured.half_spread = 1.9
+    assert measured.largest_multiple("half_multiple") > before
+
+
+def test_rows_that_run_apart_at_one_size_may_not_at_another(monkeypatch):
+    """They were seen to on a sample before; this one's code wants all of them. What no run is left of has no noise."""
+    rows = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = Made(lambda x: x.reshape(4, -1).softmax(1).square()).eval()
+    reference, _ = reference_from_module(model, rows)
+    sample = Sample("x", reference.signature.tensors)
+    monkeypatch.setattr(noise, "_ELEMENTS_AT_ONCE", 1)
+
+    def seen():
+        source = TorchReference(reference)
+        source._float64._by_rows = True
+        run = source.run(sample)
+        return run, source.rounded(run, None, "float16")
+
+    run, in_half = seen()
+    assert 2.0**-26 < run.floors["output"] < 1e-6
+    assert 2.0**-13 < in_half.floors["output"] < 1e-2
+
+    def refuses(*args):
+        raise ModelError("The model comes to a comparison that it did not come to before.", "")
+
+    monkeypatch.setattr(noise.NoiseRuns, "_distances", refuses)
+    monkeypatch.setattr(RoundedRuns, "_run", refuses)
+    run, in_half = seen()
+    assert 0 < run.floors["output"] < 1e-6  # float64's
+    assert in_half is None

@@ -154,3 +154,64 @@ def test_embedded_indices_are_data_and_positions_are_not():
     expected = reference.model.words.weight[index].detach().half().float() * 0.5
     np.testing.assert_array_equal(words, expected.half().float().numpy())
     assert row.tolist() in ([[2049.0, 4095.0]], [[2048.0, 4096.0]])  # an output is rounded, the row looked up was not
+
+
+class Image(nn.Module):
+    """An image of bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, image):
+        return self.conv(image.float() / 255).relu()
+
+
+class OneHot(nn.Module):
+    """Numbers of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(9, 8), nn.Linear(8, 4)
+
+    def forward(self, index):
+        return self.last(self.first(nn.functional.one_hot(index, 9).float()).relu())
+
+
+class Steps(nn.Module):
+    """Points in time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rates", torch.tensor([0.001, 0.01, 0.1]))
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, steps):
+        return self.last(torch.sin(steps.float()[:, None] * self.rates))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Image, lambda g: torch.randint(0, 256, (2, 3, 8, 8), generator=g, dtype=torch.uint8)),
+        (OneHot, lambda g: torch.randint(0, 9, (2, 5), generator=g)),
+        (Steps, lambda g: torch.randint(0, 1000, (6,), generator=g)),
+    ],
+)
+def test_what_is_computed_of_integers_is_rounded(model, inputs):
+    torch.manual_seed(0)
+    reference, _ = reference_from_module(model().eval(), inputs(torch.Generator().manual_seed(0)))
+    source = TorchReference(reference)
+    run = source.run(Sample("x", reference.signature.tensors))
+    found = source.rounded(run, None, "float16")
+    ((name, y),) = found.outputs.items()
+    apart = np.linalg.norm(y - run.outputs[name]) / np.linalg.norm(run.outputs[name])
+    assert apart > 2.0**-12.5  # more than the rounding of the output itself would do
+    assert 2.0**-13 < found.floors[name] < 1e-1
+
+
+def test_an_integer_that_half_does_not_hold_is_rounded_where_it_is_read():
+    index = torch.tensor([2049, 7])
+    with Rounded([index], "float16"):
+        found = index.float() * 1.0
+    assert found.tolist() == [2048.0, 7.0]

@@ -51,14 +51,14 @@ class Rounded(FollowsInputs):
     """Rounds what depends on the inputs.
 
     Args:
-        tensors: the inputs, rounded.
+        tensors: the inputs, the floating ones rounded, and what is put into the run beside them.
         data: ``float16`` or ``bfloat16``.
         fold: BatchNorms behind a convolution are part of its weights.
         seed: of roundings at random; None rounds to the nearest.
     """
 
     def __init__(self, tensors: Iterable[Tensor], data: str, *, fold: bool = True, seed: int | None = None) -> None:
-        super().__init__(t for t in tensors if t.is_floating_point())
+        super().__init__(tensors)
         self._dtype, self._fold = DTYPES[data], fold
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         # float32 until it is read; of a convolution its arguments too, the weights as they are
@@ -91,6 +91,8 @@ class Rounded(FollowsInputs):
                 args = [self._number(a) if isinstance(a, float) else a for a in args]
         out = func(*args, **kwargs)
         if name in EXACT and not kept:
+            if name == "to_copy" and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+                self._note_wide(out, None)  # half does not hold every integer
             return out
         if kept or (name == "convolution" and self._fold):
             for leaf in pytree.tree_leaves(out):
