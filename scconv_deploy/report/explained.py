@@ -210,7 +210,7 @@ CHECKS: dict[str, Meaning] = {
     "quantization": Meaning(
         _ARTIFACT,
         "Nothing but the SRUs of a quantised file (int8 with Q/DQ): no limit for the rounding of floats says what the "
-        "quantisers around them may cost.",
+        "quantisers around them may cost. The link is then not run, and the report has no verdict.",
         "",
         "Compare its answers on real data with the float model's.",
     ),
