@@ -279,7 +279,7 @@ class ArtifactMeasurement:
     def _replay(self, run: ReferenceRun) -> Arrays:
         """The outputs with the reference's gates; the layers, and gates of no known SRU, are compared here."""
         forced = self._forced_outputs(run)
-        self._others.compare_same_input(run, forced)
+        self._others.compare_same_input(run, self._rounded, forced)
         for name, site in run.sites.items():
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None:

@@ -27,7 +27,7 @@ def _same_input(measured: Measured) -> Check:
     limits = measured.limits
     flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
     ratios = {n: s.error / s.floor for n, s in others.sites.items() if s.compared}
-    apart = Quantity("other_gates", max(ratios.values(), default=0.0), limits["other_gates"].value)
+    apart = Quantity(measured.other_gates, max(ratios.values(), default=0.0), limits[measured.other_gates].value)
     among = f" of {len(others.sites) + len(others.unfound)}" if others.unfound else ""
     text = (
         f"gates of no known SRU, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "

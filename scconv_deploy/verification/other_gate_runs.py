@@ -11,14 +11,17 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.verification import onnx_gates
 from scconv_deploy.verification.measure import AgainstNoise, Measured
 from scconv_deploy.verification.other_gates import (
+    LAYERS,
     UNIT_ROUNDOFF,
     OtherGate,
     OtherGateMeasured,
     count_flips,
     margin_error,
+    margin_size,
+    mean_error,
     of_few,
 )
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource
+from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, ReferenceSource, RoundedRun
 from scconv_deploy.verification.runners.half import runner_of
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 
@@ -57,9 +60,9 @@ class OtherGateRuns:
         onnx_gates.lay_open(model, self._measured.others.found, inject=inject)
         return model
 
-    def compare_same_input(self, run: ReferenceRun, values: Arrays) -> None:
+    def compare_same_input(self, run: ReferenceRun, rounded: RoundedRun | None, values: Arrays) -> None:
         """What the artifact decides with the reference's decisions everywhere, and from what."""
-        multiple, data = self._measured.limits["other_gates"].value, self._measured.data
+        multiple, data = self._measured.limits[self._measured.other_gates].value, self._measured.data
         for name, site in self._measured.others.sites.items():
             gate = run.others.get(name)
             if gate is None or not gate.views:
@@ -69,17 +72,26 @@ class OtherGateRuns:
                 text = f"gate {name} is {list(decided.shape)}, the reference's {list(gate.decided.shape)}"
                 self._measured.contract[text] += 1
                 continue
-            site.flips = site.flips + count_flips(gate, site.found, decided, margin, multiple, data)
+            in_half = None if rounded is None else rounded.others.get(name)
+            gate = gate if in_half is None else in_half
+            site.flips = site.flips + count_flips(gate, site.found, decided, margin, multiple, data, in_half is None)
             if site.found.view is not None:
-                self._keep_error(site, gate, margin)
+                self._keep_error(site, gate, margin, in_half is not None)
 
-    def _keep_error(self, site: OtherGateMeasured, gate: OtherGate, margin: np.ndarray) -> None:
+    def _keep_error(self, site: OtherGateMeasured, gate: OtherGate, margin: np.ndarray, rounded: bool) -> None:
         view = gate.views[site.found.view or 0]
-        smallest = UNIT_ROUNDOFF.get(self._measured.data.name, UNIT_ROUNDOFF["float32"])
+        data = self._measured.data
+        unit, few = UNIT_ROUNDOFF.get(data.name, UNIT_ROUNDOFF["float32"]), of_few(margin.size)
         measured = self._measured.limits["assumed_floor"].value if view.error is None else view.error
-        error, floor = margin_error(view, margin), max(smallest, measured) * of_few(margin.size)
-        if not site.compared or not error * site.floor <= site.error * floor:
-            site.error, site.floor, site.compared = error, floor, True
+        if data == np.float32:
+            pairs = [(margin_error(view, margin), max(unit, measured) * few)]
+        elif rounded:  # what half holds exactly, other right files need not have exactly
+            pairs = [(margin_error(view, margin), max(unit * margin_size(view), measured) * few)]
+        else:  # rounding has no side: a threshold that was moved shows in the mean, far below what layers add up to
+            pairs = [(margin_error(view, margin), max(LAYERS * unit, measured) * few), (mean_error(view, margin), unit)]
+        for error, floor in pairs:
+            if not site.compared or not error * site.floor <= site.error * floor:
+                site.error, site.floor, site.compared = error, floor, True
 
     def compare_free(self, run: ReferenceRun, values: Arrays) -> None:
         """What the artifact decides as it is: information, for its own decisions before have moved the operands."""

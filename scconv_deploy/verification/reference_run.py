@@ -132,6 +132,8 @@ class RoundedRun:
         inputs: of gates, by site; empty where they were not kept.
         input_floors: noise of them, by site.
         spread: as of :class:`ReferenceRun`.
+        others: gates of no known SRU with their rounded margins, and the noise of those: how far other right roundings,
+            and float32, are. Without those that it is not known of.
     """
 
     outputs: Arrays
@@ -139,6 +141,7 @@ class RoundedRun:
     inputs: Arrays = field(default_factory=dict)
     input_floors: Mapping[str, float] = field(default_factory=dict)
     spread: float = 1.0
+    others: Mapping[str, OtherGate] = field(default_factory=dict)
 
 
 class ReferenceSource(Protocol):

@@ -10,17 +10,30 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from scconv_deploy.bundle.reference import read_reference, write_reference
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import Check, Link
 from scconv_deploy.report.verdict import parity_error
-from scconv_deploy.verification.other_gates import STEPS, Found, OtherGate, View, count_flips, margin_error
+from scconv_deploy.verification.other_gates import (
+    STEPS,
+    UNIT_ROUNDOFF,
+    Found,
+    OtherGate,
+    View,
+    count_flips,
+    margin_error,
+    mean_error,
+)
 from scconv_deploy.verification.recorded import verify_bundle
 from scconv_deploy.verification.runners import steps
+from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.verification.torch_reference import TorchReference
 from tests import wild
 from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
 from tests.verification.judging import check_of, judge
+from tests.verification.test_half import halved
 from tests.verification.test_recorded import make_bundle
 
 FLOAT32 = np.dtype(np.float32)
@@ -118,6 +131,91 @@ def test_the_reference_that_travels_judges_alike(two, tmp_path):
         (bundle / "model.onnx").write_bytes(model.SerializeToString())
         report = verify_bundle(bundle)
         assert check_of(report, DAMAGE[name].check).status == "failed", name
+
+
+# --- half ------------------------------------------------------------------------------------------------------------
+
+
+def halved_gates(network, precision):
+    image = torch.randn((2, 3, 16, 16), generator=torch.manual_seed(0))
+    reference, _ = reference_from_module(network, image)
+    return reference, halved(reference, ExportOptions(precision=precision))[1]
+
+
+class Gates(nn.Module):
+    """All of them that half can decide: "many flips" looks at digits that half has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates = nn.ModuleList(gate() for name, gate in GATES.items() if name != "many flips")
+
+    def forward(self, x):
+        return sum(gate(x) for gate in self.gates)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_gates_of_a_healthy_half_file_are_within_rounding(precision):
+    torch.manual_seed(0)
+    reference, model = halved_gates(around(Gates()), precision)
+    report = judge(reference, model)
+    assert check_of(report, "other gates").status == "passed", check_of(report, "other gates").reason
+    assert [gate.site for gate in report.other_gates if gate.reason] == []
+    assert sum(gate.flips for gate in report.other_gates)
+    assert max(gate.operand_ratio for gate in report.other_gates) < 4
+
+
+def threshold_moved(model, by):
+    node = next(n for n in model.graph.node if n.op_type in ("Greater", "GreaterOrEqual"))
+    stored = next(t for t in model.graph.initializer if t.name == node.input[1])
+    value = onnx.numpy_helper.to_array(stored)
+    model.graph.initializer.append(onnx.numpy_helper.from_array((value + by).astype(value.dtype), "moved"))
+    node.input[1] = "moved"
+
+
+THRESHOLDS = {
+    "on a sigmoid": lambda x: torch.where(torch.sigmoid(x) > 0.5, x, -x),
+    "on data": lambda x: torch.where(x > 0.2, x, -x),
+}
+
+
+@pytest.mark.parametrize("form", THRESHOLDS)
+@pytest.mark.parametrize(("precision", "by"), [("fp16", 0.01), ("bf16", 0.05)])
+def test_a_threshold_moved_in_half_is_no_noise_of_its_own(form, precision, by):
+    torch.manual_seed(0)
+    reference, model = halved_gates(around(Lambda(THRESHOLDS[form])), precision)
+    assert judge(reference, model)
+    threshold_moved(model, by)
+    report = judge(reference, model)
+    assert check_of(report, "other gates").status == "failed"
+
+
+def test_a_moved_threshold_is_seen_without_a_rounded_reference():
+    """As of an ONNX file: by the mean, which rounding leaves where it is."""
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(2, 8, 500)).astype(np.float32)
+    view = View("ge", m, np.full((1, 8, 1), 4, np.float32), None, 1e-6)
+    half = np.dtype(np.float16)
+    near = m * (1 + 2.0**-10 * rng.uniform(-1, 1, m.shape)).astype(np.float32)
+    assert mean_error(view, near) < 0.1 * UNIT_ROUNDOFF["float16"]
+    assert mean_error(view, near + np.float32(0.02)) > 8 * UNIT_ROUNDOFF["float16"]
+    gate = OtherGate("g", "ge", m >= 0, (view,))
+    moved = m + np.float32(0.1)
+    found = count_flips(gate, FOUND, moved >= 0, moved, 8, half, unmeasured=True)
+    assert found.unexplained > found.flips / 2
+    assert count_flips(gate, FOUND, near >= 0, near, 8, half, unmeasured=True).unexplained == 0
+
+
+def test_the_noise_of_rounded_margins_travels(tmp_path):
+    torch.manual_seed(0)
+    reference, _ = halved_gates(two_masks(), "fp16")
+    source, samples = TorchReference(reference), noise_samples(reference.signature, 0)[:1]
+    write_reference(tmp_path, source, samples, [], rounded_to="float16")
+    recorded = read_reference(tmp_path)
+    found = recorded.rounded(recorded.run(0), None, "float16").others
+    wanted = source.rounded(source.run(samples[0]), None, "float16").others
+    assert list(found) == list(wanted) == ["model::ge", "model::gt"]
+    assert found["model::ge"].views[0].error == wanted["model::ge"].views[0].error > 2.0**-14
+    assert found["model::ge"].views[0].noise.shape == (1, 16, 1, 1)
 
 
 # --- where a gate cannot be fixed ------------------------------------------------------------------------------------

@@ -125,9 +125,9 @@ CASES = {
 }
 
 
-def other_gates(limits, ratio):
+def other_gates(limits, ratio, data="float32"):
     """Whether a gate of no SRU fails whose operands are this many times their noise away."""
-    measured = measured_by(limits)
+    measured = measured_by(limits, data)
     site = OtherGateMeasured(Found("a::ge", "v", ("a", "b"), "GreaterOrEqual v", "ge"), FlipCount(9))
     site.error, site.floor, site.compared = ratio * 1e-7, 1e-7, True
     measured.others.sites["a::ge"] = site
@@ -147,6 +147,7 @@ def jumping(limits, multiple):
 
 
 CASES["other_gates"], CASES["jump_multiple"] = other_gates, jumping
+CASES["other_gates_half"] = lambda t, x: other_gates(t, x, "float16")
 
 
 def second_opinion(limits, apart):
