@@ -73,7 +73,8 @@ class ArtifactMeasurement:
             self.measured.note_noise(run)
             self._rounded = self._in_half(run)
             self._judge_reference(run)
-            self._others.align(run)
+            if self._others.align(run):
+                self._open = self._forced = self._native = None
             for site in run.sites.values():
                 self._teacher_force(site)
         self._run_free(run)

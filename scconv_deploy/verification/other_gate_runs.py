@@ -1,4 +1,4 @@
-"""An artifact's gates of no known SRU: found on the first sample, compared and replayed on every one."""
+"""An artifact's gates of no known SRU: found on the first sample that has them, compared and replayed on every one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scconv_deploy.verification.measure import AgainstNoise, Measured
 from scconv_deploy.verification.other_gates import (
     LAYERS,
     UNIT_ROUNDOFF,
+    Found,
     OtherGate,
     OtherGateMeasured,
     count_flips,
@@ -34,30 +35,43 @@ class OtherGateRuns:
     ) -> None:
         self._source, self._proto, self._options, self._measured = source, proto, options, measured
         self._loose = onnx_gates.loose(proto)
-        self._aligned = False
+        self._untaken: list[str] = []  # comparisons that decide no gate of the reference
+        self._known: set[str] = set()
+        self._here: list[Found] = []
         self._noisy: set[str] = set()  # outputs that jump in float64 too
         self._jumps: tuple[ReferenceRun, Mapping[str, float]] | None = None
 
-    def align(self, run: ReferenceRun) -> None:
-        """Find the gates of the reference in the artifact, once."""
-        if self._aligned or not run.others:
-            return
-        self._aligned = True
+    def align(self, run: ReferenceRun) -> bool:
+        """Find those gates of the reference in the artifact that no sample before came to.
+
+        Returns:
+            whether others are fixed now than before, so that what was laid open for those is of no use.
+        """
+        new = {name: gate for name, gate in run.others.items() if name not in self._known}
+        if new:
+            self._find(new, run)
+        before, self._here = self._here, [s.found for n, s in self._measured.others.sites.items() if n in run.others]
+        return self._here != before
+
+    def _find(self, new: Mapping[str, OtherGate], run: ReferenceRun) -> None:
+        self._known |= set(new)
         others = self._measured.others
         wanted = onnx_gates.candidates(self._proto)
         values: Arrays = {}
         if wanted:
             with runner_of(onnx_gates.shown(self._proto, wanted), self._options) as runner:
                 values = runner.run(run.inputs)
-            wanted = onnx_gates.of_floats(wanted, values)
-        found, others.unfound = onnx_gates.align(run.others, wanted, values)
-        others.sites = {one.name: OtherGateMeasured(one) for one in found}
+            taken = {site.found.value for site in others.sites.values()}
+            wanted = [one for one in onnx_gates.of_floats(wanted, values) if one.value not in taken]
+        found, unfound = onnx_gates.align(new, wanted, values)
+        others.unfound |= unfound
+        others.sites |= {one.name: OtherGateMeasured(one) for one in found}
         taken = {one.value for one in found}
-        self._loose += [one.node for one in wanted if one.value not in taken]
+        self._untaken = [one.node for one in wanted if one.value not in taken]
 
     def lay_open(self, model: onnx.ModelProto, inject: bool) -> onnx.ModelProto:
-        """Show the gates in a copy, or take them from outside."""
-        onnx_gates.lay_open(model, self._measured.others.found, inject=inject)
+        """Show the gates in a copy that the last sample aligned came to, or take them from outside."""
+        onnx_gates.lay_open(model, self._here, inject=inject)
         return model
 
     def compare_same_input(self, run: ReferenceRun, rounded: RoundedRun | None, values: Arrays) -> None:
@@ -65,7 +79,7 @@ class OtherGateRuns:
         multiple, data = self._measured.limits[self._measured.other_gates].value, self._measured.data
         for name, site in self._measured.others.sites.items():
             gate = run.others.get(name)
-            if gate is None or not gate.views:
+            if gate is None or not gate.views or site.found not in self._here:
                 continue
             decided, margin = onnx_gates.decision(site.found, values)
             if decided.shape != gate.decided.shape:
@@ -97,7 +111,7 @@ class OtherGateRuns:
         """What the artifact decides as it is: information, for its own decisions before have moved the operands."""
         for name, site in self._measured.others.sites.items():
             gate = run.others.get(name)
-            if gate is not None:
+            if gate is not None and site.found in self._here:
                 decided, _ = onnx_gates.decision(site.found, values)
                 if decided.shape == gate.decided.shape:
                     site.free += int((decided != gate.decided).sum())
@@ -120,7 +134,7 @@ class OtherGateRuns:
         others = self._measured.others
         if found.ratio <= self._measured.largest_multiple(found.multiple):
             return False
-        may_jump = self._free or self._loose or name in self._noisy
+        may_jump = self._free or self._loose or self._untaken or name in self._noisy
         if not may_jump or not self._explains(run, name, found.error):
             others.condemned.add(name)
             others.undecided.pop(name, None)
@@ -143,7 +157,8 @@ class OtherGateRuns:
         return error <= self._measured.limits["jump_multiple"].value * self._jumps[1].get(name, 0.0)
 
     def _words(self, error: float) -> str:
-        where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()] + self._loose
+        where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()]
+        where += self._loose + self._untaken
         where = where or ["it changes as much on inputs off by rounding, and no gate is known to do it"]
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"

@@ -13,14 +13,18 @@ from torch import nn
 from scconv_deploy.bundle.reference import read_reference, write_reference
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import Check, Link
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.other_gate_checks import other_gates_checks
 from scconv_deploy.verification.other_gates import (
     STEPS,
     UNIT_ROUNDOFF,
     Found,
     OtherGate,
+    OtherGateMeasured,
     View,
     count_flips,
     margin_error,
@@ -28,7 +32,8 @@ from scconv_deploy.verification.other_gates import (
 )
 from scconv_deploy.verification.recorded import verify_bundle
 from scconv_deploy.verification.runners import steps
-from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.verification.samples import Sample, noise_samples
+from scconv_deploy.verification.tolerances import table
 from scconv_deploy.verification.torch_reference import TorchReference
 from tests import wild
 from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
@@ -131,6 +136,46 @@ def test_the_reference_that_travels_judges_alike(two, tmp_path):
         (bundle / "model.onnx").write_bytes(model.SerializeToString())
         report = verify_bundle(bundle)
         assert check_of(report, DAMAGE[name].check).status == "failed", name
+
+
+def test_gates_whose_operands_were_not_kept_are_not_called_compared(two, tmp_path):
+    reference, content = two
+    bundle = make_bundle(tmp_path / "small", reference, content, largest_bytes=1)
+    report = verify_bundle(bundle)
+    assert check_of(report, "other gates").status == "not run"
+    assert any("kept no operands" in caveat for caveat in report.caveats)
+
+
+def test_a_gate_that_is_not_compared_beside_others_is_named():
+    measured = Measured(table(), FLOAT32)
+    for name, gates in (("a::ge", 9), ("b::ge", 0)):
+        measured.others.sites[name] = OtherGateMeasured(replace(FOUND, name=name), FlipCount(gates))
+    one, other = other_gates_checks(measured)
+    assert one.status == "passed"
+    assert "at 1 of 2 places" in one.reason
+    assert (other.status, other.reason) == ("not run", "not compared: b::ge: the reference kept no operands")
+
+
+def test_a_gate_that_only_some_samples_come_to():
+    """As a loop or an if in Python gives them; the file holds what its example came to."""
+
+    def function(x):
+        y = torch.where(x > 0.2, x, -x)
+        return torch.where(y < -0.3, y, y + 1) if x.shape[0] == 2 else y
+
+    torch.manual_seed(0)
+    reference, content = exported(around(Lambda(function)))
+    two_rows = noise_samples(reference.signature, 0)[0].tensors["input"][:2]
+    images = [two_rows[:1], two_rows, two_rows[:1], two_rows]
+    samples = [Sample(f"{n}", {"input": image}) for n, image in enumerate(images)]
+    model = load(content)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    report = judge(reference, model, samples)
+    assert [gate.site for gate in report.other_gates] == ["2::gt", "2::lt"]
+    gates = {gate.site: gate.gates for gate in report.other_gates}
+    assert gates["2::gt"] * 2 == gates["2::lt"] * 3
+    assert [gate.unexplained for gate in report.other_gates] == [0, 0]
 
 
 # --- half ------------------------------------------------------------------------------------------------------------
