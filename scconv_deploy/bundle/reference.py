@@ -319,7 +319,7 @@ class RecordedReference:
         found = document.get("free_noise", {}) if rounding == self.engine_data else {}
         return {name: float(value) for name, value in found.items()}
 
-    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
         """Nothing: PyTorch is not here."""
         return {}
 

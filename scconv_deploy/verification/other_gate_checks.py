@@ -63,7 +63,8 @@ def _left(measured: Measured) -> list[Check]:
 
 def _jumps(measured: Measured) -> list[Check]:
     """What differs no more than the reference's own jumps: neither right nor wrong is known of it."""
-    found = [f"{name} {words}" for name, words in measured.others.undecided.items()]
+    jumped = measured.others.jumped
+    found = [f"{n} {j.words}" for n, j in jumped.items() if j.undecided(measured.largest_multiple(j.multiple))]
     return [Check("jumps", "not run", "; ".join(found))] if found else []
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.verification import onnx_gates
+from scconv_deploy.verification import instrument, onnx_gates
 from scconv_deploy.verification.measure import AgainstNoise, Measured
 from scconv_deploy.verification.other_gates import (
     LAYERS,
     UNIT_ROUNDOFF,
     Found,
+    Jumped,
     OtherGate,
     OtherGateMeasured,
     count_flips,
@@ -35,6 +37,7 @@ class OtherGateRuns:
     ) -> None:
         self._source, self._proto, self._options, self._measured = source, proto, options, measured
         self._loose = onnx_gates.loose(proto)
+        self._nodes = instrument.sites(proto)
         self._untaken: list[str] = []  # comparisons that decide no gate of the reference
         self._known: set[str] = set()
         self._here: list[Found] = []
@@ -126,39 +129,46 @@ class OtherGateRuns:
         return None
 
     def excuse(self, run: ReferenceRun, name: str, found: AgainstNoise) -> bool:
-        """Whether an error beyond its limit is no more than the reference's own jumps, where not all could be fixed.
+        """Whether an error is no more than the reference's own jumps, where not all could be fixed.
+
+        It is noted where it is beyond its limit, which grows with what is compared: the last one decides.
 
         Args:
             name: of an output, or the site of an SRU whose input differs.
         """
-        others = self._measured.others
         if found.ratio <= self._measured.largest_multiple(found.multiple):
             return False
-        may_jump = self._free or self._loose or self._untaken or name in self._noisy
+        ratio = found.ratio if found.ratio == found.ratio else math.inf
+        kept = self._measured.others.jumped.setdefault(name, Jumped(found.multiple))
+        may_jump = self._free or self._loose or self._untaken or self._unread(run) or name in self._noisy
         if not may_jump or not self._explains(run, name, found.error):
-            others.condemned.add(name)
-            others.undecided.pop(name, None)
+            kept.beyond = max(kept.beyond, ratio)
             return False
-        if name not in others.condemned:
-            others.undecided[name] = self._words(found.error)
+        if ratio > kept.ratio:
+            kept.ratio, kept.words = ratio, self._words(run, found.error)
         return True
 
     @property
     def _free(self) -> list[str]:
         return list(self._measured.others.unfound)
 
+    def _unread(self, run: ReferenceRun) -> list[str]:
+        """SRUs that the artifact has no node for, so that their gates are not fixed in it."""
+        return [name for name in run.sites if name not in self._nodes and name not in self._measured.redundant]
+
     def _explains(self, run: ReferenceRun, name: str, error: float) -> bool:
         if self._jumps is None or self._jumps[0] is not run:
             try:
-                jumps = self._source.jumps(run, [n for n in self._free if n in run.others])
+                free = [*(n for n in self._free if n in run.others), *self._unread(run)]
+                jumps = self._source.jumps(run, free, self._measured.data.name)
             except ModelError:  # an ONNX file that refuses them
                 jumps = {}
             self._jumps = run, jumps
         return error <= self._measured.limits["jump_multiple"].value * self._jumps[1].get(name, 0.0)
 
-    def _words(self, error: float) -> str:
+    def _words(self, run: ReferenceRun, error: float) -> str:
         where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()]
-        where += self._loose + self._untaken
+        where += [f"{name} (an SRU without a node)" for name in self._unread(run)] + self._loose + self._untaken
         where = where or ["it changes as much on inputs off by rounding, and no gate is known to do it"]
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"

@@ -50,6 +50,9 @@ _ASSUMED = 1e-6
 """Noise of a margin that was not measured, in units of the operands' size: the tolerance ``assumed_floor``."""
 LAYERS = 4
 """Unit roundoffs, in units of the operands' size, that a half margin is off by whose noise was not measured."""
+JUMP_DISTURBANCE = {"float32": 2.0**-22, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Of the inputs of a reference that is seen to jump, relative to each entry: of float32 two units in the last place, as
+much as a layer of rounding; of half the unit roundoff."""
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -133,21 +136,38 @@ class OtherGateMeasured:
 
 
 @dataclass
+class Jumped:
+    """What a value differs by beside the jumps of the reference, where a gate could not be fixed; over the samples.
+
+    Attributes:
+        multiple: the tolerance that limits its ratios; the limit is known when all samples have run.
+        ratio: error in multiples of its noise, the largest of those that the jumps explain; ``words`` of it.
+        beyond: the largest of those that they do not.
+    """
+
+    multiple: str
+    ratio: float = 0.0
+    words: str = ""
+    beyond: float = 0.0
+
+    def undecided(self, limit: float) -> bool:
+        """Whether it can be called neither right nor wrong."""
+        return not self.ratio <= limit and self.beyond <= limit
+
+
+@dataclass
 class OtherGates:
     """What is measured of all of them.
 
     Attributes:
         sites: those that were found, by name.
         unfound: those that were not, with the reason.
-        undecided: outputs, and inputs of SRUs, that differ no more than the jumps of the reference itself explain where
-            a gate could not be fixed: in words.
-        condemned: those that differ by more on some sample.
+        jumped: outputs, and inputs of SRUs, that differed by more than their limit was at that time.
     """
 
     sites: dict[str, OtherGateMeasured] = field(default_factory=dict)
     unfound: dict[str, str] = field(default_factory=dict)
-    undecided: dict[str, str] = field(default_factory=dict)
-    condemned: set[str] = field(default_factory=set)
+    jumped: dict[str, Jumped] = field(default_factory=dict)
 
     @property
     def found(self) -> list[Found]:

@@ -138,7 +138,7 @@ def jumping(limits, multiple):
     """Whether an output fails that is this many times the reference's own jumps away, in a graph with an argmax."""
     measured = measured_by(limits)
     graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
-    source = SimpleNamespace(jumps=lambda run, free: {"y": 1e-3})
+    source = SimpleNamespace(jumps=lambda run, free, data: {"y": 1e-3})
     runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
     found = measured.against_noise(*pair("float32", multiple * 1e-3), 1e-7)
     runs.excuse(RUN, "y", found)
