@@ -21,7 +21,7 @@ import io
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,13 @@ def _outer_arrays(run: ReferenceRun, rounded: RoundedRun | None) -> dict[str, np
     arrays |= {f"decided:{i}": _packed(gate.decided) for i, gate in enumerate(run.others.values())}
     if rounded is not None:
         arrays |= {f"rounded:{index}": rounded.outputs[name] for index, name in enumerate(run.outputs)}
+        arrays |= {
+            f"rounded noise:{index}:{number}": view.noise
+            for index, name in enumerate(run.others)
+            if name in rounded.others
+            for number, view in enumerate(rounded.others[name].views)
+            if view.noise is not None
+        }
     return arrays | {f"open:{i}": np.packbits(site.mask) for i, site in enumerate(run.sites.values())}
 
 
@@ -206,6 +213,7 @@ def _rounded_document(rounded: RoundedRun, data: str) -> dict[str, Any]:
         "floors": dict(rounded.floors),
         "input_floors": dict(rounded.input_floors),
         "spread": rounded.spread,
+        "other_errors": {name: [view.error for view in gate.views] for name, gate in rounded.others.items()},
     }
 
 
@@ -311,7 +319,7 @@ class RecordedReference:
         found = document.get("free_noise", {}) if rounding == self.engine_data else {}
         return {name: float(value) for name, value in found.items()}
 
-    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
         """Nothing: PyTorch is not here."""
         return {}
 
@@ -326,7 +334,8 @@ class RecordedReference:
         with _undamaged(self.folder):
             outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(document["outputs"])}
             floors = found["floors"]
-            return RoundedRun(outputs, floors, {}, found["input_floors"], float(found["spread"]))
+            others = _with_rounded_noise(run.others, found.get("other_errors", {}), arrays)
+            return RoundedRun(outputs, floors, {}, found["input_floors"], float(found["spread"]), others)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
@@ -399,6 +408,19 @@ def _other_gate(entry: Mapping[str, Any], index: int, arrays: Arrays) -> OtherGa
         if f"operand:{index}:{number}" in arrays
     ]  # fmt: skip
     return OtherGate(entry["name"], entry["kind"], decided, tuple(views))
+
+
+def _with_rounded_noise(
+    others: Mapping[str, OtherGate], errors: Mapping[str, Sequence[float]], arrays: Arrays
+) -> dict[str, OtherGate]:
+    """Gates with the noise of rounded margins; the margins, which were not kept, stay float32's, within that noise."""
+    found = {}
+    for index, (name, gate) in enumerate(others.items()):
+        noise = [arrays.get(f"rounded noise:{index}:{number}") for number in range(len(gate.views))]
+        if gate.views and name in errors and all(n is not None for n in noise):
+            views = (replace(v, noise=n, error=e) for v, n, e in zip(gate.views, noise, errors[name], strict=True))
+            found[name] = replace(gate, views=tuple(views))
+    return found
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

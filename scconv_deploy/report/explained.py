@@ -141,7 +141,7 @@ CHECKS: dict[str, Meaning] = {
         "Gates that belong to no known SRU (comparisons and roundings of data), with PyTorch's decisions put in at "
         "every one of them: what the artifact decides, and the operands that it decides from.",
         "a decision changed that the operand's noise does not explain, or operands are more than `other_gates` times "
-        "their noise away",
+        "their noise away (`other_gates_half` of a half file)",
         "This gate, or what comes before it, computes something else. " + _WRONG_COMPUTATION,
     ),
     "jumps": Meaning(
@@ -211,7 +211,7 @@ CHECKS: dict[str, Meaning] = {
     "quantization": Meaning(
         _ARTIFACT,
         "Nothing but the SRUs of a quantised file (int8 with Q/DQ): no limit for the rounding of floats says what the "
-        "quantisers around them may cost.",
+        "quantisers around them may cost. The link is then not run, and the report has no verdict.",
         "",
         "Compare its answers on real data with the float model's.",
     ),

@@ -70,8 +70,8 @@ def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:
 
 
 Status = Literal["passed", "failed", "not run"]
-JUMPS = "jumps"
-"""The check that says what can be called neither right nor wrong: with it no link, and no report, has passed."""
+UNDECIDED = frozenset({"jumps", "quantization"})
+"""Checks that say what can be called neither right nor wrong: with one no link, and no report, has passed."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Link:
     @classmethod
     def of(cls, name: str, checks: Sequence[Check]) -> Link:
         """Judge a link by its checks."""
-        undecided = [c.reason for c in checks if c.name == JUMPS]
+        undecided = [c.reason for c in checks if c.name in UNDECIDED]
         if undecided and not any(c.status == "failed" for c in checks):
             return cls(name, "not run", "; ".join(undecided), tuple(checks))
         for status in ("failed", "passed"):
@@ -372,7 +372,7 @@ class ParityReport:
     @property
     def _undecided(self) -> list[str]:
         """What could be called neither right nor wrong."""
-        return [f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.name == JUMPS]
+        return [f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.name in UNDECIDED]
 
     def __bool__(self) -> bool:
         return self.verdict == "passed"

@@ -73,7 +73,8 @@ class ArtifactMeasurement:
             self.measured.note_noise(run)
             self._rounded = self._in_half(run)
             self._judge_reference(run)
-            self._others.align(run)
+            if self._others.align(run):
+                self._open = self._forced = self._native = None
             for site in run.sites.values():
                 self._teacher_force(site)
         self._run_free(run)
@@ -291,7 +292,7 @@ class ArtifactMeasurement:
     def _replay(self, run: ReferenceRun) -> Arrays:
         """The outputs with the reference's gates; the layers, and gates of no known SRU, are compared here."""
         forced = self._forced_outputs(run)
-        self._others.compare_same_input(run, forced)
+        self._others.compare_same_input(run, self._rounded, forced)
         for name, site in run.sites.items():
             x = forced.get(instrument.gate_input(name))
             if x is not None and site.x is not None and not self._unruled:

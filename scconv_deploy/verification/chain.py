@@ -198,6 +198,7 @@ def _artifact_checks(
     stored = _weights(source, proto, measured)
     return [
         judge.static_summary(proto, nodes, statics, measured),
+        *judge.unread_checks(nodes, statics, measured),
         *judge.rewritten_checks(nodes, measured),
         stored,
         judge.teacher_forced_check(measured),

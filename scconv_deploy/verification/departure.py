@@ -94,7 +94,8 @@ def first_of(
     if not expected:
         return ""
     laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
-    onnx_gates.lay_open(laid_open, measured.others.found, inject=True)
+    here = [gate for gate in measured.others.found if gate.name in run.others]
+    onnx_gates.lay_open(laid_open, here, inject=True)
     with runner_of(laid_open, options) as runner:
         actual = runner.run(inputs_with_masks(runner.inputs, run))
     made = Counter(path for path, _ in expected)

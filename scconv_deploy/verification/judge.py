@@ -75,6 +75,15 @@ def static_summary(
     return Check(static.NAME, "passed", f"{same} SRUs are bit for bit the reference's{without}")
 
 
+def unread_checks(nodes: Mapping[str, onnx.NodeProto], checks: Mapping[str, Check], measured: Measured) -> list[Check]:
+    """SRUs of the reference without a node, beside others that have one; without any the summary says so."""
+    left = sorted(name for name in checks if name not in nodes and name not in measured.redundant)
+    if not left or not nodes:
+        return []
+    why = "no node: the artifact computes it otherwise, so its parameters and gates cannot be inspected"
+    return [Check(static.NAME, "not run", f"{', '.join(left)}: {why}")]
+
+
 def rewritten_checks(nodes: Mapping[str, onnx.NodeProto], measured: Measured) -> list[Check]:
     """SRUs that were read from the graph: no module of the reference stands beside them."""
     found = [site for site in nodes if site not in measured.sites]
@@ -94,6 +103,7 @@ def quantized_checks(
     reason = f"the parity of {quantization} is not judged by this version; relative L2 from the reference: {apart}"
     return [
         static_summary(proto, instrument.sites(proto), statics, measured),
+        *unread_checks(instrument.sites(proto), statics, measured),
         teacher_forced_check(measured),
         *second_opinion_checks(measured),
         Check("quantization", "not run", reason),
@@ -228,8 +238,9 @@ def _against_floor(name: str, what: str, outputs: Mapping[str, AgainstNoise], me
     checks = []
     for output, found in outputs.items():
         error, floor, limit = found.error, found.floor, measured.largest_multiple(found.multiple)
-        if name == "replay" and output in measured.others.undecided and not found.ratio <= limit:
-            checks.append(Check(name, "not run", f"{output} {measured.others.undecided[output]}"))
+        jumped = measured.others.jumped.get(output) if name == "replay" else None
+        if jumped is not None and jumped.undecided(limit):
+            checks.append(Check(name, "not run", f"{output} {jumped.words}"))
             continue
         decided = (
             Quantity(found.floor_name, floor, found.largest_floor),

@@ -172,6 +172,11 @@ class Measured:
         """The name of the tolerance for multiples of the noise of the artifact's data."""
         return "replay_multiple" if self.data == FLOAT32 else "half_multiple"
 
+    @property
+    def other_gates(self) -> str:
+        """The name of the tolerance for gates of no known SRU."""
+        return "other_gates" if self.data == FLOAT32 else "other_gates_half"
+
     def largest_multiple(self, name: str) -> float:
         """Multiples of its noise that the worst of all values compared may be off.
 

@@ -11,9 +11,11 @@ the argument of a rounding), m' the artifact's, and::
     B = max(other_gates * max(noise, u * (|a| + |b|)), all)      u: half a unit in the last place of the artifact's type
 
 with the noise that of float32 against float64 with the same decisions, the largest of the channel (axis 1), and ``all``
-the largest of all channels: one that is zero throughout shows no noise of its own. What the artifact decides from m' is
+the largest of all channels: one that is zero throughout shows no noise of its own. Of half data m is the margin of the
+reference with every value rounded, and the noise how far other right roundings and float32 are from it
+(:mod:`.rounding`), with ``other_gates_half`` as the multiple. What the artifact decides from m' is
 *explained* where the step takes that value between ``m - B`` and ``m + B``; where m' equals m to the bit nothing
-explains another decision. The margins themselves are compared by value beside it.
+explains another decision than the step of m. The margins themselves are compared by value beside it.
 """
 
 from __future__ import annotations
@@ -46,6 +48,11 @@ MIRRORED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
 """Of ``-m``; the others are what they are, or other numbers."""
 _ASSUMED = 1e-6
 """Noise of a margin that was not measured, in units of the operands' size: the tolerance ``assumed_floor``."""
+LAYERS = 4
+"""Unit roundoffs, in units of the operands' size, that a half margin is off by whose noise was not measured."""
+JUMP_DISTURBANCE = {"float32": 2.0**-22, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Of the inputs of a reference that is seen to jump, relative to each entry: of float32 two units in the last place, as
+much as a layer of rounding; of half the unit roundoff."""
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -129,21 +136,38 @@ class OtherGateMeasured:
 
 
 @dataclass
+class Jumped:
+    """What a value differs by beside the jumps of the reference, where a gate could not be fixed; over the samples.
+
+    Attributes:
+        multiple: the tolerance that limits its ratios; the limit is known when all samples have run.
+        ratio: error in multiples of its noise, the largest of those that the jumps explain; ``words`` of it.
+        beyond: the largest of those that they do not.
+    """
+
+    multiple: str
+    ratio: float = 0.0
+    words: str = ""
+    beyond: float = 0.0
+
+    def undecided(self, limit: float) -> bool:
+        """Whether it can be called neither right nor wrong."""
+        return not self.ratio <= limit and self.beyond <= limit
+
+
+@dataclass
 class OtherGates:
     """What is measured of all of them.
 
     Attributes:
         sites: those that were found, by name.
         unfound: those that were not, with the reason.
-        undecided: outputs, and inputs of SRUs, that differ no more than the jumps of the reference itself explain where
-            a gate could not be fixed: in words.
-        condemned: those that differ by more on some sample.
+        jumped: outputs, and inputs of SRUs, that differed by more than their limit was at that time.
     """
 
     sites: dict[str, OtherGateMeasured] = field(default_factory=dict)
     unfound: dict[str, str] = field(default_factory=dict)
-    undecided: dict[str, str] = field(default_factory=dict)
-    condemned: set[str] = field(default_factory=set)
+    jumped: dict[str, Jumped] = field(default_factory=dict)
 
     @property
     def found(self) -> list[Found]:
@@ -156,14 +180,21 @@ def is_other(name: str) -> bool:
 
 
 def count_flips(
-    gate: OtherGate, found: Found, decided: np.ndarray, margin: np.ndarray, multiple: float, data: np.dtype
+    gate: OtherGate,
+    found: Found,
+    decided: np.ndarray,
+    margin: np.ndarray,
+    multiple: float,
+    data: np.dtype,
+    unmeasured: bool = False,
 ) -> FlipCount:
     """What differs on the same input, and what of it rounding does not explain.
 
     Args:
         decided, margin: of the artifact, as the reference would call them.
-        multiple: the tolerance ``other_gates``.
+        multiple: the tolerance ``other_gates``, of half data ``other_gates_half``.
         data: the type that the artifact computes in.
+        unmeasured: whether the gate's noise is that of float32 though the data are half.
     """
     differs = decided != gate.decided
     count = int(differs.sum())
@@ -171,7 +202,7 @@ def count_flips(
         return FlipCount(differs.size)
     view = gate.views[found.view or 0]
     m = view.margin[differs].astype(np.float64)
-    noise = _noise(view, margin, found, data)
+    noise = _noise(view, margin if unmeasured and found.view is not None else None, data)
     bound = np.broadcast_to(np.maximum(multiple * noise, noise.max(initial=0.0)), differs.shape)[differs]
     step, value = STEPS[view.kind], decided[differs]
     with np.errstate(invalid="ignore"):
@@ -181,7 +212,8 @@ def count_flips(
             explained = np.abs(m) <= bound
         explained &= np.isfinite(m)
         if found.view is not None:
-            explained &= (margin[differs] != view.margin[differs]) | ~_as_shown(found, value, margin[differs])
+            otherwise = (margin[differs] == view.margin[differs]) & (value != step(m))
+            explained &= ~(otherwise & _as_shown(found, value, margin[differs]))
     return FlipCount(differs.size, count, int((~explained).sum()))
 
 
@@ -191,14 +223,21 @@ def _as_shown(found: Found, decided: np.ndarray, margin: np.ndarray) -> np.ndarr
     return np.asarray(own == (~decided if found.complement else decided))
 
 
-def _noise(view: View, margin: np.ndarray, found: Found, data: np.dtype) -> np.ndarray:
-    """By channel; of half data also what was measured, for a half tensor's error grows with what came before it."""
+def _noise(view: View, margin: np.ndarray | None, data: np.dtype) -> np.ndarray:
+    """By channel.
+
+    Args:
+        margin: the artifact's, of half data whose noise was not measured. What it scatters by is then taken for noise,
+            for a half tensor's error grows with what came before it; what a channel is moved by as a whole is not.
+    """
     smallest = UNIT_ROUNDOFF.get(data.name, UNIT_ROUNDOFF["float32"]) * view.scale
     noise = np.maximum(smallest, _ASSUMED * view.scale if view.noise is None else view.noise)
-    if data == np.float32 or found.view is None:
+    if data == np.float32 or margin is None:
         return noise
-    off = np.square(margin.astype(np.float64) - view.margin)
-    return np.maximum(noise, np.sqrt(np.nanmean(off, axis=channel_axes(off.ndim), keepdims=True)))
+    with np.errstate(invalid="ignore"):
+        off = margin.astype(np.float64) - view.margin
+    off = np.where(np.isfinite(off), off, 0.0)
+    return np.maximum(noise, off.std(axis=channel_axes(off.ndim), keepdims=True))
 
 
 def channel_axes(dimensions: int) -> tuple[int, ...]:
@@ -218,6 +257,21 @@ def margin_error(view: View, margin: np.ndarray) -> float:
     norm = float(np.linalg.norm(size))
     error = float(np.linalg.norm(off))
     return 0.0 if error == 0.0 else error / norm if norm else float("inf")
+
+
+def margin_size(view: View) -> float:
+    """The size of a margin in units of its operands', L2."""
+    finite = np.where(np.isfinite(view.margin), view.margin, 0.0).astype(np.float64)
+    norm = float(np.linalg.norm(np.broadcast_to(view.scale, finite.shape).astype(np.float64)))
+    return float(np.linalg.norm(finite)) / norm if norm else 0.0
+
+
+def mean_error(view: View, margin: np.ndarray) -> float:
+    """By how much a margin is moved as a whole, in units of the operands' size."""
+    finite = np.isfinite(view.margin) & np.isfinite(margin)
+    size = float(np.broadcast_to(view.scale, finite.shape)[finite].astype(np.float64).sum())
+    off = abs(float((margin[finite].astype(np.float64) - view.margin[finite]).sum()))
+    return 0.0 if off == 0.0 else off / size if size else float("inf")
 
 
 def of_few(elements: int) -> float:

@@ -134,6 +134,8 @@ class RoundedRun:
         inputs: of gates, by site; empty where they were not kept.
         input_floors: noise of them, by site.
         spread: as of :class:`ReferenceRun`.
+        others: gates of no known SRU with their rounded margins, and the noise of those: how far other right roundings,
+            and float32, are. Without those that it is not known of.
     """
 
     outputs: Arrays
@@ -141,6 +143,7 @@ class RoundedRun:
     inputs: Arrays = field(default_factory=dict)
     input_floors: Mapping[str, float] = field(default_factory=dict)
     spread: float = 1.0
+    others: Mapping[str, OtherGate] = field(default_factory=dict)
 
 
 class ReferenceSource(Protocol):
@@ -184,9 +187,16 @@ class ReferenceSource(Protocol):
         float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
         ...
 
-    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> Mapping[str, float]:
-        """How far the outputs, and the inputs of SRUs by site, move where ``free`` gates are not fixed and the inputs
-        move by rounding: relative L2; nothing where the reference cannot be disturbed, or differs from itself."""
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> Mapping[str, float]:
+        """How far the outputs, and the inputs of SRUs by site, move by rounding where gates are not fixed.
+
+        Args:
+            free: those gates, of SRUs too; the others decide what they decided in this run.
+            data: the type whose rounding moves the inputs.
+
+        Returns:
+            relative L2, finite; nothing where the reference cannot be disturbed, or differs from itself.
+        """
         ...
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:

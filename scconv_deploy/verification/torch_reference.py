@@ -31,7 +31,7 @@ from scconv_deploy.signature import Signature
 from scconv_deploy.verification import compare
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.noise import NoiseRuns, disturbed_modules, followed
-from scconv_deploy.verification.other_gates import UNIT_ROUNDOFF, OtherGate
+from scconv_deploy.verification.other_gates import JUMP_DISTURBANCE, UNIT_ROUNDOFF, OtherGate
 from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
 from scconv_deploy.verification.rounding import RoundedRuns
 from scconv_deploy.verification.runners import steps
@@ -51,8 +51,6 @@ _DRAWS = 8
 _JUMP_DRAWS = 8
 _JUMP_NOISES = 4
 """Of a gate's margin that is not fixed, in multiples of its noise."""
-_JUMP_DISTURBANCE = 2.0**-22
-"""Of the inputs, relative to each entry: two units in the last place, as much as a layer of rounding."""
 _DISTURBANCE = {"float32": 2.0**-18, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Of a gate's input, relative to its rms. In float32 ten times the error that a healthy artifact has there (1e-7 to
 4e-7 measured in ONNX Runtime; Winograd convolutions lose up to four bits more); in half a unit in the last place."""
@@ -240,23 +238,25 @@ class TorchReference:
                 noise[name] = max(noise[name], compare.distance(aligned[name], given))
         return noise
 
-    def jumps(self, run: ReferenceRun, free: Sequence[str]) -> dict[str, float]:
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
         """The largest change of each output and each SRU's input over a few draws with inputs off by rounding."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        free_srus = [name for name in free if name in run.sites]
         found: dict[str, float] = {}
         for seed in range(-1, _JUMP_DRAWS):  # the first one as it was
             generator = torch.Generator().manual_seed(max(seed, 0))
-            decide = {name: _decider(run.others[name], generator) for name in free if seed >= 0}
+            decide = {n: _decider(run.others[n], generator, data) for n in free if n in run.others and seed >= 0}
+            own = {n: self._own_gates(run.sites[n], generator, data) for n in free_srus if seed >= 0}
             seen: dict[str, np.ndarray] = {}
 
             def watch(name: str, x: Tensor, seen: dict[str, np.ndarray] = seen) -> None:
                 seen[name] = x.numpy().copy()
 
-            moved = {name: _moved(tensor, generator) for name, tensor in tensors.items()} if seed >= 0 else tensors
+            moved = {n: _moved(t, generator, data) for n, t in tensors.items()} if seed >= 0 else tensors
             model, signature = self._reference.swapped, self._reference.signature
             try:
-                outputs = _arrays(replay(model, signature, moved, masks, watch, decide))
+                outputs = _arrays(replay(model, signature, moved, masks, watch, decide, own))
             except (RuntimeError, ModelError):  # another number of rows, where a gate decides how many there are
                 return {}
             expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
@@ -264,8 +264,19 @@ class TorchReference:
             apart = {n: compare.distance(aligned[n], value) for n, value in expected.items() if n in aligned}
             if seed < 0 and any(apart.values()):
                 return {}  # a random model is no jumping one
-            found = {name: max(found.get(name, 0.0), value) for name, value in apart.items()}
+            # a jump that is no number would explain any error
+            found |= {n: max(found.get(n, 0.0), value) for n, value in apart.items() if math.isfinite(value)}
         return found
+
+    def _own_gates(self, site: SiteRun, generator: torch.Generator, data: str) -> Callable[[Tensor], Tensor]:
+        """Decides an SRU's gates that are not fixed: from an input that is off by an artifact's rounding."""
+        module = self._modules[site.site.path]
+
+        def decide(x: Tensor) -> Tensor:
+            noise = torch.randn(x.shape, generator=generator) * (_DISTURBANCE[data] * x.square().mean().sqrt())
+            return open_mask(x + noise, module.gamma, module.beta, module.variant)
+
+        return decide
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """The swapped model with every value rounded, see :mod:`.rounding`."""
@@ -353,17 +364,17 @@ def _compare_call(
     return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
 
 
-def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _moved(tensor: Tensor, generator: torch.Generator, data: str) -> Tensor:
     """Off by rounding, where it is data."""
     if not tensor.is_floating_point():
         return tensor
-    return tensor * (1 + _JUMP_DISTURBANCE * torch.randn(tensor.shape, generator=generator))
+    return tensor * (1 + JUMP_DISTURBANCE[data] * torch.randn(tensor.shape, generator=generator))
 
 
-def _decider(gate: OtherGate, generator: torch.Generator) -> Callable[[steps.Operand], Tensor]:
+def _decider(gate: OtherGate, generator: torch.Generator, data: str) -> Callable[[steps.Operand], Tensor]:
     """Decides a gate that is not fixed: from a margin that is off by its noise."""
     view = gate.views[0]
-    smallest = view.scale * UNIT_ROUNDOFF["float32"]
+    smallest = view.scale * UNIT_ROUNDOFF[data]
     size = torch.from_numpy(smallest if view.noise is None else np.maximum(smallest, view.noise))
     return lambda operand: steps.disturbed(operand, _JUMP_NOISES * size, generator)
 

@@ -91,11 +91,14 @@ def test_other_ways_of_quantising_have_their_names(files, tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_verify_judges_the_srus_and_says_what_it_does_not_judge(files, form):
+def test_verify_judges_the_srus_and_the_file_has_no_verdict(files, form):
     found = run("verify", files / f"net {form}.onnx", *MODEL, "--json")
-    assert found.exit_code == 0, found.stderr
+    assert found.exit_code == 6
+    assert "was not judged" in found.stderr
     report = json.loads(found.stdout)
+    assert report["verdict"] == "not run"
     link = next(link for link in report["links"] if link["name"] == "precision")
+    assert link["status"] == "not run"
     checks = {check["name"]: check for check in link["checks"]}
     assert checks["quantization"]["status"] == "not run"
     assert "the parity of int8 (Q/DQ) is not judged by this version" in checks["quantization"]["reason"]
@@ -113,6 +116,16 @@ def test_a_damaged_sru_of_a_quantised_file_is_caught(files, tmp_path):
     found = run("verify", tmp_path / "damaged.onnx", *MODEL, "--quiet")
     assert found.exit_code == 6
     assert "cut differs in 16 of 16 channels" in found.stderr
+
+
+def test_a_damaged_weight_outside_srus_is_not_called_right(files, tmp_path):
+    model = onnx.load(files / "net int8.onnx")
+    weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = run("verify", tmp_path / "damaged.onnx", *MODEL, "--quiet")
+    assert found.exit_code == 6
+    assert "the parity of int8 (Q/DQ) is not judged" in found.stderr
 
 
 def test_parameters_behind_quantisers_are_a_fault(files, tmp_path):

@@ -10,17 +10,35 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from scconv_deploy.bundle.reference import read_reference, write_reference
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import Check, Link
 from scconv_deploy.report.verdict import parity_error
-from scconv_deploy.verification.other_gates import STEPS, Found, OtherGate, View, count_flips, margin_error
+from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.other_gate_checks import other_gates_checks
+from scconv_deploy.verification.other_gates import (
+    STEPS,
+    UNIT_ROUNDOFF,
+    Found,
+    OtherGate,
+    OtherGateMeasured,
+    View,
+    count_flips,
+    margin_error,
+    mean_error,
+)
 from scconv_deploy.verification.recorded import verify_bundle
 from scconv_deploy.verification.runners import steps
+from scconv_deploy.verification.samples import Sample, noise_samples
+from scconv_deploy.verification.tolerances import table
+from scconv_deploy.verification.torch_reference import TorchReference
 from tests import wild
 from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
 from tests.verification.judging import check_of, judge
+from tests.verification.test_half import halved
 from tests.verification.test_recorded import make_bundle
 
 FLOAT32 = np.dtype(np.float32)
@@ -118,6 +136,131 @@ def test_the_reference_that_travels_judges_alike(two, tmp_path):
         (bundle / "model.onnx").write_bytes(model.SerializeToString())
         report = verify_bundle(bundle)
         assert check_of(report, DAMAGE[name].check).status == "failed", name
+
+
+def test_gates_whose_operands_were_not_kept_are_not_called_compared(two, tmp_path):
+    reference, content = two
+    bundle = make_bundle(tmp_path / "small", reference, content, largest_bytes=1)
+    report = verify_bundle(bundle)
+    assert check_of(report, "other gates").status == "not run"
+    assert any("kept no operands" in caveat for caveat in report.caveats)
+
+
+def test_a_gate_that_is_not_compared_beside_others_is_named():
+    measured = Measured(table(), FLOAT32)
+    for name, gates in (("a::ge", 9), ("b::ge", 0)):
+        measured.others.sites[name] = OtherGateMeasured(replace(FOUND, name=name), FlipCount(gates))
+    one, other = other_gates_checks(measured)
+    assert one.status == "passed"
+    assert "at 1 of 2 places" in one.reason
+    assert (other.status, other.reason) == ("not run", "not compared: b::ge: the reference kept no operands")
+
+
+def test_a_gate_that_only_some_samples_come_to():
+    """As a loop or an if in Python gives them; the file holds what its example came to."""
+
+    def function(x):
+        y = torch.where(x > 0.2, x, -x)
+        return torch.where(y < -0.3, y, y + 1) if x.shape[0] == 2 else y
+
+    torch.manual_seed(0)
+    reference, content = exported(around(Lambda(function)))
+    two_rows = noise_samples(reference.signature, 0)[0].tensors["input"][:2]
+    images = [two_rows[:1], two_rows, two_rows[:1], two_rows]
+    samples = [Sample(f"{n}", {"input": image}) for n, image in enumerate(images)]
+    model = load(content)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    report = judge(reference, model, samples)
+    assert [gate.site for gate in report.other_gates] == ["2::gt", "2::lt"]
+    gates = {gate.site: gate.gates for gate in report.other_gates}
+    assert gates["2::gt"] * 2 == gates["2::lt"] * 3
+    assert [gate.unexplained for gate in report.other_gates] == [0, 0]
+
+
+# --- half ------------------------------------------------------------------------------------------------------------
+
+
+def halved_gates(network, precision):
+    image = torch.randn((2, 3, 16, 16), generator=torch.manual_seed(0))
+    reference, _ = reference_from_module(network, image)
+    return reference, halved(reference, ExportOptions(precision=precision))[1]
+
+
+class Gates(nn.Module):
+    """All of them that half can decide: "many flips" looks at digits that half has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates = nn.ModuleList(gate() for name, gate in GATES.items() if name != "many flips")
+
+    def forward(self, x):
+        return sum(gate(x) for gate in self.gates)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_gates_of_a_healthy_half_file_are_within_rounding(precision):
+    torch.manual_seed(0)
+    reference, model = halved_gates(around(Gates()), precision)
+    report = judge(reference, model)
+    assert check_of(report, "other gates").status == "passed", check_of(report, "other gates").reason
+    assert [gate.site for gate in report.other_gates if gate.reason] == []
+    assert sum(gate.flips for gate in report.other_gates)
+    assert max(gate.operand_ratio for gate in report.other_gates) < 4
+
+
+def threshold_moved(model, by):
+    node = next(n for n in model.graph.node if n.op_type in ("Greater", "GreaterOrEqual"))
+    stored = next(t for t in model.graph.initializer if t.name == node.input[1])
+    value = onnx.numpy_helper.to_array(stored)
+    model.graph.initializer.append(onnx.numpy_helper.from_array((value + by).astype(value.dtype), "moved"))
+    node.input[1] = "moved"
+
+
+THRESHOLDS = {
+    "on a sigmoid": lambda x: torch.where(torch.sigmoid(x) > 0.5, x, -x),
+    "on data": lambda x: torch.where(x > 0.2, x, -x),
+}
+
+
+@pytest.mark.parametrize("form", THRESHOLDS)
+@pytest.mark.parametrize(("precision", "by"), [("fp16", 0.01), ("bf16", 0.05)])
+def test_a_threshold_moved_in_half_is_no_noise_of_its_own(form, precision, by):
+    torch.manual_seed(0)
+    reference, model = halved_gates(around(Lambda(THRESHOLDS[form])), precision)
+    assert judge(reference, model)
+    threshold_moved(model, by)
+    report = judge(reference, model)
+    assert check_of(report, "other gates").status == "failed"
+
+
+def test_a_moved_threshold_is_seen_without_a_rounded_reference():
+    """As of an ONNX file: by the mean, which rounding leaves where it is."""
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(2, 8, 500)).astype(np.float32)
+    view = View("ge", m, np.full((1, 8, 1), 4, np.float32), None, 1e-6)
+    half = np.dtype(np.float16)
+    near = m * (1 + 2.0**-10 * rng.uniform(-1, 1, m.shape)).astype(np.float32)
+    assert mean_error(view, near) < 0.1 * UNIT_ROUNDOFF["float16"]
+    assert mean_error(view, near + np.float32(0.02)) > 8 * UNIT_ROUNDOFF["float16"]
+    gate = OtherGate("g", "ge", m >= 0, (view,))
+    moved = m + np.float32(0.1)
+    found = count_flips(gate, FOUND, moved >= 0, moved, 8, half, unmeasured=True)
+    assert found.unexplained > found.flips / 2
+    assert count_flips(gate, FOUND, near >= 0, near, 8, half, unmeasured=True).unexplained == 0
+
+
+def test_the_noise_of_rounded_margins_travels(tmp_path):
+    torch.manual_seed(0)
+    reference, _ = halved_gates(two_masks(), "fp16")
+    source, samples = TorchReference(reference), noise_samples(reference.signature, 0)[:1]
+    write_reference(tmp_path, source, samples, [], rounded_to="float16")
+    recorded = read_reference(tmp_path)
+    found = recorded.rounded(recorded.run(0), None, "float16").others
+    wanted = source.rounded(source.run(samples[0]), None, "float16").others
+    assert list(found) == list(wanted) == ["model::ge", "model::gt"]
+    assert found["model::ge"].views[0].error == wanted["model::ge"].views[0].error > 2.0**-14
+    assert found["model::ge"].views[0].noise.shape == (1, 16, 1, 1)
 
 
 # --- where a gate cannot be fixed ------------------------------------------------------------------------------------

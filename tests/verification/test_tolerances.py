@@ -125,9 +125,9 @@ CASES = {
 }
 
 
-def other_gates(limits, ratio):
+def other_gates(limits, ratio, data="float32"):
     """Whether a gate of no SRU fails whose operands are this many times their noise away."""
-    measured = measured_by(limits)
+    measured = measured_by(limits, data)
     site = OtherGateMeasured(Found("a::ge", "v", ("a", "b"), "GreaterOrEqual v", "ge"), FlipCount(9))
     site.error, site.floor, site.compared = ratio * 1e-7, 1e-7, True
     measured.others.sites["a::ge"] = site
@@ -138,7 +138,7 @@ def jumping(limits, multiple):
     """Whether an output fails that is this many times the reference's own jumps away, in a graph with an argmax."""
     measured = measured_by(limits)
     graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
-    source = SimpleNamespace(jumps=lambda run, free: {"y": 1e-3})
+    source = SimpleNamespace(jumps=lambda run, free, data: {"y": 1e-3})
     runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
     found = measured.against_noise(*pair("float32", multiple * 1e-3), 1e-7)
     runs.excuse(RUN, "y", found)
@@ -147,6 +147,7 @@ def jumping(limits, multiple):
 
 
 CASES["other_gates"], CASES["jump_multiple"] = other_gates, jumping
+CASES["other_gates_half"] = lambda t, x: other_gates(t, x, "float16")
 
 
 def second_opinion(limits, apart):

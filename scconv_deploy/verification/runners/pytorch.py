@@ -71,6 +71,7 @@ def replay(
     masks: Mapping[str, Tensor],
     watch: Callable[[str, Tensor], None] = lambda site, x: None,
     free: Mapping[str, Callable[[steps.Operand], Tensor]] | None = None,
+    own: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Run the swapped model with given gates.
 
@@ -78,6 +79,7 @@ def replay(
         masks: by site, bool ``[N, C, H, W]``; of other gates see :func:`.steps.fixed`.
         watch: told every site and its gate's input, and the margins of other gates.
         free: what decides gates of no SRU that are not given, by name.
+        own: the same of SRUs, from their gate's input, by site.
 
     Returns:
         its outputs by name.
@@ -88,7 +90,7 @@ def replay(
         calls[path] += 1
         site = site_name(path, calls[path])
         watch(site, x)
-        return masks[site]
+        return own[site](x) if own and site in own else masks[site]
 
     with _watched(swapped, on_gate), steps.fixed(swapped, tensors, masks, watch, free):
         return signature.call(swapped, tensors)

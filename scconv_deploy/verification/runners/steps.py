@@ -105,7 +105,7 @@ class Steps:
     def margins(self) -> dict[str, Tensor]:
         """Every margin under the name that :func:`fixed` reports it by."""
         return {
-            _named(name, index): operand.margin
+            margin_name(name, index): operand.margin
             for name, operands in self.operands.items()
             for index, operand in enumerate(operands)
         }
@@ -121,7 +121,7 @@ class Steps:
         for name, operands in self.operands.items():
             views = []
             for index, operand in enumerate(operands):
-                key, scale = _named(name, index), operand.scale
+                key, scale = margin_name(name, index), operand.scale
                 size = float(scale.double().expand(operand.margin.shape).norm())
                 error = errors[key] / size if key in errors and size else None
                 measured = noise[key].float().numpy() if key in noise else None
@@ -132,7 +132,8 @@ class Steps:
         return found
 
 
-def _named(name: str, index: int) -> str:
+def margin_name(name: str, index: int) -> str:
+    """What the margin of a gate's view is called by :attr:`Steps.margins` and :func:`fixed`."""
     return name if index == 0 else f"{name}::{_ARGUMENT}"
 
 
@@ -195,7 +196,7 @@ def _fixed(
     def on_step(name: str, operands: Callable[[], tuple[Operand, ...]], own: Tensor) -> Tensor:
         seen = operands()
         for index, operand in enumerate(seen):
-            watch(_named(name, index), operand.margin)
+            watch(margin_name(name, index), operand.margin)
         if name in free:
             return free[name](seen[0]).to(own.dtype)
         return _given(decided, name, own)
