@@ -10,8 +10,8 @@ from scconv_deploy.verification.measure import Measured
 def other_gates_checks(measured: Measured) -> list[Check]:
     """Decisions on the same input and the operands they rest on, and what could not be judged."""
     others = measured.others
-    if not others.sites and not others.unfound:
-        return []
+    if not others.sites and not others.unfound:  # an argmax, or an SRU without a node, jumps too
+        return _jumps(measured)
     return [_same_input(measured), *_left(measured), *_jumps(measured)]
 
 

@@ -164,7 +164,8 @@ class OtherGateRuns:
             except ModelError:  # an ONNX file that refuses them
                 jumps = {}
             self._jumps = run, jumps
-        return error <= self._measured.limits["jump_multiple"].value * self._jumps[1].get(name, 0.0)
+        jump = self._jumps[1].get(name, 0.0)
+        return bool(np.isfinite(jump)) and error <= self._measured.limits["jump_multiple"].value * jump
 
     def _words(self, run: ReferenceRun, error: float) -> str:
         where = [f"{name} ({reason})" for name, reason in self._measured.others.unfound.items()]

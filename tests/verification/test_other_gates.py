@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,8 +18,11 @@ from scconv_deploy.outcomes import FlipCount
 from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import Check, Link
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.verification import instrument
+from scconv_deploy.verification import judge as judge_module
 from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.other_gate_checks import other_gates_checks
+from scconv_deploy.verification.other_gate_runs import OtherGateRuns
 from scconv_deploy.verification.other_gates import (
     STEPS,
     UNIT_ROUNDOFF,
@@ -31,7 +35,9 @@ from scconv_deploy.verification.other_gates import (
     mean_error,
 )
 from scconv_deploy.verification.recorded import verify_bundle
+from scconv_deploy.verification.reference_run import ReferenceRun
 from scconv_deploy.verification.runners import steps
+from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.verification.tolerances import table
 from scconv_deploy.verification.torch_reference import TorchReference
@@ -326,6 +332,71 @@ def test_an_undecided_check_leaves_a_link_undecided_unless_one_failed():
     passed, undecided = Check("weights", "passed", "same"), Check("jumps", "not run", "it jumps")
     assert Link.of("l", [passed, undecided]).status == "not run"
     assert Link.of("l", [passed, undecided, Check("static", "failed", "differs")]).status == "failed"
+
+
+def test_jumps_are_those_of_the_artifacts_data_type():
+    """A threshold that half's rounding passes and float32's does not."""
+    torch.manual_seed(0)
+    net = Lambda(lambda x: x * 0.1 + (x > 1).float()).eval()
+    x = torch.full((1, 2, 4, 4), 1 + 1e-4)
+    source = TorchReference(reference_from_module(net, x)[0])
+    run = source.run(Sample("x", {"x": x}))
+    found = {data: max(source.jumps(run, ["model::gt"], data).values()) for data in ("float32", "float16", "bfloat16")}
+    assert found["float32"] < 1e-5
+    assert found["float16"] > 0.1
+    assert found["bfloat16"] > 0.1
+
+
+def test_a_jump_that_is_no_number_explains_nothing():
+    net = Lambda(lambda x: x / (x > 1).float()).eval()
+    x = torch.full((1, 2, 4, 4), 1 + 1e-7)
+    source = TorchReference(reference_from_module(net, x)[0])
+    run = source.run(Sample("x", {"x": x}))
+    assert all(np.isfinite(value) for value in source.jumps(run, ["model::gt"], "float32").values())
+
+
+def test_the_last_limit_decides_what_is_undecided():
+    measured = Measured(table(), FLOAT32)
+    source = SimpleNamespace(jumps=lambda run, free, data: {"y": 1e-3, "z": np.inf})
+    graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
+    runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
+    one, ones = np.float32([1.0, 0.0]), np.ones(2, np.float32)
+    run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    limit = measured.largest_multiple("replay_multiple")
+    found = measured.against_noise(one + np.float32([0, 1.5e-6 * limit]), one, 1e-6)
+    assert runs.excuse(run, "y", found)
+    measured.keep_replay("y", found, run)
+    assert [c.name for c in other_gates_checks(measured)] == ["jumps"]
+    assert judge_module.replay_checks(measured)[0].status == "not run"
+    measured.compared = 10**6
+    assert other_gates_checks(measured) == []
+    assert judge_module.replay_checks(measured)[0].status == "passed"
+    assert not runs.excuse(run, "z", measured.against_noise(ones, one, 1e-6))  # an infinite jump explains nothing
+
+
+def test_an_sru_without_a_node_jumps_and_has_its_own_line():
+    """One of two SRUs written out: a gate of it that flips by rounding is neither right nor wrong."""
+    torch.manual_seed(0)
+    srus = [wild.randomize(wild.OriginalSRU(16, 4), seed) for seed in (1, 2)]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), srus[0], nn.Conv2d(16, 16, 1), srus[1], nn.Conv2d(16, 8, 1)).eval()
+    reference, content = exported(net)
+    model = load(content)
+    node = instrument.sites(model)["3"]
+    function = instrument.function_of(model, node)
+    inner = onnx.FunctionProto()
+    inner.CopyFrom(function)
+    inner.domain, inner.name = "written.out", "Plain"
+    model.functions.append(inner)
+    model.opset_import.append(helper.make_opsetid("written.out", 1))
+    node.domain, node.op_type = inner.domain, inner.name
+    report = judge(reference, model)
+    assert report, report.failures
+    assert any("3: no node" in caveat for caveat in report.caveats)
+    source = TorchReference(reference)
+    sample = noise_samples(reference.signature, 0)[0]
+    run = source.run(sample)
+    fixed, free = (max(source.jumps(run, names, "float16").values()) for names in ([], ["3"]))
+    assert free > 10 * fixed
 
 
 # --- what is recorded ------------------------------------------------------------------------------------------------
