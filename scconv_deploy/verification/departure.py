@@ -20,7 +20,7 @@ import onnx
 from scconv_deploy.verification import instrument, onnx_gates
 from scconv_deploy.verification.artifact import inputs_with_masks
 from scconv_deploy.verification.compare import comparable
-from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.measure import FLOAT32, Measured
 from scconv_deploy.verification.reference_run import ReferenceRun, ReferenceSource
 from scconv_deploy.verification.runners.half import runner_of
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
@@ -37,7 +37,8 @@ def first_departure(
     """
     if (run := measured.worst_run) is None:
         return ""
-    candidates = list(module_outputs(proto))
+    # PyTorch's modules are float32, and give nothing that a half file's could be held against
+    candidates = list(module_outputs(proto)) if measured.data == FLOAT32 else []
     for start in range(0, len(candidates), _AT_ONCE):
         found = first_of(source, proto, run, measured, options, candidates[start : start + _AT_ONCE])
         if found:
@@ -48,7 +49,7 @@ def first_departure(
         if not layer.relative_l2 <= limit * layer.floor:
             return _words(layer.name, layer.module, layer.relative_l2, layer.floor)
     for name, replay in measured.replay.items():
-        if not replay.ratio <= limit:
+        if not replay.ratio <= measured.largest_multiple(replay.multiple):
             return _words(name, _module_of_value(proto, name), replay.error, replay.floor)
     return ""
 
@@ -108,7 +109,7 @@ def first_of(
         if actual[name].shape != y.shape:
             continue
         found = measured.against_noise(actual[name], y, floor)
-        if not comparable(actual[name], y) or not found.ratio <= measured.largest_multiple(measured.multiple):
+        if not comparable(actual[name], y) or not found.ratio <= measured.largest_multiple(found.multiple):
             return _words(name, path, found.error, found.floor)
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import nn
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir
 from scconv_deploy.references import reference_from_module
+from scconv_deploy.report.records import LayerError
 from scconv_deploy.verification import tolerances
 from scconv_deploy.verification.artifact import ArtifactMeasurement
 from scconv_deploy.verification.departure import first_departure, first_of, module_outputs
-from scconv_deploy.verification.measure import Measured
+from scconv_deploy.verification.measure import AgainstNoise, Measured
+from scconv_deploy.verification.reference_run import ReferenceRun
 from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.verification.torch_reference import TorchReference
@@ -85,3 +88,27 @@ def bisected(departs):
         middle = (low + high) // 2
         low, high = (low, middle) if departs[middle] else (middle + 1, high)
     return low
+
+
+def test_half_departs_where_it_was_compared_with_half(absorbing):
+    """Its modules are rounded a hundred times farther from PyTorch's than float32's noise: no place of a fault."""
+    measured = Measured(tolerances.table(), np.dtype(np.float16))
+    measured.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    measured.keep_layer(LayerError("a", "first", 1e-3, 1e-3))
+    measured.keep_layer(LayerError("b", "third", 1e-1, 1e-3))
+    model = onnx.load_model_from_string(absorbing[1])
+    assert module_outputs(model)
+    found = first_departure(TorchReference(absorbing[0]), model, measured, RuntimeOptions(threads=1))
+    assert found.startswith("b (third)")
+
+
+def test_an_index_of_a_half_file_keeps_its_own_limit(absorbing):
+    """Of its type, not of the data's: between the two it has departed, and the other way round it has not."""
+    measured = Measured(tolerances.table({"replay_multiple": 2, "half_multiple": 9}), np.dtype(np.float16))
+    measured.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    measured.replay["index"] = AgainstNoise(4e-3, 1e-3, "largest_floor.index", 1e-2)
+    model = onnx.load_model_from_string(absorbing[1])
+    arguments = (TorchReference(absorbing[0]), model, measured, RuntimeOptions(threads=1))
+    assert first_departure(*arguments).startswith("index")
+    measured.replay["index"] = AgainstNoise(1e-3, 1e-3, "largest_floor.index", 1e-2)
+    assert first_departure(*arguments) == ""

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 
 from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.margins import count_flips, decide
+from scconv_deploy.references import reference_from_module
 from scconv_deploy.report.records import StageLog
 from scconv_deploy.verification import artifact, instrument
 from scconv_deploy.verification.chain import Artifact
@@ -208,3 +210,27 @@ def test_what_the_runtime_itself_spoils_fails(tiny_reference, half, monkeypatch,
     assert check_of(report, check).status == "failed"
     assert words in check_of(report, check).reason
     assert check_of(report, "runtime").status == "failed"
+
+
+class Largest(torch.nn.Module):
+    """Which channel is the largest, of many that are near."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 64, 3)
+
+    def forward(self, image):
+        return self.conv(image).argmax(1)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_ties_that_half_decides_otherwise_are_no_fault(precision):
+    torch.manual_seed(0)
+    reference, _ = reference_from_module(Largest().eval(), torch.randn(2, 3, 16, 16))
+    _, half = halved(reference, ExportOptions(precision=precision))
+    report = judge(reference, half)
+    assert not report.failures
+    tensor = next(t for t in half.graph.initializer if t.name == "conv.weight")
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(value[::-1].copy(), tensor.name))
+    assert check_of(judge(reference, half), "replay").status == ("failed" if precision == "fp16" else "not run")

@@ -91,3 +91,16 @@ def test_a_noisy_sample_does_not_hide_a_layer_that_failed_on_another():
                 measured.keep_layer(LayerError("x", "m", error, floor))
             (check,) = judge.layers_check(measured)
             assert (check.status, check.quantities[0].value) == ("failed", pytest.approx(10)), (noisy, order)
+
+
+@pytest.mark.parametrize(("data", "status"), [(np.float16, "not run"), (np.float32, "failed")])
+def test_an_index_that_half_does_not_tell_is_not_judged(data, status):
+    """An argmax over near scores; in float32 it is a reference that proves nothing."""
+    measured = Measured(tolerances.table(), np.dtype(data))
+    index = np.arange(100)
+    floor = 2 * tolerances.ALL["largest_floor.index"].value
+    run = ReferenceRun("d", {}, {}, {}, {}, {}, {})
+    measured.keep_replay("y", measured.against_noise(index, index, floor), run)
+    assert [check.status for check in judge.replay_checks(measured)] == [status]
+    measured.swapped_error["y"] = measured.replay["y"]
+    assert [c.status for c in judge.swapped_checks(True, measured) if c.name == "whole model"] == ["failed"]
