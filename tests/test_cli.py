@@ -608,6 +608,22 @@ def test_verify_on_another_shape(run, fails, artifact):
     fails("model", "verify", artifact, "--reference", "net.py:make", "--input", "1x3x9x8", words=words)
 
 
+def test_verify_on_a_size_that_pytorch_refuses(fails, artifact):
+    Path("strict.py").write_text(
+        "from net import make as other\n"
+        "def make():\n"
+        "    model = other()\n"
+        "    def refuse(module, args):\n"
+        "        if args[0].shape[0] > 1:\n"
+        "            raise RuntimeError('one image at a time')\n"
+        "    model.register_forward_pre_hook(refuse)\n"
+        "    return model\n"
+    )
+    np.savez("two.npz", x=np.ones((2, 3, 8, 8), np.float32))
+    args = ["verify", artifact, "--reference", "strict.py:make", "--input", "1x3x8x8", "--data", "two.npz"]
+    fails("model", *args, "--batch", "1:1:2", words="The model refuses inputs of these sizes")
+
+
 def test_verify_against_another_model(fails, artifact):
     args = ["verify", artifact, "--reference", "net.py:Pair", *SHAPE, "--input", "bias:1x5"]
     fails("usage", *args, words="The artifact's inputs are x; the reference's x, bias.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,9 +40,9 @@ class StandIn(nn.Module):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What isinstance asks besides the type."""
+        """What isinstance asks besides the type; torch.export derives the proxies of shared modules from it."""
         found = self.__dict__.get("_original")
-        return type(self) if found is None else type(found[0])
+        return type(self) if found is None else _class_of(type(self), type(found[0]))  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -62,6 +63,15 @@ class StandIn(nn.Module):
         memo[id(self._original)] = self._original
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
+
+
+@functools.lru_cache(maxsize=256)
+def _class_of(stand_in: type, original: type) -> type:
+    """A class of both, whose code is the stand-in's."""
+    if issubclass(original, torch.jit.ScriptModule):  # whose metaclass compiles it
+        return original
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (stand_in, original), names)
 
 
 class SwappedSRU(StandIn):
