@@ -40,6 +40,8 @@ import numpy as np
 from scconv_deploy.outcomes import FlipCount
 
 UNIT_ROUNDOFF = 2.0**-24
+LARGEST_WEIGHT_ERROR = 1e-3
+"""Relative error of a gate weight ``gamma / sum(gamma)`` beyond which the sum is lost to rounding."""
 ILL_CONDITIONED = 1e-6
 """Of s relative to |mean|; a definition, which ``verification/tolerances.py`` lists with its reason."""
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -24, 4

@@ -18,6 +18,7 @@ from scconv_deploy.gate.variant import (
     check_halves,
     gate_weight,
 )
+from scconv_deploy.margins import LARGEST_WEIGHT_ERROR
 from scconv_deploy.rewrite.meaning import Crossing, Input, Normalized, Shape
 
 FOLDED = "its gamma and gate weight are one constant, so cut is good to its float32; --reference MODEL restores gamma"
@@ -32,7 +33,6 @@ _ANY = VARIANTS["groupbn-hard"]
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
-LARGEST_WEIGHT_ERROR = 1e-3
 _ULPS = 2.0**-21  # relative: the orders of a sum without much cancellation
 _ORDERS: tuple[Weighting, ...] = ("sum", "torch_sum")
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from scconv_deploy.margins import LARGEST_WEIGHT_ERROR
 from scconv_deploy.report.records import Check
 from scconv_deploy.rewrite.functions import (
     ATTRIBUTES,
@@ -24,7 +25,6 @@ from scconv_deploy.rewrite.functions import (
     fingerprint,
     function_proto,
 )
-from scconv_deploy.rewrite.interpret import LARGEST_WEIGHT_ERROR
 from scconv_deploy.verification import instrument
 from scconv_deploy.verification.reference_run import Site
 from scconv_deploy.verification.tolerances import FOLDED_ULPS
