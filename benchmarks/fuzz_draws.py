@@ -141,6 +141,8 @@ def gates(rng: random.Random, folder: Path) -> Draw:
         "cross": rng.choice(("crossed", "crossed", "straight", "added")),
         "spread": rng.choice((0.0, 0.3, 1.0)), "cancel": rng.random() < 0.3, "seed": rng.randrange(1000),
     }  # fmt: skip
+    if arguments["deviation"] == "groupnorm" and arguments["channels"] % groups:
+        arguments["channels"] = 32  # torch's own refuses groups that straddle channels
     side = {1: "64", 2: "8x8", 3: "4x4x8"}[dims]
     return _gate_draw(rng, folder, "gated", arguments, f"2x3x{side}", damage=True)
 
