@@ -282,7 +282,8 @@ def test_naive_graphs_of_open_sizes_are_read(tmp_path, dims, dynamo):
     source = tmp_path / "in.onnx"
     source.write_bytes(open_export(model, noise(dims), dynamo).SerializeToString())
     result = rewrite_onnx(source, tmp_path / "out.onnx", options=RewriteOptions(expect=2))
-    assert set(result.sites.values()) == {"groupbn-hard-normalized"}
+    # torch.sum where the two orders round otherwise
+    assert {v.removesuffix(" (torch.sum)") for v in result.sites.values()} == {"groupbn-hard-normalized"}
     x = naive.noise(3, 1, *(size + 4 for size in SIZES[dims]), seed=1)
     np.testing.assert_allclose(run(onnx.load(result.path), x), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
