@@ -29,6 +29,6 @@ def test_an_sru_that_is_no_module_is_fused_and_judged_by_the_outputs(tmp_path):
     result = scconv_deploy.deploy(model, naive.noise(2, 3, 16, 16), tmp_path / "out")
     assert result, result.report.failures
     stage = next(s for s in result.report.stages if s.name == "rewrite")
-    assert "scconv node [groupbn-hard]" in stage.applied[0]
+    assert "scconv node [groupbn-hard" in stage.applied[0]  # (torch.sum) where that rounds otherwise
     assert any("read from the graph" in caveat for caveat in result.report.caveats)
     assert result.report.outputs[0].replay_ratio < 8

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
 from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.variant import gate_weight, open_mask
+from scconv_deploy.margins import LARGEST_WEIGHT_ERROR
 from scconv_deploy.report.records import StageLog
-from scconv_deploy.rewrite.interpret import FOLDED, REORDERED
+from scconv_deploy.rewrite.interpret import FOLDED, REORDERED, weight_error
 from scconv_deploy.rewrite.prepare import prepare
 from tests import wild
 from tests.gate.plain import Choices, PlainSRU
@@ -94,6 +95,8 @@ def cancelling(order):
         module = PlainSRU(Choices(groups=4, threshold=0.47, weight=order), seed)
         gamma = module.gamma.detach().reshape(-1)
         sums = [float(value) for value in (sum(gamma), gamma.sum(), np.sum(gamma.numpy()))]
+        if weight_error(gamma.double().numpy()) > LARGEST_WEIGHT_ERROR:  # lost to rounding in any order
+            continue
         if min(abs(a - b) for a, b in zip(sums, [*sums[1:], sums[0]], strict=True)) > 2e-6 * abs(sums[0]):
             return module
     raise AssertionError("no draw has three different sums")
