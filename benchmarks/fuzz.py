@@ -10,13 +10,11 @@ Draws of one seed are the same on every machine; a draw that fails prints its co
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shlex
 import shutil
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +108,3 @@ def _judge(draw: Draw, outcome: Outcome) -> _Judged:
         if _invoke(arguments, outcome.folder).code != 6:
             return _Judged("missed", name)
     return _Judged("right")
-
-
-def summary(results: Path) -> Counter[str]:
-    """Counts of a results file, all kinds together."""
-    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
-    return Counter({key: sum(row[key] for row in rows) for key in ("draws", *_FAULTS)})
