@@ -2,7 +2,8 @@
 
 Training code nests state dicts in any way and wraps models, so neither names of entries nor of wrappers are known here.
 Every mapping with tensors in it is an entry; each is tried with every prefix of its keys taken off, and with every
-prefix of the model's keys put on. A key fits where the model has one of that name and shape.
+prefix of the model's keys put on. A key fits where the model has one of that name and shape. A list of tensors is an
+entry too: moving averages (``torch_ema``) are lists in the order of ``model.parameters()``, and fit by that order.
 """
 
 from __future__ import annotations
@@ -33,10 +34,17 @@ _COUNTS_BATCHES = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Entry:
-    """A mapping with tensors in a checkpoint: its dotted path ("" for the checkpoint itself) and the tensors."""
+    """A mapping or list with tensors in a checkpoint: its dotted path ("" for the checkpoint itself) and the tensors.
+
+    Attributes:
+        path: dotted.
+        tensors: by key; of a list, by index.
+        listed: whether it is a list, whose order stands for the names.
+    """
 
     path: str
     tensors: Mapping[str, Tensor]
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class Expected:
     Attributes:
         tensors: by key.
         parameters: the keys of those that training moves.
+        order: one key for each parameter, in the order of ``model.parameters()``.
         aliases: key -> a number; the keys that are one tensor have the same one.
         prefixes: how many keys have each dotted prefix.
     """
 
     tensors: Mapping[str, Tensor]
     parameters: frozenset[str]
+    order: tuple[str, ...]
     aliases: Mapping[str, int]
     prefixes: Counter[str]
 
@@ -61,7 +71,13 @@ class Expected:
         numbers: dict[Any, int] = {}
         aliases = {key: numbers.setdefault(_place(key, t), len(numbers)) for key, t in tensors.items()}
         parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-        return cls(tensors, parameters & tensors.keys(), aliases, _counts(tensors))
+        return cls(
+            tensors=tensors,
+            parameters=parameters & tensors.keys(),
+            order=tuple(name for name, _ in model.named_parameters() if name in tensors),
+            aliases=aliases,
+            prefixes=_counts(tensors),
+        )
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -123,6 +139,8 @@ class Fit:
     @property
     def inside(self) -> dict[str, str]:
         """Model's key -> entry's key of all that has the prefix, whether the model has such a key or not."""
+        if self.entry.listed:
+            return dict(self.fitting)
         return {self.added + k[len(self.prefix) :]: k for k in self.entry.tensors if k.startswith(self.prefix)}
 
     def holds_the_same_as(self, other: Fit, expected: Expected) -> bool:
@@ -179,6 +197,9 @@ def _entries(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Entr
     seen.add(id(value))  # what is in two places is an entry in both, and is descended into once
     if isinstance(value, (list, tuple)):
         inner: Iterable[tuple[str, Any]] = ((str(n), item) for n, item in enumerate(value))
+        tensors = {str(n): t for n, item in enumerate(value) if (t := _tensor(item)) is not None}
+        if tensors and len(tensors) == len(value):
+            yield Entry(".".join(path), tensors, listed=True)
     elif isinstance(value, Mapping):
         tensors = {str(key): t for key, item in value.items() if (t := _tensor(item)) is not None}
         if tensors:
@@ -202,6 +223,8 @@ def fits(found: Iterable[Entry], expected: Expected, key: str | None = None) -> 
 
 
 def _fits_of(entry: Entry, expected: Expected, key: str | None) -> list[Fit]:
+    if entry.listed:
+        return [] if key not in (None, _label(entry.path, "")) else _fits_in_order(entry, expected)
     made: list[Fit] = []
     best = 0
     fewest = len({expected.aliases[name] for name in expected.parameters})  # that can give every parameter
@@ -217,6 +240,17 @@ def _fits_of(entry: Entry, expected: Expected, key: str | None) -> list[Fit]:
             best = max(best, len(fit.fitting))
     top = max((fit.rank for fit in made), default=None)
     return [fit for fit in made if fit.moved or fit.rank == top]
+
+
+def _fits_in_order(entry: Entry, expected: Expected) -> list[Fit]:
+    """The list as the model's parameters, each of the same shape; nothing else is told by a list."""
+    names = expected.order
+    if not names or len(names) != len(entry.tensors):
+        return []
+    fitting = dict(zip(names, entry.tensors, strict=True))
+    if not all(_same_shape(entry.tensors[index], expected.tensors[name]) for name, index in fitting.items()):
+        return []
+    return [Fit(entry, "", "", fitting, {}, whole=not expected.lacking(names), moved=True)]
 
 
 def _fit(entry: Entry, prefix: str, added: str, expected: Expected) -> Fit:

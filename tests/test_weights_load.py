@@ -37,6 +37,7 @@ def state(fill, model=None):
 
 
 GOOD, BAD = state(7), state(3)
+AVERAGE = [GOOD[name] for name, _ in Net().named_parameters()]  # as torch_ema keeps it
 PARAMETERS = {k: v for k, v in GOOD.items() if "running" not in k and "num_batches" not in k}
 
 
@@ -125,6 +126,8 @@ def test_one_block_of_a_larger_network():
         (prefixed("student.", BAD) | prefixed("teacher.", GOOD), ["student", "teacher"]),
         ({"sd": prefixed("student.", BAD) | prefixed("teacher.", GOOD)}, ["sd.student", "sd.teacher"]),
         ({"model": BAD, "ema": PARAMETERS}, ["model", "ema"]),  # a moving average of the parameters alone
+        ({"model": BAD, "ema": {"decay": 0.9, "shadow_params": AVERAGE}}, ["model", "ema.shadow_params"]),
+        ({"model": BAD, "shadow": tuple(AVERAGE)}, ["model", "shadow"]),
         ([BAD, GOOD], ["0", "1"]),
         ({"model": BAD, "ema": {k: v.half() for k, v in BAD.items()}}, ["model", "ema"]),
     ],
@@ -154,6 +157,19 @@ def test_the_key_chooses(value, key, wanted):
     model, record = loaded(value, key=key)
     assert holds(model, wanted)
     assert not record.misfits
+
+
+def test_a_list_of_tensors_is_read_in_the_order_of_the_parameters():
+    model, record = loaded({"model": BAD, "ema": {"shadow_params": AVERAGE}}, key="ema.shadow_params", strict=False)
+    assert all(torch.equal(p, given) for p, given in zip(model.parameters(), AVERAGE, strict=True))
+    assert set(record.missing) == {key for key in GOOD if key not in PARAMETERS and "num_batches" not in key}
+
+
+@pytest.mark.parametrize("tensors", [AVERAGE[:-1], AVERAGE[::-1], [torch.ones(1)] * len(AVERAGE)])
+def test_a_list_of_other_shapes_is_no_set_of_weights(tensors):
+    model, record = loaded({"model": GOOD, "history": tensors})
+    assert holds(model, GOOD)
+    assert not record.others
 
 
 def test_the_same_numbers_twice_are_no_conflict():
