@@ -47,6 +47,7 @@ class GateComparison:
         file: the original's mask against PyTorch's formula; ``file_beyond`` of its flips lie beyond ``file_limit``.
         rewritten: the rewritten node's gates against the same.
         file_largest_z: the largest distance of one of the original's flips from the threshold, in z.
+        undefined: gates of groups without spread, where the original lost its eps and divides 0 by 0.
     """
 
     site: str
@@ -55,6 +56,7 @@ class GateComparison:
     file_beyond: int = 0
     file_largest_z: float = 0.0
     file_limit: float = NAIVE_LIMIT
+    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class GuardReport:
         gates: by SRU.
         thresholds: other thresholds that were rewritten: (name, elements, changed).
         others: gates of no SRU that both files decide, on the same input: (name, elements, changed, unexplained).
-        outputs: (name, relative L2 with the original's gates injected, relative L2 free-running).
+        outputs: (name, relative L2 with the original's gates injected, relative L2 free-running); none where the
+            original divides 0 by 0 in every sample.
         samples: what was run.
         not_run: why nothing could be compared; empty if it was.
         unread: SRUs whose gates the original does not show, with the reason.
@@ -122,7 +125,11 @@ class GuardReport:
         """The result in one line; empty if no gate was compared."""
         if not self.gates and not self.thresholds:
             return ""
-        return f"your file changed {self.file_changed:,} gates on this input; this one {self.rewritten_changed:,}"
+        text = f"your file changed {self.file_changed:,} gates on this input; this one {self.rewritten_changed:,}"
+        undefined = sum(gate.undefined for gate in self.gates)
+        if undefined:
+            text += f"; your file lost its eps: in {undefined:,} (groups without spread) it divides 0 by 0"
+        return text
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -186,16 +193,17 @@ def _compare(
     gates: dict[str, GateComparison] = {}
     changed = dict.fromkeys(thresholds, (0, 0))
     counts = {found.name: FlipCount(0) for found, _ in others}
-    outputs = {o.name: (0.0, 0.0) for o in original.graph.output}
+    outputs: dict[str, tuple[float, float]] = {}
     bounds = {name: _bound(rewritten, name) for name in thresholds}
     for feeds in samples.values():
         seen = before.run(feeds)
         injected = dict(feeds)
+        here: list[GateComparison] = []
         for one in fused:
             x = as_planes(torch.from_numpy(seen[one.x]))
             mask = as_planes(torch.from_numpy(seen[one.mask]) == one.mask_opened)
-            found = _gates(rewritten, nodes[one.site], one, x, mask)
-            gates[one.site] = _sum(gates.get(one.site), found)
+            here.append(_gates(rewritten, nodes[one.site], one, x, mask))
+            gates[one.site] = _sum(gates.get(one.site), here[-1])
             injected[instrument.mask_input(one.site)] = mask.numpy()
         for name, z in thresholds.items():
             injected[_injected_threshold(name)] = seen[name]
@@ -203,11 +211,14 @@ def _compare(
             changed[name] = (changed[name][0] + seen[name].size, changed[name][1] + differs)
         for other, _ in others:
             injected[instrument.mask_input(other.name)], _ = onnx_gates.decision(other, seen)
+        if any(one.undefined for one in here):
+            continue  # its NaN is in every layer behind
         free = after.run(feeds)
         same_gates = forced.run({name: value for name, value in injected.items() if name in forced.inputs})
         for both in others:
             counts[both[0].name] += _other_flips(both, seen, same_gates)
-        for name, worst in outputs.items():
+        for name in (output.name for output in original.graph.output):
+            worst = outputs.get(name, (0.0, 0.0))
             pair = distance(same_gates[name], seen[name]), distance(free[name], seen[name])
             outputs[name] = max(worst[0], pair[0]), max(worst[1], pair[1])
     return GuardReport(
@@ -260,17 +271,33 @@ def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor
     of_file = count_flips(mask != expected, x, parameters, fused.variant)
     of_ours = count_flips(ours != expected, x, parameters, fused.variant)
     differs = mask != expected
+    undefined = _without_spread(x, fused) if fused.note else torch.zeros_like(mask)
     if not differs.any():
-        return GateComparison(fused.site, of_file, of_ours)
+        return GateComparison(fused.site, of_file, of_ours, undefined=int(undefined.sum()))
     margin, _, ill = margins_and_bounds(x, parameters, fused.variant)
     _, s = statistics(x.double(), fused.variant)
     groups = (x.shape[0], fused.variant.num_groups, -1)
     in_units_of_s = (margin.abs().reshape(groups) / s).reshape(x.shape)
     slope = (fused.gamma * fused.weight).abs().double().reshape(1, -1, 1, 1)
-    z = (in_units_of_s * slope)[differs & ~ill]
+    z = (in_units_of_s * slope)[differs & ~ill & ~undefined]
     limit = NAIVE_LIMIT * max(1.0, x[0].numel() / fused.variant.num_groups / _LARGE_GROUP)
     beyond = int((~(z <= limit)).sum())
-    return GateComparison(fused.site, of_file, of_ours, beyond, float(z.max()) if z.numel() else 0.0, limit)
+    return GateComparison(
+        site=fused.site,
+        file=of_file,
+        rewritten=of_ours,
+        file_beyond=beyond,
+        file_largest_z=float(z.max()) if z.numel() else 0.0,
+        file_limit=limit,
+        undefined=int(undefined.sum()),
+    )
+
+
+def _without_spread(x: Tensor, fused: Fused) -> Tensor:
+    """The elements whose group is one number throughout; bool, of x's shape."""
+    groups = x.reshape(x.shape[0], fused.variant.num_groups, -1)
+    constant = groups.amax(dim=2, keepdim=True) == groups.amin(dim=2, keepdim=True)
+    return constant.expand_as(groups).reshape(x.shape)
 
 
 def _sum(one: GateComparison | None, other: GateComparison) -> GateComparison:
@@ -283,6 +310,7 @@ def _sum(one: GateComparison | None, other: GateComparison) -> GateComparison:
         file_beyond=one.file_beyond + other.file_beyond,
         file_largest_z=max(one.file_largest_z, other.file_largest_z),
         file_limit=max(one.file_limit, other.file_limit),
+        undefined=one.undefined + other.undefined,
     )
 
 
