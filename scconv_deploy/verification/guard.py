@@ -211,8 +211,8 @@ def _compare(
             changed[name] = (changed[name][0] + seen[name].size, changed[name][1] + differs)
         for other, _ in others:
             injected[instrument.mask_input(other.name)], _ = onnx_gates.decision(other, seen)
-        if any(one.undefined for one in here):
-            continue  # its NaN is in every layer behind
+        if any(one.undefined for one in here) and any(np.isnan(seen[o.name]).any() for o in original.graph.output):
+            continue  # the original's own NaN
         free = after.run(feeds)
         same_gates = forced.run({name: value for name, value in injected.items() if name in forced.inputs})
         for both in others:
