@@ -296,6 +296,9 @@ _WRAPS: dict[str, Callable[[dict[str, Tensor], random.Random], _Wrapped]] = {
 # --- half precision ------------------------------------------------------------------------------------------------
 
 
+_BAR = 0.3  # below which the graph's values are cut off
+
+
 def halves(rng: random.Random, folder: Path) -> Draw:
     """A float32 graph with subgraphs, casts and constants of several uses, converted to float16."""
     source, output = folder / "in.onnx", folder / "out.onnx"
@@ -310,8 +313,14 @@ def halves(rng: random.Random, folder: Path) -> Draw:
             for value, one, other in zip(model.graph.output, exact, half, strict=True):
                 if value.name in integers and not np.array_equal(one, other):
                     return f"{value.name}: {int((one != other).sum())} of {one.size} entries differ"
-                if value.name not in integers and not _relative(one, other.astype(np.float32)) <= 2e-2:
-                    return f"{value.name}: {_relative(one, other.astype(np.float32)):.1e} relative L2"
+                if value.name in integers:
+                    continue
+                other = other.astype(np.float32)
+                if value.name == "where_y":  # what lies at the bar, rounding to half may decide otherwise
+                    at_bar = np.abs(np.maximum(one, other) - _BAR) < 1e-2 * _BAR
+                    one, other = one[~at_bar], other[~at_bar]
+                if not _relative(one, other) <= 2e-2:
+                    return f"{value.name}: {_relative(one, other):.1e} relative L2"
         return ""
 
     return Draw(
@@ -378,7 +387,7 @@ def _graph(rng: random.Random) -> tuple[onnx.ModelProto, set[str], bool]:
             give("at", TensorProto.INT64)
             integers.add("at")
         elif part == "where":
-            constant("bar", 0.3)
+            constant("bar", _BAR)
             nodes += [
                 helper.make_node("Greater", ["a", "bar"], ["open"]),
                 helper.make_node("Cast", ["open"], ["openf"], to=TensorProto.FLOAT),
@@ -469,6 +478,8 @@ def rewrites(rng: random.Random, folder: Path) -> Draw:
     reference = ("--reference", f"{MODELS}:gated", "--kwargs", json.dumps(arguments), "--input", shape)
 
     def compare(outcome: Outcome) -> str:
+        if output.read_bytes() == source.read_bytes():
+            return ""  # left alone, and so it was said
         run = _session(output)
         x = torch.randn(*map(int, shape.split("x")), generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
