@@ -17,16 +17,17 @@ import onnx
 import onnx.parser
 
 from benchmarks.harness import Row, interleave, write
-from scconv_deploy.exporters.build_options import BuildOptions
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporters.onnx_source import OnnxSource
-from scconv_deploy.exporters.profiles import resolve_profiles
-from scconv_deploy.exporters.tensorrt import Plan, build_plan, check_options
-from scconv_deploy.exporters.tensorrt_versions import load_module
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_spec
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import DynamicAxis, ModelSpec
+from scconv_deploy.exporters.tensorrt.builder import Plan, build_plan, check_options
+from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
+from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.tensorrt.versions import load_module
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 
 _CROSS = """
     halves = Constant <value_ints = [0, 2, -1]> ()

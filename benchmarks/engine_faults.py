@@ -11,9 +11,10 @@ import onnx.parser
 from onnx import numpy_helper
 from torch import nn
 
-from scconv_deploy.precision.types import Precision
-from scconv_deploy.rewrite.functions import FunctionKey, function_text
-from scconv_deploy.verification import instrument
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.functions import function_text
+from scconv_deploy.graph.types import Precision
 from tests.mutations import (
     BIAS,
     GWC,

@@ -23,19 +23,21 @@ import torch
 
 from benchmarks.engine_faults import FAULTS, Fault
 from benchmarks.harness import Row, write
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
-from scconv_deploy.gate import VARIANTS
-from scconv_deploy.precision.types import Precision
-from scconv_deploy.references import reference_from_module, reference_from_spec
-from scconv_deploy.report.records import ParityReport, StageLog
-from scconv_deploy.spec import ModelSpec
-from scconv_deploy.verification import sru_models, tolerances
-from scconv_deploy.verification.engine import judge_engine, no_models
-from scconv_deploy.verification.runners.half import runner_of
-from scconv_deploy.verification.runners.onnxruntime import Optimization, RuntimeOptions
+from scconv_deploy.gate.variant import VARIANTS
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.graph.types import Precision
+from scconv_deploy.model.prepare import Reference, reference_from_module, reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.runtimes.onnxruntime import Optimization, RuntimeOptions
+from scconv_deploy.verification import sru_models
+from scconv_deploy.verification.engine.verdict import judge_engine, no_models
+from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
-from scconv_deploy.verification.torch_reference import Reference, TorchReference
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 from tests.mutations import two_heads

@@ -11,10 +11,10 @@ import statistics
 
 from benchmarks import subjects
 from benchmarks.harness import Row, Timing, interleave, write
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_spec
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import ModelSpec
+from scconv_deploy.model.prepare import reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from scconv_deploy.zoo import MODELS
 
 _COLUMNS = {

@@ -1,6 +1,6 @@
 """Gates that differ from PyTorch eager on the same input, over seeds, means of the input, and betas.
 
-A flip is explained when rounding can move the gate's margin that far, see ``scconv_deploy.gate.bound``; any other is a
+A flip is explained when rounding can move the gate's margin that far, see ``scconv_deploy.gate.flips``; any other is a
 fault. The formula of the cut is judged with torch's own statistics: what remains then is the formula's own error.
 """
 
@@ -15,9 +15,10 @@ import torch
 from benchmarks import subjects
 from benchmarks.gates import eager_gates, ort_gates
 from benchmarks.harness import write
-from scconv_deploy.gate import VARIANTS, FlipCount, count_flips, gate_parameters
-from scconv_deploy.gate.cut import open_by_cut
-from scconv_deploy.gate.variant import gate_weight
+from scconv_deploy.gate.cut import gate_parameters, open_by_cut
+from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.variant import VARIANTS, gate_weight
+from scconv_deploy.records.gates import FlipCount
 from tests.wild import OriginalSRU
 
 SHAPE = (8, 256, 56, 56)

@@ -15,9 +15,9 @@ import onnx
 import onnx.inliner
 import onnx_ir as ir
 
+from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.types import HalfPrecision
 from scconv_deploy.precision.half import HalfOptions, to_half
-from scconv_deploy.precision.types import HalfPrecision
-from scconv_deploy.rewrite.functions import DOMAIN
 
 Source = Literal["user's export", "ours", "ours, inlined"]
 """What is converted: torch.onnx.export of the user's code, our file, or our file with its functions inlined."""

@@ -1,7 +1,7 @@
 """What half precision costs, by converter: outputs, gates and SRUs beside PyTorch's float32, validity and size.
 
 Each half file is run twice: in ONNX Runtime's CPU provider, which has few half kernels and computes most of a float16
-file in float32, and in its stand-in (``scconv_deploy.precision.stand_in``), which rounds every value as the file says.
+file in float32, and in its stand-in (``scconv_deploy.runtimes.stand_in``), which rounds every value as the file says.
 The second is what a GPU is nearer to, and the only one for bfloat16. ``.half()`` is PyTorch's own half arithmetic.
 
 NVIDIA's AutoCast pins other versions: AUTOCAST_PYTHON names an interpreter that has nvidia-modelopt[onnx].
@@ -25,10 +25,10 @@ from benchmarks import half_srus, subjects
 from benchmarks.gates import count_changed, eager_gates, ort_gates
 from benchmarks.half_converters import Converter, Source, Unavailable, converters, inlined, tool_versions
 from benchmarks.harness import Row, write
-from scconv_deploy.precision.stand_in import stand_in
-from scconv_deploy.precision.types import HalfPrecision
-from scconv_deploy.rewrite.functions import DOMAIN
-from scconv_deploy.verification.compare import relative_l2
+from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.types import HalfPrecision
+from scconv_deploy.runtimes.stand_in import stand_in
+from scconv_deploy.verification.metrics import relative_l2
 from scconv_deploy.zoo import MODELS
 from tests.wild import OriginalSRU
 

@@ -1,7 +1,7 @@
 """What keeping an operator in float32 is worth in a half file: error of the outputs with all kept, one not, and none.
 
 Two things can go wrong in half. A value is rounded: every value is, as the file says, in
-``scconv_deploy.precision.stand_in``. A runtime adds up in half: the means are also taken one term after the other in
+``scconv_deploy.runtimes.stand_in``. A runtime adds up in half: the means are also taken one term after the other in
 half, of the network's own values. Only operators that the network has are listed; the others' reasons are ranges.
 """
 
@@ -19,11 +19,11 @@ import torch
 from benchmarks import subjects
 from benchmarks.half_error import NETWORKS
 from benchmarks.harness import Row, write
+from scconv_deploy.graph.types import FIRST_OPSET, NUMPY, HalfPrecision
 from scconv_deploy.precision import half
 from scconv_deploy.precision.half import HalfOptions, to_half
-from scconv_deploy.precision.stand_in import stand_in
-from scconv_deploy.precision.types import FIRST_OPSET, NUMPY, HalfPrecision
-from scconv_deploy.verification.compare import relative_l2
+from scconv_deploy.runtimes.stand_in import stand_in
+from scconv_deploy.verification.metrics import relative_l2
 
 _SUBJECTS = ("scconv_resnet20", "scconv_resnet50")
 _COLUMNS = {

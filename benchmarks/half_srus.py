@@ -1,6 +1,6 @@
 """Every SRU of a half file fed the same half input, whoever wrote the file: gates and outputs beside PyTorch's float32.
 
-The file is run in its stand-in (``scconv_deploy.precision.stand_in``), which rounds wherever the file says half.
+The file is run in its stand-in (``scconv_deploy.runtimes.stand_in``), which rounds wherever the file says half.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from benchmarks import subjects
-from scconv_deploy.precision.types import UNIT_ROUNDOFF, HalfPrecision
-from scconv_deploy.rewrite.functions import DOMAIN
+from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.types import UNIT_ROUNDOFF, HalfPrecision
 from tests.wild import OriginalSRU
 
 TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}

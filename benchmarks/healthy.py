@@ -10,15 +10,15 @@ import onnx
 import torch
 
 from benchmarks.harness import write
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.gate import VARIANTS
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verification.parity import Artifact, Judging, verify_onnx
-from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+from scconv_deploy.gate.variant import VARIANTS
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.onnx.parity import Artifact, Judging, verify_onnx
 from scconv_deploy.verification.samples import Sample
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 from tests.mutations import RankResNet

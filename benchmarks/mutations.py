@@ -9,12 +9,13 @@ import onnx
 import torch
 
 from benchmarks.harness import write
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import ParityReport, StageLog
-from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests.mutations import MUTATIONS, two_heads
 from tests.other_gates import DAMAGE, two_masks
 

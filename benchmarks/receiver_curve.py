@@ -20,13 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import write
 from benchmarks.receiver_networks import LARGE, NETWORKS, network
-from scconv_deploy.exporting import ExportOptions, export_to_ir, in_precision
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import ParityReport, StageLog
-from scconv_deploy.spec import ModelSpec, load
-from scconv_deploy.verification.parity import Artifact, Judging, Reference, verify_onnx
-from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
+from scconv_deploy.model.load import load
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.onnx.parity import Artifact, Judging, Reference, verify_onnx
 from scconv_deploy.verification.samples import Sample
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
 from tests.mutations import MUTATIONS, two_heads
 
 PRECISIONS = ("fp32", "fp16", "bf16")

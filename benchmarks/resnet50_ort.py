@@ -13,7 +13,7 @@ import torch
 from benchmarks import subjects
 from benchmarks.gates import count_changed, eager_gates, ort_gates
 from benchmarks.harness import Row, interleave, write
-from scconv_deploy.verification.compare import compare
+from scconv_deploy.verification.metrics import compare
 from scconv_deploy.zoo import MODELS
 
 BASELINE = "naive export in ORT"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import scconv_deploy
 from benchmarks import subjects
 from benchmarks.harness import Row, interleave, write
-from scconv_deploy.signature import Signature
+from scconv_deploy.model.signature import Signature
 from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 from scconv_deploy.zoo import MODELS
 from scconv_deploy.zoo.nms import overlaps

@@ -25,8 +25,9 @@ from torch import nn
 from benchmarks import subjects
 from benchmarks.harness import Row, write
 from scconv_deploy.errors import ModelError
-from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
-from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec
+from scconv_deploy.model.inputs import DynamicAxis, InputSpec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.workflows.rewrite import RewriteOptions, RewriteResult, rewrite_onnx
 from scconv_deploy.zoo import MODELS
 from tests import wild
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import subjects
 from benchmarks.harness import Row, interleave, write
-from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
+from scconv_deploy.workflows.rewrite import RewriteOptions, RewriteResult, rewrite_onnx
 from scconv_deploy.zoo import MODELS
 from tests.wild import OriginalScConv
 

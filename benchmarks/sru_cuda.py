@@ -28,11 +28,12 @@ from benchmarks import sru_aims, sru_steps
 from benchmarks.cuda_timing import Call, GraphTimer, usable
 from benchmarks.harness import Row, write
 from scconv_deploy.errors import MissingRuntimeError, ScconvDeployError
-from scconv_deploy.exporters.gpu import driver_cuda, gpus
-from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.cut import gate_parameters, operator_inputs
+from scconv_deploy.gate.flips import compare_outputs
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.gate.variant import sru as variant_sru
-from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc
+from scconv_deploy.system.gpu import driver_cuda, gpus
+from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import SruLibrary, SruSettings, load, sru_params
 

@@ -17,9 +17,10 @@ import torch
 
 from benchmarks import subjects
 from benchmarks.harness import write
-from scconv_deploy.gate import VARIANTS, FlipCount, count_flips, gate_parameters
-from scconv_deploy.gate.cut import operator_inputs
-from scconv_deploy.gate.variant import open_mask
+from scconv_deploy.gate.cut import gate_parameters, operator_inputs
+from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.records.gates import FlipCount
 from tests.trt_plugins.reference import GENERAL, ON_CHIP, SPLIT, Reference
 
 SHAPES = {ON_CHIP: (4, 256, 28, 28), SPLIT: (1, 256, 56, 56), GENERAL: (1, 256, 56, 56)}

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import Row, write
-from scconv_deploy.machine import Machine, find_nvcc
+from scconv_deploy.system.machine import Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import SOURCES
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from scconv_deploy.errors import ScconvDeployError
-from scconv_deploy.machine import Machine, find_cuda_tool, find_tensorrt_headers
+from scconv_deploy.system.machine import Machine, find_cuda_tool, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.check import check_plugin
 

@@ -28,15 +28,15 @@ import torch
 from benchmarks import subjects
 from benchmarks.environment import THREADS, other_cores
 from benchmarks.harness import write
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import ModelSpec, load
-from scconv_deploy.verification.onnx_file import read_onnx
-from scconv_deploy.verification.parity import Artifact, Judging, Reference, verify_onnx
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.graph.file import read_onnx, serialize
+from scconv_deploy.model.load import load
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification.onnx.parity import Artifact, Judging, Reference, verify_onnx
 from scconv_deploy.verification.samples import Sample
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 
 _COLUMNS = {
     "model": "model",

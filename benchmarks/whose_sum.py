@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import write
-from scconv_deploy.gate import VARIANTS, recognize, swap
-from scconv_deploy.gate.variant import Weighting, gate_weight
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.swap import swap
+from scconv_deploy.gate.variant import VARIANTS, Weighting, gate_weight
 from tests.gate.plain import Choices, PlainSRU
 
 CHANNELS, GROUPS, SIZE, THRESHOLDS = 32, 16, 8, (0.5, 0.45)

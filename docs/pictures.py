@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from scconv_deploy.gate import tau
-from scconv_deploy.gate.bound import margins_and_bounds
-from scconv_deploy.references import reference_from_spec
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import ModelSpec
-from scconv_deploy.verification.runners.pytorch import record_gates
+from scconv_deploy.gate.cut import tau
+from scconv_deploy.gate.flips import margins_and_bounds
+from scconv_deploy.model.prepare import reference_from_spec
+from scconv_deploy.model.replay import record_gates
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.samples import Preprocessing, load_samples
 
 FOLDER = Path(__file__).parent / "pictures"

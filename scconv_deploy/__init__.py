@@ -5,47 +5,50 @@ The names below are imported when they are first used: ``import scconv_deploy`` 
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from scconv_deploy.version import __version__ as __version__
 
 TYPE_CHECKING = False  # importing typing takes as long as all of this, before the command line handles Ctrl-C
 if TYPE_CHECKING:
     from typing import Any
 
-    from scconv_deploy.building import EngineRequest, build_file
-    from scconv_deploy.exporters.build_options import BuildOptions
-    from scconv_deploy.exporting import ExportOptions, ExportResult, export
+    from scconv_deploy.exporters.tensorrt.options import BuildOptions
+    from scconv_deploy.model.inputs import DynamicAxis, InputSpec
+    from scconv_deploy.model.load import load
+    from scconv_deploy.model.spec import ModelSpec
     from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
-    from scconv_deploy.pipeline import DeployResult, deploy, verify
-    from scconv_deploy.report.records import ParityReport
-    from scconv_deploy.rewriting import RewriteOptions, RewriteResult, rewrite_onnx
-    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec, load
-    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.records.parity import ParityReport
+    from scconv_deploy.verification.options import Checks
+    from scconv_deploy.workflows.build import EngineRequest, build_file
+    from scconv_deploy.workflows.deploy import DeployResult, deploy
+    from scconv_deploy.workflows.export import ExportOptions, ExportResult, export
+    from scconv_deploy.workflows.rewrite import RewriteOptions, RewriteResult, rewrite_onnx
+    from scconv_deploy.workflows.verify import verify
     from scconv_deploy.zoo.embed import EmbedResult, embed
     from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 _HOMES = {
-    "BuildOptions": "exporters.build_options",
-    "EngineRequest": "building",
-    "build_file": "building",
+    "BuildOptions": "exporters.tensorrt.options",
+    "EngineRequest": "workflows.build",
+    "build_file": "workflows.build",
     "CRU": "nn",
     "SRU": "nn",
     "GroupBatchnorm2d": "nn",
     "ScConv": "nn",
-    "Checks": "verification.checks",
-    "DeployResult": "pipeline",
-    "ExportOptions": "exporting",
-    "ExportResult": "exporting",
-    "deploy": "pipeline",
-    "export": "exporting",
-    "verify": "pipeline",
-    "ParityReport": "report.records",
-    "RewriteOptions": "rewriting",
-    "RewriteResult": "rewriting",
-    "rewrite_onnx": "rewriting",
-    "DynamicAxis": "spec",
-    "InputSpec": "spec",
-    "ModelSpec": "spec",
-    "load": "spec",
+    "Checks": "verification.options",
+    "DeployResult": "workflows.deploy",
+    "ExportOptions": "workflows.export",
+    "ExportResult": "workflows.export",
+    "deploy": "workflows.deploy",
+    "export": "workflows.export",
+    "verify": "workflows.verify",
+    "ParityReport": "records.parity",
+    "RewriteOptions": "workflows.rewrite",
+    "RewriteResult": "workflows.rewrite",
+    "rewrite_onnx": "workflows.rewrite",
+    "DynamicAxis": "model.inputs",
+    "InputSpec": "model.inputs",
+    "ModelSpec": "model.spec",
+    "load": "model.load",
     "EmbedResult": "zoo.embed",
     "embed": "zoo.embed",
     "EmbedSpec": "zoo.embed_spec",

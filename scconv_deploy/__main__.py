@@ -1,6 +1,7 @@
 """The console script, and ``python -m scconv_deploy``: signals come first, for importing the rest takes a while."""
 
-from scconv_deploy.process import Signals, open_standard_streams
+from scconv_deploy.system.signals import Signals
+from scconv_deploy.system.streams import open_standard_streams
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from scconv_deploy import __version__
 from scconv_deploy.commands.artifacts import convert, rewrite, verify
 from scconv_deploy.commands.engines import bench, build, finish
 from scconv_deploy.commands.machine import doctor
@@ -19,7 +18,9 @@ from scconv_deploy.commands.plugin import plugin
 from scconv_deploy.commands.report import reports
 from scconv_deploy.commands.session import report_error
 from scconv_deploy.errors import UsageError
-from scconv_deploy.process import BROKEN_PIPE, EMPTY_REMEDY, Signals, empty_argument, interrupted
+from scconv_deploy.system.arguments import EMPTY_REMEDY, empty_argument
+from scconv_deploy.system.signals import BROKEN_PIPE, Signals, interrupted
+from scconv_deploy.version import __version__
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer's own, which it does not export
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from scconv_deploy.nn import ScConv
 from tests import wild
-from tests.verification.cuda_host import HostCuda, compile_host_cuda
+from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads within them would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    torch.set_num_threads(1)
 
 
 class TinyNet(nn.Module):
@@ -37,17 +43,17 @@ def tiny_net():
 
 @pytest.fixture(scope="session", autouse=True)
 def no_lines_of_progress():
-    """However slow the machine is, errors stay one line; tests/test_log_lines.py asks for lines."""
+    """However slow the machine is, errors stay one line; tests/system/test_progress_lines.py asks for lines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scconv_deploy.log_lines.EVERY_S", 1e6)
+        patch.setattr("scconv_deploy.system.progress_lines.EVERY_S", 1e6)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_reference():
     """(reference, log): TinyNet with a dynamic batch, its SRUs recognised."""
-    from scconv_deploy.references import reference_from_module
-    from scconv_deploy.spec import DynamicAxis
+    from scconv_deploy.model.inputs import DynamicAxis
+    from scconv_deploy.model.prepare import reference_from_module
 
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return reference_from_module(tiny_net(), image, (DynamicAxis(1, 2, 8),))
@@ -56,9 +62,9 @@ def tiny_reference():
 @pytest.fixture(scope="session")
 def tiny_bytes(tiny_reference):
     """TinyNet exported: the bytes of model.onnx, and the stages' log."""
-    from scconv_deploy.exporters.onnx import serialize
-    from scconv_deploy.exporting import ExportOptions, export_to_ir
-    from scconv_deploy.report.records import StageLog
+    from scconv_deploy.graph.file import serialize
+    from scconv_deploy.records.stage import StageLog
+    from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 
     log = StageLog()
     return serialize(export_to_ir(tiny_reference[0], ExportOptions(), log)), log
@@ -68,8 +74,8 @@ def in_half(reference, options):
     """(the float32 graph, the half artifact, the stages' log) of a reference, as protos."""
     import onnx_ir as ir
 
-    from scconv_deploy.exporting import export_to_ir, in_precision
-    from scconv_deploy.report.records import StageLog
+    from scconv_deploy.records.stage import StageLog
+    from scconv_deploy.workflows.export import export_to_ir, in_precision
 
     log = StageLog()
     model = export_to_ir(reference, options, log)
@@ -80,7 +86,7 @@ def in_half(reference, options):
 @pytest.fixture(scope="session")
 def tiny_fp16(tiny_reference):
     """:func:`in_half` of TinyNet in float16."""
-    from scconv_deploy.exporting import ExportOptions
+    from scconv_deploy.workflows.export import ExportOptions
 
     return in_half(tiny_reference[0], ExportOptions(precision="fp16"))
 
@@ -88,7 +94,7 @@ def tiny_fp16(tiny_reference):
 @pytest.fixture(scope="session")
 def tiny_bf16(tiny_reference):
     """The same in bfloat16."""
-    from scconv_deploy.exporting import ExportOptions
+    from scconv_deploy.workflows.export import ExportOptions
 
     return in_half(tiny_reference[0], ExportOptions(precision="bf16"))
 
@@ -117,3 +123,39 @@ def host_cuda(host_cuda_library):
     yield host
     host.fail()
     assert host.live == before
+
+
+@pytest.fixture
+def model(tiny_bytes):
+    """TinyNet's artifact, a copy of its own for each test."""
+    import onnx
+
+    return onnx.load_model_from_string(tiny_bytes[0])
+
+
+@pytest.fixture(scope="session")
+def exported():
+    """(reference, bytes of its model.onnx): a small ScConv-ResNet with two heads, one block a stage, 16x16."""
+    from scconv_deploy.graph.file import serialize
+    from scconv_deploy.model.prepare import reference_from_module
+    from scconv_deploy.workflows.export import ExportOptions, export_to_ir
+    from tests.mutations import two_heads
+
+    image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    reference, log = reference_from_module(two_heads(1, 16), image)
+    return reference, serialize(export_to_ir(reference, ExportOptions(), log))
+
+
+@pytest.fixture(scope="session")
+def real_report(tiny_reference, tiny_bytes):
+    """TinyNet exported and verified on noise."""
+    import onnx
+
+    from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+    from scconv_deploy.verification.samples import noise_samples
+
+    reference, log = tiny_reference
+    data = tiny_bytes[0]
+    samples = noise_samples(reference.signature, 0)
+    artifact = Artifact(onnx.load_model_from_string(data), "model.onnx", data)
+    return verify_onnx(reference, artifact, samples, log)

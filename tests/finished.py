@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx
 
-from scconv_deploy.bundle.finish import Device
-from scconv_deploy.exporters.tensorrt_versions import load_module
-from scconv_deploy.timing import measure
-from scconv_deploy.verification.engine import judge_with_bundle
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.bundle.device.finish import Device
+from scconv_deploy.bundle.engine_verdict import judge_with_bundle
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.runtimes.tensorrt.versions import load_module
+from scconv_deploy.runtimes.timing import measure
 
 NET = """
 from torch import nn
@@ -31,10 +31,11 @@ class Net(nn.Module):
 
 def make_bundle(folder: Path, targets: str = "orin-jp6,thor-jp7", backend: str = "tensorrt") -> Path:
     """A small network with one SRU, dynamic batch, deployed for devices."""
-    from scconv_deploy.building import EngineRequest
-    from scconv_deploy.exporting import ExportOptions
-    from scconv_deploy.pipeline import deploy_spec
-    from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec
+    from scconv_deploy.model.inputs import DynamicAxis, InputSpec
+    from scconv_deploy.model.spec import ModelSpec
+    from scconv_deploy.workflows.build import EngineRequest
+    from scconv_deploy.workflows.deploy import deploy_spec
+    from scconv_deploy.workflows.export import ExportOptions
 
     source = folder / "finished_net.py"
     source.write_text(NET)

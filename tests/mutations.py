@@ -13,11 +13,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from scconv_deploy.gate import gate_parameters
+from scconv_deploy.gate.cut import gate_parameters
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.functions import function_text
+from scconv_deploy.graph.types import PRECISION
 from scconv_deploy.nn import ScConv
-from scconv_deploy.precision.types import PRECISION
-from scconv_deploy.rewrite.functions import FunctionKey, function_text
-from scconv_deploy.verification import instrument
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 

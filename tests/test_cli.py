@@ -21,8 +21,11 @@ import torch
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from scconv_deploy import __version__, cli, exporting, pipeline
-from scconv_deploy.exporters.onnx import serialize
+from scconv_deploy import cli
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.version import __version__
+from scconv_deploy.workflows import deploy as pipeline
+from scconv_deploy.workflows import export as exporting
 
 REPORTS = ["report.html", "report.json"]
 NET = """
@@ -717,7 +720,7 @@ def test_an_interrupt_in_the_middle_of_an_export(number, by):
 
 
 def test_doctor(run, fails, monkeypatch):
-    from scconv_deploy import doctor
+    from scconv_deploy.workflows import doctor
 
     findings = (
         doctor.Finding("python", "python", "ok", "3.11"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.bundle.contents import DEVICE_PLAN, FINISH, MODEL, PLUGIN_SOURCES, RUN_SCRIPT, TRTEXEC
-from scconv_deploy.bundle.device_plan import DevicePlan
+from scconv_deploy.bundle.device.plan import DevicePlan
 from scconv_deploy.bundle.pyz import pyz_bytes
 from scconv_deploy.bundle.trtexec import trtexec_text
-from scconv_deploy.exporters.network_source import NetworkSource
+from scconv_deploy.exporters.tensorrt.source import NetworkSource
+from scconv_deploy.system.atomic import write_file
 from scconv_deploy.trt_plugins.build import SOURCES
 
 _RUN = Path(__file__).with_name("run.py")

@@ -15,7 +15,7 @@ from pathlib import Path
 from scconv_deploy.bundle.contents import FINISH
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
-ENTRY = "scconv_deploy.bundle.finish_entry"
+ENTRY = "scconv_deploy.bundle.device.entry"
 _PACKAGE = PACKAGE_FOLDER.name
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows: identical modules give identical bytes
 _MAIN = f"""import sys

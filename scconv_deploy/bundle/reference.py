@@ -8,11 +8,11 @@ SRU's node (``P:S``) and ``reach:S``. I and S count from 0 in the order of ``ref
 ``x`` and ``margin``, as far as the size goes.
 Of each gate K of no known SRU there are ``decided:K`` (packed bits, or numbers of a rounding) and, in the first sample,
 of each of its views V ``operand:K:V`` (the margin), ``scale:K:V`` and ``noise:K:V``, see
-:mod:`scconv_deploy.verification.other_gates`.
+:mod:`scconv_deploy.gate.other_gates`.
 
 For engines there are ``sru-S.FORM.onnx``, the SRU alone for an input like ``x:S`` (forms: ``function``, ``plugin``,
-``inlined``; see :mod:`scconv_deploy.verification.lone_sru`), for the device has no onnx to make them with, and the
-noise that their outputs are held against.
+``inlined``; see :mod:`scconv_deploy.verification.engine.sru_alone`), for the device has no onnx to make them with, and
+the noise that their outputs are held against.
 """
 
 from __future__ import annotations
@@ -27,21 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from scconv_deploy.bundle.atomic import write_file
 from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError, first_line
-from scconv_deploy.margins import GateForm, margins
-from scconv_deploy.outcomes import Refusal
-from scconv_deploy.verification.other_gates import OtherGate, View
-from scconv_deploy.verification.reference_run import (
-    Arrays,
-    ReferenceRun,
-    ReferenceSource,
-    RoundedRun,
-    Site,
-    SiteRun,
-)
+from scconv_deploy.gate.margins import GateForm, margins
+from scconv_deploy.gate.other_gates import OtherGate, View
+from scconv_deploy.records.gates import Refusal
+from scconv_deploy.system.atomic import write_file
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource, RoundedRun, Site, SiteRun
 
 _FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
@@ -239,7 +232,7 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RecordedReference:
-    """A :class:`scconv_deploy.verification.reference_run.ReferenceSource` that reads what was written."""
+    """A :class:`scconv_deploy.verification.reference.run.ReferenceSource` that reads what was written."""
 
     name: str
     left_alone: tuple[Refusal, ...]

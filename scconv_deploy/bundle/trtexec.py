@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scconv_deploy.bundle.contents import DEVICE, FINISH
-from scconv_deploy.bundle.device_plan import DevicePlan
-from scconv_deploy.exporters.engine import EngineProfile
-from scconv_deploy.exporters.targets import DeviceTarget
-from scconv_deploy.exporters.tensorrt_network import form_for
+from scconv_deploy.bundle.device.plan import DevicePlan
+from scconv_deploy.exporters.tensorrt.network import form_for
+from scconv_deploy.exporters.tensorrt.targets import DeviceTarget
+from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 from scconv_deploy.trt_plugins.build import LIBRARY
 
 _ENGINE = "../model.engine"

@@ -28,7 +28,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
-    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.records.parity import ParityReport
 
 
 @grouped
@@ -54,8 +54,10 @@ def rewrite(
     quiet: Quiet = False,
 ) -> None:
     """Give any exporter's ONNX file gates that compute what PyTorch's do, each SRU as one node."""
+    from scconv_deploy.commands.printing import print_rewrite
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.rewriting import RewriteOptions, rewrite_onnx
+        from scconv_deploy.workflows.rewrite import RewriteOptions, rewrite_onnx
 
         if reference is None and of_model.given:
             raise UsageError(f"These options belong to a model: {of_model.given}.", "Name it with --reference MODEL.")
@@ -70,7 +72,7 @@ def rewrite(
             command=command_line(),
             progress=session.progress,
         )
-        session.show(result, "print_rewrite")
+        session.show(result, print_rewrite)
         if result.parity is not None and not result.parity:
             raise parity_error(result.path, result.parity, "Do not ship it.")
 
@@ -88,16 +90,18 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Convert to half precision, the gates in float32; exit 6 (nothing written) if a gate changes on the same input."""
+    from scconv_deploy.commands.printing import print_conversion
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.converting import convert_onnx
         from scconv_deploy.precision.half import HalfOptions
+        from scconv_deploy.workflows.convert import convert_onnx
 
         options = HalfOptions(precision, io, tuple(keep or ()))
         result = convert_onnx(
             source, output, options,
             data=data, seed=seed, force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
-        session.show(result, "print_conversion")
+        session.show(result, print_conversion)
 
 
 @grouped
@@ -123,10 +127,12 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Judge an artifact against PyTorch: exit 0 if it computes the same, 6 if it does not."""
+    from scconv_deploy.report.text import print_report
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.bundle.atomic import check_output_file, write_file
         from scconv_deploy.bundle.manifest import check_digest
         from scconv_deploy.report.render import format_of, render
+        from scconv_deploy.system.atomic import check_output_file, write_file
 
         if digest:
             check_digest(artifact, digest)
@@ -136,7 +142,7 @@ def verify(
         result = _judge(artifact, reference, of_model, judged, plugin, session)
         if report is not None:
             write_file(report, render(result, form).encode())
-        session.show(result, "print_report")
+        session.show(result, print_report)
         if not result:
             raise parity_error(artifact, result, "Do not ship it.")
 
@@ -164,12 +170,12 @@ def _judge(
         if names:
             why = f"These options belong to a model, and the reference is an ONNX file: {names}."
             raise UsageError(why, "Leave them out.")
-        from scconv_deploy.verification.onnx_reference_file import verify_against_onnx
+        from scconv_deploy.workflows.verify import verify_against_onnx
 
         return verify_against_onnx(
             artifact, Path(reference), seed=of_model.seed, judging=judged.judging(), command=command_line()
         )
-    from scconv_deploy.pipeline import verify_spec
+    from scconv_deploy.workflows.verify import verify_spec
 
     return verify_spec(
         artifact, of_model.spec(reference), checks=judged.checks(), command=command_line(), progress=session.progress
@@ -178,7 +184,7 @@ def _judge(
 
 def _verify_bundle(artifact: Path, judged: CheckOptions, session: Session) -> ParityReport:
     """Without a model, and without torch."""
-    from scconv_deploy.verification.recorded import verify_bundle
+    from scconv_deploy.workflows.verify import verify_bundle
 
     if not artifact.exists():
         raise UsageError(f"{artifact} does not exist.", "Check the path.")

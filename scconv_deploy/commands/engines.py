@@ -15,12 +15,12 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
-    from scconv_deploy.building import EngineRequest
     from scconv_deploy.commands.session import Session
-    from scconv_deploy.exporters.engine_cache import EngineCache
-    from scconv_deploy.report.records import ParityReport
-    from scconv_deploy.spec import ModelSpec
-    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.exporters.tensorrt.cache import EngineCache
+    from scconv_deploy.model.spec import ModelSpec
+    from scconv_deploy.records.parity import ParityReport
+    from scconv_deploy.verification.options import Checks
+    from scconv_deploy.workflows.build import EngineRequest
 
 _ENGINE, _TUNING = "Engine", "Tuning"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -102,7 +102,7 @@ def parse_size(option: str, text: str) -> int:
 
 def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
     """What ``--cache`` and ``--no-cache`` say."""
-    from scconv_deploy.exporters.engine_cache import EngineCache
+    from scconv_deploy.exporters.tensorrt.cache import EngineCache
 
     if without and folder is not None:
         raise UsageError("--cache and --no-cache exclude each other.")
@@ -128,7 +128,7 @@ def engine_request(
     require_plugin: bool = False,
 ) -> EngineRequest:
     """What deploy builds: an engine for each backend but onnx, here or on the devices that are named."""
-    from scconv_deploy.building import EngineRequest
+    from scconv_deploy.workflows.build import EngineRequest
 
     wanted, target = [name for name in backends if name != "onnx"], ",".join(targets or ())
     if target and not wanted:
@@ -169,11 +169,13 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine from an ONNX file; TensorRT-RTX needs no GPU for it."""
+    from scconv_deploy.commands.printing import print_build
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.building import build_file
-        from scconv_deploy.exporters.build_options import BuildOptions
-        from scconv_deploy.exporters.profiles import ShapeRange
-        from scconv_deploy.spec import DynamicAxis
+        from scconv_deploy.exporters.tensorrt.options import BuildOptions
+        from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
+        from scconv_deploy.model.inputs import DynamicAxis
+        from scconv_deploy.workflows.build import build_file
 
         axes = [] if batch is None else [DynamicAxis.parse_batch(batch)]
         options = BuildOptions(
@@ -197,7 +199,7 @@ def build(
         result = build_file(
             source, output, options, cache=kept, force=force, command=command_line(), progress=session.progress
         )
-        session.show(result, "print_build")
+        session.show(result, print_build)
 
 
 @grouped
@@ -228,12 +230,14 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time artifacts against each other, taking turns: percentiles, throughput, host and device time, memory."""
+    from scconv_deploy.commands.printing import print_bench
+
     with run_session(as_json, quiet) as session:
         import json
 
-        from scconv_deploy.bench_options import BenchOptions
-        from scconv_deploy.benchmarking import bench_artifacts
-        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.system.atomic import check_output_file, write_file
+        from scconv_deploy.workflows.bench import bench_artifacts
+        from scconv_deploy.workflows.bench_options import BenchOptions
 
         if output is not None:
             check_output_file(output, force)
@@ -244,7 +248,7 @@ def bench(
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:
             write_file(output, (json.dumps(result.as_json(), indent=2) + "\n").encode())
-        session.show(result, "print_bench")
+        session.show(result, print_bench)
 
 
 def finish(
@@ -262,12 +266,14 @@ def finish(
     quiet: Quiet = False,
 ) -> None:
     """On the device: build plugin and engine of a bundle, judge and time them; finish.pyz does the same by itself."""
+    from scconv_deploy.commands.printing import print_finish
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.bundle.finish import FinishOptions, finish_bundle
+        from scconv_deploy.bundle.device.finish import FinishOptions, finish_bundle
 
         options = FinishOptions(not no_plugin, tensorrt_include, digest, rounds, warmup, force)
         result = finish_bundle(bundle, options, command=command_line(), progress=session.progress)
-        session.show(result, "print_finish")
+        session.show(result, print_finish)
         if not result:
             raise parity_error(result.report.artifact, result.report, "Do not ship it.")
 
@@ -276,7 +282,7 @@ def verify_engine(
     artifact: Path, plugin: Path | None, spec: ModelSpec, checks: Checks, session: Session
 ) -> ParityReport:
     """``verify F.engine``; the spec's source is what ``--reference`` says: a model, an ONNX file or a bundle."""
-    from scconv_deploy.verifying_engines import EngineVerification
+    from scconv_deploy.workflows.verify_engine import EngineVerification
 
     if not spec.source:
         raise UsageError(

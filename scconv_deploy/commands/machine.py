@@ -20,12 +20,14 @@ def doctor(
     quiet: Quiet = False,
 ) -> None:
     """Say what this machine can do, what is missing and how to get it; exit 3 if something required is missing."""
+    from scconv_deploy.commands.printing import print_diagnosis
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.doctor import diagnose
+        from scconv_deploy.workflows.doctor import diagnose
 
         session.progress("looking at runtimes, GPUs and compilers")
         result = diagnose()
-        session.show(result, "print_diagnosis")
+        session.show(result, print_diagnosis)
         known = {finding.name for finding in result.findings}
         for name in require or ():
             if name not in known:

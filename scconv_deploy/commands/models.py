@@ -53,8 +53,10 @@ def deploy(
     quiet: Quiet = False,
 ) -> None:
     """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
+    from scconv_deploy.commands.printing import print_deploy
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.pipeline import deploy_spec
+        from scconv_deploy.workflows.deploy import deploy_spec
 
         spec = of_model.spec(model)
         backends = parse_backends(backend)
@@ -69,7 +71,7 @@ def deploy(
             command=command_line(),
             progress=session.progress,
         )
-        session.show(result, "print_deploy")
+        session.show(result, print_deploy)
         if not result:
             raise parity_error(result.artifact, result.report, "Do not ship it; see report.json.")
 
@@ -85,11 +87,13 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a model to ONNX, each SRU as one node; nothing is verified."""
+    from scconv_deploy.commands.printing import print_export
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.exporting import export_spec
+        from scconv_deploy.workflows.export import export_spec
 
         result = export_spec(of_model.spec(model), output, graph.export(), force, session.progress)
-        session.show(result, "print_export")
+        session.show(result, print_export)
 
 
 @grouped
@@ -104,8 +108,10 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Show what a model or an artifact holds."""
+    from scconv_deploy.commands.printing import print_engine, print_model, print_onnx
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.inspection import inspect_engine, inspect_model, inspect_onnx
+        from scconv_deploy.workflows.inspect import inspect_engine, inspect_model, inspect_onnx
 
         if plugin is not None and not target.endswith(ENGINE):
             raise UsageError("--plugin belongs to an engine.", "Leave it out.")
@@ -113,12 +119,12 @@ def inspect(
             if of_model != ModelOptions() or data:
                 raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
             if target.endswith(ENGINE):
-                session.show(inspect_engine(Path(target), plugin), "print_engine")
+                session.show(inspect_engine(Path(target), plugin), print_engine)
             else:
-                session.show(inspect_onnx(Path(target)), "print_onnx")
+                session.show(inspect_onnx(Path(target)), print_onnx)
         else:
             spec = of_model.spec(target)
-            session.show(inspect_model(spec, data, session.progress), "print_model")
+            session.show(inspect_model(spec, data, session.progress), print_model)
 
 
 def models(
@@ -130,8 +136,10 @@ def models(
     quiet: Quiet = False,
 ) -> None:
     """List the zoo: parameters, multiply-adds, default input, source."""
+    from scconv_deploy.commands.printing import print_models
+
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.bundle.atomic import check_output_file, write_file
+        from scconv_deploy.system.atomic import check_output_file, write_file
         from scconv_deploy.zoo.catalogue import document, list_models
 
         if table is not None:
@@ -139,4 +147,4 @@ def models(
         listing = list_models(progress=session.progress)
         if table is not None:
             write_file(table, document(listing).encode())
-        session.show(listing, "print_models")
+        session.show(listing, print_models)

@@ -14,10 +14,10 @@ import typer
 from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from scconv_deploy.exporting import ExportOptions
-    from scconv_deploy.spec import ModelSpec
-    from scconv_deploy.verification.chain import Judging
-    from scconv_deploy.verification.checks import Checks
+    from scconv_deploy.model.spec import ModelSpec
+    from scconv_deploy.verification.onnx.chain import Judging
+    from scconv_deploy.verification.options import Checks
+    from scconv_deploy.workflows.export import ExportOptions
 
 _INPUTS, _WEIGHTS, _PRECISION = "Inputs", "Weights", "Precision"
 Model = Annotated[
@@ -170,7 +170,7 @@ class LoadOptions:
 
     def spec(self, source: str) -> ModelSpec:
         """The model that a source names (UsageError where an option cannot be read)."""
-        from scconv_deploy.spec import EmbedSpec, ModelSpec, parse_kwargs
+        from scconv_deploy.model.spec import EmbedSpec, ModelSpec, parse_kwargs
 
         return ModelSpec(
             source,
@@ -199,7 +199,7 @@ class ModelOptions(LoadOptions):
 
     def spec(self, source: str) -> ModelSpec:
         """See :meth:`LoadOptions.spec`."""
-        from scconv_deploy.spec import DynamicAxis, InputSpec
+        from scconv_deploy.model.inputs import DynamicAxis, InputSpec
 
         axes = [] if self.batch is None else [DynamicAxis.parse_batch(self.batch)]
         return replace(
@@ -227,9 +227,9 @@ class CheckOptions:
 
     def checks(self) -> Checks:
         """For a model as the reference."""
-        from scconv_deploy.verification.checks import DEEP, Checks
+        from scconv_deploy.records.tolerances import parse_overrides
+        from scconv_deploy.verification.options import DEEP, Checks
         from scconv_deploy.verification.samples import Preprocessing
-        from scconv_deploy.verification.tolerances import parse_overrides
 
         wanted = None if self.preprocessing is None else Preprocessing.parse(self.preprocessing)
         if self.data is None and self.of_model:
@@ -240,9 +240,9 @@ class CheckOptions:
 
     def judging(self) -> Judging:
         """For a reference that was recorded, or another file."""
-        from scconv_deploy.verification.chain import Judging
-        from scconv_deploy.verification.runners.onnxruntime import RuntimeOptions
-        from scconv_deploy.verification.tolerances import parse_overrides
+        from scconv_deploy.records.tolerances import parse_overrides
+        from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+        from scconv_deploy.verification.onnx.chain import Judging
 
         return Judging(parse_overrides(self.tolerance or ()), RuntimeOptions(self.provider))
 
@@ -258,6 +258,6 @@ class GraphOptions:
     keep: Keep = None
 
     def export(self, backends: tuple[str, ...] = ("onnx",)) -> ExportOptions:
-        from scconv_deploy.exporting import ExportOptions
+        from scconv_deploy.workflows.export import ExportOptions
 
         return ExportOptions(self.opset, self.mask_form, backends, self.precision, self.io, tuple(self.keep or ()))

@@ -49,6 +49,8 @@ def plugin_build(
     quiet: Quiet = False,
 ) -> None:
     """Compile the fused SRU with this machine's nvcc."""
+    from scconv_deploy.commands.printing import print_plugin_build
+
     with run_session(as_json, quiet) as session:
         from scconv_deploy.trt_plugins.build import BuildRequest, build
 
@@ -56,7 +58,7 @@ def plugin_build(
         request = BuildRequest(
             () if arch is None else parse_architectures(arch), tensorrt_include, kernels_only, register
         )
-        session.show(build(request, output, force=force), "print_plugin_build")
+        session.show(build(request, output, force=force), print_plugin_build)
 
 
 @plugin.command("check")
@@ -66,12 +68,14 @@ def plugin_check(
     quiet: Quiet = False,
 ) -> None:
     """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
+    from scconv_deploy.commands.printing import print_plugin
+
     with run_session(as_json, quiet) as session:
         from scconv_deploy.trt_plugins.check import check_plugin
 
         session.progress("loading the plugin")
         result = check_plugin(file)
-        session.show(result, "print_plugin")
+        session.show(result, print_plugin)
         if not result:
             first = result.failures[0]
             raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")

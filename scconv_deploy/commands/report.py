@@ -13,7 +13,7 @@ from scconv_deploy.commands.session import Session, run_session
 from scconv_deploy.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
-    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.records.parity import ParityReport
 
 reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
 Format = Literal["text", "markdown", "html", "junit", "json"]
@@ -58,8 +58,9 @@ def _write(
     session: Session, get: Callable[[], ParityReport], form: Format | None, output: Path | None, force: bool
 ) -> None:
     """Print a report, or write it; the output is checked before the report is got."""
-    from scconv_deploy.bundle.atomic import check_output_file, write_file
     from scconv_deploy.report.render import format_of, render
+    from scconv_deploy.report.text import print_report
+    from scconv_deploy.system.atomic import check_output_file, write_file
 
     if output is not None:
         check_output_file(output, force)
@@ -68,7 +69,7 @@ def _write(
     if output is not None:
         write_file(output, render(found, form or "text").encode())
     elif form in (None, "text"):
-        session.show(found, "print_report")
+        session.show(found, print_report)
     else:
         session.write(render(found, form))
 
@@ -87,15 +88,17 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
+    from scconv_deploy.report.text import print_judgement
+
     with run_session(as_json, quiet) as session:
+        from scconv_deploy.records.tolerances import parse_values
         from scconv_deploy.report.rejudge import check_report
-        from scconv_deploy.verification.tolerances import parse_values
 
         names = [name.strip() for text in require or () for name in text.split(",") if name.strip()]
         if require and not names:
             raise UsageError("--require names no link.", "Name one, for example --require onnxruntime.")
         result = check_report(report, names, parse_values(tolerance or ()))
-        session.show(result, "print_judgement")
+        session.show(result, print_judgement)
         if not result:
             raise ParityError(f"{report}: {result.failures[0]}", "Do not sign it.")
 
@@ -108,11 +111,13 @@ def diff(
     quiet: Quiet = False,
 ) -> None:
     """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
+    from scconv_deploy.report.text import print_diff
+
     with run_session(as_json, quiet) as session:
         from scconv_deploy.report.diff import diff_reports
         from scconv_deploy.report.load import load_report
 
-        session.show(diff_reports(load_report(before), load_report(after)), "print_diff")
+        session.show(diff_reports(load_report(before), load_report(after)), print_diff)
 
 
 @reports.command()

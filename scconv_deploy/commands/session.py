@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from scconv_deploy.errors import ScconvDeployError, system_failure
-from scconv_deploy.log_lines import LogLines, Notice
-from scconv_deploy.process import BROKEN_PIPE, flush, installed, interrupted
+from scconv_deploy.system.progress_lines import LogLines, Notice
+from scconv_deploy.system.signals import BROKEN_PIPE, installed, interrupted
+from scconv_deploy.system.streams import flush
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,14 +71,12 @@ class Session:
 
             self._progress.console.print(Text(line), soft_wrap=True)
 
-    def show(self, result: Any, printer: str) -> None:
-        """Print a result as JSON, or with a function of :mod:`scconv_deploy.report.text`."""
-        from scconv_deploy.report import text
-
+    def show(self, result: Any, printer: Callable[[Console, Any], None]) -> None:
+        """Print a result as JSON (``--json``), or as text with ``printer``; nothing with ``--quiet``."""
         if self._json:
             self.write(json.dumps(result.as_json(), indent=2) + "\n")
         elif not self._quiet:
-            self._print(lambda: getattr(text, printer)(_console(self._stdout), result))
+            self._print(lambda: printer(_console(self._stdout), result))
         self.shown = True
 
     def write(self, document: str) -> None:

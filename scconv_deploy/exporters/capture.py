@@ -30,7 +30,7 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.exporters.ranges import Guard, OpenSizes, check_guards
 from scconv_deploy.exporters.sizes import check_shapes, ends, traced_shapes
-from scconv_deploy.signature import BY_TORCHSCRIPT, Signature
+from scconv_deploy.model.signature import BY_TORCHSCRIPT, Signature
 
 _TORCH = str(Path(torch.__file__).parent)
 _RANDOM = (

@@ -17,15 +17,13 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy import __version__
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.capture import capture
-from scconv_deploy.gate import Recognition, SwappedSRU, replace_modules, site_name
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.planes import as_planes, from_planes
-from scconv_deploy.gate.swap import StandIn
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.rewrite.functions import (
+from scconv_deploy.gate.recognize import Recognition
+from scconv_deploy.gate.swap import StandIn, SwappedSRU, replace_modules, site_name
+from scconv_deploy.graph.contract import (
     DOMAIN,
     DOMAIN_VERSION,
     IR_VERSION,
@@ -36,10 +34,11 @@ from scconv_deploy.rewrite.functions import (
     MaskForm,
     check_opset,
 )
-from scconv_deploy.rewrite.hygiene import tidy
-from scconv_deploy.rewrite.nodes import add_functions, variant_attributes
-from scconv_deploy.rewrite.unknown import set_apart
-from scconv_deploy.signature import Signature, named_outputs, refuse_what_is_no_tensor
+from scconv_deploy.graph.file import check
+from scconv_deploy.graph.nodes import add_functions, variant_attributes
+from scconv_deploy.model.signature import Signature, named_outputs, refuse_what_is_no_tensor
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.version import __version__
 
 PRODUCER = "scconv-deploy"
 """``producer_name`` of the files that this exporter writes."""
@@ -178,51 +177,6 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
     model.ir_version = IR_VERSION
     check(ir.to_proto(model))
     return model
-
-
-def check(proto: onnx.ModelProto) -> None:
-    """Run the full checker, shape inference included (ModelError, which names the node and its module)."""
-    try:
-        with set_apart(proto):
-            onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        node = _refused_node(proto)
-        where, remedy = "The exported graph", "Export it again with another --opset."
-        if node is not None:
-            module = next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
-            where = f"The {node.op_type} of {module or node.name or node.output[0]} in the exported graph"
-            remedy = "Write it with other operators, or leave its axes static."
-        raise ModelError(f"{where} is invalid: {first_line(error)}", remedy) from error
-
-
-def _refused_node(proto: onnx.ModelProto) -> onnx.NodeProto | None:
-    """The first node that shape inference refuses, by bisection over the beginnings of the graph; None if none is."""
-
-    def refuses(count: int) -> bool:
-        start = onnx.ModelProto()
-        start.CopyFrom(proto)
-        del start.graph.node[count:], start.graph.output[:]
-        try:
-            with set_apart(start):
-                onnx.shape_inference.infer_shapes(start, check_type=True, strict_mode=True)
-        except onnx.shape_inference.InferenceError:
-            return True
-        return False
-
-    low, high = 0, len(proto.graph.node)
-    if not refuses(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if refuses(middle) else (middle, high)
-    return proto.graph.node[high - 1]
-
-
-def serialize(model: ir.Model) -> bytes:
-    """The bytes of ``model.onnx``: the same model gives the same bytes."""
-    proto = ir.to_proto(model)
-    tidy(proto)
-    return proto.SerializeToString(deterministic=True)
 
 
 def _modules_of_values(model: ir.Model) -> dict[str, str]:

@@ -17,7 +17,7 @@ import sympy
 from torch.utils._sympy.printers import PythonPrinter
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.model.inputs import DynamicAxis
 
 _MOST_SIZES = 2**20
 """Of one axis that are tried one by one; of a longer one both ends, a seeded choice, and what the condition names."""

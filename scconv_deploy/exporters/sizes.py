@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.ranges import OpenSizes, option
-from scconv_deploy.signature import Signature
+from scconv_deploy.model.signature import Signature
 
 Shapes = dict[str, list[Any]]
 _INCAPABLE = (

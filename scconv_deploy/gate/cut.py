@@ -66,7 +66,7 @@ class GateParameters:
         cut: float32; the boundary in units of s, on the side that ``sign`` points to.
         sign: float32; -1, 0 or 1. Where it is 0 the gate does not depend on x: cut is -inf (open) or inf.
         reach: float64; ``(|tau / w| + |beta|) / |gamma|``, the size of the terms whose difference cut is. Their
-            rounding, not that of cut alone, decides how sharply the gate is known (see :mod:`.bound`).
+            rounding, not that of cut alone, decides how sharply the gate is known (see :mod:`.flips`).
         tau: the float32 threshold on z.
     """
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from scconv_deploy.gate.behaviour import Hypothesis, NotIdentifiedError, affine, identify, small_numbers
 from scconv_deploy.gate.candidates import ROOT, ConvPlace, PointwiseConv, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.cut import GateParameters
+from scconv_deploy.gate.identify import Hypothesis, NotIdentifiedError, affine, identify, small_numbers
 from scconv_deploy.gate.variant import GateVariant
-from scconv_deploy.outcomes import Refusal
+from scconv_deploy.records.gates import Refusal
 
 
 @dataclass(frozen=True, eq=False)

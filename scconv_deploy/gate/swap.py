@@ -16,7 +16,7 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.gate import variant as pytorch_gate
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
-from scconv_deploy.outcomes import Refusal
+from scconv_deploy.records.gates import Refusal
 
 
 class StandIn(nn.Module):

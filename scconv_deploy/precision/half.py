@@ -21,10 +21,10 @@ import onnx
 import onnx_ir as ir
 
 from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
 from scconv_deploy.precision.protected import COORDINATES, protected
 from scconv_deploy.precision.single import all_graphs, all_nodes, graphs_of, is_tensor, typed_single
-from scconv_deploy.precision.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
-from scconv_deploy.rewrite.functions import DOMAIN
 
 DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 

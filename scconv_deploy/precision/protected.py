@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from scconv_deploy.graph.contract import DOMAIN
 from scconv_deploy.precision.single import all_nodes, graphs_of, is_tensor
-from scconv_deploy.rewrite.functions import DOMAIN
 
 _LAYERS = {
     "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.precision.types import all_graphs as all_protos
-from scconv_deploy.rewrite.functions import DOMAIN
+from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.types import all_graphs as all_protos
 
 _HALVES = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 _INT8 = {

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scconv_deploy.report.engines import engine_facts
-from scconv_deploy.report.records import OutputParity, ParityReport, SRUParity
+from scconv_deploy.records.parity import OutputParity, ParityReport, SRUParity
+from scconv_deploy.report.engine_facts import engine_facts
 
 _OF_OUTPUTS = {"relative_l2": "relative L2", "max_abs": "max abs", "top1_agreement": "top-1 agrees",
                "top5_agreement": "top-5 agrees"}  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scconv_deploy.report.records import ParityReport
+from scconv_deploy.records.parity import ParityReport
 
 _REPLACED, _ARTIFACT, _ENGINE = "PyTorch with SRUs swapped", "onnxruntime, precision", "tensorrt, tensorrt-rtx"
 LINKS = (_REPLACED, _ARTIFACT, _ENGINE)

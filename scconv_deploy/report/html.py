@@ -8,11 +8,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from scconv_deploy.report.engines import engine_facts
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.report.engine_facts import engine_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
-from scconv_deploy.report.records import ParityReport
 
 
 def html_page(report: ParityReport) -> str:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from scconv_deploy.report.engines import engine_facts
+from scconv_deploy.records.parity import Check, ParityReport
+from scconv_deploy.report.engine_facts import engine_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.explained import CHECKS
-from scconv_deploy.report.records import Check, ParityReport
 
 
 def to_junit(report: ParityReport) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from scconv_deploy.bundle.contents import REPORT
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
-from scconv_deploy.report.records import SCHEMA_VERSION, Link, ParityReport
+from scconv_deploy.records.parity import SCHEMA_VERSION, Link, ParityReport
 
 NON_FINITE = ("inf", "-inf", "nan")
 """What JSON has no numbers for."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scconv_deploy.report.engines import engine_facts
+from scconv_deploy.records.parity import Check, OtherGateParity, ParityReport
+from scconv_deploy.report.engine_facts import engine_facts
 from scconv_deploy.report.escaping import code, markdown
-from scconv_deploy.report.records import Check, OtherGateParity, ParityReport
 
 
 def to_markdown(report: ParityReport) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from scconv_deploy.bundle.contents import DEVICE, MANIFEST, REPORT
 from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.report.load import load_report
-from scconv_deploy.report.records import ParityReport
-from scconv_deploy.verification.engine import ENGINE_LINK, with_engine
+from scconv_deploy.verification.engine.verdict import ENGINE_LINK, with_engine
 
 
 def merge_files(first: Path, second: Path | None = None) -> ParityReport:

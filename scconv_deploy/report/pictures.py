@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
+from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.report.escaping import visible
-from scconv_deploy.report.records import ParityReport
 
 _WIDTH_IN = 3.7  # 266 points: at a phone's width letters of 9 points are twelve pixels high
 _ROW_IN = 0.2

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.parity import Check, Link, ParityReport, Status
 from scconv_deploy.report.load import load_report, unsealed_files
-from scconv_deploy.report.records import Check, Link, ParityReport, Status
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
 """Links of engines; a chain without any has the link "engine", which says why. They may be required all the same, and

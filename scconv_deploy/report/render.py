@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
+from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.report.junit import to_junit
 from scconv_deploy.report.markdown import to_markdown
-from scconv_deploy.report.records import ParityReport
 
 Format = Literal["text", "markdown", "html", "junit", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)

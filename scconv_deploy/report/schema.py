@@ -9,8 +9,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from scconv_deploy.records.parity import SCHEMA_VERSION, OutputParity, ParityReport
 from scconv_deploy.report.load import NON_FINITE
-from scconv_deploy.report.records import SCHEMA_VERSION, OutputParity, ParityReport
 
 _PLAIN = {str: "string", int: "integer", bool: "boolean"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from scconv_deploy.errors import ParityError
 
 if TYPE_CHECKING:  # the command line starts without NumPy
-    from scconv_deploy.report.records import ParityReport
+    from scconv_deploy.records.parity import ParityReport
 
 _NO_VERDICT = (
     "This is no verdict: nothing says that it is right, and nothing that it is wrong. Give --data, and judge it by its "

@@ -15,13 +15,12 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedFunctionsPass, Remove
 from onnxscript.rewriter import RewriteRule
 from torch import Tensor
 
-from scconv_deploy.gate import site_name
+from scconv_deploy.gate.swap import site_name
 from scconv_deploy.gate.variant import GateVariant, gate_weight
-from scconv_deploy.rewrite.functions import DOMAIN, SITE, MaskForm
-from scconv_deploy.rewrite.interpret import Affine
-from scconv_deploy.rewrite.nodes import add_functions
-from scconv_deploy.rewrite.rules import sru
-from scconv_deploy.rewrite.rules.registry import rules_for
+from scconv_deploy.graph.contract import DOMAIN, SITE, MaskForm
+from scconv_deploy.graph.nodes import add_functions
+from scconv_deploy.rewrite.reader.variant import Affine
+from scconv_deploy.rewrite.rules import gamma_sum, mask_arithmetic, sigmoid_threshold, sru
 
 
 @dataclass(frozen=True)
@@ -184,3 +183,16 @@ def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, 
 
 def _name(node: ir.Node) -> str:
     return node.metadata_props.get(SITE) or node.name or node.outputs[0].name or node.op_type
+
+
+RULES: dict[str, Sequence[RewriteRule]] = {
+    sru.NAME: sru.RULES,
+    gamma_sum.NAME: gamma_sum.RULES,
+    sigmoid_threshold.NAME: sigmoid_threshold.RULES,
+    mask_arithmetic.NAME: mask_arithmetic.RULES,
+}
+
+
+def rules_for(mask_form: MaskForm) -> dict[str, Sequence[RewriteRule]]:
+    """Those that a mask form asks for: products with a mask stay products in the form ``multiply``."""
+    return {name: rules for name, rules in RULES.items() if mask_form == "where" or name != mask_arithmetic.NAME}

@@ -17,11 +17,11 @@ import torch
 from onnx import helper, numpy_helper
 
 from scconv_deploy.errors import ModelError, first_line
-from scconv_deploy.precision.types import quantization_of
-from scconv_deploy.report.records import OpenStage
-from scconv_deploy.rewrite.forms import is_foreign, without_foreign_functions
-from scconv_deploy.rewrite.functions import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, STANDARD_DOMAINS, check_opset
-from scconv_deploy.rewrite.unknown import move_apart, move_back, unknown_operators
+from scconv_deploy.graph.contract import DOMAIN, LARGEST_PROTO_BYTES, OPSETS, SITE, STANDARD_DOMAINS, check_opset
+from scconv_deploy.graph.forms import is_foreign, without_foreign_functions
+from scconv_deploy.graph.types import quantization_of
+from scconv_deploy.graph.unknown import move_apart, move_back, unknown_operators
+from scconv_deploy.records.stage import OpenStage
 
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
 """Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scconv_deploy.bundle.atomic import check_output_file, write_file
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
-from scconv_deploy.exporters.gpu import driver_cuda, gpus
-from scconv_deploy.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers, unused_tensorrt_include
-from scconv_deploy.process import held
+from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.gpu import driver_cuda, gpus
+from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers, unused_tensorrt_include
+from scconv_deploy.system.signals import held
 
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"

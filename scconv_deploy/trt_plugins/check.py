@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.machine import Machine
-from scconv_deploy.trt_plugins import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.system.machine import Machine
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
 
 ENTRY_POINTS = ("getCreators", "setLoggerFinder")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
-from scconv_deploy.gate import Recognition, RecognizedSRU, replace_modules
 from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.planes import as_planes, from_planes
+from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
+from scconv_deploy.gate.swap import replace_modules
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
 from scconv_deploy.trt_plugins.build import built_libraries
 from scconv_deploy.trt_plugins.elf import read_library

@@ -280,7 +280,7 @@ def _loader_source(source: str, examples: Mapping[str, np.ndarray]) -> DataSourc
 
     Inputs are one array (or tensor) for one input, or a mapping by name; a DataLoader of (images, labels) fits.
     """
-    from scconv_deploy.user_code import import_object, running_user_code
+    from scconv_deploy.model.user_code import import_object, running_user_code
 
     target = import_object(source)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scconv_deploy.verification import tolerances
+from scconv_deploy.records import tolerances
 
 _BOXES, _SCORES, _LABELS = "boxes", "scores", "labels"
 

@@ -1,4 +1,4 @@
-"""What accumulates over the samples; :mod:`.judge` makes checks of it. It does not grow with their number."""
+"""What accumulates over the samples; :mod:`.checks.parity` makes checks of it. It does not grow with their number."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.margins import MARGIN_EDGES, histogram
-from scconv_deploy.outcomes import FlipCount
-from scconv_deploy.report.records import LayerError, WorstInput
-from scconv_deploy.verification import tolerances
-from scconv_deploy.verification.compare import OutputMetrics, distance, looks_like_logits, relative_l2, worst_of
-from scconv_deploy.verification.other_gates import OtherGates
-from scconv_deploy.verification.paired import PairedCounts
-from scconv_deploy.verification.reference_run import Arrays, ReferenceRun, Site
-from scconv_deploy.verification.tolerances import Table
+from scconv_deploy.gate.margins import MARGIN_EDGES, histogram
+from scconv_deploy.gate.other_gates import OtherGates
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.metrics import OutputMetrics
+from scconv_deploy.records.parity import LayerError, WorstInput
+from scconv_deploy.records.tolerances import Table
+from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.metrics import distance, looks_like_logits, relative_l2, worst_of
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, Site
 
 _KEPT_WORST, _NAMED_NON_FINITE = 5, 8
 NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
@@ -28,7 +29,7 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class AgainstNoise:
-    """An output's distance and the reference's own rounding noise, see :func:`.compare.distance`.
+    """An output's distance and the reference's own rounding noise, see :func:`.metrics.distance`.
 
     Attributes:
         floor_name, largest_floor: the tolerance that limits the noise.
@@ -65,7 +66,7 @@ class SiteMeasured:
         teacher_forced, free_running: flips; None where the artifact's gates cannot be read.
         second_opinion: flips of the artifact's SRU in onnx.reference, and the distance of its values.
         opened, gates: of the reference.
-        histogram: of its margins, see :func:`scconv_deploy.margins.histogram`.
+        histogram: of its margins, see :func:`scconv_deploy.gate.margins.histogram`.
         jump: the largest change of the SRU's output that a flipped gate made, in units of the rms of its data.
     """
 

@@ -8,22 +8,14 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from scconv_deploy.exporters.engine import EngineManifest
-from scconv_deploy.precision.types import ELEMENT, FIRST_OPSET, Precision, precision_of
-from scconv_deploy.rewrite.forms import inlined, without_functions
-from scconv_deploy.rewrite.functions import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    IR_VERSION,
-    OPSETS,
-    STRADDLE,
-    FunctionKey,
-    MaskForm,
-    function_proto,
-)
-from scconv_deploy.verification import instrument
-from scconv_deploy.verification.lone_sru import Form
-from scconv_deploy.verification.reference_run import Site
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSETS, STRADDLE, FunctionKey, MaskForm
+from scconv_deploy.graph.forms import inlined, without_functions
+from scconv_deploy.graph.functions import function_proto
+from scconv_deploy.graph.types import ELEMENT, FIRST_OPSET, Precision, precision_of
+from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
+from scconv_deploy.verification.engine.sru_alone import Form
+from scconv_deploy.verification.reference.run import Site
 
 SRU_X, SRU_Y = "sru_x", "sru_y"
 """Input and output of every one of these models."""

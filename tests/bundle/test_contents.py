@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.bundle import contents
-from scconv_deploy.bundle.device_plan import DevicePlan, read_device_plan
+from scconv_deploy.bundle.device.plan import DevicePlan, read_device_plan
 from scconv_deploy.bundle.manifest import check_bundle, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.exporters.engine import EngineProfile
-from scconv_deploy.exporters.network_source import GraphFacts, SRUNode
-from scconv_deploy.exporters.onnx_source import graph_facts
-from scconv_deploy.exporters.targets import DEVICES
-from scconv_deploy.verification.onnx_file import read_onnx
+from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
+from scconv_deploy.exporters.tensorrt.source import GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.targets import DEVICES
+from scconv_deploy.graph.file import read_onnx
+from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 from tests.finished import copied, make_bundle
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.bundle import finish_cli, pyz
-from scconv_deploy.bundle.finish_cli import _parser
+from scconv_deploy.bundle import pyz
+from scconv_deploy.bundle.device import command_line
+from scconv_deploy.bundle.device.command_line import _parser
 from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, read_manifest
 from scconv_deploy.bundle.pyz import PACKAGE_FOLDER, imported_modules, module_files, pyz_bytes
 from scconv_deploy.cli import app
@@ -51,12 +52,15 @@ def test_identical_modules_give_identical_bytes_and_the_bundle_has_them(device_b
         assert names[0] == "__main__.py"
         assert names[1:] == sorted(names[1:])
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-        assert archive.read("scconv_deploy/bundle/finish.py") == (PACKAGE_FOLDER / "bundle" / "finish.py").read_bytes()
+        assert (
+            archive.read("scconv_deploy/bundle/device/finish.py")
+            == (PACKAGE_FOLDER / "bundle" / "device" / "finish.py").read_bytes()
+        )
 
 
 def test_its_modules_import_nothing_but_the_standard_library_numpy_and_tensorrt():
     files = module_files()
-    assert PACKAGE_FOLDER / "verification" / "engine.py" in files
+    assert PACKAGE_FOLDER / "verification" / "engine" / "verdict.py" in files
     assert PACKAGE_FOLDER / "cli.py" not in files
     for path in files:
         top = {name.partition(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
@@ -73,14 +77,15 @@ def test_its_modules_and_run_py_are_python_3_10():
 def test_which_imports_count():
     source = (
         "from typing import TYPE_CHECKING\n"
-        "import scconv_deploy.margins\n"
-        "from scconv_deploy.exporters import gpu, nothing\n"
-        "if TYPE_CHECKING:\n    from scconv_deploy import spec\nelse:\n    from scconv_deploy import outcomes\n"
+        "import scconv_deploy.gate.margins\n"
+        "from scconv_deploy.system import gpu, nothing\n"
+        "if TYPE_CHECKING:\n    from scconv_deploy.model import spec\n"
+        "else:\n    from scconv_deploy.records import gates\n"
         "def f():\n    from scconv_deploy.errors import UsageError\n"
     )
     assert imported_modules(source) == [
-        "scconv_deploy.margins", "scconv_deploy.exporters", "scconv_deploy.exporters.gpu", "scconv_deploy",
-        "scconv_deploy.outcomes", "scconv_deploy.errors",
+        "scconv_deploy.gate.margins", "scconv_deploy.system", "scconv_deploy.system.gpu", "scconv_deploy.records",
+        "scconv_deploy.records.gates", "scconv_deploy.errors",
     ]  # fmt: skip
 
 
@@ -109,12 +114,12 @@ def test_its_options_are_those_of_the_command():
     ],
 )
 def test_its_numbers_are_checked_as_those_of_the_command(capsys, arguments, found):
-    assert finish_cli.run(list(arguments)) == 2
+    assert command_line.run(list(arguments)) == 2
     said = capsys.readouterr()
     assert said.err.startswith("finish.pyz: ")
     assert said.err.endswith(f"{found} See finish.pyz --help.\n")
     assert (said.err.count("\n"), said.out) == (1, "")
-    assert finish_cli.run([*arguments, "--json"]) == 2
+    assert command_line.run([*arguments, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
 
 
@@ -152,11 +157,11 @@ FINISH = """
 import json
 from pathlib import Path
 from contextlib import contextmanager
-from scconv_deploy.bundle import finish, finish_cli
+from scconv_deploy.bundle.device import command_line, finish
 from scconv_deploy.errors import BuildError
-from scconv_deploy.exporters.tensorrt_versions import load_module
-from scconv_deploy.timing import measure
-from scconv_deploy.verification.engine import judge_with_bundle
+from scconv_deploy.runtimes.tensorrt.versions import load_module
+from scconv_deploy.runtimes.timing import measure
+from scconv_deploy.bundle.engine_verdict import judge_with_bundle
 bundle = Path(sys.argv[2])
 
 class Recorded:
@@ -189,7 +194,7 @@ FINISH = FINISH.replace("bundle = Path", "finish_device = finish.Device\nbundle 
 
 def finish_with_rtx(python, bundle):
     """The whole of it with TensorRT-RTX as the builder, all other imports blocked; the JSON document."""
-    body = FINISH + "finish_cli.main([str(bundle), '--no-plugin', '--json', '--rounds', '3'])\n"
+    body = FINISH + "command_line.main([str(bundle), '--no-plugin', '--json', '--rounds', '3'])\n"
     done = run(python, bundle / "finish.pyz", bundle, code=blocked(body))
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -261,8 +266,8 @@ def test_python_3_10_judges_what_was_built(bundle, old_python):
     body = (
         FINISH
         + """
-from scconv_deploy.exporters.engine import EngineArtifact, EngineManifest, EngineTensor, write_engine
-from scconv_deploy.report.records import StageLog
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, EngineTensor, write_engine
+from scconv_deploy.records.stage import StageLog
 import hashlib
 plan = finish.read_device_plan(bundle)
 data = b"engine"

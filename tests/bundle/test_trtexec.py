@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from scconv_deploy.bundle.device_plan import DevicePlan
+from scconv_deploy.bundle.device.plan import DevicePlan
 from scconv_deploy.bundle.trtexec import trtexec_text
-from scconv_deploy.exporters.engine import EngineProfile
-from scconv_deploy.exporters.network_source import GraphFacts, SRUNode
-from scconv_deploy.exporters.targets import DEVICES
+from scconv_deploy.exporters.tensorrt.source import GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.targets import DEVICES
+from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 
 DYNAMIC = EngineProfile("x", (1, 3, 8, 8), (2, 3, 8, 8), (8, 3, 8, 8))
 PLAN = DevicePlan((DEVICES["orin-jp6"],), GraphFacts({"x": (-1, 3, 8, 8)}, (SRUNode("sru", "SRU"),), ()), (DYNAMIC,))

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from scconv_deploy.commands.options import CheckOptions, Force, GraphOptions, ModelOptions, grouped
 from scconv_deploy.errors import UsageError
-from scconv_deploy.spec import DynamicAxis, InputSpec, ModelSpec
-from scconv_deploy.verification.checks import DEEP, Checks
+from scconv_deploy.model.inputs import DynamicAxis, InputSpec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.verification.options import DEEP, Checks
 from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scconv_deploy.bundle import finish_cli
+from scconv_deploy.bundle.device import command_line
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from tests.command_line import failed, run
-from tests.exporters.engines import conv_model, save
+from tests.exporters.tensorrt.engines import conv_model, save
 from tests.trt_plugins.test_build import NVCC, machine  # noqa: F401
 
 NET = "from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 1)\n"
@@ -139,7 +139,7 @@ def test_one_line_and_nothing_written(arguments, code, line, workplace):
 
 
 def test_finish_pyz_refuses_an_empty_digest_too(capsys):
-    assert finish_cli.run(["folder", "--digest", ""]) == 2
+    assert command_line.run(["folder", "--digest", ""]) == 2
     assert capsys.readouterr().err == f"finish.pyz: Argument 3 (--digest) {UNSET}\n"
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.exporters.onnx import export_model, serialize
-from scconv_deploy.gate import Recognition
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.exporters.onnx import export_model
+from scconv_deploy.gate.recognize import Recognition
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.signature import Signature
+from scconv_deploy.records.stage import StageLog
 from scconv_deploy.zoo.nms import non_max_suppression
 
 

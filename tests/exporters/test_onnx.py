@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.exporters.onnx import check, serialize
-from scconv_deploy.exporting import ExportOptions, export, export_to_ir
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.rewrite.functions import FunctionKey, fingerprint, function_proto
-from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verification import instrument
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.file import check, serialize
+from scconv_deploy.graph.functions import fingerprint, function_proto
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.workflows.export import ExportOptions, export, export_to_ir
 from tests import wild
 from tests.conftest import tiny_net
 

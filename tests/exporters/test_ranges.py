@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils._sympy.functions import FloorDiv, Mod, ToFloat, TruncToInt
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.exporters.onnx import serialize
 from scconv_deploy.exporters.ranges import Guard, OpenSizes, check_guards
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild
 
 H, W, N, M = sympy.symbols("s2 s3 s0 s1", integer=True, positive=True)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters, tau
-from scconv_deploy.gate.cut import open_by_cut
-from scconv_deploy.gate.variant import open_mask
+from scconv_deploy.gate.cut import gate_parameters, open_by_cut, tau
+from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.variant import VARIANTS, open_mask
 
 HARD = VARIANTS["groupbn-hard"]
 

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scconv_deploy.gate import compare_outputs, recognize, swap
+from scconv_deploy.gate.flips import compare_outputs
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.swap import swap
 from tests.gate.plain import Choices, PlainSRU
 
 SMALL = Choices(channels=8, groups=4)

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters, recognize, swap
-from scconv_deploy.gate.cut import open_by_cut
+from scconv_deploy.gate.cut import gate_parameters, open_by_cut
+from scconv_deploy.gate.flips import count_flips
 from scconv_deploy.gate.gamma_sum import sum_in_order
 from scconv_deploy.gate.probes import near_threshold
-from scconv_deploy.gate.variant import GateVariant, gate_weight, open_mask
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.swap import swap
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, gate_weight, open_mask
 from scconv_deploy.nn import SRU
 from tests.gate.plain import Choices, PlainSRU
 

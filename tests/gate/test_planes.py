@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.gate import SwappedSRU, count_flips, recognize, swap
 from scconv_deploy.gate.cut import open_by_cut
+from scconv_deploy.gate.flips import count_flips
 from scconv_deploy.gate.planes import as_planes, from_planes
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.swap import SwappedSRU, swap
 from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.nn import SRU
 from tests import wild, wild_ranks

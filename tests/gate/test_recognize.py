@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate import recognize, swap, swap_reachable
-from scconv_deploy.gate.swap import _same
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.swap import _same, swap, swap_reachable
 from scconv_deploy.nn import SRU, ScConv
 from tests import wild
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from scconv_deploy.errors import ConfigurationError
-from scconv_deploy.gate import VARIANTS
-from scconv_deploy.gate.variant import GateVariant, check_groups, cross_reconstruct, open_mask, sru
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, cross_reconstruct, open_mask, sru
 from tests import wild
 
 

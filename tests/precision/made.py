@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper
 
-from scconv_deploy.exporters.onnx import check
+from scconv_deploy.graph.file import check
 from scconv_deploy.precision.half import Conversion, HalfOptions, to_half
 from scconv_deploy.precision.single import as_ir
 

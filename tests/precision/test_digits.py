@@ -7,12 +7,12 @@ import onnx
 import pytest
 
 import scconv_deploy
-from scconv_deploy.converting import convert_onnx
+from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.precision.half import HalfOptions
-from scconv_deploy.precision.stand_in import stand_in
-from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verification.paired import PairedCounts
-from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.runtimes.stand_in import stand_in
+from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.workflows.convert import convert_onnx
 from tests.digits import train
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from scconv_deploy.precision.ranges import RangeWatch
-from scconv_deploy.precision.stand_in import stand_in
+from scconv_deploy.runtimes.stand_in import stand_in
+from scconv_deploy.verification.checks.half_range import RangeWatch
 from tests.precision.made import assert_same, halved
 
 NAMES = ["{}", "{}_half", "{}_float", "/layer.0/{}:0", "cast_{}_half", "{}_half_half"]

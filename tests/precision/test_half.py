@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.exporters.onnx import check
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.file import check
 from scconv_deploy.precision.half import HalfOptions, to_half
-from scconv_deploy.verification import instrument
 
 RNG = np.random.default_rng(0)
 

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from scconv_deploy import cli
 from scconv_deploy.errors import ModelError
-from scconv_deploy.exporters.onnx import check
-from scconv_deploy.exporting import ExportOptions, export_to_ir
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.file import check
 from scconv_deploy.precision.half import HalfOptions, to_half
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.verification import instrument
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 
 FLOAT, HALVES = TensorProto.FLOAT, (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CASES = [("fp16", "float32"), ("fp16", "half"), ("bf16", "float32")]

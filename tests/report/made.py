@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scconv_deploy.gate import FlipCount, Refusal
-from scconv_deploy.report.records import (
+from scconv_deploy.records.gates import FlipCount, Refusal
+from scconv_deploy.records.metrics import OutputMetrics
+from scconv_deploy.records.parity import (
     Accuracy,
     Check,
     EngineOutput,
@@ -19,11 +20,10 @@ from scconv_deploy.report.records import (
     ParityReport,
     Quantity,
     SRUParity,
-    StageRecord,
     WorstInput,
 )
-from scconv_deploy.verification.compare import OutputMetrics
-from scconv_deploy.verification.tolerances import Tolerance
+from scconv_deploy.records.stage import StageRecord
+from scconv_deploy.records.tolerances import Tolerance
 
 TOLERANCES = {
     "unexplained_flips": Tolerance(0, "gates that differ beyond rounding", "a fault moved them"),

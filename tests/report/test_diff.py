@@ -5,8 +5,9 @@ from io import StringIO
 
 from rich.console import Console
 
+from scconv_deploy.records.parity import Check, Link
+from scconv_deploy.records.stage import StageRecord
 from scconv_deploy.report.diff import Change, diff_reports
-from scconv_deploy.report.records import Check, Link, StageRecord
 from scconv_deploy.report.text import print_diff
 from tests.report.made import full_report, sru
 

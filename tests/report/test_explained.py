@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from scconv_deploy.records.tolerances import ALL
 from scconv_deploy.report.explained import CHECKS, LINKS, STEPS, TERMS, markdown_rows, meanings_of
 from scconv_deploy.report.rejudge import ENGINES
-from scconv_deploy.verification.chain import ONNX_LINK, PRECISION_LINK, SWAPPED_LINK
-from scconv_deploy.verification.engine import ENGINE_LINK
-from scconv_deploy.verification.tolerances import ALL
+from scconv_deploy.verification.engine.verdict import ENGINE_LINK
+from scconv_deploy.verification.onnx.chain import ONNX_LINK, PRECISION_LINK, SWAPPED_LINK
 from tests.report.made import full_report
 
 ROOT = Path(__file__).parents[2]

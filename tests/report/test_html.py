@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.errors import MissingRuntimeError
-from scconv_deploy.outcomes import FlipCount
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.parity import Check, Histogram, LayerError, Link
 from scconv_deploy.report import pictures, render
 from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
-from scconv_deploy.report.records import Check, Histogram, LayerError, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 pytest.importorskip("matplotlib", reason="the pictures are drawn by matplotlib")

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from xml.etree import ElementTree
 
+from scconv_deploy.records.parity import Check, Link
 from scconv_deploy.report.explained import CHECKS
 from scconv_deploy.report.junit import to_junit
-from scconv_deploy.report.records import Check, Link
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
+from scconv_deploy.records import tolerances
 from scconv_deploy.report.load import from_json, load_report
 from scconv_deploy.report.render import to_json
-from scconv_deploy.verification import tolerances
 from tests.report.made import full_report
 
 

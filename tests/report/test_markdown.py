@@ -4,9 +4,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from scconv_deploy.records.parity import Check, Link
 from scconv_deploy.report.escaping import code, markdown
 from scconv_deploy.report.markdown import to_markdown
-from scconv_deploy.report.records import Check, Link
 from tests.report.made import full_report, hostile_report
 
 GOLDEN = (Path(__file__).parent / "golden.md").read_text()

@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from scconv_deploy.bundle.finish import FinishOptions, finish_bundle
+from scconv_deploy.bundle.device.finish import FinishOptions, finish_bundle
 from scconv_deploy.bundle.manifest import bundle_digest, manifest_bytes
 from scconv_deploy.cli import app
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.report.load import load_report
 from scconv_deploy.report.merge import merge_files
-from scconv_deploy.report.records import ParityReport
 from tests.finished import InOnnxRuntime, copied
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.parity import Link
+from scconv_deploy.records.tolerances import parse_values
 from scconv_deploy.report.load import from_json
-from scconv_deploy.report.records import Link
 from scconv_deploy.report.rejudge import check_report, rejudge
 from scconv_deploy.report.render import to_json
-from scconv_deploy.verification.tolerances import parse_values
 from tests.report.made import full_report, gates, replay
 from tests.report.test_load import bundle
 

@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
+from scconv_deploy.records.parity import Link
 from scconv_deploy.report import text
-from scconv_deploy.report.records import Link
-from tests.report.test_records import FAILED, PASSED, report
+from tests.records.test_parity import FAILED, PASSED, report
 
 
 def printed(printer, result, width=160):

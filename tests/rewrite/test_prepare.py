@@ -4,7 +4,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from scconv_deploy.report.records import StageLog
+from scconv_deploy.records.stage import StageLog
 from scconv_deploy.rewrite.prepare import prepare
 from tests.rewrite import naive
 

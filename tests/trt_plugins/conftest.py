@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.machine import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders, revision
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
-from scconv_deploy.exporters.gpu import Gpu
-from scconv_deploy.machine import Machine, find_nvcc
+from scconv_deploy.system.gpu import Gpu
+from scconv_deploy.system.machine import Machine, find_nvcc
 from scconv_deploy.trt_plugins import build as module
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command, revision
 from scconv_deploy.trt_plugins.elf import read_library
@@ -246,7 +246,7 @@ def test_an_interrupt_ends_the_compiler_and_its_children_and_leaves_nothing(mach
     temporary.mkdir()
     environment = dict(machine.environ) | {"TMPDIR": str(temporary), "PATH": os.environ["PATH"]}
     code = (
-        "from pathlib import Path; from scconv_deploy.machine import Machine; import sys\n"
+        "from pathlib import Path; from scconv_deploy.system.machine import Machine; import sys\n"
         "from scconv_deploy.trt_plugins.build import BuildRequest, build\n"
         "machine = Machine(which=lambda name: None, root=Path('/nowhere'), site_packages=())\n"
         "build(BuildRequest(('89',), kernels_only=True), Path(sys.argv[1]), machine=machine)\n"

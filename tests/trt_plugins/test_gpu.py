@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate import VARIANTS
 from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import FusedSRU, SruSettings, load
 from tests.trt_plugins.test_kernels import ON_A_GPU, PATHS, draw, judge

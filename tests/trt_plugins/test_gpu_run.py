@@ -19,8 +19,8 @@ from benchmarks import cuda_timing, environment, harness, sru_cuda, sru_steps
 from benchmarks.cuda_timing import GraphTimer
 from benchmarks.sru_aims import judge
 from scconv_deploy.errors import BuildError, MissingRuntimeError
-from scconv_deploy.exporters.gpu import Gpu
-from scconv_deploy.machine import Machine
+from scconv_deploy.system.gpu import Gpu
+from scconv_deploy.system.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 L2 = 50 << 20

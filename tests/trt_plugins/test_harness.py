@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate import VARIANTS
 from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from tests.trt_plugins.test_kernels import BACKENDS, draw, judge
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.errors import ConfigurationError
-from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.cut import gate_parameters, operator_inputs
+from scconv_deploy.gate.flips import compare_outputs
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, SruSettings, load, sru, sru_params

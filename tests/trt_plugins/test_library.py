@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
-from scconv_deploy.gate import VARIANTS, compare_outputs, gate_parameters, recognize, relative_l2
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.cut import gate_parameters, operator_inputs
+from scconv_deploy.gate.flips import compare_outputs, relative_l2
+from scconv_deploy.gate.recognize import recognize
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import SOURCES
 from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, SruSettings, sru, sru_params
 from tests.conftest import tiny_net
-from tests.exporters.engines import elf_library
+from tests.exporters.tensorrt.engines import elf_library
 
 SHAPE = (2, 16, 9, 7)
 HARD = replace(VARIANTS["groupbn-hard"], num_groups=4)

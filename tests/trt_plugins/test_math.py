@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters, relative_l2
-from scconv_deploy.gate.cut import operator_inputs
-from scconv_deploy.gate.variant import open_mask, sru
+from scconv_deploy.gate.cut import gate_parameters, operator_inputs
+from scconv_deploy.gate.flips import count_flips, relative_l2
+from scconv_deploy.gate.variant import VARIANTS, open_mask, sru
 from tests.trt_plugins.reference import AUTO, GENERAL, ON_CHIP, SPLIT
 
 TINY = (1, 1 << 14)

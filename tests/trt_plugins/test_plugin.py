@@ -18,15 +18,8 @@ from typer.testing import CliRunner
 
 from scconv_deploy import cli
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.machine import Machine
-from scconv_deploy.trt_plugins.build import (
-    KERNEL_SOURCES,
-    PLUGIN_SOURCES,
-    SOURCES,
-    _compile_register,
-    _Tools,
-    revision,
-)
+from scconv_deploy.system.machine import Machine
+from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, PLUGIN_SOURCES, SOURCES, _compile_register, _Tools, revision
 from scconv_deploy.trt_plugins.check import C_INTERFACE, ENTRY_POINTS, _static_rows, check_plugin
 from scconv_deploy.trt_plugins.elf import SharedLibrary
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
@@ -162,7 +155,7 @@ def test_one_process_builds_and_runs_with_one_library_which_the_registry_takes_o
     other.write_bytes(harness.plugin.read_bytes() + b"another build")
     code = (
         "import sys, tensorrt_rtx as t; from pathlib import Path\n"
-        "from scconv_deploy.exporters.plugin_library import load_once\n"
+        "from scconv_deploy.runtimes.tensorrt.plugin_library import load_once\n"
         "first, second = map(Path, sys.argv[1:])\n"
         "print([load_once(t, first), load_once(t, first), load_once(t, second)])\n"
         "print(t.get_plugin_registry().load_library(str(first)))\n"

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 
 import onnx
 
-from scconv_deploy.exporters.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor, write_engine
-from scconv_deploy.precision.types import precision_of
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.verification import instrument, sru_models
-from scconv_deploy.verification.engine import judge_engine
-from scconv_deploy.verification.runners.half import runner_of
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.types import precision_of
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor, write_engine
+from scconv_deploy.verification import sru_models
+from scconv_deploy.verification.engine.verdict import judge_engine
+from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
-from scconv_deploy.verification.torch_reference import TorchReference
-from tests.exporters.test_engine import manifest_of
-from tests.verification.ort_behind_tensorrt import NAMES
+from tests.runtimes.tensorrt.ort_behind_tensorrt import NAMES
+from tests.runtimes.tensorrt.test_engine import manifest_of
 
 _LAYERS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 

@@ -6,14 +6,15 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from scconv_deploy.exporters.onnx import serialize
-from scconv_deploy.exporting import ExportOptions, export_to_ir
-from scconv_deploy.references import reference_from_module
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.rewrite.functions import FunctionKey, function_text
-from scconv_deploy.verification import instrument
-from scconv_deploy.verification.parity import Artifact, verify_onnx
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.graph.functions import function_text
+from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild
 
 

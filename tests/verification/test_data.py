@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import DynamicAxis
-from scconv_deploy.verification.parity import Artifact, verify_onnx
-from scconv_deploy.verification.progress import with_progress
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, with_progress
 from tests.verification.judging import Calls, export_of
 from tests.verification.test_samples import PLAIN, RNG, by_pillow, save_image, signature
 
@@ -305,7 +304,7 @@ def test_fortran_order_is_read_right(tmp_path):
 
 
 def test_progress_counts_and_estimates(monkeypatch):
-    from scconv_deploy.verification import progress
+    from scconv_deploy.verification import samples as progress
 
     clock = iter(range(0, 1000, 30))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

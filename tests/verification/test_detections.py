@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from scconv_deploy.records.tolerances import ALL
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.tolerances import ALL
 
 
 def detections(scores, labels, corners):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scconv_deploy.report.records import LayerError
-from scconv_deploy.verification import judge, tolerances
-from scconv_deploy.verification.compare import compare
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.parity import LayerError
+from scconv_deploy.verification.checks import parity as judge
 from scconv_deploy.verification.measure import AgainstNoise, Measured
-from scconv_deploy.verification.reference_run import ReferenceRun
+from scconv_deploy.verification.metrics import compare
+from scconv_deploy.verification.reference.run import ReferenceRun
 
 
 def test_metrics_are_the_worst_of_each_and_agreement_counts_all_rows():

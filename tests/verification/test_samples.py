@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
-from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.signature import Signature
 from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 
 PLAIN = Preprocessing()

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from scconv_deploy import cli, inspection, zoo
-from scconv_deploy.references import reference_from_spec
-from scconv_deploy.report.records import StageLog
-from scconv_deploy.spec import ModelSpec
+from scconv_deploy import cli, zoo
+from scconv_deploy.model.prepare import reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.workflows import inspect as inspection
 from scconv_deploy.zoo import catalogue
 from scconv_deploy.zoo.paper import PAPER, Published
 

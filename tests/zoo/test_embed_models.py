@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from scconv_deploy import cli
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.spec import EmbedSpec, InputSpec, ModelSpec, load, load_with_record
+from scconv_deploy.model.inputs import InputSpec
+from scconv_deploy.model.load import load, load_with_record
+from scconv_deploy.model.spec import EmbedSpec, ModelSpec
 
 NET = """
     import torch

@@ -9,9 +9,11 @@ import torch
 import scconv_deploy
 from scconv_deploy import zoo
 from scconv_deploy.errors import ConfigurationError
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.load import load
+from scconv_deploy.model.signature import Signature
+from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.nn import ScConv
-from scconv_deploy.signature import Signature
-from scconv_deploy.spec import DynamicAxis, ModelSpec, load
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 from scconv_deploy.zoo.detection import DetectionOptions, detect

@@ -5,8 +5,9 @@ import torch
 
 import scconv_deploy
 from scconv_deploy import zoo
+from scconv_deploy.model.load import load
+from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.nn import ScConv
-from scconv_deploy.spec import ModelSpec, load
 from scconv_deploy.zoo import cifar_resnet, densenet, resnet, resnext, wide_resnet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 

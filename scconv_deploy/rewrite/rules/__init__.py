@@ -1,1 +1,1 @@
-"""One rewrite rule a file, on onnxscript's rewriter; :data:`.registry.RULES` lists them in their order."""
+"""One rewrite rule a file, on onnxscript's rewriter; :data:`.apply.RULES` lists them in their order."""

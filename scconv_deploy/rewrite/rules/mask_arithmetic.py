@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
 
-from scconv_deploy.rewrite.reader import COMPARISONS
+from scconv_deploy.rewrite.reader.region import COMPARISONS
 
 NAME = "mask arithmetic"
 _COMPLEMENT = {

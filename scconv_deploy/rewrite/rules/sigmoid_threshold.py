@@ -20,8 +20,8 @@ from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBa
 
 from scconv_deploy.gate.cut import tau
 from scconv_deploy.gate.variant import Comparison
-from scconv_deploy.rewrite.operators import MIRRORED
-from scconv_deploy.rewrite.reader import COMPARISONS
+from scconv_deploy.rewrite.reader.operators import MIRRORED
+from scconv_deploy.rewrite.reader.region import COMPARISONS
 
 NAME = "sigmoid threshold"
 

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import operator_inputs
-from scconv_deploy.rewrite.functions import DOMAIN, DOMAIN_VERSION, SITE, VARIANT, WEIGHT
-from scconv_deploy.rewrite.interpret import UnreadableError
-from scconv_deploy.rewrite.nodes import variant_attributes
-from scconv_deploy.rewrite.reader import SRUReading, find_sigmoid, is_thresholded, read_sru
+from scconv_deploy.graph.contract import DOMAIN, DOMAIN_VERSION, SITE, VARIANT, WEIGHT
+from scconv_deploy.graph.nodes import variant_attributes
+from scconv_deploy.rewrite.reader.region import SRUReading, find_sigmoid, is_thresholded, read_sru
+from scconv_deploy.rewrite.reader.variant import UnreadableError
 
 NAME = "sru"
 NOTE = "scconv.note"

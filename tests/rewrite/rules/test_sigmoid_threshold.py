@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scconv_deploy.gate import tau
+from scconv_deploy.gate.cut import tau
 from tests.rewrite import naive
 
 COMPARE = {

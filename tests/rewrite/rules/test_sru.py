@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from scconv_deploy.gate import VARIANTS, count_flips, gate_parameters
-from scconv_deploy.gate.variant import open_mask
-from scconv_deploy.verification import instrument
+from scconv_deploy.gate.cut import gate_parameters
+from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.graph import instrument
 from tests import wild
 from tests.rewrite import naive
 
@@ -329,7 +330,7 @@ def test_gates_are_pytorchs_for_any_parameters(seed, channels, groups, threshold
 
 
 def _gates(probe, x):
-    from scconv_deploy.verification.runners.onnxruntime import OnnxRuntimeRunner
+    from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 
     with OnnxRuntimeRunner(probe) as runner:
         return torch.from_numpy(runner.run({instrument.PROBE_X: x.numpy()})[instrument.PROBE_OPEN])

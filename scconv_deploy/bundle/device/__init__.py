@@ -1,0 +1,1 @@
+"""The program that a bundle runs on the device. No torch, no onnx."""

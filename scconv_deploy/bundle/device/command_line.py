@@ -1,0 +1,136 @@
+"""The command line of ``finish.pyz``; ``scconv-deploy finish`` takes the same options. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from scconv_deploy.bundle.contents import FINISH, MANIFEST
+from scconv_deploy.bundle.device.finish import FinishOptions, FinishResult, finish_bundle
+from scconv_deploy.bundle.device.lines import fail, show
+from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError, system_failure
+from scconv_deploy.system.arguments import EMPTY_REMEDY, empty_argument
+from scconv_deploy.system.progress_lines import LogLines
+from scconv_deploy.system.signals import BROKEN_PIPE, Signals, installed, interrupted
+from scconv_deploy.system.streams import open_standard_streams
+from scconv_deploy.version import __version__
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Parse, finish, print, and exit with the codes of the command line."""
+    signals = Signals.install(FINISH)
+    open_standard_streams()
+    signals.leave(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The same in a process that goes on: the exit code."""
+    if wrong := empty_argument(arguments):
+        return fail(UsageError.exit_code, wrong, EMPTY_REMEDY, "--json" in arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except UsageError as error:
+        return fail(error.exit_code, error.message, error.remedy, "--json" in arguments)
+    command = shlex.join(["python3", FINISH, *arguments])
+    signals = installed()
+    if signals is not None:
+        signals.begin()
+    try:
+        wanted = FinishOptions(
+            plugin=not options.no_plugin,
+            tensorrt_include=options.tensorrt_include,
+            digest=options.digest,
+            rounds=options.rounds,
+            warmup=options.warmup,
+            force=options.force,
+        )
+        with _progress(options) as progress:
+            result = finish_bundle(options.bundle, wanted, command=command, progress=progress)
+        unread = not options.quiet and not show(
+            json.dumps(result.as_json(), indent=2) if options.json else "\n".join(result.lines)
+        )
+        if not result:
+            return _failed(result)
+        return BROKEN_PIPE if unread else 0
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or (signals is not None and signals.number is not None):
+            return fail(*interrupted(), options.json)
+        if isinstance(error, ScconvDeployError):
+            if error.details:
+                sys.stderr.write(f"{error.details}\n")
+            return fail(error.exit_code, error.message, error.remedy, options.json)
+        if known := system_failure(error):
+            return fail(*known, options.json)
+        traceback.print_exception(error)  # a bug: say so, with what its report needs
+        remedy = "This is a bug in scconv-deploy; please report it with the lines above."
+        return fail(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        FINISH, description="Build the engine of a bundle on this device, compare it with PyTorch, and time it."
+    )
+    here = Path(sys.argv[0]).parent if sys.argv[0].endswith(FINISH) else Path()
+    parser.add_argument(
+        "bundle", nargs="?", type=Path, default=here, help="its folder; by default the one this lies in"
+    )
+    parser.add_argument("--digest", default="", help=f"of the bundle's {MANIFEST}, as deploy printed it")
+    parser.add_argument("--no-plugin", action="store_true", help="build without the fused SRU")
+    parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="where NvInfer.h is")
+    parser.add_argument("--rounds", type=_at_least(1), default=100, help="timed runs (100)")
+    parser.add_argument("--warmup", type=_at_least(0), default=10, help="runs before them (10)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier device/")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
+    parser.add_argument("--quiet", action="store_true", help="errors only")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {minimum}.")
+        return value
+
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line, as the others; argparse prints its usage besides."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.rstrip('.')}.", f"See {FINISH} --help.")
+
+
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """One line that is written again and again on a terminal, lines now and then elsewhere."""
+    if options.json or options.quiet:
+        yield lambda message: None
+    elif not sys.stderr.isatty():
+        with LogLines() as lines:
+            yield lines
+    else:
+        yield lambda message: _rewrite(f"\r\x1b[K{message}")
+        _rewrite("\r\x1b[K")
+
+
+def _rewrite(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _failed(result: FinishResult) -> int:
+    message = f"{result.report.artifact}: {result.report.failures[0]}"
+    return fail(ParityError.exit_code, message, "Do not ship it.", False)

@@ -1,0 +1,79 @@
+"""Bundle folders: checked before any work, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scconv_deploy.bundle.manifest import extra_files, read_manifest
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.system.atomic import _PREFIX, _as_usage_error, _check_name, _check_parent, _real, _umask
+
+
+def check_output_folder(path: Path, force: bool) -> None:
+    """Refuse, before any work is done, a folder that exists or cannot be made (UsageError).
+
+    ``force`` replaces an earlier bundle; it never deletes a folder that holds anything else.
+    """
+    with _as_usage_error(path):
+        _check_name(path)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file, expected a folder.", "Name a new folder.")
+        if path.is_dir() and path.samefile(Path.cwd()):
+            raise UsageError(f"{path} is the current folder, which cannot be replaced.", "Name a new folder.")
+        if path.is_dir() and any(path.iterdir()):
+            _check_bundle(path)
+            if not force:
+                raise UsageError(f"{path} exists.", "Add --force to replace it.")
+        _check_parent(path)
+
+
+def _check_bundle(path: Path) -> None:
+    """A manifest of that name is not enough: browser extensions have one too."""
+    try:
+        manifest = read_manifest(path)
+    except (UsageError, IntegrityError) as error:
+        raise UsageError(f"{path} exists and is not a bundle.", "Name a new folder.") from error
+    if foreign := extra_files(path, manifest):
+        raise UsageError(
+            f"{path} exists and holds more than the bundle: {', '.join(foreign[:3])}.", "Name a new folder."
+        )
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    target = _real(path)
+    with _as_usage_error(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PREFIX))
+    try:
+        yield temporary
+        with _as_usage_error(path):
+            os.chmod(temporary, 0o777 & ~_umask())
+            _replace_folder(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Rename, with an existing folder out of the way until the new one is in its place."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=_PREFIX))
+    try:
+        os.replace(target, aside / "old")
+        os.replace(new, target)
+    except BaseException:
+        if not target.exists():
+            os.replace(aside / "old", target)
+        shutil.rmtree(aside)
+        raise
+    # ignore_errors: a rest of the old folder must not turn a success into a failure
+    shutil.rmtree(aside, ignore_errors=True)

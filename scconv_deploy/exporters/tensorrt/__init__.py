@@ -1,0 +1,1 @@
+"""Engines: options, targets, profiles, network and build."""

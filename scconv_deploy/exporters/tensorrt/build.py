@@ -1,0 +1,170 @@
+"""From a model's bytes to an engine with its manifest, through the cache, without the ``onnx`` library."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scconv_deploy.exporters.tensorrt.builder import Plan, build_plan, check_options, device
+from scconv_deploy.exporters.tensorrt.cache import EngineCache, entry_key
+from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
+from scconv_deploy.exporters.tensorrt.source import NetworkSource
+from scconv_deploy.exporters.tensorrt.targets import check_build_target
+from scconv_deploy.runtimes.tensorrt.engine import (
+    EngineArtifact,
+    EngineManifest,
+    EngineProfile,
+    EngineSRU,
+    write_engine,
+)
+from scconv_deploy.runtimes.tensorrt.versions import load_module
+from scconv_deploy.version import __version__
+
+Progress = Callable[[str], None]
+_BAR = 24
+Prepared = tuple[ModuleType, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An engine, whether it came from the cache, how long it took, and what is to be said about it."""
+
+    engine: EngineArtifact
+    from_cache: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.engine.as_json(), "from_cache": self.from_cache, "seconds": self.seconds, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
+    """Load the library and refuse what cannot work, before anything takes time.
+
+    Returns:
+        the module, and notes on the cache.
+
+    Raises:
+        MissingRuntimeError, UsageError: see :func:`scconv_deploy.exporters.tensorrt.builder.check_options`.
+    """
+    check_build_target(options.backend, options.target)
+    module = load_module(options.backend)
+    check_options(module, options)
+    note = cache.check() if cache is not None else ""
+    return module, (note,) if note else ()
+
+
+def build_network(
+    source: NetworkSource,
+    onnx_sha256: str,
+    output: Path,
+    options: BuildOptions,
+    prepared: Prepared,
+    *,
+    cache: EngineCache | None,
+    command: str,
+    progress: Progress,
+) -> BuildResult:
+    """Build an engine and write it with its manifest, or take it from the cache.
+
+    Args:
+        onnx_sha256: of the file that the manifest names.
+        prepared: what :func:`prepare` gave.
+
+    Raises:
+        UsageError, ModelError, IntegrityError, BuildError: see :func:`.builder.build_plan`.
+    """
+    start = time.perf_counter()
+    module, notes = prepared
+    writable = cache is not None and not notes  # why it is not has been said
+    profiles = resolve_profiles(source.facts.inputs, options.shapes, options.axes)
+    gpu = device(options)
+    if cache is not None and writable and options.backend == "tensorrt" and options.timing_cache is None:
+        key = entry_key({"version": module.__version__, "gpu": gpu})
+        options = replace(options, timing_cache=cache.timing_file(key))
+    key = _key(source, module, options, profiles, gpu)
+    found, note = cache.find(key) if cache is not None else (None, "")
+    notes += (note,) if note else ()
+    if found is not None and not (options.require_plugin and expanded(found.manifest)):  # the build says why
+        manifest = replace(found.manifest, command=command, onnx_sha256=onnx_sha256)
+        engine = write_engine(output, found.verified_bytes(), manifest)
+        return BuildResult(engine, True, time.perf_counter() - start, notes)
+
+    def tell(fraction: float, phase: str) -> None:
+        done = round(fraction * _BAR)
+        progress(f"building {output.name}  {'#' * done}{'-' * (_BAR - done)} {fraction:4.0%}  {phase}")
+
+    plan = build_plan(module, source, options, profiles, tell)
+    seconds = time.perf_counter() - start
+    manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
+    if cache is not None and writable:
+        kept = cache.store(key, plan.data, manifest)
+        notes += (kept,) if kept else ()
+    return BuildResult(write_engine(output, plan.data, manifest), False, seconds, notes)
+
+
+def expanded(manifest: EngineManifest) -> list[EngineSRU]:
+    """The SRUs that got no plugin."""
+    return [sru for sru in manifest.srus if sru.form == "expanded"]
+
+
+def _key(
+    source: NetworkSource, module: ModuleType, options: BuildOptions, profiles: tuple[EngineProfile, ...], gpu: str
+) -> str:
+    """Of everything that the engine depends on: where the timing cache lies is no part of it, what it runs on is."""
+    chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
+    plugin = hashlib.sha256(options.plugin.read_bytes()).hexdigest() if options.plugin else ""
+    return entry_key(
+        {
+            "onnx": source.content_sha256,
+            "options": chosen | {"target": options.resolved_target},
+            "profiles": [asdict(profile) for profile in profiles],
+            "library": module.__version__,
+            "plugin": plugin,
+            "gpu": gpu,
+            "scconv_deploy": __version__,
+        }
+    )
+
+
+def _manifest(
+    plan: Plan,
+    module: ModuleType,
+    options: BuildOptions,
+    profiles: tuple[EngineProfile, ...],
+    gpu: str,
+    onnx_sha256: str,
+    command: str,
+    seconds: float,
+) -> EngineManifest:
+    return EngineManifest(
+        sha256=hashlib.sha256(plan.data).hexdigest(),
+        file_bytes=len(plan.data),
+        backend=options.backend,
+        library_version=module.__version__,
+        target=options.resolved_target,
+        compute_capabilities=plan.compute_capabilities,
+        gpu=gpu,
+        flags=plan.flags,
+        settings=plan.settings,
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        profiles=profiles,
+        layers=plan.layers,
+        srus=plan.srus,
+        plugin_sha256=plan.plugin_sha256,
+        onnx_sha256=onnx_sha256,
+        command=command,
+        warnings=plan.warnings,
+        build_seconds=seconds,
+        versions={"scconv-deploy": __version__, "python": platform.python_version()},
+    )

@@ -1,0 +1,158 @@
+"""Engines that were built before, by what they were built from.
+
+One folder an entry, written beside its place and renamed into it. Two builds that race for one entry both end well:
+the first rename wins, the second finds the place taken and drops its own. There is no lock, so none is left behind by
+a process that was killed; what it left is a temporary folder that nobody reads, removed after a day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, load_engine, sidecar, write_engine
+from scconv_deploy.system.atomic import write_file
+
+DEFAULT = Path("~/.cache/scconv-deploy")
+_ENGINE, _ENTRY = "model.engine", "entry.json"
+_PREFIX = ".scconv-deploy."
+_STALE_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class EngineCache:
+    """A folder of engines.
+
+    Attributes:
+        folder: made when it is first written to.
+        chosen: the user named it, so that it must work; the default one may fail, with a note.
+    """
+
+    folder: Path
+    chosen: bool = False
+
+    @classmethod
+    def default(cls) -> EngineCache:
+        """``$XDG_CACHE_HOME/scconv-deploy``, or ``~/.cache/scconv-deploy``."""
+        base = os.environ.get("XDG_CACHE_HOME")
+        return cls(Path(base) / "scconv-deploy" if base else DEFAULT.expanduser())
+
+    def check(self) -> str:
+        """Why it cannot be written to, "" if it can.
+
+        Raises:
+            UsageError: the same, where the user chose it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            reason = f"the cache {self.folder} cannot be written: {error.strerror or error}"
+            if self.chosen:
+                raise UsageError(
+                    f"{reason[0].upper()}{reason[1:]}.", "Choose another --cache, or --no-cache."
+                ) from error
+            return reason
+        return ""
+
+    def find(self, key: str) -> tuple[EngineArtifact | None, str]:
+        """An entry and a note; one that is damaged, or was stored under another key, is no entry, and is removed."""
+        place = self._place(key)
+        try:
+            if not place.is_dir():
+                return None, ""
+            found = load_engine(place / _ENGINE)
+            if not _is_of(place, key):
+                raise IntegrityError(f"{place} holds what was built for something else.", "Build it again.")
+            return found, ""
+        except (IntegrityError, UsageError) as error:
+            shutil.rmtree(place, ignore_errors=True)
+            return None, f"a damaged entry of the cache was dropped: {error.message}"
+        except OSError as error:
+            return None, f"the cache {self.folder} cannot be read: {error.strerror or error}"
+
+    def store(self, key: str, data: bytes, manifest: EngineManifest) -> str:
+        """Keep an engine.
+
+        Returns:
+            why it could not be kept, "" if it was (or if somebody else kept the same meanwhile).
+        """
+        place = self._place(key)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(place.parent)
+            temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=_PREFIX))
+        except OSError as error:
+            return f"not kept in the cache {self.folder}: {error.strerror or error}"
+        try:
+            engine = write_engine(temporary / _ENGINE, data, manifest)
+            write_file(temporary / _ENTRY, _entry_of(engine.path, key))
+            with suppress(FileExistsError):  # of two that race, the first
+                _rename_new(temporary, place)
+        except (OSError, UsageError) as error:
+            return f"not kept in the cache {self.folder}: {error}"
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return ""
+
+    def timing_file(self, key: str) -> Path:
+        """Where the timing cache of a library on a device lies."""
+        return self.folder / "timing" / f"{key}.cache"
+
+    def _place(self, key: str) -> Path:
+        return self.folder / "engines" / key
+
+    @staticmethod
+    def _sweep(folder: Path) -> None:
+        """Remove what killed processes left; a build takes less than a day."""
+        for left in folder.glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # another process may be removing it as well
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _entry_of(engine: Path, key: str) -> bytes:
+    """What binds an engine to its key: neither its bytes nor its manifest say what it was asked to be."""
+    manifest = hashlib.sha256(sidecar(engine).read_bytes()).hexdigest()
+    return (json.dumps({"key": key, "manifest_sha256": manifest}) + "\n").encode()
+
+
+def _is_of(place: Path, key: str) -> bool:
+    """Whether an entry was stored under this key, and its engine with it."""
+    entry = place / _ENTRY
+    return entry.is_file() and entry.read_bytes() == _entry_of(place / _ENGINE, key)
+
+
+def _rename_new(temporary: Path, place: Path) -> None:
+    try:
+        os.rename(temporary, place)
+    except OSError as error:
+        if place.is_dir():  # POSIX says ENOTEMPTY or EEXIST, Windows refuses access
+            raise FileExistsError(str(place)) from error
+        raise
+
+
+def entry_key(facts: Mapping[str, Any]) -> str:
+    """The SHA-256 of everything that a build depends on, JSON values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read_timing(path: Path) -> bytes:
+    """A timing cache; empty where there is none yet."""
+    return path.read_bytes() if path.is_file() else b""
+
+
+def write_timing(path: Path, data: bytes) -> None:
+    """Whole or not at all; of two builds, the last one's."""
+    write_file(path, data)

@@ -1,0 +1,79 @@
+"""An ONNX model in memory as a :class:`.source.NetworkSource`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, SRUNode
+from scconv_deploy.graph.contract import DOMAIN, STANDARD_DOMAINS
+from scconv_deploy.graph.forms import folded, inlined, without_foreign_functions, without_functions
+from scconv_deploy.graph.hygiene import straddling_first
+from scconv_deploy.graph.unknown import with_inner
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxSource:
+    """A model with its external data loaded; what it holds is read once.
+
+    NVIDIA's parser binds a function's inputs wrongly where a formal name is an outer tensor's, and takes the first of
+    two functions of one name: functions of other domains are expanded, the straddling one of ours stands first.
+    """
+
+    model: onnx.ModelProto
+
+    @cached_property
+    def readable(self) -> onnx.ModelProto:
+        """The model as parsers read it right (ModelError: a function cannot be expanded)."""
+        readable = without_foreign_functions(self.model)
+        if readable is self.model:
+            readable = onnx.ModelProto()
+            readable.CopyFrom(self.model)
+        straddling_first(readable)
+        return readable
+
+    @cached_property
+    def facts(self) -> GraphFacts:
+        return graph_facts(self.readable)
+
+    @cached_property
+    def content_sha256(self) -> str:
+        return hashlib.sha256(self.readable.SerializeToString(deterministic=True)).hexdigest()
+
+    def read(self, form: Form) -> bytes:
+        """Serialised (ModelError beyond protobuf's 2 GiB)."""
+        given = {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
+        return _bytes(given)
+
+    def folded(self, form: Form) -> bytes | None:
+        """The same with all constants folded, which parsers want of axes and shapes; None if that is not possible."""
+        model = folded(self.readable)
+        return None if model is None else OnnxSource(model).read(form)
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    try:
+        return model.SerializeToString()
+    except ValueError as error:  # protobuf's limit
+        raise ModelError("The model is larger than 2 GiB.", "Split it.") from error
+
+
+def graph_facts(model: onnx.ModelProto) -> GraphFacts:
+    """What a builder must know of a model."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
+    srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)
+    nodes = [node for graph in (model.graph, *model.functions) for node in with_inner(graph.node)]
+    operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))
+    defined = {(function.domain, function.name) for function in model.functions}
+    undefined = tuple(o for o in operators if o[0] not in STANDARD_DOMAINS and o not in defined)
+    return GraphFacts(inputs, srus, operators, undefined)
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in dims)

@@ -1,0 +1,51 @@
+"""What an engine is asked to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
+from scconv_deploy.exporters.tensorrt.targets import target_parts
+from scconv_deploy.runtimes.tensorrt.versions import Backend
+
+if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+    from scconv_deploy.model.inputs import DynamicAxis
+
+HardwareCompatibility = Literal["ampere+", "same-cc"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        target: ``portable`` (TensorRT-RTX: its default, every GPU from compute capability 8.0 on), ``local`` (this
+            machine's GPU), or compute capabilities such as ``sm89,sm120``; "" is ``portable`` for TensorRT-RTX and
+            ``local`` for TensorRT.
+        shapes, axes: see :func:`scconv_deploy.exporters.tensorrt.profiles.resolve_profiles`.
+        optimization_level: 0 to 5; the library's default where None.
+        plugin: the library with the fused SRU; ``plugin_sha256`` is taken when it is loaded.
+        timing_cache: where to read and keep tactic timings; None for none.
+    """
+
+    backend: Backend
+    target: str = ""
+    shapes: tuple[ShapeRange, ...] = ()
+    axes: tuple[DynamicAxis, ...] = ()
+    tf32: bool = False
+    strip: bool = False
+    refit: bool = False
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+    hardware_compatibility: HardwareCompatibility | None = None
+    version_compatible: bool = False
+    plugin: Path | None = None
+    serialize_plugin: bool = False
+    require_plugin: bool = False
+    timing_cache: Path | None = None
+
+    @property
+    def resolved_target(self) -> str:
+        return ",".join(target_parts(self.target)) or ("portable" if self.backend == "tensorrt-rtx" else "local")

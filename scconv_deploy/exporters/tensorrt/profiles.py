@@ -1,0 +1,118 @@
+"""Optimization profiles: the shapes that an engine takes, from ``--batch``, ``--dynamic`` and ``--shape``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scconv_deploy.errors import UsageError
+from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
+
+if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+    from scconv_deploy.model.inputs import DynamicAxis
+
+_EXAMPLE = "Write for example x:1x3x64x64:8x3x224x224:32x3x512x512, or one shape for a static one."
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """``--shape``: the smallest, the tuned-for and the largest shape of an input."""
+
+    input: str
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> ShapeRange:
+        """Read ``NAME:MIN:OPT:MAX``, each a shape such as ``1x3x224x224``, or ``NAME:SHAPE``.
+
+        Raises:
+            UsageError: it is written in another way, or not MIN <= OPT <= MAX on every axis.
+        """
+        match = re.fullmatch(r"(.+?):(\d+(?:x\d+)*)(?::(\d+(?:x\d+)*):(\d+(?:x\d+)*))?", text)
+        if match is None:
+            raise UsageError(f"--shape {text!r} is not NAME:MIN:OPT:MAX.", _EXAMPLE)
+        low = _sizes(match[2])
+        best, high = (_sizes(match[3]), _sizes(match[4])) if match[3] else (low, low)
+        if not len(low) == len(best) == len(high):
+            raise UsageError(f"--shape {text!r}: the three shapes differ in rank.", _EXAMPLE)
+        if any(not 1 <= a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+            raise UsageError(f"--shape {text!r}: expected 1 <= MIN <= OPT <= MAX on every axis.", _EXAMPLE)
+        return cls(match[1], low, best, high)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x"))
+
+
+def resolve_profiles(
+    inputs: Mapping[str, tuple[int, ...]], shapes: Sequence[ShapeRange], axes: Sequence[DynamicAxis]
+) -> tuple[EngineProfile, ...]:
+    """One profile for every input of a graph.
+
+    Args:
+        inputs: of the graph, see :class:`.source.GraphFacts`.
+        shapes: whole shapes by name; they win over ``axes``.
+        axes: single axes; one without a name is axis 0 of every input that has it open.
+
+    Raises:
+        UsageError: an open axis that nobody gave, a name or axis that the graph does not have, or a size that
+            contradicts a static one.
+    """
+    named = [s.input for s in shapes] + [a.input for a in axes if a.input is not None]
+    unknown = [name for name in named if name not in inputs]
+    if unknown:
+        raise UsageError(f"The model has no input {unknown[0]!r}.", f"Its inputs: {', '.join(inputs)}.")
+    for axis in axes:
+        if axis.input is not None and axis.axis >= len(inputs[axis.input]):
+            raise UsageError(
+                f"--dynamic {axis.input}:{axis.axis}: the input is {_text(inputs[axis.input])}.", "Axes count from 0."
+            )
+    by_name = {shape.input: shape for shape in shapes}
+    if len(by_name) < len(shapes):
+        raise UsageError("--shape: an input is given twice.", "Leave one out.")
+    if any(a.input is None for a in axes) and not any(shape and shape[0] == -1 for shape in inputs.values()):
+        raise UsageError("--batch: no input has an open axis 0.", "Export it with --batch, or leave it out.")
+    return tuple(_profile(name, shape, by_name.get(name), axes) for name, shape in inputs.items())
+
+
+def _profile(name: str, shape: tuple[int, ...], given: ShapeRange | None, axes: Sequence[DynamicAxis]) -> EngineProfile:
+    if given is not None:
+        wanted = (given.minimum, given.optimum, given.maximum)
+        if len(given.minimum) != len(shape) or any(
+            size not in (-1, w) for sizes in wanted for size, w in zip(shape, sizes, strict=True)
+        ):
+            raise UsageError(
+                f"--shape {name}: the model's input is {_text(shape)}, found {', '.join(map(_text, wanted))}.",
+                "Only axes that are open (-1) can be chosen.",
+            )
+        return EngineProfile(name, *wanted)
+    ranges = [(size, size, size) for size in shape]
+    seen = set()
+    for axis in axes:
+        if axis.input not in (None, name) or (axis.input is None and (not shape or shape[0] != -1)):
+            continue
+        if axis.axis in seen:
+            raise UsageError(f"Axis {axis.axis} of input {name} is given twice.", "Leave one out.")
+        seen.add(axis.axis)
+        if shape[axis.axis] != -1:
+            raise UsageError(
+                f"--dynamic {name}:{axis.axis}: this axis is {shape[axis.axis]} in the model, not open.",
+                f"Export it with --dynamic {name}:{axis.axis}=..., or leave it out.",
+            )
+        ranges[axis.axis] = (axis.minimum, axis.optimum, axis.maximum)
+    still = [index for index, sizes in enumerate(ranges) if -1 in sizes]
+    if still:
+        option = "--batch 1:8:32" if still[0] == 0 else f"--dynamic {name}:{still[0]}=64:224:512"
+        raise UsageError(
+            f"Input {name!r} is {_text(shape)}: the range of axis {still[0]} is not known.", f"Add {option}."
+        )
+    low, best, high = zip(*ranges, strict=True) if ranges else ((), (), ())
+    return EngineProfile(name, low, best, high)
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

@@ -1,0 +1,298 @@
+"""Gates of no known SRU in an ONNX graph: found, told apart by what they decide, laid open and injected.
+
+A gate of the reference is found by behaviour: the node whose decisions and operands on a sample are its own. Names
+prove nothing (exporters give new ones) and order is a hint alone (simplifiers sort); what was matched wrongly cannot
+pass, for a decision put in a wrong place moves the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from scconv_deploy.gate.other_gates import Found, OtherGate, View, channel_axes
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import DOMAIN, mask_input
+
+_COMPARISONS = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "Equal": "eq"}
+_ROUNDINGS = {"Sign": "sign", "Round": "round", "Floor": "floor", "Ceil": "ceil"}
+_LOOSE = ("ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Hardmax", "Mod", "Shrink", "ThresholdedRelu",
+          "QuantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression")  # fmt: skip
+"""Operators that jump and are not fixed in a replay."""
+_CAST_LIKE = 15  # opset since which a number can be injected
+_AT_MOST = 2**16  # entries that two gates are compared on to find which is which
+_ALIKE = 0.9
+"""Of decisions and operands together, 2 is the same: the share that the operands agree in (1 less their relative L2),
+and the correlation of the decisions. Two gates that have nothing to do with one another reach 0.1; a gate with another
+threshold, or whose operands were damaged by half their size, 1 and more."""
+_OPERANDS_ALIKE = 0.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node that may decide a gate: its value, its operands, and what it computes of ``a - b`` (or of a)."""
+
+    value: str
+    operands: tuple[str, ...]
+    kind: str
+    node: str
+
+
+def candidates(model: onnx.ModelProto) -> list[Candidate]:
+    """Comparisons and roundings of the main graph that depend on its inputs, in its order."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    found = _candidates(model.graph.node, inputs(model.graph))
+    return [one for one in found if opset >= _CAST_LIKE or not _is_number(one.kind)]
+
+
+def _candidates(nodes: Iterable[onnx.NodeProto], data: set[str]) -> Iterator[Candidate]:
+    for node in nodes:
+        if not data.intersection(read(node)):
+            continue
+        data.update(node.output)
+        kind = _kind(node)
+        if kind and node.domain == "":
+            module = instrument.module_of(node)
+            what = f"{module}: {node.op_type}" if module else node.op_type
+            yield Candidate(node.output[0], tuple(node.input), kind, f"{what} {node.output[0]}")
+
+
+def inputs(graph: onnx.GraphProto) -> set[str]:
+    """What a host gives a graph; an input with a default is a constant."""
+    return {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+
+
+def read(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, its subgraphs included."""
+    inner = {name for graph in _subgraphs(node) for child in graph.node for name in read(child)}
+    return inner | {name for name in node.input if name}
+
+
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else list(a.graphs))]
+
+
+def _kind(node: onnx.NodeProto) -> str:
+    if node.op_type == "Cast":
+        to = next((a.i for a in node.attribute if a.name == "to"), TensorProto.FLOAT)
+        whole = (TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8)
+        return "ne" if to == TensorProto.BOOL else "trunc" if to in whole else ""
+    return (_COMPARISONS | _ROUNDINGS).get(node.op_type, "")
+
+
+def loose(model: onnx.ModelProto) -> list[str]:
+    """What jumps and is never fixed in a replay: other operators, and comparisons in subgraphs and functions."""
+    names = []
+    for node in model.graph.node:
+        if node.op_type in _LOOSE:
+            names.append(f"{node.op_type} {node.output[0]}")
+        names += [f"{inner} in {node.op_type} {node.output[0]}" for g in _subgraphs(node) for inner in _jumping(g.node)]
+    functions = [f for f in model.functions if f.domain != DOMAIN]
+    return names + [f"{inner} in function {f.name}" for f in functions for inner in _jumping(f.node)]
+
+
+def _jumping(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        if node.op_type in (*_COMPARISONS, *_ROUNDINGS, *_LOOSE):
+            yield node.op_type
+        for graph in _subgraphs(node):
+            yield from _jumping(graph.node)
+
+
+# --- laid open -------------------------------------------------------------------------------------------------------
+
+
+def operand_output(name: str, index: int) -> str:
+    """The graph output that holds an operand of a gate."""
+    return f"{name}::operand{index}"
+
+
+def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProto:
+    """A copy that shows candidates under the names of their values, and their operands."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    lay_open(copy, [as_found(one) for one in wanted], inject=False)
+    return copy
+
+
+def as_found(one: Candidate) -> Found:
+    """A candidate of the reference's own graph, by the name of its value."""
+    return Found(one.value, one.value, one.operands, one.node, one.kind)
+
+
+def lay_open(model: onnx.ModelProto, found: Sequence[Found], *, inject: bool) -> None:
+    """Show decisions (:func:`.instrument.gate_output`) and operands of gates; take them from inputs too, if ``inject``.
+
+    An injected decision (:func:`.instrument.mask_input`) is bool, or float32 of a rounding, and what the reference
+    decided; where the graph holds the opposite, its opposite is put in.
+    """
+    for one in found:
+        index = next((i for i, node in enumerate(model.graph.node) if one.value in node.output), None)
+        if index is None:
+            continue
+        decided = instrument.gate_output(one.name)
+        if inject:
+            node = model.graph.node[index]
+            node.output[list(node.output).index(one.value)] = decided
+            model.graph.node.insert(index + 1, _injection(one))
+            taken = TensorProto.FLOAT if _is_number(one.kind) else TensorProto.BOOL
+            model.graph.input.append(helper.make_tensor_value_info(mask_input(one.name), taken, None))
+        else:
+            model.graph.node.append(helper.make_node("Identity", [one.value], [decided]))
+        model.graph.output.append(onnx.ValueInfoProto(name=decided))
+        for number, operand in enumerate(one.operands):
+            place = operand_output(one.name, number)
+            model.graph.node.append(helper.make_node("Identity", [operand], [place]))
+            model.graph.output.append(onnx.ValueInfoProto(name=place))
+
+
+def _is_number(kind: str) -> bool:
+    return kind in _ROUNDINGS.values() or kind == "trunc"
+
+
+def _injection(one: Found) -> onnx.NodeProto:
+    """From the input to the value that the graph goes on with."""
+    given = mask_input(one.name)
+    if _is_number(one.kind):
+        return helper.make_node("CastLike", [given, instrument.gate_output(one.name)], [one.value])
+    return helper.make_node("Not" if one.complement else "Identity", [given], [one.value])
+
+
+def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], noise: float) -> dict[str, OtherGate]:
+    """Every candidate of a graph as a gate of a reference, by the name of its value.
+
+    Args:
+        values: of :func:`shown`.
+        noise: of margins, in units of the operands' size.
+    """
+    found = {}
+    for one in wanted:
+        decided = values[instrument.gate_output(one.value)]
+        operands = [values[operand_output(one.value, i)].astype(np.float32) for i in range(len(one.operands))]
+        margin = np.broadcast_to(_margin(operands), decided.shape)
+        size = np.broadcast_to(sum(np.abs(operand) for operand in operands), decided.shape)
+        size = np.where(np.isfinite(size), size, 0.0)
+        scale = size.max(axis=channel_axes(size.ndim), keepdims=True) if size.ndim and size.size else size
+        kept = decided if decided.dtype == bool else decided.astype(np.float32)
+        found[one.value] = OtherGate(one.value, one.kind, kept, (View(one.kind, margin, scale, noise * scale, noise),))
+    return found
+
+
+def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What a laid open graph decided, as the reference would call it, and the margin it was decided from."""
+    decided = values[instrument.gate_output(one.name)]
+    operands = [values[operand_output(one.name, i)] for i in range(len(one.operands))]
+    margin = _margin(operands)
+    if decided.dtype == bool:
+        return (~decided if one.complement else decided), (-margin if one.mirrored else margin)
+    return decided.astype(np.float32), margin
+
+
+def _margin(operands: Sequence[np.ndarray]) -> np.ndarray:
+    first = np.asarray(operands[0], np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return first - np.asarray(operands[1], np.float32) if len(operands) > 1 else first
+
+
+# --- which is which --------------------------------------------------------------------------------------------------
+
+
+def of_floats(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray]) -> list[Candidate]:
+    """Those whose operands are floating, as a run shows."""
+    return [one for one in wanted if values[operand_output(one.value, 0)].dtype.kind == "f"]
+
+
+def align(
+    gates: Mapping[str, OtherGate], wanted: Sequence[Candidate], values: Mapping[str, np.ndarray]
+) -> tuple[list[Found], dict[str, str]]:
+    """Which candidate decides which gate.
+
+    Args:
+        values: of :func:`shown` on the sample that the gates are of.
+
+    Returns:
+        what was found, and the names of the others with the reason.
+    """
+    scored = []
+    for row, (name, gate) in enumerate(gates.items()):
+        for column, one in enumerate(wanted):
+            score, found = _compare(gate, one, values)
+            if found is not None and (score >= _ALIKE or name == one.value):
+                place = abs(row / len(gates) - column / len(wanted))
+                scored.append(((name != one.value, -round(score, 3), found.complement, place), found))
+    taken: set[str] = set()
+    kept: dict[str, Found] = {}
+    for _, found in sorted(scored, key=lambda pair: pair[0]):
+        if found.name not in kept and found.value not in taken:
+            kept[found.name] = found
+            taken.add(found.value)
+    missing = {name: gate for name, gate in gates.items() if name not in kept}
+    unfound = {
+        name: "no comparison of the graph decides alike" if wanted else "the graph holds no comparison"
+        for name, gate in missing.items()
+        if not any(_same(gate, gates[other]) for other in kept)  # computed once for both
+    }
+    return [kept[name] for name in gates if name in kept], unfound
+
+
+def _compare(gate: OtherGate, one: Candidate, values: Mapping[str, np.ndarray]) -> tuple[float, Found | None]:
+    """How alike a gate and a candidate are, and how the one reads as the other."""
+    decided = values[instrument.gate_output(one.value)]
+    number = gate.decided.dtype != bool
+    if decided.shape != gate.decided.shape or (decided.dtype != bool) != number:
+        return 0.0, None
+    if number and one.kind != gate.kind:
+        return 0.0, None
+    operands = [values[operand_output(one.value, i)] for i in range(len(one.operands))]
+    margin = np.broadcast_to(_margin(operands), decided.shape)
+    ours, theirs = _some(gate.decided), _some(decided)
+    agree = float(np.mean(ours == theirs)) if ours.size else 1.0
+    close, view, mirrored = _nearest(gate, _some(margin), number)
+    score = close + _correlation(ours, theirs)
+    complement = not number and agree < 0.5
+    return score, Found(
+        gate.name, one.value, one.operands, one.node, one.kind, complement,
+        view if close >= _OPERANDS_ALIKE else None, mirrored and not number,
+    )  # fmt: skip
+
+
+def _nearest(gate: OtherGate, margin: np.ndarray, number: bool) -> tuple[float, int | None, bool]:
+    """How alike the operands are, in which view, and whether they stand the other way round."""
+    best: tuple[float, int | None, bool] = (0.0, None, False)
+    for index, view in enumerate(gate.views):
+        expected = _some(view.margin)
+        for mirrored in (False,) if number else (False, True):
+            found = -margin if mirrored else margin
+            finite = np.isfinite(expected) & np.isfinite(found)
+            size = float(np.linalg.norm(expected[finite].astype(np.float64)))
+            off = float(np.linalg.norm(found[finite].astype(np.float64) - expected[finite]))
+            close = 1.0 if off == 0.0 and finite.any() else 1 - min(off / size, 1.0) if size else 0.0
+            if close > best[0]:
+                best = close, index, mirrored
+    return best
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    flat = np.ravel(values)
+    return flat[:: max(flat.size // _AT_MOST, 1)]
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Of decisions, without its sign; 0 where one of them never changes."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    a, b = a - a.mean() if a.size else a, b - b.mean() if b.size else b
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return abs(float(a @ b)) / size if size else 0.0
+
+
+def _same(one: OtherGate, other: OtherGate) -> bool:
+    """Whether two gates of the reference are one, or each other's opposite."""
+    if one.decided.shape != other.decided.shape or one.decided.dtype != other.decided.dtype:
+        return False
+    same = np.array_equal(one.decided, other.decided)
+    opposite = one.decided.dtype == bool and np.array_equal(one.decided, ~other.decided)
+    return bool(same or opposite)

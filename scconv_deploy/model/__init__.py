@@ -1,0 +1,1 @@
+"""PyTorch's side, from what the user names to a prepared model."""

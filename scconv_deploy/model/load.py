@@ -1,0 +1,241 @@
+"""Weights and ScConv into a network that was built, in the order that fits the weights."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from scconv_deploy import zoo
+from scconv_deploy.errors import ModelError, UsageError, first_line
+from scconv_deploy.model import signature as signatures
+from scconv_deploy.model.initialisation import RandomParameters
+from scconv_deploy.model.spec import ModelSpec, source_kind
+from scconv_deploy.model.user_code import add_to_path, import_factory, running_user_code
+from scconv_deploy.model.weights import read_entries
+from scconv_deploy.model.weights_fit import Entry, Expected, fits
+from scconv_deploy.model.weights_load import LoadedWeights, listed, load_entries
+from scconv_deploy.zoo.embed import EmbedResult, Example, embed_on
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """How a model came by its numbers.
+
+    Attributes:
+        weights: what was loaded of ``spec.weights``.
+        embedded: what ``spec.embed`` did.
+        random: what of the parameters nobody trained.
+    """
+
+    weights: LoadedWeights | None
+    embedded: EmbedResult | None
+    random: RandomParameters
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """What was loaded, and what of the parameters is random, one line each."""
+        lines = (self.weights.summary,) if self.weights else ()
+        return (*lines, f"weights: {self.random}") if self.random.random else lines
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(what, which) of the weights that were not loaded or not used."""
+        if self.weights is None:
+            return ()
+        left = self.weights.left
+        if self.random.random:
+            left = (*left, ("parameters that stay at their random initialisation", listed(self.random.names)))
+        return tuple((f"weights {self.weights.path}: {what}", which) for what, which in left)
+
+    @property
+    def notice(self) -> str:
+        """What was read from the weights and what was not, in one line; "" without weights."""
+        if self.weights is None:
+            return ""
+        left = [f"{what}: {which}" for what, which in self.weights.left]
+        random = [f"{self.random}, in {listed(self.random.names)}"] if self.random.random else []
+        return "; ".join([self.weights.summary, *left, *random])
+
+
+def weigh_and_embed(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, LoadedWeights | None, EmbedResult | None]:
+    """Load ``spec.weights`` and follow ``spec.embed``.
+
+    Weights that hold a ScConv where the network has a convolution (``conv2.SRU.gn.gamma``) are those of the embedded
+    network and load after embedding, any others before. ``strict`` is judged against the network that they load into.
+
+    Args:
+        model: in eval mode, float32, on the CPU; the weights may be loaded into it.
+
+    Returns:
+        The model to use, what was loaded, and what was embedded.
+
+    Raises:
+        UsageError, ModelError, IntegrityError, UntrustedError: see :func:`scconv_deploy.model.load.load` and
+            :func:`scconv_deploy.embed`.
+    """
+    entries = None if spec.weights is None else read_entries(spec.weights, spec.trust_checkpoint)
+    after = spec.embed is not None and entries is not None and _of_embedded(entries, model, spec.weights_key)
+    if after and spec.embed is not None and spec.embed.calibrate:
+        raise UsageError(
+            f"--embed: {spec.weights} holds weights of the embedded network, with its statistics.",
+            "Leave calibrate out.",
+        )
+    loaded = None
+    if not after:
+        loaded = _weigh(model, entries, spec, spec.source)
+    embedded = _embed(model, spec)
+    if embedded is None:
+        return model, loaded, None
+    if after:
+        loaded = _weigh(embedded.model, entries, spec, spec.label)
+        embedded = replace(embedded, untrained=False)
+    return embedded.model, loaded, embedded
+
+
+def _weigh(model: nn.Module, entries: Sequence[Entry] | None, spec: ModelSpec, owner: str) -> LoadedWeights | None:
+    if entries is None or spec.weights is None:
+        return None
+    return load_entries(model, entries, spec.weights, owner, strict=spec.strict, key=spec.weights_key)
+
+
+def _of_embedded(entries: Sequence[Entry], model: nn.Module, key: str | None) -> bool:
+    """Whether weights are those of the embedded network, by the names of what fits best or else of anything."""
+    ways = fits(entries, Expected.of(model), key)
+    if ways:
+        return _holds_scconv(ways[0].inside, model)
+    names = [name.split(".") for entry in entries for name in entry.tensors]
+    return _holds_scconv((".".join(parts[n:]) for parts in names for n in range(len(parts))), model)
+
+
+def _holds_scconv(keys: Iterable[str], model: nn.Module) -> bool:
+    """Whether a key lies below a convolution, which itself has no modules."""
+    own = set(model.state_dict())
+    convolutions = {path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    for key in keys:
+        parts = key.split(".")
+        if key not in own and any(".".join(parts[:n]) in convolutions for n in range(1, len(parts))):
+            return True
+    return False
+
+
+def _embed(model: nn.Module, spec: ModelSpec) -> EmbedResult | None:
+    if spec.embed is None:
+        return None
+    example = None
+    if spec.inputs or source_kind(spec.source) == "zoo":
+        signature = signatures.from_specs(model, spec.resolved().inputs, spec.dynamic, spec.seed)
+        example = Example(signature.args, signature.kwargs)
+    return embed_on(model, spec.embed.rule, example, spec.embed.calibrate, spec.embed.scconv)
+
+
+def load(spec: ModelSpec) -> nn.Module:
+    """Build the model, load its weights, embed ScConv if asked, and put it into eval mode, in float32, on the CPU.
+
+    Raises:
+        UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
+            trains on import, weights of which several entries fit.
+        ModelError: the user's code raises, or the weights are of another architecture.
+        IntegrityError, UntrustedError: a file that is not what it claims, or that would execute code.
+    """
+    return load_with_record(spec)[0]
+
+
+def load_with_record(spec: ModelSpec) -> tuple[nn.Module, LoadRecord]:
+    """:func:`load`, and how the model came by its numbers."""
+    from scconv_deploy.model.initialisation import Draws
+
+    if spec.weights_key is not None and spec.weights is None and source_kind(spec.source) != "checkpoint":
+        raise UsageError("--weights-key chooses among weights, and none are given.", "Add --weights, or leave it out.")
+    draws = Draws()
+    try:
+        with draws:
+            model = _module(spec)
+    except ModelError as error:
+        if not _traces(error):
+            raise
+        draws = Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
+        model = _module(spec)
+    with draws:
+        model, weights, embedded = weigh_and_embed(model, spec)
+    return model, LoadRecord(weights, embedded, draws.of(model))
+
+
+def _module(spec: ModelSpec) -> nn.Module:
+    """The model as it is built or read, in eval mode, float32, on the CPU."""
+    import torch
+    from torch import nn
+
+    from scconv_deploy.model.weights import read_module
+
+    torch.manual_seed(spec.seed)
+    kind = source_kind(spec.source)
+    if kind == "checkpoint":
+        add_to_path(Path.cwd())  # where the pickle looks for its classes
+        key = spec.weights_key if spec.weights is None else None
+        factory: Any = read_module(Path(spec.source), spec.trust_checkpoint, key)
+    else:
+        factory = zoo.MODELS[spec.source].build if kind == "zoo" else import_factory(spec.source)
+    model = _build(factory, spec)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{spec.source} gives {type(model).__name__}, expected a torch.nn.Module.",
+            "Name a factory or class that builds the model.",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{spec.source} is TorchScript, which torch.export cannot read.",
+            "Give the Python module; or export the scripted one with torch.onnx.export(..., dynamo=False) and give "
+            "that file to scconv-deploy rewrite.",
+        )
+    # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
+    model = getattr(model, "_orig_mod", model)
+    try:
+        return model.cpu().float().eval()
+    except RuntimeError as error:  # parameters on the meta device have no values
+        raise ModelError(
+            f"{spec.source} cannot be put on the CPU: {first_line(error)}", "Give its parameters values."
+        ) from error
+
+
+def _traces(error: BaseException) -> bool:
+    """Whether torch.jit.trace was on the way to an error."""
+    frames = traceback.walk_tb(error.__cause__.__traceback__) if error.__cause__ else ()
+    return any(frame.f_globals.get("__name__") == "torch.jit._trace" for frame, _ in frames)
+
+
+def _build(factory: Any, spec: ModelSpec) -> Any:
+    """Call a factory or class; a module is taken as it is."""
+    from torch import nn
+
+    if isinstance(factory, nn.Module) or not callable(factory):
+        if spec.kwargs:
+            raise UsageError(f"--kwargs: {spec.source} is no factory that takes arguments.", "Leave --kwargs out.")
+        return factory
+    _check_kwargs(factory, spec)
+    try:
+        with running_user_code(spec.source, "Check --kwargs and the factory."):
+            return factory(**spec.kwargs)
+    except ModelError as error:
+        if source_kind(spec.source) == "zoo" and isinstance(error.__cause__, TypeError):  # what our modules do not take
+            raise UsageError(
+                f"--kwargs do not fit {spec.source}: {error.__cause__}.", "See ScConv's options."
+            ) from error
+        raise
+
+
+def _check_kwargs(factory: Callable[..., Any], spec: ModelSpec) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # some callables have none; calling them tells
+        return
+    try:
+        signature.bind(**spec.kwargs)
+    except TypeError as error:
+        takes = ", ".join(map(str, signature.parameters.values())) or "no argument"
+        raise UsageError(f"--kwargs do not fit {spec.source}: {error}.", f"It takes {takes}.") from error

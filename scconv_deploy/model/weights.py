@@ -1,0 +1,148 @@
+"""Checkpoints that somebody else may have written: read without executing their code, and loaded into a model."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError
+from scconv_deploy.model.file_kind import holds_weights_alone, readable_kind
+from scconv_deploy.model.weights_fit import Entry, entries, same_numbers
+
+_SHOWN_KEYS = 5
+_SAFE: list[Any] = [argparse.Namespace]
+"""What ``weights_only`` does not know and may make: training scripts save their arguments, and a Namespace only keeps
+what it is given."""
+
+
+def read_module(path: Path, trust: bool, key: str | None = None) -> nn.Module:
+    """Read a checkpoint that is a pickled module, or a dictionary with one in it.
+
+    Args:
+        trust: execute what the file holds; without it the file is only looked at.
+        key: which of the dictionary's modules.
+
+    Raises:
+        UsageError: no such file, it holds no module, none of that key, or several that differ.
+        ModelError: it needs code that is not here, or it is TorchScript or an exported program.
+        IntegrityError, UntrustedError: it is damaged, or reading it would execute code.
+    """
+    value = _read(path, trust, "Checkpoint")
+    modules = {"": value} if isinstance(value, nn.Module) else {}
+    if isinstance(value, Mapping):
+        modules = {str(name): item for name, item in value.items() if isinstance(item, nn.Module)}
+    if not modules:
+        raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
+    if key is not None:
+        if key not in modules:
+            raise UsageError(
+                f"--weights-key {key}: {path} holds no such module.",
+                "Leave it out." if "" in modules else f"It holds {', '.join(modules)}.",
+            )
+        return modules[key]
+    weighty = {name: module for name, module in modules.items() if module.state_dict()} or modules  # a loss has none
+    first, *others = weighty.values()
+    if any(not _same_module(first, other) for other in others):
+        raise UsageError(
+            f"{path} holds {len(weighty)} modules that differ: {', '.join(weighty)}.",
+            f"Choose one: {' or '.join(f'--weights-key {name}' for name in weighty)}.",
+        )
+    return first
+
+
+def _same_module(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return type(a) is type(b) and ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and same_numbers(a, b, a.dtype)
+    return type(a) is type(b) and bool(a == b)
+
+
+def read_entries(path: Path, trust: bool) -> tuple[Entry, ...]:
+    """The mappings with tensors in a file; what it is is told by its content, not by its name.
+
+    Args:
+        trust: see :func:`read_module`.
+
+    Raises:
+        UsageError: no such file.
+        ModelError: it holds a model, not weights.
+        IntegrityError, UntrustedError: it is damaged, holds no tensors, or reading it would execute code.
+    """
+    value = _read(path, trust, "Weights file")
+    found = entries(value)
+    if not found:
+        keys = f"keys {', '.join(map(str, list(value)[:_SHOWN_KEYS]))}" if isinstance(value, Mapping) and value else ""
+        raise IntegrityError(
+            f"Weights file {path} holds no state dict, found {keys or type(value).__name__}.",
+            "Save model.state_dict().",
+        )
+    return found
+
+
+def _read(path: Path, trust: bool, what: str) -> Any:
+    """What a file holds, with errors that the user can act on."""
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{what} {path} {problem}.", "Check the path.")
+    kind = readable_kind(path, what)
+    if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
+        return _read_safetensors(path, what)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+            warnings.simplefilter("ignore")  # on pickle protocols: the errors below say it
+            with path.open("rb") as file:  # given a path, torch.load goes by its name
+                return torch.load(file, map_location="cpu", weights_only=not trust)
+    except Exception as error:  # on a damaged file torch.load raises anything; on a trusted one so does its code
+        raise _read_error(path, trust, what, kind == "pickle", error) from error
+
+
+def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise IntegrityError(
+            f"{what} {path} is damaged or not safetensors: {_first_sentence(error)}.", "Copy it again."
+        ) from error
+
+
+def _read_error(path: Path, trust: bool, what: str, is_pickle: bool, error: Exception) -> Exception:
+    if not trust and is_pickle and isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        holds = f"more than tensors ({named[1]})" if named else "more than tensors"
+        if what == "Checkpoint" and holds_weights_alone(path):
+            return UsageError(
+                f"{path} holds weights, not a module, and {holds}.",
+                f"Give a MODEL and these as --weights {path}; if you trust its author, add --trust-checkpoint.",
+            )
+        return UntrustedError(
+            f"{what} {path} holds {holds}; reading it would execute code.",
+            "If you trust its author, add --trust-checkpoint; better, save a state dict as .safetensors.",
+        )
+    if trust and isinstance(error, (ImportError, AttributeError)):
+        return ModelError(
+            f"{what} {path} needs code that is not here: {_first_sentence(error)}.",
+            "Run from the project that wrote it, or set PYTHONPATH.",
+        )
+    return IntegrityError(
+        f"{what} {path} is damaged or not a PyTorch file: {_first_sentence(error)}.", "Copy it again."
+    )
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].split(". ")[0].rstrip(".")

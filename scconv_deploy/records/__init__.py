@@ -1,0 +1,1 @@
+"""Pure data that every stage writes. Standard library only."""

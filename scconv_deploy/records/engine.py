@@ -1,0 +1,48 @@
+"""What is measured of an engine as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scconv_deploy.records.metrics import OutputMetrics
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one run of an artifact takes, copies to and from the device left out.
+
+    Attributes:
+        shapes: of the inputs, in words; ``rounds`` runs were timed.
+        p50_ms, p90_ms, p99_ms, mean_ms: wall clock.
+        device_p50_ms: between two events on the stream; None where there is no device.
+    """
+
+    shapes: tuple[str, ...]
+    rounds: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    device_p50_ms: float | None = None
+
+    def __str__(self) -> str:
+        device = "" if self.device_p50_ms is None else f", on the device p50 {self.device_p50_ms:.3f} ms"
+        times = f"p50 {self.p50_ms:.3f} ms, p90 {self.p90_ms:.3f} ms, p99 {self.p99_ms:.3f} ms{device}"
+        return f"{times} ({self.rounds} runs, {', '.join(self.shapes)})"
+
+
+@dataclass(frozen=True)
+class EngineOutput:
+    """One output of an engine, end to end, the worst over the samples.
+
+    Attributes:
+        name: of the output.
+        metrics: the engine against PyTorch as given.
+        noise: what changes of gates that rounding explains do to this output, relative L2.
+        noise_measured: False where the reference could not be disturbed and a noise was assumed.
+    """
+
+    name: str
+    metrics: OutputMetrics
+    noise: float
+    noise_measured: bool

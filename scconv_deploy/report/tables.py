@@ -1,0 +1,59 @@
+"""Tables and lines of a terminal: no markup, no wrapping, so that paths can be copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scconv_deploy.records.stage import StageRecord
+
+if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+    pass
+
+
+_STYLES = {
+    "passed": "green", "failed": "bold red", "not run": "yellow",
+    "ok": "green", "missing": "yellow", "warning": "bold yellow",
+}  # fmt: skip
+
+
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table without lines; long cells fold."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def styled_status(status: str) -> Text:
+    """A status in its colour."""
+    return Text(status, style=_STYLES[status])
+
+
+def print_line(console: Console, text: str) -> None:
+    """Plain text: no markup, no highlighting, no wrapping, so that paths can be copied."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
+    """What ``--embed`` did; the convolutions that it left, by reason."""
+    for stage in stages:
+        if stage.name != "embed":
+            continue
+        for line in stage.applied:
+            print_line(console, f"embed    {line}")
+        reasons: dict[str, list[str]] = {}
+        for path, reason in stage.skipped:
+            reasons.setdefault(reason, []).append(path)
+        for reason, paths in reasons.items():
+            print_line(console, f"left     {', '.join(paths)}: {reason}")
+
+
+def print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """What no rule and no recognition took, with the reason."""
+    for path, reason in pairs:
+        print_line(console, f"left alone: {path}: {reason}")

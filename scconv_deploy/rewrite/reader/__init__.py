@@ -1,0 +1,1 @@
+"""SRUs read from the nodes of a graph."""

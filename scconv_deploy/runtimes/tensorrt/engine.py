@@ -1,0 +1,295 @@
+"""An engine as an artifact: the plan, and beside it what it is (``F.engine.json``), checked before it is opened.
+
+An engine is native code, and deserialising one runs it. So nothing here or in the runners hands bytes to TensorRT
+whose SHA-256 is not the manifest's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.system.atomic import write_file
+
+SCHEMA_VERSION = 1
+_MAGIC = b"vtrt"
+_HEADER_BYTES = 64
+_CAPABILITY_BITS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121": 32}
+"""Of the header's bit set. Measured with TensorRT-RTX 1.7.1 by building for one at a time."""
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """The shapes of one input that an engine takes; equal where it is static."""
+
+    input: str
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineTensor:
+    """An input or output; an open axis is -1."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of the network before the library fused it, and the types of its outputs."""
+
+    name: str
+    type: str
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineSRU:
+    """What became of one SRU node: the fused plugin, or the function's own nodes, and why.
+
+    ``layers`` counts the layers that the library says came from it, before fusion (0 where it does not say).
+    """
+
+    site: str
+    form: Literal["plugin", "expanded"]
+    reason: str
+    layers: int = 0
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """What an engine is; everything that the library was told was read back from it.
+
+    Attributes:
+        sha256, file_bytes: of the plan.
+        backend: ``tensorrt`` or ``tensorrt-rtx``; ``library_version`` is the one that built it.
+        target: what was asked for; ``compute_capabilities`` what the library was given (empty: its default).
+        gpu: the device it was built on, "" if none was needed.
+        flags: builder flags that were set.
+        settings: optimisation level, workspace in bytes and the like.
+        layers: before fusion.
+        plugin_sha256: of the plugin library, "" without one.
+        onnx_sha256: of the ONNX file.
+        warnings: the library's, each once.
+        versions: scconv-deploy's and Python's.
+    """
+
+    sha256: str
+    file_bytes: int
+    backend: str
+    library_version: str
+    target: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    profiles: tuple[EngineProfile, ...]
+    layers: tuple[EngineLayer, ...]
+    srus: tuple[EngineSRU, ...]
+    plugin_sha256: str
+    onnx_sha256: str
+    command: str
+    warnings: tuple[str, ...] = ()
+    build_seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """With a seal over the rest, so that an edited manifest is noticed."""
+        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return document | {"seal": _seal(document)}
+
+    @property
+    def data_type(self) -> Literal["float32", "float16", "bfloat16"]:
+        """The type of the data: half as soon as a layer gives it; the statistics of gates are float32 all the same."""
+        found = {dtype for layer in self.layers for dtype in layer.dtypes}
+        return "bfloat16" if "BF16" in found else "float16" if "HALF" in found else "float32"
+
+    @property
+    def summary(self) -> str:
+        """One line: library, capabilities, size."""
+        where = ", ".join(self.compute_capabilities) or self.gpu or self.target
+        return f"{self.backend} {self.library_version} engine for {where}, {self.file_bytes / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class EngineArtifact:
+    """A plan on disk and its manifest."""
+
+    path: Path
+    manifest: EngineManifest
+
+    def verified_bytes(self) -> bytes:
+        """The plan, read once, and only if it is what the manifest says.
+
+        Raises:
+            IntegrityError: truncated, tampered with, or another engine's manifest.
+        """
+        data = _read(self.path)
+        check_bytes(self.path, data, self.manifest)
+        return data
+
+    def as_json(self) -> dict[str, Any]:
+        return {"path": str(self.path), "manifest": self.manifest.as_json()}
+
+
+def sidecar(path: Path) -> Path:
+    """Where the manifest of an engine lies."""
+    return path.with_name(path.name + ".json")
+
+
+def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArtifact:
+    """Write the plan, then its manifest; in between, and if it is interrupted there, the engine is refused."""
+    write_file(path, data)
+    write_file(sidecar(path), (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
+    return EngineArtifact(path, manifest)
+
+
+def reject(engine: EngineArtifact) -> EngineArtifact:
+    """Rename an engine that failed parity, and its manifest, to ``*.rejected``, so that nobody ships it by accident."""
+    rejected = engine.path.with_name(engine.path.name + ".rejected")
+    sidecar(engine.path).replace(sidecar(rejected))  # first: without it nobody opens the engine
+    engine.path.replace(rejected)
+    return EngineArtifact(rejected, engine.manifest)
+
+
+def load_engine(path: Path) -> EngineArtifact:
+    """Read a manifest and check the engine against it; the library is not asked.
+
+    Raises:
+        UsageError: no such file.
+        IntegrityError: no manifest, a damaged or edited one, or one that is not of these bytes.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.", "Check the path.")
+    place = sidecar(path)
+    if not place.is_file():
+        raise IntegrityError(
+            f"{path} has no manifest {place.name}, so nobody knows what it is.", "Copy both files, or build it again."
+        )
+    artifact = EngineArtifact(path, _parse(place, _read(place)))
+    artifact.verified_bytes()
+    return artifact
+
+
+def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
+    """Refuse bytes that are not the manifest's (IntegrityError)."""
+    if len(data) != manifest.file_bytes:
+        raise IntegrityError(
+            f"{path} has {len(data)} bytes, its manifest says {manifest.file_bytes}.", "Copy or build it again."
+        )
+    found = hashlib.sha256(data).hexdigest()
+    if found != manifest.sha256:
+        raise IntegrityError(
+            f"{path}: its SHA-256 is {found[:12]}..., its manifest says {manifest.sha256[:12]}....",
+            "Do not use it; build it again.",
+        )
+    header = PlanHeader.read(data)
+    if header is None or manifest.backend != "tensorrt-rtx":
+        return
+    if header.version != manifest.library_version:
+        raise IntegrityError(
+            f"{path} was built by TensorRT-RTX {header.version}, its manifest says {manifest.library_version}.",
+            "Do not use it; build it again.",
+        )
+    claimed = manifest.compute_capabilities
+    if claimed and set(claimed) <= set(_CAPABILITY_BITS) and set(claimed) != set(header.compute_capabilities):
+        raise IntegrityError(
+            f"{path} is for {', '.join(header.compute_capabilities)}, its manifest says {', '.join(claimed)}.",
+            "Do not use it; build it again.",
+        )
+
+
+def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Hold the shapes of inputs, by name, against an engine's profiles (UsageError)."""
+    for profile in profiles:
+        if profile.input not in shapes:
+            known = ", ".join(p.input for p in profiles)
+            raise UsageError(f"The engine's input {profile.input!r} was not given.", f"Inputs: {known}.")
+        shape = tuple(shapes[profile.input])
+        ranges = zip(profile.minimum, shape, profile.maximum, strict=False)
+        if len(shape) != len(profile.minimum) or any(not low <= size <= high for low, size, high in ranges):
+            raise UsageError(
+                f"Input {profile.input!r} is {shape}, the engine takes {profile.minimum} to {profile.maximum}.",
+                "Give another shape, or build the engine for this one.",
+            )
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """What the first bytes of a TensorRT-RTX plan say: the release, and the capabilities it was built for."""
+
+    version: str
+    compute_capabilities: tuple[str, ...]
+
+    @classmethod
+    def read(cls, data: bytes) -> PlanHeader | None:
+        """None where the header is not the one that is known here (it is undocumented)."""
+        if len(data) < _HEADER_BYTES or data[:4] != _MAGIC or data[28:32] != _MAGIC:
+            return None
+        bits = int.from_bytes(data[32:36], "little")
+        names = tuple(name for name, bit in _CAPABILITY_BITS.items() if bits & bit)
+        return cls(".".join(map(str, data[24:28])), names)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(place: Path, data: bytes) -> EngineManifest:
+    try:
+        document = json.loads(data)
+        seal, version = document.pop("seal"), document.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{place} has schema version {version}, expected {SCHEMA_VERSION}.",
+                "Use the scconv-deploy that wrote it, or build the engine again.",
+            )
+        manifest = _from_json(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{place} is damaged or not ours.", "Build the engine again.") from error
+    if seal != _seal({"schema_version": version, **document}):
+        raise IntegrityError(f"{place} was edited: its seal does not fit its content.", "Build the engine again.")
+    return manifest
+
+
+def _from_json(document: Mapping[str, Any]) -> EngineManifest:
+    """The inverse of ``asdict``: lists become tuples, dictionaries their classes."""
+    nested = {
+        "inputs": EngineTensor, "outputs": EngineTensor, "profiles": EngineProfile,
+        "layers": EngineLayer, "srus": EngineSRU,
+    }  # fmt: skip
+    values = dict(document)
+    for name, kind in nested.items():
+        values[name] = tuple(kind(**{k: _tuple(v) for k, v in entry.items()}) for entry in values[name])
+    manifest = EngineManifest(**{k: _tuple(v) for k, v in values.items()})
+    wrong = [f.name for f in dataclasses.fields(manifest) if not _fits(getattr(manifest, f.name), str(f.type))]
+    if wrong:
+        raise TypeError(wrong[0])
+    return manifest
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "tuple": tuple}
+    return isinstance(value, kinds[annotation.split("[")[0]])

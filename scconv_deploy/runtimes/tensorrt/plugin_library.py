@@ -1,0 +1,42 @@
+"""A plugin library in TensorRT's registry. Standard library and the bindings only, for it also runs on the device.
+
+The registry refuses a library of whose plugins one is registered already, be it the same file (``IPluginRegistry`` in
+NvInferRuntimeCommon.h; measured in TensorRT-RTX 1.7's). One process builds an engine, verifies and times it, so what it
+has loaded is remembered by its bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from types import ModuleType
+
+from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.trt_plugins.elf import read_library
+
+_FIRST_OPERATOR = "SRU"
+
+
+@functools.cache
+def _loaded(module: ModuleType) -> set[str]:
+    """SHA-256 of the libraries that this process loaded into a module's registry."""
+    return set()
+
+
+def load_once(module: ModuleType, path: Path) -> str:
+    """Load a library unless its bytes are loaded; why the registry refuses it, "" where it does not.
+
+    Raises:
+        IntegrityError: it is no shared library, or truncated, on which the system's loader would end the process.
+    """
+    digest, loaded = hashlib.sha256(path.read_bytes()).hexdigest(), _loaded(module)
+    if digest in loaded:
+        return ""
+    read_library(path)
+    registry = module.get_plugin_registry()
+    there = registry.get_creator(_FIRST_OPERATOR, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None
+    if registry.load_library(str(path.resolve())) is None:
+        return "another library of this plugin is loaded in this process" if there else "the registry refuses it"
+    loaded.add(digest)
+    return ""

@@ -1,0 +1,336 @@
+"""TensorRT and TensorRT-RTX: one runner, as there is one builder. It needs a GPU, and neither torch nor onnx.
+
+Standard library, NumPy and the library's own bindings only, for it also runs on the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.runtimes.tensorrt import log as logs
+from scconv_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
+from scconv_deploy.runtimes.tensorrt.engine import (
+    EngineArtifact,
+    EngineManifest,
+    EngineProfile,
+    EngineTensor,
+    check_shapes,
+)
+from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
+from scconv_deploy.runtimes.tensorrt.versions import NAMES, load_module, require_gpu
+
+_STORED: dict[str, Any] = {
+    "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64,
+    "INT32": np.int32, "INT8": np.int8, "UINT8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+"""What holds a tensor's bytes on this side; NumPy has no bfloat16."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that may be deserialised, and what is bound to them.
+
+    Attributes:
+        name: what an error calls them.
+        data: of the engine; whoever makes this answers for them.
+        profiles: one for each input.
+        host_code: whether it holds code for the host, which TensorRT refuses unless it is allowed: the lean runtime of
+            a version-compatible engine, and plugin libraries in one.
+    """
+
+    name: str
+    backend: str
+    data: bytes
+    inputs: tuple[EngineTensor, ...]
+    outputs: tuple[EngineTensor, ...]
+    profiles: tuple[EngineProfile, ...]
+    host_code: bool = False
+
+
+class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
+    """Runs an engine on a stream of its own.
+
+    Args:
+        artifact: its bytes are checked against its manifest before the library sees them.
+        cuda_graph: capture the launches once for each set of shapes and replay them.
+        plugin: the library that the engine was built with; it must be the same, byte for byte.
+
+    Raises:
+        IntegrityError: the engine or the plugin is not what the manifest says.
+        MissingRuntimeError: no library, another version of it, no GPU, no CUDA runtime, or a GPU that the engine is not
+            for.
+    """
+
+    def __init__(self, artifact: EngineArtifact, cuda_graph: bool = False, plugin: Path | None = None) -> None:
+        manifest = artifact.manifest
+        data = artifact.verified_bytes()
+        module = require_runtime(artifact)
+        with logs.library_log(module).recording():
+            _load_plugin(module, artifact, plugin)
+        plan = Plan(
+            str(artifact.path), manifest.backend, data, manifest.inputs, manifest.outputs, manifest.profiles,
+            holds_host_code(manifest),
+        )  # fmt: skip
+        self._open(module, plan, load_cuda(), cuda_graph)
+
+    @classmethod
+    def of_plan(cls, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool = False) -> TensorRTRunner:
+        """The same for an engine that this process has just built; its plugin is loaded already."""
+        runner = cls.__new__(cls)
+        runner._open(module, plan, cuda, cuda_graph)
+        return runner
+
+    def _open(self, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool) -> None:
+        self.name = plan.backend
+        self.inputs = tuple(tensor.name for tensor in plan.inputs)
+        self.outputs = tuple(tensor.name for tensor in plan.outputs)
+        self._module, self._plan, self._cuda, self._cuda_graph = module, plan, cuda, cuda_graph
+        self._dtypes = {tensor.name: tensor.dtype for tensor in (*plan.inputs, *plan.outputs)}
+        self._graph: Graph | None = None
+        self._buffers: dict[str, Buffer] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        log = logs.library_log(module)
+        with log.recording() as messages:
+            self._runtime = module.Runtime(log.logger)
+            if plan.host_code:  # its bytes are those of the manifest
+                self._runtime.engine_host_code_allowed = True
+            self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+            self._context: Any = self._new_context() if self._engine is not None else None
+        if self._context is None:
+            reason = next(iter(logs.errors(messages)), "no reason given")
+            raise MissingRuntimeError(
+                f"{NAMES[plan.backend]} cannot open {plan.name} on this GPU: {reason}", "Build it for this GPU."
+            )
+        self._stream = Stream(cuda)
+        self._events: tuple[Event, ...] = ()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._release(*self._events, self._stream, error=error)
+        finally:
+            del self._context, self._engine, self._runtime  # in this order: each lives on the next
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """What the context needs for activations, and the inputs and outputs that are bound."""
+        return int(self._engine.device_memory_size_v2) + sum(buffer.size_bytes for buffer in self._buffers.values())
+
+    def layer_information(self) -> tuple[str, ...]:
+        """The engine's own layers after fusion, a JSON text each."""
+        inspector = self._engine.create_engine_inspector()
+        form = self._module.LayerInformationFormat.JSON
+        return tuple(inspector.get_layer_information(i, form) for i in range(self._engine.num_layers))
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; arrays by name in and out.
+
+        Floating inputs are rounded to the type that the engine takes. bfloat16 outputs come as float32, which NumPy
+        has.
+
+        Raises:
+            UsageError: a missing input, or a shape outside the profile.
+            ModelError: an output whose size depends on the data, or the library's refusal.
+            CudaError: the launch failed on the device.
+        """
+        self.bind(tensors)
+        self.enqueue()
+        stored: dict[str, np.ndarray] = {n: np.empty(self._shapes[n], _STORED[self._dtypes[n]]) for n in self.outputs}
+        for name, array in stored.items():
+            self._buffers[name].download(array, self._stream)
+        self._stream.synchronize()
+        return {n: from_bfloat16(array) if self._dtypes[n] == "BF16" else array for n, array in stored.items()}
+
+    def bind(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Copy inputs to the device; new shapes get new buffers and, if wanted, a new graph."""
+        check_shapes(self._plan.profiles, {name: array.shape for name, array in tensors.items()})
+        same = all(self._shapes.get(name) == tensors[name].shape for name in self.inputs)
+        if not same:
+            self._allocate({name: tensors[name].shape for name in self.inputs})
+        stored = {name: as_stored(tensors[name], self._dtypes[name]) for name in self.inputs}
+        for name, array in stored.items():
+            self._buffers[name].upload(array, self._stream)
+        self._stream.synchronize()
+        if not same and self._cuda_graph and self.name == "tensorrt":
+            self._execute()  # the first run of a shape allocates, which a capture must not
+            self._stream.synchronize()
+            self._graph = self._stream.capture(self._execute)
+
+    def enqueue(self) -> None:
+        """Start one run on the stream, with what is bound."""
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._execute()
+
+    def timed(self) -> float:
+        """One run; the seconds that it took on the device, between two events on the stream."""
+        if not self._events:  # made once: making them takes the host's time
+            self._events = Event(self._cuda), Event(self._cuda)
+        before, after = self._events
+        before.record(self._stream)
+        self.enqueue()
+        after.record(self._stream)
+        self._stream.synchronize()
+        return after.seconds_since(before)
+
+    def _new_context(self) -> Any:
+        if self.name != "tensorrt-rtx":
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()  # TensorRT-RTX compiles at run time and captures by itself
+        # by default the first runs of a shape take other kernels, while those of the shape are compiled beside them:
+        # then what was judged and timed would not be what runs later
+        eager = self._module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if self._cuda_graph:
+            config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self._engine.create_execution_context(config)
+
+    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._release()
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise ModelError(f"{NAMES[self.name]} refuses the shape {shape} of input {name!r}.", "See its profile.")
+        wanted = dict(shapes)
+        for name in self.outputs:
+            wanted[name] = tuple(self._context.get_tensor_shape(name))
+            if -1 in wanted[name]:
+                raise ModelError(f"The size of output {name!r} depends on the data.", "Run it in ONNX Runtime.")
+        for name, shape in wanted.items():
+            if self._engine.get_tensor_location(name).name == "HOST":  # TensorRT would read a device's address
+                raise ModelError(f"{name!r} is a shape, which TensorRT reads on the host.", "Run it in ONNX Runtime.")
+            size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_STORED[self._dtypes[name]]).itemsize
+            self._buffers[name] = Buffer(self._cuda, size_bytes)
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                raise ModelError(f"{NAMES[self.name]} refuses memory for {name!r}.", "Run it in ONNX Runtime.")
+        self._shapes = wanted
+
+    def _release(self, *further: Any, error: BaseException | None = None) -> None:
+        """Give back the graph and the buffers, nothing of which is in use any more."""
+        held = [handle for handle in (self._graph, *self._buffers.values(), *further) if handle is not None]
+        self._graph, self._buffers, self._shapes = None, {}, {}
+        close_all(held, error)
+
+    def _execute(self) -> None:
+        with logs.library_log(self._module).recording() as messages:
+            if not self._context.execute_async_v3(self._stream.address):
+                reason = next(iter(logs.errors(messages)), "no reason given")
+                raise ModelError(f"{NAMES[self.name]} cannot run the engine: {reason}", "See the reason.")
+
+
+def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array as the bytes of an engine's tensor, C-contiguous; floating values are rounded to its type.
+
+    Raises:
+        UsageError: the values are of another kind (integers for a floating tensor or the reverse).
+    """
+    wanted = np.dtype(_STORED[dtype])
+    floating = dtype in ("FLOAT", "HALF", "BF16")
+    given = array.dtype.kind in "fV" or array.dtype.name == "bfloat16"  # ml_dtypes's are of kind V
+    if given != floating or (not floating and array.dtype != wanted):
+        raise UsageError(
+            f"The engine takes {dtype}, found an array of {array.dtype}.",
+            "Give the types that the model was built for.",
+        )
+    with np.errstate(over="ignore"):  # beyond half's range is infinite, and shows in what comes out
+        converted = to_bfloat16(array) if dtype == "BF16" else array.astype(wanted, copy=False)
+    return np.ascontiguousarray(converted).reshape(array.shape)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper halves (uint16) of float32 values, rounded to nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(values.shape)
+    rounded = (bits + (0x7FFF + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """float32 values of bfloat16 bits (uint16); exact."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def holds_host_code(manifest: EngineManifest) -> bool:
+    """See :class:`Plan`."""
+    return "VERSION_COMPATIBLE" in manifest.flags
+
+
+def carries_plugin(manifest: EngineManifest) -> bool:
+    """Whether the plugin library lies in the engine.
+
+    Version-compatible engines alone take one (NvInfer.h, setPluginsToSerialize); of others the list means nothing.
+    """
+    return holds_host_code(manifest) and bool(manifest.settings.get("plugins_to_serialize"))
+
+
+def require_runtime(artifact: EngineArtifact) -> ModuleType:
+    """The library that an engine needs, before anything is done.
+
+    Raises:
+        MissingRuntimeError: it is not installed, of another version, there is no GPU, or the engine has no weights.
+    """
+    backend = artifact.manifest.backend
+    if "STRIP_PLAN" in artifact.manifest.flags:  # it would run, on whatever lies where its weights should
+        raise MissingRuntimeError(
+            f"{artifact.path} holds no weights: it was built with --strip.",
+            "Refit it (IRefitter, with the ONNX file that it was built from), or build it without --strip.",
+        )
+    module = load_module(backend)  # type: ignore[arg-type]
+    _check_version(module, artifact)
+    require_gpu(backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
+    return module
+
+
+def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
+    """An engine is for the release that built it; with --version-compatible also for later ones of TensorRT."""
+    manifest = artifact.manifest
+    if module.__version__ == manifest.library_version or "VERSION_COMPATIBLE" in manifest.flags:
+        return
+    index = " --extra-index-url https://pypi.nvidia.com" if manifest.backend == "tensorrt" else ""
+    raise MissingRuntimeError(
+        f"{artifact.path} was built by {NAMES[manifest.backend]} {manifest.library_version}, installed is "
+        f"{module.__version__}.",
+        f"Build it again here, or pip install {manifest.backend}=={manifest.library_version}{index}.",
+    )
+
+
+def check_plugin_of(artifact: EngineArtifact, plugin: Path) -> None:
+    """Refuse a plugin that an engine was not built with; nothing is loaded.
+
+    Raises:
+        UsageError: there is no such file, or the engine was built without one.
+        IntegrityError: it is another one.
+    """
+    wanted = artifact.manifest.plugin_sha256
+    if not wanted:
+        raise UsageError(f"--plugin: {artifact.path} was built without a plugin.", "Leave it out.")
+    if not plugin.is_file():
+        raise UsageError(f"--plugin {plugin} does not exist.", "Build it with scconv-deploy plugin build.")
+    if hashlib.sha256(plugin.read_bytes()).hexdigest() != wanted:
+        raise IntegrityError(
+            f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
+            "Give that one, or build the engine again.",
+        )
+
+
+def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
+    wanted = artifact.manifest.plugin_sha256
+    if not wanted or carries_plugin(artifact.manifest):
+        return
+    if plugin is None:
+        raise MissingRuntimeError(
+            f"{artifact.path} was built with a plugin, which was not given.", "Add --plugin FILE."
+        )
+    check_plugin_of(artifact, plugin)
+    if refused := load_once(module, plugin):
+        raise MissingRuntimeError(
+            f"TensorRT cannot load {plugin}: {refused}.",
+            "Check it with scconv-deploy plugin check; one process takes one build of it.",
+        )

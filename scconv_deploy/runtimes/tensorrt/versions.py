@@ -1,0 +1,160 @@
+"""What differs between TensorRT 10.3 to 11.x and TensorRT-RTX: all of it stands here.
+
+The module (``tensorrt`` or ``tensorrt_rtx``) is an argument everywhere. Flags are looked up by name, because their
+values shifted between versions; a name that a version lacks is an error that says which versions have it. What each
+version's bindings offer is recorded in ``tests/runtimes/tensorrt/surfaces``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from scconv_deploy.errors import MissingRuntimeError, UsageError
+from scconv_deploy.system.gpu import gpus
+
+Backend = Literal["tensorrt", "tensorrt-rtx"]
+MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+NAMES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+INSTALL: dict[str, str] = {
+    "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com (on Jetson: apt install tensorrt).",
+    "tensorrt-rtx": "pip install 'scconv-deploy[rtx]'.",
+}
+OLDEST = (10, 3)
+FUNCTIONS_BEHIND_PLUGINS = (10, 7)
+"""Before it, TensorRT prefers a model-local function over a plugin of the same name, and binds a function's inputs
+wrongly when a formal parameter's name equals an outer tensor's."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that not every version, or not TensorRT-RTX, can do.
+
+    Attributes:
+        option: on the command line.
+        attributes: dotted names below the module; all must be there.
+        versions: those that have it, in words.
+        in_rtx: "" where TensorRT-RTX has it, else why not (its bindings may still show the name).
+        rtx_needs_gpu: why TensorRT-RTX needs a GPU for it, "" where it does not.
+    """
+
+    option: str
+    attributes: tuple[str, ...]
+    versions: str = "tensorrt 10.3 and later"
+    in_rtx: str = ""
+    rtx_needs_gpu: str = ""
+
+
+_BOTH = "tensorrt 10.3 and later, and tensorrt-rtx"
+FEATURES: dict[str, Feature] = {
+    "tf32": Feature("--tf32", ("BuilderFlag.TF32",), _BOTH),
+    "strip": Feature(
+        "--strip", ("BuilderFlag.STRIP_PLAN",), _BOTH,
+        rtx_needs_gpu="stripping implies refitting, which compiles kernels for a GPU",
+    ),
+    "refit": Feature(
+        "--refit", ("BuilderFlag.REFIT",), _BOTH, rtx_needs_gpu="refitting compiles kernels for a GPU"
+    ),
+    "optimization_level": Feature("--optimization-level", ("IBuilderConfig.builder_optimization_level",), _BOTH),
+    "workspace_bytes": Feature(
+        "--workspace", ("IBuilderConfig.set_memory_pool_limit", "MemoryPoolType.WORKSPACE"), _BOTH
+    ),
+    "timing_cache": Feature(
+        "--timing-cache", ("IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache"),
+        in_rtx="it times nothing when it builds: its kernels are chosen where the engine runs",
+    ),
+    "ampere+": Feature(
+        "--hardware-compatibility ampere+",
+        ("IBuilderConfig.hardware_compatibility_level", "HardwareCompatibilityLevel.AMPERE_PLUS"),
+        in_rtx="use --target: one engine holds several compute capabilities",
+    ),
+    "same-cc": Feature(
+        "--hardware-compatibility same-cc",
+        ("IBuilderConfig.hardware_compatibility_level", "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"),
+        "tensorrt 10.9 and later",
+        in_rtx="use --target: one engine holds several compute capabilities",
+    ),
+    "version_compatible": Feature(
+        "--version-compatible", ("BuilderFlag.VERSION_COMPATIBLE",),
+        in_rtx="it comes without the lean runtime that this needs",
+    ),
+    "plugin": Feature(
+        "--plugin", ("IPluginRegistry.load_library", "IPluginRegistry.get_creator"),
+        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
+    ),
+    "serialize_plugin": Feature(
+        "--serialize-plugin", ("IBuilderConfig.plugins_to_serialize",),
+        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
+    ),
+    "compute_capabilities": Feature(
+        "--target smNN", ("IBuilderConfig.set_compute_capability", "ComputeCapability"), "tensorrt-rtx 1.0 and later"
+    ),
+}  # fmt: skip
+
+
+def load_module(backend: Backend) -> ModuleType:
+    """Import the library.
+
+    Raises:
+        MissingRuntimeError: it is not installed, its libraries do not load, or it is older than 10.3.
+    """
+    try:
+        module = importlib.import_module(MODULES[backend])
+    except (ImportError, OSError) as error:
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
+        raise MissingRuntimeError(f"{NAMES[backend]} {reason}.", INSTALL[backend]) from error
+    if backend == "tensorrt" and release(module.__version__) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {oldest}.", INSTALL[backend])
+    return module
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found is not None else ()
+
+
+def lookup(module: Any, dotted: str) -> Any:
+    """A name below the module (AttributeError if this version lacks it)."""
+    value = module
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def has(module: Any, feature: Feature) -> bool:
+    """Whether the bindings of this version show every name that a feature rests on."""
+    try:
+        for dotted in feature.attributes:
+            lookup(module, dotted)
+    except AttributeError:
+        return False
+    return True
+
+
+def require(module: Any, backend: Backend, name: str) -> None:
+    """Refuse an option that this version lacks.
+
+    Raises:
+        UsageError: with the versions that have it.
+    """
+    feature = FEATURES[name]
+    if backend == "tensorrt-rtx" and feature.in_rtx:
+        raise UsageError(
+            f"TensorRT-RTX has no {feature.option}: {feature.in_rtx}.", f"Versions that have it: {feature.versions}."
+        )
+    if not has(module, feature):
+        raise UsageError(
+            f"{NAMES[backend]} {module.__version__} has no {feature.option}.",
+            f"Versions that have it: {feature.versions}.",
+        )
+
+
+def require_gpu(backend: Backend, why: str, remedy: str) -> None:
+    """Refuse before any work is done what cannot be done without a GPU (MissingRuntimeError)."""
+    if not gpus():
+        raise MissingRuntimeError(f"{NAMES[backend]} needs a GPU here: {why}. NVIDIA's driver lists none.", remedy)

@@ -1,0 +1,1 @@
+"""The machine: files, signals, streams, GPUs, tools. Standard library only."""

@@ -1,0 +1,92 @@
+"""Accuracy of two classifiers on the same labelled inputs, and an interval for the difference.
+
+The interval is Newcombe's square-and-add one from Wilson's score intervals, with the correlation of the pairs (method
+10 of R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+data", Statistics in Medicine 17:2635-2650, 1998). It stays within [-1, 1], and has a width when all answers agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from scconv_deploy.records.parity import Accuracy
+
+CONFIDENCE = 0.95
+
+
+@dataclass
+class PairedCounts:
+    """Answers of the reference and the artifact to the same inputs, right or wrong."""
+
+    both_right: int = 0
+    reference_only: int = 0
+    artifact_only: int = 0
+    both_wrong: int = 0
+
+    @property
+    def samples(self) -> int:
+        return self.both_right + self.reference_only + self.artifact_only + self.both_wrong
+
+    def add(self, reference: np.ndarray, artifact: np.ndarray, labels: np.ndarray) -> None:
+        """Count a batch.
+
+        Args:
+            reference, artifact: logits ``[N, K]``.
+            labels: int ``[N]``; rows with a negative one are left out.
+        """
+        known = labels >= 0
+        a, b = (np.argmax(logits[known], axis=1) == labels[known] for logits in (reference, artifact))
+        self.both_right += int(np.sum(a & b))
+        self.reference_only += int(np.sum(a & ~b))
+        self.artifact_only += int(np.sum(~a & b))
+        self.both_wrong += int(np.sum(~a & ~b))
+
+    def accuracy(self, confidence: float = CONFIDENCE) -> Accuracy | None:
+        """Both accuracies, the difference (artifact - reference) and its interval; None without samples."""
+        n = self.samples
+        if not n:
+            return None
+        reference = (self.both_right + self.reference_only) / n
+        artifact = (self.both_right + self.artifact_only) / n
+        low, high = self._interval(confidence)
+        return Accuracy(n, reference, artifact, artifact - reference, low, high, confidence)
+
+    def _interval(self, confidence: float) -> tuple[float, float]:
+        n = self.samples
+        a, b, c = self.both_right, self.artifact_only, self.reference_only
+        first, second = (a + b) / n, (a + c) / n
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        first_low, first_high = _wilson(a + b, n, z)
+        second_low, second_high = _wilson(a + c, n, z)
+        phi = self._correlation()
+
+        def spread(u: float, v: float) -> float:
+            return math.sqrt(max(u * u - 2 * phi * u * v + v * v, 0.0))
+
+        difference = first - second
+        low = difference - spread(first - first_low, second_high - second)
+        high = difference + spread(first_high - first, second - second_low)
+        return max(low, -1.0), min(high, 1.0)
+
+    def _correlation(self) -> float:
+        """Phi of the pairs, Newcombe's correction for continuity where it is positive."""
+        n = self.samples
+        a, b, c, d = self.both_right, self.artifact_only, self.reference_only, self.both_wrong
+        product = (a + b) * (c + d) * (a + c) * (b + d)
+        if not product:
+            return 0.0
+        excess = a * d - b * c
+        return (max(excess - n / 2, 0) if excess > 0 else excess) / math.sqrt(product)
+
+
+def _wilson(successes: int, n: int, z: float) -> tuple[float, float]:
+    """Wilson's score interval (E. B. Wilson, JASA 22:209-212, 1927)."""
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return (centre - width) / scale, (centre + width) / scale

@@ -1,0 +1,324 @@
+"""Activations that half cannot hold, or that vanish in it: found by running the float32 model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+from scconv_deploy.graph.types import ELEMENT, LARGEST, SMALLEST, UNIT_ROUNDOFF, HalfPrecision, graphs_of
+from scconv_deploy.precision.single import as_ir, typed_single
+from scconv_deploy.records.parity import Check
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+
+VANISHING = "vanishing in"
+"""How the part of the check's reason starts that names what is lost."""
+
+_PREFIX = "scconv_range::"
+_WORST = (
+    4.0  # in unit roundoffs, as of constants: a tensor that half represents worse than this is not rounded but lost
+)
+
+_TRANSPARENT = ("If", "Loop", "Scan")  # nodes out of whose graphs a number can be carried
+
+Place = tuple[tuple[int, str], ...]
+"""A graph inside a model: which of the nodes that hold graphs, by which attribute, from the main graph (``()``) on."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a tensor of the float32 model took on, in one or several runs.
+
+    Attributes:
+        largest: the largest finite absolute value.
+        lost: the share of it that storing it in half loses, relative L2 of its finite values; 0.0 unless it is more
+            than the rounding of normal numbers.
+        not_finite: ``"NaN"``, ``"infinity"`` or ``""``: what else the float32 model itself has there.
+    """
+
+    largest: float = 0.0
+    lost: float = 0.0
+    not_finite: str = ""
+
+    def merged(self, other: Extent) -> Extent:
+        """Both together."""
+        kinds = {self.not_finite, other.not_finite}
+        kind = "NaN" if "NaN" in kinds else max(kinds)
+        # lost where it is largest counts: a run of nearly nothing loses all of it, and it does not matter there
+        lost = self.lost if self.largest >= other.largest else other.lost
+        return Extent(max(self.largest, other.largest), lost, kind)
+
+
+class RangeWatch:
+    """The values of the float32 model in what its half model holds in half, graphs inside nodes included.
+
+    Each tensor is reduced to numbers inside the graph, so that memory does not grow with the number of tensors. Those
+    that may be lost in half, or that are not finite, are looked at again more closely.
+
+    Args:
+        single: the float32 model.
+        half: the same, converted.
+        precision: of it.
+
+    Attributes:
+        limit: the largest value of the type.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the float32 model.
+    """
+
+    def __init__(
+        self,
+        single: onnx.ModelProto,
+        half: onnx.ModelProto,
+        precision: HalfPrecision,
+        options: RuntimeOptions = RuntimeOptions(),
+    ) -> None:
+        self.limit, self._precision, self._options = LARGEST[precision], precision, options
+        # the rounding error of numbers below the smallest normal one is absolute, uniform up to half its last place
+        error = SMALLEST[precision] * UNIT_ROUNDOFF[precision] * 2 / 12**0.5
+        self._suspicious = error / (_WORST * UNIT_ROUNDOFF[precision])
+        self._single = ir.to_proto(typed_single(as_ir(single)))
+        in_half = set(_of_type(half, ELEMENT[precision], or_cast=True))
+        watched = [key for key in _of_type(self._single, TensorProto.FLOAT) if key in in_half]
+        self._extents = dict.fromkeys(watched, Extent())
+        self._rough = _Watch(self._single, watched, _rough, options) if watched else None
+        self._close: dict[tuple[tuple[Place, str], ...], _Watch] = {}
+
+    def add(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Run once, and once more where something needs a closer look."""
+        if self._rough is None:
+            return
+        closer: list[tuple[Place, str]] = []
+        for key, (largest, rms) in self._rough.run(inputs).items():
+            if not np.isfinite(largest) or np.isnan(rms) or (largest > 0 and rms < self._suspicious):
+                closer.append(key)
+            else:
+                self._extents[key] = self._extents[key].merged(Extent(float(largest)))
+        if not closer:
+            return
+        if tuple(closer) not in self._close:
+            nodes = _closely(ELEMENT[self._precision])
+            self._close[tuple(closer)] = _Watch(self._single, closer, nodes, self._options)
+        for key, (largest, error, norm, nan, infinite) in self._close[tuple(closer)].run(inputs).items():
+            lost = error / norm if norm > 0 and largest <= self.limit else 0.0
+            lost = lost if lost > _WORST * UNIT_ROUNDOFF[self._precision] else 0.0
+            kind = "NaN" if nan else "infinity" if infinite else ""
+            self._extents[key] = self._extents[key].merged(Extent(float(largest), float(lost), kind))
+
+    @property
+    def largest(self) -> dict[str, float]:
+        """Tensor -> its largest finite absolute value, of those that are watched; in order."""
+        return {name: extent.largest for name, extent in self._by_name().items()}
+
+    @property
+    def beyond(self) -> dict[str, float]:
+        """The same of those that half cannot hold."""
+        return {name: value for name, value in self.largest.items() if value > self.limit}
+
+    @property
+    def vanishing(self) -> dict[str, float]:
+        """The largest values of those that half would not round but lose."""
+        return {name: extent.largest for name, extent in self._by_name().items() if extent.lost}
+
+    @property
+    def not_finite(self) -> dict[str, str]:
+        """Tensor -> ``"NaN"`` or ``"infinity"``, where the float32 model itself has it."""
+        return {name: extent.not_finite for name, extent in self._by_name().items() if extent.not_finite}
+
+    def check(self, module_of: Callable[[str], str], coverage: str) -> Check:
+        """The check "range" of a report: it fails where half cannot hold a value that float32 has.
+
+        What vanishes is named and does not fail: whether it matters, the outputs tell.
+
+        Args:
+            module_of: the module in PyTorch of the node that gives a tensor; ``""`` if it is not known.
+            coverage: of the samples, in words.
+        """
+
+        def named(name: str) -> str:
+            module = module_of(name)
+            return f"{name} ({module})" if module else name
+
+        def listed(names: Sequence[str], words: Callable[[str], str]) -> str:
+            more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+            return ", ".join(map(words, names[:3])) + more
+
+        largest, beyond, precision = self.largest, list(self.beyond), self._precision
+
+        def reaches(name: str) -> str:
+            return f"{named(name)} reaches {largest[name]:.3g}"
+
+        if beyond:
+            found = listed(beyond, reaches)
+            text = f"{found}, which {precision} cannot hold; --keep leaves layers in float32"
+            return Check("range", "failed", text)
+        farthest = max(largest, key=largest.__getitem__)
+        text = (
+            f"{precision} holds the values of {len(largest)} tensors: {reaches(farthest)} of {self.limit:g}{coverage}"
+        )
+        if vanishing := list(self.vanishing):
+            found = listed(vanishing, lambda name: f"{named(name)} (at most {largest[name]:.2g})")
+            text += f"; {VANISHING} {precision}: {found}; --keep leaves layers in float32"
+        if strange := self.not_finite:
+            found = listed(list(strange), lambda name: f"{strange[name]} in {named(name)}")
+            text += f"; the float32 model itself has {found}"
+        return Check("range", "passed", text)
+
+    def _by_name(self) -> dict[str, Extent]:
+        """By the tensor's name, together where graphs inside nodes share a name."""
+        found: dict[str, Extent] = {}
+        for (_, name), extent in self._extents.items():
+            found[name] = found[name].merged(extent) if name in found else extent
+        return found
+
+
+Measure = Callable[[str, str], tuple[list[onnx.NodeProto], list[str]]]
+"""Nodes that reduce a tensor to numbers (float32 scalars of at least 0), and the numbers' names: (tensor, prefix)."""
+
+
+def _rough(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
+    """Its largest absolute value, and the root of its mean square."""
+    absolute, square, mean, largest, rms = (f"{prefix}{part}" for part in ("abs", "square", "mean", "largest", "rms"))
+    nodes = [
+        helper.make_node("Abs", [name], [absolute]),
+        helper.make_node("ReduceMax", [absolute], [largest], keepdims=0),
+        helper.make_node("Mul", [name, name], [square]),
+        helper.make_node("ReduceMean", [square], [mean], keepdims=0),
+        helper.make_node("Sqrt", [mean], [rms]),
+    ]
+    return nodes, [largest, rms]
+
+
+def _closely(kind: int) -> Measure:
+    """Of the finite values: the largest, the L2 of what storing them in half changes, their L2; whether there is NaN,
+    whether infinity."""
+
+    def measure(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
+        nodes: list[onnx.NodeProto] = []
+
+        def put(op: str, *inputs: str, **attributes: Any) -> str:
+            output = f"{prefix}{len(nodes)}"
+            nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+            return output
+
+        limit = put("Constant", value_float=float(np.finfo(np.float32).max))
+        zero = put("Constant", value_float=0.0)
+        finite = put("Where", put("LessOrEqual", put("Abs", name), limit), name, zero)
+        wide = put("Cast", finite, to=TensorProto.DOUBLE)
+        stored = put("Cast", put("Cast", finite, to=kind), to=TensorProto.FLOAT)
+        change = put("Sub", put("Cast", stored, to=TensorProto.DOUBLE), wide)
+        results = [put("ReduceMax", put("Abs", finite), keepdims=0)]
+        # in double, and scaled back into float32's range, for squares of tiny numbers are 0 in float32
+        results += [put("Cast", put("ReduceL2", v, keepdims=0), to=TensorProto.FLOAT) for v in (change, wide)]
+        for op in ("IsNaN", "IsInf"):
+            results.append(put("ReduceMax", put("Cast", put(op, name), to=TensorProto.FLOAT), keepdims=0))
+        return nodes, results
+
+    return measure
+
+
+class _Watch:
+    """A copy of a model that gives numbers about tensors of it instead of its outputs."""
+
+    def __init__(
+        self, model: onnx.ModelProto, keys: Sequence[tuple[Place, str]], measure: Measure, options: RuntimeOptions
+    ) -> None:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        del copy.graph.output[:]
+        numbers = count()
+        self._shown = _shown(copy.graph, (), set(keys), measure, numbers)
+        for names in self._shown.values():
+            copy.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, []) for n in names)
+        self._runner = OnnxRuntimeRunner(copy, options)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[tuple[Place, str], list[float]]:
+        found = self._runner.run(inputs)
+        # of an empty tensor the largest is -inf
+        return {key: [max(float(found[n]), 0.0) if not np.isnan(found[n]) else np.nan for n in names]
+                for key, names in self._shown.items()}  # fmt: skip
+
+
+def _shown(
+    graph: onnx.GraphProto, place: Place, keys: set[tuple[Place, str]], measure: Measure, numbers: Iterator[int]
+) -> dict[tuple[Place, str], list[str]]:
+    """Compute the numbers in this graph and the graphs inside it; the names that they have in this graph."""
+    shown: dict[tuple[Place, str], list[str]] = {}
+    nodes: list[onnx.NodeProto] = []
+    holders = count()
+    for node in graph.node:
+        nodes.append(node)
+        if inside := graphs_of(node):
+            number = next(holders)
+            for attribute, body in inside.items() if node.op_type in _TRANSPARENT else ():
+                below = _shown(body, (*place, (number, attribute)), keys, measure, numbers)
+                for key, names in below.items():
+                    shown[key] = [_lifted(node, inside, attribute, name, nodes, numbers) for name in names]
+        for name in node.output:
+            if (place, name) in keys:
+                added, shown[place, name] = measure(name, f"{_PREFIX}{next(numbers)}::")
+                nodes += added
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return shown
+
+
+def _lifted(
+    node: onnx.NodeProto,
+    inside: Mapping[str, onnx.GraphProto],
+    attribute: str,
+    name: str,
+    nodes: list[onnx.NodeProto],
+    numbers: Iterator[int],
+) -> str:
+    """Carry a number out of a graph: through the branch that is taken (0 from the other), or out of every turn."""
+    loops = node.op_type == "Loop"  # whose body says first whether to go on
+    missing = len(inside[attribute].output) - loops - len(node.output)
+    node.output.extend([""] * missing)
+    inside[attribute].output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    lifted = f"{_PREFIX}{next(numbers)}"
+    node.output.append(lifted)
+    if node.op_type == "If":
+        for other, branch in inside.items():
+            if other != attribute:
+                nothing = f"{_PREFIX}{next(numbers)}"
+                branch.node.append(helper.make_node("Constant", [], [nothing], value_float=0.0))
+                branch.output.append(helper.make_tensor_value_info(nothing, TensorProto.FLOAT, []))
+        return lifted
+    for given in node.attribute:  # of Scan
+        if given.name in ("scan_output_axes", "scan_output_directions"):
+            given.ints.append(0)
+    largest = f"{_PREFIX}{next(numbers)}"
+    nodes.append(helper.make_node("ReduceMax", [lifted], [largest], keepdims=0))
+    return largest
+
+
+def _of_type(model: onnx.ModelProto, kind: int, *, or_cast: bool = False) -> list[tuple[Place, str]]:
+    """The tensors of this type that nodes give, in order; with ``or_cast`` also outputs that are float32 casts of one,
+    for the tensor itself has another name then."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return list(dict.fromkeys(_in_graph(inferred, (), kind, or_cast)))
+
+
+def _in_graph(graph: onnx.GraphProto, place: Place, kind: int, or_cast: bool) -> Iterator[tuple[Place, str]]:
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+    outputs = {value.name for value in graph.output}
+    holders = count()
+    for node in graph.node:
+        cast = or_cast and node.op_type == "Cast" and types.get(node.input[0]) == kind and node.output[0] in outputs
+        for name in node.output:
+            if types.get(name) == kind or (cast and types.get(name) == TensorProto.FLOAT):
+                yield place, name
+        if inside := graphs_of(node):
+            number = next(holders)
+            for attribute, body in inside.items():
+                if node.op_type in _TRANSPARENT:
+                    yield from _in_graph(body, (*place, (number, attribute)), kind, or_cast)

@@ -1,0 +1,162 @@
+"""The static link: parameters, attributes and function bodies, bit for bit.
+
+The only sure catch for a tau one ulp off, or for ``>`` where ``>=`` belongs: on most inputs no gate shows them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from scconv_deploy.gate.margins import LARGEST_WEIGHT_ERROR
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import (
+    ATTRIBUTES,
+    DOMAIN,
+    DOMAIN_VERSION,
+    MASK_FORMS,
+    OPSETS,
+    VARIANT,
+    WEIGHT,
+    FunctionKey,
+)
+from scconv_deploy.graph.functions import fingerprint, function_proto
+from scconv_deploy.records.parity import Check
+from scconv_deploy.records.tolerances import FOLDED_ULPS
+from scconv_deploy.verification.reference.run import Site
+
+NAME = "static"
+UNWEIGHTED = "unweighted"
+
+
+def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Check:
+    """Recompute from the reference what a node must hold and compare."""
+    problems = [
+        *_operator(node, site),
+        *_parameters(model, node, site),
+        *_attributes(node, site),
+        *_body(model, node, site),
+    ]
+    if problems and problems == _parameters(model, node, site):
+        reason = ""
+        if _is_folded(model, node, site):
+            reason = "a simplifier made one constant of gamma and its weight"
+        elif _has_own_weight(model, node, site):
+            reason = "whoever made the file added up sum(gamma) in another order"
+        if reason:
+            reason += ", so its parameters are within their rounding"
+            return Check(NAME, "not run", f"{node.name}: {reason}; rewrite --reference restores them")
+    if problems:
+        return Check(NAME, "failed", f"{node.name}: {'; '.join(problems)}")
+    return Check(NAME, "passed", "parameters, attributes and function are bit for bit the reference's")
+
+
+def whole_model(model: onnx.ModelProto) -> list[str]:
+    """Standard operators with another meaning, nodes that share a name, another version of the operators' domain."""
+    problems = [
+        f"the artifact redefines the standard operator {function.name}"
+        for function in model.functions
+        if function.domain in ("", "ai.onnx")
+    ]
+    sites = Counter(instrument.site_of(node) for node in model.graph.node if node.domain == DOMAIN)
+    problems += [
+        f"{count} nodes are called {site}, so only one can be judged" for site, count in sites.items() if count > 1
+    ]
+    versions = [o.version for o in model.opset_import if o.domain == DOMAIN]
+    if any(number != DOMAIN_VERSION for number in versions):
+        problems.append(f"the domain {DOMAIN} has version {versions[0]}, expected {DOMAIN_VERSION}")
+    return problems
+
+
+def _operator(node: onnx.NodeProto, site: Site) -> list[str]:
+    expected = site.operator
+    return [] if node.op_type == expected else [f"operator {node.op_type}, expected {expected}"]
+
+
+def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> list[str]:
+    stored = instrument.parameters(model, node)
+    expected = site.parameters
+    given = list(node.input[1:])
+    if len(given) != len(expected):
+        return [f"{len(given)} parameters, expected {len(expected)}"]
+    problems = []
+    for actual_name, (name, value) in zip(given, expected.items(), strict=True):
+        if actual_name not in stored:
+            problems.append(f"{name} is not a constant")
+            continue
+        actual = numpy_helper.to_array(stored[actual_name])
+        if actual.dtype != value.dtype or actual.shape != value.shape:
+            problems.append(f"{name} is {actual.dtype}{list(actual.shape)}, expected {value.dtype}{list(value.shape)}")
+        elif actual.tobytes() != value.tobytes():
+            differing = int(np.sum(actual.view(np.uint32) != value.view(np.uint32)))
+            problems.append(f"{name} differs in {differing} of {value.size} channels")
+    return problems
+
+
+def _is_folded(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> bool:
+    """Whether a node that was read from a folded graph (its variant says so) is as near as float32 allows."""
+    variant = _metadata(node, VARIANT).split(" ")[0]  # behind it, whose sum it is
+    stored = instrument.parameters(model, node)
+    if UNWEIGHTED not in variant.split("-") or len(stored) != len(site.parameters):
+        return False
+    pairs = zip((numpy_helper.to_array(tensor) for tensor in stored.values()), site.parameters.values(), strict=True)
+    return all(
+        found.shape == value.shape and bool(np.allclose(found, value, rtol=FOLDED_ULPS * 2.0**-23, atol=0))
+        for found, value in pairs
+    )
+
+
+def _has_own_weight(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> bool:
+    """Whether a node that carries the file's own gate weight is as near as two orders of a sum are to each other."""
+    stored = instrument.parameters(model, node)
+    if not _metadata(node, WEIGHT) or not 0 < site.weight_error <= LARGEST_WEIGHT_ERROR:
+        return False
+    if len(stored) != len(site.parameters):
+        return False
+    off = 2 * site.weight_error + FOLDED_ULPS * 2.0**-23  # each order is off by the error at most
+    for tensor, (name, value) in zip(stored.values(), site.parameters.items(), strict=True):
+        found = numpy_helper.to_array(tensor)
+        size = {"cut": site.form.reach, "scale": np.abs(value), "shift": np.abs(value)}.get(name, 0.0)
+        if found.shape != value.shape:
+            return False
+        with np.errstate(invalid="ignore"):  # a cut of inf, where gamma is 0
+            near = (found == value) | (np.abs(found.astype(np.float64) - value) <= off * size)
+        if not near.all():
+            return False
+    return True
+
+
+def _metadata(node: onnx.NodeProto, key: str) -> str:
+    return next((entry.value for entry in node.metadata_props if entry.key == key), "")
+
+
+def _attributes(node: onnx.NodeProto, site: Site) -> list[str]:
+    actual = instrument.attributes(node)
+    problems = []
+    for name, value in site.attributes.items():
+        wanted: object = float(np.float32(value)) if isinstance(value, float) else value
+        if actual.get(name) != wanted:
+            problems.append(f"{name} is {actual.get(name)}, expected {value}")
+    problems += [f"unknown attribute {name}" for name in actual if name not in ATTRIBUTES]
+    return problems
+
+
+def _body(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> list[str]:
+    function = instrument.function_of(model, node)
+    if function is None:
+        return ["its function is missing"]
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset not in OPSETS:
+        return [f"opset {opset} has no known function bodies"]
+    bodies = (
+        [site.straddle] if site.straddle else [False, True]
+    )  # that for straddling groups is right for whole ones too
+    known = {
+        fingerprint(function_proto(FunctionKey(site.operator, straddle, form, opset)))
+        for straddle in bodies
+        for form in MASK_FORMS
+    }
+    return [] if fingerprint(function) in known else ["its function body is not the one of the contract"]

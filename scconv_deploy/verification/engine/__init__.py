@@ -1,0 +1,1 @@
+"""Verdicts on engines. No onnx: the device has none."""

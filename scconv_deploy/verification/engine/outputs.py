@@ -1,0 +1,136 @@
+"""A whole engine end to end: what its outputs are held against. NumPy only.
+
+Fed the same input, an engine and PyTorch go through gates that rounding decides, and the engine's are not read. So an
+engine's outputs are held against the *noise* of the reference: how far PyTorch's own outputs move when the inputs of
+its gates are disturbed as rounding of the engine's type disturbs them, running free. A fault of that size cannot be
+told from healthy rounding by the outputs; the SRUs alone (:mod:`.srus`) are judged gate by gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scconv_deploy.records.metrics import OutputMetrics
+from scconv_deploy.records.parity import Check, EngineOutput, Quantity
+from scconv_deploy.records.tolerances import Table
+from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
+from scconv_deploy.verification.checks.gates import accuracy_checks
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.measure import Measured, repeated
+from scconv_deploy.verification.metrics import comparable, compare, distance, looks_like_logits
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One output on one sample."""
+
+    error: float
+    noise: float
+    measured: bool
+    metrics: OutputMetrics
+
+    @property
+    def ratio(self) -> float:
+        return self.error / self.noise
+
+
+class EndToEnd:
+    """Collects an engine's outputs, sample by sample.
+
+    Args:
+        measured: takes what an engine has in common with other artifacts (contract, NaN, answers, worst inputs).
+    """
+
+    def __init__(self, limits: Table, manifest: EngineManifest, measured: Measured) -> None:
+        self._limits, self._measured = limits, measured
+        self._kind = "tf32" if "TF32" in manifest.flags and manifest.data_type == "float32" else manifest.data_type
+        self._worst: dict[str, _Found] = {}
+        self._agreeing = self._rows = 0
+        self._changed: list[str] = []
+
+    @property
+    def rounding(self) -> str:
+        """The type whose rounding the engine's convolutions have, as :meth:`.ReferenceSource.free_noise` takes it."""
+        return "float16" if self._kind == "tf32" else self._kind
+
+    def add(self, run: ReferenceRun, found: Arrays, noise: Mapping[str, float]) -> None:
+        """Compare the outputs of one sample.
+
+        Args:
+            noise: of the reference's outputs, by name; an output that is not in it was not measured.
+        """
+        self._measured.check_labels(run)
+        found = align_rows(found, run.given, self._measured.limits["equal_scores"].value)
+        for name, given in run.given.items():
+            y = found[name]
+            if y.shape != given.shape or y.dtype.kind != given.dtype.kind:
+                text = f"output {name} is {y.dtype}{list(y.shape)}, PyTorch's {given.dtype}{list(given.shape)}"
+                self._measured.contract[text] += 1
+            elif not comparable(y, given):
+                self._measured.note_non_finite_output(name, run, y, "engine")
+            else:
+                self._compare(name, y, given, noise.get(name), run)
+        self._measured.add_answers(run, found, run.count or None)
+
+    def _compare(self, name: str, y: np.ndarray, given: np.ndarray, noise: float | None, run: ReferenceRun) -> None:
+        floating = given.dtype.kind == "f"
+        smallest = self._limits[f"engine_noise.{self._kind if floating else 'index'}"].value
+        if noise is None and floating:
+            smallest = max(smallest, self._limits["engine_noise.unmeasured"].value)
+        level = max(smallest, noise or 0.0)
+        now = _Found(distance(y, given), level, noise is not None, compare(y, given))
+        worst = self._worst.get(name)
+        if worst is None or not now.ratio <= worst.ratio:
+            self._worst[name] = now
+        if looks_like_logits(given):
+            self._compare_answers(name, y, given, self._limits["engine_multiple"].value * level, run)
+
+    def _compare_answers(self, name: str, y: np.ndarray, given: np.ndarray, limit: float, run: ReferenceRun) -> None:
+        """An answer may change where the reference's two logits are closer than what its row may be off by."""
+        answers, expected = np.argmax(y, axis=1), np.argmax(given, axis=1)
+        self._rows += len(given)
+        self._agreeing += int(np.sum(answers == expected))
+        for row in np.flatnonzero(answers != expected):
+            gap = float(given[row, expected[row]]) - float(given[row, answers[row]])
+            may = np.sqrt(2) * limit * float(np.linalg.norm(given[row].astype(np.float64)))
+            if not gap <= may:
+                text = f"{name} [{row}] on {run.sample} answers {answers[row]} instead of {expected[row]}"
+                self._changed.append(f"{text}, {gap:.2g} below it (rounding moves it by at most {may:.2g})")
+
+    def outputs(self) -> tuple[EngineOutput, ...]:
+        """Of every output the sample with the worst ratio."""
+        return tuple(EngineOutput(n, f.metrics, f.noise, f.measured) for n, f in self._worst.items())
+
+    def checks(self) -> list[Check]:
+        """What is judged of them."""
+        checks = [self._check(name, found) for name, found in self._worst.items()]
+        if self._rows:
+            text = f"top-1 agrees on {self._agreeing} of {self._rows}"
+            more = f" (and {len(self._changed) - 1} more)" if len(self._changed) > 1 else ""
+            checks.append(
+                Check("top-1", "failed", self._changed[0] + more)
+                if self._changed
+                else Check("top-1", "passed", text + ", and elsewhere the two are as close as rounding" * (
+                    self._agreeing < self._rows
+                ))
+            )  # fmt: skip
+        if self._measured.contract:
+            checks.append(Check("contract", "failed", repeated(self._measured.contract)))
+        if self._measured.non_finite:
+            text = f"NaN or Inf in {repeated(self._measured.non_finite)}; not compared"
+            checks.append(Check("finite", "failed", text))
+        return [*checks, *accuracy_checks(self._measured)]
+
+    def _check(self, name: str, found: _Found) -> Check:
+        limit = self._limits["engine_multiple"].value
+        # not (>), so that a ratio that is not a number fails
+        good = found.ratio <= limit
+        how = "" if found.measured else ", assumed"
+        text = f"{name}: relative L2 {found.error:.1e}, {found.ratio:.2g}x the noise of explained gate changes "
+        text += f"{found.noise:.1e}{how} (limit {limit:g}x)"
+        quantity = Quantity("engine_multiple", found.ratio, limit)
+        return Check("end to end", "passed" if good else "failed", text, (quantity,))

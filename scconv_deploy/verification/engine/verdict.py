@@ -1,0 +1,228 @@
+"""The verdict on an engine. Standard library, NumPy and the engine's own library only, for it also runs on the device.
+
+An engine's inner tensors are not read here: TensorRT can show them (mark_debug, set_debug_listener), which is not used
+yet. So it is judged in two ways, see DESIGN section 6: the whole engine end to end
+(:mod:`.outputs`), and each SRU built alone at the engine's precision, fed the input that the reference recorded,
+its gates read from its output (:mod:`.srus`). What cannot be opened or crashes has no verdict: that raises, or
+is a link that was not run, and is never a parity failure.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
+from scconv_deploy.gate.margins import MARGIN_EDGES
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.parity import Check, EngineParity, Histogram, Link, ParityReport, SRUParity
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, check_shapes
+from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from scconv_deploy.system.gpu import gpus
+from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.sru_alone import lone_sru
+from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
+from scconv_deploy.verification.measure import Measured, SiteMeasured
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
+from scconv_deploy.version import __version__
+
+Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
+"""Opens an engine with its plugin; what it yields has ``inputs``, ``outputs`` and ``run``."""
+ENGINE_LINK = "engine"
+"""Of a chain without an engine, or whose engine a device builds; an engine's own link has its backend's name."""
+HIDDEN = "an engine hides its parameters"
+
+
+class Judging(Protocol):
+    """How it is judged; :class:`.chain.Judging` is one."""
+
+    @property
+    def overrides(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class ByTable:
+    """A :class:`Judging`: the table of tolerances, with a user's values in it."""
+
+    overrides: Mapping[str, float] = field(default_factory=dict)
+
+
+def open_engine(engine: EngineArtifact, plugin: Path | None) -> TensorRTRunner:
+    """The default :data:`Opener`."""
+    return TensorRTRunner(engine, plugin=plugin)
+
+
+def no_models(site: Site, shape: tuple[int, ...]) -> Models:
+    """The default :data:`.srus.SRUModels`: there is none, and no SRU is judged alone."""
+    return {}
+
+
+def judge_engine(
+    source: ReferenceSource,
+    engine: EngineArtifact,
+    samples: Iterable[object],
+    log: StageLog,
+    *,
+    judging: Judging = ByTable(),
+    plugin: Path | None = None,
+    provenance: Mapping[str, str] | None = None,
+    sru_models: SRUModels = no_models,
+    opener: Opener = open_engine,
+    build_sru: SRUBuilder = lone_sru,
+) -> ParityReport:
+    """Judge an engine against a reference.
+
+    Args:
+        samples: what the source runs; those outside the engine's profile are left out, and said.
+        plugin: the library that the engine was built with.
+        sru_models: ONNX models of single SRUs (:mod:`.sru_models`, or a bundle's).
+        opener, build_sru: what runs the engine and builds single SRUs.
+
+    Returns:
+        The report, with one link that has the backend's name; falsy when a check failed.
+
+    Raises:
+        UsageError: its inputs or outputs are not the reference's, no sample fits its profile, or an override names no
+            tolerance.
+        IntegrityError: the engine or the plugin is not what the manifest says.
+        MissingRuntimeError, ModelError: it cannot be opened or run here.
+    """
+    table = tolerances.table(judging.overrides)
+    measured = Measured(table)
+    outputs = EndToEnd(table, engine.manifest, measured)
+    srus = LoneSRUs(engine, plugin, sru_models, build_sru, measured)
+    unfit: list[str] = []
+    recorded: ReferenceRun | None = None
+    first: ReferenceRun | None = None
+    with log.stage(f"verify {engine.manifest.backend}") as stage:
+        with opener(engine, plugin) as runner:
+            noise: dict[str, float] = {}
+            for sample in samples:
+                run = source.run(sample)
+                if reason := _check_run(engine, runner, run):
+                    unfit.append(reason)
+                    stage.skipped.append((run.description, reason))
+                    continue
+                measured.describe(run)
+                if run.deep or not noise:
+                    noise = dict(source.free_noise(run, outputs.rounding))
+                outputs.add(run, runner.run(run.inputs), noise)
+                recorded = recorded or _add_sites(measured, run)
+                first = first or run
+        if not measured.described:
+            raise UsageError(f"No sample fits the engine: {unfit[0] if unfit else 'there is none'}")
+        judged = recorded or first  # without any input of an SRU each is said not to have been judged
+        for site in judged.sites.values() if judged is not None else ():
+            srus.judge(site)
+        stage.applied += measured.sample_names
+    checks = [*srus.checks(), *outputs.checks()]
+    if unfit:
+        checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
+    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, log, judging,
+                   provenance or {})  # fmt: skip
+
+
+def try_to_judge(engine: EngineArtifact, judge: Callable[[], ParityReport]) -> tuple[Link, ParityReport | None]:
+    """The link of an engine: judged, or not run with the reason, for what cannot run has no verdict.
+
+    Args:
+        judge: calls :func:`judge_engine` or :func:`judge_with_bundle`.
+    """
+    try:
+        report = judge()
+    except (MissingRuntimeError, ModelError, UsageError) as error:
+        built = f"{engine.manifest.summary}, sha256 {engine.manifest.sha256[:12]}"
+        return Link(engine.manifest.backend, "not run", f"built, but it was not run: {error.message} ({built})"), None
+    return report.links[0], report
+
+
+def with_engine(report: ParityReport, link: Link, engine: ParityReport | None) -> ParityReport:
+    """A report with the link of an engine in it, in place of one of that name."""
+    kept = [old for old in report.links if old.name != link.name]
+    stages, measured = (engine.stages, engine.engines) if engine is not None else ((), ())
+    return replace(report, links=(*kept, link), stages=(*report.stages, *stages), engines=(*report.engines, *measured))
+
+
+def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
+    """Why a sample does not fit the engine's profile; "" if it does (UsageError for other names)."""
+    for what, found, wanted in (("inputs", runner.inputs, run.inputs), ("outputs", runner.outputs, run.given)):
+        if list(found) != list(wanted):  # in the same order too: programs that feed by position would mix them up
+            raise UsageError(
+                f"The engine's {what} are {', '.join(found)}; the reference's {', '.join(wanted)}.",
+                "Give the model that this engine was built from.",
+            )
+    try:
+        check_shapes(engine.manifest.profiles, {name: value.shape for name, value in run.inputs.items()})
+    except UsageError as error:
+        return error.message
+    return ""
+
+
+def _add_sites(measured: Measured, run: ReferenceRun) -> ReferenceRun | None:
+    """What the reference's gates look like; the run if its SRUs' inputs were kept."""
+    if not any(site.x is not None for site in run.sites.values()):
+        return None
+    measured.add_gates(run)
+    return run
+
+
+def _report(
+    source: ReferenceSource,
+    engine: EngineArtifact,
+    link: Link,
+    measured: Measured,
+    outputs: EndToEnd,
+    log: StageLog,
+    judging: Judging,
+    provenance: Mapping[str, str],
+) -> ParityReport:
+    manifest = engine.manifest
+    srus = tuple(_sru(found) for found in measured.sites.values())
+    gpu = ", ".join(map(str, gpus()))
+    parity = EngineParity(
+        manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, srus, outputs.outputs()
+    )
+    facts = {
+        "scconv_deploy": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        manifest.backend: manifest.library_version,
+        "gpu": gpu or "none",
+        "numpy": np.__version__,
+    }
+    return ParityReport(
+        model=source.name,
+        artifact=str(engine.path),
+        artifact_sha256=manifest.sha256,
+        links=(link,),
+        srus=srus,
+        outputs=(),
+        samples=measured.sample_names,
+        left_alone=source.left_alone,
+        provenance=facts | dict(provenance),
+        stages=tuple(log.records),
+        worst_inputs=measured.worst_inputs,
+        accuracy=measured.paired.accuracy(),
+        overrides=dict(judging.overrides),
+        engines=(parity,),
+    )
+
+
+def _sru(found: SiteMeasured) -> SRUParity:
+    return SRUParity(
+        site=found.site.name,
+        variant=found.site.variant,
+        static=Check("static", "not run", HIDDEN),
+        swapped=FlipCount(0),
+        teacher_forced=found.teacher_forced,
+        open_share=found.opened / found.gates,
+        margins=Histogram(MARGIN_EDGES, tuple(map(int, found.histogram))) if found.histogram.any() else None,
+    )

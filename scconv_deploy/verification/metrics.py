@@ -1,0 +1,129 @@
+"""Distances between two outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scconv_deploy.records.metrics import OutputMetrics
+
+
+def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> OutputMetrics:
+    """Of two batches: the worst of every distance, and of the agreements the share over the rows of both."""
+
+    def agreement(one: float | None, other: float | None) -> float | None:
+        if one is None or other is None:
+            return None
+        return (one * rows_a + other * rows_b) / max(rows_a + rows_b, 1)
+
+    def lower(one: float | None, other: float | None) -> float | None:
+        return min((v for v in (one, other) if v is not None), default=None)
+
+    return OutputMetrics(
+        max_abs=max(a.max_abs, b.max_abs),
+        mean_abs=max(a.mean_abs, b.mean_abs),
+        relative_l2=max(a.relative_l2, b.relative_l2),
+        cosine=min(a.cosine, b.cosine),
+        snr_db=lower(a.snr_db, b.snr_db),
+        top1_agreement=agreement(a.top1_agreement, b.top1_agreement),
+        psnr_db=lower(a.psnr_db, b.psnr_db),
+        quantiles_abs={name: max(value, b.quantiles_abs[name]) for name, value in a.quantiles_abs.items()},
+        top5_agreement=agreement(a.top5_agreement, b.top5_agreement),
+    )
+
+
+_AT_ONCE = 2**16
+"""Entries in float64 at a time: half a megabyte, which stays in the cache."""
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
+    """Measure in float64. Shapes must be equal and non-finite entries at the same places, see :func:`comparable`."""
+    a, b = _without_infinities(y), _without_infinities(reference)
+    difference = np.abs(a - b)
+    norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    relative = relative_l2(y, reference)
+    logits = looks_like_logits(reference)
+    rms = float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
+    peak = float(np.ptp(b)) if b.size else 0.0
+    cosine = float(np.dot(a.ravel(), b.ravel()) / (norm_a * norm_b)) if norm_a and norm_b else float(norm_a == norm_b)
+    return OutputMetrics(
+        max_abs=float(difference.max(initial=0.0)),
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        relative_l2=relative,
+        cosine=cosine,
+        snr_db=-20 * float(np.log10(relative)) if relative > 0 else None,
+        top1_agreement=float(np.mean(np.argmax(y, 1) == np.argmax(reference, 1))) if logits else None,
+        psnr_db=20 * float(np.log10(peak / rms)) if peak and rms else None,
+        quantiles_abs=_quantiles(difference),
+        top5_agreement=_same_five(a, b) if logits and b.shape[1] > 5 else None,
+    )
+
+
+def looks_like_logits(output: np.ndarray) -> bool:
+    """Floating ``[N, K]`` with K of at least 2."""
+    return output.ndim == 2 and output.shape[1] >= 2 and output.dtype.kind == "f"
+
+
+def _quantiles(difference: np.ndarray) -> dict[str, float]:
+    if not difference.size:
+        return dict.fromkeys(_QUANTILES, 0.0)
+    values = np.quantile(difference, list(_QUANTILES.values()))
+    return dict(zip(_QUANTILES, map(float, values), strict=True))
+
+
+def _same_five(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of rows with the same set of five largest entries, whatever their order."""
+    five = [np.sort(np.argsort(-values, axis=1, kind="stable")[:, :5], axis=1) for values in (a, b)]
+    return float(np.mean(np.all(five[0] == five[1], axis=1)))
+
+
+def comparable(y: np.ndarray, reference: np.ndarray) -> bool:
+    """Whether a distance means anything: no NaN, and infinities only where the other side has the same ones."""
+    if np.asarray(reference).dtype.kind != "f":
+        return True
+    infinite = np.isinf(reference)
+    same = np.array_equal(infinite, np.isinf(y)) and np.array_equal(y[infinite], reference[infinite])
+    return bool(same and not np.isnan(y).any() and not np.isnan(reference).any())
+
+
+def distance(y: np.ndarray, reference: np.ndarray) -> float:
+    """Relative L2 for floating types, for others (indices, masks) the share of entries that differ."""
+    if np.asarray(reference).dtype.kind == "f":
+        return relative_l2(y, reference)
+    return float(np.mean(y != reference)) if reference.size else 0.0
+
+
+def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
+    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero, or nothing can be said."""
+    squares = _squares(y, reference)
+    if squares is not None:
+        off, size = squares
+        return 0.0 if off == 0.0 else (off / size) ** 0.5 if size else float("inf")
+    if not comparable(y, reference):
+        return float("inf")
+    a, b = _without_infinities(y), _without_infinities(reference)
+    error, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if error == 0.0:
+        return 0.0
+    return error / norm if norm else float("inf")
+
+
+def _squares(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
+    """``|y - reference|**2`` and ``|reference|**2`` in float64, without float64 copies of the whole; None if a square
+    is not finite, so that an entry may not be."""
+    if np.shape(y) != np.shape(reference):
+        return None
+    a, b = np.ravel(y), np.ravel(reference)
+    off = size = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, a.size, _AT_ONCE):
+            expected = b[start : start + _AT_ONCE].astype(np.float64)
+            difference = a[start : start + _AT_ONCE].astype(np.float64) - expected
+            off += float(np.dot(difference, difference))
+            size += float(np.dot(expected, expected))
+    return (off, size) if np.isfinite(off) and np.isfinite(size) else None
+
+
+def _without_infinities(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isinf(array), 0.0, array)

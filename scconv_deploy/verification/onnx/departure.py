@@ -1,0 +1,123 @@
+"""Where an artifact leaves the reference first: the tensor, and the module that computes it in PyTorch.
+
+With the reference's gates on both sides everything is continuous, so an error has one place of origin. Every value
+that is the output of a module is compared, from the start on (the exporter notes the module of a node as
+``scconv.module``), and the first one beyond its tolerance is it.
+
+It is no bisection, for being beyond the tolerance is not monotone: in a sum the rest is larger and so is its noise.
+Measured on the small ScConv-ResNet of the tests, 37 values: one weight of a grouped convolution off by 1e-4 of its
+norm is beyond the tolerance at that convolution, within it at the next four values and at three more behind the next
+SRU; bisection names the BatchNorm five modules on. One weight of the stem off by as much is named a stage too late.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import onnx
+
+from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.graph import instrument
+from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.measure import FLOAT32, Measured
+from scconv_deploy.verification.metrics import comparable
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
+
+_AT_ONCE = 16  # values compared in one run: their tensors are in memory together
+
+
+def first_departure(
+    source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
+) -> str:
+    """The first value beyond its tolerance, its module and its error in words; "" if no value is.
+
+    Call it for an artifact that failed: it runs the worst sample again.
+    """
+    if (run := measured.worst_run) is None:
+        return ""
+    # PyTorch's modules are float32, and give nothing that a half file's could be held against
+    candidates = list(module_outputs(proto)) if measured.data == FLOAT32 else []
+    for start in range(0, len(candidates), _AT_ONCE):
+        found = first_of(source, proto, run, measured, options, candidates[start : start + _AT_ONCE])
+        if found:
+            return found
+    # without module outputs on the reference's side: what was compared on every sample
+    limit = measured.largest_multiple(measured.multiple)
+    for layer in measured.layers.values():
+        if not layer.relative_l2 <= limit * layer.floor:
+            return _words(layer.name, layer.module, layer.relative_l2, layer.floor)
+    for name, replay in measured.replay.items():
+        if not replay.ratio <= measured.largest_multiple(replay.multiple):
+            return _words(name, _module_of_value(proto, name), replay.error, replay.floor)
+    return ""
+
+
+def module_outputs(proto: onnx.ModelProto) -> dict[str, tuple[str, int]]:
+    """Values that are outputs of PyTorch modules: value -> (path, call from 1), in the graph's order.
+
+    A module's output is what leaves it: produced by one of its nodes, used by a node of none or a graph output. A
+    module with several such values for a call is left out, for which is which cannot be known; so is the whole model.
+    """
+    leaving: dict[str, list[str]] = defaultdict(list)
+    users: dict[str, list[str]] = defaultdict(list)
+    for node in proto.graph.node:
+        for name in node.input:
+            users[name].append(instrument.module_of(node))
+    outputs = {value.name for value in proto.graph.output}
+    for node in proto.graph.node:
+        module = instrument.module_of(node)
+        for name in node.output if module else ():
+            if name in outputs or any(not _inside(user, module) for user in users[name]):
+                leaving[module].append(name)
+    found = {name: (module, call) for module, names in leaving.items() for call, name in enumerate(names, start=1)}
+    order = [name for node in proto.graph.node for name in node.output if name in found]
+    return {name: found[name] for name in order}
+
+
+def _inside(path: str, module: str) -> bool:
+    return path == module or path.startswith(module + ".")
+
+
+def first_of(
+    source: ReferenceSource,
+    proto: onnx.ModelProto,
+    run: ReferenceRun,
+    measured: Measured,
+    options: RuntimeOptions,
+    values: Sequence[str],
+) -> str:
+    """The first of these module outputs beyond its tolerance on one run, in words; "" if none is."""
+    places = {name: place for name, place in module_outputs(proto).items() if name in values}
+    paths = sorted({path for path, _ in places.values()})
+    expected = {(path, call): (y, floor) for path, call, y, floor in source.modules(run, paths)}
+    if not expected:
+        return ""
+    laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
+    here = [gate for gate in measured.others.found if gate.name in run.others]
+    onnx_gates.lay_open(laid_open, here, inject=True)
+    with runner_of(laid_open, options) as runner:
+        actual = runner.run(run.feeds(runner.inputs))
+    made = Counter(path for path, _ in expected)
+    stored = Counter(path for path, _ in module_outputs(proto).values())
+    for name in values:
+        path, _ = place = places[name]
+        if place not in expected or made[path] != stored[path]:
+            continue
+        y, floor = expected[place]
+        if actual[name].shape != y.shape:
+            continue
+        found = measured.against_noise(actual[name], y, floor)
+        if not comparable(actual[name], y) or not found.ratio <= measured.largest_multiple(found.multiple):
+            return _words(name, path, found.error, found.floor)
+    return ""
+
+
+def _module_of_value(proto: onnx.ModelProto, value: str) -> str:
+    return next((instrument.module_of(node) for node in proto.graph.node if value in node.output), "")
+
+
+def _words(value: str, module: str, error: float, floor: float) -> str:
+    where = f"{value} ({module})" if module else f"{value} (module unknown)"
+    return f"{where}: {error:.1e} relative L2, {error / floor:.1f}x the noise floor {floor:.1e}"

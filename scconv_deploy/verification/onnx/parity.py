@@ -1,0 +1,65 @@
+"""Judge an ONNX file against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import onnx
+
+from scconv_deploy.exporters.onnx import PRODUCER, node_inputs
+from scconv_deploy.graph import instrument
+from scconv_deploy.model.prepare import Reference
+from scconv_deploy.model.replay import RecordedGate, record_gates
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.onnx import matching
+from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, verify_artifact
+from scconv_deploy.verification.reference.pytorch import TorchReference
+from scconv_deploy.verification.samples import Sample
+
+__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "verify_onnx"]
+
+
+def verify_onnx(
+    reference: Reference,
+    artifact: Artifact,
+    samples: Iterable[Sample],
+    log: StageLog,
+    *,
+    judging: Judging = Judging(),
+    provenance: Mapping[str, str] | None = None,
+) -> ParityReport:
+    """Judge an ONNX model against PyTorch; see :func:`.chain.verify_artifact`.
+
+    A file of another exporter may have other names for its inputs, outputs and SRUs: they are matched first.
+    """
+    artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
+    return verify_artifact(TorchReference(reference), artifact, samples, log, judging=judging, provenance=provenance)
+
+
+def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:
+    """What a node is matched by, of every call of an SRU in PyTorch."""
+    return {
+        site: matching.KnownSite(tuple(v.numpy() for v in node_inputs(gate.swapped).values()), gate.x.numpy())
+        for site, gate in gates.items()
+    }
+
+
+def _with_names_of(reference: Reference, proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The file with the reference's names; in a file of this exporter those of inputs and outputs are a promise."""
+    ours, signature = proto.producer_name == PRODUCER, reference.signature
+    paths = {found.path for found in reference.recognition.srus}
+    nodes = instrument.sites(proto)
+    if ours and all(name.split("#")[0] in paths for name in nodes):
+        return proto
+    if not ours:
+        outputs = list(signature.call(reference.model, signature.tensors))
+        proto = matching.renamed(proto, matching.match_names(proto, signature.names, outputs))
+    if not nodes or not paths:
+        return proto
+    _, gates = record_gates(reference.swapped, signature, signature.tensors)
+    known = known_sites(gates)
+    inputs = {name: tensor.numpy() for name, tensor in signature.tensors.items()}
+    pairs = matching.match_sites(proto, known, inputs, matching.same_parameters(proto, known))
+    return matching.with_site_names(proto, pairs)

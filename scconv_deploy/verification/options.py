@@ -1,0 +1,45 @@
+"""What an artifact is verified on and how: the user's choices, in one record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from scconv_deploy.model.prepare import Reference
+from scconv_deploy.runtimes.onnxruntime import CPU, RuntimeOptions
+from scconv_deploy.verification.onnx.chain import Judging
+from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+
+DEEP = 64
+"""Inputs of the data that are judged in full unless the user says otherwise: half a minute of ScConv-ResNet-50."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What an artifact is verified on and how.
+
+    Attributes:
+        data: real data beside the seeded noise, see :func:`.samples.load_samples`.
+        preprocessing: of images; None takes the model's own.
+        tolerances: values by name instead of the table's (:data:`.tolerances.ALL`); the report prints them.
+        provider: execution provider of ONNX Runtime.
+        deep: how many inputs of the data are judged in full; the others run free, which costs less than half.
+    """
+
+    data: str | None = None
+    preprocessing: Preprocessing | None = None
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    provider: str = CPU
+    deep: int = DEEP
+
+    @property
+    def judging(self) -> Judging:
+        return Judging(self.tolerances, RuntimeOptions(self.provider))
+
+    def samples(self, reference: Reference, seed: int, source: str = "") -> list[Iterable[Sample]]:
+        """Seeded noise, and then the user's data; ``source`` names a zoo model, whose preprocessing is known."""
+        samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
+        if self.data:
+            preprocessing = self.preprocessing or Preprocessing.of(source, reference.model)
+            samples.append(load_samples(self.data, reference.signature, preprocessing, self.deep))
+        return samples

@@ -1,0 +1,1 @@
+"""Reference runs of a PyTorch model or an ONNX file, with their noise floors."""

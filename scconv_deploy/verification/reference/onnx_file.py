@@ -1,0 +1,163 @@
+"""Another ONNX file as the reference: what a rewrite or a conversion started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.gate.margins import GateForm
+from scconv_deploy.gate.other_gates import JUMP_DISTURBANCE
+from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.graph import inputs, instrument
+from scconv_deploy.graph.contract import STRADDLE
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.gates import Refusal
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification.metrics import distance
+from scconv_deploy.verification.reference.onnx_noise import OnnxNoise
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
+
+_JUMP_DRAWS = 8
+_NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
+
+
+@dataclass(frozen=True, eq=False)
+class NamedArrays:
+    """One sample: a name and the inputs."""
+
+    name: str
+    inputs: Arrays
+
+
+class OnnxReference:
+    """A :class:`.run.ReferenceSource`: gates are those that ONNX Runtime decides in the reference file.
+
+    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The
+    reach of a cut, which only the parameters of PyTorch give, is taken as the cut itself.
+
+    Raises:
+        ModelError: an output is no tensor; ONNX Runtime refuses the file.
+    """
+
+    swapped_link = "the reference is an ONNX file; PyTorch was not run"
+    left_alone: tuple[Refusal, ...] = ()
+
+    def __init__(self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+        for value in proto.graph.output:
+            if not value.type.HasField("tensor_type"):
+                raise ModelError(
+                    f"{name}: the output {value.name!r} is no tensor, so it cannot be compared.",
+                    "Give out its tensors one by one.",
+                )
+        self.name = name
+        self._proto = proto
+        self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
+        self._options = options
+        self._wanted = onnx_gates.candidates(self._proto)
+        self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options)
+        laid_open = instrument.laid_open(self._proto, list(self._sites), inject=False)
+        self._runner = OnnxRuntimeRunner(onnx_gates.shown(laid_open, self._wanted), options)
+
+    @property
+    def recognised(self) -> bool:
+        return bool(self._sites)
+
+    @property
+    def weights(self) -> Arrays:
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in self._proto.graph.initializer}
+
+    def samples(self, seed: int) -> list[NamedArrays]:
+        """Seeded noise of several sizes for the file's inputs, see :func:`.inputs.samples` (its ModelError)."""
+        draws = inputs.samples(self._proto, seed, self._runner.run)
+        return [NamedArrays(name, arrays) for name, arrays in draws.items()]
+
+    def run(self, sample: object) -> ReferenceRun:
+        """Run a :class:`NamedArrays`."""
+        if not isinstance(sample, NamedArrays):
+            raise TypeError(f"expected NamedArrays, found {type(sample).__name__}")
+        found = self._runner.run(sample.inputs)
+        outputs = {value.name: found[value.name] for value in self._proto.graph.output}
+        sites = {
+            name: SiteRun(site, found[instrument.gate_input(name)], found[instrument.gate_output(name)])
+            for name, site in self._sites.items()
+            if instrument.gate_output(name) in found
+        }
+        floats = onnx_gates.of_floats(self._wanted, found)
+        others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
+        rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
+        run = ReferenceRun(
+            sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
+            float64_refusal=_NO_FLOAT64, count=rows, others=others,
+        )  # fmt: skip
+        noise = self._noise.floors(run)
+        sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
+        return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
+
+    def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+        """None is known to be."""
+        return {}
+
+    def sru(self, site: Site, x: np.ndarray) -> None:
+        """Nothing: onnx.reference would be asked for its opinion on itself."""
+
+    def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
+        """Nothing: the gates of a file are not disturbed."""
+        return {}
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
+        """The file itself, all but the gates named fixed, on inputs that are off by rounding."""
+        wanted = [one for one in self._wanted if one.value in run.others and one.value not in free]
+        fixed = [onnx_gates.as_found(one) for one in wanted]
+        model = instrument.laid_open(self._proto, [name for name in self._sites if name not in free], inject=True)
+        onnx_gates.lay_open(model, fixed, inject=True)
+        expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
+        found = dict.fromkeys(expected, 0.0)
+        with OnnxRuntimeRunner(model, self._options) as runner:
+            for seed in range(_JUMP_DRAWS):
+                rng = np.random.default_rng(seed)
+                inputs = {n: _disturbed(x, rng, JUMP_DISTURBANCE[data]) for n, x in run.inputs.items()}
+                values = runner.run(replace(run, inputs=inputs).feeds(runner.inputs))
+                for name, value in expected.items():
+                    seen = values.get(name if name in run.outputs else instrument.gate_input(name))
+                    if seen is None or seen.shape != value.shape:
+                        continue
+                    apart = distance(seen, value)  # one that is no number would explain any error
+                    found[name] = max(found[name], apart if np.isfinite(apart) else 0.0)
+        return found
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
+        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
+
+        None where they cannot be told: the file's inner values have other names.
+        """
+        return None if artifact is None else self._noise.rounded(run, artifact, data)
+
+    def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
+        """Nothing: a file has values, not modules."""
+        return iter(())
+
+
+def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
+    attributes = {k: v for k, v in instrument.attributes(node).items() if isinstance(v, (int, float, str))}
+    stored = instrument.parameters(proto, node)
+    if any(name not in stored for name in node.input[1:]):
+        raise UsageError(f"The reference's node {name} has parameters that are not constants.", "Name another file.")
+    values = [numpy_helper.to_array(stored[parameter]) for parameter in node.input[1:]]
+    known = {"SRUNorm": ("gamma", "beta"), "SRUSoft": ("scale", "shift")}.get(node.op_type, ())
+    parameters = dict(zip(("cut", "sign", *known), values, strict=True))
+    groups, ddof = int(attributes["num_groups"]), int(attributes["ddof"])
+    eps_var, eps_std = float(attributes["eps_var"]), float(attributes["eps_std"])
+    reach = np.where(np.isfinite(values[0]), np.abs(values[0].astype(np.float64)), 0.0)
+    form = GateForm(groups, ddof, eps_var, eps_std, False, values[0], values[1], reach)
+    variant = f"{node.op_type} (G={groups})"
+    return Site(name, name, variant, node.op_type, parameters, attributes, node.overload == STRADDLE, form)
+
+
+def _disturbed(x: np.ndarray, rng: np.random.Generator, relative: float) -> np.ndarray:
+    """Off by rounding, where it is data."""
+    return (x * (1 + relative * rng.normal(size=x.shape))).astype(x.dtype) if x.dtype.kind == "f" else x

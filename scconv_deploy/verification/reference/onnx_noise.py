@@ -1,0 +1,301 @@
+"""An ONNX file as the reference: runs of it that are all right, and the same in the arithmetic of a half file.
+
+A file has no float64 form and no other order of summation at hand, but its values can be moved: behind each operator
+whose result is rounded stands a product with a number drawn between 1 - u and 1 + u. In float32 u is a unit in the last
+place, and the noise is how far two such runs are from the usual one. In half every value is rounded where the artifact
+reads a half one, and the noise is how far two runs are whose values move by half a unit before they are rounded, as if
+the operators were cut otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+from onnx import TensorProto, helper, numpy_helper
+
+from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.gates import Candidate
+from scconv_deploy.graph.types import ELEMENT, NUMPY, HalfPrecision
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification import metrics
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.reference.noise import Floors, Value, spread_of
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, RoundedRun
+
+_EXACT = frozenset({
+    "Abs", "ArgMax", "ArgMin", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape",
+    "DepthToSpace", "Dropout", "EyeLike", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
+    "Identity", "If", "IsInf", "IsNaN", "Loop", "Max", "MaxPool", "Min", "Neg", "NonMaxSuppression", "NonZero",
+    "OneHot", "Pad", "PRelu", "LeakyRelu", "Range", "Relu", "Reshape", "Resize", "ReverseSequence", "Round", "Scan",
+    "Scatter", "ScatterElements", "ScatterND", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split",
+    "SplitToSequence", "SequenceAt", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
+})  # fmt: skip
+"""Operators whose result is one of their inputs, or exact, in any order; and those with a graph of their own."""
+_PREFIX = "scconv_noise::"
+"""Of the names of what is put in: no exporter's values are called so."""
+_SEEDS = (1.0, 2.0)
+_LAST_PLACE = 2.0**-23
+_DIGITS = 65537.3
+"""Of values from 1e-5 to 256 the last digits are then other ones from number to number; others move together."""
+_PRECISION: dict[str, HalfPrecision] = {"float16": "fp16", "bfloat16": "bf16"}
+
+
+class OnnxNoise:
+    """Noise of a reference file.
+
+    Args:
+        proto: the file, float32.
+        sites: the names of its SRUs.
+        gates: its gates of no SRU; those that a run holds (:attr:`.ReferenceRun.others`) are fixed too.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, sites: Iterable[str], gates: Sequence[Candidate], options: RuntimeOptions
+    ) -> None:
+        self._sites_open = instrument.laid_open(proto, list(sites), inject=True)
+        self._gates, self._options = gates, options
+        self._all_open: onnx.ModelProto | None = None
+        self._disturbed: list[OnnxRuntimeRunner] | None = None
+        self._moved: set[str] = set()
+        self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
+
+    def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
+        """The file with every gate decided from outside, as the artifact's are in its replay."""
+        if self._all_open is None:  # which operands are floating, a run tells
+            fixed = [onnx_gates.as_found(one) for one in self._gates if one.value in run.others]
+            self._all_open = _copy(self._sites_open)
+            onnx_gates.lay_open(self._all_open, fixed, inject=True)
+        return self._all_open
+
+    def floors(self, run: ReferenceRun) -> Floors:
+        """Of a sample in float32, with its gates."""
+        if self._disturbed is None:
+            models = [disturbed(self._forced(run), seed) for seed in _SEEDS]
+            self._moved = _following(
+                models[0], (n for node in models[0].graph.node for n in node.output if _is_put_in(n))
+            )
+            self._disturbed = [OnnxRuntimeRunner(model, self._options) for model in models]
+        usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
+        # of what no disturbance reaches nothing was measured; an index or a mask is exact then
+        usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
+        apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in self._disturbed], usual)
+        floors = {value: max(distances) for value, distances in apart.items()}
+        return Floors(
+            {name: floors.get(("output", name)) for name in run.outputs},
+            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            spread_of(apart.values()),
+        )
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
+        """A sample with every value rounded that the artifact reads in half; None where no node is seen to.
+
+        Args:
+            data: ``float16`` or ``bfloat16``.
+        """
+        if data not in self._in_half:
+            forced, kind = self._forced(run), _PRECISION[data]
+            read = rounded_inputs(forced, artifact)
+            seeds = (0, *_SEEDS) if any(inputs for number, inputs in read.items() if number >= 0) else ()
+            self._in_half[data] = [OnnxRuntimeRunner(rounded(forced, read, kind, s), self._options) for s in seeds]
+        if not self._in_half[data]:
+            return None
+        base, *others = self._in_half[data]
+        found = base.run(run.feeds(base.inputs))
+        apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in others], found)
+        floors = {value: max(distances) for value, distances in apart.items()}
+        inputs = {name: found[key] for name in run.sites if (key := instrument.gate_input(name)) in found}
+        return RoundedRun(
+            {name: found[name] for name in run.outputs},
+            {name: floors.get(("output", name)) for name in run.outputs},
+            inputs,
+            {name: floors["site", name] for name in inputs if ("site", name) in floors},
+            spread_of(apart.values()),
+        )
+
+
+def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
+    found: dict[Value, list[float]] = defaultdict(list)
+    suffix = instrument.gate_input("")
+    for run in runs:
+        if any(run[name].shape != value.shape for name, value in usual.items() if name in run):
+            continue
+        run = align_rows({name: run[name] for name in usual if name in run}, usual)
+        for name, value in run.items():
+            kind = ("site", name.removesuffix(suffix)) if name.endswith(suffix) else ("output", name)
+            distance = metrics.distance(value, usual[name])
+            if np.isfinite(distance):
+                found[kind].append(distance)
+    return found
+
+
+def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
+    """A copy that moves every float result that depends on the inputs by up to a unit in its last place.
+
+    Numbers of words among them; what the graphs within If and Loop compute stays as it is.
+    """
+    copy = _copy(model)
+    floats = _of_types(copy, {TensorProto.FLOAT})
+    data = _following(copy, onnx_gates.inputs(copy.graph))
+    kept = {value.name for value in copy.graph.input}
+    nodes = []
+    for node in copy.graph.node:
+        nodes.append(node)
+        if node.op_type in _EXACT:
+            continue
+        for index, name in enumerate(node.output):
+            if name in floats and name in data and name not in kept:
+                node.output[index] = _exact(name)
+                nodes += _moved(node.output[index], name, _LAST_PLACE, seed + len(nodes))
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def rounded(
+    model: onnx.ModelProto, read: Mapping[int, Sequence[int]], precision: HalfPrecision, seed: float = 0
+) -> onnx.ModelProto:
+    """A copy that rounds what nodes read in half, to the nearest or (with a seed) moved by half a unit before.
+
+    Args:
+        read: number of a node -> which of its inputs, see :func:`rounded_inputs`; -1 stands for the graph's outputs.
+    """
+    copy = _copy(model)
+    graph = copy.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    unit = float(np.finfo(np.float16).eps) / 2 if precision == "fp16" else 2.0**-8
+    made: dict[str, list[onnx.NodeProto]] = {}
+
+    def rounding(name: str) -> str:
+        if name in constants:
+            if _put_in(name, "rounded") not in constants:
+                array = numpy_helper.to_array(constants[name])
+                near = array.astype(NUMPY[precision]).astype(np.float32)
+                constants[_put_in(name, "rounded")] = numpy_helper.from_array(near, _put_in(name, "rounded"))
+                graph.initializer.append(constants[_put_in(name, "rounded")])
+        elif name not in made:
+            steps, source = [], name
+            if seed and not (name in producers and producers[name].op_type in _EXACT):
+                source = _put_in(name, "moved")
+                steps += _moved(name, source, unit, seed + len(made))
+            half = _put_in(name, "half")
+            steps.append(helper.make_node("Cast", [source], [half], to=ELEMENT[precision]))
+            steps.append(helper.make_node("Cast", [half], [_put_in(name, "rounded")], to=TensorProto.FLOAT))
+            made[name] = steps
+        return _put_in(name, "rounded")
+
+    for number, node in enumerate(graph.node):
+        for index in read.get(number, ()):
+            node.input[index] = rounding(node.input[index])
+    nodes = [*(step for value in graph.input for step in made.get(value.name, ()))]
+    last = {graph.output[index].name for index in read.get(-1, ())}
+    for node in graph.node:
+        for index, name in enumerate(node.output):
+            if name in last:
+                node.output[index] = _exact(name)
+        nodes.append(node)
+        for name in node.output:
+            given = name.removeprefix(_exact(""))
+            if given in last and name != given:
+                half = _put_in(given, "last")
+                nodes.append(helper.make_node("Cast", [name], [half], to=ELEMENT[precision]))
+                nodes.append(helper.make_node("Cast", [half], [given], to=TensorProto.FLOAT))
+            nodes += made.get(given, ())
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return copy
+
+
+def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[int, list[int]]:
+    """Which inputs of a float32 model's nodes the same nodes of a half artifact read rounded.
+
+    Nodes are the same that give a value of one name; an output of the graph that is half inside is ``NAME_half`` there.
+
+    Returns:
+        number of the node -> its inputs; -1 -> the graph's outputs.
+    """
+    halves = _of_types(artifact, set(ELEMENT.values()))
+    halves |= {t.name for t in artifact.graph.initializer if t.data_type in ELEMENT.values()}
+    producers = {name: node for node in artifact.graph.node for name in node.output}
+
+    def is_rounded(name: str) -> bool:
+        node = producers.get(name)
+        return name in halves or (node is not None and node.op_type == "Cast" and node.input[0] in halves)
+
+    floats = _of_types(model, {TensorProto.FLOAT})
+    floats |= {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    found: dict[int, list[int]] = {}
+    for number, node in enumerate(model.graph.node):
+        names = [n for output in node.output for n in (f"{output}_half", output) if n in producers]
+        twin = producers[names[0]] if names else None
+        if twin is None or len(twin.input) > len(node.input):
+            continue
+        if twin.op_type == "Cast" != node.op_type:  # of an output, back to float32: what it casts has another name
+            continue
+        pairs = enumerate(zip(node.input, twin.input, strict=False))
+        found[number] = [index for index, (name, other) in pairs if name in floats and other and is_rounded(other)]
+    found[-1] = [i for i, value in enumerate(model.graph.output) if value.name in floats and is_rounded(value.name)]
+    return found
+
+
+def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.NodeProto]:
+    """``source * (1 + relative * r)`` with r in [-1, 1) from the last digits of the value: r = 2 frac(k * source) - 1.
+
+    ONNX Runtime has no RandomUniformLike of opset 22 (version 1.32), and this needs no state.
+    """
+    steps: list[onnx.NodeProto] = []
+
+    def step(operator: str, *inputs: str) -> str:
+        output = _put_in(name, str(len(steps)))
+        steps.append(helper.make_node(operator, inputs, [output]))
+        return output
+
+    def number(x: float) -> str:
+        output = _put_in(name, str(len(steps)))
+        tensor = helper.make_tensor(output, TensorProto.FLOAT, [], [x])
+        steps.append(helper.make_node("Constant", [], [output], value=tensor))
+        return output
+
+    value = step("Add", step("Mul", source, number(_DIGITS * (1 + 0.37 * seed % 1))), number(0.29 * seed % 1))
+    fraction = step("Sub", value, step("Floor", value))
+    factor = step("Add", step("Mul", fraction, number(2 * relative)), number(1 - relative))
+    steps.append(helper.make_node("Mul", [source, factor], [name]))
+    return steps
+
+
+def _put_in(name: str, what: str) -> str:
+    return f"{_PREFIX}{what}::{name}"
+
+
+def _is_put_in(name: str) -> bool:
+    return name.startswith(_PREFIX)
+
+
+def _exact(name: str) -> str:
+    return _put_in(name, "exact")
+
+
+def _following(model: onnx.ModelProto, sources: Iterable[str]) -> set[str]:
+    """What depends on these values of a graph, for what they hold and not for their shapes alone."""
+    found = set(sources)
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and found.intersection(onnx_gates.read(node)):
+            found.update(node.output)
+    return found
+
+
+def _of_types(model: onnx.ModelProto, kinds: set[int]) -> set[str]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type in kinds}
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

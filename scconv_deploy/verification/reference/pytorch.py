@@ -1,0 +1,373 @@
+"""PyTorch as the reference: runs a sample and leaves behind what an artifact is held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.exporters.onnx import node_inputs
+from scconv_deploy.gate.flips import changed_gates, count_flips, gate_form, relative_l2
+from scconv_deploy.gate.other_gates import JUMP_DISTURBANCE, UNIT_ROUNDOFF, OtherGate
+from scconv_deploy.gate.planes import as_planes
+from scconv_deploy.gate.swap import SwappedSRU, site_name
+from scconv_deploy.gate.variant import open_mask, sru
+from scconv_deploy.graph.nodes import variant_attributes
+from scconv_deploy.model import steps
+from scconv_deploy.model.float64 import Float64Replay
+from scconv_deploy.model.prepare import Reference
+from scconv_deploy.model.replay import (
+    RecordedGate,
+    all_finite,
+    record_gates,
+    record_modules,
+    replay,
+    run_as_given,
+    run_disturbed,
+)
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.rewrite.reader.variant import weight_error
+from scconv_deploy.verification import metrics
+from scconv_deploy.verification.detections import align_rows
+from scconv_deploy.verification.reference.noise import NoiseRuns, disturbed_modules, followed
+from scconv_deploy.verification.reference.rounding import RoundedRuns
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, RoundedRun, Site, SiteRun
+from scconv_deploy.verification.samples import Sample
+
+_DRAWS = 8
+_JUMP_DRAWS = 8
+_JUMP_NOISES = 4
+"""Of a gate's margin that is not fixed, in multiples of its noise."""
+_DISTURBANCE = {"float32": 2.0**-18, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Of a gate's input, relative to its rms. In float32 ten times the error that a healthy artifact has there (1e-7 to
+4e-7 measured in ONNX Runtime; Winograd convolutions lose up to four bits more); in half a unit in the last place."""
+
+
+class TorchReference:
+    """A :class:`.run.ReferenceSource`."""
+
+    swapped_link = ""
+
+    def __init__(self, reference: Reference) -> None:
+        self.name = reference.name
+        self.left_alone = reference.recognition.refused
+        self._reference = reference
+        self._modules = {m.path: m for m in reference.swapped.modules() if isinstance(m, SwappedSRU)}
+        self._float64 = Float64Replay(reference.swapped, reference.signature)
+        self._noise = NoiseRuns(reference.swapped, reference.signature, self._float64)
+        self._rounded = RoundedRuns(reference.swapped, reference.signature)
+        self._sites: dict[str, Site] = {}
+
+    @property
+    def recognised(self) -> bool:
+        return bool(self._reference.recognition.srus)
+
+    @property
+    def weights(self) -> Arrays:
+        """Parameters and buffers of the model as given, by name."""
+        state = {**dict(self._reference.model.named_parameters()), **dict(self._reference.model.named_buffers())}
+        return {name: tensor.detach().numpy() for name, tensor in state.items()}
+
+    def run(self, sample: object) -> ReferenceRun:
+        """Run a :class:`.samples.Sample`.
+
+        Raises:
+            ModelError, RuntimeError: the model refuses it.
+        """
+        if not isinstance(sample, Sample):
+            raise TypeError(f"expected a Sample, found {type(sample).__name__}")
+        if not sample.deep:
+            return self._run_free(sample)
+        reference, signature = self._reference, self._reference.signature
+        both = self._run_both(sample)
+        outputs, gates, given, swapped = both.outputs, both.gates, both.given, both.swapped
+        as_given = outputs
+        if swapped.given_masks:
+            masks = both.others.decided | {site: gate.mask for site, gate in gates.items()} | swapped.given_masks
+            as_given = replay(reference.swapped, signature, sample.tensors, masks)
+        noise = self._noise.measure(sample.tensors, outputs, gates, both.others)
+        return ReferenceRun(
+            sample.name,
+            _arrays(sample.tensors),
+            _arrays(given),
+            _arrays(outputs),
+            _arrays(as_given),
+            noise.outputs,
+            {
+                name: SiteRun(self._site(name, gate.swapped), gate.x.numpy(), gate.mask.numpy(), noise.sites.get(name))
+                for name, gate in gates.items()
+            },
+            swapped.flips,
+            swapped.distance,
+            tuple(swapped.non_finite),
+            noise.refusal,
+            sample.labels,
+            sample.count,
+            sample.kind,
+            others=noise.others,
+            spread=noise.spread,
+            continuous=noise.continuous,
+        )
+
+    def _run_both(self, sample: Sample) -> _Both:
+        """The swapped model and the given one, with the given one's decisions at the gates of no SRU in both.
+
+        A swapped SRU sums in another order, which may move such a gate behind it: then the swapped model runs again.
+        """
+        recognised = [found.module for found in self._reference.recognition.srus]
+        reference, signature, tensors = self._reference, self._reference.signature, sample.tensors
+        decided: Mapping[str, Tensor] | None = None
+        while True:
+            with steps.recording(reference.swapped, tensors, decided=decided) as others:
+                outputs, gates = record_gates(reference.swapped, signature, tensors)
+            swapped = _Comparison(self._modules, gates)
+            with steps.recording(reference.model, tensors, recognised) as of_given:
+                compare_ = of_given.outside(swapped.compare)
+                given = run_as_given(reference.model, reference.recognition, signature, tensors, compare_)
+            if decided is not None or not others.same_gates(of_given) or others.same_decisions(of_given):
+                return _Both(outputs, gates, others, given, swapped)
+            decided = of_given.decided
+
+    def _run_free(self, sample: Sample) -> ReferenceRun:
+        """The model as given, once, and what its gates' formula says of each SRU's input."""
+        sites: dict[str, SiteRun] = {}
+
+        def keep(path: str, call: int, x: Tensor, y: Tensor) -> None:
+            module, name = self._modules[path], site_name(path, call)
+            if module.conv is not None and module.conv_place == "before":
+                x = module.conv(x)
+            x = as_planes(x)
+            mask = open_mask(x, module.gamma, module.beta, module.variant)
+            sites[name] = SiteRun(self._site(name, module), x.numpy(), mask.numpy())
+
+        reference = self._reference
+        outputs = run_as_given(reference.model, reference.recognition, reference.signature, sample.tensors, keep)
+        given = _arrays(outputs)
+        return ReferenceRun(
+            sample.name,
+            _arrays(sample.tensors),
+            given,
+            given,
+            given,
+            dict.fromkeys(given),
+            sites,
+            labels=sample.labels,
+            count=sample.count,
+            kind=sample.kind,
+            deep=False,
+        )
+
+    def _site(self, name: str, module: SwappedSRU) -> Site:
+        if name not in self._sites:
+            variant = module.variant
+            of_a_sum = variant.weighting in ("sum", "torch_sum")
+            self._sites[name] = Site(
+                name,
+                module.path,
+                str(variant),
+                variant.operator,
+                {key: value.numpy() for key, value in node_inputs(module).items()},
+                variant_attributes(variant),
+                bool(module.gamma.numel() % variant.num_groups),
+                gate_form(module.parameters_of_gate, variant),
+                weight_error(module.gamma.detach().double().reshape(-1).numpy()) if of_a_sum else 0.0,
+            )
+        return self._sites[name]
+
+    def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+        """An exporter merges equal calls and drops unused ones."""
+        return {name: reason for name in missing if (reason := self._why_redundant(run, name, present))}
+
+    def _why_redundant(self, run: ReferenceRun, name: str, present: Sequence[str]) -> str:
+        gate = run.sites[name]
+        module = self._modules[gate.site.path]
+        for other, twin in run.sites.items():
+            same = other in present and self._modules[twin.site.path].variant == module.variant
+            if same and _equal(twin.x, gate.x) and _same_parameters(self._modules[twin.site.path], module):
+                return f"{other} computes the same"
+        masks = {n: torch.from_numpy(mask) for n, mask in (run.masks | {name: ~gate.mask}).items()}
+        inputs = {n: torch.from_numpy(value) for n, value in run.inputs.items()}
+        inverted = _arrays(replay(self._reference.swapped, self._reference.signature, inputs, masks))
+        unchanged = all(np.array_equal(inverted[n], value, equal_nan=True) for n, value in run.outputs.items())
+        return "no output depends on it" if unchanged else ""
+
+    def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Output and gates of one SRU for any input, in PyTorch's float32."""
+        module = self._modules[site.path]
+        tensor = torch.from_numpy(x)
+        with torch.no_grad():
+            mask = open_mask(tensor, module.gamma, module.beta, module.variant)
+            return sru(tensor, module.gamma, module.beta, module.variant, mask).numpy(), mask.numpy()
+
+    def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
+        """The largest change of each output over a few draws in which gates see disturbed inputs."""
+        tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        noise = dict.fromkeys(run.given, 0.0)
+        if not self._modules and not run.others:
+            return noise
+        for seed in range(_DRAWS):
+            moved = run_disturbed(
+                self._reference.swapped, self._reference.signature, tensors, _DISTURBANCE[rounding], seed, run.others
+            )
+            aligned = align_rows(_arrays(moved), run.given)
+            for name, given in run.given.items():
+                noise[name] = max(noise[name], metrics.distance(aligned[name], given))
+        return noise
+
+    def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
+        """The largest change of each output and each SRU's input over a few draws with inputs off by rounding."""
+        tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        free_srus = [name for name in free if name in run.sites]
+        found: dict[str, float] = {}
+        for seed in range(-1, _JUMP_DRAWS):  # the first one as it was
+            generator = torch.Generator().manual_seed(max(seed, 0))
+            decide = {n: _decider(run.others[n], generator, data) for n in free if n in run.others and seed >= 0}
+            own = {n: self._own_gates(run.sites[n], generator, data) for n in free_srus if seed >= 0}
+            seen: dict[str, np.ndarray] = {}
+
+            def watch(name: str, x: Tensor, seen: dict[str, np.ndarray] = seen) -> None:
+                seen[name] = x.numpy().copy()
+
+            moved = {n: _moved(t, generator, data) for n, t in tensors.items()} if seed >= 0 else tensors
+            model, signature = self._reference.swapped, self._reference.signature
+            try:
+                outputs = _arrays(replay(model, signature, moved, masks, watch, decide, own))
+            except (RuntimeError, ModelError):  # another number of rows, where a gate decides how many there are
+                return {}
+            expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
+            aligned = align_rows(outputs, run.outputs) | {name: x for name, x in seen.items() if name in run.sites}
+            apart = {n: metrics.distance(aligned[n], value) for n, value in expected.items() if n in aligned}
+            if seed < 0 and any(apart.values()):
+                return {}  # a random model is no jumping one
+            # a jump that is no number would explain any error
+            found |= {n: max(found.get(n, 0.0), value) for n, value in apart.items() if math.isfinite(value)}
+        return found
+
+    def _own_gates(self, site: SiteRun, generator: torch.Generator, data: str) -> Callable[[Tensor], Tensor]:
+        """Decides an SRU's gates that are not fixed: from an input that is off by an artifact's rounding."""
+        module = self._modules[site.site.path]
+
+        def decide(x: Tensor) -> Tensor:
+            noise = torch.randn(x.shape, generator=generator) * (_DISTURBANCE[data] * x.square().mean().sqrt())
+            return open_mask(x + noise, module.gamma, module.beta, module.variant)
+
+        return decide
+
+    def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
+        """The swapped model with every value rounded, see :mod:`.rounding`."""
+        return self._rounded.measure(run, data, self._float64.rows_apart)
+
+    def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
+        """(path, call, output, floor) of the swapped model's modules with this run's gates."""
+        masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
+        inputs = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        signature = self._reference.signature
+        single = record_modules(
+            self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
+        )
+        exact: Mapping[tuple[str, int], Tensor] = {}
+        if not run.float64_refusal:
+            exact = record_modules(self._float64.model, paths, lambda: self._float64.run(inputs, masks))
+        others = disturbed_modules(
+            followed(inputs, masks),
+            lambda: record_modules(
+                self._reference.swapped, paths, lambda: replay(self._reference.swapped, signature, inputs, masks)
+            ),
+        )
+        for place, value in single.items():
+            apart = [
+                metrics.distance(value.numpy(), ruler[place].numpy())
+                for ruler in (exact, *others)
+                if place in ruler and ruler[place].shape == value.shape
+            ]
+            yield *place, value.numpy(), max(apart, default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """The swapped model's outputs and gates, and the given one's outputs and what its SRUs were compared with."""
+
+    outputs: dict[str, Tensor]
+    gates: dict[str, RecordedGate]
+    others: steps.Steps
+    given: dict[str, Tensor]
+    swapped: _Comparison
+
+
+class _Comparison:
+    """Each call of an SRU as given against its variant, while the model as given runs."""
+
+    def __init__(self, modules: Mapping[str, SwappedSRU], gates: Mapping[str, RecordedGate]) -> None:
+        self._modules, self._gates = modules, gates
+        self.flips: dict[str, FlipCount] = {}
+        self.distance = 0.0
+        self.given_masks: dict[str, Tensor] = {}
+        self.non_finite: list[str] = []
+
+    def compare(self, path: str, call: int, x: Tensor, y: Tensor) -> None:
+        """Compare one call; the gates as given are kept where one differs."""
+        site, swapped = site_name(path, call), self._modules[path]
+        if not (all_finite(x) and all_finite(y)):
+            self.non_finite.append(f"the input or output of {site} in PyTorch")
+            return
+        recorded = self._gates.get(site)
+        known = recorded is not None and swapped.conv_place != "before" and torch.equal(as_planes(x), recorded.x)
+        if known and recorded is not None and torch.equal(y, recorded.y):  # the same bits from the same bits
+            count, apart, mask = FlipCount(recorded.mask.numel()), 0.0, None
+        else:
+            gate_input = swapped.conv(x) if swapped.conv is not None and swapped.conv_place == "before" else x
+            count, apart, mask = _compare_call(swapped, gate_input, x, y)
+        self.flips[path] = self.flips.get(path, FlipCount(0)) + count
+        self.distance = max(self.distance, apart if apart == apart else math.inf)  # max() passes over NaN
+        if mask is not None:
+            self.given_masks[site] = mask
+
+
+def _compare_call(
+    swapped: SwappedSRU, gate_input: Tensor, x: Tensor, y: Tensor
+) -> tuple[FlipCount, float, Tensor | None]:
+    """One call of an SRU as given: flips against its variant, the distance elsewhere, and its gates if one differs."""
+    expected = swapped(x)
+    if swapped.conv_place == "after":  # a convolution mixes the channels, so gates cannot be read from the output
+        return FlipCount(y.numel()), relative_l2(y, expected), None
+    y, expected, gate_input = as_planes(y), as_planes(expected), as_planes(gate_input)
+    found = swapped.parameters_of_gate
+    differs, apart = changed_gates(y, expected, gate_input, swapped.gamma, swapped.beta, swapped.variant)
+    count = count_flips(differs, gate_input, found, swapped.variant)
+    if not differs.any():
+        return count, apart, None
+    return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
+
+
+def _moved(tensor: Tensor, generator: torch.Generator, data: str) -> Tensor:
+    """Off by rounding, where it is data."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor * (1 + JUMP_DISTURBANCE[data] * torch.randn(tensor.shape, generator=generator))
+
+
+def _decider(gate: OtherGate, generator: torch.Generator, data: str) -> Callable[[steps.Operand], Tensor]:
+    """Decides a gate that is not fixed: from a margin that is off by its noise."""
+    view = gate.views[0]
+    smallest = view.scale * UNIT_ROUNDOFF[data]
+    size = torch.from_numpy(smallest if view.noise is None else np.maximum(smallest, view.noise))
+    return lambda operand: steps.disturbed(operand, _JUMP_NOISES * size, generator)
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def _same_parameters(one: SwappedSRU, other: SwappedSRU) -> bool:
+    return one is other or (torch.equal(one.gamma, other.gamma) and torch.equal(one.beta, other.beta))
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

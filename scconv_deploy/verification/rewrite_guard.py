@@ -1,0 +1,361 @@
+"""The guard of a rewrite: the file as it came against the file as it leaves, in ONNX Runtime.
+
+Every SRU's own x is read from a run of the original. On that same x three gates are compared one by one: PyTorch's
+formula (the specification), the original's mask, and the rewritten node's. Then the original's masks are injected
+into the rewritten graph: with the gates equal the rest is continuous, and must come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.gate.cut import gate_parameters, statistics
+from scconv_deploy.gate.flips import count_flips, margins_and_bounds
+from scconv_deploy.gate.other_gates import Found
+from scconv_deploy.gate.other_gates import count_flips as count_other_flips
+from scconv_deploy.gate.planes import as_planes
+from scconv_deploy.gate.variant import open_mask
+from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.contract import mask_input
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.tolerances import ALL, REWRITE
+from scconv_deploy.rewrite.apply import Applied, Fused
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.verification.metrics import distance
+from scconv_deploy.verification.reference.run import Arrays
+
+REPLAY_LIMIT = REWRITE["rewrite_replay"].value
+NAIVE_LIMIT = REWRITE["rewrite_gates"].value
+"""For groups of up to ``_LARGE_GROUP`` elements; beyond, in proportion to their size."""
+_LARGE_GROUP = 2**16
+SigmoidInputs = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class GateComparison:
+    """One SRU, each side fed the original's own x, summed over the samples.
+
+    Attributes:
+        file: the original's mask against PyTorch's formula; ``file_beyond`` of its flips lie beyond ``file_limit``.
+        rewritten: the rewritten node's gates against the same.
+        file_largest_z: the largest distance of one of the original's flips from the threshold, in z.
+        undefined: gates of groups without spread, where the original lost its eps and divides 0 by 0.
+    """
+
+    site: str
+    file: FlipCount
+    rewritten: FlipCount
+    file_beyond: int = 0
+    file_largest_z: float = 0.0
+    file_limit: float = NAIVE_LIMIT
+    undefined: int = 0
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the guard found; its truth value is the verdict.
+
+    Attributes:
+        gates: by SRU.
+        thresholds: other thresholds that were rewritten: (name, elements, changed).
+        others: gates of no SRU that both files decide, on the same input: (name, elements, changed, unexplained).
+        outputs: (name, relative L2 with the original's gates injected, relative L2 free-running); none where the
+            original divides 0 by 0 in every sample.
+        samples: what was run.
+        not_run: why nothing could be compared; empty if it was.
+        unread: SRUs whose gates the original does not show, with the reason.
+    """
+
+    gates: tuple[GateComparison, ...] = ()
+    thresholds: tuple[tuple[str, int, int], ...] = ()
+    others: tuple[tuple[str, int, int, int], ...] = ()
+    outputs: tuple[tuple[str, float, float], ...] = ()
+    samples: tuple[str, ...] = ()
+    not_run: str = ""
+    unread: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What differs and must not."""
+        found = []
+        for gate in self.gates:
+            if gate.rewritten.unexplained:
+                found.append(f"{gate.site}: {gate.rewritten.unexplained} gates differ from PyTorch beyond rounding")
+            if gate.file_beyond:
+                found.append(
+                    f"{gate.site}: {gate.file_beyond} gates of the file lie {gate.file_largest_z:.1e} from the "
+                    f"threshold in z (limit {gate.file_limit:.2g}), so it is another gate"
+                )
+        found += [
+            f"{name}: {unexplained} of {elements} decisions differ from the file's beyond rounding"
+            for name, elements, _, unexplained in self.others
+            if unexplained
+        ]
+        # not (>), so that NaN fails
+        found += [
+            f"output {name} differs by {forced:.1e} relative L2 with the same gates (limit {REPLAY_LIMIT:g})"
+            for name, forced, _ in self.outputs
+            if not forced <= REPLAY_LIMIT
+        ]
+        return tuple(found)
+
+    def __bool__(self) -> bool:
+        return not self.failures
+
+    @property
+    def file_changed(self) -> int:
+        """Gates that the original decides otherwise than PyTorch."""
+        others = sum(changed for _, _, changed in self.thresholds)
+        return sum(gate.file.flips + gate.file.ill_conditioned for gate in self.gates) + others
+
+    @property
+    def rewritten_changed(self) -> int:
+        return sum(gate.rewritten.flips + gate.rewritten.ill_conditioned for gate in self.gates)
+
+    @property
+    def sentence(self) -> str:
+        """The result in one line; empty if no gate was compared."""
+        if not self.gates and not self.thresholds:
+            return ""
+        text = f"your file changed {self.file_changed:,} gates on this input; this one {self.rewritten_changed:,}"
+        undefined = sum(gate.undefined for gate in self.gates)
+        if undefined:
+            text += f"; your file lost its eps: in {undefined:,} (groups without spread) it divides 0 by 0"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": "not run" if self.not_run else "passed" if self else "failed",
+            "sentence": self.sentence,
+            "failures": list(self.failures),
+            "tolerances": {name: asdict(tolerance) for name, tolerance in REWRITE.items()},
+            **asdict(self),
+        }
+
+
+def compare_graphs(
+    original: onnx.ModelProto,
+    rewritten: onnx.ModelProto,
+    applied: Applied,
+    thresholds: SigmoidInputs,
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+) -> GuardReport:
+    """Compare an original and what became of it.
+
+    Args:
+        original, rewritten: below 2 GiB; the rewritten one with its functions.
+        thresholds: of each rewritten sigmoid threshold, the mask's name -> the name of the sigmoid's argument.
+        samples: inputs by name, by what they are called.
+    """
+    tensors = _tensor_names(original)
+    readable = [f for f in applied.fused if f.x in tensors and f.mask in tensors]
+    unread = tuple(
+        (f.site, "the file names its tensors otherwise than its simplified form")
+        for f in applied.fused
+        if f not in readable
+    )
+    masks = {name: z for name, z in thresholds.items() if name in tensors and z in tensors}
+    wanted = {f.x for f in readable} | {f.mask for f in readable} | set(masks) | set(masks.values())
+    others = _other_gates(original, rewritten, set(masks))
+    exposed = _exposing(original, wanted)
+    onnx_gates.lay_open(exposed, [found for found, _ in others], inject=False)
+    try:
+        with (
+            OnnxRuntimeRunner(exposed) as before,
+            OnnxRuntimeRunner(rewritten) as after,
+            OnnxRuntimeRunner(_forced(rewritten, readable, list(masks), [found for _, found in others])) as forced,
+        ):
+            return _compare(original, rewritten, readable, masks, others, samples, (before, after, forced), unread)
+    except ModelError as error:
+        return GuardReport(not_run=str(error), unread=unread)
+
+
+def _compare(
+    original: onnx.ModelProto,
+    rewritten: onnx.ModelProto,
+    fused: Sequence[Fused],
+    thresholds: SigmoidInputs,
+    others: Sequence[tuple[Found, Found]],
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+    runners: tuple[OnnxRuntimeRunner, OnnxRuntimeRunner, OnnxRuntimeRunner],
+    unread: tuple[tuple[str, str], ...],
+) -> GuardReport:
+    before, after, forced = runners
+    nodes = instrument.sites(rewritten)
+    gates: dict[str, GateComparison] = {}
+    changed = dict.fromkeys(thresholds, (0, 0))
+    counts = {found.name: FlipCount(0) for found, _ in others}
+    outputs: dict[str, tuple[float, float]] = {}
+    bounds = {name: _bound(rewritten, name) for name in thresholds}
+    for feeds in samples.values():
+        seen = before.run(feeds)
+        injected = dict(feeds)
+        here: list[GateComparison] = []
+        for one in fused:
+            x = as_planes(torch.from_numpy(seen[one.x]))
+            mask = as_planes(torch.from_numpy(seen[one.mask]) == one.mask_opened)
+            here.append(_gates(rewritten, nodes[one.site], one, x, mask))
+            gates[one.site] = _sum(gates.get(one.site), here[-1])
+            injected[mask_input(one.site)] = mask.numpy()
+        for name, z in thresholds.items():
+            injected[_injected_threshold(name)] = seen[name]
+            differs = int((seen[name] != bounds[name](seen[z])).sum())
+            changed[name] = (changed[name][0] + seen[name].size, changed[name][1] + differs)
+        for other, _ in others:
+            injected[mask_input(other.name)], _ = onnx_gates.decision(other, seen)
+        if any(one.undefined for one in here) and any(np.isnan(seen[o.name]).any() for o in original.graph.output):
+            continue  # the original's own NaN
+        free = after.run(feeds)
+        same_gates = forced.run({name: value for name, value in injected.items() if name in forced.inputs})
+        for both in others:
+            counts[both[0].name] += _other_flips(both, seen, same_gates)
+        for name in (output.name for output in original.graph.output):
+            worst = outputs.get(name, (0.0, 0.0))
+            pair = distance(same_gates[name], seen[name]), distance(free[name], seen[name])
+            outputs[name] = max(worst[0], pair[0]), max(worst[1], pair[1])
+    return GuardReport(
+        tuple(gates.values()),
+        tuple((name, *found) for name, found in changed.items()),
+        tuple((name, count.gates, count.flips, count.unexplained) for name, count in counts.items()),
+        tuple((name, *worst) for name, worst in outputs.items()),
+        tuple(samples),
+        unread=unread,
+    )
+
+
+def _other_gates(
+    original: onnx.ModelProto, rewritten: onnx.ModelProto, thresholds: Collection[str]
+) -> list[tuple[Found, Found]]:
+    """Gates that both files decide under one name; what a rule fused or rewrote is compared otherwise."""
+    here = {one.value: one for one in onnx_gates.candidates(rewritten)}
+    return [
+        (_found(one), _found(here[one.value]))
+        for one in onnx_gates.candidates(original)
+        if one.value in here and one.value not in thresholds and one.kind != "trunc"
+    ]
+
+
+def _found(one: onnx_gates.Candidate) -> Found:
+    return Found(one.value, one.value, one.operands, one.node, one.kind)
+
+
+def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> FlipCount:
+    """Of one gate, with the file's decisions in both; comparisons of integers rounding does not move."""
+    theirs, ours = pair
+    candidate = onnx_gates.Candidate(theirs.value, theirs.operands, theirs.kind, theirs.node)
+    if not onnx_gates.of_floats([candidate], seen):
+        return FlipCount(0)
+    limit, floor = ALL["other_gates"].value, ALL["assumed_floor"].value
+    gate = onnx_gates.gates_of([candidate], seen, floor)[theirs.value]
+    decided, margin = onnx_gates.decision(ours, forced)
+    return count_other_flips(gate, ours, decided, margin, limit, np.dtype(np.float32))
+
+
+def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor, mask: Tensor) -> GateComparison:
+    """One SRU on one sample: PyTorch's formula, the original's mask, and ours, all on the same x."""
+    parameters = gate_parameters(fused.gamma, fused.beta, fused.variant, fused.weight)
+    expected = open_mask(x, fused.gamma, fused.beta, fused.variant, fused.weight)
+    probe = instrument.gate_probe(model, node)
+    if probe is None:
+        raise ModelError(f"{fused.site}: its function hides its gates.", "Leave --inline out to compare.")
+    with OnnxRuntimeRunner(probe) as runner:
+        ours = torch.from_numpy(runner.run({instrument.PROBE_X: x.numpy()})[instrument.PROBE_OPEN])
+    of_file = count_flips(mask != expected, x, parameters, fused.variant)
+    of_ours = count_flips(ours != expected, x, parameters, fused.variant)
+    differs = mask != expected
+    undefined = _without_spread(x, fused) if fused.note else torch.zeros_like(mask)
+    if not differs.any():
+        return GateComparison(fused.site, of_file, of_ours, undefined=int(undefined.sum()))
+    margin, _, ill = margins_and_bounds(x, parameters, fused.variant)
+    _, s = statistics(x.double(), fused.variant)
+    groups = (x.shape[0], fused.variant.num_groups, -1)
+    in_units_of_s = (margin.abs().reshape(groups) / s).reshape(x.shape)
+    slope = (fused.gamma * fused.weight).abs().double().reshape(1, -1, 1, 1)
+    z = (in_units_of_s * slope)[differs & ~ill & ~undefined]
+    limit = NAIVE_LIMIT * max(1.0, x[0].numel() / fused.variant.num_groups / _LARGE_GROUP)
+    beyond = int((~(z <= limit)).sum())
+    return GateComparison(
+        site=fused.site,
+        file=of_file,
+        rewritten=of_ours,
+        file_beyond=beyond,
+        file_largest_z=float(z.max()) if z.numel() else 0.0,
+        file_limit=limit,
+        undefined=int(undefined.sum()),
+    )
+
+
+def _without_spread(x: Tensor, fused: Fused) -> Tensor:
+    """The elements whose group is one number throughout; bool, of x's shape."""
+    groups = x.reshape(x.shape[0], fused.variant.num_groups, -1)
+    constant = groups.amax(dim=2, keepdim=True) == groups.amin(dim=2, keepdim=True)
+    return constant.expand_as(groups).reshape(x.shape)
+
+
+def _sum(one: GateComparison | None, other: GateComparison) -> GateComparison:
+    if one is None:
+        return other
+    return replace(
+        one,
+        file=one.file + other.file,
+        rewritten=one.rewritten + other.rewritten,
+        file_beyond=one.file_beyond + other.file_beyond,
+        file_largest_z=max(one.file_largest_z, other.file_largest_z),
+        file_limit=max(one.file_limit, other.file_limit),
+        undefined=one.undefined + other.undefined,
+    )
+
+
+def _tensor_names(proto: onnx.ModelProto) -> set[str]:
+    return {v.name for v in proto.graph.input} | {name for node in proto.graph.node for name in node.output if name}
+
+
+def _exposing(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """A copy that also outputs these tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    present = {o.name for o in copy.graph.output}
+    known = {v.name: v for v in (*copy.graph.value_info, *copy.graph.input)}
+    for name in sorted(names - present):
+        copy.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
+    return copy
+
+
+def _injected_threshold(name: str) -> str:
+    return f"scconv_guard::{name}"
+
+
+def _forced(
+    proto: onnx.ModelProto, fused: Sequence[Fused], thresholds: Sequence[str], others: Sequence[Found]
+) -> onnx.ModelProto:
+    """The rewritten graph with all gates and rewritten thresholds taken from inputs; it shows the other gates."""
+    copy = instrument.laid_open(proto, [f.site for f in fused], inject=True)
+    del copy.graph.output[:]
+    copy.graph.output.extend(proto.graph.output)
+    onnx_gates.lay_open(copy, others, inject=True)
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            if name in thresholds:
+                node.input[index] = _injected_threshold(name)
+    boolean = TensorProto.BOOL
+    for name in thresholds:
+        copy.graph.input.append(helper.make_tensor_value_info(_injected_threshold(name), boolean, None))
+    return copy
+
+
+def _bound(proto: onnx.ModelProto, name: str) -> Any:
+    """The rewritten comparison as a function of its argument."""
+    node = next(n for n in proto.graph.node if name in n.output)
+    stored = next(t for t in proto.graph.initializer if t.name == node.input[1])
+    tau = onnx.numpy_helper.to_array(stored)
+    return (lambda z: z >= tau) if node.op_type == "GreaterOrEqual" else (lambda z: z < tau)

@@ -1,0 +1,310 @@
+"""``scconv-deploy bench``: artifacts and models timed against each other, in turns, on the same inputs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+
+from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
+from scconv_deploy.model import signature as signatures
+from scconv_deploy.model.inputs import InputSpec
+from scconv_deploy.model.load import load_with_record
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import Progress, silent
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
+from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from scconv_deploy.runtimes.timing import latency
+from scconv_deploy.system.gpu import gpus
+from scconv_deploy.system.progress_lines import Notice
+from scconv_deploy.version import __version__
+from scconv_deploy.workflows.bench_options import (
+    BenchOptions,
+    Content,
+    check_options,
+    check_use,
+    inputs_of,
+    kind_of,
+    read,
+    shapes_of,
+)
+
+_PAGE = "/proc/self/statm"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One subject.
+
+    Attributes:
+        p50_ms, p90_ms, p99_ms, mean_ms: wall clock of one run, copies to and from the device left out.
+        items_per_s: samples of one run (axis 0) over the mean.
+        device_p50_ms: between two events on the stream; None where there is no device.
+        memory_bytes: of what ``memory_of`` names, more than before the subject was loaded: the process's resident set
+            or the device's; None where it cannot be asked.
+        load_s: until it was ready for its first run.
+    """
+
+    name: str
+    kind: str
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    items_per_s: float
+    device_p50_ms: float | None
+    memory_bytes: int | None
+    memory_of: Literal["process", "device"]
+    load_s: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All subjects of one run; they took turns, so that a slow minute hits them all."""
+
+    batch: int
+    rounds: int
+    warmup: int
+    rows: tuple[BenchRow, ...]
+    environment: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class _Subject:
+    """Something ready to run: ``run`` does it once and returns the device's seconds, if there is a device."""
+
+    name: str
+    kind: str
+    items: int
+    run: Callable[[], float | None]
+    memory_bytes: int | None
+    memory_of: Literal["process", "device"]
+    load_s: float
+
+
+def bench_artifacts(
+    names: Sequence[str], options: BenchOptions, command: str = "", progress: Progress = silent
+) -> BenchResult:
+    """Time ONNX files, bundles, engines and models.
+
+    Args:
+        names: a path that ends in ``.onnx`` or ``.engine``, a bundle's folder, or a MODEL.
+
+    Raises:
+        UsageError: a name that is none of them, an open axis without a size, or an option that none of them uses.
+        ModelError: a model that cannot be made, or refuses its inputs.
+        MissingRuntimeError: an engine, and no GPU or library for it.
+        IntegrityError: an artifact that is not what it claims.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    kinds = {name: kind_of(name) for name in names}
+    check_options(set(kinds.values()), options)
+    contents = {name: read(name, kind) for name, kind in kinds.items()}
+    check_use(contents, options)
+    with ExitStack() as stack:
+        subjects: list[_Subject] = []
+        for name in kinds:
+            progress(f"loading {name}")
+            subjects += _subjects(name, contents.pop(name), options, stack, progress)
+        times, device_times = _measure(subjects, options, progress)
+    rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
+    return BenchResult(options.batch, options.rounds, options.warmup, rows, _environment(options, command))
+
+
+def _subjects(
+    name: str, content: Content, options: BenchOptions, stack: ExitStack, progress: Progress
+) -> list[_Subject]:
+    if isinstance(content, EngineArtifact):
+        graphs = (False, True) if options.cuda_graph else (False,)
+        return [_engine(name, content, graph, options, stack) for graph in graphs]
+    if content is not None:
+        return [_onnx(name, content, options, stack)]
+    plain = _pytorch(name, options, False, progress)
+    return [plain, _pytorch(name, options, True, silent)] if options.compiled else [plain]
+
+
+def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
+    before, start = _resident(), time.perf_counter()
+    runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(options.provider, options.threads)))
+    shapes = shapes_of(inputs_of(model), options)
+    dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
+    feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
+
+    def run() -> None:
+        runner.run(feed)
+
+    run()
+    memory = None if before is None else max(0, (_resident() or 0) - before)
+    seconds = time.perf_counter() - start
+    items = _items(shapes.values())
+    where = "" if options.provider.lower().removesuffix("executionprovider") == "cpu" else f", {options.provider}"
+    return _Subject(f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds)
+
+
+def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
+    """Standard normal numbers; zeros and ones for other types."""
+    generator = np.random.default_rng(seed)
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOptions, stack: ExitStack) -> _Subject:
+    start = time.perf_counter()
+    runner = stack.enter_context(TensorRTRunner(artifact, graph, _plugin_of(artifact, options)))
+    numpy_names = {
+        "HALF": "float16",
+        "INT64": "int64",
+        "INT32": "int32",
+        "INT8": "int8",
+        "UINT8": "uint8",
+        "BOOL": "bool",
+    }
+    dtypes = {t.name: np.dtype(numpy_names.get(t.dtype, "float32")) for t in artifact.manifest.inputs}
+    shapes = shapes_of(inputs_of(artifact), options)
+    feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
+    runner.run(feed)
+    memory = runner.device_memory_bytes + artifact.manifest.file_bytes
+    label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
+    items = _items(shapes.values())
+    return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)
+
+
+def _plugin_of(artifact: EngineArtifact, options: BenchOptions) -> Path | None:
+    """The plugin, for the engines that were built with one."""
+    return options.plugin if artifact.manifest.plugin_sha256 else None
+
+
+def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progress) -> _Subject:
+    device = options.resolved_device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingRuntimeError(
+            "torch finds no CUDA device.", "Leave --device out, or install a CUDA build of torch."
+        )
+    before, start = _resident(), time.perf_counter()
+    given = tuple(InputSpec.parse(text) for text in options.inputs)
+    spec = replace(options.model, source=name, inputs=given, seed=options.seed).resolved()
+    if not given:
+        spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
+    model, record = load_with_record(spec)
+    if record.notice:
+        progress(Notice(record.notice))
+    signature = signatures.from_specs(model, spec.inputs, (), options.seed)
+    allocated = 0
+    if device == "cuda":
+        torch.cuda.init()  # the counters below need it
+        torch.cuda.reset_peak_memory_stats()  # of the subjects before
+        allocated = torch.cuda.memory_allocated()
+    model = model.to(device)
+    tensors = {key: value.to(device) for key, value in signature.tensors.items()}
+    target: Any = torch.compile(model) if compiled else model
+
+    def run() -> float | None:
+        with torch.inference_mode():
+            if device == "cpu":
+                signature.call(target, tensors)
+                return None
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            signature.call(target, tensors)
+            last.record()
+            torch.cuda.synchronize()
+            return first.elapsed_time(last) * 1e-3
+
+    _first_run(run, spec, compiled)
+    seconds = time.perf_counter() - start
+    name, how, items = spec.label, "torch.compile" if compiled else "PyTorch", _items(i.shape for i in spec.inputs)
+    if device == "cuda":
+        grown = torch.cuda.max_memory_allocated() - allocated
+        return _Subject(f"{name} ({how})", how, items, run, grown, "device", seconds)
+    memory = None if before is None else max(0, (_resident() or 0) - before)
+    return _Subject(f"{name} ({how})", how, items, run, memory, "process", seconds)
+
+
+def _first_run(run: Callable[[], object], spec: ModelSpec, compiled: bool) -> None:
+    """The run that compiles, and tells whether the inputs fit."""
+    try:
+        run()
+    except RuntimeError as error:  # torch's own, also where torch.compile finds no compiler
+        reason = first_line(error)
+        if compiled:  # as it is, it ran before
+            raise MissingRuntimeError(
+                f"torch.compile cannot compile {spec.label}: {reason}",
+                "Leave --compile out; on a CPU it needs a C++ compiler (CXX), for example g++.",
+            ) from error
+        shapes = ", ".join(map(str, spec.inputs))
+        raise ModelError(f"{spec.label} refuses its inputs ({shapes}): {reason}", "Check --input.") from error
+
+
+def _resident() -> int | None:
+    """Bytes of this process in memory; None where there is no /proc."""
+    try:
+        pages = int(Path(_PAGE).read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _measure(
+    subjects: Sequence[_Subject], options: BenchOptions, progress: Progress
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every subject by round: on the host's clock, and on the device where there is one."""
+    order, shuffle = list(subjects), random.Random(options.seed).shuffle
+    host: dict[str, list[float]] = {s.name: [] for s in subjects}
+    device: dict[str, list[float]] = {s.name: [] for s in subjects}
+    for index in range(options.warmup + options.rounds):
+        counted = index >= options.warmup
+        progress(f"round {index - options.warmup + 1} of {options.rounds}" if counted else "warming up")
+        shuffle(order)
+        for subject in order:
+            start = time.perf_counter()
+            on_device = subject.run()
+            seconds = time.perf_counter() - start
+            if counted:
+                host[subject.name].append(seconds)
+                device[subject.name] += [] if on_device is None else [on_device]
+    return host, device
+
+
+def _items(shapes: Iterable[tuple[int, ...]]) -> int:
+    """How many samples one run takes: axis 0 of the first input that has one."""
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -> BenchRow:
+    found = latency(seconds, device)
+    return BenchRow(
+        subject.name, subject.kind, found.p50_ms, found.p90_ms, found.p99_ms, found.mean_ms,
+        subject.items / (found.mean_ms * 1e-3), found.device_p50_ms,
+        subject.memory_bytes, subject.memory_of, subject.load_s,
+    )  # fmt: skip
+
+
+def _environment(options: BenchOptions, command: str) -> dict[str, str]:
+    return {
+        "command": command,
+        "scconv-deploy": __version__,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "onnxruntime": version("onnxruntime"),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "gpu": ", ".join(map(str, gpus())) or "none",
+        "threads": str(options.threads or "default"),
+        "seed": str(options.seed),
+    }

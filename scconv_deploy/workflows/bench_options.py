@@ -1,0 +1,155 @@
+"""What ``bench`` is asked: its options, what artifacts are, and which options and inputs they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+
+from scconv_deploy.bundle.artifact import artifact_file
+from scconv_deploy.bundle.contents import ENGINE
+from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
+from scconv_deploy.graph.file import read_onnx
+from scconv_deploy.model.inputs import InputSpec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.runtimes.onnxruntime import CPU
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
+
+Kind = Literal["engine", "file", "model"]
+Content = onnx.ModelProto | EngineArtifact | None
+"""Of a file or an engine; None of a model."""
+_NAMES = {"engine": "engines", "file": "ONNX files", "model": "models"}
+_OF_MODELS = {
+    "kwargs": "--kwargs",
+    "weights": "--weights",
+    "weights_key": "--weights-key",
+    "strict": "--non-strict",
+    "trust_checkpoint": "--trust-checkpoint",
+    "embed": "--embed",
+}
+"""A model's own options, by their place in a :class:`.spec.ModelSpec`."""
+_PLAIN = ModelSpec("")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How is measured.
+
+    Attributes:
+        batch: size of axis 0 where it is open.
+        inputs: ``[name:]shape[:dtype]``, for models that are not in the zoo and for other open axes.
+        compiled: models also through torch.compile.
+        cuda_graph: engines also as a CUDA graph.
+        device: where models run.
+        rounds, warmup: timed runs of each subject, and runs before them.
+        threads: of ONNX Runtime and torch on the CPU; 0 is their default.
+        provider: of ONNX Runtime.
+        plugin: the library that the engines were built with.
+        model: how models are made (factory's arguments, weights, embedding); their names take its source's place.
+    """
+
+    batch: int = 1
+    inputs: tuple[str, ...] = ()
+    compiled: bool = False
+    cuda_graph: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    rounds: int = 50
+    warmup: int = 5
+    threads: int = 0
+    seed: int = 0
+    provider: str = CPU
+    plugin: Path | None = None
+    model: ModelSpec = _PLAIN
+
+    @property
+    def resolved_device(self) -> str:
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+
+def kind_of(name: str) -> Kind:
+    """What a name is, by its form."""
+    if name.endswith(ENGINE):
+        return "engine"
+    return "file" if name.endswith((".onnx", ".rejected")) or Path(name).is_dir() else "model"
+
+
+def check_options(kinds: Set[Kind], options: BenchOptions) -> None:
+    """Refuse options of what is not there (UsageError)."""
+    for option, users, given in (
+        *((option, {"model"}, getattr(options.model, name) != getattr(_PLAIN, name))
+          for name, option in _OF_MODELS.items()),
+        ("--compile", {"model"}, options.compiled),
+        ("--device", {"model"}, options.device != "auto"),
+        ("--cuda-graph", {"engine"}, options.cuda_graph),
+        ("--plugin", {"engine"}, options.plugin is not None),
+        ("--provider", {"file"}, options.provider.lower().removesuffix("executionprovider") != "cpu"),
+        ("--threads", {"file", "model"}, options.threads != 0),
+    ):  # fmt: skip
+        if given and not users & kinds:
+            users_named = " and ".join(_NAMES[user] for user in sorted(users))
+            raise UsageError(f"{option} belongs to {users_named}, and none is among the artifacts.", "Leave it out.")
+
+
+def read(name: str, kind: Kind) -> Content:
+    """A file or an engine, checked (UsageError, IntegrityError)."""
+    if kind == "model":
+        return None
+    return load_engine(Path(name)) if kind == "engine" else read_onnx(artifact_file(Path(name))[0])
+
+
+def check_use(contents: Mapping[str, Content], options: BenchOptions) -> None:
+    """Refuse a plugin, a batch or inputs that nothing uses (UsageError); models refuse their inputs themselves."""
+    engines = [content for content in contents.values() if isinstance(content, EngineArtifact)]
+    if options.plugin is not None and not any(engine.manifest.plugin_sha256 for engine in engines):
+        raise UsageError("--plugin: none of the engines was built with a plugin.", "Leave it out.")
+    files = [inputs_of(content) for content in contents.values() if content is not None]
+    of_model = None in contents.values() and not options.inputs
+    if options.batch != 1 and not of_model:
+        single = replace(options, batch=1)
+        if all(shapes_of(own, options) == shapes_of(own, single) for own in files):
+            raise UsageError(
+                f"--batch {options.batch}: no artifact has an axis 0 that is open and not given by --input.",
+                "Leave it out; --input 8x3x224x224 gives a model its batch.",
+            )
+    if None in contents.values():
+        return
+    given = [InputSpec.parse(text) for text in options.inputs]
+    names = list(dict.fromkeys(name for own in files for name in own))
+    for spec in given:
+        if spec.name is not None and spec.name not in names:
+            raise UsageError(
+                f"--input {spec}: no artifact has an input {spec.name!r}.", f"Inputs: {', '.join(names) or 'none'}."
+            )
+    places = max((len(own.keys() - {spec.name for spec in given}) for own in files), default=0)
+    if surplus := [spec for spec in given if spec.name is None][places:]:
+        raise UsageError(f"--input {surplus[0]}: no artifact has an input left for it.", "Leave it out.")
+
+
+def inputs_of(content: onnx.ModelProto | EngineArtifact) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, -1 where an axis is open."""
+    if isinstance(content, EngineArtifact):
+        return {tensor.name: tensor.shape for tensor in content.manifest.inputs}
+    return dict(graph_facts(content).inputs)
+
+
+def shapes_of(inputs: Mapping[str, Sequence[int]], options: BenchOptions) -> dict[str, tuple[int, ...]]:
+    """Shapes without open axes: what ``--input`` says by name, then in order, else the batch on axis 0."""
+    given = [InputSpec.parse(text) for text in options.inputs]
+    chosen = {spec.name: spec.shape for spec in given if spec.name in inputs}
+    free = [name for name in inputs if name not in chosen]
+    chosen |= dict(zip(free, (spec.shape for spec in given if spec.name is None), strict=False))
+    return {name: chosen.get(name) or _closed(name, shape, options.batch) for name, shape in inputs.items()}
+
+
+def _closed(name: str, shape: Sequence[int], batch: int) -> tuple[int, ...]:
+    sizes = tuple(batch if size == -1 and axis == 0 else size for axis, size in enumerate(shape))
+    if -1 in sizes:
+        raise UsageError(f"Input {name!r} is {'x'.join(map(str, shape))}.", f"Add --input {name}:SHAPE.")
+    return sizes

@@ -1,0 +1,221 @@
+"""``scconv-deploy build``: an ONNX file to an engine with its manifest, through the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from scconv_deploy.bundle.device.plan import DevicePlan, Unfinished
+from scconv_deploy.bundle.device_files import write_device_files
+from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters.tensorrt.build import BuildResult, Prepared, Progress, build_network, expanded, prepare
+from scconv_deploy.exporters.tensorrt.cache import EngineCache
+from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
+from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
+from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
+from scconv_deploy.graph.file import read_onnx
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.records.parity import Link, ParityReport
+from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, reject, sidecar
+from scconv_deploy.runtimes.tensorrt.versions import Backend
+from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.gpu import gpus
+from scconv_deploy.trt_plugins.build import LIBRARY
+from scconv_deploy.verification.engine.verdict import ENGINE_LINK, try_to_judge, with_engine
+
+Judge = Callable[[EngineArtifact, Path | None], ParityReport]
+"""Holds an engine, opened with its plugin, against the reference."""
+
+
+def build_file(
+    source: Path,
+    output: Path,
+    options: BuildOptions,
+    *,
+    cache: EngineCache | None = None,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = lambda message: None,
+) -> BuildResult:
+    """Build an engine from an ONNX file.
+
+    Args:
+        cache: None for none.
+        force: overwrite.
+
+    Raises:
+        UsageError, IntegrityError: the file, the options or the output.
+        MissingRuntimeError: the library, or a GPU that the options need.
+        BuildError: the library refuses.
+    """
+    for path in (output, sidecar(output)):
+        check_output_file(path, force)
+    if output.suffix == ".onnx" or output.resolve() == source.resolve():
+        raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
+    prepared = prepare(options, cache)
+    model = read_onnx(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    network = OnnxSource(model)
+    return build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """The engines that a bundle shall have.
+
+    Attributes:
+        here: built by this machine.
+        devices: that build theirs themselves, from the bundle.
+        axes: open ones of the model.
+    """
+
+    here: tuple[BuildOptions, ...] = ()
+    devices: tuple[DeviceTarget, ...] = ()
+    axes: tuple[DynamicAxis, ...] = ()
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Whose engines they are, each once."""
+        on_devices: tuple[Backend, ...] = ("tensorrt",) if self.devices else ()
+        return tuple(dict.fromkeys((*(options.backend for options in self.here), *on_devices)))
+
+    @classmethod
+    def of(
+        cls,
+        backends: Sequence[str],
+        target: str,
+        axes: tuple[DynamicAxis, ...],
+        plugin: Path | None = None,
+        require_plugin: bool = False,
+    ) -> EngineRequest:
+        """Of what the command line says.
+
+        Args:
+            plugin, require_plugin: of the engine that TensorRT builds here; devices build their own plugin.
+
+        Raises:
+            UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or nothing here can use the plugin.
+        """
+        here: list[BuildOptions] = []
+        devices: list[DeviceTarget] = []
+        for backend, parts in split_targets(backends, target).items():
+            devices += [DEVICES[part] for part in parts if part in DEVICES]
+            rest = ",".join(part for part in parts if part not in DEVICES)
+            if rest or not parts:
+                options = BuildOptions(backend, rest, axes=axes)  # type: ignore[arg-type]
+                if backend == "tensorrt":
+                    options = replace(options, plugin=plugin, require_plugin=require_plugin)
+                here.append(options)
+        if (plugin is not None or require_plugin) and not any(options.backend == "tensorrt" for options in here):
+            raise UsageError(
+                f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that TensorRT builds on this "
+                "machine, and none is asked for.",
+                "Add --backend tensorrt, or leave it out: TensorRT-RTX gets no plugins here yet, and devices build "
+                "their own.",
+            )
+        return cls(tuple(here), tuple(devices), axes)
+
+
+@dataclass(frozen=True)
+class BuiltEngines:
+    """What :class:`EngineBuilder` did; the report has its stages and the engines' links."""
+
+    report: ParityReport
+    manifests: tuple[EngineManifest, ...] = ()
+    notes: tuple[str, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineBuilder:
+    """The engines of a bundle: each backend's options with what :func:`prepare` gave, and what is left for devices."""
+
+    wanted: Sequence[tuple[BuildOptions, Prepared]] = ()
+    devices: Sequence[DeviceTarget] = ()
+    axes: Sequence[DynamicAxis] = ()
+    cache: EngineCache | None = None
+    command: str = ""
+    progress: Progress = lambda message: None
+
+    @classmethod
+    def of(
+        cls,
+        request: EngineRequest,
+        cache: EngineCache | None,
+        command: str,
+        progress: Progress = lambda message: None,
+    ) -> EngineBuilder:
+        """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
+        prepared = [(wanted, prepare(wanted, cache)) for wanted in request.here]
+        return cls(prepared, request.devices, request.axes, cache, command, progress)
+
+    def build(
+        self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None
+    ) -> BuiltEngines:
+        """Write ``model.<backend>.engine`` for each backend into a folder, and what devices need to build theirs.
+
+        An engine is judged where there is a GPU, and named ``*.rejected`` if it fails. Each has a link of its backend's
+        name; what is left for devices, or was not built at all, stands in the link "engine".
+        """
+        if not self.wanted and not self.devices:
+            return BuiltEngines(report)
+        log = StageLog()
+        source, digest = OnnxSource(model), hashlib.sha256(data).hexdigest()
+        made: list[tuple[EngineArtifact, Path | None]] = []
+        notes: list[str] = []
+        left: tuple[Unfinished, ...] = ()
+        with log.stage("build") as stage:
+            for options, prepared in self.wanted:
+                if not report:
+                    stage.skipped.append((options.backend, "the ONNX model failed parity"))
+                    continue
+                path = folder / f"model.{options.backend}.engine"
+                result = build_network(
+                    source, digest, path, options, prepared,
+                    cache=self.cache, command=self.command, progress=self.progress,
+                )  # fmt: skip
+                manifest = result.engine.manifest
+                made.append((result.engine, options.plugin))
+                if options.plugin is not None:
+                    write_file(folder / LIBRARY, options.plugin.read_bytes())
+                notes += [note for note in result.notes if note not in notes]  # all share one cache
+                stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
+                stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
+                stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
+            if self.devices and report:
+                profiles = resolve_profiles(source.facts.inputs, (), self.axes)
+                plan = DevicePlan(tuple(self.devices), source.facts, profiles)
+                write_device_files(folder, source, plan)
+                left = plan.unfinished()
+            why = "built on the device, from this bundle" if report else "the ONNX model failed parity"
+            stage.skipped += [(f"tensorrt: {device.name}", why) for device in self.devices]
+        links = [old for old in report.links if old.name != ENGINE_LINK]
+        if left or not made:
+            reason = "; ".join(map(str, left)) or "no engine was built: the ONNX model failed parity"
+            links.append(Link(ENGINE_LINK, "not run", reason))
+        report = replace(report, links=tuple(links), stages=(*report.stages, *log.records))
+        for engine, plugin in made:
+            report = with_engine(report, *self._judge(engine, plugin, judge))
+        manifests = tuple(engine.manifest for engine, _ in made)
+        return BuiltEngines(report, manifests, tuple(notes), left)
+
+    def _judge(
+        self, engine: EngineArtifact, plugin: Path | None, judge: Judge | None
+    ) -> tuple[Link, ParityReport | None]:
+        """The link of an engine, and what was measured if it ran."""
+        manifest = engine.manifest
+        if judge is None or not gpus():
+            why = "it was not asked to run" if gpus() else "no GPU here can run it"
+            what = f"{manifest.summary}, sha256 {manifest.sha256[:12]}"
+            return Link(manifest.backend, "not run", f"built, but {why}: {what}"), None
+        self.progress(f"verifying {engine.path.name}")
+        link, report = try_to_judge(engine, lambda: judge(engine, plugin))
+        if link.status == "failed":
+            reject(engine)
+        return link, report

@@ -1,0 +1,210 @@
+"""The pipeline and the Python API: what the command line calls, and what it returns.
+
+ModelSpec --load--> nn.Module --export--> onnx_ir.Model --precision--> model.onnx --build--> engines;
+verify(reference, artifact) --> ParityReport
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from torch import nn
+
+from scconv_deploy.bundle.contents import MANIFEST, MODEL, REJECTED, REPORT, REPORT_PAGE
+from scconv_deploy.bundle.device.plan import Unfinished
+from scconv_deploy.bundle.device_files import write_run_script
+from scconv_deploy.bundle.folder import check_output_folder, new_folder
+from scconv_deploy.bundle.manifest import manifest_bytes
+from scconv_deploy.bundle.reference import ForEngines, write_reference
+from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.exporters.tensorrt.cache import EngineCache
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.file import serialize
+from scconv_deploy.graph.types import data_type
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import Reference, reference_from_module, reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.stage import Progress, StageLog, silent
+from scconv_deploy.report.render import render, require_html
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest
+from scconv_deploy.system.atomic import write_file
+from scconv_deploy.verification import sru_models
+from scconv_deploy.verification.engine.verdict import judge_engine
+from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+from scconv_deploy.verification.options import Checks
+from scconv_deploy.verification.reference.pytorch import TorchReference
+from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
+from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.workflows.provenance import _versions, provenance_of
+from scconv_deploy.zoo.embed import EmbedResult
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, what it lacks, its engines.
+
+    ``unfinished`` is what is left for devices, target by target.
+    """
+
+    folder: Path
+    artifact: Path
+    digest: str
+    report: ParityReport
+    notes: tuple[str, ...] = ()
+    engines: tuple[EngineManifest, ...] = ()
+    unfinished: tuple[Unfinished, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.report)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "artifact": str(self.artifact),
+            "digest": self.digest,
+            "notes": list(self.notes),
+            "engines": [engine.as_json() for engine in self.engines],
+            "unfinished": [entry.as_json() for entry in self.unfinished],
+            "report": self.report.as_json(),
+        }
+
+
+def deploy_spec(
+    spec: ModelSpec,
+    folder: Path,
+    options: ExportOptions,
+    *,
+    checks: Checks = Checks(),
+    engines: EngineRequest = EngineRequest(),
+    cache: EngineCache | None = None,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> DeployResult:
+    """``scconv-deploy deploy``: export, verify, build engines, and write a bundle.
+
+    An artifact that fails is named ``*.rejected``, and no engine is built from it.
+    """
+    check_output_folder(folder, force)
+    tolerances.table(checks.tolerances)  # refused before any work is done
+    builder = EngineBuilder.of(engines, cache, command, progress)
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
+    provenance = provenance_of(spec, command, log)
+
+    def draw() -> list[Iterable[Sample]]:
+        return checks.samples(reference, spec.seed, spec.source)
+
+    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
+
+
+def deploy(
+    model: nn.Module | EmbedResult,
+    example_inputs: Any,
+    folder: str | Path,
+    *,
+    dynamic: Sequence[DynamicAxis] = (),
+    options: ExportOptions = ExportOptions(),
+    checks: Checks = Checks(),
+    engines: EngineRequest = EngineRequest(),
+    cache: EngineCache | None = None,
+    force: bool = False,
+) -> DeployResult:
+    """Export a module, verify the result against it, build engines, and write the bundle; arguments as for
+    :func:`export`.
+
+    Args:
+        checks: real data, tolerances, and what runs the artifact.
+        engines: what is built here and what devices build; :meth:`.EngineRequest.of` reads a target.
+        cache: of engines; None for none.
+
+    Returns:
+        The result, falsy when parity failed.
+    """
+    command = "scconv_deploy.deploy"
+    check_output_folder(Path(folder), force)
+    builder = EngineBuilder.of(engines, cache, command)
+    options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
+    reference, log = reference_from_module(model, example_inputs, dynamic)
+    draw = partial(checks.samples, reference, 0)
+    return _deploy(reference, Path(folder), options, checks, draw, log, command, silent, {}, builder)
+
+
+def _deploy(
+    reference: Reference,
+    folder: Path,
+    options: ExportOptions,
+    checks: Checks,
+    draw: Callable[[], list[Iterable[Sample]]],
+    log: StageLog,
+    command: str,
+    progress: Progress,
+    provenance: Mapping[str, str],
+    builder: EngineBuilder,
+) -> DeployResult:
+    samples = draw()  # data that cannot be read is refused before any work is done
+    single = export_to_ir(reference, options, log, progress)
+    model = in_precision(single, options, log, progress)
+    data = serialize(model)
+    artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
+    if options.half is not None:
+        artifact = replace(artifact, single=onnx.load_model_from_string(serialize(single)))
+    report = verify_onnx(
+        reference, artifact, with_progress(samples, progress), log,
+        judging=checks.judging, provenance=provenance,
+    )  # fmt: skip
+    name = MODEL + REJECTED if report.verdict == "failed" else MODEL
+    engines = _for_engines(artifact) if options.builds_engines else None
+
+    def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
+        return judge_engine(
+            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), judging=checks.judging,
+            plugin=plugin, provenance=provenance, sru_models=partial(sru_models.of_artifact, artifact.proto),
+        )  # fmt: skip
+
+    with new_folder(folder) as temporary:
+        built = builder.build(artifact.proto, data, temporary, report, judge)
+        report = built.report
+        notes = (*_write_page(temporary, report, progress), *built.notes)
+        write_file(temporary / name, data)
+        write_file(temporary / REPORT, report.as_bytes())
+        noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
+        write_reference(
+            temporary, TorchReference(reference), noise[1::-1], nodes, engines=engines,
+            rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
+        )  # fmt: skip
+        write_run_script(temporary)
+        facts: dict[str, Any] = {
+            "versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict,
+            "unfinished": [entry.as_json() for entry in built.unfinished],
+        }  # fmt: skip
+        sealed = manifest_bytes(temporary, facts)
+        write_file(temporary / MANIFEST, sealed)
+    digest = hashlib.sha256(sealed).hexdigest()
+    return DeployResult(folder, folder / name, digest, report, notes, built.manifests, built.unfinished)
+
+
+def _for_engines(artifact: Artifact) -> ForEngines:
+    """What the engines of an artifact will be judged by, also where there is no onnx."""
+    return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
+
+
+def _write_page(folder: Path, report: ParityReport, progress: Progress) -> tuple[str, ...]:
+    """``report.html``, or a note why there is none: a verdict must not be lost because pictures cannot be drawn."""
+    try:
+        require_html()
+    except MissingRuntimeError as error:
+        return (f"{REPORT_PAGE} was not written: {error}",)
+    progress("drawing the report")
+    write_file(folder / REPORT_PAGE, render(report, "html").encode())
+    return ()

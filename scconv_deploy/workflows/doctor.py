@@ -1,0 +1,235 @@
+"""What this machine can do: runtimes, GPUs, compilers and headers, and where their versions contradict each other.
+
+Nothing here imports a library that it asks about in this process, but torch, ONNX Runtime and TensorRT in children of
+their own: one that crashes on import is a finding, not a crash.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from scconv_deploy.exporters.tensorrt.targets import jetpack_of
+from scconv_deploy.system.machine import (
+    CUDA_WHEELS,
+    PACKAGE,
+    Machine,
+    find_nvcc,
+    find_tensorrt_headers,
+    jetson_linux,
+    unused_tensorrt_include,
+)
+from scconv_deploy.version import __version__
+
+Status = Literal["ok", "missing", "warning"]
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""What TensorRT-RTX builds for (its support matrix; the names that ``tensorrt_rtx.ComputeCapability`` has)."""
+
+_OPTIONAL = {
+    "scikit-learn": ("--data photos", "pip install 'scconv-deploy[data]'"),
+    "pillow": ("--data with images", "pip install 'scconv-deploy[data]'"),
+    "tensorrt-rtx": ("engines for RTX GPUs, built without one", "pip install 'scconv-deploy[rtx]'"),
+    "tensorrt": (
+        "engines with the fused SRU",
+        "pip install tensorrt --extra-index-url https://pypi.nvidia.com (on Jetson: apt install tensorrt)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        name: a package, tool or device.
+        found: its version and place, or what is wrong.
+        needed_for: what does not work without it.
+        remedy: the command that brings it, empty where nothing is to do.
+    """
+
+    group: Literal["python", "runtime", "gpu", "compiler", "versions"]
+    name: str
+    status: Status
+    found: str
+    needed_for: str = ""
+    remedy: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings; falsy when something required is missing."""
+
+    findings: tuple[Finding, ...]
+
+    def __bool__(self) -> bool:
+        return not self.lacking(())
+
+    def lacking(self, required: Sequence[str]) -> list[Finding]:
+        """What is missing of the package's own requirements and of these names; a name that is unknown counts."""
+        names = {f.name for f in self.findings if f.status != "missing"}
+        found = [f for f in self.findings if f.status == "missing" and (f.required or f.name in required)]
+        known = names | {f.name for f in found}
+        unknown = [Finding("python", name, "missing", "not known to doctor") for name in required if name not in known]
+        return found + unknown
+
+    def as_json(self) -> dict[str, Any]:
+        return {"findings": [asdict(finding) for finding in self.findings], "complete": bool(self)}
+
+
+def diagnose(machine: Machine | None = None) -> Diagnosis:
+    """Look at everything; takes a few seconds, for torch and the runtimes are imported once each."""
+    machine = machine or Machine()
+    findings = [*_python(machine), *_runtimes(machine), *_gpus(machine), *_compilers(machine)]
+    return Diagnosis((*findings, *_contradictions(machine, findings)))
+
+
+# --- what is there -----------------------------------------------------------------------------------------------
+
+
+def _python(machine: Machine) -> Iterator[Finding]:
+    yield Finding("python", "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("python", PACKAGE, "ok", __version__)
+    for text in machine.requirements():
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version, wanted = machine.installed(requirement.name), f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            remedy = f"pip install '{wanted}'"
+            yield Finding("python", requirement.name, "missing", "not installed", "everything", remedy, required=True)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            found = f"{version}, expected {requirement.specifier}"
+            yield Finding("python", requirement.name, "warning", found, remedy=f"pip install '{wanted}'", required=True)
+        else:
+            yield Finding("python", requirement.name, "ok", version, required=True)
+    for name, (needed_for, remedy) in _OPTIONAL.items():
+        version = machine.installed(name)
+        if version is None:
+            yield Finding("python", name, "missing", "not installed", needed_for, remedy)
+        else:
+            yield Finding("python", name, "ok", version, needed_for)
+
+
+_TORCH = """
+import json, torch
+print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
+ "devices": [[torch.cuda.get_device_name(i), "%d.%d" % torch.cuda.get_device_capability(i)]
+             for i in range(torch.cuda.device_count())]}))
+"""
+_ORT = "import json, onnxruntime; print(json.dumps({'providers': onnxruntime.get_available_providers()}))"
+_TENSORRT = "import json, {0} as trt; trt.Logger(); print(json.dumps({{'version': trt.__version__}}))"
+
+
+def _runtimes(machine: Machine) -> Iterator[Finding]:
+    torch = machine.asked_child(_TORCH)
+    if torch is None:
+        yield Finding("runtime", "pytorch", "missing", "torch does not import", "everything", "pip install torch", True)
+    else:
+        build = f"CUDA {torch['cuda']} build" if torch["cuda"] else "CPU build"
+        yield Finding("runtime", "pytorch", "ok", build + (", GPU usable" if torch["available"] else ""))
+    ort = machine.asked_child(_ORT)
+    if ort is None:
+        remedy = "pip install onnxruntime"
+        yield Finding("runtime", "onnxruntime-run", "missing", "does not import", "verification", remedy, True)
+    else:
+        yield Finding("runtime", "onnxruntime-run", "ok", ", ".join(ort["providers"]))
+    for package, module in (("tensorrt-rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")):
+        if machine.installed(package) is None:
+            continue
+        answer = machine.asked_child(_TENSORRT.format(module))
+        if answer is None:
+            found = "installed, but its libraries do not load"
+            yield Finding("runtime", f"{package}-run", "missing", found, "engines", _OPTIONAL[package][1])
+        else:
+            yield Finding("runtime", f"{package}-run", "ok", answer["version"])
+
+
+def _gpus(machine: Machine) -> Iterator[Finding]:
+    query = "name,compute_cap,driver_version,memory.total"
+    output = machine.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+    for line in (output or "").splitlines():
+        name, capability, driver, memory = (part.strip() for part in line.split(","))
+        yield Finding("gpu", name, "ok", f"compute capability {capability}, driver {driver}, {memory}")
+    linux = jetson_linux(machine)
+    if linux is not None:
+        yield Finding("gpu", "jetson", "ok", f"L4T R{linux} ({jetpack_of(linux) or 'a JetPack not known here'})")
+    elif not output:
+        remedy = "install NVIDIA's driver; without a GPU, ONNX Runtime and tensorrt-rtx's builder still work"
+        yield Finding("gpu", "gpu", "missing", "nvidia-smi reports none", "running engines and the plugin", remedy)
+
+
+def _compilers(machine: Machine) -> Iterator[Finding]:
+    nvcc = find_nvcc(machine)
+    release = re.search(r"release (\d+\.\d+)", machine.run([nvcc, "--version"]) or "") if nvcc else None
+    if nvcc and release:
+        yield Finding("compiler", "nvcc", "ok", f"CUDA {release[1]} at {nvcc}")
+    else:
+        remedy = f"{CUDA_WHEELS}, or NVIDIA's CUDA toolkit"
+        found = f"{nvcc} does not run" if nvcc else "not found"
+        yield Finding("compiler", "nvcc", "missing", found, "building the fused SRU", remedy)
+    for name, remedy in (("g++", "apt install g++"), ("cmake", "pip install cmake")):
+        place = machine.which(name)
+        if place is None:
+            yield Finding("compiler", name, "missing", "not found", "building the fused SRU", remedy)
+        else:
+            first = (machine.run([place, "--version"]) or "").splitlines()[:1]
+            yield Finding("compiler", name, "ok", first[0] if first else place)
+    headers, unused = find_tensorrt_headers(machine), unused_tensorrt_include(machine)
+    if headers is None:
+        remedy = "apt install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR to NVIDIA/TensorRT's include folder"
+        yield Finding(
+            "compiler", "tensorrt-headers", "missing", unused or "no NvInfer.h found", "building the plugin", remedy
+        )
+    elif unused:
+        found = f"{headers[1]} at {headers[0]}; {unused}"
+        yield Finding(
+            "compiler", "tensorrt-headers", "warning", found, remedy="correct TENSORRT_INCLUDE_DIR, or unset it"
+        )
+    else:
+        yield Finding("compiler", "tensorrt-headers", "ok", f"{headers[1]} at {headers[0]}")
+
+
+# --- what contradicts --------------------------------------------------------------------------------------------
+
+
+def _contradictions(machine: Machine, findings: Sequence[Finding]) -> Iterator[Finding]:
+    by_name = {finding.name: finding for finding in findings if finding.status == "ok"}
+    gpus = [f for f in findings if f.group == "gpu" and f.found.startswith("compute capability")]
+    if machine.installed("onnxruntime") and machine.installed("onnxruntime-gpu"):
+        found = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files"
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        yield Finding("versions", "onnxruntime-gpu", "warning", found, remedy=remedy)
+    torch = by_name.get("pytorch")
+    if gpus and torch and torch.found.startswith("CPU"):
+        remedy = "pip install --force-reinstall torch"
+        yield Finding("versions", "torch", "warning", "a GPU is present, but torch is a CPU build", remedy=remedy)
+    driver = re.search(r"CUDA Version: (\d+)\.(\d+)", machine.run(["nvidia-smi"]) or "") if gpus else None
+    if driver:
+        for name, pattern in (("pytorch", r"CUDA (\d+)\.(\d+) build"), ("nvcc", r"CUDA (\d+)\.(\d+) at")):
+            built = re.search(pattern, by_name[name].found) if name in by_name else None
+            if built and int(built[1]) > int(driver[1]):
+                found = f"{name} is of CUDA {built[1]}.{built[2]}, the driver's is {driver[1]}.{driver[2]}"
+                yield Finding("versions", name, "warning", found, remedy="update the driver, or use an older CUDA")
+    library, headers = by_name.get("tensorrt"), by_name.get("tensorrt-headers")
+    if library and headers and _major(library.found) != _major(headers.found):
+        found = f"TensorRT is {library.found}, its headers {headers.found.split()[0]}"
+        yield Finding("versions", "tensorrt-headers", "warning", found, remedy="set TENSORRT_INCLUDE_DIR to its own")
+    for gpu in gpus:
+        capability = gpu.found.split()[2].rstrip(",")
+        if "tensorrt-rtx" in by_name and capability not in RTX_COMPUTE_CAPABILITIES:
+            found = f"TensorRT-RTX has no support for compute capability {capability} ({gpu.name})"
+            yield Finding("versions", "tensorrt-rtx", "warning", found, remedy="use tensorrt on this GPU")
+
+
+def _major(found: str) -> int | None:
+    try:
+        return Version(found.split()[0]).major
+    except InvalidVersion:
+        return None

@@ -1,0 +1,208 @@
+"""``export``: a model to one ONNX file, its SRUs as nodes; what ``deploy`` begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import onnx_ir as ir
+from torch import nn
+
+from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters.onnx import export_model
+from scconv_deploy.graph.contract import OPSETS, REWRITTEN, MaskForm
+from scconv_deploy.graph.file import check, serialize
+from scconv_deploy.graph.hygiene import tidy
+from scconv_deploy.graph.types import FIRST_OPSET, IoTypes, Precision
+from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.model.prepare import Reference, reference_from_module, reference_from_spec
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
+from scconv_deploy.rewrite.apply import apply_rules
+from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.zoo.embed import EmbedResult
+
+MaskFormChoice = Literal["auto", "where", "multiply"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How the ONNX model is written.
+
+    Attributes:
+        opset: 18 to 23; None takes the lowest that the precision allows, 18 or (bf16) 22.
+        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, as long as it is the only backend, and
+            ``where``, which TensorRT fuses, as soon as there is another.
+        backends: what is produced: ``onnx``, ``tensorrt``, ``tensorrt-rtx``.
+        precision: of the data; statistics, gates and parameters of SRUs stay in float32.
+        io: types of the graph's inputs and outputs where the precision is half.
+        keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
+
+    Raises:
+        UsageError: a value that is none of those named, or options that contradict each other.
+    """
+
+    opset: int | None = None
+    mask_form: MaskFormChoice = "auto"
+    backends: tuple[str, ...] = ("onnx",)
+    precision: Precision = "fp32"
+    io: IoTypes = "float32"
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("precision", Precision),
+            ("io", Literal["float32", "half"]),
+            ("mask_form", MaskFormChoice),
+        ):
+            if getattr(self, name) not in get_args(known):
+                raise UsageError(f"{name} is {getattr(self, name)!r}.", f"There are {', '.join(get_args(known))}.")
+        if self.precision == "fp32":
+            if self.io != "float32" or self.keep:
+                name = "--io half" if self.io != "float32" else f"--keep {self.keep[0]!r}"
+                raise UsageError(f"{name} is for half precision.", "Add --precision fp16 or bf16.")
+        elif self.opset is not None and self.opset < FIRST_OPSET[self.precision]:
+            first = FIRST_OPSET[self.precision]
+            raise UsageError(
+                f"--precision {self.precision} needs opset {first} or later, found {self.opset}.",
+                f"Use --opset {first}, or leave --opset out.",
+            )
+
+    @property
+    def resolved_opset(self) -> int:
+        if self.opset is not None:
+            return self.opset
+        return OPSETS[0] if self.precision == "fp32" else FIRST_OPSET[self.precision]
+
+    @property
+    def half(self) -> HalfOptions | None:
+        """How the exported model is converted; None if it is not."""
+        return None if self.precision == "fp32" else HalfOptions(self.precision, self.io, self.keep)
+
+    @property
+    def resolved_mask_form(self) -> MaskForm:
+        if self.mask_form != "auto":
+            return self.mask_form
+        return "where" if self.builds_engines else "multiply"
+
+    @property
+    def builds_engines(self) -> bool:
+        """Whether a backend besides ``onnx`` is asked for."""
+        return not set(self.backends) <= {"onnx"}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file: where it is, its SHA-256, its SRU nodes (site -> variant) and the stages' records."""
+
+    path: Path
+    sha256: str
+    sites: Mapping[str, str]
+    stages: tuple[StageRecord, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "sites": dict(self.sites),
+            "stages": [_stage_json(stage) for stage in self.stages],
+        }
+
+
+def _stage_json(stage: StageRecord) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "seconds": stage.seconds,
+        "applied": list(stage.applied),
+        "skipped": [list(pair) for pair in stage.skipped],
+    }
+
+
+def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
+    """Export and check; nothing is written."""
+    progress("exporting to ONNX")
+    model = export_model(
+        reference.swapped,
+        reference.recognition,
+        reference.signature,
+        log,
+        opset=options.resolved_opset,
+        mask_form=options.resolved_mask_form,
+        metadata={"scconv_deploy.source": reference.name, "scconv_deploy.mask_form": options.resolved_mask_form},
+    )
+    with log.stage("rewrite") as stage:
+        applied = apply_rules(model, options.resolved_mask_form, options.resolved_opset)
+        stage.applied += applied.lines() or ["nothing to do"]
+        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
+        if applied:
+            found = {one.site: one.variant.label for one in applied.fused}
+            sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
+            model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
+            model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
+            check(ir.to_proto(model))
+    proto = ir.to_proto(model)
+    tidy(proto)
+    return ir.from_proto(proto)
+
+
+def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
+    """The model in the precision that was asked for; the given one is not changed."""
+    if options.half is None:
+        return model
+    progress(f"converting to {options.precision}")
+    with log.stage("precision") as stage:
+        result = converted(model, options.half)
+        stage.applied.append(f"{result.half} nodes in {options.precision}, {result.casts} casts")
+        stage.skipped += result.kept
+        check(ir.to_proto(result.model))
+    return result.model
+
+
+def export_spec(
+    spec: ModelSpec, path: Path, options: ExportOptions, force: bool = False, progress: Progress = silent
+) -> ExportResult:
+    """``scconv-deploy export``."""
+    check_output_file(path, force)
+    log = StageLog()
+    return _write_export(reference_from_spec(spec, log, progress), path, options, log, progress)
+
+
+def export(
+    model: nn.Module | EmbedResult,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    dynamic: Sequence[DynamicAxis] = (),
+    options: ExportOptions = ExportOptions(),
+    force: bool = False,
+) -> ExportResult:
+    """Export a module to ONNX, its SRUs as function nodes.
+
+    Args:
+        model: in eval mode, float32, on the CPU; it is not changed. Or the result of :func:`scconv_deploy.embed`.
+        example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
+        path: the file to write.
+        dynamic: axes to leave open; trace such an axis with a size of at least 2.
+        force: overwrite.
+
+    Raises:
+        ScconvDeployError: with the reason and the remedy.
+    """
+    check_output_file(Path(path), force)
+    reference, log = reference_from_module(model, example_inputs, dynamic)
+    return _write_export(reference, Path(path), options, log, silent)
+
+
+def _write_export(
+    reference: Reference, path: Path, options: ExportOptions, log: StageLog, progress: Progress
+) -> ExportResult:
+    model = in_precision(export_to_ir(reference, options, log, progress), options, log, progress)
+    data = serialize(model)
+    write_file(path, data)
+    sites = json.loads(model.metadata_props["scconv_deploy.sites"])
+    return ExportResult(path, hashlib.sha256(data).hexdigest(), sites, tuple(log.records))

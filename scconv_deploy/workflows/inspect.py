@@ -1,0 +1,282 @@
+"""What a model or an artifact holds: ``scconv-deploy inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto
+from torch.utils.flop_counter import FlopCounterMode
+
+from scconv_deploy.bundle.artifact import artifact_file
+from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.gate.swap import SwappedSRU
+from scconv_deploy.graph import instrument
+from scconv_deploy.graph.file import read_onnx
+from scconv_deploy.graph.types import precision_of, quantization_of
+from scconv_deploy.graph.unknown import foreign_operators
+from scconv_deploy.model.prepare import Reference, reference_from_spec
+from scconv_deploy.model.replay import record_gates
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent, weights_lines
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
+from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_plugin_of
+from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+
+_FOREIGN = "no operator of ONNX or ONNX Runtime, nor a function of the file; a runtime needs a plugin for it"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output; an open axis is the symbol's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxInspection:
+    """An ONNX file.
+
+    Attributes:
+        functions: ``domain::name`` (with the overload) -> how many nodes its body has.
+        sites: SRU node -> its variant, or its operator where the file does not say.
+        operators: how many nodes of each type the graph has, function bodies not counted.
+        parameters: numbers in the initializers.
+        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``; or how they are quantised: ``int8 (Q/DQ)``.
+    """
+
+    path: str
+    file_bytes: int
+    ir_version: int
+    opsets: dict[str, int]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    functions: dict[str, int]
+    sites: dict[str, str]
+    operators: dict[str, int]
+    parameters: int
+    metadata: dict[str, str]
+    precision: str = "fp32"
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "onnx", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class EngineInspection:
+    """An engine: its manifest, and its own layers as JSON texts where the library can open it here.
+
+    Attributes:
+        unopened: why it could not be opened, "" if it was.
+    """
+
+    engine: EngineArtifact
+    layers: tuple[str, ...] = ()
+    unopened: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": "engine", **self.engine.as_json(), "layers_of_the_engine": list(self.layers),
+            "unopened": self.unopened,
+        }  # fmt: skip
+
+
+def inspect_engine(path: Path, plugin: Path | None = None) -> EngineInspection:
+    """Read an engine's manifest, and open the engine where there is a library and a GPU for it.
+
+    Args:
+        plugin: the library that the engine was built with; without it such an engine is not opened, which is said.
+
+    Raises:
+        UsageError: a plugin for an engine that was built without one; or see
+            :func:`scconv_deploy.runtimes.tensorrt.engine.load_engine`.
+        IntegrityError: another plugin than the one it was built with; or see there.
+    """
+    artifact = load_engine(path)
+    if plugin is not None:
+        check_plugin_of(artifact, plugin)
+    try:
+        with TensorRTRunner(artifact, plugin=plugin) as runner:
+            return EngineInspection(artifact, runner.layer_information())
+    except MissingRuntimeError as error:
+        return EngineInspection(artifact, (), error.message)
+
+
+@dataclass(frozen=True)
+class SRUInspection:
+    """One SRU of a model.
+
+    Attributes:
+        training: what its gamma and beta say of its training.
+        open_share: share of gates that are open on the samples.
+        never_open, always_open: how many channels have a gate that never moved on the samples.
+    """
+
+    site: str
+    variant: str
+    channels: int
+    training: str
+    open_share: float
+    never_open: int
+    always_open: int
+
+
+@dataclass(frozen=True)
+class ModelInspection:
+    """A PyTorch model.
+
+    Attributes:
+        parameters: numbers that training moves.
+        multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
+        left_alone: candidate -> why it is not taken for an SRU.
+        samples: what the gates were watched on.
+        weights: where the parameters come from: what was loaded, and how many are random.
+        stages: what was done to get there.
+    """
+
+    model: str
+    parameters: int
+    multiply_adds: int
+    inputs: tuple[str, ...]
+    srus: tuple[SRUInspection, ...]
+    left_alone: dict[str, str]
+    samples: tuple[str, ...]
+    weights: tuple[str, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": "model", **asdict(self)}
+
+
+def inspect_onnx(artifact: Path) -> OnnxInspection:
+    """Read an ONNX file, or the one in a bundle.
+
+    Raises:
+        UsageError, IntegrityError: see :func:`scconv_deploy.graph.file.read_onnx`.
+    """
+    path, facts = artifact_file(artifact)
+    model = read_onnx(path)
+    known = json.loads(next((p.value for p in model.metadata_props if p.key == "scconv_deploy.sites"), "{}"))
+    return OnnxInspection(
+        path=str(path),
+        file_bytes=path.stat().st_size,
+        ir_version=model.ir_version,
+        opsets={o.domain or "ai.onnx": o.version for o in model.opset_import},
+        inputs=tuple(_tensor_info(value) for value in model.graph.input),
+        outputs=tuple(_tensor_info(value) for value in model.graph.output),
+        functions={_function_name(f): len(f.node) for f in model.functions},
+        sites={site: known.get(site, node.op_type) for site, node in instrument.sites(model).items()},
+        operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
+        parameters=sum(_size(tensor) for tensor in model.graph.initializer),
+        metadata={p.key: p.value for p in model.metadata_props},
+        precision=quantization_of(model) or precision_of(model),
+        notes=(
+            *(f"{key}: {value}" for key, value in facts.items()),
+            *(f"{name}: {_FOREIGN}" for name in foreign_operators(model)),
+        ),
+    )
+
+
+def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    return TensorInfo(value.name, TensorProto.DataType.Name(tensor.elem_type).lower(), shape)
+
+
+def _function_name(function: onnx.FunctionProto) -> str:
+    return f"{function.domain}::{function.name}" + (f" ({function.overload})" if function.overload else "")
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    return size
+
+
+def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress = silent) -> ModelInspection:
+    """Load a model and look at its SRUs.
+
+    Args:
+        data: see :func:`scconv_deploy.verification.samples.load_samples`; seeded noise without it.
+    """
+    log = StageLog()
+    reference = reference_from_spec(spec, log, progress)
+    preprocessing = Preprocessing.of(spec.source, reference.model)
+    samples: Iterable[Sample]
+    if data:
+        samples = load_samples(data, reference.signature, preprocessing)
+    else:
+        samples = noise_samples(reference.signature, spec.seed)[:2]
+    progress("watching the gates")
+    return ModelInspection(
+        model=spec.label,
+        parameters=sum(p.numel() for p in reference.model.parameters()),
+        multiply_adds=multiply_adds(reference),
+        inputs=tuple(str(i) for i in spec.resolved().inputs),
+        srus=_srus(reference, samples),
+        left_alone={r.path: r.reason for r in reference.recognition.refused},
+        samples=tuple(str(s) for s in samples),
+        weights=weights_lines(log.records),
+        stages=tuple(log.records),
+    )
+
+
+def multiply_adds(reference: Reference) -> int:
+    """Multiply-adds of one sample: torch's own counter (two operations each), divided by the batch."""
+    batch = max((len(t) for t in reference.signature.tensors.values() if t.dim()), default=1)
+    with FlopCounterMode(display=False) as counter:
+        reference.signature.call(reference.model, reference.signature.tensors)
+    return counter.get_total_flops() // 2 // batch
+
+
+def _srus(reference: Reference, samples: Iterable[Sample]) -> tuple[SRUInspection, ...]:
+    opened: dict[str, torch.Tensor] = {}
+    total: Counter[str] = Counter()
+    modules: dict[str, SwappedSRU] = {}
+    for sample in samples:
+        for site, gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].items():
+            count = gate.mask.sum(dim=(0, 2, 3))
+            opened[site] = opened[site] + count if site in opened else count
+            total[site] += gate.mask.numel() // gate.mask.shape[1]
+            modules[site] = gate.swapped
+    return tuple(
+        SRUInspection(
+            site=site,
+            variant=str(module.variant),
+            channels=module.gamma.numel(),
+            training=describe_training(module),
+            open_share=float(opened[site].sum()) / (total[site] * module.gamma.numel()),
+            never_open=int((opened[site] == 0).sum()),
+            always_open=int((opened[site] == total[site]).sum()),
+        )
+        for site, module in modules.items()
+    )
+
+
+def describe_training(module: SwappedSRU) -> str:
+    """What gamma and beta tell.
+
+    A hard mask times x passes no gradient to gamma and beta, so the original code trains neither: beta keeps its
+    initial 0 to the bit, and gamma its random draw (weight decay may have scaled it).
+    """
+    gamma, beta = module.gamma.detach(), module.beta.detach()
+    if bool((beta != 0).any()):
+        return "trained"
+    if bool((gamma == 1).all()):
+        return "untrained: gamma 1, beta 0"
+    why = " (a hard mask gives them no gradient)" if module.variant.operator == "SRU" else ""
+    return f"untrained: beta 0, gamma random, std {float(gamma.std()):.2f}{why}"

@@ -1,0 +1,184 @@
+"""The names of TensorRT's Python API that the runner uses, with ONNX Runtime behind them: a plan is an ONNX model, and
+an execution reads the bound memory of the host, runs the model and writes its outputs, in its turn on the stream.
+
+It is a real computation through the real runner, and no evidence about TensorRT.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.runtimes.tensorrt.runner import from_bfloat16, to_bfloat16
+
+NAMES = {
+    TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.BFLOAT16: "BF16", TensorProto.INT64: "INT64",
+    TensorProto.BOOL: "BOOL",
+}  # fmt: skip
+_STORED = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64, "BOOL": np.bool_}
+
+
+def at(address, shape, dtype):
+    """Host memory as an array."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class Module:
+    """Stands where the module ``tensorrt`` stands.
+
+    Args:
+        host: the CUDA runtime on host memory.
+        version: of TensorRT.
+        plugins: names that its registry knows; a node of that name without a function is then computed by ``expand``.
+    """
+
+    class ILogger:
+        pass
+
+    class BuilderFlag:
+        TF32 = "TF32"
+
+    class NetworkDefinitionCreationFlag:
+        STRONGLY_TYPED = 1
+
+    class ComputeCapability:
+        CURRENT = "CURRENT"
+
+    class CudaGraphStrategy:
+        WHOLE_GRAPH_CAPTURE = "WHOLE_GRAPH_CAPTURE"
+
+    class DynamicShapesKernelSpecializationStrategy:
+        EAGER = "EAGER"
+
+    class LayerInformationFormat:
+        JSON = "JSON"
+
+    def __init__(self, host, version="10.9.0"):
+        self.host, self.__version__ = host, version
+        self.parsed, self.cleared, self.loaded = [], [], []
+        self.refuse = ""  # what the parser says to everything
+        self.expand = None  # how to compute a node without a function
+        self.open = True
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def Runtime(self, logger):
+        self.runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: Engine(self, data) if self.open else None)
+        return self.runtime
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def Builder(self, logger):
+        return SimpleNamespace(
+            create_network=lambda flags: SimpleNamespace(flags=flags),
+            create_builder_config=lambda: SimpleNamespace(
+                clear_flag=self.cleared.append, set_compute_capability=lambda name, index: True
+            ),
+            build_serialized_network=lambda network, config: network.data,
+        )
+
+    def OnnxParser(self, network, logger):
+        def parse(data):
+            self.parsed.append(data)
+            model = onnx.load_model_from_string(data)
+            network.data = data
+            network.get_input, network.get_output = (
+                lambda index, values=values: SimpleNamespace(
+                    name=values[index].name,
+                    dtype=SimpleNamespace(name=NAMES[values[index].type.tensor_type.elem_type]),
+                    shape=tuple(d.dim_value for d in values[index].type.tensor_type.shape.dim),
+                )
+                for values in (model.graph.input, model.graph.output)
+            )
+            return not self.refuse
+
+        error = SimpleNamespace(desc=lambda: self.refuse)
+        return SimpleNamespace(parse=parse, num_errors=1, get_error=lambda index: error)
+
+    def get_plugin_registry(self):
+        """Takes one library, like the real one: a second one's plugins are registered already."""
+        return SimpleNamespace(
+            load_library=lambda path: None if self.loaded else self.loaded.append(path) or path,
+            get_creator=lambda name, version, space: name if self.loaded else None,
+        )
+
+
+class Engine:
+    device_memory_size_v2 = 1000
+
+    def __init__(self, module, data):
+        model = onnx.load_model_from_string(bytes(data))
+        if module.expand is not None:
+            model = module.expand(model)
+        self.module, self.nodes = module, model.graph.node
+        self.runner = runner_of(model, RuntimeOptions(optimization="basic"))
+        self.types = {v.name: NAMES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
+
+    @property
+    def num_layers(self):
+        return len(self.nodes)
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(
+            get_layer_information=lambda index, form: (
+                f'{{"{form}": "{self.nodes[index].op_type} {self.nodes[index].name}"}}'
+            )
+        )
+
+    def create_execution_context(self, *config):
+        self.configured = config
+        return Context(self)
+
+    def create_runtime_config(self):
+        return SimpleNamespace()
+
+    def get_tensor_location(self, name):
+        return SimpleNamespace(name="DEVICE")
+
+
+class Context:
+    def __init__(self, engine):
+        self.engine, self.addresses, self.shapes = engine, {}, {}
+        self.executions = 0
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+        return True
+
+    def get_tensor_shape(self, name):
+        zeros = {n: np.zeros(self.shapes[n], self._numpy(n)) for n in self.engine.runner.inputs}
+        return self.engine.runner.run(zeros)[name].shape
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        shapes = dict(self.shapes)
+
+        def kernel():
+            self.executions += 1
+            fed = {n: self._read(n, shapes[n]) for n in self.engine.runner.inputs}
+            for name, value in self.engine.runner.run(fed).items():
+                kind = self.engine.types[name]
+                at(self.addresses[name], value.shape, _STORED[kind])[...] = (
+                    to_bfloat16(value) if kind == "BF16" else value
+                )
+
+        self.engine.module.host.launch(stream, kernel)
+        return True
+
+    def _numpy(self, name):
+        return np.float32 if self.engine.types[name] == "BF16" else _STORED[self.engine.types[name]]
+
+    def _read(self, name, shape):
+        kind = self.engine.types[name]
+        stored = at(self.addresses[name], shape, _STORED[kind]).copy()
+        return from_bfloat16(stored) if kind == "BF16" else stored

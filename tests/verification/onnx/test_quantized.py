@@ -1,0 +1,183 @@
+"""Quantised files are called what they are, judged as far as they can be, and not converted."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from typer.testing import CliRunner
+
+from scconv_deploy import export, rewrite_onnx
+from scconv_deploy.cli import app
+from scconv_deploy.graph.types import quantization_of
+from tests import wild
+from tests.rewrite import naive
+
+SHAPE = (2, 3, 10, 10)
+MODEL = ["--reference", "tests/precision/test_quantized.py:net", "--input", "2x3x10x10"]
+
+
+def net():
+    """A factory."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(3, 16, 3), wild.OriginalSRU(16, 4), torch.nn.Conv2d(16, 8, 1)
+    return wild.randomize(torch.nn.Sequential(*layers)).eval()
+
+
+def plain():
+    """A factory: no SRU in it."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 1)).eval()
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self):
+        self._left = [{"input": naive.noise(*SHAPE, seed=seed).numpy()} for seed in range(4)]
+
+    def get_next(self):
+        return self._left.pop() if self._left else None
+
+
+def quantized(
+    source, target, operators=("Conv",), activations=QuantType.QInt8, per_channel=False, form=QuantFormat.QDQ
+):
+    quantize_static(
+        source, target, Reader(), quant_format=form, op_types_to_quantize=["Conv"],
+        activation_type=activations, weight_type=QuantType.QInt8, per_channel=per_channel,
+    )  # fmt: skip
+    return target
+
+
+FORMS = {
+    "int8": {},
+    "uint8": {"activations": QuantType.QUInt8},
+    "per channel": {"per_channel": True},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Exports of both nets, the naive one of the first, and each quantised in every form."""
+    folder = tmp_path_factory.mktemp("quantized")
+    for factory in (net, plain):
+        export(factory(), (naive.noise(*SHAPE),), folder / f"{factory.__name__}.onnx")
+        for name, form in FORMS.items():
+            quantized(folder / f"{factory.__name__}.onnx", folder / f"{factory.__name__} {name}.onnx", **form)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inspect_says_how_a_file_is_quantised(files, form):
+    assert quantization_of(onnx.load(files / "net.onnx")) == ""
+    found = run("inspect", files / f"net {form}.onnx", "--json")
+    assert json.loads(found.stdout)["precision"] == "int8 (Q/DQ)"
+
+
+def test_other_ways_of_quantising_have_their_names(files, tmp_path):
+    integer = quantized(files / "plain.onnx", tmp_path / "integer.onnx", form=QuantFormat.QOperator)
+    assert quantization_of(onnx.load(integer)) == "int8 (integer operators)"
+    text = "(float[2, 4] x) => (float[2, 4] y) <{types} w = {{1, 2, 3, 4}}, float s = {{0.5}}> "
+    text += "{{ {domain}f = {domain}DequantizeLinear(w, s) y = Mul(x, f) }}"
+    head = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> g '
+    four_bits = onnx.parser.parse_model(head + text.format(types="int8[4]", domain=""))
+    four_bits.graph.initializer[0].CopyFrom(onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [4], [1, 2, 3, 4]))
+    assert quantization_of(four_bits) == "int4 (Q/DQ)"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_verify_judges_the_srus_and_the_file_has_no_verdict(files, form):
+    found = run("verify", files / f"net {form}.onnx", *MODEL, "--json")
+    assert found.exit_code == 6
+    assert "was not judged" in found.stderr
+    report = json.loads(found.stdout)
+    assert report["verdict"] == "not run"
+    link = next(link for link in report["links"] if link["name"] == "precision")
+    assert link["status"] == "not run"
+    checks = {check["name"]: check for check in link["checks"]}
+    assert checks["quantization"]["status"] == "not run"
+    assert "the parity of int8 (Q/DQ) is not judged by this version" in checks["quantization"]["reason"]
+    assert "replay" not in checks
+    assert (checks["static"]["status"], checks["teacher-forced gates"]["status"]) == ("passed", "passed")
+    assert report["srus"][0]["teacher_forced"]["unexplained"] == 0
+    assert next(link for link in report["links"] if link["name"] == "onnxruntime")["status"] == "not run"
+
+
+def test_a_damaged_sru_of_a_quantised_file_is_caught(files, tmp_path):
+    model = onnx.load(files / "net int8.onnx")
+    cut = next(t for t in model.graph.initializer if t.name == "1.cut")
+    cut.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(cut) + np.float32(0.1), cut.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = run("verify", tmp_path / "damaged.onnx", *MODEL, "--quiet")
+    assert found.exit_code == 6
+    assert "cut differs in 16 of 16 channels" in found.stderr
+
+
+def test_a_damaged_weight_outside_srus_is_not_called_right(files, tmp_path):
+    model = onnx.load(files / "net int8.onnx")
+    weight = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = run("verify", tmp_path / "damaged.onnx", *MODEL, "--quiet")
+    assert found.exit_code == 6
+    assert "the parity of int8 (Q/DQ) is not judged" in found.stderr
+
+
+def test_parameters_behind_quantisers_are_a_fault(files, tmp_path):
+    """What a quantiser does that knows no fence: sign and cut are no float32 constants any more."""
+    model = onnx.load(files / "net int8.onnx")
+    node = next(n for n in model.graph.node if n.domain == "scconv")
+    index = list(model.graph.node).index(node)
+    scale = onnx.numpy_helper.from_array(np.float32(1 / 64), "cut_scale")
+    model.graph.initializer.append(scale)
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", [node.input[1], "cut_scale"], ["cut_q"]),
+        onnx.helper.make_node("DequantizeLinear", ["cut_q", "cut_scale"], ["cut_dq"]),
+    ]
+    node.input[1] = "cut_dq"
+    for more in reversed(pair):
+        model.graph.node.insert(index, more)
+    onnx.save(model, tmp_path / "fenceless.onnx")
+    found = run("verify", tmp_path / "fenceless.onnx", *MODEL, "--quiet")
+    assert found.exit_code == 6
+    assert "cut is not a constant" in found.stderr
+
+
+def test_without_an_sru_there_is_no_verdict_of_the_file(files):
+    found = run("verify", files / "plain int8.onnx", "--reference", files / "plain.onnx", "--json")
+    link = next(link for link in json.loads(found.stdout)["links"] if link["name"] == "precision")
+    assert link["status"] == "not run"
+    assert "replay" not in {check["name"] for check in link["checks"]}
+
+
+def test_convert_refuses_a_quantised_file(files, tmp_path):
+    found = run("convert", files / "net int8.onnx", "-o", tmp_path / "h.onnx", "--precision", "fp16")
+    assert found.exit_code == 4
+    assert "net int8.onnx is int8 (Q/DQ)" in found.stderr
+    assert "Convert the float32 file that it was quantised from" in found.stderr
+    assert not (tmp_path / "h.onnx").exists()
+
+
+def test_rewrite_keeps_a_quantised_file_quantised(files, tmp_path):
+    """Only its convolutions are quantised, so that its SRU can be read: the weights stay integers."""
+    naive_file = tmp_path / "naive.onnx"
+    naive_file.write_bytes(naive.export(net(), naive.noise(*SHAPE), True, 18).SerializeToString())
+    model = onnx.load(naive_file)
+    for node in model.graph.node:
+        node.input[:] = ["input" if name == model.graph.input[0].name else name for name in node.input]
+    model.graph.input[0].name = "input"
+    onnx.save(model, naive_file)
+    result = rewrite_onnx(quantized(naive_file, tmp_path / "q.onnx"), tmp_path / "out.onnx")
+    written = onnx.load(result.path)
+    assert len(result.sites) == 1
+    assert quantization_of(written) == "int8 (Q/DQ)"
+    count = [
+        sum(n.op_type == "DequantizeLinear" for n in m.graph.node) for m in (onnx.load(tmp_path / "q.onnx"), written)
+    ]
+    assert count[0] == count[1]
+    assert rewrite_onnx(result.path, tmp_path / "again.onnx").outcome == "unchanged"
