@@ -98,7 +98,7 @@ def write(
     summary: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Write ``results/<results>.json``, metadata in every row, and print a Markdown table.
+    """Write ``results/<results>.json``, one row a line, and print a Markdown table.
 
     Args:
         columns: heading -> key of a row; keys that end in ``_s`` are seconds.
@@ -107,17 +107,27 @@ def write(
         facts: further metadata, for example shape and seed.
     """
     shared = metadata() | facts
-    complete = [row | {"metadata": shared | row.get("metadata", {})} for row in rows]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{results}.json"
-    document = {"benchmark": results, **(summary or {}), "rows": complete}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {"benchmark": results, **(summary or {}), "metadata": shared, "rows": list(rows)}
+    path.write_text(by_lines(document), encoding="utf-8")
     if not table:
         return
     lines = [[_cell(key, row.get(key)) for key in columns.values()] for row in rows]
     for cells in (list(columns), ["---"] * len(columns), *lines):
         print(f"| {' | '.join(cells)} |")
     print(f"\n{json.dumps(shared)}\nwritten to benchmarks/results/{path.name}")
+
+
+def by_lines(document: Mapping[str, Any]) -> str:
+    """JSON with one key, and one entry of a list, a line: what changed between two runs can be read in a diff."""
+    lines = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -68,7 +68,7 @@ def test_the_whole_run_writes_its_file_and_its_verdict(emulated, options, tmp_pa
     assert (one["shape"], one["type"], one["bytes"]) == ("2x32x4x4", "fp32", 2 * 32 * 16 * 4)
     assert (one["median_us"], one["of_copy"], one["speedup_eager"], one["speedup_compile"]) == (1050, 0.9, 20.0, 3.0)
     assert one["gb_per_s"] == pytest.approx(2 * one["bytes"] / 1.05e-3 / 1e9, abs=0.1)
-    assert one["metadata"]["l2_bytes"] == 1000
+    assert document["metadata"]["l2_bytes"] == 1000
     verdicts = {each["aim"]: each["verdict"] for each in document["verdicts"]}
     assert list(verdicts.values()) == ["passed", "passed", "not run", "not run", "passed"]  # no headline among these
     assert status == 0
