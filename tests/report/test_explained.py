@@ -34,6 +34,16 @@ def constants(body: list[ast.stmt]) -> dict[str, str]:
     }
 
 
+def imported(tree: ast.Module) -> dict[str, Path]:
+    """Modules of the package that a module imports, by the name that they have in it."""
+    return {
+        alias.asname or alias.name: ROOT.joinpath(*node.module.split("."), f"{alias.name}.py")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("scconv_deploy")
+        for alias in node.names
+    }
+
+
 def names_in_code() -> Iterator[str]:
     """The first argument of each ``Check(...)``, also where a function passes its own first argument on."""
     trees = modules()
@@ -41,7 +51,7 @@ def names_in_code() -> Iterator[str]:
     found: set[str] = set()
     while makers != before:
         before, found = set(makers), set()
-        for path, tree in trees.items():
+        for tree in trees.values():
             for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
                 parameters = [argument.arg for argument in function.args.args]
                 local = constants(function.body)
@@ -53,7 +63,7 @@ def names_in_code() -> Iterator[str]:
                         case ast.Constant(value=str(text)):
                             found.add(text)
                         case ast.Attribute(value=ast.Name(id=module), attr=attribute):
-                            found.add(constants(trees[path.with_stem(module)].body)[attribute])
+                            found.add(constants(trees[imported(tree)[module]].body)[attribute])
                         case ast.Name(id=text) if text in local:
                             found.add(local[text])
                         case ast.Name(id=text) if parameters[:1] == [text]:
