@@ -14,7 +14,7 @@ class ScconvDeployError(Exception):
 
     Args:
         message: names the object, what was expected and what was found, in one line.
-        remedy: what the user can do about it, as a command where there is one.
+        remedy: what the user can do about it, as a command where there is one; every error has one.
 
     Attributes:
         details: lines of another program that explain the message, for example a compiler's; shown before it.
@@ -23,7 +23,7 @@ class ScconvDeployError(Exception):
     exit_code = 1
     details = ""
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
@@ -63,7 +63,7 @@ class BuildError(ScconvDeployError):
 
     exit_code = 5
 
-    def __init__(self, message: str, remedy: str = "", details: str = "") -> None:
+    def __init__(self, message: str, remedy: str, details: str = "") -> None:
         super().__init__(message, remedy)
         self.details = details
 

@@ -28,14 +28,16 @@ _POOLED = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg
 
 def _check_dims(dims: int, owner: str) -> None:
     if dims not in _CONVOLUTIONS:
-        raise ConfigurationError(f"{owner}: dims is {dims}, expected 1 (signals), 2 (images) or 3 (volumes).")
+        raise ConfigurationError(
+            f"{owner}: dims is {dims}, expected 1, 2 or 3.", "Use 1 for signals, 2 for images, 3 for volumes."
+        )
 
 
 def _check_rank(x: Tensor, dims: int, owner: str) -> None:
     if x.dim() != dims + 2:
         raise ConfigurationError(
             f"{owner}: the input {list(x.shape)} has {x.dim()} axes, expected {dims + 2} ([N, C] and dims = {dims}).",
-            f"Build it with dims={x.dim() - 2}." if x.dim() - 2 in _CONVOLUTIONS else "",
+            f"Build it with dims={x.dim() - 2}." if x.dim() - 2 in _CONVOLUTIONS else "Reshape the input to that.",
         )
 
 
@@ -174,22 +176,31 @@ class CRU(nn.Module):
         _check_dims(dims, "CRU")
         out = channels if out_channels is None else out_channels
         if not 0 < alpha < 1:
-            raise ConfigurationError(f"CRU: alpha is {alpha}, expected a number between 0 and 1.")
+            raise ConfigurationError(
+                f"CRU: alpha is {alpha}, expected a number between 0 and 1.", "Use 0.5, as the paper does."
+            )
         if group_kernel_size < 1 or group_kernel_size % 2 == 0:
-            raise ConfigurationError(f"CRU: group_kernel_size is {group_kernel_size}, expected an odd number.")
+            raise ConfigurationError(
+                f"CRU: group_kernel_size is {group_kernel_size}, expected an odd number.", "Use 1, 3 or 5."
+            )
         if squeeze_ratio < 1 or group_size < 1:
             raise ConfigurationError(
-                f"CRU: squeeze_ratio {squeeze_ratio} and group_size {group_size} must both be at least 1."
+                f"CRU: squeeze_ratio {squeeze_ratio} and group_size {group_size} must both be at least 1.",
+                "Use 2 and 2, as the paper does.",
             )
         if fusion not in ("concat", "pairwise"):
-            raise ConfigurationError(f"CRU: fusion is {fusion!r}, expected 'concat' or 'pairwise'.")
+            raise ConfigurationError(
+                f"CRU: fusion is {fusion!r}, expected 'concat' or 'pairwise'.",
+                "Use 'concat' for the published code's fusion, 'pairwise' for the paper's.",
+            )
         self.up_channels = int(alpha * channels)
         self.low_channels = channels - self.up_channels
         up, low = self.up_channels // squeeze_ratio, self.low_channels // squeeze_ratio
         if up < 1 or low < 1:
             raise ConfigurationError(
                 f"CRU: {channels} channels with alpha {alpha} and squeeze_ratio {squeeze_ratio} leave "
-                f"{up} upper and {low} lower channels, expected at least 1 of each."
+                f"{up} upper and {low} lower channels, expected at least 1 of each.",
+                "Use more channels, a smaller squeeze_ratio, or alpha nearer 0.5.",
             )
         if up % group_size or out % group_size:
             raise ConfigurationError(
@@ -199,7 +210,8 @@ class CRU(nn.Module):
             )
         if low >= channels:
             raise ConfigurationError(
-                f"CRU: squeeze_ratio {squeeze_ratio} leaves all {channels} channels in the lower path."
+                f"CRU: squeeze_ratio {squeeze_ratio} leaves all {channels} channels in the lower path.",
+                "Raise alpha or squeeze_ratio.",
             )
         if low > out:
             raise ConfigurationError(

@@ -185,7 +185,7 @@ def test_pairwise_fusion_of_volumes_and_signals(dims):
 
 
 def test_another_number_of_axes_is_refused():
-    with pytest.raises(ConfigurationError, match=r"SRU: dims is 4, expected 1 \(signals\), 2 \(images\) or 3"):
+    with pytest.raises(ConfigurationError, match=r"SRU: dims is 4, expected 1, 2 or 3\. Use 1 for signals"):
         SRU(32, dims=4)
     with pytest.raises(ConfigurationError, match="CRU: dims is 0"):
         CRU(32, dims=0)

@@ -105,7 +105,7 @@ def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
     from scconv_deploy.exporters.tensorrt.cache import EngineCache
 
     if without and folder is not None:
-        raise UsageError("--cache and --no-cache exclude each other.")
+        raise UsageError("--cache and --no-cache exclude each other.", "Leave one of them out.")
     if without:
         return None
     return EngineCache.default() if folder is None else EngineCache(folder, chosen=True)

@@ -43,6 +43,7 @@ from scconv_deploy.version import __version__
 PRODUCER = "scconv-deploy"
 """``producer_name`` of the files that this exporter writes."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_OTHER_OPERATORS = "Write that part of the model with other operators, or export with another --opset."
 _ELIMINATED = "its result is not used, or another node computes the same"
 
 
@@ -131,7 +132,10 @@ def export_model(
         proto = ir.to_proto(model)
         size = proto.ByteSize()
         if size > LARGEST_PROTO_BYTES:
-            raise ModelError(f"The model has {size / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).")
+            raise ModelError(
+                f"The model has {size / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).",
+                "Make it smaller, or export its parts as models of their own.",
+            )
         before = len(proto.graph.node)
         proto = _simplify(proto)
         stage.applied.append(f"onnxsim: {before} -> {len(proto.graph.node)} nodes")
@@ -222,9 +226,9 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         simplified, same = onnxsim.simplify(proto)
     except Exception as error:  # onnxsim raises RuntimeError and its runtime's own types
-        raise ModelError(f"onnxsim refuses the graph: {first_line(error)}") from error
+        raise ModelError(f"onnxsim refuses the graph: {first_line(error)}", _OTHER_OPERATORS) from error
     if not same:
-        raise ModelError("onnxsim changed what the graph computes.")
+        raise ModelError("onnxsim changed what the graph computes.", _OTHER_OPERATORS)
     return simplified
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy.errors import ModelError, ScconvDeployError
+from scconv_deploy.errors import ScconvDeployError
 from scconv_deploy.gate import variant as pytorch_gate
 from scconv_deploy.gate.candidates import Candidate, ConvPlace
 from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut, tau
@@ -80,7 +80,11 @@ class Identified:
 
 
 class NotIdentifiedError(Exception):
-    """No hypothesis, or not this one; the message is the reason."""
+    """A module that no hypothesis, or not this one, explains; a reason for the report, and no error of the user's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class DoesNotRunError(NotIdentifiedError):
@@ -275,7 +279,7 @@ def _by_distance(
     for hypothesis, (x, y) in cases:
         try:
             expected, _ = _expected(candidate, hypothesis, x)
-        except (ScconvDeployError, RuntimeError):
+        except (NotIdentifiedError, ScconvDeployError, RuntimeError):
             continue  # shapes that this hypothesis cannot have
         if expected.shape == y.shape:
             distance = float((y - expected).norm() / y.norm().clamp_min(1e-30))
@@ -303,7 +307,7 @@ def _expected(candidate: Candidate, hypothesis: Hypothesis, x: Tensor) -> tuple[
         x = candidate.conv(x)
     gamma, beta = affine(candidate, hypothesis)
     if x.shape[1] != gamma.numel():
-        raise ModelError(f"{x.shape[1]} channels meet {gamma.numel()} parameters")
+        raise NotIdentifiedError(f"{x.shape[1]} channels meet {gamma.numel()} parameters")
     check_groups(x.shape[1], hypothesis.variant.num_groups, x[0].numel())
     y = pytorch_gate.sru(x, gamma, beta, hypothesis.variant)
     if candidate.conv is not None and hypothesis.conv_place == "after":

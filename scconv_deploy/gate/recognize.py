@@ -75,7 +75,7 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
             kind = type(candidate.module), small_numbers(candidate.module)
             found = identify(candidate, x, seed, remembered.get(kind))
         except NotIdentifiedError as error:
-            refused.append(Refusal(candidate.path, str(error)))
+            refused.append(Refusal(candidate.path, error.reason))
             continue
         hypothesis = found.hypothesis
         remembered[kind] = hypothesis

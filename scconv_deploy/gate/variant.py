@@ -141,7 +141,9 @@ def check_groups(channels: int, num_groups: int, elements: int | None = None, ow
         ConfigurationError: C < G, G does not divide the elements, or a group has one element.
     """
     if num_groups < 1:
-        raise ConfigurationError(f"{owner}: num_groups is {num_groups}, expected at least 1.")
+        raise ConfigurationError(
+            f"{owner}: num_groups is {num_groups}, expected at least 1.", f"Use a divisor of the {channels} channels."
+        )
     if channels < num_groups:
         raise ConfigurationError(
             f"{owner}: {channels} channels are fewer than num_groups {num_groups}.",

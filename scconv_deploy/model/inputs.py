@@ -39,7 +39,10 @@ class InputSpec:
         if dtype not in DTYPES:
             raise UsageError(f"--input {text!r}: no dtype {dtype!r}.", f"Known: {', '.join(DTYPES)}.")
         if min(shape) < 1:
-            raise UsageError(f"--input {text!r}: every size must be at least 1.")
+            raise UsageError(
+                f"--input {text!r}: every size must be at least 1.",
+                "Give the sizes of one example, such as 1x3x224x224.",
+            )
         return cls(shape, match[1], dtype)
 
     def __str__(self) -> str:
@@ -107,7 +110,8 @@ def _parse_range(option: str, text: str) -> tuple[int, int, int, int]:
         raise UsageError(f"{option} {text!r} is not MIN:OPT:MAX.", "Write for example 1:4:8.")
     low, best, high, step = (int(g) for g in match.groups("1"))
     if not 1 <= low <= best <= high:
-        raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX.")
+        ordered = ":".join(str(max(size, 1)) for size in sorted((low, best, high)))
+        raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX.", f"Write for example {ordered}.")
     if high > _LARGEST_SIZE:
         raise UsageError(f"{option} {text!r}: MAX is {high}, expected at most {_LARGEST_SIZE}.", "Give a smaller one.")
     for size in (low, best, high):

@@ -173,10 +173,13 @@ def from_example(
     Raises:
         UsageError: the arguments do not fit the model's forward, or a dynamic axis does not fit the arguments.
     """
+    takes = inspect.signature(model.forward)
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = takes.bind(*args, **kwargs)
     except TypeError as error:
-        raise UsageError(f"The example inputs do not fit the model's forward: {error}.") from error
+        raise UsageError(
+            f"The example inputs do not fit the model's forward: {error}.", f"Give those of forward{takes}."
+        ) from error
     return _of_bound(bound, dynamic)
 
 

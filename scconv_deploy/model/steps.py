@@ -26,6 +26,7 @@ from scconv_deploy.gate.cut import tau
 from scconv_deploy.gate.other_gates import STEPS, OtherGate, View, channel_axes, is_other
 from scconv_deploy.gate.swap import SwappedSRU, site_name
 
+_SAME_STEPS = "Let its forward take the same steps in each run: no random branch, and no size that depends on values."
 _ATEN = torch.ops.aten
 _KINDS: dict[Any, str] = {
     **{getattr(getattr(_ATEN, kind), form): kind
@@ -208,10 +209,10 @@ def _fixed(
 
 def _given(decided: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
     if name not in decided:
-        raise ModelError(f"The model comes to a comparison that it did not come to before: {name}.")
+        raise ModelError(f"The model comes to a comparison that it did not come to before: {name}.", _SAME_STEPS)
     given = decided[name]
     if given.shape != own.shape:
-        raise ModelError(f"{name} has shape {list(own.shape)}, before it had {list(given.shape)}.")
+        raise ModelError(f"{name} has shape {list(own.shape)}, before it had {list(given.shape)}.", _SAME_STEPS)
     return given.to(own.dtype, copy=True)  # code in the wild writes into its masks in place
 
 

@@ -10,6 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 from scconv_deploy.errors import ModelError
 
+_INSTEAD = "Run it in ONNX Runtime."
+
 
 class OnnxReferenceRunner:
     """Runs a small ONNX model in ``onnx.reference``; slow, and written independently of every runtime.
@@ -24,7 +26,7 @@ class OnnxReferenceRunner:
         try:
             self._evaluator = ReferenceEvaluator(model)
         except Exception as error:  # it raises anything on what it does not know
-            raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}") from error
+            raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}", _INSTEAD) from error
         self.inputs = tuple(self._evaluator.input_names)
         self.outputs = tuple(self._evaluator.output_names)
 
@@ -39,7 +41,7 @@ class OnnxReferenceRunner:
         try:
             values = self._evaluator.run(None, dict(tensors))
         except Exception as error:  # see above
-            raise ModelError(f"onnx.reference cannot run the model: {_one_line(error)}") from error
+            raise ModelError(f"onnx.reference cannot run the model: {_one_line(error)}", _INSTEAD) from error
         return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
 
 

@@ -125,11 +125,18 @@ class SruLibrary:
             torch.cuda.CudaError: CUDA's own error.
         """
         if not x.is_cuda or any(p.device != x.device for p in parameters):
-            raise ConfigurationError(f"Fused SRU: x and its parameters are not on one GPU, but on {x.device}.")
+            devices = sorted({str(tensor.device) for tensor in (x, *parameters)})
+            raise ConfigurationError(
+                f"Fused SRU: x and its parameters are on {', '.join(devices)}, expected one GPU.",
+                "Move them to one GPU.",
+            )
         x, parameters = x.contiguous(), [p.contiguous() for p in parameters]
         params = sru_params(x, parameters, settings)
         if reason := self.refusal(params):
-            raise ConfigurationError(f"Fused SRU on {list(x.shape)}, num_groups {settings.num_groups}: {reason}.")
+            raise ConfigurationError(
+                f"Fused SRU on {list(x.shape)}, num_groups {settings.num_groups}: {reason}.",
+                "Change these, or use scconv_deploy.SRU.",
+            )
         y = torch.empty_like(x)
         with torch.cuda.device(x.device):
             workspace = torch.empty(self.workspace_bytes(params), dtype=torch.uint8, device=x.device)
@@ -166,18 +173,21 @@ def _check_arguments(x: Tensor, parameters: Sequence[Tensor], settings: SruSetti
         raise ConfigurationError(f"Fused SRU: operator {operator!r} is unknown.", f"Use one of {', '.join(OPERATORS)}.")
     if x.dim() != 4 or x.dtype not in TYPES:
         raise ConfigurationError(
-            f"Fused SRU: x is {x.dtype} {list(x.shape)}, expected [N, C, H, W] in float32, float16 or bfloat16."
+            f"Fused SRU: x is {x.dtype} {list(x.shape)}, expected [N, C, H, W] in float32, float16 or bfloat16.",
+            "Cast or reshape x, or use scconv_deploy.SRU.",
         )
     count = 2 if operator == "SRU" else 4
     shapes = [tuple(p.shape) for p in parameters]
     if shapes != [(x.shape[1],)] * count:
         raise ConfigurationError(
-            f"Fused SRU: parameters have shapes {shapes}, expected {count} times ({x.shape[1]},) for {operator}."
+            f"Fused SRU: parameters have shapes {shapes}, expected {count} times ({x.shape[1]},) for {operator}.",
+            "Pass one value per channel: cut and sign, then what the operator takes more.",
         )
     types = {p.dtype for p in parameters}
     if len(types) > 1 or not types <= {torch.float32, x.dtype}:
         raise ConfigurationError(
-            f"Fused SRU: parameters are {sorted(map(str, types))}, expected torch.float32 or all of x's {x.dtype}."
+            f"Fused SRU: parameters are {sorted(map(str, types))}, expected torch.float32 or all of x's {x.dtype}.",
+            "Cast all of them to float32.",
         )
 
 

@@ -41,13 +41,18 @@ class DetectionOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold < 1:
-            raise ConfigurationError(f"Detection: score_threshold is {self.score_threshold}, expected 0 <= t < 1.")
+            raise ConfigurationError(
+                f"Detection: score_threshold is {self.score_threshold}, expected 0 <= t < 1.", "Use 0.05, the default."
+            )
         if not 0 <= self.iou_threshold <= 1:
-            raise ConfigurationError(f"Detection: iou_threshold is {self.iou_threshold}, expected 0 to 1.")
+            raise ConfigurationError(
+                f"Detection: iou_threshold is {self.iou_threshold}, expected 0 to 1.", "Use 0.5, the default."
+            )
         if self.candidates_per_level < 1 or self.max_detections < 1:
             raise ConfigurationError(
                 f"Detection: candidates_per_level {self.candidates_per_level} and max_detections "
-                f"{self.max_detections} must both be at least 1."
+                f"{self.max_detections} must both be at least 1.",
+                "Use 1000 and 100, the defaults.",
             )
 
 

@@ -179,7 +179,7 @@ def opened(engine, plugin):
     yield Recorded(finish.read_reference(bundle))
 
 def no_gpu(*_):
-    raise BuildError("there is no GPU")
+    raise BuildError("there is no GPU", "Add one.")
 
 def judge(bundle, engine, plugin, log, facts):
     return judge_with_bundle(bundle, engine, log, provenance=facts, opener=opened, build_sru=no_gpu)

@@ -75,7 +75,7 @@ class EmulatedLibrary(SruLibrary):
         """Like SruLibrary.sru; y_offset: elements by which y lies off a multiple of 256 bytes."""
         params = sru_params(x, parameters, settings)
         if reason := self.refusal(params):
-            raise ConfigurationError(reason)
+            raise ConfigurationError(reason, "Change these.")
         before = GUARD + y_offset * x.element_size()
         room, y = _guarded(x.numel() * x.element_size(), before)
         params.y = y.data_ptr()

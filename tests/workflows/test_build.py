@@ -231,7 +231,7 @@ def test_a_default_cache_that_cannot_be_written_is_said_once_and_not_written_to(
     assert two.build(conv_model(), b"", workplace, full_report()).notes == (note,)
 
     def tell(module, source, options, *_):
-        raise BuildError(f"timing cache: {options.timing_cache}")
+        raise BuildError(f"timing cache: {options.timing_cache}", "Try again.")
 
     monkeypatch.setattr(engine_build, "build_plan", tell)  # TensorRT would keep timings there
     tensorrt = BuildOptions("tensorrt", axes=OPTIONS.axes)

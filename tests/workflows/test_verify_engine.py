@@ -324,7 +324,7 @@ def test_a_failed_engine_is_rejected_and_the_report_fails(module, monkeypatch, r
 
 def test_an_engine_that_cannot_run_here_has_no_verdict(module, monkeypatch, recorded, tmp_path):
     def judge(engine, plugin):
-        raise MissingRuntimeError("TensorRT cannot open it on this GPU: it is for sm120")
+        raise MissingRuntimeError("TensorRT cannot open it on this GPU: it is for sm120", "Build it.")
 
     built = build_with(module, monkeypatch, recorded["fp32"][1], tmp_path, judge)
     link = built.report.links[-1]

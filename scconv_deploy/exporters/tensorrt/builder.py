@@ -68,7 +68,8 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
         if asked:
             require(module, options.backend, name)
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
-        raise UsageError(f"--optimization-level {options.optimization_level}: expected 0 to 5.")
+        level = options.optimization_level
+        raise UsageError(f"--optimization-level {level}: expected 0 to 5.", "Use 3, the default, or leave it out.")
     if options.serialize_plugin and options.plugin is None:
         raise UsageError("--serialize-plugin needs a plugin.", "Add --plugin FILE.")
     if options.serialize_plugin and not options.version_compatible:

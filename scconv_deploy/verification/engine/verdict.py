@@ -118,7 +118,10 @@ def judge_engine(
                 recorded = recorded or _add_sites(measured, run)
                 first = first or run
         if not measured.described:
-            raise UsageError(f"No sample fits the engine: {unfit[0] if unfit else 'there is none'}")
+            raise UsageError(
+                f"No sample fits the engine: {unfit[0] if unfit else 'there is none.'}",
+                "Give inputs within its profile, or build it for these sizes.",
+            )
         judged = recorded or first  # without any input of an SRU each is said not to have been judged
         for site in judged.sites.values() if judged is not None else ():
             srus.judge(site)

@@ -82,7 +82,7 @@ def test_twice_is_refused_without_force_and_a_failure_keeps_the_first(bundle, rt
         finish_bundle(bundle, OPTIONS, device=stand_in.device())
 
     def broken(*_):
-        raise MissingRuntimeError("The GPU went away.")
+        raise MissingRuntimeError("The GPU went away.", "Try again.")
 
     again = FinishOptions(plugin=False, rounds=5, warmup=1, force=True)
     with pytest.raises(MissingRuntimeError, match="went away"):

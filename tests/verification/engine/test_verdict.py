@@ -268,7 +268,7 @@ def test_an_sru_that_cannot_be_built_alone_is_not_run_and_said(tiny_reference, m
     @contextmanager
     def refusing(engine, site, models, plugin):
         if site == "b.SRU":
-            raise BuildError("TensorRT cannot build the SRU b.SRU alone: out of tactics")
+            raise BuildError("TensorRT cannot build the SRU b.SRU alone: out of tactics", "Change it.")
         with ort_builder()(engine, site, models, plugin) as runner:
             yield runner
 
@@ -299,7 +299,7 @@ def test_an_engine_of_whose_gates_none_was_seen_is_not_signed(tiny_reference, mo
 
     @contextmanager
     def refusing(engine, site, models, plugin):
-        raise BuildError(f"TensorRT cannot build the SRU {site} alone: out of tactics")
+        raise BuildError(f"TensorRT cannot build the SRU {site} alone: out of tactics", "Change it.")
         yield
 
     kind = WithoutInputs if why == "no input was kept" else TorchReference
@@ -384,7 +384,10 @@ def test_another_models_engine_is_a_usage_error(tiny_reference, model, tmp_path)
 
 def test_what_cannot_be_opened_or_run_is_no_parity_failure(tiny_reference, model, tmp_path):
     engine = engine_of(model, tmp_path)
-    for error in (MissingRuntimeError("TensorRT cannot open it on this GPU: x"), ModelError("it crashed")):
+    for error in (
+        MissingRuntimeError("TensorRT cannot open it on this GPU: x", "Build it."),
+        ModelError("it crashed", "Run it."),
+    ):
 
         def failing(error=error):
             raise error
@@ -395,7 +398,7 @@ def test_what_cannot_be_opened_or_run_is_no_parity_failure(tiny_reference, model
         assert "sha256" in link.reason
 
     def refused():
-        raise IntegrityError("tampered")
+        raise IntegrityError("tampered", "Copy it again.")
 
     with pytest.raises(IntegrityError):
         try_to_judge(engine, refused)
