@@ -27,8 +27,8 @@ STEPS = {
 """What each link of the chain holds beside the model."""
 
 TERMS = {
-    "SRU": "The part of a ScConv that opens or closes a gate for every element of its input, and lets the two "
-    "halves of the channels cross.",
+    "SRU": "The gated part of a ScConv (spatial reconstruction unit): a gate for every element of its input, then the "
+    "two halves of the channels cross.",
     "gate": "Open where a normalised value reaches a threshold, else closed. It is a step: one unit in the last "
     "place can change it, and then the output jumps.",
     "margin": "How far a gate is from its threshold; |margin| / s is in deviations of its group.",
@@ -38,9 +38,9 @@ TERMS = {
     "there, so their gates are counted apart.",
     "running free": "The artifact as it ships: each layer is fed by the one before.",
     "replay": "The artifact with PyTorch's gates put in, so that no step is left and errors are comparable.",
-    "noise floor": "How far apart runs of the model in PyTorch are that are all right, with the same gates: float32, "
-    "float64, other orders of summation, results moved in their last place. It is the error that nobody can avoid. "
-    "Of a half file the same of PyTorch with every value rounded.",
+    "noise floor": "The distance between runs of the model in PyTorch that are equally right, with the same gates: "
+    "float32, float64, other orders of summation, results moved in their last place. It is the error that nobody "
+    "can avoid. For a half file, the same in PyTorch with every value rounded.",
     "relative L2": "The norm of a difference over the norm of the reference: 1e-6 is a millionth.",
 }
 """Words that a report uses without explaining them where they stand."""

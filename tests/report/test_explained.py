@@ -15,6 +15,7 @@ from tests.report.made import full_report
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "report.md").read_text()
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text().splitlines()
 JUDGING = ROOT / "scconv_deploy"
 COPIES = {"report"}  # makes checks of checks, under the names that they have
 
@@ -87,8 +88,14 @@ def test_the_page_says_the_same_and_each_check_once():
     steps = [line for line in PAGE[: PAGE.index("## Words")].splitlines() if line.startswith("| `")]
     assert steps == [f"| `{name}` | {step} |" for name, step in STEPS.items()]
     assert list(STEPS) == [SWAPPED_LINK, ONNX_LINK, PRECISION_LINK, *ENGINES, ENGINE_LINK]
-    terms = [line for line in PAGE.splitlines() if line.startswith("- **")]
-    assert terms == [f"- **{term}**: {meaning}" for term, meaning in TERMS.items()]
+
+
+def test_the_glossary_says_the_same_and_each_word_once():
+    words = [line.split("**")[1] for line in GLOSSARY if line.startswith("- **")]
+    assert len(words) == len(set(words)) > len(TERMS)
+    assert [f"- **{term}**: {meaning}" for term, meaning in TERMS.items()] == [
+        line for line in GLOSSARY if line.startswith("- **") and line.split("**")[1] in TERMS
+    ]
 
 
 def test_named_tolerances_exist_and_nothing_is_empty():
