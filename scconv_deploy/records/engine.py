@@ -1,4 +1,4 @@
-"""What is measured of an engine as a whole."""
+"""Latency and output errors of a whole engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scconv_deploy.records.metrics import OutputMetrics
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one run of an artifact takes, copies to and from the device left out.
+    """Latency of one run of an artifact, without copies to and from the device.
 
     Attributes:
         shapes: of the inputs, in words; ``rounds`` runs were timed.

@@ -1,4 +1,4 @@
-"""What is said of a gate, without torch: reports are read, and bundles verified, where it is not installed."""
+"""Gate flip counts and refused candidates. No torch: reports are read where it is not installed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FlipCount:
     undecidable: int = 0
 
     def __add__(self, other: FlipCount) -> FlipCount:
-        """The sum over two samples; channels is the larger of both, for which ones they were is not kept."""
+        """The sum over two samples; ``channels`` is the larger of both, because their names are not kept."""
         return FlipCount(
             self.gates + other.gates,
             self.flips + other.flips,
@@ -47,11 +47,11 @@ class FlipCount:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A candidate that was left as it is."""
+    """A candidate module that was not recognised, with the reason."""
 
     path: str
     reason: str
 
 
 ILL_CONDITIONED = 1e-6
-"""Of s relative to |mean|; a definition, which ``records/tolerances.py`` lists with its reason."""
+"""Smallest s / |mean| of a well-conditioned group; ``records/tolerances.py`` lists this definition with its reason."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class OutputMetrics:
-    """How far an output is from the reference's.
+    """Distances of an output from the reference's.
 
     Attributes:
         max_abs, mean_abs: absolute differences, in the output's units.

@@ -1,4 +1,4 @@
-"""What the stages leave behind: frozen records that end in ``report.json``."""
+"""The parity report and its parts: frozen records that ``report.json`` holds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SCHEMA_VERSION = 1
 
 Status = Literal["passed", "failed", "not run"]
 UNDECIDED = frozenset({"jumps", "quantization"})
-"""Checks that say what can be called neither right nor wrong: with one no link, and no report, has passed."""
+"""Checks that are neither right nor wrong: a link with one of them, and its report, has not passed."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that a check holds against a limit, kept so that a stored report can be judged again.
+    """A measured number and its limit, kept so that a stored report can be judged again.
 
     Attributes:
         tolerance: name of the limit in the table of tolerances.
@@ -39,13 +39,13 @@ class Quantity:
 
     @property
     def within(self) -> bool:
-        """Whether the limit is kept; a value that is not a number does not keep it."""
+        """Whether the value is within the limit; NaN is not."""
         return self.value <= self.limit
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question that was asked of a link, its answer and why.
+    """One check of a link: its name, its status and the reason.
 
     Attributes:
         quantities: the numbers that decided; empty where the answer does not rest on a limit.
@@ -72,7 +72,7 @@ class Link:
 
     @classmethod
     def of(cls, name: str, checks: Sequence[Check]) -> Link:
-        """Judge a link by its checks."""
+        """A link with the status that its checks give it."""
         undecided = [c.reason for c in checks if c.name in UNDECIDED]
         if undecided and not any(c.status == "failed" for c in checks):
             return cls(name, "not run", "; ".join(undecided), tuple(checks))
@@ -86,7 +86,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Log-spaced bins of ``|margin| / s`` of the reference's gates: how close to the edge the model lives.
+    """Log-spaced bins of ``|margin| / s`` of the reference's gates.
 
     Attributes:
         edges: n + 1 of them; the first bin also holds everything below, the last everything above.
@@ -99,7 +99,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class FreeRunning:
-    """Gates of the artifact running free, against the reference's.
+    """Flips of the free-running artifact against the reference.
 
     Attributes:
         gates, flips: how many were compared, how many differ in a well-conditioned group.
@@ -118,7 +118,7 @@ class FreeRunning:
 
 @dataclass(frozen=True)
 class LayerError:
-    """One tensor that both sides have, in the graph's order, with the reference's gates on both sides.
+    """Error of one tensor that both sides have, with the reference's gates on both sides.
 
     Attributes:
         name: the ONNX value.
@@ -139,7 +139,7 @@ class LayerError:
 
 @dataclass(frozen=True)
 class WorstInput:
-    """An input on which the artifact, as it is, is farthest from PyTorch; index counts within the sample's batch."""
+    """An input on which the free-running artifact is farthest from PyTorch; ``index`` counts in the sample's batch."""
 
     sample: str
     index: int
@@ -161,7 +161,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class SRUParity:
-    """One SRU, summed over the samples.
+    """Parity of one SRU, summed over the samples.
 
     Attributes:
         site: its node, named after its module (``#2`` for a second call).
@@ -187,14 +187,14 @@ class SRUParity:
 
     @property
     def variant_label(self) -> str:
-        """The variant without its numbers, and whose sum of gamma it divides by where that is not Python's."""
+        """The variant without its numbers, and the order of its sum of gamma where that is not Python's."""
         name = self.variant.split(" ")[0]
         return f"{name} (torch.sum)" if self.variant.endswith(", torch.sum)") else name
 
 
 @dataclass(frozen=True)
 class OtherGateParity:
-    """One gate that belongs to no known SRU (a comparison, a rounding), summed over the samples.
+    """Parity of one gate of no known SRU (a comparison, a rounding), summed over the samples.
 
     Attributes:
         site: its module and what it computes, ``features.2::ge``.
@@ -216,7 +216,7 @@ class OtherGateParity:
 
     @property
     def sentence(self) -> str:
-        """In one line."""
+        """The flips of this gate in one line."""
         if self.reason:
             return f"{self.site}: {self.reason}"
         apart = "" if self.operand_ratio is None else f", operands {self.operand_ratio:.1f}x their noise"
@@ -226,7 +226,7 @@ class OtherGateParity:
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output of the model, the worst over the samples.
+    """Parity of one output of the model, the worst over the samples.
 
     Attributes:
         name: of the output.
@@ -250,7 +250,7 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class EngineParity:
-    """What was measured of an engine that ran; its link has its backend's name.
+    """Parity of an engine that ran; its link has its backend's name.
 
     Attributes:
         backend: ``tensorrt`` or ``tensorrt-rtx``, and the library's version.
@@ -320,7 +320,7 @@ class ParityReport:
 
     @property
     def _undecided(self) -> list[str]:
-        """What could be called neither right nor wrong."""
+        """Reasons of checks that found neither right nor wrong."""
         return [f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.name in UNDECIDED]
 
     def __bool__(self) -> bool:
@@ -328,7 +328,7 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Each failed check, or the link's own reason where it has none, the link's name first; or that none ran."""
+        """Failures, the link's name first: each failed check, or the link's own reason; or that nothing ran."""
         if self.verdict == "not run":
             return tuple(self._undecided) or ("no link ran, so nothing is proved",)
         failed = [link for link in self.links if link.status == "failed"]
@@ -340,7 +340,7 @@ class ParityReport:
 
     @property
     def headline(self) -> str:
-        """The verdict's reason in one line: the first failure, or what the gates and the replay showed."""
+        """The reason of the verdict in one line: the first failure, or the results of gates and replay."""
         if self.failures:
             more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
             return self.failures[0] + more
@@ -360,7 +360,7 @@ class ParityReport:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What a link that passed did not look at, the link's name first."""
+        """Checks of passed links that were not run, the link's name first."""
         return tuple(
             f"{link.name}: {c.reason}"
             for link in self.links
@@ -381,12 +381,12 @@ class ParityReport:
         return _finite(document)
 
     def as_bytes(self) -> bytes:
-        """``report.json``."""
+        """The bytes of ``report.json``."""
         return (json.dumps(self.as_json(), indent=2) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or Infinity: they become strings."""
+    """The value with NaN and infinities as strings, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of the pipeline.
+    """Record of one stage: seconds, what it applied, what it skipped and why.
 
     Attributes:
         name: of the stage.
@@ -27,13 +27,13 @@ class StageRecord:
 
 @dataclass
 class StageLog:
-    """Collects the records of one run, in order."""
+    """The stage records of one run, in order."""
 
     records: list[StageRecord] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[OpenStage]:
-        """Time a stage; what is noted on the yielded object goes into its record."""
+        """Time a stage and record what is noted on the yielded object."""
         opened = OpenStage()
         start = time.perf_counter()
         try:
@@ -46,14 +46,14 @@ class StageLog:
 
 @dataclass
 class OpenStage:
-    """What a stage notes while it runs."""
+    """Notes of a running stage."""
 
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:
-    """Where a model's parameters come from, as the stage that loaded it says: what was loaded, how many are random."""
+    """Lines on where a model's parameters come from: what was loaded, how many are random."""
     loaded = [line for record in records if record.name == "load" for line in record.applied]
     return tuple(line for line in loaded if line.startswith("weights"))
 

@@ -16,7 +16,7 @@ GIVEN = "given by the user"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A limit, what it limits, and why it is what it is."""
+    """A limit, what it limits, and the reason for its value."""
 
     value: float
     limits: str
@@ -24,7 +24,7 @@ class Tolerance:
 
     @property
     def given(self) -> bool:
-        """Whether it is a user's."""
+        """Whether the user gave this limit."""
         return self.reason == GIVEN
 
 
@@ -263,7 +263,7 @@ REWRITE: dict[str, Tolerance] = {
         "(measured 4.7e-5 for a volume's group of 2**20 elements in ONNX Runtime)",
     ),
 }
-"""Of the guard of ``scconv-deploy rewrite`` (:mod:`.rewrite_guard`), which has no option to change them."""
+"""Limits of the guard of ``scconv-deploy rewrite`` (:mod:`.rewrite_guard`), which has no option to change them."""
 
 
 def table(overrides: Mapping[str, float] | None = None) -> dict[str, Tolerance]:
@@ -292,7 +292,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
 
 
 def parse_values(texts: Sequence[str]) -> dict[str, float]:
-    """The same of any table, such as a stored report's (UsageError if it is not of that form)."""
+    """Read overrides of any table, such as a stored report's (UsageError if one is not NAME=VALUE)."""
     values = {}
     for text in texts:
         name, _, value = text.partition("=")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def empty_argument(arguments: Sequence[str]) -> str:
-    """What is wrong where an argument is empty, as ``--digest "$UNSET"`` gives it; "" if none is.
+    """The complaint about an empty argument, as ``--digest "$UNSET"`` gives it; "" if none is empty.
 
     No option means anything then, and one that is taken for not given would leave a check out in silence.
     """

@@ -21,7 +21,7 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """What the driver lists; empty where there is no driver or no device."""
+    """The GPUs that the driver lists; empty where there is no driver or no device."""
     driver, count = _driver(), ctypes.c_int()
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()

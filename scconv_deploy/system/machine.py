@@ -1,4 +1,4 @@
-"""How the machine is asked for its programs and headers. Standard library only: it also runs on the device."""
+"""Programs and headers of this machine. Standard library only: it also runs on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 PACKAGE = "scconv-deploy"
 CUDA_WHEELS = "pip install 'scconv-deploy[cuda]'"
-"""What brings nvcc where no CUDA toolkit is installed."""
+"""Remedy where no CUDA toolkit is installed."""
 
 _CHILD_TIMEOUT_S = 120
 _TENSORRT_INCLUDES = (
@@ -29,7 +29,7 @@ _TENSORRT_INCLUDES = (
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """What a program prints, or None where it cannot be run."""
+    """Output of a program, or None where it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -50,7 +50,7 @@ def _requirements() -> list[str]:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the machine is asked; tests answer in its place."""
+    """Access to programs, files and variables of the machine; tests put their own in its place."""
 
     run: Callable[[Sequence[str]], str | None] = _run
     which: Callable[[str], str | None] = shutil.which
@@ -61,7 +61,7 @@ class Machine:
     site_packages: tuple[Path, ...] = field(default_factory=lambda: tuple(Path(p) for p in sys.path if p))
 
     def asked_child(self, code: str) -> dict[str, Any] | None:
-        """The JSON that a Python child prints last; None where it fails."""
+        """JSON that a Python child process prints last; None where it fails."""
         output = self.run([sys.executable, "-c", code])
         try:
             return json.loads(output.strip().splitlines()[-1]) if output else None
@@ -99,7 +99,7 @@ def find_tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
 
 
 def unused_tensorrt_include(machine: Machine) -> str:
-    """That TENSORRT_INCLUDE_DIR is set and holds no headers, so that others are looked for; "" where it does."""
+    """A note that TENSORRT_INCLUDE_DIR is set but holds no headers; "" where it holds some."""
     given = machine.environ.get("TENSORRT_INCLUDE_DIR", "")
     if not given or all((Path(given) / name).is_file() for name in ("NvInfer.h", "NvInferVersion.h")):
         return ""
@@ -107,7 +107,7 @@ def unused_tensorrt_include(machine: Machine) -> str:
 
 
 def _resolved(defines: Mapping[str, str], name: str) -> str:
-    """The number of a macro; TensorRT 10.13 and later define one by another."""
+    """The number behind a macro; TensorRT 10.13 and later define one macro by another."""
     value = defines.get(name, "?")
     return _resolved({k: v for k, v in defines.items() if k != name}, value) if value in defines else value
 

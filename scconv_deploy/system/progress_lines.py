@@ -1,4 +1,4 @@
-"""Progress where stderr is no terminal: a line now and then, for the logs of CI. Standard library only."""
+"""Progress where stderr is no terminal: a line every ten seconds, for the logs of CI. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from contextlib import suppress
 
 EVERY_S = 10.0
-"""At most one line in so long; what is done sooner says nothing."""
+"""Seconds between two lines; work that is done sooner prints none."""
 SAME_S = 60.0
-"""What goes on unchanged is said again after so long, for CI ends jobs that are silent."""
+"""Seconds after which an unchanged message is printed again: CI ends silent jobs."""
 
 
 class Notice(str):
-    """A progress message that stays on the terminal, and is there with ``--json`` too."""
+    """A progress message that stays on the terminal and is printed with ``--json`` too."""
 
 
 class LogLines:
-    """Takes each progress message, and writes the latest one with the time that has passed, while the block lasts."""
+    """Writer of the latest progress message and the time that has passed, while its block lasts."""
 
     def __init__(self, write: Callable[[str], object] | None = None, clock: Callable[[], float] = time.monotonic):
         self._write = write or _to_stderr

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 BROKEN_PIPE = 128 + 13
-"""The exit code of what SIGPIPE ends, as shells give it: other tools leave ``| head`` so, and ``pipefail`` knows it."""
+"""Exit code that shells give a process ended by SIGPIPE, as other tools leave ``| head``; ``pipefail`` knows it."""
 NOTHING_LEFT = "No half-written file is left."
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _SAME_WISH_S = 0.5  # a terminal and what forwards signals (uv run, docker --init) give one wish twice
 
 
 class Signals:
-    """The handler of the signals that end a process: SIGINT, SIGTERM and SIGHUP, unless they were ignored already.
+    """Handler of the signals that end a process: SIGINT, SIGTERM and SIGHUP, unless they were ignored already.
 
     Until a command has begun the process leaves at once, for there is nothing to be undone; then KeyboardInterrupt is
     raised, so that children and temporary files go; once the exit code is decided it stays what it is.
@@ -46,7 +46,7 @@ class Signals:
 
     @classmethod
     def install(cls, program: str) -> Signals:
-        """Handle the signals from here on; what is installed already is kept."""
+        """Handle the signals from here on; an installed handler is kept."""
         found = installed()
         if found is not None:
             return found
@@ -73,11 +73,11 @@ class Signals:
             raise KeyboardInterrupt
 
     def begin(self) -> None:
-        """From here on there may be something to undo."""
+        """Note that from here on there may be something to undo."""
         self._begun = True
 
     def check(self) -> None:
-        """Raise again what somebody swallowed: libraries have bare excepts, and C code cannot pass exceptions on."""
+        """Raise an interrupt again that a library swallowed, by a bare except or in C code."""
         from threading import current_thread, main_thread
 
         if self.number is not None and not self._held and current_thread() is main_thread():
@@ -101,7 +101,7 @@ class Signals:
         return 128 + number, f"Interrupted{by}.", NOTHING_LEFT
 
     def _report(self) -> int:
-        """Say it with system calls alone: a handler may run in the middle of a write to the same stream."""
+        """Print the interrupt by system calls alone: a handler may run in the middle of a write to that stream."""
         code, message, remedy = self.failure
         if "--json" in sys.argv:
             _write(1, f'{{\n  "error": {{\n    "exit_code": {code},\n    "message": "{message}",\n'
@@ -110,7 +110,7 @@ class Signals:
         return code
 
     def unraisable(self, found: Any) -> None:
-        """An interrupt in a destructor or a callback is lost there: give it again."""
+        """Raise an interrupt again that a destructor or callback lost."""
         if isinstance(found.exc_value, KeyboardInterrupt) and self.number is not None and self._decided is None:
             from threading import Thread
 
@@ -120,7 +120,7 @@ class Signals:
             sys.__unraisablehook__(found)
 
     def leave(self, code: int) -> NoReturn:
-        """End the process with a code that nothing changes any more: not a signal, not a stream that is closed."""
+        """End the process with this exit code, whatever signals or closed streams do meanwhile."""
         self._decided = code
         for stream in (sys.stdout, sys.stderr):
             flush(stream)
@@ -132,21 +132,21 @@ class Signals:
 
 
 def installed() -> Signals | None:
-    """The process's handler; None in tests, and in programs that use the package."""
+    """The handler of this process; None in tests, and in programs that use the package."""
     numbers = (getattr(signal, name, None) for name in _NAMES)  # any of them may have been ignored already
     handlers = (signal.getsignal(number) for number in numbers if number is not None)
     return next((handler for handler in handlers if isinstance(handler, Signals)), None)
 
 
 def held() -> Any:
-    """A context in which no signal tears a step apart, where :class:`Signals` are installed."""
+    """A context in which signals wait for the end of a step, where :class:`Signals` are installed."""
     from contextlib import nullcontext
 
     return installed() or nullcontext()
 
 
 def interrupted() -> tuple[int, str, str]:
-    """What is said of a KeyboardInterrupt: exit code, message, remedy."""
+    """Exit code, message and remedy of a KeyboardInterrupt."""
     return (installed() or Signals("")).failure
 
 

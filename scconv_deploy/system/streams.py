@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def flush(stream: Any) -> bool:
-    """Flush a stream; False if nobody reads it any more: what is still to come goes nowhere."""
+    """Flush a stream; False if nobody reads it any more, and further output is discarded."""
     try:
         if stream is not None:
             stream.flush()
@@ -26,7 +26,7 @@ def flush(stream: Any) -> bool:
 
 
 def open_standard_streams() -> None:
-    """Point closed standard streams at nothing: the next file would get their number, and what is printed with it."""
+    """Open closed standard streams on the null device: else the next file would get their number, and their output."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
