@@ -1,4 +1,4 @@
-"""What a file given as a checkpoint or as weights is, by its bytes: said before anything is tried on it."""
+"""Kind of a checkpoint or weights file, told from its bytes before anything reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO, Literal
 from scconv_deploy.errors import IntegrityError, ModelError, ScconvDeployError, UntrustedError, UsageError
 
 ReadableKind = Literal["pickle", "safetensors", "unknown"]
-"""Of files that may be what they are given for; ``unknown`` is for torch.load to say what is wrong."""
+"""Kinds that can be read; what is wrong with an ``unknown`` one, torch.load says."""
 
 _START_BYTES = 512
 _ZIP = b"PK\x03\x04"
@@ -33,11 +33,11 @@ _STARTS = (
     (b"ftrt", "a TensorRT engine"),
     (b"\x7fELF", "a shared library or program"),
 )
-"""First bytes of what is neither PyTorch's nor safetensors."""
+"""First bytes of files that are neither PyTorch's nor safetensors."""
 
 
 def readable_kind(path: Path, what: str) -> ReadableKind:
-    """How a checkpoint or weights file is to be read.
+    """The way to read a checkpoint or weights file.
 
     Args:
         path: an existing file.
@@ -74,13 +74,13 @@ def readable_kind(path: Path, what: str) -> ReadableKind:
 
 
 def has_checkpoint_start(path: Path) -> bool:
-    """Whether a file begins as what torch.save writes, whatever its name."""
+    """Whether a file begins like one of torch.save, whatever its name."""
     with path.open("rb") as file:
         return file.read(4).startswith((_ZIP, _PICKLE))
 
 
 def holds_weights_alone(path: Path) -> bool:
-    """Whether a pickle that must not be executed makes tensors and no module, by the names in it."""
+    """Whether a pickle makes tensors and no module, told from the names in it without executing it."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))

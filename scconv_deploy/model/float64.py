@@ -1,4 +1,4 @@
-"""PyTorch in float64 with the gates of the float32 run: a ruler for noise, no judge of gates.
+"""PyTorch in float64 with the gates of the float32 run. It measures noise and judges no gate.
 
 It runs a few rows of a sample at a time where the rows do not depend on one another, which is tried out and not taken
 for granted: tensors then stay in the cache and in the allocator's pool. Measured on ScConv-ResNet-50 with 8 images:
@@ -22,7 +22,7 @@ from scconv_deploy.model.replay import RecordedGate, all_finite, replay
 from scconv_deploy.model.signature import Signature
 
 _ELEMENTS_AT_ONCE = 2**19
-"""Of the largest input or gate: two rows of ScConv-ResNet-50, 32 of a network on CIFAR's images."""
+"""Elements of the largest input or gate in one part: two rows of ScConv-ResNet-50, 32 of a network on CIFAR's images."""
 _SAME = 1e-10
 """Relative L2 between a row run alone and beside others: float64's sums in another order are at 1e-15, and nothing
 below this moves a floor, of which the smallest is 6e-8."""
@@ -30,7 +30,7 @@ below this moves a floor, of which the smallest is 6e-8."""
 
 @dataclass
 class Noise:
-    """float32 against float64 with the same gates.
+    """Distances of float32 from float64 with the same gates.
 
     Attributes:
         outputs: in float64, by name.
@@ -46,7 +46,7 @@ class Noise:
 
     @property
     def at_gates(self) -> dict[str, float]:
-        """Relative L2 of each gate's input, where that is a number."""
+        """Relative L2 of each gate's input; without those that are NaN."""
         return {site: (error / max(size, 1e-300)) ** 0.5 for site, (error, size) in self.squares.items()}
 
     def add(self, site: str, x: Tensor, exact: Tensor) -> None:
@@ -77,7 +77,7 @@ class Float64Replay:
 
     @property
     def rows_apart(self) -> bool:
-        """Whether rows were seen not to depend on one another."""
+        """Whether a run showed that rows do not depend on one another."""
         return bool(self._by_rows)
 
     def run(
@@ -97,7 +97,7 @@ class Float64Replay:
         gates: Mapping[str, RecordedGate],
         others: steps.Steps | None = None,
     ) -> Noise:
-        """Hold a float32 run against float64.
+        """Compare a float32 run with float64.
 
         Args:
             tensors: the inputs by name.
@@ -139,7 +139,7 @@ class Float64Replay:
         return found
 
     def _alike(self, last_row: Mapping[str, Tensor], run: _Single, part: slice) -> bool:
-        """Whether the last row comes out of other company as it did out of its part, at every gate and output.
+        """Whether the last row gives the same at every gate and output, whatever rows run beside it.
 
         Its place among the rows is another one too, so that parameters that belong to a place show as well.
         """

@@ -1,4 +1,4 @@
-"""Which numbers of a new module are random: what is drawn while it is built, followed into its parameters."""
+"""Random numbers of a new module, followed from where they are drawn into its parameters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"})
 """In-place operators whose result does not depend on what the tensor held."""
 _MAKES_NEW = ("new_", "empty", "zeros", "ones", "full")
-"""How operators begin that take a tensor for its shape and type alone: ``zeros_like``, ``new_empty``."""
+"""Prefixes of operators that read only a tensor's shape and type: ``zeros_like``, ``new_empty``."""
 
 
 @dataclass(frozen=True)
 class RandomParameters:
-    """What of a model nobody trained: parameters that hold what was drawn while the model was built.
+    """Untrained parameters of a model: those that hold numbers drawn while it was built.
 
     Attributes:
         random: numbers in parameters that were drawn, or computed from what was drawn.
@@ -58,7 +58,7 @@ class Draws(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operator, and pass the marks on."""
+        """Run an operator, and pass the marks of its inputs on to its results."""
         result = func(*args, **(kwargs or {}))
         if isinstance(func, torch._ops.OpOverload) and not torch._C._is_tracing():
             self._lost |= torch._C._current_graph_task_id() != -1  # a backward pass
@@ -69,7 +69,7 @@ class Draws(TorchDispatchMode):
         return result
 
     def of(self, model: nn.Module) -> RandomParameters:
-        """What of a model's parameters and buffers is random now."""
+        """The random share of a model's parameters and buffers now."""
         held = {} if self._lost else dict(model.named_parameters())
         random = {name: count for name, p in held.items() if (count := self._count(p))}
         buffers = () if self._lost else (name for name, buffer in model.named_buffers() if self._count(buffer))
@@ -118,7 +118,7 @@ class Draws(TorchDispatchMode):
             self._marks[key] = StorageWeakRef(storage), mask
 
     def _count(self, tensor: Tensor) -> int:
-        """How many of a tensor's numbers are random."""
+        """Number of random entries of a tensor."""
         if not _has_storage(tensor):
             return 0
         storage = tensor.untyped_storage()

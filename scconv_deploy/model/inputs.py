@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
-"""Of inputs: those that torch, NumPy and ONNX share."""
+"""Dtypes of inputs: those that torch, NumPy and ONNX share."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class DynamicAxis:
-    """An axis whose size is left open, from ``minimum`` to ``maximum``; ``optimum`` is what it is tuned for.
+    """A dynamic axis of size ``minimum`` to ``maximum``; an engine is tuned for ``optimum``.
 
     ``input`` is the name of an input; None means axis 0 of every input, one shared symbol ``batch``. Sizes are the
     multiples of ``step``. Axes with the same name in ``shared`` always have the same size.

@@ -25,7 +25,7 @@ from scconv_deploy.zoo.embed import EmbedResult, Example, embed_on
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """How a model came by its numbers.
+    """Origin of a model's parameters.
 
     Attributes:
         weights: what was loaded of ``spec.weights``.
@@ -39,13 +39,13 @@ class LoadRecord:
 
     @property
     def applied(self) -> tuple[str, ...]:
-        """What was loaded, and what of the parameters is random, one line each."""
+        """The loaded weights and the random parameters, one line each."""
         lines = (self.weights.summary,) if self.weights else ()
         return (*lines, f"weights: {self.random}") if self.random.random else lines
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """(what, which) of the weights that were not loaded or not used."""
+        """Weights that were not loaded or not used, as (what, which)."""
         if self.weights is None:
             return ()
         left = self.weights.left
@@ -55,7 +55,7 @@ class LoadRecord:
 
     @property
     def notice(self) -> str:
-        """What was read from the weights and what was not, in one line; "" without weights."""
+        """The weights that were read and those that were not, in one line; "" without weights."""
         if self.weights is None:
             return ""
         left = [f"{what}: {which}" for what, which in self.weights.left]
@@ -105,7 +105,7 @@ def _weigh(model: nn.Module, entries: Sequence[Entry] | None, spec: ModelSpec, o
 
 
 def _of_embedded(entries: Sequence[Entry], model: nn.Module, key: str | None) -> bool:
-    """Whether weights are those of the embedded network, by the names of what fits best or else of anything."""
+    """Whether weights are the embedded network's, by the names in the best fit, or else in any entry."""
     ways = fits(entries, Expected.of(model), key)
     if ways:
         return _holds_scconv(ways[0].inside, model)
@@ -167,7 +167,7 @@ def load_with_record(spec: ModelSpec) -> tuple[nn.Module, LoadRecord]:
 
 
 def _module(spec: ModelSpec) -> nn.Module:
-    """The model as it is built or read, in eval mode, float32, on the CPU."""
+    """The model from its factory or file, in eval mode, float32, on the CPU."""
     import torch
     from torch import nn
 
@@ -204,13 +204,13 @@ def _module(spec: ModelSpec) -> nn.Module:
 
 
 def _traces(error: BaseException) -> bool:
-    """Whether torch.jit.trace was on the way to an error."""
+    """Whether an error was raised within torch.jit.trace."""
     frames = traceback.walk_tb(error.__cause__.__traceback__) if error.__cause__ else ()
     return any(frame.f_globals.get("__name__") == "torch.jit._trace" for frame, _ in frames)
 
 
 def _build(factory: Any, spec: ModelSpec) -> Any:
-    """Call a factory or class; a module is taken as it is."""
+    """Call a factory or class; return a module as it is."""
     from torch import nn
 
     if isinstance(factory, nn.Module) or not callable(factory):

@@ -29,7 +29,7 @@ _TERMS_IN_TURN = 128
 """Parts of a sum that are added one after the other. Runtimes keep 16 accumulators or more at once, so this is as
 coarse as they are up to sums of 2,000 terms."""
 _PRODUCTS_IN_TURN = 8
-"""The same of a convolution or matrix product, whose parts are a call each; runtimes add up blocks of 16 or more
+"""The same for a convolution or matrix product, whose parts are a call each; runtimes add up blocks of 16 or more
 channels before the next one."""
 
 EXACT = frozenset({
@@ -58,7 +58,7 @@ def base_name(func: Any) -> str:
 
 
 class FollowsInputs(TorchDispatchMode):
-    """Tells what depends on the inputs of a run from what does not.
+    """Mode that marks the tensors of a run that depend on its inputs.
 
     Args:
         tensors: the inputs.
@@ -95,23 +95,23 @@ class FollowsInputs(TorchDispatchMode):
         return out
 
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What an operator gives that depends on the inputs."""
+        """The result of an operator that depends on the inputs."""
         raise NotImplementedError
 
 
 def is_view(func: Any) -> bool:
-    """Whether what it gives is the memory of its input, seen otherwise."""
+    """Whether the operator's result is a view of its input."""
     returns = func._schema.returns
     return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 def written_in_place(func: Any) -> bool:
-    """Whether it writes into one of its arguments."""
+    """Whether the operator writes into one of its arguments."""
     return any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
 
 
 def each_result(func: Any, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What an operator gave with its floating results changed, in place where it works in place."""
+    """Change the floating results of an operator, in place where it works in place."""
     in_place = written_in_place(func)
 
     def changed(leaf: Any) -> Any:

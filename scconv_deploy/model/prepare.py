@@ -1,4 +1,4 @@
-"""The PyTorch side: from what the user names, or a module at hand, to a model with its SRUs recognised and swapped."""
+"""Reference models in PyTorch: loaded or given, with their SRUs recognised and swapped."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _embedding(embedded: EmbedResult) -> StageRecord:
 def reference_from_module(
     model: nn.Module | EmbedResult, example_inputs: Any, dynamic: Sequence[DynamicAxis] = (), seed: int = 0
 ) -> tuple[Reference, StageLog]:
-    """The same for a module at hand; it is not changed.
+    """Recognise the SRUs of a given module, which is not changed.
 
     Args:
         model: or what :func:`scconv_deploy.embed` returned, whose record is then kept.
@@ -105,7 +105,7 @@ def _require_float32(model: nn.Module) -> None:
 
 
 def _not_finite(name: str, model: nn.Module, signature: Signature) -> list[tuple[str, str]]:
-    """Refuse a model whose output depends on a NaN among its weights; (path, what it holds) of all others.
+    """Refuse a model whose output depends on NaN weights; return the other NaN weights as (path, contents).
 
     A gate turns NaN into zeros, so that the output alone does not show it. Infinities are often a mask's: those of
     parameters are refused where the output holds NaN.
@@ -141,7 +141,7 @@ def _kinds(tensor: torch.Tensor) -> str:
 def _same_without(
     model: nn.Module, signature: Signature, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]
 ) -> bool:
-    """Whether the model computes the same with zeros in place of what is not finite."""
+    """Whether the model computes the same with zeros in place of NaN and Inf."""
     kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     with torch.no_grad():
         try:
@@ -155,7 +155,7 @@ def _same_without(
 
 
 def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
-    """The command with the channels that the first convolution wants, where that is what is wrong."""
+    """The command with the channels of the first convolution, where the given number of channels is wrong."""
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
     rank = 0 if first is None else len(first.kernel_size) + 2
     shape = next((list(t.shape) for t in signature.tensors.values() if t.dim() == rank), None)

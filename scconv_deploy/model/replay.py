@@ -19,13 +19,13 @@ from scconv_deploy.model.signature import Signature
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite: a finite sum has none, and what overflows in the sum is looked at again."""
+    """Whether no entry is NaN or infinite: a finite sum shows it, an overflowing one is checked entry by entry."""
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedGate:
-    """One call of an SRU: the gate's input and what the reference decided, ``[N, C, H, W]`` each, and its output."""
+    """One call of an SRU: the gate's input and the reference's mask, ``[N, C, H, W]`` each, and its output."""
 
     swapped: SwappedSRU
     x: Tensor
@@ -36,7 +36,7 @@ class RecordedGate:
 def record_gates(
     swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, RecordedGate]]:
-    """Run the swapped model in float32.
+    """Run the swapped model in float32 and record each call of an SRU.
 
     Returns:
         its outputs by name, and every gate by site.
@@ -74,7 +74,7 @@ def replay(
     free: Mapping[str, Callable[[steps.Operand], Tensor]] | None = None,
     own: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Run the swapped model with given gates.
+    """Run the swapped model with given masks.
 
     Args:
         masks: by site, bool ``[N, C, H, W]``; of other gates see :func:`.steps.fixed`.
@@ -105,7 +105,7 @@ def run_disturbed(
     seed: int,
     others: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Run the swapped model with gates that see their inputs through noise; the data are as they are.
+    """Run the swapped model with noise on the inputs of its gates, and none on the data.
 
     Args:
         relative: size of the noise in units of the rms of the gate's input; of the largest operand of gates of no SRU.

@@ -1,4 +1,4 @@
-"""PyTorch as a half file computes: every operator in float32, every result rounded to half, once.
+"""PyTorch in the arithmetic of a half file: every operator in float32, its result rounded once to half.
 
 What the file keeps in float32 (:data:`scconv_deploy.precision.half.KEPT_OPERATORS`: means, norms, softmax, exp) is
 rounded where an operator in half reads it; a BatchNorm behind a convolution is folded into its weights before they are
@@ -48,7 +48,7 @@ _LOST = 4.0
 
 
 class Rounded(FollowsInputs):
-    """Rounds what depends on the inputs.
+    """Mode that rounds every result that depends on the inputs.
 
     Args:
         tensors: the inputs, the floating ones rounded, and what is put into the run beside them.
@@ -108,7 +108,7 @@ class Rounded(FollowsInputs):
         return tensor.to(self._dtype).float() if tensor.dtype == torch.float32 else tensor
 
     def rounded(self, tensor: Tensor) -> Tensor:
-        """The same, at random where the run is."""
+        """The same, or rounded up or down at random where the run asks for it."""
         if self._generator is None or tensor.dtype != torch.float32:
             return self.nearest(tensor)
         _, exponent = torch.frexp(tensor)
@@ -120,7 +120,7 @@ class Rounded(FollowsInputs):
         return self.nearest(torch.where(torch.isfinite(tensor) & ~exact, tensor + dither, tensor))
 
     def constant(self, tensor: Tensor) -> Tensor:
-        """A constant as the file has it."""
+        """A constant as the half file stores it."""
         near = self.nearest(tensor)
         finite = torch.isfinite(tensor)
         error, norm = (near - tensor)[finite].norm(), tensor[finite].norm()
@@ -156,7 +156,7 @@ class Rounded(FollowsInputs):
             del self._wide[args[0].untyped_storage()._cdata]
 
     def _batch_norm(self, args: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor] | None:
-        """With the convolution before it as one; None where there is none, or the statistics are the batch's."""
+        """A BatchNorm folded into the convolution before it; None without one, or if the statistics are the batch's."""
         y, weight, bias, mean, var, training, _, eps = args
         if training or mean is None or var is None:
             return None
@@ -179,7 +179,7 @@ class Rounded(FollowsInputs):
 
     @contextmanager
     def whole_srus(self, swapped: nn.Module) -> Iterator[None]:
-        """While it runs, each gate is one operator: its data rounded where they go in and where they come out."""
+        """Run with each SRU as one operator, whose data are rounded at its input and output alone."""
         modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
 
         def whole(module: SwappedSRU) -> Any:

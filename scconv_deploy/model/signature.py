@@ -1,4 +1,4 @@
-"""How a model is called and what it returns: names for tensors, in ONNX's order, and back to Python's arguments."""
+"""Inputs and outputs of a model: tensors by name in ONNX's order, and back to Python's arguments."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Signature:
         return named_outputs(self.run(model, tensors), self.names)
 
     def run(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-        """The same, and what the model returns as it is."""
+        """Run the model as :meth:`call` does; outputs by name, and the model's own return value."""
         values = iter([tensors[name].clone() for name in self.names])
         args, kwargs = pytree.tree_map(
             lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
@@ -136,7 +136,7 @@ def from_specs(model: nn.Module, specs: Sequence[InputSpec], dynamic: Sequence[D
 
 
 def _place(signature: inspect.Signature, specs: Sequence[InputSpec]) -> tuple[dict[str, InputSpec], list[InputSpec]]:
-    """Which parameter each input goes to, and those that go to ``*args``."""
+    """The parameter of each input, and the inputs that go to ``*args``."""
     kinds = {p.kind for p in signature.parameters.values()}
     parameters = {
         n: p for n, p in signature.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
@@ -199,7 +199,7 @@ def _of_bound(bound: inspect.BoundArguments, dynamic: Sequence[DynamicAxis]) -> 
 
 
 def _check_axes(signature: Signature) -> None:
-    """Each open axis lies in an input, once, and the example's size lies in its range."""
+    """Refuse a dynamic axis that no input has or that is given twice, and an example's size outside its range."""
     tensors = signature.tensors
     seen: set[tuple[str, int]] = set()
     for axis in signature.dynamic:
@@ -293,7 +293,7 @@ BY_TORCHSCRIPT = "export with torch.onnx.export(..., dynamo=False) and give that
 
 
 def _named_leaves(output: Any) -> Iterator[tuple[str, Any]]:
-    """What a model returns, taken apart: ``output``, ``output_0`` ..., or the keys of a dictionary or dataclass."""
+    """Tensors of an output by name: ``output``, ``output_0`` ..., or the keys of a dictionary or dataclass."""
     _open_dataclasses(output)
     for path, leaf in pytree.tree_flatten_with_path(output)[0]:
         keys = [_key(entry) for entry in path]
@@ -301,7 +301,7 @@ def _named_leaves(output: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _open_dataclasses(output: Any) -> None:
-    """Let torch look into the dataclasses in an output, which it takes for a leaf until it is told their fields."""
+    """Register the dataclasses in an output with torch, which takes them for leaves otherwise."""
     for leaf in pytree.tree_leaves(output):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             _register(type(leaf))

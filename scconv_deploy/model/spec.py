@@ -1,4 +1,4 @@
-"""What the user names (a zoo model, a factory, a checkpoint, weights, inputs) and how it becomes an ``nn.Module``."""
+"""Models as the user names them: a zoo model, a factory or a checkpoint, with weights and inputs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ModelSpec:
         return self.source if self.embed is None else f"{self.source} --embed {shlex.quote(str(self.embed))}"
 
     def resolved(self) -> ModelSpec:
-        """The same with a zoo model's default inputs, and the batch's optimum as their axis 0.
+        """The spec with a zoo model's default inputs, and the batch's optimum as their axis 0.
 
         Raises:
             UsageError: an unknown or missing source, or no inputs for a model that is not in the zoo.
@@ -95,7 +95,7 @@ SourceKind = Literal["zoo", "checkpoint", "file", "module"]
 
 
 def source_kind(source: str) -> SourceKind:
-    """What a MODEL is, by its form and by whether the file exists; nothing is imported.
+    """Kind of a MODEL, told from its form and from whether the file exists; nothing is imported.
 
     Raises:
         UsageError: it is none of them, or there is no such file.

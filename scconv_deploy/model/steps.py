@@ -1,4 +1,4 @@
-"""Comparisons and roundings of a PyTorch model, outside known SRUs: recorded, and decided from outside.
+"""Comparisons and roundings of a PyTorch model outside known SRUs: recorded, and replaced by given decisions.
 
 Whatever the model computes with the result, the result is a step of its operands. They are seen at torch's dispatcher,
 so that no code of the model need be known; those of constants alone are the same in every run and are left out.
@@ -44,7 +44,7 @@ _QUOTIENTS: dict[Any, str] = {
     _ATEN.floor_divide.default: "floor", _ATEN.floor_divide.Scalar: "floor",
     _ATEN.div.Tensor_mode: "", _ATEN.div.Scalar_mode: "",
 }  # fmt: skip
-"""Rounded quotients, by what rounds them; of div its argument says."""
+"""Rounded quotients, by their rounding; for div its argument names it."""
 _REMAINDERS: dict[Any, str] = {
     _ATEN.remainder.Tensor: "floor", _ATEN.remainder.Scalar: "floor",
     _ATEN.fmod.Tensor: "trunc", _ATEN.fmod.Scalar: "trunc",
@@ -63,7 +63,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """What a gate decides from: kind, margin and scale as in :class:`..other_gates.View`, as tensors."""
+    """Operand of a gate: kind, margin and scale as in :class:`..other_gates.View`, as tensors."""
 
     kind: str
     margin: Tensor
@@ -72,7 +72,7 @@ class Operand:
 
 @dataclass(eq=False)
 class Steps:
-    """What was recorded in one run, in the order of the calls.
+    """Gates recorded in one run, in the order of the calls.
 
     Attributes:
         decided: by name.
@@ -97,7 +97,7 @@ class Steps:
         return call
 
     def same_gates(self, other: Steps) -> bool:
-        """Whether two runs came to the same gates, in the same order and of the same shapes."""
+        """Whether two runs have the same gates, in the same order and of the same shapes."""
         return [(n, d.shape) for n, d in self.decided.items()] == [(n, d.shape) for n, d in other.decided.items()]
 
     def same_decisions(self, other: Steps) -> bool:
@@ -105,7 +105,7 @@ class Steps:
 
     @property
     def margins(self) -> dict[str, Tensor]:
-        """Every margin under the name that :func:`fixed` reports it by."""
+        """Every margin, under the name that :func:`fixed` reports."""
         return {
             margin_name(name, index): operand.margin
             for name, operands in self.operands.items()
@@ -135,7 +135,7 @@ class Steps:
 
 
 def margin_name(name: str, index: int) -> str:
-    """What the margin of a gate's view is called by :attr:`Steps.margins` and :func:`fixed`."""
+    """Name of the margin of a gate's view in :attr:`Steps.margins` and :func:`fixed`."""
     return name if index == 0 else f"{name}::{_ARGUMENT}"
 
 
@@ -175,7 +175,7 @@ def fixed(
     watch: Callable[[str, Tensor], None] = lambda name, margin: None,
     free: Mapping[str, Callable[[Operand], Tensor]] | None = None,
 ) -> AbstractContextManager[object]:
-    """Decide the gates of a model that runs within; nothing where there is none to decide.
+    """Put given decisions into the gates of a model that runs within.
 
     Args:
         decided: by name; other names are passed over.
@@ -217,7 +217,7 @@ def _given(decided: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
 
 
 def disturbed(operand: Operand, size: Tensor, generator: torch.Generator) -> Tensor:
-    """What a gate decides when its margin is off by noise of this size, which broadcasts to it."""
+    """Decisions of a gate whose margin is off by noise of this size, which broadcasts to it."""
     noise = torch.randn(operand.margin.shape, generator=generator)
     margin = operand.margin + noise * size
     step = STEPS[operand.kind]
@@ -229,7 +229,7 @@ _COMPARISONS = {"ge", "gt", "le", "lt", "eq", "ne"}
 
 @dataclass
 class _Scope:
-    """Where in the model the run is: paths of the modules entered, and how many of them are known."""
+    """Position of a run in the model: paths of the modules entered, and how many of them are known SRUs."""
 
     paths: list[str] = field(default_factory=list)
     known: int = 0
@@ -266,7 +266,7 @@ def _scope(model: nn.Module, known: Collection[nn.Module]) -> Iterator[_Scope]:
 
 
 class _Watch(TorchDispatchMode):
-    """Sees every operator of a run, and which tensors depend on the model's inputs."""
+    """Mode that sees every operator of a run, and which tensors depend on the model's inputs."""
 
     def __init__(
         self,
@@ -348,7 +348,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _kind_of(func: Any, args: Any, kwargs: Any, output: Any) -> str | None:
-    """The kind of a step; None for what is none: integers, and what asks for NaN or infinities."""
+    """Kind of a step; None for steps of integers and for tests for NaN or infinities."""
     floating = isinstance(args[0], Tensor) and args[0].is_floating_point() if args else False
     if func in _CASTS:
         if not floating or output.is_floating_point() or output.is_complex():
@@ -397,5 +397,5 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    """What views of one tensor share."""
+    """Identity of the storage that views of one tensor share."""
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

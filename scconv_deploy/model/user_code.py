@@ -1,4 +1,4 @@
-"""The user's Python code: imported by name, and run so that whatever it raises becomes one line."""
+"""The user's Python code: imported by name, and run with every exception turned into a ModelError."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def import_factory(source: str) -> Any:
 
 
 def import_object(source: str) -> Any:
-    """What ``package.module:name`` or ``path/file.py:name`` names (UsageError if there is none, ModelError)."""
+    """The object at ``package.module:name`` or ``path/file.py:name`` (UsageError if there is none, ModelError)."""
     where, _, name = source.rpartition(":")
     if where.endswith(".py") and not Path(where).is_file():
         raise UsageError(f"{where} does not exist.", "Check the path.")
@@ -100,14 +100,14 @@ def _free_module_name(path: Path) -> str:
 
 
 def add_to_path(folder: Path) -> None:
-    """Before all else, as for a script; it stays, for factories import lazily."""
+    """Put a folder first on ``sys.path``, as Python does for a script. It stays there: factories import lazily."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
 
 @contextlib.contextmanager
 def running_user_code(doing: str, remedy: str = "Correct that code.") -> Iterator[None]:
-    """Whatever the user's code raises becomes one line (ModelError); it does not see our command line.
+    """Turn exceptions of the user's code into ModelError; hide this program's command line from it.
 
     Args:
         doing: what the line begins with, such as the code's name.
@@ -133,7 +133,7 @@ def running_user_code(doing: str, remedy: str = "Correct that code.") -> Iterato
 
 
 def refuse_training_on_import(path: Path) -> None:
-    """A training script without a main guard would train before we get its factory."""
+    """Refuse a training script without a main guard, which would train when it is imported."""
     pending: list[ast.AST] = [n for n in parse_source(path).body if not _is_main_guard(n)]
     while pending:
         node = pending.pop()

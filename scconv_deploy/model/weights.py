@@ -1,4 +1,4 @@
-"""Checkpoints that somebody else may have written: read without executing their code, and loaded into a model."""
+"""Checkpoints of any origin, read without executing code in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scconv_deploy.model.weights_fit import Entry, entries, same_numbers
 
 _SHOWN_KEYS = 5
 _SAFE: list[Any] = [argparse.Namespace]
-"""What ``weights_only`` does not know and may make: training scripts save their arguments, and a Namespace only keeps
+"""Harmless classes that ``weights_only`` lacks: training scripts save their arguments, and a Namespace only keeps
 what it is given."""
 
 
@@ -70,7 +70,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def read_entries(path: Path, trust: bool) -> tuple[Entry, ...]:
-    """The mappings with tensors in a file; what it is is told by its content, not by its name.
+    """Mappings with tensors in a file, whose kind its content decides, not its name.
 
     Args:
         trust: see :func:`read_module`.
@@ -92,7 +92,7 @@ def read_entries(path: Path, trust: bool) -> tuple[Entry, ...]:
 
 
 def _read(path: Path, trust: bool, what: str) -> Any:
-    """What a file holds, with errors that the user can act on."""
+    """Contents of a file; what torch raises becomes an error with a remedy."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"{what} {path} {problem}.", "Check the path.")

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are the model's: the nesting and the one prefix that make most keys fit.
+"""The tensors of a checkpoint that are the model's, by the entry and the one prefix that make most keys fit.
 
 Training code nests state dicts in any way and wraps models, so neither names of entries nor of wrappers are known here.
 Every mapping with tensors in it is an entry; each is tried with every prefix of its keys taken off, and with every
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scconv_deploy.errors import UsageError
 
 TOP = "."
-"""How ``--weights-key`` names the checkpoint itself, without any prefix."""
+"""Name of the checkpoint itself for ``--weights-key``, without any prefix."""
 
 _DEEPEST = 8
 _LEAST_SHARE = 0.1
@@ -29,7 +29,7 @@ _LEAST_SHARE = 0.1
 _MOST_KEYS = 500_000
 """To look up for one entry: half a second."""
 _COUNTS_BATCHES = "num_batches_tracked"
-"""What torch itself fills in where an old state dict lacks it; eval mode does not read it."""
+"""Buffer that torch fills in where an old state dict lacks it; eval mode does not read it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a model wants.
+    """Tensors that a model expects from its weights.
 
     Attributes:
         tensors: by key.
@@ -85,13 +85,13 @@ class Expected:
         return tuple(key for key in self.tensors if not key.endswith(_COUNTS_BATCHES))
 
     def lacking(self, keys: Iterable[str]) -> tuple[str, ...]:
-        """The keys that must be given and are not, under this name or another."""
+        """Needed keys that a set of keys lacks, under this name or another."""
         held = {self.aliases[key] for key in keys}
         return tuple(key for key in self.needed if self.aliases[key] not in held)
 
 
 def _place(key: str, tensor: Tensor) -> Any:
-    """Where a tensor's numbers lie; its key where it has none."""
+    """Place of a tensor's numbers in memory; its key where it has none."""
     if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)) or tensor.is_meta or not tensor.numel():
         return key
     if tensor.layout != torch.strided:
@@ -123,28 +123,28 @@ class Fit:
 
     @property
     def label(self) -> str:
-        """What ``--weights-key`` calls it."""
+        """The name of this reading for ``--weights-key``."""
         return _label(self.entry.path, self.prefix)
 
     @property
     def count(self) -> int:
-        """How many tensors fit; a count of batches is no weight, and fits everywhere."""
+        """Number of tensors that fit, without counts of batches, which fit everywhere."""
         return sum(not name.endswith(_COUNTS_BATCHES) for name in self.fitting)
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """By what fits, then by what has the right name at least."""
+        """Sort key: the tensors that fit, then those of which only the name fits."""
         return self.whole, self.count, len(self.reshaped)
 
     @property
     def inside(self) -> dict[str, str]:
-        """Model's key -> entry's key of all that has the prefix, whether the model has such a key or not."""
+        """Model's key -> entry's key for every key with the prefix, also those that the model lacks."""
         if self.entry.listed:
             return dict(self.fitting)
         return {self.added + k[len(self.prefix) :]: k for k in self.entry.tensors if k.startswith(self.prefix)}
 
     def holds_the_same_as(self, other: Fit, expected: Expected) -> bool:
-        """Whether what both give the model has the same numbers, bit for bit."""
+        """Whether two readings give the model the same numbers, bit for bit."""
         both = [name for name in self.fitting if name in other.fitting and not name.endswith(_COUNTS_BATCHES)]
         if not (self.whole or other.whole) and self.fitting.keys() != other.fitting.keys():
             return False
@@ -180,7 +180,7 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def entry_names(found: Iterable[Entry]) -> list[str]:
-    """What ``--weights-key`` may call the entries."""
+    """Names of the entries for ``--weights-key``."""
     return [entry.path or TOP for entry in found]
 
 
@@ -243,7 +243,7 @@ def _fits_of(entry: Entry, expected: Expected, key: str | None) -> list[Fit]:
 
 
 def _fits_in_order(entry: Entry, expected: Expected) -> list[Fit]:
-    """The list as the model's parameters, each of the same shape; nothing else is told by a list."""
+    """A list of tensors as the model's parameters in order, where each has the same shape."""
     names = expected.order
     if not names or len(names) != len(entry.tensors):
         return []
@@ -285,12 +285,12 @@ def _prefixes(entry: Entry, expected: Expected) -> list[tuple[str, str, int]]:
 
 
 def _ends_alike(prefix: str, added: str) -> bool:
-    """Whether the shorter pair, without the last name of both, says the same."""
+    """Whether the pair means the same without the last name of both."""
     return bool(prefix and added) and prefix.split(".")[-2] == added.split(".")[-2]
 
 
 def _counts(keys: Iterable[str]) -> Counter[str]:
-    """How many keys have each dotted prefix."""
+    """Number of keys under each dotted prefix."""
     counts: Counter[str] = Counter()
     for key in keys:
         names = key.split(".")[:-1]

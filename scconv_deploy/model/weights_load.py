@@ -20,7 +20,7 @@ _WORTH_NAMING = 0.5  # of the model's tensors that another entry gives
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """What was read from a file into a model, tensor by tensor.
+    """Weights read from a file into a model, tensor by tensor.
 
     Attributes:
         path: the file.
@@ -51,7 +51,7 @@ class LoadedWeights:
 
     @property
     def summary(self) -> str:
-        """What was read, in one line."""
+        """The weights that were read, in one line."""
         parts = [f"{self.loaded} of {self.expected} tensors loaded"]
         parts += [f"from its entry {self.entry}"] if self.entry else []
         parts += [f"prefix {self.prefix} taken off"] if self.prefix else []
@@ -61,21 +61,21 @@ class LoadedWeights:
 
     @property
     def misfits(self) -> tuple[tuple[str, str], ...]:
-        """(what, how many and which) of the tensors that keep a strict load from passing."""
+        """Tensors that fail a strict load, as (what, how many and which)."""
         shapes = tuple(f"{key} {shapes}" for key, shapes in self.reshaped.items())
         found = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes))
         return tuple((what, listed(keys)) for what, keys in found if keys)
 
     @property
     def left(self) -> tuple[tuple[str, str], ...]:
-        """(what, how many and which) of everything that was not loaded or not used."""
+        """Tensors that were not loaded or not used, as (what, how many and which)."""
         others = tuple(f"{name} ({count} tensors fit)" for name, count in self.others.items())
         beside = (("beside the prefix", self.outside), ("other entries that fit, not read", others))
         return (*self.misfits, *((what, listed(keys)) for what, keys in beside if keys))
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many, and the first few."""
+    """The number of names, and the first few."""
     return f"{len(names)} ({', '.join(names[:_SHOWN_KEYS])}{', ...' if len(names) > _SHOWN_KEYS else ''})"
 
 
@@ -131,7 +131,7 @@ def load_entries(
 
 
 def _words(loaded: LoadedWeights) -> str:
-    """What does not fit, and how much does."""
+    """The tensors that do not fit, and how many fit."""
     wrong = [which.replace(" (", f" {what} (", 1) for what, which in loaded.misfits]
     return "; ".join([*wrong, loaded.summary.partition(": ")[2].replace(" loaded", " fit")])
 
@@ -139,7 +139,7 @@ def _words(loaded: LoadedWeights) -> str:
 def _no_fit(
     ways: Sequence[Fit], found: Sequence[Entry], expected: Expected, path: Path, owner: str, key: str | None
 ) -> UsageError | ModelError:
-    """Why not one tensor fits: none is named, none has the model's names, or none has the model's shapes."""
+    """The error where no tensor fits: none has a name, none the model's names, or none the model's shapes."""
     names = entry_names(found)
     if key is not None and not ways and not any(name == key or name.startswith(f"{key}.") for name in names):
         return UsageError(f"--weights-key {key}: {path} holds no such entry.", f"It holds {', '.join(names[:10])}.")
@@ -159,7 +159,7 @@ def _no_fit(
 
 
 def _require_loadable(fit: Fit, expected: Expected, path: Path, owner: str) -> None:
-    """Refuse what torch would load as other numbers without a word."""
+    """Refuse tensors that torch would silently load as other numbers."""
     given = {name: fit.entry.tensors[key] for name, key in fit.fitting.items()}
     for what, wrong in (
         ("quantised", [n for n, t in given.items() if t.is_quantized]),
@@ -191,7 +191,7 @@ def _require_loadable(fit: Fit, expected: Expected, path: Path, owner: str) -> N
 
 
 def _inside(fit: Fit, ways: Iterable[Fit]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Model's key -> entry's key of what has the prefix, and the other keys.
+    """Model's key -> entry's key for keys with the prefix, and the other keys.
 
     Below the prefix there may be whole copies, as of a moving average; they count as beside it.
     """
@@ -208,7 +208,7 @@ def _inside(fit: Fit, ways: Iterable[Fit]) -> tuple[dict[str, str], tuple[str, .
 def _load(
     model: nn.Module, state: Mapping[str, torch.Tensor], reshaped: Iterable[str], path: Path, owner: str
 ) -> tuple[list[str], list[str], set[str]]:
-    """Missing and unexpected keys, and those left out for their shape; some modules take other shapes."""
+    """Load; return missing keys, unexpected ones, and those left out for their shape. Some modules take other shapes."""
     lost = set(reshaped)
     try:
         result = model.load_state_dict(dict(state), strict=False)
