@@ -22,7 +22,7 @@ from scconv_deploy.model.replay import RecordedGate, all_finite, replay
 from scconv_deploy.model.signature import Signature
 
 _ELEMENTS_AT_ONCE = 2**19
-"""Elements of the largest input or gate in one part: two rows of ScConv-ResNet-50, 32 of a network on CIFAR's images."""
+"""Size of the largest input or gate in one part: two rows of ScConv-ResNet-50, 32 of a network on CIFAR's images."""
 _SAME = 1e-10
 """Relative L2 between a row run alone and beside others: float64's sums in another order are at 1e-15, and nothing
 below this moves a floor, of which the smallest is 6e-8."""

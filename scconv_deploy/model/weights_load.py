@@ -208,7 +208,7 @@ def _inside(fit: Fit, ways: Iterable[Fit]) -> tuple[dict[str, str], tuple[str, .
 def _load(
     model: nn.Module, state: Mapping[str, torch.Tensor], reshaped: Iterable[str], path: Path, owner: str
 ) -> tuple[list[str], list[str], set[str]]:
-    """Load; return missing keys, unexpected ones, and those left out for their shape. Some modules take other shapes."""
+    """Load; return missing and unexpected keys, and those left out for their shape. Some modules take other shapes."""
     lost = set(reshaped)
     try:
         result = model.load_state_dict(dict(state), strict=False)

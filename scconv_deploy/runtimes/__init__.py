@@ -1,1 +1,1 @@
-"""What runs an artifact, one context manager a backend."""
+"""Runners of artifacts, one context manager for each backend."""

@@ -14,7 +14,7 @@ from scconv_deploy.runtimes.stand_in import stand_in
 
 
 class HalfRunner:
-    """Runs a half model in ONNX Runtime, or what stands in for it where ONNX Runtime cannot.
+    """Runner of a half model in ONNX Runtime, or of its float32 stand-in where ONNX Runtime cannot run it.
 
     ONNX Runtime's CPU provider has no arithmetic in half: it multiplies float16 in float32, drops roundings between
     operators that it fuses or casts, and has no bfloat16. So there the stand-in is what the file says.
@@ -62,7 +62,7 @@ class HalfRunner:
 
 
 def needs_stand_in(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
-    """Whether a runtime does not compute in the arithmetic of a half file, as ONNX Runtime's CPU provider."""
+    """Whether a provider computes in other arithmetic than a half file says, as ONNX Runtime's CPU provider does."""
     return half_in(model) is not None and options.resolved_provider() == CPU
 
 
@@ -72,5 +72,5 @@ def runs_here(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
 
 
 def runner_of(model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> OnnxRuntimeRunner | HalfRunner:
-    """What runs a model, whatever the type of its data."""
+    """Runner of a model, whatever the type of its data."""
     return OnnxRuntimeRunner(model, options) if half_in(model) is None else HalfRunner(model, options)

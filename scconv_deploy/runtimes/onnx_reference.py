@@ -14,7 +14,7 @@ _INSTEAD = "Run it in ONNX Runtime."
 
 
 class OnnxReferenceRunner:
-    """Runs a small ONNX model in ``onnx.reference``; slow, and written independently of every runtime.
+    """Runner of a small ONNX model in ``onnx.reference``: slow, and independent of every runtime.
 
     Raises:
         ModelError: it does not know an operator, or (in ``run``) refuses the inputs.

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""Runner of ONNX models in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEVELS: dict[Optimization, Any] = {
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How ONNX Runtime runs a model.
+    """Settings of ONNX Runtime for one model.
 
     Attributes:
         provider: its name, with or without ``ExecutionProvider``, any case (``cuda``).
@@ -51,7 +51,7 @@ class RuntimeOptions:
 
 
 class OnnxRuntimeRunner:
-    """Runs an ONNX model in ONNX Runtime.
+    """Runner of an ONNX model in ONNX Runtime.
 
     Args:
         model: the model, below 2 GiB.
@@ -109,7 +109,7 @@ class OnnxRuntimeRunner:
 
 @cache
 def _share_memory() -> None:
-    """One arena for the sessions of this process: several live at once and run in turn.
+    """Share one memory arena among the sessions of this process: several live at once and run in turn.
 
     Measured on ScConv-ResNet-50 with 8 images: with an arena each they take 1.4 times as long, for fresh pages.
     """
@@ -120,12 +120,12 @@ def _share_memory() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """All of the message: what was expected and found is on its later lines."""
+    """The whole message in one line: what was expected and found is on its later lines."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def lazily(proto: onnx.ModelProto) -> Callable[[dict[str, np.ndarray]], object]:
-    """Run a model that may not load: its ModelError comes with the first run (a foreign operator, say)."""
+    """A function that runs a model; if the model does not load, its first call raises the ModelError."""
     try:
         return OnnxRuntimeRunner(proto).run
     except ModelError as error:

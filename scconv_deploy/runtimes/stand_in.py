@@ -1,4 +1,4 @@
-"""A half model in float32, for a runtime that cannot run the type: every value is rounded where the half model rounds.
+"""Float32 stand-in of a half model, for runtimes that lack the type: it rounds each value where the half model does.
 
 Each operator computes in float32 and its result is rounded to half once, as hardware with float32 accumulators does. So
 it stands in for the arithmetic, not for a runtime: one that fuses operators rounds less often, one that accumulates in
@@ -21,7 +21,7 @@ _PREFIX = "scconv_round::"
 
 
 def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same computation in float32.
+    """The stand-in of a half model: the same computation in float32.
 
     Args:
         model: from :func:`scconv_deploy.precision.half.to_half`; it is not changed.
@@ -36,7 +36,7 @@ def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _graph_in_float(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
-    """Change a graph and those inside it.
+    """Change a graph and its subgraphs to float32.
 
     Args:
         renamed: inputs of this graph and of those around it, and what their rounded values are called.
@@ -64,14 +64,14 @@ def _graph_in_float(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
 
 
 def _half_values(graph: onnx.GraphProto) -> dict[str, int]:
-    """Name -> type of everything that is half and not an initializer."""
+    """Name -> type of every half value that is no initializer."""
     constants = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
     found = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     return {name: kind for name, kind in found.items() if kind in _HALF and name not in constants}
 
 
 def _in_float(node: onnx.NodeProto, halves: Mapping[str, int]) -> list[onnx.NodeProto]:
-    """The node with nothing half about it, and the rounding of its outputs."""
+    """The node in float32, and the nodes that round its outputs."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.TENSOR:
             _to_float(attribute.t)

@@ -1,4 +1,4 @@
-"""Latency from single runs: percentiles of the wall clock, and of the device's own. Standard library and NumPy only."""
+"""Latency from single runs: percentiles of host and device times. Standard library and NumPy only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def latency(seconds: Sequence[float], device_seconds: Sequence[float], shapes: S
 
 
 def measure(run: Callable[[], float | None], inputs: Mapping[str, np.ndarray], rounds: int, warmup: int) -> Latency:
-    """Time something by itself.
+    """Time runs of a function by itself.
 
     Args:
         run: does it once and returns the device's seconds, None where there is no device.

@@ -50,7 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudaEventDestroy": (_POINTER,),
     "cudaRuntimeGetVersion": (ctypes.POINTER(_INT),),
 }
-"""Of CUDA 11.4 to 13: ``cudaGraphInstantiate`` changed its arguments in between, ``WithFlags`` did not."""
+"""Signatures in CUDA 11.4 to 13: ``cudaGraphInstantiate`` changed its arguments in between, ``WithFlags`` did not."""
 
 
 class CudaError(MissingRuntimeError):
@@ -96,25 +96,25 @@ class Cuda:
 
     @property
     def release(self) -> tuple[int, int]:
-        """Of the runtime, for example ``(12, 6)``; asked without a driver."""
+        """CUDA runtime version, e.g. ``(12, 6)``; needs no driver."""
         found = _INT()
         self.call("cudaRuntimeGetVersion", ctypes.byref(found))
         return found.value // 1000, found.value % 1000 // 10
 
     @property
     def version(self) -> str:
-        """The same as text, ``12.6``."""
+        """CUDA runtime version as text, ``12.6``."""
         return ".".join(map(str, self.release))
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Of the current device: free, and in all."""
+        """Free and total memory of the current device, in bytes."""
         free, total = _SIZE(), _SIZE()
         self.call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
 
 class _Handle:
-    """Something that the runtime made and that must be given back once."""
+    """An object of the runtime that must be released once."""
 
     def __init__(self, cuda: Cuda, free: str) -> None:
         self._cuda, self._free = cuda, free
@@ -122,11 +122,11 @@ class _Handle:
 
     @property
     def address(self) -> int:
-        """The pointer as a number; 0 after it was given back."""
+        """The pointer as a number; 0 after release."""
         return self._pointer.value or 0
 
     def close(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Release the object; a second call does nothing."""
         pointer, self._pointer = self._pointer, _POINTER()
         if pointer.value:
             self._cuda.call(self._free, pointer)
@@ -173,11 +173,11 @@ class Stream(_Handle):
         cuda.call("cudaStreamCreateWithFlags", ctypes.byref(self._pointer), _NON_BLOCKING)
 
     def synchronize(self) -> None:
-        """Wait for everything on it; errors of earlier launches show here."""
+        """Wait for everything on the stream; errors of earlier launches show here."""
         self._cuda.call("cudaStreamSynchronize", self._pointer)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What work puts onto this stream, as a graph; none of it runs."""
+        """Capture the launches of ``work`` on this stream as a graph; none of them runs."""
         self._cuda.call("cudaStreamBeginCapture", self._pointer, _THREAD_LOCAL)
         graph = _POINTER()
         try:
@@ -203,7 +203,7 @@ class Graph(_Handle):
         cuda.call("cudaGraphInstantiateWithFlags", ctypes.byref(self._pointer), graph, 0)
 
     def launch(self, stream: Stream) -> None:
-        """Put it onto a stream."""
+        """Launch the graph on a stream."""
         self._cuda.call("cudaGraphLaunch", self._pointer, stream.address)
 
 
@@ -215,7 +215,7 @@ class Event(_Handle):
         cuda.call("cudaEventCreate", ctypes.byref(self._pointer))
 
     def record(self, stream: Stream) -> None:
-        """Set it to what is on the stream so far."""
+        """Record the event behind the work on the stream so far."""
         self._cuda.call("cudaEventRecord", self._pointer, stream.address)
 
     def seconds_since(self, earlier: Event) -> float:
@@ -226,8 +226,7 @@ class Event(_Handle):
 
 
 def close_all(handles: Sequence[Any], on_its_way: BaseException | None = None) -> None:
-    """Give everything back, in this order, whatever fails; the first failure is raised unless an exception is on its
-    way."""
+    """Release all handles in order, whatever fails; raise the first failure unless an exception is on its way."""
     failure: CudaError | None = None
     for handle in handles:
         try:
@@ -243,7 +242,7 @@ def close_all(handles: Sequence[Any], on_its_way: BaseException | None = None) -
 
 @functools.cache
 def load_cuda() -> Cuda:
-    """The CUDA runtime of this machine: the system's, below CUDA_HOME, or of a wheel of torch or NVIDIA.
+    """Load the CUDA runtime: the system's, one below CUDA_HOME, or that of a wheel of torch or NVIDIA.
 
     One of a newer major version than the driver's is taken only where there is no other: nothing runs on it.
 

@@ -1,4 +1,4 @@
-"""An engine as an artifact: the plan, and beside it what it is (``F.engine.json``), checked before it is opened.
+"""Engines on disk: the plan and its manifest (``F.engine.json``), checked before a library opens the plan.
 
 An engine is native code, and deserialising one runs it. So nothing here or in the runners hands bytes to TensorRT
 whose SHA-256 is not the manifest's.
@@ -21,12 +21,12 @@ SCHEMA_VERSION = 1
 _MAGIC = b"vtrt"
 _HEADER_BYTES = 64
 _CAPABILITY_BITS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121": 32}
-"""Of the header's bit set. Measured with TensorRT-RTX 1.7.1 by building for one at a time."""
+"""Bits of the header's set of capabilities. Measured with TensorRT-RTX 1.7.1 by building for one at a time."""
 
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """The shapes of one input that an engine takes; equal where it is static."""
+    """Smallest, best and largest shape of one input of an engine; equal where it is static."""
 
     input: str
     minimum: tuple[int, ...]
@@ -36,7 +36,7 @@ class EngineProfile:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """An input or output; an open axis is -1."""
+    """An input or output of an engine; a dynamic axis is -1."""
 
     name: str
     dtype: str
@@ -54,7 +54,7 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class EngineSRU:
-    """What became of one SRU node: the fused plugin, or the function's own nodes, and why.
+    """Outcome of one SRU node in an engine: the fused plugin, or the function's own nodes, and why.
 
     ``layers`` counts the layers that the library says came from it, before fusion (0 where it does not say).
     """
@@ -67,7 +67,7 @@ class EngineSRU:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """What an engine is; everything that the library was told was read back from it.
+    """Facts of an engine; its settings were read back from the library.
 
     Attributes:
         sha256, file_bytes: of the plan.
@@ -105,19 +105,19 @@ class EngineManifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """With a seal over the rest, so that an edited manifest is noticed."""
+        """The manifest as JSON values, with a seal over the rest that reveals edits."""
         document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         return document | {"seal": _seal(document)}
 
     @property
     def data_type(self) -> Literal["float32", "float16", "bfloat16"]:
-        """The type of the data: half as soon as a layer gives it; the statistics of gates are float32 all the same."""
+        """Type of the data: half as soon as one layer gives half; the statistics of gates stay float32."""
         found = {dtype for layer in self.layers for dtype in layer.dtypes}
         return "bfloat16" if "BF16" in found else "float16" if "HALF" in found else "float32"
 
     @property
     def summary(self) -> str:
-        """One line: library, capabilities, size."""
+        """Library, compute capabilities and size in one line."""
         where = ", ".join(self.compute_capabilities) or self.gpu or self.target
         return f"{self.backend} {self.library_version} engine for {where}, {self.file_bytes / 1e6:.1f} MB"
 
@@ -130,7 +130,7 @@ class EngineArtifact:
     manifest: EngineManifest
 
     def verified_bytes(self) -> bytes:
-        """The plan, read once, and only if it is what the manifest says.
+        """The bytes of the plan, read once and checked against the manifest.
 
         Raises:
             IntegrityError: truncated, tampered with, or another engine's manifest.
@@ -144,12 +144,12 @@ class EngineArtifact:
 
 
 def sidecar(path: Path) -> Path:
-    """Where the manifest of an engine lies."""
+    """Path of an engine's manifest."""
     return path.with_name(path.name + ".json")
 
 
 def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArtifact:
-    """Write the plan, then its manifest; in between, and if it is interrupted there, the engine is refused."""
+    """Write the plan, then its manifest; an engine without its own manifest is refused."""
     write_file(path, data)
     write_file(sidecar(path), (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
     return EngineArtifact(path, manifest)
@@ -211,7 +211,7 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
 
 
 def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Hold the shapes of inputs, by name, against an engine's profiles (UsageError)."""
+    """Refuse input shapes, by name, outside an engine's profiles (UsageError)."""
     for profile in profiles:
         if profile.input not in shapes:
             known = ", ".join(p.input for p in profiles)
@@ -227,14 +227,14 @@ def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequenc
 
 @dataclass(frozen=True)
 class PlanHeader:
-    """What the first bytes of a TensorRT-RTX plan say: the release, and the capabilities it was built for."""
+    """Header of a TensorRT-RTX plan: the release, and the compute capabilities that it was built for."""
 
     version: str
     compute_capabilities: tuple[str, ...]
 
     @classmethod
     def read(cls, data: bytes) -> PlanHeader | None:
-        """None where the header is not the one that is known here (it is undocumented)."""
+        """Read a plan's header; None where its layout is not the known one (it is undocumented)."""
         if len(data) < _HEADER_BYTES or data[:4] != _MAGIC or data[28:32] != _MAGIC:
             return None
         bits = int.from_bytes(data[32:36], "little")

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works: its log in one place, and its progress, through which it is cancelled."""
+"""TensorRT's log, and its progress, through which a build is cancelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Report = Callable[[float, str], None]
 
 
 class LibraryLog:
-    """A logger for the library, and what it was told.
+    """Logger for the library that keeps the messages.
 
     TensorRT keeps the first logger of the process and ignores later ones, so there is one for each module:
     :func:`library_log`.
@@ -37,7 +37,7 @@ class LibraryLog:
 
     @contextmanager
     def recording(self) -> Iterator[list[tuple[str, str]]]:
-        """The messages of a block, (severity, message)."""
+        """Messages of a block as (severity, message)."""
         before, self._messages = self._messages, []
         try:
             yield self._messages
@@ -52,12 +52,12 @@ def library_log(module: ModuleType) -> LibraryLog:
 
 
 def errors(messages: Sequence[tuple[str, str]]) -> list[str]:
-    """Its errors, each in one line, the first one first."""
+    """Errors among the messages, each in one line, the first one first."""
     return [" ".join(message.split()) for severity, message in messages if severity in _ERRORS]
 
 
 def warnings(messages: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Its warnings, each once, with a count where it was repeated.
+    """Warnings among the messages, each once, with a count where it was repeated.
 
     Left out is that the names of a function's nodes repeat where it is expanded again: it says nothing of the engine,
     and the parser says it for the first such model of a process alone (measured with TensorRT-RTX 1.7), so that the
@@ -85,11 +85,11 @@ class Progress:
         self.remark = ""
 
     def cancel(self) -> None:
-        """Ask the library to stop; what it still tells until then is nobody's any more."""
+        """Ask the library to stop; its further progress is discarded."""
         self.cancelled = True
 
     def say(self, remark: str) -> None:
-        """Say something now, in another thread than the library's, and with every phase from now on."""
+        """Print a note now, from another thread than the library's, and with every later phase."""
         self.remark = remark
         self._report(self.fraction, remark)
 

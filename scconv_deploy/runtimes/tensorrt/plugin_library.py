@@ -1,4 +1,4 @@
-"""A plugin library in TensorRT's registry. Standard library and the bindings only, for it also runs on the device.
+"""Plugin libraries in TensorRT's registry. Standard library and the bindings only: it also runs on the device.
 
 The registry refuses a library of whose plugins one is registered already, be it the same file (``IPluginRegistry`` in
 NvInferRuntimeCommon.h; measured in TensorRT-RTX 1.7's). One process builds an engine, verifies and times it, so what it
@@ -25,7 +25,7 @@ def _loaded(module: ModuleType) -> set[str]:
 
 
 def load_once(module: ModuleType, path: Path) -> str:
-    """Load a library unless its bytes are loaded; why the registry refuses it, "" where it does not.
+    """Load a library unless its bytes are loaded; return the reason if the registry refuses it, else "".
 
     Raises:
         IntegrityError: it is no shared library, or truncated, on which the system's loader would end the process.

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: one runner, as there is one builder. It needs a GPU, and neither torch nor onnx.
+"""Runner of TensorRT and TensorRT-RTX engines. It needs a GPU, and neither torch nor onnx.
 
 Standard library, NumPy and the library's own bindings only, for it also runs on the device.
 """
@@ -32,12 +32,12 @@ _STORED: dict[str, Any] = {
     "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64,
     "INT32": np.int32, "INT8": np.int8, "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-"""What holds a tensor's bytes on this side; NumPy has no bfloat16."""
+"""NumPy dtype of a tensor's bytes on the host; NumPy has no bfloat16."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that may be deserialised, and what is bound to them.
+    """Bytes of an engine that may be deserialised, with its tensors and profiles.
 
     Attributes:
         name: what an error calls them.
@@ -57,7 +57,7 @@ class Plan:
 
 
 class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
-    """Runs an engine on a stream of its own.
+    """Runner of an engine on a stream of its own.
 
     Args:
         artifact: its bytes are checked against its manifest before the library sees them.
@@ -84,7 +84,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
 
     @classmethod
     def of_plan(cls, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool = False) -> TensorRTRunner:
-        """The same for an engine that this process has just built; its plugin is loaded already."""
+        """A runner of an engine that this process has just built; its plugin is loaded already."""
         runner = cls.__new__(cls)
         runner._open(module, plan, cuda, cuda_graph)
         return runner
@@ -121,11 +121,11 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
 
     @property
     def device_memory_bytes(self) -> int:
-        """What the context needs for activations, and the inputs and outputs that are bound."""
+        """Bytes of activations and of bound inputs and outputs."""
         return int(self._engine.device_memory_size_v2) + sum(buffer.size_bytes for buffer in self._buffers.values())
 
     def layer_information(self) -> tuple[str, ...]:
-        """The engine's own layers after fusion, a JSON text each."""
+        """Layers of the engine after fusion, one JSON text each."""
         inspector = self._engine.create_engine_inspector()
         form = self._module.LayerInformationFormat.JSON
         return tuple(inspector.get_layer_information(i, form) for i in range(self._engine.num_layers))
@@ -165,14 +165,14 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             self._graph = self._stream.capture(self._execute)
 
     def enqueue(self) -> None:
-        """Start one run on the stream, with what is bound."""
+        """Start one run on the stream with the bound tensors."""
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._execute()
 
     def timed(self) -> float:
-        """One run; the seconds that it took on the device, between two events on the stream."""
+        """Run once; return the seconds on the device, between two events on the stream."""
         if not self._events:  # made once: making them takes the host's time
             self._events = Event(self._cuda), Event(self._cuda)
         before, after = self._events
@@ -214,7 +214,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         self._shapes = wanted
 
     def _release(self, *further: Any, error: BaseException | None = None) -> None:
-        """Give back the graph and the buffers, nothing of which is in use any more."""
+        """Release the graph and the buffers, none of which is in use any more."""
         held = [handle for handle in (self._graph, *self._buffers.values(), *further) if handle is not None]
         self._graph, self._buffers, self._shapes = None, {}, {}
         close_all(held, error)
@@ -258,7 +258,7 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def holds_host_code(manifest: EngineManifest) -> bool:
-    """See :class:`Plan`."""
+    """Whether the engine holds host code; see :class:`Plan`."""
     return "VERSION_COMPATIBLE" in manifest.flags
 
 
@@ -271,7 +271,7 @@ def carries_plugin(manifest: EngineManifest) -> bool:
 
 
 def require_runtime(artifact: EngineArtifact) -> ModuleType:
-    """The library that an engine needs, before anything is done.
+    """Import the library that an engine needs, before anything else is done.
 
     Raises:
         MissingRuntimeError: it is not installed, of another version, there is no GPU, or the engine has no weights.
@@ -289,7 +289,7 @@ def require_runtime(artifact: EngineArtifact) -> ModuleType:
 
 
 def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
-    """An engine is for the release that built it; with --version-compatible also for later ones of TensorRT."""
+    """Refuse an engine of another release; with --version-compatible, TensorRT also takes those of earlier ones."""
     manifest = artifact.manifest
     if module.__version__ == manifest.library_version or "VERSION_COMPATIBLE" in manifest.flags:
         return

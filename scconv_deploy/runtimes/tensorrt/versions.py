@@ -1,4 +1,4 @@
-"""What differs between TensorRT 10.3 to 11.x and TensorRT-RTX: all of it stands here.
+"""Every difference between TensorRT 10.3 to 11.x and TensorRT-RTX.
 
 The module (``tensorrt`` or ``tensorrt_rtx``) is an argument everywhere. Flags are looked up by name, because their
 values shifted between versions; a name that a version lacks is an error that says which versions have it. What each
@@ -31,7 +31,7 @@ wrongly when a formal parameter's name equals an outer tensor's."""
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that not every version, or not TensorRT-RTX, can do.
+    """A feature that some versions, or TensorRT-RTX, lack.
 
     Attributes:
         option: on the command line.
@@ -96,7 +96,7 @@ FEATURES: dict[str, Feature] = {
 
 
 def load_module(backend: Backend) -> ModuleType:
-    """Import the library.
+    """Import the library of a backend.
 
     Raises:
         MissingRuntimeError: it is not installed, its libraries do not load, or it is older than 10.3.
@@ -113,13 +113,13 @@ def load_module(backend: Backend) -> ModuleType:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, to be compared; what follows them (``.dev0``, ``+cuda12``) is left out."""
+    """The numbers of a version, for comparison, without a suffix (``.dev0``, ``+cuda12``)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found is not None else ()
 
 
 def lookup(module: Any, dotted: str) -> Any:
-    """A name below the module (AttributeError if this version lacks it)."""
+    """Look up a dotted name in the module (AttributeError if this version lacks it)."""
     value = module
     for part in dotted.split("."):
         value = getattr(value, part)
@@ -127,7 +127,7 @@ def lookup(module: Any, dotted: str) -> Any:
 
 
 def has(module: Any, feature: Feature) -> bool:
-    """Whether the bindings of this version show every name that a feature rests on."""
+    """Whether this version's bindings have every name that a feature needs."""
     try:
         for dotted in feature.attributes:
             lookup(module, dotted)
@@ -155,6 +155,6 @@ def require(module: Any, backend: Backend, name: str) -> None:
 
 
 def require_gpu(backend: Backend, why: str, remedy: str) -> None:
-    """Refuse before any work is done what cannot be done without a GPU (MissingRuntimeError)."""
+    """Refuse, before any work is done, a request that needs a GPU where there is none (MissingRuntimeError)."""
     if not gpus():
         raise MissingRuntimeError(f"{NAMES[backend]} needs a GPU here: {why}. NVIDIA's driver lists none.", remedy)
