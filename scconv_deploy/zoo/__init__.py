@@ -18,7 +18,7 @@ _PAPER = "Li, Wen, He, CVPR 2023"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One entry: where the factory is (imported when it is called), what it takes, and where it comes from.
+    """A network of the zoo: its factory (imported when it is called), its default input and its source.
 
     Attributes:
         factory: ``module:function`` below this package.

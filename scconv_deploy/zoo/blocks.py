@@ -1,4 +1,4 @@
-"""A network's 3x3 convolutions: which block each stands in, and why ScConv cannot or should not take its place."""
+"""3x3 convolutions of a network: the block of each, and the reason if ScConv cannot or should not replace it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scconv_deploy.gate.candidates import ROOT
 BlockKind = Literal["bottleneck", "basic, second", "basic, first", "stem", "none"]
 
 BY_PATTERN = "a pattern replaces it all the same"
-"""How a reason ends that only the paper's rule has."""
+"""End of the reasons that only the paper's rule gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ def find_convolutions(model: nn.Module) -> list[Convolution]:
 
 
 def is_3x3(convolution: Convolution) -> bool:
-    """Whether it is one of those that ScConv was made for."""
+    """Whether the convolution is a 3x3 that ScConv can replace."""
     return _kernel(convolution.module) == (3, 3)
 
 
 def against_the_paper(convolution: Convolution) -> str | None:
-    """Why the paper's rule leaves a 3x3, or None: the one of each bottleneck and the second of each basic block."""
+    """The reason why the paper's rule leaves a 3x3, or None. It takes a bottleneck's, and a basic block's second."""
     conv = convolution.module
     if getattr(conv, "groups", 1) != 1:
         return f"{conv.groups} groups, which often makes it smaller than ScConv; {BY_PATTERN}"
@@ -87,7 +87,7 @@ def is_named(convolution: Convolution, patterns: Sequence[str]) -> bool:
 
 
 def against_the_pattern(convolution: Convolution) -> str | None:
-    """Why a pattern leaves a convolution that it names, or None."""
+    """The reason why a convolution that a pattern names is left, or None."""
     if not is_3x3(convolution):
         rows, columns = _kernel(convolution.module) or (0, 0)
         return f"its kernel is {rows}x{columns}, ScConv replaces 3x3"
@@ -175,7 +175,7 @@ class _Blocks:
         return next(around, "")
 
     def _has_1x1_around(self, conv: Any, path: str, inside: list[str]) -> bool:
-        """One before it that makes its input, and one after it that takes its output."""
+        """Whether a 1x1 makes the convolution's input and another takes its output."""
         at = inside.index(path)
         before = any(self._modules[p].out_channels == conv.in_channels for p in inside[:at])
         return before and any(self._modules[p].in_channels == conv.out_channels for p in inside[at + 1 :])

@@ -1,4 +1,4 @@
-"""What the zoo holds, counted without computing anything: ``scconv-deploy models``.
+"""Networks of the zoo, their parameters and multiply-adds, counted on the meta device: ``scconv-deploy models``.
 
 Networks are built and called on the meta device, which has shapes but no values.
 """
@@ -23,14 +23,14 @@ from scconv_deploy.zoo.resnet import RESNET50
 from scconv_deploy.zoo.resnet import build as build_resnet
 
 LARGE_DIFFERENCE = 0.02
-"""Above it a difference from the paper has to be explained."""
+"""Largest difference from the paper that needs no explanation."""
 
 _OPERATIONS_PER_NORMALIZED = 2
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a network costs.
+    """Parameters and multiply-adds of a network.
 
     Attributes:
         parameters: numbers that training moves.
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The zoo."""
+    """The listed networks of the zoo."""
 
     entries: tuple[Entry, ...]
 
@@ -103,7 +103,7 @@ def count(factory: Callable[[], nn.Module], input_shape: tuple[int, ...]) -> Cou
 
 @contextmanager
 def _normalized_elements(model: nn.Module) -> Iterator[list[int]]:
-    """How many elements each call of a BatchNorm gives, as they are called."""
+    """Record the number of elements of each call of a BatchNorm."""
     elements: list[int] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: elements.append(output.numel()))
@@ -148,7 +148,7 @@ def _row(entry: Entry) -> str:
 
 
 def differences(entry: Entry) -> tuple[float | None, float]:
-    """Of parameters and of FLOPs from the paper's, relative to the paper's.
+    """Differences of parameters and FLOPs from the paper's, relative to the paper's.
 
     The entry must be in the paper; None where the paper gives no parameters.
     """
@@ -164,7 +164,7 @@ def _differences(name: str, counts: Counts) -> tuple[float | None, float]:
 
 
 def _amount(number: float) -> str:
-    """In billions where the paper does so."""
+    """A number in millions, or from 10^9 on in billions, as in the paper."""
     return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
@@ -182,7 +182,7 @@ STRIDES: dict[str, SpatialConv] = {
     "average pooling after ScConv": _pooled_after,
     "a strided 3x3 stays as it is": _kept_where_strided,
 }
-"""Where the stride of ResNet-50's three strided 3x3s could go."""
+"""Places for the stride of ResNet-50's three strided 3x3s."""
 
 
 def strides_table() -> str:

@@ -16,7 +16,7 @@ from scconv_deploy.zoo.layers import SpatialConv, conv3x3, initialize, scconv3x3
 from scconv_deploy.zoo.resnet import RESNET50, ResNet
 
 Shortcut = Literal["pad", "conv"]
-"""Where the channels change: zeros in the new ones (He et al.'s option A), or a strided 1x1 (option B)."""
+"""Shortcut where the channels change: zeros in the new ones (He et al.'s option A), or a strided 1x1 (option B)."""
 
 
 class BasicBlock(nn.Module):

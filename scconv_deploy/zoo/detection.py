@@ -1,4 +1,4 @@
-"""What a one-stage detector does with its feature maps: anchors, box decoding, and the choice of the final boxes.
+"""Postprocessing of a one-stage detector: anchors, box decoding, and the choice of the final boxes.
 
 Boxes are ``(x1, y1, x2, y2)`` in pixels of the input image. Every shape here is fixed by the image's size and the
 options, so that the exported graph has fixed outputs: detections are padded and counted.
@@ -22,7 +22,7 @@ LARGEST_LOG_SCALE = math.log(1000 / 16)
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How the final boxes are chosen; the defaults are RetinaNet's (Lin et al. 2017, section 4.1).
+    """Settings for the choice of the final boxes; the defaults are RetinaNet's (Lin et al. 2017, section 4.1).
 
     Attributes:
         score_threshold: scores up to this are dropped, in [0, 1).

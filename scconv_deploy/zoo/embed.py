@@ -1,4 +1,4 @@
-"""ScConv into any network's 3x3 convolutions: the paper's claim that it plugs into any CNN, made checkable."""
+"""ScConv in place of any network's 3x3 convolutions, with what was replaced, what was left and why, and the cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNNAMED = "the pattern does not name it"
 
 @dataclass(frozen=True, eq=False)
 class EmbedResult:
-    """A network with ScConv in it, and what was done to get there.
+    """A network with ScConv in it, and the record of replaced and left convolutions.
 
     Attributes:
         model: the embedded copy.
@@ -56,7 +56,7 @@ class EmbedResult:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """How much was done, costs before and after, and what the weights are worth, one line each."""
+        """Replaced convolutions, costs before and after, and the state of the weights, one line each."""
         lines = [f"rule {self.rule}: {len(self.replaced)} convolutions replaced, {len(self.left)} left"]
         lines += [f"parameters {_change(self.parameters_before, self.parameters_after)}"]
         if self.multiply_adds_before is not None and self.multiply_adds_after is not None:
@@ -99,7 +99,7 @@ class Example:
 def embed(
     model: nn.Module, rule: str = PAPER, *, example_inputs: Any = None, calibrate: bool = False, **scconv: Any
 ) -> EmbedResult:
-    """Put ScConv in the place of a network's 3x3 convolutions.
+    """Replace a network's 3x3 convolutions by ScConv.
 
     The paper's rule (its ResNets: section 4 and tables 1 and 5) takes, by the order in which a block's convolutions
     are registered, the 3x3 of each bottleneck (1x1, 3x3, 1x1) and the second 3x3 of each basic block (3x3, 3x3), if it
@@ -169,7 +169,7 @@ def embed_on(
 
 
 class _Plan:
-    """What is replaced by what, and what is left; running the model moves convolutions from one to the other."""
+    """Replacements and convolutions to leave; running the model moves some from the first to the second."""
 
     def __init__(self, model: nn.Module, rule: str, scconv: Mapping[str, Any]) -> None:
         self._model = model
@@ -193,7 +193,7 @@ class _Plan:
         return [convolution.paths[0] for convolution, _ in self.chosen.values()]
 
     def run_before(self, example: Example) -> int:
-        """Run the original, leave what it does not call, and count its multiply-adds."""
+        """Run the original; leave convolutions that it does not call; count its multiply-adds."""
         probe = replace_modules(self._model, {}).eval()
         modules = {path: probe.get_submodule(c.paths[0]) for path, (c, _) in self.chosen.items()}
         try:
@@ -206,7 +206,7 @@ class _Plan:
         return multiply_adds
 
     def run_after(self, example: Example) -> int | None:
-        """Run the embedded model, leave what it does not run without, and count its multiply-adds."""
+        """Run the embedded model; leave convolutions without which it does not run; count its multiply-adds."""
         while self.chosen:
             modules = {path: new for path, (_, new) in self.chosen.items()}
             try:
@@ -241,7 +241,7 @@ class _Plan:
         )
 
     def finished(self) -> nn.Module:
-        """The result: tensors of its own, each module in the mode of what it stands for."""
+        """The result, with tensors of its own and each ScConv in the mode of the module that it replaces."""
         for convolution, new in self.chosen.values():
             new.train(convolution.module.training)
         return self._embedded(self.chosen, share_tensors=False)
@@ -269,7 +269,7 @@ class _Plan:
 
 
 def _considered(model: nn.Module, rule: str) -> list[tuple[Convolution, str | None]]:
-    """Every 3x3 and whatever else a pattern names, each with why it is left, or None."""
+    """Every 3x3, and others that a pattern names, with the reason to leave it, or None."""
     convolutions = blocks.find_convolutions(model)
     if rule == PAPER:
         return [(c, c.obstacle or blocks.against_the_paper(c)) for c in convolutions if blocks.is_3x3(c)]
@@ -326,7 +326,7 @@ def _describe(convolution: Convolution, new: nn.Module) -> str:
 
 
 def _run(model: nn.Module, watched: Mapping[str, nn.Module], example: Example) -> tuple[set[str], int]:
-    """Which of the watched modules were called, and the multiply-adds of one sample."""
+    """Run a model; return the watched modules that were called, and the multiply-adds of one sample."""
     called: set[str] = set()
     handles = [
         module.register_forward_pre_hook(lambda *_, path=path: called.add(path)) for path, module in watched.items()
@@ -341,7 +341,7 @@ def _run(model: nn.Module, watched: Mapping[str, nn.Module], example: Example) -
 
 
 def calibrate_norms(model: nn.Module, after: Iterable[str], example: Example) -> tuple[str, ...]:
-    """Give the norms that keep statistics those of the example inputs, from the first of some modules on.
+    """Set running statistics to those of the example inputs, in norms from the first of some modules on.
 
     Each takes mean and unbiased variance of its own input just before it runs, so those behind it see its new output;
     frozen norms, which never train, do too. The variance is at least 1/64: no norm amplifies by more than 8 (see

@@ -1,4 +1,4 @@
-"""How ``--embed`` is written. No torch in it: a mistake is told before anything is loaded."""
+"""Syntax of ``--embed``. No torch: a mistake is reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from scconv_deploy.errors import UsageError
 
 PAPER = "paper"
-"""The rule that is no pattern."""
+"""The one rule that is no pattern."""
 
 SCCONV_OPTIONS: Mapping[str, tuple[type, ...]] = {
     "num_groups": (int,),
@@ -31,7 +31,7 @@ _EXAMPLE = 'Write for example --embed \'{"rule": "paper", "alpha": 0.75}\'.'
 
 @dataclass(frozen=True)
 class EmbedSpec:
-    """What is put where; the arguments of :func:`scconv_deploy.embed`.
+    """Arguments of :func:`scconv_deploy.embed`: the rule and ScConv's settings.
 
     Attributes:
         rule: ``paper``, or patterns over module paths, separated by commas.

@@ -1,4 +1,4 @@
-"""What the zoo's networks share: the 3x3 that ScConv replaces, and initialisation."""
+"""Parts that the zoo's networks share: the 3x3 that ScConv replaces, and initialisation."""
 
 from __future__ import annotations
 

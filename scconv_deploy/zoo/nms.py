@@ -13,7 +13,7 @@ from torch import Tensor
 def non_max_suppression(
     boxes: Tensor, scores: Tensor, max_per_class: int, iou_threshold: float, score_threshold: float
 ) -> Tensor:
-    """Which boxes survive, class by class.
+    """The boxes that survive, class by class.
 
     A class's boxes are visited from the highest score down (equal scores in their order); a box is kept when its
     score is above the threshold and its intersection over union with every box kept before is not. That is ONNX's

@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         self.fc: nn.Module = nn.Linear(in_channels, num_classes)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the last three stages give, of strides 8, 16 and 32: C3, C4 and C5 of a detector."""
+        """Outputs of the last three stages, of strides 8, 16 and 32: C3, C4 and C5 of a detector."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(image))), 3, 2, 1)
         c3 = self.layer2(self.layer1(x))
         c4 = self.layer3(c3)
@@ -91,7 +91,7 @@ def scconv_resnet50(num_classes: int = 1000, **scconv: Any) -> nn.Module:
 
 
 def scconv_resnet50_alpha34(num_classes: int = 1000, **scconv: Any) -> nn.Module:
-    """The same with alpha = 3/4: the upper path of each CRU takes three quarters of the channels."""
+    """ResNet-50 with ScConv of alpha = 3/4: the upper path of each CRU takes three quarters of the channels."""
     return scconv_resnet50(num_classes, **{"alpha": 0.75} | scconv)
 
 

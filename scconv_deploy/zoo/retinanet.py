@@ -24,7 +24,7 @@ STRIDES = (8, 16, 32, 64, 128)
 RATIOS = (0.5, 1.0, 2.0)
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 ANCHOR_SIZE = 4
-"""Of the smallest scale, in strides: 32 to 512 pixels on P3 to P7."""
+"""Size of the smallest anchors, in strides: 32 to 512 pixels on P3 to P7."""
 
 PRIOR = 0.01
 """Score of an untrained anchor, set by the last bias (section 4.1 of the RetinaNet paper)."""
@@ -110,7 +110,7 @@ class RetinaNet(nn.Module):
         self.register_buffer("anchor_shapes", torch.stack(shapes), persistent=False)
 
     def anchors(self, height: int, width: int) -> list[Tensor]:
-        """Of every feature map for an image of this size, ``[A, 4]`` each."""
+        """Anchors of every feature map for an image of this size, ``[A, 4]`` each."""
         shapes: Tensor = self.anchor_shapes  # type: ignore[assignment]
         sizes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
         return [grid_anchors(s, *size, stride) for s, size, stride in zip(shapes, sizes, STRIDES, strict=True)]
