@@ -66,14 +66,14 @@ _CARRYING = {
     "Add", "Sub", "Where", "Max", "Min", "Sum", "Neg", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
     "Expand", "Concat", "Slice", "Split", "Gather", "Flatten", "Tile",
 }  # fmt: skip
-"""Operators through which what half cannot hold goes on, to a Softmax as a rule: masks of -3.4e38."""
+"""Operators that pass on values beyond half's range, usually to a Softmax: masks of -3.4e38."""
 
 _TYPE_ATTRIBUTES = ("dtype", "output_datatype")
 
 
 @dataclass(frozen=True)
 class HalfOptions:
-    """How a model is converted.
+    """Settings of a conversion to half precision.
 
     Attributes:
         precision: ``fp16`` or ``bf16``.
@@ -186,7 +186,7 @@ class _Conversion:
                 raise UsageError(f"--keep {pattern!r} matches no node or weight.", names)
 
     def _computes_in_half(self, node: ir.Node) -> bool:
-        """Decide a node that has to do with floats, and count it or note why it stays."""
+        """Whether a node computes in half; count it, or note why it stays in float32."""
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if not any(v in self._floats for v in values) and not graphs_of(node):
             return False
@@ -229,7 +229,7 @@ class _Conversion:
         return f"{_AS_LARGE} {large}" if large and node.op_type in _CARRYING else ""
 
     def _type_is_attribute(self, node: ir.Node) -> bool:
-        """Whether an attribute, given or by default, says the type of the result."""
+        """Whether an attribute, given or by default, sets the type of the result."""
         known = onnx.defs.get_schema(node.op_type, self._opset, "").attributes
         defaults = [name for name in _TYPE_ATTRIBUTES if name in known and known[name].default_value.name]
         return any(name in node.attributes for name in _TYPE_ATTRIBUTES) or bool(defaults)
@@ -246,7 +246,7 @@ class _Conversion:
         return bool(of_floats) and all(wanted in allowed[t] for t in of_floats)
 
     def _bad_constant(self, value: ir.Value, node: ir.Node) -> str:
-        """What half would do to a constant, where rounding is not the word for it. Infinity is infinity in half too."""
+        """Damage that half would do to a constant beyond rounding, or none; infinity stays infinity in half."""
         if not _is_constant(value) or value.const_value is None:
             return ""
         array = value.const_value.numpy().astype(np.float64)
@@ -270,7 +270,7 @@ class _Conversion:
         return [v for i, v in enumerate(node.inputs) if v is not None and v in self._floats and self._follows(node, i)]
 
     def _follows(self, node: ir.Node, index: int) -> bool:
-        """Whether an input has the type of the node's data: parameters of gates, coordinates and fixed types have not.
+        """Whether an input has the type of the node's data, as parameters of gates, coordinates and fixed types do not.
 
         A coordinate whose type is the data's own, as RoiAlign's, keeps its node in float32 and is not asked for here.
         """
@@ -282,7 +282,7 @@ class _Conversion:
         return is_variable and index not in COORDINATES.get(node.op_type, ())
 
     def _type_graph_inputs(self) -> None:
-        """Half, but for what is an index, say: no host could give it."""
+        """Make graph inputs half, except indices and the like, which no host could give in half."""
         for value in self._model.graph.inputs:
             if value in self._protected.inputs:
                 self.kept.append((value.name or "input", f"input: {self._protected.inputs[value]}"))
@@ -327,7 +327,7 @@ class _Conversion:
                 node.replace_input_with(index, self._typed(value, wanted))
 
     def _typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in another type, however many nodes ask for it."""
+        """The value in another type, by one cast for all nodes that ask for it."""
         key = (value, dtype)
         if key not in self._in_type:
             name = self._new_name(f"{value.name}_{'half' if dtype == self._dtype else 'float'}")
@@ -367,7 +367,7 @@ class _Conversion:
         return name
 
     def _type_graph_outputs(self, graph: ir.Graph) -> None:
-        """The types that the outside expects under the outputs' own names; a node may have asked for such a cast."""
+        """Give graph outputs their expected types under their own names; a node may have asked for such a cast."""
         in_half = graph is self._model.graph and self._options.io == "half"
         wanted = self._dtype if in_half else ir.DataType.FLOAT
         renamed: dict[ir.Value, ir.Value] = {}
@@ -382,7 +382,7 @@ class _Conversion:
                 graph.outputs[index] = renamed[value] = output
 
     def _drop_replaced_constants(self) -> None:
-        """A constant that only half nodes read is there once, under its own name."""
+        """Keep a constant that only half nodes read once, under its own name."""
         for (value, _), half in self._in_type.items():
             if _is_constant(value) and _is_constant(half) and not value.uses() and not value.is_graph_output():
                 name, graph = value.name, value.graph
@@ -392,7 +392,7 @@ class _Conversion:
 
 
 def _is_constant(value: ir.Value) -> bool:
-    """Whether it is an initializer that no caller can override."""
+    """Whether a value is an initializer that no caller can override."""
     return value.is_initializer() and not value.is_graph_input()
 
 
@@ -410,7 +410,7 @@ def _matches(node: ir.Node, pattern: str) -> bool:
 
 
 def _names(node: ir.Node) -> list[str]:
-    """Its own, its outputs', those of its weights (``layer1.0.conv1.weight``)."""
+    """Names of a node: its own, its outputs', those of its weights (``layer1.0.conv1.weight``)."""
     names = [node.name, *(o.name for o in node.outputs)]
     names += [v.name for v in node.inputs if v is not None and v.const_value is not None]
     return [name for name in names if name]

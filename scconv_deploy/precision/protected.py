@@ -20,7 +20,7 @@ _LAYERS = {
     "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
 }  # fmt: skip
 _FEWEST_TERMS = 5
-"""Of a product that is a layer. One of fewer terms is a change of coordinates (a rotation, a homography)."""
+"""Terms of the smallest product that is a layer. One of fewer is a change of coordinates (a rotation, a homography)."""
 
 _REDUCING = ("Reduce", "Global", "ArgM", "Shape", "Size")
 
@@ -38,7 +38,7 @@ _WIDE = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 @dataclass(frozen=True, eq=False)
 class Protected:
-    """What stays in float32 for the sake of what it becomes, with the reason.
+    """Nodes and values that stay in float32 because of what they become, with the reasons.
 
     Attributes:
         nodes: of the main graph and of the graphs in it.
@@ -50,7 +50,7 @@ class Protected:
 
 
 def protected(model: ir.Model) -> Protected:
-    """Find it.
+    """Find the nodes and values of a graph that must stay in float32.
 
     Args:
         model: from :func:`.single.typed_single`.
@@ -67,14 +67,14 @@ def protected(model: ir.Model) -> Protected:
 
 
 def _own(node: ir.Node) -> str:
-    """Why such a node itself computes in float32; empty if it does not, or takes any type."""
+    """The reason if a node itself computes in float32; empty if it does not, or takes any type."""
     if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain != "":
         return ""  # coordinates have types of their own there
     return _needs(node)[0]
 
 
 def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
-    """What the results of a node's inputs become, and which inputs; empty if nothing that asks for float32."""
+    """What a node makes of its inputs, and which inputs; empty if nothing that needs float32."""
     floats = [value for value in node.inputs if value is not None and _carries_floats(value)]
     if not floats or graphs_of(node):
         return "", []
@@ -102,12 +102,12 @@ def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
 
 
 def _carries_floats(value: ir.Value) -> bool:
-    """A tensor, a sequence or an optional of wide floats."""
+    """Whether a value is a tensor, a sequence or an optional of float32 or float64."""
     return value.dtype in _WIDE
 
 
 class _Walk:
-    """From values back to the nodes that they come from: :attr:`nodes` and :attr:`values` collect both."""
+    """Walk from values back to the nodes that they come from: :attr:`nodes` and :attr:`values` collect both."""
 
     def __init__(self, nodes: list[ir.Node]) -> None:
         self.nodes: dict[ir.Node, str] = {}
@@ -131,7 +131,7 @@ class _Walk:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Whether its results are data of the network: a product with many terms, an SRU, something unknown."""
+    """Whether a node's results are data of the network: a product with many terms, an SRU, something unknown."""
     if node.domain != "":
         return True
     if node.op_type not in _LAYERS:

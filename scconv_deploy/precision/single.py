@@ -24,7 +24,7 @@ _FIRST_IR_WITH_FREE_INITIALIZERS = 4  # before, each initializer had to be an in
 
 
 def as_ir(proto: onnx.ModelProto) -> ir.Model:
-    """The model of a file; sparse initializers are dense, as runtimes make them, for onnx-ir has none."""
+    """The onnx-ir model of a file; sparse initializers become dense, because onnx-ir has none."""
     if any(graph.sparse_initializer for graph in all_protos(proto.graph)):
         dense = onnx.ModelProto()
         dense.CopyFrom(proto)
@@ -35,7 +35,7 @@ def as_ir(proto: onnx.ModelProto) -> ir.Model:
 
 
 def typed_single(model: ir.Model) -> ir.Model:
-    """A copy in which every value has the type that follows from the graph, sorted.
+    """A sorted copy of a model in which every value has its type.
 
     Standard operators have the domain ``""``. Functions of other domains than ours are inlined, ``Constant`` nodes are
     initializers (those that are a graph's output aside), ``CastLike`` is the ``Cast`` that it comes to. Where all
@@ -91,7 +91,7 @@ def is_tensor(value: ir.Value) -> bool:
 
 
 def _name_standard_domain(model: ir.Model) -> None:
-    """The standard operators under the shorter of their domain's two names."""
+    """Rename the standard domain ``ai.onnx`` to its shorter name, ""."""
     if "ai.onnx" in model.opset_imports:
         version = model.opset_imports.pop("ai.onnx")
         model.opset_imports.setdefault("", version)
@@ -135,7 +135,7 @@ def _free_initializers(proto: onnx.ModelProto) -> None:
 
 
 def _fill_names(model: ir.Model) -> None:
-    """Names for values without one (a node's optional outputs have none)."""
+    """Name the values without a name, such as a node's optional outputs."""
     taken = {value.name for value in _values(model)}
     for value in _values(model):
         if not value.name and list(value.uses()):
