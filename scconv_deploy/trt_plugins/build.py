@@ -39,7 +39,7 @@ _SHOWN_LINES = 40
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What is to be built.
+    """Settings of a build of the fused SRU.
 
     Attributes:
         architectures: compute capabilities without the dot, for example ``("87", "89")``; empty for the GPUs present.
@@ -58,7 +58,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built; paths are absolute, ``notes`` are what the user should know of how."""
+    """A built library; paths are absolute, ``notes`` tell how it was built."""
 
     path: Path
     register: Path | None
@@ -85,7 +85,7 @@ class _Tools:
 def build(
     request: BuildRequest, output: Path | None = None, *, force: bool = False, machine: Machine | None = None
 ) -> BuildResult:
-    """Compile the library, to a file or into the cache; a build that is in the cache already is used again.
+    """Compile the library to a file or into the cache; a build in the cache is used again.
 
     Args:
         output: where to; None for the cache (``$XDG_CACHE_HOME/scconv-deploy``), whose key is made of the sources, the
@@ -138,7 +138,7 @@ def build(
 
 
 def built_libraries(machine: Machine | None = None) -> list[Path]:
-    """Libraries in the cache that these sources gave, newest first."""
+    """Libraries in the cache that were built from these sources, newest first."""
     folder = _cache_folder(machine or Machine())
     found = folder.glob(f"{source_digest(SOURCES)[:12]}-*/{LIBRARY}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -204,7 +204,7 @@ def _architectures(request: BuildRequest, nvcc: str, cuda: str, machine: Machine
 
 
 def _present(cuda: str, machine: Machine) -> tuple[str, ...]:
-    """The architectures of the GPUs here, on which what nvcc makes must run."""
+    """Architectures of the GPUs here; refuse an nvcc that is newer than their driver."""
     output = machine.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
     found = [major + minor for major, minor in re.findall(r"^\s*(\d+)\.(\d+)\s*$", output, re.MULTILINE)]
     found = found or [gpu.compute_capability.replace(".", "") for gpu in gpus()]  # no nvidia-smi, or an older one's
@@ -228,7 +228,7 @@ def _cache_folder(machine: Machine) -> Path:
 
 
 def source_digest(sources: Path) -> str:
-    """SHA-256 of what the libraries are made of: of each file's path, a space, its SHA-256 and a line feed, by path.
+    """SHA-256 of the libraries' sources: of each file's path, a space, its SHA-256 and a line feed, by path.
 
     CMakeLists.txt makes the same one.
     """
@@ -239,13 +239,15 @@ def source_digest(sources: Path) -> str:
 
 
 def revision(sources: Path, cuda: str) -> str:
-    """What tells these kernels from others that take another time: the sources and the compiler. The plugin has it in
-    its timing cache id, so that a timing cache of other kernels is not used for these."""
+    """Revision of the kernels: a hash of the sources and the compiler's version.
+
+    The plugin has it in its timing cache id, so that a timing cache of other kernels is not used for these.
+    """
     return f"r{source_digest(sources)[:12]}_cuda{cuda}"
 
 
 def _key(request: BuildRequest, tools: _Tools, architectures: Sequence[str]) -> str:
-    """Sources first, so that libraries of other sources are told by their names."""
+    """Name of a build in the cache; the sources come first, to tell libraries of other sources apart."""
     facts = [tools.cuda, tools.tensorrt, *architectures, *COMPILE_FLAGS, request.kernels_only, os.uname().machine]
     return f"{source_digest(request.sources)[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
@@ -283,13 +285,13 @@ def compile_command(
 
 
 def library_folders(nvcc: str) -> tuple[str, ...]:
-    """PyPI's wheels keep libcudart_static.a in lib, where nvcc looks in lib64 only."""
+    """Options for the folder lib of PyPI's wheels: libcudart_static.a is there, and nvcc looks in lib64 alone."""
     folder = Path(nvcc).parent.parent / "lib"
     return (f"-L{folder}",) if (folder / "libcudart_static.a").is_file() else ()
 
 
 def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str], output: Path) -> None:
-    """Compile into a temporary folder, and put what came out in its place in one step."""
+    """Compile into a temporary folder, and move the result to its place in one step."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         library = Path(folder) / output.name
         define = f"-DSCCONV_SRU_REVISION={revision(request.sources, tools.cuda)}"
@@ -328,7 +330,7 @@ def _register_name(path: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: str) -> None:
-    """Run a compiler with its temporary files in the folder; an interrupt ends it and all that it has started."""
+    """Run a compiler with its temporary files in the folder; an interrupt ends it and its children."""
     process = None
     try:
         with held():  # a signal between the start and its result would leave a compiler that nobody knows

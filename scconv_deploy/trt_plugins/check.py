@@ -1,4 +1,4 @@
-"""Look at a built plugin: its exports, its needs, the GPUs that it has code for, and whether a runtime takes it."""
+"""Checks of a built plugin: exports, dependencies, GPU code, and whether a runtime registers it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ C_INTERFACE = (
 )
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Package and module; both have a plugin registry."""
+"""Package and module of the runtimes with a plugin registry."""
 
 # Symbols of NVIDIA's that a host would have to offer: their versions would tie the plugin to one TensorRT.
 _FOREIGN_PREFIXES = ("nvinfer", "_ZN8nvinfer1", "getPluginRegistry", "getLogger", "getInferLib", "createInfer")
@@ -49,12 +49,12 @@ except OSError as error:
     sys.exit(f"it does not load: {error}")
 """
 CREATORS = "scconv_sru_creators"
-"""What the plugin exports for the register library, and only that one asks for."""
+"""Symbol that the plugin exports for the register library alone."""
 
 
 @dataclass(frozen=True)
 class CheckRow:
-    """One question and its answer."""
+    """One check of a library and its result."""
 
     name: str
     verdict: Literal["passed", "failed", "not run"]
@@ -63,7 +63,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class PluginReport:
-    """Falsy when a check failed."""
+    """Result of all checks of a library; falsy when one failed."""
 
     path: Path
     rows: tuple[CheckRow, ...]
@@ -135,7 +135,7 @@ def _runs_on(library: SharedLibrary) -> CheckRow:
 
 
 def _register_rows(path: Path, library: SharedLibrary) -> list[CheckRow]:
-    """Of the library that ``plugin build --register`` puts beside the plugin, for hosts that only dlopen."""
+    """Checks of the library of ``plugin build --register``, for hosts that only dlopen."""
     plugin = next((name for name in library.needed if _is_plugin(path.parent / name)), "")
     majors = [name for name in library.needed if re.fullmatch(r"libnvinfer\.so\.\d+", name)]
     extra = sorted(library.exported - set(_runtime_symbols(library)))
@@ -159,7 +159,7 @@ def _is_plugin(path: Path) -> bool:
 
 
 def _register_load_row(path: Path, library: SharedLibrary, machine: Machine) -> CheckRow:
-    """Only TensorRT of the major version that it is linked to can load it."""
+    """Load check of the register library, which only TensorRT of the linked major version can load."""
     (major,) = (name.rpartition(".")[2] for name in library.needed if name.startswith("libnvinfer.so."))
     installed = machine.installed("tensorrt")
     if installed is not None and installed.split(".")[0] != major:
@@ -173,7 +173,7 @@ def _missing(names: list[str]) -> str:
 
 
 def _runtime_symbols(library: SharedLibrary) -> list[str]:
-    """Weak template instances of the C++ library, which every compiler exports, and the linker's own marks."""
+    """Weak template instances of the C++ library and the linker's marks, which every compiler exports."""
     return [name for name in library.exported if name.startswith(("_ZNSt", "_ZSt", "_ZNKSt", "_ZTI", "_ZTS", "_ZTV"))]
 
 
@@ -187,7 +187,7 @@ def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:
 
 
 def _load_row(path: Path, package: str, module: str, machine: Machine, how: str) -> CheckRow:
-    """In a child process: a plugin that crashes is a finding."""
+    """Load check in a child process: a plugin that crashes fails the check."""
     name = f"loads in {package}"
     if machine.installed(package) is None:
         return CheckRow(name, "not run", f"{package} is not installed")

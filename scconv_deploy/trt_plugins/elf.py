@@ -1,4 +1,4 @@
-"""What a shared library says about itself: symbols, dependencies, and the GPU code inside it. Nothing is executed.
+"""Symbols, dependencies and GPU code of a shared library, read without executing it.
 
 Reads little-endian ELF64 (x86-64 and aarch64 Linux; System V ABI, gABI 4.1) and the section ``.nv_fatbin``, whose
 layout NVIDIA does not document: an image header of 16 bytes, then entries of a kind, a header size, a size and a
@@ -74,7 +74,7 @@ def read_library(path: Path) -> SharedLibrary:
 
 
 def _check_segments(data: bytes) -> None:
-    """What the loader maps must be there: a page beyond the file's end ends the process with SIGBUS (ValueError)."""
+    """Refuse a file that ends before its segments do (ValueError): a missing page ends the process with SIGBUS."""
     (start,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     for i in range(count):
@@ -120,7 +120,7 @@ def _read(data: bytes, machine: str) -> SharedLibrary:
 
 
 def _sections(data: bytes) -> tuple[list[_Section], int]:
-    """All sections, and where their names lie."""
+    """All sections, and the offset of their names."""
     (start,) = struct.unpack_from("<Q", data, 40)
     size, count, names = struct.unpack_from("<HHH", data, 58)
     found = []
@@ -131,7 +131,7 @@ def _sections(data: bytes) -> tuple[list[_Section], int]:
 
 
 def _symbols(data: bytes, section: _Section, strings: _Section) -> Iterator[tuple[str, bool, bool]]:
-    """Name, whether it is defined, whether others see it."""
+    """Symbols as (name, whether it is defined, whether it is visible to others)."""
     for at in range(section.offset, section.offset + section.size, 24):
         name_at, info, other, index = struct.unpack_from("<IBBH", data, at)
         yield _string(data, strings.offset + name_at), index != 0, info >> 4 != 0 and other & 3 in (0, 3)
@@ -156,7 +156,7 @@ def _versions(data: bytes, section: _Section, strings: int) -> dict[str, str]:
 
 
 def _images(section: bytes) -> Iterator[tuple[int, int]]:
-    """Kind and compute capability (times ten) of each image; stops where the layout is not the one known."""
+    """Kind and compute capability (times ten) of each image, up to the first of an unknown layout."""
     at = 0
     while at + 16 <= len(section):
         magic, _, header, size = struct.unpack_from("<IHHQ", section, at)

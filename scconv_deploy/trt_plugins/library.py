@@ -32,7 +32,7 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class SruSettings:
-    """What an operator of the domain ``scconv`` does, besides its tensors.
+    """Operator of the domain ``scconv`` and its attributes.
 
     Attributes:
         operator: ``SRU``, ``SRUNorm`` or ``SRUSoft``.
@@ -49,7 +49,7 @@ class SruSettings:
 
     @classmethod
     def of(cls, variant: GateVariant, algorithm: str = "auto") -> SruSettings:
-        """The operator that a variant is."""
+        """The settings that compute a variant."""
         v = variant
         return cls(v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std, algorithm)
 
@@ -68,7 +68,7 @@ class SruParams(ctypes.Structure):
 
 
 class SruLibrary:
-    """A compiled library.
+    """A compiled library, bound with ctypes.
 
     Args:
         path: what ``scconv-deploy plugin build`` wrote.
@@ -96,7 +96,7 @@ class SruLibrary:
         self._library.scconv_sru_enqueue.argtypes = [params, ctypes.c_void_p]
 
     def refusal(self, params: SruParams) -> str | None:
-        """Why sizes and types are refused, or None."""
+        """The reason why the kernels refuse sizes or types, or None."""
         reason = self._library.scconv_sru_refusal(ctypes.byref(params))
         return reason.decode() if reason else None
 
@@ -104,7 +104,7 @@ class SruLibrary:
         return self._library.scconv_sru_workspace_bytes(ctypes.byref(params))
 
     def chosen_algorithm(self, params: SruParams) -> str:
-        """What the current GPU would run (torch.cuda.CudaError where there is none)."""
+        """The algorithm that the current GPU would run (torch.cuda.CudaError without a GPU)."""
         chosen = ctypes.c_int32()
         if status := self._library.scconv_sru_choose(ctypes.byref(params), ctypes.byref(chosen)):
             raise torch.cuda.CudaError(status)
@@ -295,7 +295,7 @@ class FusedSRU(nn.Module):
         self._names = tuple(name for name, _ in self.named_buffers())
 
     def _apply(self, fn, recurse=True):
-        """Parameters follow the module's device, but stay float32 (half precision would move the cut)."""
+        """Move the parameters to the module's device, but keep them in float32 (half precision would move the cut)."""
         kept = {name: getattr(self, name) for name in self._names}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -311,7 +311,7 @@ class FusedSRU(nn.Module):
 
 
 class _FusedSite(nn.Module):
-    """A recognised SRU's place: the fused gate, and the 1x1 convolution that some code puts before or after it."""
+    """Replacement of a recognised SRU: the fused gate, and a 1x1 convolution before or after it where it has one."""
 
     def __init__(self, found: RecognizedSRU) -> None:
         super().__init__()
