@@ -155,7 +155,7 @@ def _judge(
     plugin: Path | None,
     session: Session,
 ) -> ParityReport:
-    """By what the artifact is, and what it is held against; options that mean nothing to those are refused."""
+    """Judge by the kinds of artifact and reference; refuse options that mean nothing to these."""
     if artifact.name.endswith(ENGINE):
         return verify_engine(artifact, plugin, of_model.spec(reference or ""), judged.checks(), session)
     if plugin is not None:
@@ -183,7 +183,7 @@ def _judge(
 
 
 def _verify_bundle(artifact: Path, judged: CheckOptions, session: Session) -> ParityReport:
-    """Without a model, and without torch."""
+    """Verify a bundle without a model and without torch."""
     from scconv_deploy.workflows.verify import verify_bundle
 
     if not artifact.exists():

@@ -90,7 +90,7 @@ RequirePlugin = Annotated[
 
 
 def parse_size(option: str, text: str) -> int:
-    """Bytes of ``512M``, ``2G`` or a plain number (UsageError otherwise)."""
+    """Read a size such as ``512M``, ``2G`` or a plain number as bytes (UsageError otherwise)."""
     match = re.fullmatch(r"(\d+)([KMG]?)(?:iB|B)?", text.strip())
     if match is None or int(match[1]) == 0:
         raise UsageError(f"{option} {text!r} is not a size.", "Write for example 512M or 2G.")
@@ -101,7 +101,7 @@ def parse_size(option: str, text: str) -> int:
 
 
 def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
-    """What ``--cache`` and ``--no-cache`` say."""
+    """The engine cache that ``--cache`` and ``--no-cache`` choose; None without one."""
     from scconv_deploy.exporters.tensorrt.cache import EngineCache
 
     if without and folder is not None:
@@ -127,7 +127,7 @@ def engine_request(
     plugin: Path | None = None,
     require_plugin: bool = False,
 ) -> EngineRequest:
-    """What deploy builds: an engine for each backend but onnx, here or on the devices that are named."""
+    """Engines that deploy builds: one for each backend but onnx, here or on the named devices."""
     from scconv_deploy.workflows.build import EngineRequest
 
     wanted, target = [name for name in backends if name != "onnx"], ",".join(targets or ())

@@ -1,4 +1,4 @@
-"""Options that several commands share, one by one and in groups."""
+"""Options that several commands share, single and in groups."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ Keep = Annotated[
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A parameter whose type is one of the groups below stands for the group's options, in its place."""
+    """Replace each parameter whose type is a group below by the group's options."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
@@ -152,14 +152,14 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _given(group: Any, *but: str) -> str:
-    """The options of a group that differ from their defaults, as they are written."""
+    """The given options of a group: those that differ from their defaults, as written on the command line."""
     names = [f.name for f in fields(group) if f.name not in but and getattr(group, f.name) != f.default]
     return ", ".join(f"--{name.replace('_', '-').replace('inputs', 'input')}" for name in names)
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a MODEL is made."""
+    """Options that build and load a MODEL."""
 
     kwargs: Kwargs = None
     weights: Weights = None
@@ -185,7 +185,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(LoadOptions):
-    """What a MODEL takes: how it is made, and its inputs."""
+    """Options that build and load a MODEL, and its inputs."""
 
     inputs: Inputs = None
     batch: Batch = None
@@ -194,7 +194,7 @@ class ModelOptions(LoadOptions):
 
     @property
     def given(self) -> str:
-        """Which ones are, for a message; "" for none. The seed does not count, for it is not only a model's."""
+        """The given options, for a message; "" for none. The seed does not count: it is not only a model's."""
         return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
@@ -212,7 +212,7 @@ class ModelOptions(LoadOptions):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What a model's artifact is judged on, and by what."""
+    """Options of verification: inputs, data, limits, provider."""
 
     data: Data = None
     deep: Deep = None
@@ -222,11 +222,11 @@ class CheckOptions:
 
     @property
     def of_model(self) -> str:
-        """Which ones are given that only a model as the reference can use; "" for none."""
+        """The given options that only a model as the reference can use; "" for none."""
         return _given(self, "tolerance", "provider")
 
     def checks(self) -> Checks:
-        """For a model as the reference."""
+        """The checks for a model as the reference."""
         from scconv_deploy.records.tolerances import parse_overrides
         from scconv_deploy.verification.options import DEEP, Checks
         from scconv_deploy.verification.samples import Preprocessing
@@ -239,7 +239,7 @@ class CheckOptions:
         return Checks(self.data, wanted, parse_overrides(self.tolerance or ()), self.provider, deep)
 
     def judging(self) -> Judging:
-        """For a reference that was recorded, or another file."""
+        """The judging for a recorded reference or another file."""
         from scconv_deploy.records.tolerances import parse_overrides
         from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
         from scconv_deploy.verification.onnx.chain import Judging
@@ -249,7 +249,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What the exported graph is like."""
+    """Options of the exported graph."""
 
     opset: Opset = None
     mask_form: MaskForm = "auto"

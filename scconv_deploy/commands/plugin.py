@@ -67,7 +67,7 @@ def plugin_check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look at a built library and load it through an installed runtime's registry; exit 7 if it is not right."""
+    """Check a built library and load it through an installed runtime's registry; exit 7 if a check fails."""
     from scconv_deploy.commands.printing import print_plugin
 
     with run_session(as_json, quiet) as session:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing
 
 
 def print_export(console: Console, result: ExportResult) -> None:
-    """What was exported, where it is, and what was left alone."""
+    """Print an export: the SRUs, the file, and the modules left alone."""
     print_embedding(console, result.stages)
     print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
@@ -40,7 +40,7 @@ def print_export(console: Console, result: ExportResult) -> None:
 
 
 def print_rewrite(console: Console, result: RewriteResult) -> None:
-    """What was fused and what was not, how both files' gates compare, and the verdict against a reference."""
+    """Print a rewrite: fused and refused SRUs, the gates of both files, and the verdict against a reference."""
     print_left_alone(console, [(miss.node, f"{miss.rule}: {miss.reason}") for miss in result.near_misses])
     if result.guard is not None:
         _print_guard(console, result.guard)
@@ -88,7 +88,7 @@ def _print_guard(console: Console, guard: GuardReport) -> None:
 
 
 def print_deploy(console: Console, result: DeployResult) -> None:
-    """The report, and where the bundle is."""
+    """Print a deployment: the report, and the bundle's path."""
     print_report(console, result.report)
     _print_weights(console, weights_lines(result.report.stages))
     print_line(console, f"bundle   {result.folder}")
@@ -103,12 +103,12 @@ def print_deploy(console: Console, result: DeployResult) -> None:
 
 
 def print_finish(console: Console, result: FinishResult) -> None:
-    """What a device added, as ``finish.pyz`` says it."""
+    """Print the results of a device, as ``finish.pyz`` does."""
     print_line(console, "\n".join(result.lines))
 
 
 def print_build(console: Console, result: BuildResult) -> None:
-    """An engine: what it is, what became of its SRUs, and what the library warned of."""
+    """Print a built engine: its facts, the outcome of its SRUs, and the library's warnings."""
     manifest = result.engine.manifest
     _print_engine(console, manifest)
     for note in result.notes:
@@ -142,7 +142,7 @@ def _setting(value: object) -> str:
 
 
 def print_engine(console: Console, result: EngineInspection) -> None:
-    """An engine's manifest, and its own layers where it could be opened."""
+    """Print an engine's manifest, and its layers if it could be opened."""
     _print_engine(console, result.engine.manifest)
     print_line(console, f"built by {result.engine.manifest.command}")
     print_line(console, f"onnx     sha256 {result.engine.manifest.onnx_sha256}")
@@ -153,7 +153,7 @@ def print_engine(console: Console, result: EngineInspection) -> None:
 
 
 def print_bench(console: Console, result: BenchResult) -> None:
-    """Times of one run, in milliseconds, and what else is known of each subject."""
+    """Print a benchmark: times of one run in milliseconds, throughput and memory of each subject."""
     table = table_of(
         f"{result.rounds} rounds, taking turns, batch {result.batch}",
         "what", "p50", "p90", "p99", "items/s", "device p50", "memory", "load",
@@ -168,7 +168,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:
-    """An ONNX file."""
+    """Print an inspected ONNX file."""
     opsets = ", ".join(f"{domain} {number}" for domain, number in result.opsets.items())
     print_line(console, f"{result.path}: {result.file_bytes / 1e6:.1f} MB, IR {result.ir_version}, opset {opsets}")
     print_line(console, f"parameters {result.parameters:,}")
@@ -192,7 +192,7 @@ def print_onnx(console: Console, result: OnnxInspection) -> None:
 
 
 def print_model(console: Console, result: ModelInspection) -> None:
-    """A PyTorch model."""
+    """Print an inspected PyTorch model."""
     print_embedding(console, result.stages)
     print_line(
         console, f"{result.model}: {result.parameters:,} parameters, {result.multiply_adds:,} multiply-adds a sample"
@@ -219,7 +219,7 @@ def print_model(console: Console, result: ModelInspection) -> None:
 
 
 def print_conversion(console: Console, result: ConvertResult) -> None:
-    """What stays in float32 and why, and how far the result is from the original."""
+    """Print a conversion: what stays in float32 and why, and the distance from the original."""
     for node, reason in result.kept:
         print_line(console, f"float32  {node}: {reason}")
     before, after = result.bytes_before / 1e6, result.bytes_after / 1e6
@@ -230,7 +230,7 @@ def print_conversion(console: Console, result: ConvertResult) -> None:
 
 
 def print_diagnosis(console: Console, result: Diagnosis) -> None:
-    """What the doctor found; what is missing comes with the command that brings it."""
+    """Print the doctor's findings; each missing one with the command that installs it."""
     table = table_of("This machine", "", "", "found")
     for finding in result.findings:
         table.add_row(Text(finding.name), styled_status(finding.status), Text(finding.found))
@@ -242,7 +242,7 @@ def print_diagnosis(console: Console, result: Diagnosis) -> None:
 
 
 def print_models(console: Console, listing: Listing) -> None:
-    """The zoo."""
+    """Print the zoo."""
     table = table_of("", "name", "input", "ScConvs", "parameters", "multiply-adds", "source")
     for entry in listing.entries:
         counts = entry.counts
@@ -253,7 +253,7 @@ def print_models(console: Console, listing: Listing) -> None:
 
 
 def print_plugin_build(console: Console, result: PluginBuild) -> None:
-    """What was built, for what, and where it is."""
+    """Print a built plugin: its path, architectures and versions."""
     what = f"TensorRT {result.tensorrt} headers" if result.tensorrt else "kernels only"
     how = "from the cache" if result.cached else f"{result.seconds:g} s"
     print_line(console, f"{result.path}: sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}, {what}, {how}")
@@ -265,7 +265,7 @@ def print_plugin_build(console: Console, result: PluginBuild) -> None:
 
 
 def print_plugin(console: Console, result: PluginReport) -> None:
-    """What a built plugin is."""
+    """Print the checks of a built plugin."""
     table = table_of(str(result.path), "", "", "found")
     for row in result.rows:
         table.add_row(Text(row.name), styled_status(row.verdict), Text(row.found))
@@ -273,6 +273,6 @@ def print_plugin(console: Console, result: PluginReport) -> None:
 
 
 def _print_weights(console: Console, lines: Iterable[str]) -> None:
-    """``weights: random ...`` and ``weights FILE: ...`` below each other, as the other facts are."""
+    """Print the lines on weights below each other, aligned with the other facts."""
     for line in lines:
         print_line(console, f"weights  {line.removeprefix('weights').removeprefix(':').strip()}")

@@ -57,7 +57,7 @@ def merge(
 def _write(
     session: Session, get: Callable[[], ParityReport], form: Format | None, output: Path | None, force: bool
 ) -> None:
-    """Print a report, or write it; the output is checked before the report is got."""
+    """Print or write a report; check the output file before the report is read."""
     from scconv_deploy.report.render import format_of, render
     from scconv_deploy.report.text import print_report
     from scconv_deploy.system.atomic import check_output_file, write_file
@@ -110,7 +110,7 @@ def diff(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what changed between two reports; exit 0 whatever it is, for judging is the business of check."""
+    """Show what changed between two reports; always exit 0, because check judges."""
     from scconv_deploy.report.text import print_diff
 
     with run_session(as_json, quiet) as session:

@@ -1,4 +1,4 @@
-"""How a command runs: results to stdout, progress to stderr, and every error as one line with its exit code."""
+"""Session of a command: results to stdout, progress to stderr, and every error as one line with its exit code."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def command_line() -> str:
-    """The command that runs, as it could be pasted."""
+    """The running command, quoted for a shell."""
     return shlex.join(["scconv-deploy", *sys.argv[1:]])
 
 
 class Session:
-    """Where the output of one command goes: results to stdout, progress to stderr.
+    """Output of one command: results to stdout, progress to stderr.
 
     Attributes:
         shown: whether the result has been printed, or nobody reads it any more.
@@ -46,7 +46,7 @@ class Session:
         self.unread = False
 
     def progress(self, message: str) -> None:
-        """Say what is being done; a notice stays."""
+        """Show a progress message; a notice stays."""
         if isinstance(message, Notice):
             self._notice(message)
         elif isinstance(self._progress, LogLines):
@@ -85,7 +85,7 @@ class Session:
         self.shown = True
 
     def _print(self, write: Callable[[], object]) -> None:
-        """Print; that nobody reads it ends no command, for a verdict may still be to come."""
+        """Print; a closed pipe ends no command, because a verdict may still be to come."""
         if self._progress is not None:
             self._progress.stop()
         try:
@@ -107,7 +107,7 @@ def _console(stdout: TextIO) -> Console:
 
 @contextmanager
 def run_session(as_json: bool, quiet: bool) -> Iterator[Session]:
-    """Run a command: progress on stderr while it lasts, and every error as its line and its exit code."""
+    """Run a command with progress on stderr; turn every error into one line and an exit code."""
     session: Session | None = None
     signals = installed()
     if signals is not None:
@@ -130,7 +130,7 @@ def run_session(as_json: bool, quiet: bool) -> Iterator[Session]:
 
 
 def _failure(error: BaseException) -> tuple[int, str, str]:
-    """Exit code, message and remedy; what belongs before them is printed."""
+    """Exit code, message and remedy of an error; print the lines that belong before them."""
     if isinstance(error, ScconvDeployError):
         if error.details:
             typer.echo(error.details, err=True)
@@ -147,7 +147,7 @@ def _failure(error: BaseException) -> tuple[int, str, str]:
 
 
 def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
-    """A line that is written again and again on a terminal, lines now and then elsewhere."""
+    """Progress: one line that is rewritten on a terminal, lines every ten seconds elsewhere."""
     from rich.console import Console
 
     if silent:
@@ -158,7 +158,7 @@ def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
 
 @contextmanager
 def _reserved_stdout() -> Iterator[TextIO]:
-    """Keep stdout for the result: what the user's code and its child processes print there goes to stderr."""
+    """Keep stdout for the result: output of the user's code and its child processes goes to stderr."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
@@ -178,7 +178,7 @@ def _reserved_stdout() -> Iterator[TextIO]:
 
 
 def _whole_command(remedy: str) -> str:
-    """A remedy that ends in ``: MODEL --input SHAPE`` with the whole command there, so that it can be pasted."""
+    """Replace ``: MODEL --input SHAPE`` at the end of a remedy by the whole command, to be pasted."""
     hint = re.search(r": .+ --input (\S+)$", remedy)
     arguments = sys.argv[1:]
     given = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--input"]
