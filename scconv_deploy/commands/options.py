@@ -198,7 +198,7 @@ class ModelOptions(LoadOptions):
         return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
-        """See :meth:`LoadOptions.spec`."""
+        """The model that a source names, with its inputs; see :meth:`LoadOptions.spec`."""
         from scconv_deploy.model.inputs import DynamicAxis, InputSpec
 
         axes = [] if self.batch is None else [DynamicAxis.parse_batch(self.batch)]

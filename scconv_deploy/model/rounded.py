@@ -108,7 +108,7 @@ class Rounded(FollowsInputs):
         return tensor.to(self._dtype).float() if tensor.dtype == torch.float32 else tensor
 
     def rounded(self, tensor: Tensor) -> Tensor:
-        """The same, or rounded up or down at random where the run asks for it."""
+        """A float32 tensor rounded to half, up or down at random where the run asks for it."""
         if self._generator is None or tensor.dtype != torch.float32:
             return self.nearest(tensor)
         _, exponent = torch.frexp(tensor)

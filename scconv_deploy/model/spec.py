@@ -56,7 +56,7 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """What the model is called, and how the command line names it."""
+        """Name of the model on the command line."""
         return self.source if self.embed is None else f"{self.source} --embed {shlex.quote(str(self.embed))}"
 
     def resolved(self) -> ModelSpec:

@@ -25,9 +25,9 @@ TOP = "."
 
 _DEEPEST = 8
 _LEAST_SHARE = 0.1
-"""Of the model's keys, that a prefix must be able to give; what fits less by a prefix is a coincidence of names."""
+"""Share of the model's keys that a prefix must be able to give; a smaller share is a coincidence of names."""
 _MOST_KEYS = 500_000
-"""To look up for one entry: half a second."""
+"""Keys to look up for one entry: half a second."""
 _COUNTS_BATCHES = "num_batches_tracked"
 """Buffer that torch fills in where an old state dict lacks it; eval mode does not read it."""
 

@@ -200,7 +200,7 @@ class _Conversion:
         return True
 
     def _reason(self, node: ir.Node) -> str:
-        """Why a node stays in float32; empty if it need not."""
+        """The reason if a node stays in float32, else empty."""
         pattern = next((p for p in self._options.keep if _matches(node, p)), None)
         if pattern is not None:
             return f"kept by {pattern!r}"

@@ -74,7 +74,7 @@ def _own(node: ir.Node) -> str:
 
 
 def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
-    """What a node makes of its inputs, and which inputs; empty if nothing that needs float32."""
+    """The use of a node's inputs that needs float32, and these inputs; empty without one."""
     floats = [value for value in node.inputs if value is not None and _carries_floats(value)]
     if not floats or graphs_of(node):
         return "", []

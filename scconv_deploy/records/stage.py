@@ -1,4 +1,4 @@
-"""What each stage of a command did: seconds, what it applied, what it skipped and why."""
+"""Records of a command's stages: seconds, changes applied, and what was skipped with the reason."""
 
 from __future__ import annotations
 
