@@ -1,7 +1,7 @@
 """Gates that differ from PyTorch eager on the same input, over seeds, means of the input, and betas.
 
-A flip is explained when rounding can move the gate's margin that far, see ``scconv_deploy.gate.flips``; any other is a
-fault. The formula of the cut is judged with torch's own statistics: what remains then is the formula's own error.
+A flip is explained when rounding can move the gate's margin that far, see ``scconv_deploy.gate.margins``; any other is
+a fault. The formula of the cut is judged with torch's own statistics: what remains then is the formula's own error.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from benchmarks import subjects
 from benchmarks.gates import eager_gates, ort_gates
 from benchmarks.harness import write
-from scconv_deploy.gate.cut import gate_parameters, open_by_cut
-from scconv_deploy.gate.flips import count_flips
-from scconv_deploy.gate.variant import VARIANTS, gate_weight
+from scconv_deploy.gate.cut import open_by_cut
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.records.gates import FlipCount
 from tests.wild import OriginalSRU
 
@@ -66,16 +66,15 @@ def _one_model(beta: str, seed: int) -> dict[tuple[int, str], FlipCount]:
     noise = subjects.noise(SHAPE, seed)
     naive, _ = subjects.naive_onnx(model, noise)
     files = {"naive export in ORT": naive, "ours in ORT": subjects.our_onnx(model, noise)}
-    parameters = gate_parameters(model.gn.gamma, model.gn.beta, VARIANT)
-    weight = gate_weight(model.gn.gamma.detach(), VARIANT)
-    folded = gate_parameters(*(t.reshape(-1) * weight for t in (model.gn.gamma, model.gn.beta)), _UNWEIGHTED)
+    gate = Gate(VARIANT, model.gn.gamma, model.gn.beta)
+    folded = Gate(_UNWEIGHTED, gate.gamma * gate.weight, gate.beta * gate.weight)
     found = {}
     for mean in MEANS:
         x = noise + mean
         (expected,) = eager_gates(model, x)
         masks = {name: ort_gates(data, x)[0] for name, data in files.items()}
-        masks["the cut, torch's statistics"] = open_by_cut(x, parameters, VARIANT)
-        masks["the cut of gamma * w folded, torch's statistics"] = open_by_cut(x, folded, VARIANT)
+        masks["the cut, torch's statistics"] = open_by_cut(x, gate.form)
+        masks["the cut of gamma * w folded, torch's statistics"] = open_by_cut(x, folded.form)
         for name, mask in masks.items():
-            found[mean, name] = count_flips(mask != expected, x, parameters, VARIANT)
+            found[mean, name] = gate.count_flips(mask != expected, x)
     return found

@@ -28,10 +28,9 @@ from benchmarks import sru_aims, sru_steps
 from benchmarks.cuda_timing import Call, GraphTimer, usable
 from benchmarks.harness import Row, write
 from scconv_deploy.errors import MissingRuntimeError, ScconvDeployError
-from scconv_deploy.gate.cut import gate_parameters, operator_inputs
 from scconv_deploy.gate.flips import compare_outputs
-from scconv_deploy.gate.variant import VARIANTS
-from scconv_deploy.gate.variant import sru as variant_sru
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS, from_normalized, gate_weight, normalize
 from scconv_deploy.system.gpu import driver_cuda, gpus
 from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import BuildRequest, build
@@ -153,21 +152,23 @@ def _cases(options: argparse.Namespace) -> Iterator[tuple[Shape, str]]:
 
 def _one(library: SruLibrary, timer: Timer, shape: Shape, name: str, seed: int, device: str) -> list[Row]:
     generator = torch.Generator().manual_seed(seed)
-    gamma, beta = (torch.randn(shape[1], generator=generator) for _ in range(2))
+    gate = Gate(VARIANT, *(torch.randn(shape[1], generator=generator) for _ in range(2)))
     x = torch.randn(shape, generator=generator).to(TYPES[name]).to(device)
-    inputs = [p.to(device) for p in operator_inputs(gamma, beta, VARIANT).values()]
-    own = [p.to(x) for p in (gamma, beta)]
+    inputs = [p.to(device) for p in gate.operator_inputs().values()]
+    gamma, beta = gate.gamma.to(x), gate.beta.to(x)
 
     def fused(algorithm: str) -> Callable[[Tensor], Tensor]:
         settings = SruSettings.of(VARIANT, algorithm)
         return lambda data: library.sru(data, inputs, settings)
 
     def eager(data: Tensor) -> Tensor:
-        return variant_sru(data, *own, VARIANT)  # in x's type, as model.half() runs it: fewer bytes, other gates
+        # in x's type, as model.half() runs it: fewer bytes, other gates
+        weight = gate_weight(gamma, VARIANT.weighting)
+        return from_normalized(data, normalize(data, gamma, beta, VARIANT), weight, VARIANT)
 
     torch._dynamo.reset()
     calls: dict[str, Call] = {f"fused, {algorithm}": fused(algorithm) for algorithm in ALGORITHMS}
-    found: dict[str, Row] = {variant: _judge(call, x, gamma, beta) for variant, call in calls.items()}
+    found: dict[str, Row] = {variant: _judge(call, x, gate) for variant, call in calls.items()}
     for variant, algorithm in zip(calls, ALGORITHMS, strict=True):
         params = sru_params(x, inputs, SruSettings.of(VARIANT, algorithm))
         params.y = x.data_ptr()
@@ -198,7 +199,7 @@ def _times(variant: str, seconds: Sequence[float], medians: Mapping[str, float],
     return row
 
 
-def _judge(call: Call, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Any]:
+def _judge(call: Call, x: Tensor, gate: Gate) -> dict[str, Any]:
     """Gates and values against PyTorch's on the CPU, of at most two samples."""
     try:
         y = call(x)[:2].cpu()
@@ -207,9 +208,7 @@ def _judge(call: Call, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Any]
             raise
         return {"error": str(error).splitlines()[0]}
     wide = x[:2].float().cpu()
-    expected = variant_sru(wide, gamma, beta, VARIANT)
-    parameters = gate_parameters(gamma, beta, VARIANT)
-    count, distance = compare_outputs(y, expected, wide, gamma, beta, parameters, VARIANT)
+    count, distance = compare_outputs(y, gate.apply(wide), wide, gate)
     return {"flips": count.flips, "unexplained": count.unexplained, "relative_l2": distance,
             "tolerance": TOLERANCE[x.dtype]}  # fmt: skip
 

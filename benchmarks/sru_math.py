@@ -17,9 +17,8 @@ import torch
 
 from benchmarks import subjects
 from benchmarks.harness import write
-from scconv_deploy.gate.cut import gate_parameters, operator_inputs
-from scconv_deploy.gate.flips import count_flips
-from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.records.gates import FlipCount
 from tests.trt_plugins.reference import GENERAL, ON_CHIP, SPLIT, Reference
 
@@ -71,6 +70,6 @@ def _one(reference: Reference, name: str, algorithm: int, kind: str, beta: str, 
     gamma = torch.randn(shape[1], generator=generator)
     offset = torch.randn(shape[1], generator=generator) if beta == "random" else torch.zeros(shape[1])
     variant = replace(variant, num_groups=16)
-    _, opened = reference.sru(x, operator_inputs(gamma, offset, variant), variant, algorithm)
-    differs = opened != open_mask(x, gamma, offset, variant)
-    return count_flips(differs, x, gate_parameters(gamma, offset, variant), variant)
+    gate = Gate(variant, gamma, offset)
+    _, opened = reference.sru(x, gate.operator_inputs(), variant, algorithm)
+    return gate.count_flips(opened != gate.mask(x), x)

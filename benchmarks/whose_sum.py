@@ -61,7 +61,7 @@ def _draw(seed: int) -> Tensor:
 
 def _distance(gamma: Tensor) -> float:
     """Of the two sums, relatively; through the weights, which are what an SRU computes with."""
-    ours, theirs = (gate_weight(gamma, replace(VARIANTS["groupbn-hard"], weighting=w)) for w in _WEIGHTING.values())
+    ours, theirs = (gate_weight(gamma, weighting) for weighting in _WEIGHTING.values())
     return float(((ours - theirs) / ours).abs().max())
 
 
@@ -79,8 +79,8 @@ def _recognised(gammas: Sequence[Tensor], order: str, threshold: float) -> dict[
         recognition = recognize(model, (x,), {})
         swapped = swap(model, recognition)
         counts["refused"] += len(recognition.refused)
-        counts["right"] += sum(found.variant == expected for found in recognition.srus)
-        counts["another"] += sum(found.variant != expected for found in recognition.srus)
+        counts["right"] += sum(found.gate.variant == expected for found in recognition.srus)
+        counts["another"] += sum(found.gate.variant != expected for found in recognition.srus)
         with torch.no_grad():
             for one, other in zip(model, swapped, strict=True):
                 counts["changed"] += int((one(x) != other(x)).sum())

@@ -10,7 +10,6 @@ import torch
 from matplotlib import pyplot as plt
 
 from scconv_deploy.gate.cut import tau
-from scconv_deploy.gate.flips import margins_and_bounds
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.model.spec import ModelSpec
@@ -76,11 +75,10 @@ def margins() -> None:
     sample = list(load_samples("photos", reference.signature, Preprocessing.of(spec.source, reference.model)))[-1]
     distances, bounds = [], []
     for gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].values():
-        margin, bound, _ = margins_and_bounds(gate.x, gate.swapped.parameters_of_gate, gate.swapped.variant)
-        spread = gate.x.std()
-        distances.append((margin.abs() / spread).flatten())
-        bounds.append((bound / spread).flatten())
-    distance, bound = torch.cat(distances).numpy(), torch.cat(bounds).numpy()
+        found, spread = gate.swapped.gate.margins(gate.x), float(gate.x.std())
+        distances.append((np.abs(found.margin) / spread).ravel())
+        bounds.append((found.bound / spread).ravel())
+    distance, bound = np.concatenate(distances), np.concatenate(bounds)
     figure, axes = plt.subplots(figsize=(7, 3))
     edges = np.logspace(-8, 1.5, 80)
     axes.hist(distance.clip(edges[0]), edges, color=INK, alpha=0.7, label=f"margins of {distance.size:,} gates")

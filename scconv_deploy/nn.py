@@ -137,7 +137,8 @@ class SRU(nn.Module):
         if not torch.compiler.is_compiling():
             _check_rank(x, self.dims, "SRU")
             check_groups(x.shape[1], self.variant.num_groups, x[0].numel())
-        return gate.from_normalized(x, self.gn(x), self.gamma, self.variant)
+        weight = gate.gate_weight(self.gamma, self.variant.weighting)
+        return gate.from_normalized(x, self.gn(x), weight, self.variant)
 
 
 class CRU(nn.Module):

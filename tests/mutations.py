@@ -13,7 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from scconv_deploy.gate.cut import gate_parameters
+from scconv_deploy.gate.cut import tau
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.functions import function_text
@@ -124,10 +125,10 @@ def tau_moved(
     variant = torch_model.get_submodule(site).variant
 
     def cut(gamma, beta):
-        exact = gate_parameters(gamma, beta, variant)
+        sign, threshold = Gate(variant, gamma, beta).form.sign, tau(variant.threshold, variant.comparison)
         g, b = gamma.detach().double().numpy().ravel(), beta.detach().double().numpy().ravel()
         w = (gamma / gamma.sum()).detach().double().numpy().ravel()
-        return (exact.sign * (move(np.float32(exact.tau)) - b * w) / (g * w)).astype(np.float32)
+        return (sign * (move(np.float32(threshold)) - b * w) / (g * w)).astype(np.float32)
 
     recut(model, torch_model, cut, site)
 
@@ -142,7 +143,7 @@ def gamma_changed(model: onnx.ModelProto, torch_model: nn.Module) -> None:
     def cut(gamma, beta):
         changed = gamma.detach().clone()
         changed.view(-1)[3] *= 1 + 1e-3
-        return gate_parameters(changed, beta, variant).cut
+        return Gate(variant, changed, beta).form.cut
 
     recut(model, torch_model, cut)
 

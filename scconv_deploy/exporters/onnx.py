@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.capture import capture
-from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition
 from scconv_deploy.gate.swap import StandIn, SwappedSRU, replace_modules, site_name
@@ -47,11 +46,6 @@ _OTHER_OPERATORS = "Write that part of the model with other operators, or export
 _ELIMINATED = "its result is not used, or another node computes the same"
 
 
-def node_inputs(swapped: SwappedSRU) -> dict[str, Tensor]:
-    """The parameters of an SRU's node in the operator's order, float32 ``[C]`` each."""
-    return operator_inputs(swapped.gamma, swapped.beta, swapped.variant, swapped.parameters_of_gate)
-
-
 class _SRUNode(StandIn):
     """Stands for a :class:`SwappedSRU` in the export: one symbolic node, named after the module and its call.
 
@@ -62,28 +56,28 @@ class _SRUNode(StandIn):
     def __init__(self, swapped: SwappedSRU, calls: Counter[str]) -> None:
         super().__init__(swapped._original[0], swapped)
         vars(self).update(_sru=swapped, _sru_calls=calls)
-        inputs = node_inputs(swapped)
+        inputs = swapped.gate.operator_inputs()
         self._sru_inputs = tuple(f"_sru_{name}" for name in inputs)
         for name, value in inputs.items():
             self.register_buffer(f"_sru_{name}", value)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (x,) = (*args, *kwargs.values())
-        sru = self._sru
+        sru, variant = self._sru, self._sru.gate.variant
         if sru.conv is not None and sru.conv_place == "before":
             x = sru.conv(x)
         self._sru_calls[sru.path] += 1
         planes = as_planes(x)
         made = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{sru.variant.operator}",
+            f"{DOMAIN}::{variant.operator}",
             (planes, *(getattr(self, name) for name in self._sru_inputs)),
-            variant_attributes(sru.variant),
+            variant_attributes(variant),
             dtype=planes.dtype,
             shape=planes.shape,
             version=DOMAIN_VERSION,
             metadata_props={
                 SITE: site_name(sru.path, self._sru_calls[sru.path]),
-                VARIANT: sru.variant.label,
+                VARIANT: variant.label,
             },
         )
         y = from_planes(made, x)

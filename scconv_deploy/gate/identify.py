@@ -19,12 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ScconvDeployError
-from scconv_deploy.gate import variant as pytorch_gate
 from scconv_deploy.gate.candidates import Candidate, ConvPlace
-from scconv_deploy.gate.cut import GateParameters, gate_parameters, open_by_cut, tau
-from scconv_deploy.gate.flips import compare_outputs, count_flips, relative_l2
+from scconv_deploy.gate.cut import open_by_cut, tau
+from scconv_deploy.gate.flips import compare_outputs, relative_l2
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.probes import probes
-from scconv_deploy.gate.variant import VARIANTS, GateVariant, Statistics, Weighting, check_groups, check_halves
+from scconv_deploy.gate.variant import (
+    VARIANTS,
+    GateVariant,
+    Statistics,
+    Weighting,
+    check_groups,
+    check_halves,
+    compare,
+    gate_weight,
+)
 from scconv_deploy.records.gates import VALUE_TOLERANCE
 
 _COMMON_GROUPS = (16, 4, 8, 32, 2, 1)
@@ -75,7 +84,7 @@ class Identified:
     """A hypothesis that passed the full test; ``flips`` is the largest share of gates that only rounding explains."""
 
     hypothesis: Hypothesis
-    parameters: GateParameters
+    gate: Gate
     flips: float
 
 
@@ -141,10 +150,6 @@ def not_finite(module: nn.Module) -> list[str]:
     return found
 
 
-def _weight(gamma: Tensor, weighting: Weighting) -> Tensor:
-    return pytorch_gate.gate_weight(gamma.detach(), replace(VARIANTS["groupbn-hard"], weighting=weighting))
-
-
 def _best(
     candidate: Candidate, ranked: list[tuple[float, Hypothesis]], recorded: Tensor, seed: int
 ) -> tuple[Identified | None, str]:
@@ -176,21 +181,21 @@ def _best(
 def _alike(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
     """The hypothesis, and what ranking cannot tell from it: the comparisons differ where the sigmoid is exactly the
     threshold, the orders of the sum by its rounding. Orders that agree to the bit are one: Python's."""
-    gamma, _ = affine(candidate, hypothesis)
+    gamma = candidate.affine[hypothesis.swapped_affine]
     orders: list[Weighting] = [hypothesis.variant.weighting]
     if orders[0] in ("sum", "torch_sum"):
         orders = ["sum", "torch_sum"]
-        if torch.equal(_weight(gamma, "sum"), _weight(gamma, "torch_sum")):
+        if torch.equal(gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum")):
             orders = ["sum"]
     comparisons = dict.fromkeys([hypothesis.variant.comparison, ">=", ">"])
     for comparison, weighting in product(comparisons, orders):
         yield replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison, weighting=weighting))
 
 
-def affine(candidate: Candidate, hypothesis: Hypothesis) -> tuple[nn.Parameter, nn.Parameter]:
-    """gamma and beta of a candidate, under a hypothesis."""
+def _gate(candidate: Candidate, hypothesis: Hypothesis) -> Gate:
+    """The gate of a candidate, under a hypothesis."""
     first, second = candidate.affine
-    return (second, first) if hypothesis.swapped_affine else (first, second)
+    return Gate(hypothesis.variant, *((second, first) if hypothesis.swapped_affine else (first, second)))
 
 
 def _numbers(module: nn.Module) -> list[float]:
@@ -237,7 +242,7 @@ def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
 
 def _cancelled(gamma: Tensor) -> bool:
     """Whether the orders of its sum are so far apart that noise tells them from one another."""
-    ours, theirs = _weight(gamma, "sum"), _weight(gamma, "torch_sum")
+    ours, theirs = gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum")
     return not bool(((ours - theirs).abs() <= _CANCELLED * ours.abs()).all())
 
 
@@ -305,11 +310,11 @@ def _expected(candidate: Candidate, hypothesis: Hypothesis, x: Tensor) -> tuple[
     """What the hypothesis computes for the module's input, and the gate's own input."""
     if candidate.conv is not None and hypothesis.conv_place == "before":
         x = candidate.conv(x)
-    gamma, beta = affine(candidate, hypothesis)
-    if x.shape[1] != gamma.numel():
-        raise NotIdentifiedError(f"{x.shape[1]} channels meet {gamma.numel()} parameters")
+    gate = _gate(candidate, hypothesis)
+    if x.shape[1] != gate.channels:
+        raise NotIdentifiedError(f"{x.shape[1]} channels meet {gate.channels} parameters")
     check_groups(x.shape[1], hypothesis.variant.num_groups, x[0].numel())
-    y = pytorch_gate.sru(x, gamma, beta, hypothesis.variant)
+    y = gate.apply(x)
     if candidate.conv is not None and hypothesis.conv_place == "after":
         y = candidate.conv(y)
     return y, x
@@ -332,17 +337,15 @@ def _shapes(own: tuple[int, ...], num_groups: int) -> list[tuple[int, ...]]:
 
 def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed: int) -> Identified:
     """Run the full test; raises NotIdentifiedError with the first disagreement."""
-    variant = hypothesis.variant
-    gamma, beta = affine(candidate, hypothesis)
-    parameters = gate_parameters(gamma, beta, variant)
+    gate = _gate(candidate, hypothesis)
     _, of_gate = _expected(candidate, hypothesis, recorded)
-    flips, decided = 0.0, False
+    flips, decided = 0.0, not _can_decide(gate, of_gate)
     own = tuple(of_gate.shape)
-    for shape in _shapes(own, variant.num_groups):
+    for shape in _shapes(own, hypothesis.variant.num_groups):
         given = of_gate if shape == own else _noise(shape, seed)
         fed = recorded if shape == own else _noise((shape[0], recorded.shape[1], *shape[2:]), seed)
         try:
-            share, found = _compare(candidate, hypothesis, parameters, given, fed, seed)
+            share, found = _compare(candidate, gate, hypothesis.conv_place, given, fed, seed)
         except DoesNotRunError:
             if shape == own:
                 raise
@@ -351,9 +354,9 @@ def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed
     if hypothesis.conv_place == "before":  # the gate was fed past it
         expected, _ = _expected(candidate, hypothesis, recorded)
         _require_near(relative_l2(_run(candidate, "recorded", recorded), expected), "with its convolution")
-    if not decided and _can_decide(parameters, of_gate, variant):
+    if not decided:
         raise NotIdentifiedError("no input was found on which >= and > differ, so its comparison is not known")
-    return Identified(hypothesis, parameters, flips)
+    return Identified(hypothesis, gate, flips)
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -361,7 +364,7 @@ def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _compare(
-    candidate: Candidate, hypothesis: Hypothesis, parameters: GateParameters, of_gate: Tensor, fed: Tensor, seed: int
+    candidate: Candidate, gate: Gate, place: ConvPlace, of_gate: Tensor, fed: Tensor, seed: int
 ) -> tuple[float, bool]:
     """Hold the module against a hypothesis on every probe of one shape.
 
@@ -372,23 +375,20 @@ def _compare(
     Returns:
         the largest share of gates that differ within rounding, and whether a sigmoid was exactly the threshold.
     """
-    variant = hypothesis.variant
-    gamma, beta = affine(candidate, hypothesis)
     flips, decided = 0.0, False
-    for probe, x in probes(of_gate, gamma, beta, variant, seed):
+    for probe, x in probes(of_gate, gate, seed):
         name = f"{probe} input {'x'.join(map(str, x.shape))}"
-        expected = pytorch_gate.sru(x, gamma, beta, variant)
-        y = _run_gate(candidate, hypothesis.conv_place, name, x, fed)
+        expected = gate.apply(x)
+        y = _run_gate(candidate, place, name, x, fed)
         if y.shape != expected.shape or y.dtype != expected.dtype:
             raise DoesNotRunError(f"on {name} its output is {y.dtype}{list(y.shape)}")
-        count, distance = compare_outputs(y, expected, x, gamma, beta, parameters, variant)
+        count, distance = compare_outputs(y, expected, x, gate)
         if count.unexplained:
             raise NotIdentifiedError(f"{count.unexplained} of {count.gates} gates differ beyond rounding on {name}")
         _require_near(distance, f"on {name}")
-        r = pytorch_gate.reweight(pytorch_gate.normalize(x, gamma, beta, variant), gamma, variant)
-        decided = decided or bool((r == variant.threshold).any())
-        by_formula = pytorch_gate.compare(r, variant)
-        cut_flips = count_flips(by_formula != open_by_cut(x, parameters, variant), x, parameters, variant)
+        r = gate.sigmoid(x)
+        decided = decided or bool((r == gate.variant.threshold).any())
+        cut_flips = gate.count_flips(compare(r, gate.variant) != open_by_cut(x, gate.form), x)
         if cut_flips.unexplained:
             raise NotIdentifiedError(f"the exact cut changes {cut_flips.unexplained} gates on {name}")
         flips = max(flips, count.flips / count.gates)
@@ -400,14 +400,14 @@ def _require_near(distance: float, where: str) -> None:
         raise NotIdentifiedError(f"values differ by {distance:.1e} relative L2 {where}")
 
 
-def _can_decide(parameters: GateParameters, x: Tensor, variant: GateVariant) -> bool:
+def _can_decide(gate: Gate, x: Tensor) -> bool:
     """Whether >= and > differ at all: the sigmoid skips every other float32, and no element of L lies further than
     sqrt(L - 1) deviations out."""
-    if tau(variant.threshold, ">=") == tau(variant.threshold, ">"):
-        return False
-    elements = x[0].numel() / variant.num_groups
+    threshold = gate.variant.threshold
+    elements = x[0].numel() / gate.variant.num_groups
     with np.errstate(invalid="ignore"):
-        return bool((np.abs(parameters.cut) < math.sqrt(elements - 1)).any())
+        within = bool((np.abs(gate.form.cut) < math.sqrt(elements - 1)).any())
+    return within and tau(threshold, ">=") != tau(threshold, ">")
 
 
 def _run_gate(candidate: Candidate, place: ConvPlace, name: str, x: Tensor, recorded: Tensor) -> Tensor:

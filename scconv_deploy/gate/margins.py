@@ -54,8 +54,10 @@ class GateForm:
     Attributes:
         num_groups, ddof, eps_var, eps_std: of ``s = sqrt(SS / (L - ddof) + eps_var) + eps_std``.
         uncentred: the reference computes ``x * scale + shift`` (nn.GroupNorm), which widens the bound.
-        cut, sign: float32 ``[C]``, see :class:`scconv_deploy.gate.cut.GateParameters`.
-        reach: float64 ``[C]``.
+        cut: float32 ``[C]``; the boundary in units of s, on the side that ``sign`` points to.
+        sign: float32 ``[C]``; -1, 0 or 1. Where it is 0 the gate does not depend on x: cut is -inf (open) or inf.
+        reach: float64 ``[C]``; ``(|tau / w| + |beta|) / |gamma|``, the size of the terms whose difference cut is. Their
+            rounding, not that of cut alone, decides how sharply the gate is known.
     """
 
     num_groups: int

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from scconv_deploy.gate.cut import gate_parameters, statistics
-from scconv_deploy.gate.variant import GateVariant, gate_weight, per_channel
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import GateVariant, per_channel, statistics
 
 _LARGEST_SHARE = 0.75
 _CARRIED = 0.5  # of a group's variance, by moved elements
@@ -21,10 +21,8 @@ _BESIDE_EPS = (1e2, 1.0, 1e-2)
 input whose deviation is far larger than eps, so that ddof and eps show nowhere else."""
 
 
-def probes(
-    recorded: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, seed: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Named inputs of the gate.
+def probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Named inputs of a gate.
 
     Args:
         recorded: one from the model itself, ``[N, C, *]``; comes last.
@@ -33,11 +31,11 @@ def probes(
     base = torch.randn(recorded.shape, generator=generator)
     yield "normal", base
     # first without, then with an eps that matters beside the deviation
-    eps = variant.eps_std or math.sqrt(variant.eps_var)
+    eps = gate.variant.eps_std or math.sqrt(gate.variant.eps_var)
     scales = {"near-threshold": 1.0, "small near-threshold": 1e-3, "tiny near-threshold": 1e-6}
     scales |= {f"near-threshold (deviations of {factor:g} eps)": factor * eps for factor in _BESIDE_EPS}
     for name, scale in scales.items():
-        yield name, near_threshold(base * scale, gamma, beta, variant, generator)
+        yield name, near_threshold(base * scale, gate, generator)
     alternate = (torch.arange(len(base)) % 2).float()
     yield "constant", alternate.reshape(-1, *(1,) * (base.dim() - 1)).expand_as(base).contiguous()
     yield "large-mean", base + 100
@@ -46,31 +44,32 @@ def probes(
     yield "recorded", recorded
 
 
-def rivals(gamma: Tensor, variant: GateVariant) -> Iterator[GateVariant]:
-    """The variants that noise cannot tell from this one: the other comparison, and the other order of the sum where
-    it rounds to other weights."""
-    yield replace(variant, comparison=">" if variant.comparison == ">=" else ">=")
+def rivals(gate: Gate) -> Iterator[Gate]:
+    """The gates that noise cannot tell from this one: the other comparison, and the other order of the sum where it
+    rounds to other weights. Their gate weights are numbers: of two orders of a sum, one can be exactly 0."""
+    variant = gate.variant
+    others = [replace(variant, comparison=">" if variant.comparison == ">=" else ">=")]
     if variant.weighting in ("sum", "torch_sum"):
-        other = replace(variant, weighting="torch_sum" if variant.weighting == "sum" else "sum")
-        if not torch.equal(gate_weight(gamma, other), gate_weight(gamma, variant)):
+        others.append(replace(variant, weighting="torch_sum" if variant.weighting == "sum" else "sum"))
+    for other in (Gate(v, gate.gamma, gate.beta) for v in others):
+        known = other.variant.weighting != variant.weighting and torch.equal(other.weight, gate.weight)
+        if not known and torch.isfinite(other.weight).all():
             yield other
 
 
-def near_threshold(
-    base: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, generator: torch.Generator
-) -> Tensor:
+def near_threshold(base: Tensor, gate: Gate, generator: torch.Generator) -> Tensor:
     """Noise, a part of which is moved to the gate's boundary: half, or less where the boundary lies far out.
 
     Of the moved elements, half lie around the boundary at relative distances from 1e-6 to 0.1 (they tell ddof and
     eps apart) and half between this boundary and that of one of the :func:`rivals` (they tell these apart).
     """
 
-    def boundary(of: GateVariant) -> Tensor:
-        parameters = gate_parameters(gamma, beta, of)
-        return per_channel(torch.as_tensor(parameters.sign * parameters.cut).double(), base)
+    def boundary(of: Gate) -> Tensor:
+        return per_channel(torch.as_tensor(of.form.sign * of.form.cut).double(), base)
 
-    near = boundary(variant)
-    others = torch.stack([boundary(r).expand(base.shape) for r in _with_weights(gamma, rivals(gamma, variant))])
+    variant = gate.variant
+    near = boundary(gate)
+    others = torch.stack([boundary(rival).expand(base.shape) for rival in rivals(gate)])
     chosen = torch.randint(len(others), base.shape, generator=generator)
     far = others.gather(0, chosen[None])[0]
     # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
@@ -87,11 +86,6 @@ def near_threshold(
     placed = (mean + s * target.reshape(base.shape[0], variant.num_groups, -1)).reshape(base.shape)
     moved = (moved.reshape(base.shape[0], variant.num_groups, -1) & solved).reshape(base.shape)
     return torch.where(moved, placed, base.double()).float()
-
-
-def _with_weights(gamma: Tensor, variants: Iterable[GateVariant]) -> list[GateVariant]:
-    """Those whose gate weight is a number: of two orders of a sum, one can be exactly 0."""
-    return [v for v in variants if bool(torch.isfinite(gate_weight(gamma, v)).all())]
 
 
 def _solve_statistics(

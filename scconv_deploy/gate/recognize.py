@@ -12,9 +12,8 @@ from typing import Any
 from torch import nn
 
 from scconv_deploy.gate.candidates import ROOT, ConvPlace, PointwiseConv, find_candidates, has_hooks, record_inputs
-from scconv_deploy.gate.cut import GateParameters
-from scconv_deploy.gate.identify import Hypothesis, NotIdentifiedError, affine, identify, small_numbers
-from scconv_deploy.gate.variant import GateVariant
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.identify import Hypothesis, NotIdentifiedError, identify, small_numbers
 from scconv_deploy.records.gates import Refusal
 
 
@@ -25,19 +24,14 @@ class RecognizedSRU:
     Attributes:
         path: its name in the model; ``paths`` holds every name it is registered under.
         module: the module itself.
-        variant: what it computes.
-        gamma, beta: its parameters, C elements each.
-        parameters: cut and sign.
+        gate: what it computes, with its parameters.
         conv: a convolution of kernel size 1 inside the module, and whether it comes before or after the gate.
     """
 
     path: str
     paths: tuple[str, ...]
     module: nn.Module
-    variant: GateVariant
-    gamma: nn.Parameter
-    beta: nn.Parameter
-    parameters: GateParameters
+    gate: Gate
     conv: PointwiseConv | None = None
     conv_place: ConvPlace = "none"
 
@@ -84,10 +78,7 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
                 path=candidate.path,
                 paths=tuple(n or ROOT for n, m in model.named_modules(remove_duplicate=False) if m is candidate.module),
                 module=candidate.module,
-                variant=hypothesis.variant,
-                gamma=affine(candidate, hypothesis)[0],
-                beta=affine(candidate, hypothesis)[1],
-                parameters=found.parameters,
+                gate=found.gate,
                 conv=candidate.conv if hypothesis.conv_place != "none" else None,
                 conv_place=hypothesis.conv_place,
             )

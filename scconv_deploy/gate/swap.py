@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scconv_deploy.errors import ModelError, first_line
-from scconv_deploy.gate import variant as pytorch_gate
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
 from scconv_deploy.records.gates import Refusal
@@ -79,6 +78,7 @@ class SwappedSRU(StandIn):
 
     Attributes:
         path: the site's name.
+        gate: the gate, with its parameters.
         on_gate: if set, called with the path and the gate's input as ``[N, C, H, W]`` (:mod:`.planes`); a mask that
             it returns is used instead of the computed one.
         on_call: if set, called with the path; the module itself then computes the output.
@@ -86,12 +86,9 @@ class SwappedSRU(StandIn):
 
     def __init__(self, found: RecognizedSRU) -> None:
         super().__init__(found.module)
-        # past nn.Module, which would register them a second time
-        weight = pytorch_gate.gate_weight(found.gamma.detach(), found.variant)
-        vars(self).update(gamma=found.gamma, beta=found.beta, gate_weight=weight, conv=found.conv)
+        vars(self).update(conv=found.conv)  # past nn.Module, which would register it a second time
         self.path = found.path
-        self.variant = found.variant
-        self.parameters_of_gate = found.parameters
+        self.gate = found.gate
         self.conv_place = found.conv_place
         self.on_gate: Callable[[str, Tensor], Tensor | None] | None = None
         self.on_call: Callable[[str], None] | None = None
@@ -99,9 +96,7 @@ class SwappedSRU(StandIn):
     def _gated(self, x: Tensor) -> Tensor:
         planes = as_planes(x)
         mask = self.on_gate(self.path, planes) if self.on_gate is not None else None
-        # float32's, in float64 too: how sum(gamma) was rounded is part of the model, and no noise of a run
-        weight = self.gate_weight.to(x.dtype)
-        return from_planes(pytorch_gate.sru(planes, self.gamma, self.beta, self.variant, mask, weight), x)
+        return from_planes(self.gate.apply(planes, mask), x)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """One tensor by position or by name, as recognition saw it."""

@@ -1,4 +1,6 @@
-"""The SRU's gate as PyTorch computes it: the specification every other form is held against.
+"""Variants of the SRU and their formula in PyTorch: the specification every other form is held against.
+
+:class:`scconv_deploy.gate.gate.Gate` is one gate with its parameters; the functions here also serve modules that train.
 
 Symbols of the paper (Li, Wen, He, CVPR 2023, section 3.1) and their names here: x the input ``[N, C, *]`` (in the
 paper ``[N, C, H, W]``, of volumes ``[N, C, D, H, W]``, of signals ``[N, C, L]``), gamma and beta the affine parameters
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.gate.gamma_sum import sum_in_order
+from scconv_deploy.gate.margins import GateForm
 
 Statistics = Literal["group_batchnorm", "group_norm", "unbiased_variance", "biased_variance", "biased_deviation"]
 Weighting = Literal["sum", "torch_sum", "softmax", "none"]
@@ -184,9 +187,9 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> T
     """
     if variant.statistics == "group_norm":
         return F.group_norm(x, variant.num_groups, gamma.reshape(-1), beta.reshape(-1), variant.eps)
+    mean, s = statistics(x, variant)
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
-    mean = groups.mean(dim=2, keepdim=True)
-    n = ((groups - mean) / deviation(groups, variant)).reshape(x.shape)
+    n = ((groups - mean) / s).reshape(x.shape)
     return n * per_channel(gamma, x) + per_channel(beta, x)
 
 
@@ -195,38 +198,32 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (x.dim() - 2))
 
 
-def deviation(groups: Tensor, variant: GateVariant) -> Tensor:
-    """s of every group, eps in its place.
-
-    Args:
-        groups: ``[N, G, L]``.
+def statistics(x: Tensor, of: GateVariant | GateForm) -> tuple[Tensor, Tensor]:
+    """Mean and s of each group of x ``[N, C, *]`` in x's own type, eps in its place.
 
     Returns:
-        ``[N, G, 1]``.
+        mean and s, ``[N, G, 1]``; ``s = sqrt(SS / (L - ddof) + eps_var) + eps_std``.
     """
-    unbiased = variant.ddof == 1
-    if variant.eps_var:
-        return torch.sqrt(groups.var(dim=2, unbiased=unbiased, keepdim=True) + variant.eps_var)
-    return groups.std(dim=2, unbiased=unbiased, keepdim=True) + variant.eps_std
+    groups = x.reshape(x.shape[0], of.num_groups, -1)
+    mean = groups.mean(dim=2, keepdim=True)
+    unbiased = of.ddof == 1
+    if of.eps_var:
+        return mean, torch.sqrt(groups.var(dim=2, unbiased=unbiased, keepdim=True) + of.eps_var)
+    return mean, groups.std(dim=2, unbiased=unbiased, keepdim=True) + of.eps_std
 
 
-def gate_weight(gamma: Tensor, variant: GateVariant) -> Tensor:
-    """W_gamma of the paper's Eq. 2, ``[C]``, its sum in the variant's own order."""
+def gate_weight(gamma: Tensor, weighting: Weighting) -> Tensor:
+    """W_gamma of the paper's Eq. 2, ``[C]``, its sum in the order that the weighting says."""
     gamma = gamma.reshape(-1)
-    if variant.weighting == "none":
+    if weighting == "none":
         return torch.ones_like(gamma)
-    if variant.weighting == "softmax":
+    if weighting == "softmax":
         return torch.softmax(gamma, 0)
-    return gamma / (gamma.sum() if variant.weighting == "torch_sum" else sum_in_order(gamma))
+    return gamma / (gamma.sum() if weighting == "torch_sum" else sum_in_order(gamma))
 
 
-def reweight(normalized: Tensor, gamma: Tensor, variant: GateVariant, weight: Tensor | None = None) -> Tensor:
-    """``sigmoid(z)``, z = normalised data times the gate weight; ``[N, C, *]``.
-
-    Args:
-        weight: the gate weight ``[C]``, where it is known already.
-    """
-    weight = gate_weight(gamma, variant) if weight is None else weight
+def reweight(normalized: Tensor, weight: Tensor) -> Tensor:
+    """``sigmoid(z)``, z = normalised data times the gate weight ``[C]``; ``[N, C, *]``."""
     return torch.sigmoid(normalized * per_channel(weight, normalized))
 
 
@@ -241,48 +238,22 @@ def cross_reconstruct(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.cat([x1[:, :half] + x2[:, half:], x1[:, half:] + x2[:, :half]], dim=1)
 
 
-def open_mask(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant, weight: Tensor | None = None) -> Tensor:
-    """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, *]``."""
-    return compare(reweight(normalize(x, gamma, beta, variant), gamma, variant, weight), variant)
-
-
-def sru(
-    x: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    variant: GateVariant,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
+def from_normalized(
+    x: Tensor, normalized: Tensor, weight: Tensor, variant: GateVariant, mask: Tensor | None = None
 ) -> Tensor:
-    """The whole SRU in PyTorch.
+    """The SRU after its normalisation.
 
     Args:
-        x: ``[N, C, *]``, float32 (float64 serves as a ruler for noise).
-        gamma: C elements, of any shape.
-        beta: the same.
-        mask: gates to use instead of the computed ones (forced-mask replay), bool ``[N, C, *]``.
-        weight: the gate weight ``[C]``, where it is known already.
+        x: ``[N, C, *]``.
+        normalized: what :func:`normalize` makes of it.
+        weight: the gate weight, ``[C]``.
+        mask: gates to use instead of the computed ones, bool ``[N, C, *]``.
 
     Returns:
         ``[N, C, *]``, x's type.
     """
-    if mask is not None and variant.fusion == "hard" and variant.data == "x":  # nothing of the norm is left
-        return cross_reconstruct(mask * x, (~mask) * x)
-    normalized = normalize(x, gamma, beta, variant)
-    return from_normalized(x, normalized, gamma, variant, mask, weight)
-
-
-def from_normalized(
-    x: Tensor,
-    normalized: Tensor,
-    gamma: Tensor,
-    variant: GateVariant,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """The SRU after its normalisation; see :func:`sru`."""
     if variant.fusion == "soft" or mask is None:
-        r = reweight(normalized, gamma, variant, weight)
+        r = reweight(normalized, weight)
         opened = compare(r, variant) if mask is None else mask
     else:
         opened = mask

@@ -93,7 +93,7 @@ def _reference(
         stage.skipped += _not_finite(name, model, signature)
         recognition = recognize(model, signature.args, signature.kwargs, seed)
         recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
-        stage.applied += [f"{found.path}: {found.variant}" for found in recognition.srus]
+        stage.applied += [f"{found.path}: {found.gate.variant}" for found in recognition.srus]
         stage.skipped += [(refusal.path, refusal.reason) for refusal in recognition.refused]
     return Reference(name, model, swapped, recognition, signature)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from scconv_deploy.gate.candidates import hookable
 from scconv_deploy.gate.recognize import Recognition
 from scconv_deploy.gate.swap import SwappedSRU, site_name
-from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.model import steps
 from scconv_deploy.model.signature import Signature
 
@@ -47,8 +46,7 @@ def record_gates(
     calls: Counter[str] = Counter()
 
     def on_gate(path: str, x: Tensor) -> Tensor:
-        module = modules[path]
-        mask = open_mask(x, module.gamma, module.beta, module.variant)
+        mask = modules[path].gate.mask(x)
         pending[path] = x.clone(), mask  # cloned: code in the wild writes into its tensors in place
         return mask
 
@@ -118,9 +116,8 @@ def run_disturbed(
     generator = torch.Generator().manual_seed(seed)
 
     def on_gate(path: str, x: Tensor) -> Tensor:
-        module = modules[path]
         noise = torch.randn(x.shape, generator=generator) * (relative * x.square().mean().sqrt())
-        return open_mask(x + noise, module.gamma, module.beta, module.variant)
+        return modules[path].gate.mask(x + noise)
 
     def decide(operand: steps.Operand) -> Tensor:
         return steps.disturbed(operand, operand.scale * relative, generator)

@@ -13,13 +13,11 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 from onnxscript.rewriter import RewriteRule
-from torch import Tensor
 
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.swap import site_name
-from scconv_deploy.gate.variant import GateVariant, gate_weight
 from scconv_deploy.graph.contract import DOMAIN, SITE, MaskForm
 from scconv_deploy.graph.nodes import add_functions
-from scconv_deploy.rewrite.reader.variant import Affine
 from scconv_deploy.rewrite.rules import gamma_sum, mask_arithmetic, sigmoid_threshold, sru
 
 
@@ -40,31 +38,17 @@ class Fused:
         site: the node's name.
         x, y: names of its input and its output.
         mask, mask_opened: name of the comparison that decided its gates, and what it says where they are open.
-        affine: gamma, beta and the gate weight.
+        gate: what it decides, with its parameters.
         note: what was assumed.
     """
 
     site: str
-    variant: GateVariant
+    gate: Gate
     x: str
     y: str
     mask: str
     mask_opened: bool
-    affine: Affine
     note: str = ""
-
-    @property
-    def gamma(self) -> Tensor:
-        return self.affine.gamma
-
-    @property
-    def beta(self) -> Tensor:
-        return self.affine.beta
-
-    @property
-    def weight(self) -> Tensor:
-        """The gate weight, ``[C]``."""
-        return gate_weight(self.gamma, self.variant) if self.affine.weight is None else self.affine.weight
 
 
 @dataclass
@@ -80,7 +64,9 @@ class Applied:
 
     def lines(self) -> list[str]:
         """For a stage record."""
-        fused = [f"{f.site}: {DOMAIN} node [{f.variant.label}]" + (f"; {f.note}" if f.note else "") for f in self.fused]
+        fused = [
+            f"{f.site}: {DOMAIN} node [{f.gate.variant.label}]" + (f"; {f.note}" if f.note else "") for f in self.fused
+        ]
         return fused + [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
 
 
@@ -172,12 +158,7 @@ def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, 
         note = node.metadata_props.pop(sru.NOTE, "")
         y = node.metadata_props.pop(sru.END, "")
         read = readings[y]
-        fused.append(
-            Fused(
-                node.name, read.variant, read.x.name or "", y, read.mask.name or "", read.mask_opened,
-                read.affine, note,
-            )
-        )  # fmt: skip
+        fused.append(Fused(node.name, read.gate, read.x.name or "", y, read.mask.name or "", read.mask_opened, note))
     return fused
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
 from scconv_deploy.gate.swap import replace_modules
@@ -281,16 +281,15 @@ class FusedSRU(nn.Module):
     """An SRU whose gate is the fused operator, for inference.
 
     Args:
-        gamma, beta: C elements each, of the group normalisation.
-        variant: which SRU it is; see :func:`scconv_deploy.gate.recognize`.
+        gate: which SRU it is, with its parameters; see :func:`scconv_deploy.gate.recognize.recognize`.
 
     Shape: ``[N, C, *]`` to the same.
     """
 
-    def __init__(self, gamma: Tensor, beta: Tensor, variant: GateVariant) -> None:
+    def __init__(self, gate: Gate) -> None:
         super().__init__()
-        self.variant = variant
-        for name, value in operator_inputs(gamma, beta, variant).items():
+        self.variant = gate.variant
+        for name, value in gate.operator_inputs().items():
             self.register_buffer(name, value)
         self._names = tuple(name for name, _ in self.named_buffers())
 
@@ -315,7 +314,7 @@ class _FusedSite(nn.Module):
 
     def __init__(self, found: RecognizedSRU) -> None:
         super().__init__()
-        self.gate = FusedSRU(found.gamma, found.beta, found.variant)
+        self.gate = FusedSRU(found.gate)
         before, after = found.conv_place == "before", found.conv_place == "after"
         self.before = found.conv if before and found.conv is not None else nn.Identity()
         self.after = found.conv if after and found.conv is not None else nn.Identity()

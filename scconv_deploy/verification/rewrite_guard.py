@@ -18,12 +18,8 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate.cut import gate_parameters, statistics
-from scconv_deploy.gate.flips import count_flips, margins_and_bounds
-from scconv_deploy.gate.other_gates import Found
-from scconv_deploy.gate.other_gates import count_flips as count_other_flips
+from scconv_deploy.gate.other_gates import Found, count_flips
 from scconv_deploy.gate.planes import as_planes
-from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import mask_input
@@ -258,38 +254,34 @@ def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> Fli
     limit, floor = ALL["other_gates"].value, ALL["assumed_floor"].value
     gate = onnx_gates.gates_of([candidate], seen, floor)[theirs.value]
     decided, margin = onnx_gates.decision(ours, forced)
-    return count_other_flips(gate, ours, decided, margin, limit, np.dtype(np.float32))
+    return count_flips(gate, ours, decided, margin, limit, np.dtype(np.float32))
 
 
 def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor, mask: Tensor) -> GateComparison:
     """One SRU on one sample: PyTorch's formula, the original's mask, and ours, all on the same x."""
-    parameters = gate_parameters(fused.gamma, fused.beta, fused.variant, fused.weight)
-    expected = open_mask(x, fused.gamma, fused.beta, fused.variant, fused.weight)
+    gate, expected = fused.gate, fused.gate.mask(x)
     probe = instrument.gate_probe(model, node)
     if probe is None:
         raise ModelError(f"{fused.site}: its function hides its gates.", "Leave --inline out to compare.")
     with OnnxRuntimeRunner(probe) as runner:
         ours = torch.from_numpy(runner.run({instrument.PROBE_X: x.numpy()})[instrument.PROBE_OPEN])
-    of_file = count_flips(mask != expected, x, parameters, fused.variant)
-    of_ours = count_flips(ours != expected, x, parameters, fused.variant)
     differs = mask != expected
+    of_file, of_ours = gate.count_flips(differs, x), gate.count_flips(ours != expected, x)
     undefined = _without_spread(x, fused) if fused.note else torch.zeros_like(mask)
     if not differs.any():
         return GateComparison(fused.site, of_file, of_ours, undefined=int(undefined.sum()))
-    margin, _, ill = margins_and_bounds(x, parameters, fused.variant)
-    _, s = statistics(x.double(), fused.variant)
-    groups = (x.shape[0], fused.variant.num_groups, -1)
-    in_units_of_s = (margin.abs().reshape(groups) / s).reshape(x.shape)
-    slope = (fused.gamma * fused.weight).abs().double().reshape(1, -1, 1, 1)
-    z = (in_units_of_s * slope)[differs & ~ill & ~undefined]
-    limit = NAIVE_LIMIT * max(1.0, x[0].numel() / fused.variant.num_groups / _LARGE_GROUP)
+    found = gate.margins(x)
+    slope = (gate.gamma * gate.weight).abs().double().reshape(1, -1, 1, 1).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = (np.abs(found.margin) / found.spread * slope)[(differs & ~undefined).numpy() & ~found.ill]
+    limit = NAIVE_LIMIT * max(1.0, x[0].numel() / gate.variant.num_groups / _LARGE_GROUP)
     beyond = int((~(z <= limit)).sum())
     return GateComparison(
         site=fused.site,
         file=of_file,
         rewritten=of_ours,
         file_beyond=beyond,
-        file_largest_z=float(z.max()) if z.numel() else 0.0,
+        file_largest_z=float(z.max(initial=0.0)),
         file_limit=limit,
         undefined=int(undefined.sum()),
     )
@@ -297,7 +289,7 @@ def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor
 
 def _without_spread(x: Tensor, fused: Fused) -> Tensor:
     """The elements whose group is one number throughout; bool, of x's shape."""
-    groups = x.reshape(x.shape[0], fused.variant.num_groups, -1)
+    groups = x.reshape(x.shape[0], fused.gate.variant.num_groups, -1)
     constant = groups.amax(dim=2, keepdim=True) == groups.amin(dim=2, keepdim=True)
     return constant.expand_as(groups).reshape(x.shape)
 

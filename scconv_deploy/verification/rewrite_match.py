@@ -14,15 +14,14 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from scconv_deploy.exporters.onnx import node_inputs
-from scconv_deploy.gate.swap import SwappedSRU
-from scconv_deploy.gate.variant import GateVariant, gate_weight
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import VARIANT, WEIGHT
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
 from scconv_deploy.rewrite.apply import Applied, Fused, NearMiss
-from scconv_deploy.rewrite.reader.variant import FOLDED, NO_EPS, REORDERED, Affine, weight_error
+from scconv_deploy.rewrite.reader.variant import FOLDED, NO_EPS, REORDERED, weight_error
 from scconv_deploy.rewrite.rules import sru
 from scconv_deploy.verification.onnx import matching
 from scconv_deploy.verification.onnx.parity import known_sites
@@ -48,13 +47,13 @@ def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names:
     equal = matching.same_parameters(proto, known)
 
     def alike(node: str, site: str) -> bool:
-        return equal(node, site) or (node in fused and _completes(fused[node], gates[site].swapped))
+        return equal(node, site) or (node in fused and _completes(fused[node], gates[site].swapped.gate))
 
     inputs = {name: tensor.numpy() for name, tensor in tensors.items()}
     pairs = matching.match_sites(matching.renamed(proto, names), known, inputs, alike)
     completed = {n: s for n, s in pairs.items() if n in fused and not equal(n, s) and alike(n, s)}
     for node, site in completed.items():
-        fused[node] = _complete(proto, nodes[node], fused[node], gates[site].swapped)
+        fused[node] = _complete(proto, nodes[node], fused[node], gates[site].swapped.gate)
     if fused:  # else the file stays as it came
         called = matching.rename_sites(proto, pairs)
         applied.fused = [replace(one, site=called[one.site]) for one in fused.values()]
@@ -70,7 +69,7 @@ def _left(gates: Mapping[str, RecordedGate], matched: set[str], applied: Applied
         twins = (gates[other] for other in matched)
         if site in matched or site in told or any(_same_call(gate, twin) for twin in twins):
             continue
-        variant = gate.swapped.variant.name
+        variant = gate.swapped.gate.variant.name
         reason = (
             f"PyTorch's module is {variant}, but no such SRU was read from the graph; it stays as it is in the file"
         )
@@ -82,14 +81,14 @@ def _same_call(one: RecordedGate, other: RecordedGate) -> bool:
     return torch.equal(one.y, other.y) and torch.equal(one.x, other.x)
 
 
-def _completes(fused: Fused, module: SwappedSRU) -> bool:
+def _completes(fused: Fused, gate: Gate) -> bool:
     """Whether a node can be a module's although its parameters differ: only the gate's weight is not the module's."""
-    if fused.gamma.numel() != module.gamma.numel():
+    if fused.gate.channels != gate.channels:
         return False
     with_eps = NO_EPS not in fused.note
-    if _choices(fused.variant, with_eps) != _choices(module.variant, with_eps):
+    if _choices(fused.gate.variant, with_eps) != _choices(gate.variant, with_eps):
         return False
-    return _is_reordered(fused, module) or _is_folded(fused, module)
+    return _is_reordered(fused.gate, gate) or _is_folded(fused.gate, gate)
 
 
 def _choices(variant: GateVariant, with_eps: bool) -> tuple[object, ...]:
@@ -98,40 +97,36 @@ def _choices(variant: GateVariant, with_eps: bool) -> tuple[object, ...]:
     return variant.operator, variant.comparison, variant.num_groups, variant.ddof, variant.threshold, *eps
 
 
-def _is_folded(fused: Fused, module: SwappedSRU) -> bool:
-    """Whether a node without a gate weight is what folding leaves of a module: ``a = gamma * w``, ``b = beta * w``."""
-    variant = module.variant
-    if fused.variant.weighting != "none" or variant.weighting == "none":
+def _is_folded(found: Gate, gate: Gate) -> bool:
+    """Whether a gate without a weight is what folding leaves of another one: ``a = gamma * w``, ``b = beta * w``."""
+    if found.variant.weighting != "none" or gate.variant.weighting == "none":
         return False
-    gamma, beta = (t.detach().double().reshape(-1).numpy() for t in (module.gamma, module.beta))
-    weight = gate_weight(module.gamma.detach(), variant).double().numpy()
-    error = weight_error(gamma) if variant.weighting in _SUMS else 1e-5
-    pairs = ((fused.gamma, gamma * weight), (fused.beta, beta * weight))
-    return all(bool(np.all(np.abs(found.numpy() - value) <= error * np.abs(value))) for found, value in pairs)
+    gamma, beta, weight = (t.double().numpy() for t in (gate.gamma, gate.beta, gate.weight))
+    error = weight_error(gamma) if gate.variant.weighting in _SUMS else 1e-5
+    pairs = ((found.gamma, gamma * weight), (found.beta, beta * weight))
+    return all(bool(np.all(np.abs(values.numpy() - exact) <= error * np.abs(exact))) for values, exact in pairs)
 
 
-def _is_reordered(fused: Fused, module: SwappedSRU) -> bool:
-    """Whether a node is a module but for the order in which sum(gamma) was added up: whoever folded it chose one."""
-    if module.variant.weighting not in _SUMS or fused.variant.weighting not in _SUMS:
+def _is_reordered(found: Gate, gate: Gate) -> bool:
+    """Whether two gates differ only by the order in which sum(gamma) was added up: whoever folded it chose one."""
+    if gate.variant.weighting not in _SUMS or found.variant.weighting not in _SUMS:
         return False
-    pairs = ((fused.gamma, module.gamma), (fused.beta, module.beta))
-    same = all(torch.equal(found, of_module.detach().reshape(-1)) for found, of_module in pairs)
-    return same and not torch.equal(fused.weight, module.gate_weight)
+    same = torch.equal(found.gamma, gate.gamma) and torch.equal(found.beta, gate.beta)
+    return same and not torch.equal(found.weight, gate.weight)
 
 
-def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, module: SwappedSRU) -> Fused:
+def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, gate: Gate) -> Fused:
     """Give a node what folding took or rounded otherwise: the module's own parameters."""
-    for name, value in zip(node.input[1:], node_inputs(module).values(), strict=True):
+    for name, value in zip(node.input[1:], gate.operator_inputs().values(), strict=True):
         stored = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
         stored.CopyFrom(numpy_helper.from_array(value.numpy(), name))
     for entry in list(node.metadata_props):
         if entry.key == VARIANT:
-            entry.value = module.variant.label
+            entry.value = gate.variant.label
         elif entry.key == WEIGHT:
             node.metadata_props.remove(entry)
     for attribute in node.attribute:  # an eps that was assumed
         if attribute.name in ("eps_var", "eps_std"):
-            attribute.f = getattr(module.variant, attribute.name)
-    gamma, beta = (torch.clone(t.detach().reshape(-1)) for t in (module.gamma, module.beta))
+            attribute.f = getattr(gate.variant, attribute.name)
     note = fused.note.replace(FOLDED, "gamma is the reference's").replace(REORDERED, "cut is the reference's")
-    return replace(fused, variant=module.variant, affine=Affine(gamma, beta), note=note)
+    return replace(fused, gate=gate, note=note)

@@ -140,7 +140,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         stage.applied += applied.lines() or ["nothing to do"]
         stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
         if applied:
-            found = {one.site: one.variant.label for one in applied.fused}
+            found = {one.site: one.gate.variant.label for one in applied.fused}
             sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
             model.metadata_props[REWRITTEN] = json.dumps(sorted(found))

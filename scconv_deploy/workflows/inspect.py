@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
-from scconv_deploy.gate.swap import SwappedSRU
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.graph.types import precision_of, quantization_of
@@ -246,37 +246,36 @@ def multiply_adds(reference: Reference) -> int:
 def _srus(reference: Reference, samples: Iterable[Sample]) -> tuple[SRUInspection, ...]:
     opened: dict[str, torch.Tensor] = {}
     total: Counter[str] = Counter()
-    modules: dict[str, SwappedSRU] = {}
+    gates: dict[str, Gate] = {}
     for sample in samples:
-        for site, gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].items():
-            count = gate.mask.sum(dim=(0, 2, 3))
+        for site, recorded in record_gates(reference.swapped, reference.signature, sample.tensors)[1].items():
+            count = recorded.mask.sum(dim=(0, 2, 3))
             opened[site] = opened[site] + count if site in opened else count
-            total[site] += gate.mask.numel() // gate.mask.shape[1]
-            modules[site] = gate.swapped
+            total[site] += recorded.mask.numel() // recorded.mask.shape[1]
+            gates[site] = recorded.swapped.gate
     return tuple(
         SRUInspection(
             site=site,
-            variant=str(module.variant),
-            channels=module.gamma.numel(),
-            training=describe_training(module),
-            open_share=float(opened[site].sum()) / (total[site] * module.gamma.numel()),
+            variant=str(gate.variant),
+            channels=gate.channels,
+            training=describe_training(gate),
+            open_share=float(opened[site].sum()) / (total[site] * gate.channels),
             never_open=int((opened[site] == 0).sum()),
             always_open=int((opened[site] == total[site]).sum()),
         )
-        for site, module in modules.items()
+        for site, gate in gates.items()
     )
 
 
-def describe_training(module: SwappedSRU) -> str:
+def describe_training(gate: Gate) -> str:
     """What gamma and beta tell.
 
     A hard mask times x passes no gradient to gamma and beta, so the original code trains neither: beta keeps its
     initial 0 to the bit, and gamma its random draw (weight decay may have scaled it).
     """
-    gamma, beta = module.gamma.detach(), module.beta.detach()
-    if bool((beta != 0).any()):
+    if bool((gate.beta != 0).any()):
         return "trained"
-    if bool((gamma == 1).all()):
+    if bool((gate.gamma == 1).all()):
         return "untrained: gamma 1, beta 0"
-    why = " (a hard mask gives them no gradient)" if module.variant.operator == "SRU" else ""
-    return f"untrained: beta 0, gamma random, std {float(gamma.std()):.2f}{why}"
+    why = " (a hard mask gives them no gradient)" if gate.variant.operator == "SRU" else ""
+    return f"untrained: beta 0, gamma random, std {float(gate.gamma.std()):.2f}{why}"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate.cut import gate_parameters, open_by_cut, tau
-from scconv_deploy.gate.flips import count_flips
-from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.gate.cut import open_by_cut, tau
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 
 HARD = VARIANTS["groupbn-hard"]
 
@@ -59,9 +59,8 @@ def test_no_unexplained_flip_against_the_formula(variant, threshold):
         gamma = torch.randn(64, generator=generator)
         beta = torch.randn(64, generator=generator) * 0.3
         x = torch.randn(2, 64, 24, 24, generator=generator) + mean
-        parameters = gate_parameters(gamma, beta, variant)
-        expected = open_mask(x, gamma, beta, variant)
-        count = count_flips(expected != open_by_cut(x, parameters, variant), x, parameters, variant)
+        gate = Gate(variant, gamma, beta)
+        count = gate.count_flips(gate.mask(x) != open_by_cut(x, gate.form), x)
         assert count.unexplained == 0
         assert count.ill_conditioned == 0
         # groupbn is the very same arithmetic; nn.GroupNorm is uncentred inside PyTorch
@@ -82,39 +81,37 @@ def test_cut_is_the_gate_for_drawn_parameters(seed, scale, offset, threshold, we
     gamma = torch.randn(16, generator=generator)
     beta = offset * torch.randn(16, generator=generator)
     x = scale * torch.randn(2, 16, 12, 12, generator=generator)
-    parameters = gate_parameters(gamma, beta, variant)
-    differs = open_mask(x, gamma, beta, variant) != open_by_cut(x, parameters, variant)
-    assert count_flips(differs, x, parameters, variant).unexplained == 0
+    gate = Gate(variant, gamma, beta)
+    assert gate.count_flips(gate.mask(x) != open_by_cut(x, gate.form), x).unexplained == 0
 
 
 def test_gamma_of_zero_is_decided_without_x():
     gamma, beta = torch.tensor([0.0, 1.0, 2.0, -1.0]), torch.tensor([5.0, 0.0, 0.0, 0.0])
-    variant = replace(HARD, num_groups=2)
-    parameters = gate_parameters(gamma, beta, variant)
+    inclusive = Gate(replace(HARD, num_groups=2), gamma, beta)
     # w = gamma / sum = 0, so z = 0 and sigmoid is exactly 0.5: open for >=, closed for >
-    assert parameters.sign[0] == 0
-    assert parameters.cut[0] == -np.inf
-    strict = gate_parameters(gamma, beta, replace(variant, comparison=">"))
-    assert strict.cut[0] == np.inf
+    assert inclusive.form.sign[0] == 0
+    assert inclusive.form.cut[0] == -np.inf
+    strict = Gate(replace(HARD, num_groups=2, comparison=">"), gamma, beta)
+    assert strict.form.cut[0] == np.inf
     x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    for v, p in ((variant, parameters), (replace(variant, comparison=">"), strict)):
-        torch.testing.assert_close(open_by_cut(x, p, v), open_mask(x, gamma, beta, v), rtol=0, atol=0)
+    for gate in (inclusive, strict):
+        torch.testing.assert_close(open_by_cut(x, gate.form), gate.mask(x), rtol=0, atol=0)
 
 
 def test_sign_is_that_of_the_gamma_sum_and_of_gamma_for_softmax():
     gamma, beta = torch.tensor([1.0, -3.0, 0.5, 0.25]), torch.zeros(4)
-    assert gate_parameters(gamma, beta, replace(HARD, num_groups=2)).sign.tolist() == [-1, -1, -1, -1]
-    softmax = gate_parameters(gamma, beta, replace(HARD, num_groups=2, weighting="softmax"))
-    assert softmax.sign.tolist() == [1, -1, 1, 1]
+    assert Gate(replace(HARD, num_groups=2), gamma, beta).form.sign.tolist() == [-1, -1, -1, -1]
+    softmax = Gate(replace(HARD, num_groups=2, weighting="softmax"), gamma, beta)
+    assert softmax.form.sign.tolist() == [1, -1, 1, 1]
 
 
 def test_cut_by_hand():
     # z = (n * 2 + 1) * (2 / 4); open <=> z >= tau <=> n >= (tau / 0.5 - 1) / 2
     gamma, beta = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0])
-    parameters = gate_parameters(gamma, beta, replace(HARD, num_groups=1))
+    cut = Gate(replace(HARD, num_groups=1), gamma, beta).form.cut
     expected = np.float32((tau(0.5, ">=") / 0.5 - 1) / 2)
-    assert parameters.cut.tolist() == [expected, expected]
-    assert parameters.cut.dtype == np.float32
+    assert cut.tolist() == [expected, expected]
+    assert cut.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -126,5 +123,6 @@ def test_cut_by_hand():
     ],
 )
 def test_parameters_without_a_gate_are_refused(gamma, beta, word):
+    gate = Gate(replace(HARD, num_groups=1), torch.tensor(gamma), torch.tensor(beta))
     with pytest.raises(ModelError, match=word):
-        gate_parameters(torch.tensor(gamma), torch.tensor(beta), replace(HARD, num_groups=1))
+        gate.operator_inputs()

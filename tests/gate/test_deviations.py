@@ -44,9 +44,9 @@ def assert_it_is_what_it_computes(model, recognition, shapes):
         for x in inputs(shape):
             with torch.no_grad():
                 expected, y = module(x), swapped(x)
-            count, distance = compare_outputs(expected, y, x, found.gamma, found.beta, found.parameters, found.variant)
-            assert count.unexplained == 0, (found.variant, shape, float(x.std()))
-            assert distance <= 1e-6 or not y.any(), (found.variant, shape, float(x.std()), distance)
+            count, distance = compare_outputs(expected, y, x, found.gate)
+            assert count.unexplained == 0, (found.gate.variant, shape, float(x.std()))
+            assert distance <= 1e-6 or not y.any(), (found.gate.variant, shape, float(x.std()), distance)
 
 
 def is_named_right(variant, choices):
@@ -87,7 +87,7 @@ def test_groups_of_few_elements(size, groups, beta, name):
     shape = (1, 8, *size)
     model, recognition = recognised(choices, shape)
     assert recognition.refused == ()
-    assert is_named_right(recognition.srus[0].variant, choices), recognition.srus[0].variant
+    assert is_named_right(recognition.srus[0].gate.variant, choices), recognition.srus[0].gate.variant
     assert_it_is_what_it_computes(model, recognition, [shape, (3, *shape[1:])])
 
 
@@ -108,7 +108,7 @@ def test_a_module_that_takes_only_its_own_size_is_tried_there():
         choices = replace(KNOWN[name], channels=8, groups=4)
         model = nn.Sequential(Fixed(choices))
         (found,) = recognize(model, (torch.ones(1, 8, 1, 1),), {}).srus
-        assert is_named_right(found.variant, choices), found.variant
+        assert is_named_right(found.gate.variant, choices), found.gate.variant
 
 
 def test_a_module_that_is_another_one_at_another_size_is_left_alone():

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scconv_deploy.gate.cut import gate_parameters, open_by_cut
-from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.gamma_sum import sum_in_order
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.probes import near_threshold
 from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.swap import swap
-from scconv_deploy.gate.variant import VARIANTS, GateVariant, gate_weight, open_mask
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, from_normalized, gate_weight, normalize
 from scconv_deploy.nn import SRU
 from tests.gate.plain import Choices, PlainSRU
 
@@ -28,8 +28,8 @@ def drawn(seed, channels=32):
 
 def apart(gamma):
     """How far another order of the sum is from Python's, relatively; torch's own order is each processor's."""
-    ours = gate_weight(gamma, HARD)
-    return float(((gate_weight(gamma, OF_TORCH) - ours) / ours).abs().max())
+    ours = gate_weight(gamma, "sum")
+    return float(((gate_weight(gamma, "torch_sum") - ours) / ours).abs().max())
 
 
 def near_cancelling(count, least=2e-6, channels=32):
@@ -89,13 +89,12 @@ def test_the_cut_is_that_of_the_variants_own_order():
     wrong = 0
     for gamma in near_cancelling(150):
         for variant, other in ((HARD, OF_TORCH), (OF_TORCH, HARD)):
-            parameters = gate_parameters(gamma, beta, variant)
-            x = near_threshold(base, gamma, beta, variant, generator)  # some between the two boundaries
-            expected = open_mask(x, gamma, beta, variant)
-            count = count_flips(open_by_cut(x, parameters, variant) != expected, x, parameters, variant)
-            assert count.unexplained == 0
-            crossed = open_by_cut(x, gate_parameters(gamma, beta, other), variant) != expected
-            wrong += count_flips(crossed, x, parameters, variant).unexplained
+            gate = Gate(variant, gamma, beta)
+            x = near_threshold(base, gate, generator)  # some between the two boundaries
+            expected = gate.mask(x)
+            assert gate.count_flips(open_by_cut(x, gate.form) != expected, x).unexplained == 0
+            crossed = open_by_cut(x, Gate(other, gamma, beta).form) != expected
+            wrong += gate.count_flips(crossed, x).unexplained
     assert wrong > 100
 
 
@@ -115,7 +114,7 @@ def test_none_is_refused_or_taken_for_another(order, threshold):
     expected = replace(
         VARIANTS["groupbn-hard"], threshold=threshold, weighting="sum" if order == "python" else "torch_sum"
     )
-    assert [found.variant for found in recognition.srus] == [expected] * len(gammas)
+    assert [found.gate.variant for found in recognition.srus] == [expected] * len(gammas)
     assert torch.equal(swap(model, recognition)(x), model(x))
 
 
@@ -125,7 +124,7 @@ def test_orders_that_agree_to_the_bit_have_the_plain_name():
         module.gamma.copy_(torch.arange(1.0, 33.0).reshape(-1, 1, 1) / 32)  # exact in any order
     x = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(2))
     (found,) = recognize(nn.Sequential(module), (x,), {}).srus
-    assert (found.variant.weighting, found.variant.label) == ("sum", "groupbn-hard")
+    assert (found.gate.variant.weighting, found.gate.variant.label) == ("sum", "groupbn-hard")
 
 
 def test_a_scripted_sum_is_torchs():
@@ -147,7 +146,7 @@ def test_a_scripted_sum_is_torchs():
     model = nn.Sequential(torch.jit.script(Scripted(gamma).eval()))
     x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(2))
     (found,) = recognize(model, (x,), {}).srus
-    assert str(found.variant) == "groupbn-hard (G=16, eps=1e-10, t=0.5, >=, torch.sum)"
+    assert str(found.gate.variant) == "groupbn-hard (G=16, eps=1e-10, t=0.5, >=, torch.sum)"
 
 
 def test_a_sum_of_zero_is_said():
@@ -168,5 +167,8 @@ def test_the_float64_ruler_divides_by_float32s_sum():
     model = nn.Sequential(module)
     x = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(2))
     exact = copy.deepcopy(swap(model, recognize(model, (x,), {}))).double()
-    assert torch.equal(exact[0].gate_weight, gate_weight(gamma, HARD).double())
-    assert not torch.equal(exact[0].gate_weight, gate_weight(gamma.double(), HARD))
+    x64, gamma64 = x.double(), gamma.double()
+    normalized = normalize(x64, gamma64, module.beta.detach().double(), exact[0].gate.variant)
+    ours, other = gate_weight(gamma, "sum").double(), gate_weight(gamma64, "sum")
+    assert torch.equal(exact(x64), from_normalized(x64, normalized, ours, exact[0].gate.variant))
+    assert not torch.equal(exact(x64), from_normalized(x64, normalized, other, exact[0].gate.variant))

@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 from scconv_deploy.gate.cut import open_by_cut
-from scconv_deploy.gate.flips import count_flips
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.swap import SwappedSRU, swap
-from scconv_deploy.gate.variant import open_mask
 from scconv_deploy.nn import SRU
 from tests import wild, wild_ranks
 
@@ -73,36 +71,32 @@ def test_variant_is_decided_by_behaviour_at_every_rank(name):
     recognition = recognize(model, (noise(2, *size),), {})
     assert recognition.refused == ()
     (found,) = recognition.srus
-    assert (found.variant.name, found.variant.num_groups, found.conv_place) == (variant, groups, place)
+    assert (found.gate.variant.name, found.gate.variant.num_groups, found.conv_place) == (variant, groups, place)
     x = noise(3, *size, seed=5) * 3 + 1
     swapped = swap(model, recognition)
     torch.testing.assert_close(swapped(x), model(x), rtol=1e-6, atol=1e-6)
 
     seen = []
-    (gate,) = (m for m in swapped.modules() if isinstance(m, SwappedSRU))
-    gate.on_gate = lambda path, planes: seen.append(planes)
+    (site,) = (m for m in swapped.modules() if isinstance(m, SwappedSRU))
+    site.on_gate = lambda path, planes: seen.append(planes)
     swapped(x)
     (planes,) = seen
     assert planes.dim() == 4
-    differs = open_by_cut(planes, found.parameters, found.variant) != open_mask(
-        planes, found.gamma, found.beta, found.variant
-    )
-    assert count_flips(differs, planes, found.parameters, found.variant).unexplained == 0
+    differs = open_by_cut(planes, found.gate.form) != found.gate.mask(planes)
+    assert found.gate.count_flips(differs, planes).unexplained == 0
 
 
 def test_formula_and_cut_take_any_rank():
     """The specification on ``[N, C, D, H, W]`` is that on its planes, to the bit."""
     x, sru = noise(2, 16, *VOLUME), wild.randomize(SRU(16, 4, dims=3))
     (found,) = recognize(nn.Sequential(sru), (x,), {}).srus
-    for of in (
-        lambda t: open_mask(t, found.gamma, found.beta, found.variant),
-        lambda t: open_by_cut(t, found.parameters, found.variant),
-    ):
+    gate = found.gate
+    for of in (gate.mask, lambda t: open_by_cut(t, gate.form)):
         assert torch.equal(as_planes(of(x)), of(as_planes(x)))
     differs = torch.zeros(x.shape, dtype=torch.bool)
     differs[1, 3, 2] = True  # a slice of one channel: far from the threshold, so a fault
-    by_rank = count_flips(differs, x, found.parameters, found.variant)
-    assert by_rank == count_flips(as_planes(differs), as_planes(x), found.parameters, found.variant)
+    by_rank = gate.count_flips(differs, x)
+    assert by_rank == gate.count_flips(as_planes(differs), as_planes(x))
     assert (by_rank.flips, by_rank.channels) == (30, 1)
 
 

@@ -54,10 +54,10 @@ def test_variant_is_decided_by_behaviour(name):
     model, recognition = found_in(module, shape)
     assert recognition.refused == ()
     (found,) = recognition.srus
-    assert (found.path, found.variant.name) == ("0", variant)
-    assert (found.variant.comparison, found.variant.num_groups) == (comparison, groups)
+    assert (found.path, found.gate.variant.name) == ("0", variant)
+    assert (found.gate.variant.comparison, found.gate.variant.num_groups) == (comparison, groups)
     if name.startswith("literal eps"):
-        assert found.variant.eps == float(name.removeprefix("literal eps "))
+        assert found.gate.variant.eps == float(name.removeprefix("literal eps "))
     x = example(shape, seed=5) * 3 + 1
     torch.testing.assert_close(swap(model, recognition)(x), model(x), rtol=1e-6, atol=1e-6)
 
@@ -66,17 +66,17 @@ def test_untrained_parameters_are_recognised_too():
     torch.manual_seed(0)
     model = nn.Sequential(wild.OriginalSRU(32)).eval()  # beta exactly 0
     (found,) = recognize(model, (example(),), {}).srus
-    assert found.variant.name == "groupbn-hard"
+    assert found.gate.variant.name == "groupbn-hard"
     torch.manual_seed(0)
     model = nn.Sequential(wild.StrictSRU(32)).eval()
     (found,) = recognize(model, (example(),), {}).srus
-    assert found.variant.comparison == ">"
+    assert found.gate.variant.comparison == ">"
 
 
 def test_another_threshold_and_groups_that_straddle_channels():
     _, recognition = found_in(wild.OriginalSRU(24, 16, gate_treshold=0.502), (2, 24, 8, 8))
     (found,) = recognition.srus
-    assert (found.variant.threshold, found.variant.num_groups) == (0.502, 16)
+    assert (found.gate.variant.threshold, found.gate.variant.num_groups) == (0.502, 16)
 
 
 def test_a_threshold_in_a_buffer():
@@ -85,7 +85,7 @@ def test_a_threshold_in_a_buffer():
     module.register_buffer("gate_treshold", torch.tensor(0.498))
     _, recognition = found_in(module)
     (found,) = recognition.srus
-    assert found.variant.threshold == pytest.approx(0.498)
+    assert found.gate.variant.threshold == pytest.approx(0.498)
 
 
 @pytest.mark.parametrize("cls", [wild.ProjectingSRU, wild.ProjectedSRU])
@@ -107,7 +107,7 @@ def test_the_comparison_is_known_behind_a_1x1_too(place):
         module.strict = strict
         _, recognition = found_in(module, (2, 32, 8, 8))
         (found,) = recognition.srus
-        assert found.variant.comparison == comparison
+        assert found.gate.variant.comparison == comparison
 
 
 def test_a_1x1_that_is_not_called_is_no_way_around_the_probes():

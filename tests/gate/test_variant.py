@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scconv_deploy.errors import ConfigurationError
-from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, cross_reconstruct, open_mask, sru
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, cross_reconstruct
 from tests import wild
 
 
@@ -23,10 +24,9 @@ from tests import wild
 )
 def test_formula_is_the_published_code(module, variant):
     module = wild.randomize(module)
-    gamma, beta = module.parameters()
     x = torch.randn(2, 32, 10, 10, generator=torch.Generator().manual_seed(0))
     # a gate that differed would move an output by the size of the data; 1e-6 is rounding
-    torch.testing.assert_close(sru(x, gamma, beta, variant), module(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(Gate(variant, *module.parameters()).apply(x), module(x), rtol=1e-6, atol=1e-6)
 
 
 def test_cross_reconstruct_crosses_the_halves():
@@ -37,30 +37,30 @@ def test_cross_reconstruct_crosses_the_halves():
 
 def test_a_given_mask_replaces_the_gates():
     x = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    gamma, beta = torch.ones(4), torch.zeros(4)
-    variant = replace(VARIANTS["groupbn-hard"], num_groups=2)
+    gate = Gate(replace(VARIANTS["groupbn-hard"], num_groups=2), torch.ones(4), torch.zeros(4))
     everything = torch.ones_like(x, dtype=torch.bool)
-    torch.testing.assert_close(sru(x, gamma, beta, variant, everything), x, rtol=0, atol=0)
+    torch.testing.assert_close(gate.apply(x, everything), x, rtol=0, atol=0)
     crossed = torch.cat([x[:, 2:], x[:, :2]], 1)
-    torch.testing.assert_close(sru(x, gamma, beta, variant, ~everything), crossed, rtol=0, atol=0)
+    torch.testing.assert_close(gate.apply(x, ~everything), crossed, rtol=0, atol=0)
 
 
 def test_soft_keeps_a_share_of_what_is_closed():
     variant = replace(VARIANTS["groupnorm-soft"], num_groups=1, threshold=0.999)
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     gamma, beta = torch.ones(2), torch.zeros(2)
-    assert not open_mask(x, gamma, beta, variant).any()
+    gate = Gate(variant, gamma, beta)
+    assert not gate.mask(x).any()
     r = torch.sigmoid(torch.nn.functional.group_norm(x, 1, gamma, beta, 1e-5) * 0.5)
     half = (r * x)[:, :1] + (r * x)[:, 1:]
-    torch.testing.assert_close(sru(x, gamma, beta, variant), torch.cat([half, half], 1))
+    torch.testing.assert_close(gate.apply(x), torch.cat([half, half], 1))
 
 
 def test_threshold_is_inclusive_or_strict():
     # a constant group: n is 0, z is 0, sigmoid is exactly 0.5
     x = torch.zeros(1, 4, 2, 2)
     variant = replace(VARIANTS["groupbn-hard"], num_groups=2)
-    assert open_mask(x, torch.ones(4), torch.zeros(4), variant).all()
-    assert not open_mask(x, torch.ones(4), torch.zeros(4), replace(variant, comparison=">")).any()
+    assert Gate(variant, torch.ones(4), torch.zeros(4)).mask(x).all()
+    assert not Gate(replace(variant, comparison=">"), torch.ones(4), torch.zeros(4)).mask(x).any()
 
 
 def test_names_and_operators():

@@ -13,24 +13,18 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.gate.cut import gate_parameters
-from scconv_deploy.gate.flips import count_flips
-from scconv_deploy.gate.variant import VARIANTS, gate_weight, open_mask, sru
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.graph.contract import ATTRIBUTES, MASK_FORMS, OPERATORS, OPSETS, FunctionKey, node_attributes
 from scconv_deploy.graph.functions import fingerprint, function_proto, function_text
 
 VARIANT_OF = {v.operator: v for v in VARIANTS.values()}
 
 
-def single(key, variant, gamma, beta, dtype=TensorProto.FLOAT):
+def single(key, gate, dtype=TensorProto.FLOAT):
     """A model of one node, its parameters initializers."""
-    found = gate_parameters(gamma, beta, variant)
-    values = {"cut": found.cut, "sign": found.sign}
-    if key.operator == "SRUNorm":
-        values |= {"gamma": gamma.numpy(), "beta": beta.numpy()}
-    if key.operator == "SRUSoft":
-        w = gate_weight(gamma, variant)
-        values |= {"scale": (gamma * w).numpy(), "shift": (beta * w).numpy()}
+    variant = gate.variant
+    values = {name: value.numpy() for name, value in gate.operator_inputs().items()}
     node = helper.make_node(
         key.operator, ["x", *values], ["y"], domain="scconv",
         **node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std),
@@ -39,8 +33,8 @@ def single(key, variant, gamma, beta, dtype=TensorProto.FLOAT):
     graph = helper.make_graph(
         [node],
         "one",
-        [helper.make_tensor_value_info("x", dtype, ["N", len(gamma), "H", "W"])],
-        [helper.make_tensor_value_info("y", dtype, ["N", len(gamma), "H", "W"])],
+        [helper.make_tensor_value_info("x", dtype, ["N", gate.channels, "H", "W"])],
+        [helper.make_tensor_value_info("y", dtype, ["N", gate.channels, "H", "W"])],
         [numpy_helper.from_array(v, n) for n, v in values.items()],
     )
     opsets = [helper.make_opsetid("", key.opset), helper.make_opsetid("scconv", 1)]
@@ -60,16 +54,16 @@ def case(operator, straddle, seed=0, shape=(2, 24, 8, 8), mean=0.0):
         variant = replace(variant, statistics="group_batchnorm", eps=1e-10)  # nn.GroupNorm cannot straddle
     generator = torch.Generator().manual_seed(seed)
     gamma, beta = torch.randn(shape[1], generator=generator), torch.randn(shape[1], generator=generator)
-    return variant, gamma, beta, torch.randn(shape, generator=generator) + mean
+    return Gate(variant, gamma, beta), torch.randn(shape, generator=generator) + mean
 
 
 @pytest.mark.parametrize("mask_form", MASK_FORMS)
 @pytest.mark.parametrize("straddle", [False, True], ids=["", "straddle"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_ort_computes_what_pytorch_computes(operator, straddle, mask_form):
-    variant, gamma, beta, x = case(operator, straddle)
-    y = run_ort(single(FunctionKey(operator, straddle, mask_form, 18), variant, gamma, beta), x)
-    expected = sru(x, gamma, beta, variant).numpy()
+    gate, x = case(operator, straddle)
+    y = run_ort(single(FunctionKey(operator, straddle, mask_form, 18), gate), x)
+    expected = gate.apply(x).numpy()
     if operator == "SRU":
         np.testing.assert_array_equal(y, expected)  # no arithmetic but gates and one sum: exact
     else:
@@ -79,9 +73,9 @@ def test_ort_computes_what_pytorch_computes(operator, straddle, mask_form):
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_opset_gives_the_same(operator, opset):
-    variant, gamma, beta, x = case(operator, False)
-    y = run_ort(single(FunctionKey(operator, False, "where", opset), variant, gamma, beta), x)
-    expected = run_ort(single(FunctionKey(operator, False, "where", 18), variant, gamma, beta), x)
+    gate, x = case(operator, False)
+    y = run_ort(single(FunctionKey(operator, False, "where", opset), gate), x)
+    expected = run_ort(single(FunctionKey(operator, False, "where", 18), gate), x)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -89,51 +83,50 @@ def test_every_opset_gives_the_same(operator, opset):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_reference_evaluator_agrees(operator, straddle):
     """onnx.reference ignores attribute defaults: every attribute must be written."""
-    variant, gamma, beta, x = case(operator, straddle)
-    model = single(FunctionKey(operator, straddle, "where", 18), variant, gamma, beta)
+    gate, x = case(operator, straddle)
+    model = single(FunctionKey(operator, straddle, "where", 18), gate)
     (y,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(y, sru(x, gamma, beta, variant).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, gate.apply(x).numpy(), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), operator=st.sampled_from(OPERATORS), zeros=st.booleans())
 def test_mask_forms_agree_to_the_bit(seed, operator, zeros):
-    variant, gamma, beta, x = case(operator, False, seed)
+    gate, x = case(operator, False, seed)
     if zeros:  # as after a ReLU
         x = x.relu()
-    forms = [run_ort(single(FunctionKey(operator, False, form, 18), variant, gamma, beta), x) for form in MASK_FORMS]
+    forms = [run_ort(single(FunctionKey(operator, False, form, 18), gate), x) for form in MASK_FORMS]
     assert forms[0].tobytes() == forms[1].tobytes()
 
 
 def test_mask_forms_agree_on_negative_zeros_but_for_the_sign():
-    variant, gamma, beta, x = case("SRU", False)
+    gate, x = case("SRU", False)
     x[:, ::2] = -0.0
-    forms = [run_ort(single(FunctionKey("SRU", False, form, 18), variant, gamma, beta), x) for form in MASK_FORMS]
+    forms = [run_ort(single(FunctionKey("SRU", False, form, 18), gate), x) for form in MASK_FORMS]
     np.testing.assert_array_equal(*forms)
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 @pytest.mark.parametrize("straddle", [False, True], ids=["", "straddle"])
 def test_no_unexplained_flip_in_many_gates(straddle, mean):
-    variant, gamma, beta, x = case("SRU", straddle, 1, (4, 24, 64, 64), mean)
-    y = run_ort(single(FunctionKey("SRU", straddle, "multiply", 18), variant, gamma, beta), x)
-    expected = sru(x, gamma, beta, variant).numpy()
+    gate, x = case("SRU", straddle, 1, (4, 24, 64, 64), mean)
+    y = run_ort(single(FunctionKey("SRU", straddle, "multiply", 18), gate), x)
+    expected = gate.apply(x).numpy()
     half = 12
     pair = (y != expected)[:, :half] | (y != expected)[:, half:]
     assert pair.sum() <= (0 if mean == 0 else 4)
     if pair.any():  # then one gate of the pair is within rounding of its threshold
         both = torch.from_numpy(np.concatenate([pair, pair], 1))
-        parameters = gate_parameters(gamma, beta, variant)
-        explained = 2 * int(pair.sum()) - count_flips(both, x, parameters, variant).unexplained
+        explained = 2 * int(pair.sum()) - gate.count_flips(both, x).unexplained
         assert explained >= int(pair.sum())
 
 
 def test_half_data_keeps_a_float32_gate():
-    variant, gamma, beta, x = case("SRU", False)
+    gate, x = case("SRU", False)
     half = x.half()
-    model = single(FunctionKey("SRU", False, "multiply", 18), variant, gamma, beta, TensorProto.FLOAT16)
+    model = single(FunctionKey("SRU", False, "multiply", 18), gate, TensorProto.FLOAT16)
     y = run_ort(model, half.numpy())
-    opened = open_mask(half.float(), gamma, beta, variant)
+    opened = gate.mask(half.float())
     x1, x2 = opened * half, ~opened * half
     expected = torch.cat([x1[:, :12] + x2[:, 12:], x1[:, 12:] + x2[:, :12]], 1)
     assert y.dtype == np.float16
@@ -141,18 +134,17 @@ def test_half_data_keeps_a_float32_gate():
 
 
 def test_gates_of_gamma_zero_need_no_statistics():
-    variant = replace(VARIANT_OF["SRU"], num_groups=2)
-    gamma, beta = torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.zeros(4)
+    gate = Gate(replace(VARIANT_OF["SRU"], num_groups=2), torch.tensor([0.0, 1.0, 2.0, 0.0]), torch.zeros(4))
     x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    y = run_ort(single(FunctionKey("SRU", False, "where", 18), variant, gamma, beta), x)
-    np.testing.assert_array_equal(y, sru(x, gamma, beta, variant).numpy())
+    y = run_ort(single(FunctionKey("SRU", False, "where", 18), gate), x)
+    np.testing.assert_array_equal(y, gate.apply(x).numpy())
 
 
 def test_a_wrong_body_is_noticed():
     """What the tests above rest on: an inverted comparison or uncrossed halves change the result."""
-    variant, gamma, beta, x = case("SRU", False)
+    gate, x = case("SRU", False)
     key = FunctionKey("SRU", False, "where", 18)
-    good = single(key, variant, gamma, beta)
+    good = single(key, gate)
     expected = run_ort(good, x)
     for old, new in (("GreaterOrEqual", "Less"), ("[1, 0]", "[0, 1]")):
         bad = onnx.ModelProto()

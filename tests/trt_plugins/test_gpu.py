@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import FusedSRU, SruSettings, load
@@ -30,7 +30,7 @@ def test_equal_inputs_give_equal_bytes_on_any_stream_and_in_a_graph(library, alg
     variant = replace(VARIANTS["groupnorm-soft"], num_groups=8)
     x, gamma, beta = draw((4, 64, 28, 28))
     x = x.half().cuda()
-    inputs = [p.cuda() for p in operator_inputs(gamma, beta, variant).values()]
+    inputs = [p.cuda() for p in Gate(variant, gamma, beta).operator_inputs().values()]
     settings = SruSettings.of(variant, algorithm)
     first = library.sru(x, inputs, settings)
     stream = torch.cuda.Stream()
@@ -50,7 +50,7 @@ def test_equal_inputs_give_equal_bytes_on_any_stream_and_in_a_graph(library, alg
 def test_the_operator_and_the_module_run_it(library):
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
     x, gamma, beta = draw((2, 16, 20, 20))
-    fused = FusedSRU(gamma, beta, variant).cuda()
+    fused = FusedSRU(Gate(variant, gamma, beta)).cuda()
     y = fused(x.cuda())
     judge(y, x, gamma, beta, variant)
     pytest.importorskip("triton", reason="torch.compile needs triton on a GPU")
@@ -63,7 +63,7 @@ def test_calls_of_several_threads_do_not_disturb_each_other(library):
     cases = []
     for size in (4, 12, 20, 28, 36, 44, 52, 60):
         x, gamma, beta = draw((2, 16, size, size), seed=size)
-        cases.append((x.cuda(), [p.cuda() for p in operator_inputs(gamma, beta, variant).values()]))
+        cases.append((x.cuda(), [p.cuda() for p in Gate(variant, gamma, beta).operator_inputs().values()]))
     settings = SruSettings.of(variant, "on_chip")
     expected = [library.sru(x, inputs, settings) for x, inputs in cases]
 

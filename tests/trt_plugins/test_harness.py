@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate.cut import operator_inputs
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from tests.trt_plugins.test_kernels import BACKENDS, draw, judge
@@ -52,7 +52,7 @@ def test_the_plugin_computes_in_a_hosts_hands(host, tmp_path, name, how):
         x, gamma, beta = draw(shape)
         for type_name, dtype in TYPES.items():
             for tactic in (0, 1, 2):
-                data, parameters = x.to(dtype), list(operator_inputs(gamma, beta, variant).values())
+                data, parameters = x.to(dtype), list(Gate(variant, gamma, beta).operator_inputs().values())
                 folder = tmp_path / f"{type_name}{tactic}{groups}"
                 y = run(host, folder, data, type_name, parameters, variant, tactic, how)
                 judge(y, data, gamma, beta, variant)

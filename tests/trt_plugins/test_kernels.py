@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.errors import ConfigurationError
-from scconv_deploy.gate.cut import gate_parameters, operator_inputs
 from scconv_deploy.gate.flips import compare_outputs
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
-from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, SruSettings, load, sru, sru_params
 from tests.trt_plugins.emulated import HERE as EMULATION
@@ -42,7 +41,7 @@ class Backend:
     device: str
 
     def __call__(self, x, gamma, beta, variant, algorithm="auto") -> Tensor:
-        inputs = [p.to(self.device) for p in operator_inputs(gamma, beta, variant).values()]
+        inputs = [p.to(self.device) for p in Gate(variant, gamma, beta).operator_inputs().values()]
         return self.library.sru(x.to(self.device), inputs, SruSettings.of(variant, algorithm))
 
 
@@ -69,10 +68,8 @@ def draw(shape, seed=0):
 
 
 def judge(y, x, gamma, beta, variant):
-    wide = x.float().cpu()
-    expected = variant_sru(wide, gamma, beta, variant)
-    parameters = gate_parameters(gamma, beta, variant)
-    count, distance = compare_outputs(y.cpu(), expected, wide, gamma, beta, parameters, variant)
+    wide, gate = x.float().cpu(), Gate(variant, gamma, beta)
+    count, distance = compare_outputs(y.cpu(), gate.apply(wide), wide, gate)
     assert y.dtype == x.dtype
     assert distance < TOLERANCE[x.dtype]
     assert count.unexplained == 0
@@ -107,7 +104,9 @@ def test_the_references_bytes(backend, reference, name, dtype, algorithm):
         variant = replace(VARIANTS[name], num_groups=4)
         x, gamma, beta = draw(shape)
         x = x.to(dtype) + 3
-        expected, _ = reference.sru(x, operator_inputs(gamma, beta, variant), variant, ALGORITHMS.index(algorithm))
+        expected, _ = reference.sru(
+            x, Gate(variant, gamma, beta).operator_inputs(), variant, ALGORITHMS.index(algorithm)
+        )
         assert torch.equal(backend(x, gamma, beta, variant, algorithm).cpu(), expected)
 
 
@@ -152,7 +151,7 @@ def test_what_is_not_finite_stays_in_its_group(backend, algorithm, value):
     x, gamma, beta = draw((2, 16, 8, 8))
     x[0, 0, 0, 0] = value
     y = backend(x, gamma, beta, variant, algorithm).cpu()
-    expected = variant_sru(x, gamma, beta, variant)
+    expected = Gate(variant, gamma, beta).apply(x)
     assert expected.isnan().any()
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
 
@@ -163,7 +162,7 @@ def test_parameters_of_the_datas_type(backend):
     variant = replace(VARIANTS["groupnorm-soft"], num_groups=4)
     x, gamma, beta = draw((2, 32, 12, 12))
     x = x.half()
-    inputs = [p.half() for p in operator_inputs(gamma, beta, variant).values()]
+    inputs = [p.half() for p in Gate(variant, gamma, beta).operator_inputs().values()]
     settings = SruSettings.of(variant)
     v = settings
     expected = sru(x, inputs, v.operator, v.num_groups, v.ddof, v.eps_var, v.eps_std)
@@ -214,7 +213,7 @@ def test_threads_in_any_order_give_the_references_bytes(emulated, reference, dty
         variant = replace(VARIANTS[name], num_groups=4)
         x, gamma, beta = draw(shape)
         x = x.to(dtype)
-        inputs = operator_inputs(gamma, beta, variant)
+        inputs = Gate(variant, gamma, beta).operator_inputs()
         expected, _ = reference.sru(x, inputs, variant, ALGORITHMS.index(algorithm))
         for order in range(3):
             emulated.device(order=order)
@@ -229,7 +228,7 @@ def test_shared_memory_is_permitted_alike_by_every_call(emulated):
     emulated.device(shared_bytes=160 << 10)
     for size in (4, 40, 8):
         x, gamma, beta = draw((1, 16, size, size))
-        inputs = list(operator_inputs(gamma, beta, variant).values())
+        inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
         assert emulated.chosen(x, inputs, SruSettings.of(variant)) == ALGORITHMS.index("on_chip")
         judge(emulated.sru(x, inputs, SruSettings.of(variant)), x, gamma, beta, variant)
     assert emulated.permits() == (3, 160 << 10, 160 << 10)
@@ -240,7 +239,7 @@ def test_y_lies_off_by_an_element(emulated):
         variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
         x, gamma, beta = draw((2, 16, 1, pixels))
         x = x.to(dtype)
-        inputs = list(operator_inputs(gamma, beta, variant).values())
+        inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
         for offset, algorithm in itertools.product((1, 4), PATHS):
             y = emulated.sru(x, inputs, SruSettings.of(variant, algorithm), y_offset=offset)
             judge(y, x, gamma, beta, variant)
@@ -249,7 +248,7 @@ def test_y_lies_off_by_an_element(emulated):
 def test_too_small_a_workspace_and_null_pointers_are_refused(emulated):
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
     x, gamma, beta = draw((1, 16, 8, 8))
-    inputs = list(operator_inputs(gamma, beta, variant).values())
+    inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
     params = sru_params(x, inputs, SruSettings.of(variant, "split"))
     y = torch.full_like(x, 7.0)
     assert emulated.enqueue(params) == 1  # cudaErrorInvalidValue: no y

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, MissingRuntimeError
-from scconv_deploy.gate.cut import gate_parameters, operator_inputs
 from scconv_deploy.gate.flips import compare_outputs, relative_l2
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.variant import VARIANTS
-from scconv_deploy.gate.variant import sru as variant_sru
 from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import SOURCES
 from scconv_deploy.trt_plugins.library import FusedSRU, SruLibrary, SruParams, SruSettings, sru, sru_params
@@ -35,7 +34,7 @@ def draw(shape=SHAPE, seed=0):
 
 
 def arguments(gamma, beta, variant):
-    inputs = list(operator_inputs(gamma, beta, variant).values())
+    inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
     return inputs, variant.operator, variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std
 
 
@@ -45,8 +44,8 @@ def test_on_the_cpu_it_is_the_variant(name, shape):
     variant = replace(VARIANTS[name], num_groups=4 if shape[1] == 16 else 8)
     x, gamma, beta = draw(shape)
     y = sru(x, *arguments(gamma, beta, variant))
-    expected = variant_sru(x, gamma, beta, variant)
-    count, distance = compare_outputs(y, expected, x, gamma, beta, gate_parameters(gamma, beta, variant), variant)
+    gate = Gate(variant, gamma, beta)
+    count, distance = compare_outputs(y, gate.apply(x), x, gate)
     assert count.unexplained == 0
     assert distance < 1e-6
 
@@ -58,7 +57,7 @@ def test_statistics_and_gates_are_fp32_whatever_the_data_are(name, dtype, tolera
     x, gamma, beta = draw()
     x = x.to(dtype)
     y = sru(x, *arguments(gamma, beta, variant))
-    expected = variant_sru(x.float(), gamma, beta, variant)
+    expected = Gate(variant, gamma, beta).apply(x.float())
     assert y.dtype == dtype
     # a flipped gate would be an error of the order of 1 in one of 2,016 elements
     assert float((y.float() - expected).norm() / expected.norm()) < tolerance
@@ -67,15 +66,15 @@ def test_statistics_and_gates_are_fp32_whatever_the_data_are(name, dtype, tolera
 def test_it_is_an_operator_with_a_fake_that_compiles():
     x, gamma, beta = draw()
     torch.library.opcheck(sru, (x, *arguments(gamma, beta, HARD)), test_utils=("test_schema", "test_faketensor"))
-    fused = FusedSRU(gamma, beta, HARD)
+    fused = FusedSRU(Gate(HARD, gamma, beta))
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), fused(x))
-    assert torch.equal(fused(x), variant_sru(x, gamma, beta, HARD))
+    assert torch.equal(fused(x), Gate(HARD, gamma, beta).apply(x))
 
 
 def test_a_modules_parameters_stay_fp32():
     _, gamma, beta = draw()
-    fused = FusedSRU(gamma, beta, HARD)
+    fused = FusedSRU(Gate(HARD, gamma, beta))
     cut = fused.cut.clone()
     assert torch.equal(fused.half().cut, cut)
     assert fused.double().cut.dtype == torch.float32

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scconv_deploy.gate.cut import gate_parameters, operator_inputs
-from scconv_deploy.gate.flips import count_flips, relative_l2
-from scconv_deploy.gate.variant import VARIANTS, open_mask, sru
+from scconv_deploy.gate.flips import relative_l2
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 from tests.trt_plugins.reference import AUTO, GENERAL, ON_CHIP, SPLIT
 
 TINY = (1, 1 << 14)
@@ -32,12 +32,11 @@ def draw(shape, seed=0, mean=0.0):
 
 def check(reference, x, gamma, beta, variant, **how):
     """Flips against PyTorch, and y against PyTorch's with these gates; the count."""
-    parameters = gate_parameters(gamma, beta, variant)
-    y, opened = reference.sru(x, operator_inputs(gamma, beta, variant), variant, **how)
-    wide = x.float()
-    count = count_flips(opened != open_mask(wide, gamma, beta, variant), wide, parameters, variant)
+    gate, wide = Gate(variant, gamma, beta), x.float()
+    y, opened = reference.sru(x, gate.operator_inputs(), variant, **how)
+    count = gate.count_flips(opened != gate.mask(wide), wide)
     assert count.unexplained == 0
-    expected = sru(wide, gamma, beta, variant, opened)
+    expected = gate.apply(wide, opened)
     if variant.operator == "SRU":
         assert torch.equal(y, expected.to(x.dtype))  # masks and one sum: to the bit
     else:
@@ -87,10 +86,11 @@ def test_values_keep_what_the_rounded_mean_lost(reference, name, algorithm):
     """At a mean of 1e5 deviations PyTorch's own fp32 mean is off by a hundredth of one, so float64 is the ruler."""
     variant = replace(VARIANTS[name], num_groups=4)
     x, gamma, beta = draw((2, 16, 40, 40), mean=1e5)
-    y, opened = reference.sru(x, operator_inputs(gamma, beta, variant), variant, algorithm)
-    expected = sru(x.double(), gamma.double(), beta.double(), variant, opened)
+    gate = Gate(variant, gamma, beta)
+    y, opened = reference.sru(x, gate.operator_inputs(), variant, algorithm)
+    expected = gate.apply(x.double(), opened)
     assert relative_l2(y, expected) < 1e-6
-    assert relative_l2(sru(x, gamma, beta, variant, opened), expected) > 1e-6
+    assert relative_l2(gate.apply(x, opened), expected) > 1e-6
 
 
 def test_a_gate_on_its_boundary_is_open(reference):
@@ -107,8 +107,8 @@ def test_gamma_zero_and_both_signs(reference):
     gamma[::3] = 0.0
     gamma[1] = -gamma[1].abs()
     softmax = replace(variant, weighting="softmax")  # gamma / sum(gamma) gives every channel the same sign
-    assert set(operator_inputs(gamma, beta, softmax)["sign"].tolist()) == {-1.0, 0.0, 1.0}
-    assert operator_inputs(gamma, beta, softmax)["cut"].isinf().any()
+    assert set(Gate(softmax, gamma, beta).operator_inputs()["sign"].tolist()) == {-1.0, 0.0, 1.0}
+    assert Gate(softmax, gamma, beta).operator_inputs()["cut"].isinf().any()
     for each in (variant, softmax):
         assert check(reference, x, gamma, beta, each).flips == 0
 
@@ -141,9 +141,10 @@ def test_what_is_not_finite_ends_where_pytorch_puts_it(reference, name, value):
     variant = replace(VARIANTS[name], num_groups=4)
     x, gamma, beta = draw((2, 16, 6, 6))
     x[0, 3, 2, 2] = value
-    y, opened = reference.sru(x, operator_inputs(gamma, beta, variant), variant)
-    expected, gates = sru(x, gamma, beta, variant), open_mask(x, gamma, beta, variant)
-    assert torch.equal(opened, gates)
+    gate = Gate(variant, gamma, beta)
+    y, opened = reference.sru(x, gate.operator_inputs(), variant)
+    expected = gate.apply(x)
+    assert torch.equal(opened, gate.mask(x))
     assert torch.equal(y.isnan(), expected.isnan())
     assert not opened[0, :4].any()  # the whole group is closed
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
@@ -155,9 +156,9 @@ def test_ill_conditioned_groups_are_counted_apart(reference):
     x[0, :4] = 3.7
     count = check(reference, x, gamma, beta, variant)
     assert count.flips == 0
-    _, opened = reference.sru(x, operator_inputs(gamma, beta, variant), variant)
+    _, opened = reference.sru(x, Gate(variant, gamma, beta).operator_inputs(), variant)
     # a constant less its own mean is 0: what the formula says, whatever a rounded mean would
-    zero = gate_parameters(gamma, beta, variant).cut[:4] <= 0
+    zero = Gate(variant, gamma, beta).form.cut[:4] <= 0
     assert torch.equal(opened[0, :4], torch.as_tensor(zero).reshape(4, 1, 1).expand(4, 30, 30))
 
 

@@ -215,7 +215,7 @@ def near_the_threshold(found, shape):
     """Numbers of one sign, many of them as near to the gate's boundary as 1e-6 of s."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).abs()
-    return near_threshold(base, found.gamma, found.beta, found.variant, generator).detach()
+    return near_threshold(base, found.gate, generator)
 
 
 @pytest.mark.parametrize("overload", ["", "straddle"])
@@ -300,7 +300,7 @@ def test_a_signal_whose_groups_are_its_channels(simplified):
         assert "Reshape" not in {node.op_type for node in proto.graph.node}
     result, applied = naive.rewritten(proto)
     (fused,) = applied.fused
-    assert (fused.variant.name, fused.variant.num_groups, fused.x) == ("groupbn-hard", 16, "x")
+    assert (fused.gate.variant.name, fused.gate.variant.num_groups, fused.x) == ("groupbn-hard", 16, "x")
     np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -309,5 +309,5 @@ def test_groups_too_large_to_tell_their_divisor():
     module, x = wild.randomize(wild_ranks.SRU3d(2, 1)), naive.noise(1, 2, 64, 128, 128)
     _, applied = naive.rewritten(naive.export(module, x, False))
     (fused,) = applied.fused
-    assert fused.variant.name == "groupbn-hard"
+    assert fused.gate.variant.name == "groupbn-hard"
     assert "L and L - 1 are one number in float32; L - 1 is assumed" in fused.note

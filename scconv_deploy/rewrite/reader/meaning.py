@@ -133,7 +133,7 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Mask:
     """``r >= threshold`` (or ``>``) where ``opened``, its complement where not; bool, or as 0 and 1 where a number."""
 
     sigmoid: Sigmoid
@@ -147,11 +147,11 @@ class Gate:
         return self.sigmoid.shape
 
     @property
-    def complement(self) -> Gate:
+    def complement(self) -> Mask:
         return replace(self, opened=not self.opened)
 
     @property
-    def decision(self) -> Gate:
+    def decision(self) -> Mask:
         """The gate, whichever side of it this is."""
         return replace(self, opened=True, number=False)
 
@@ -160,7 +160,7 @@ class Gate:
 class SoftMask:
     """``where(open, 1, r)`` or, not ``opened``, ``where(open, 0, r)``."""
 
-    gate: Gate
+    gate: Mask
     opened: bool
 
     @property
@@ -172,7 +172,7 @@ class SoftMask:
 class Part:
     """Masked data: x1 where ``opened``, x2 where not."""
 
-    gate: Gate
+    gate: Mask
     opened: bool
     soft: bool
     data: Input | Normalized
@@ -222,9 +222,9 @@ class Crossing:
 
 Meaning = (
     Constant | Unknown | Input | Groups | GroupMean | Centred | Squares | Deviation | Normalized
-    | Sigmoid | Gate | SoftMask | Part | Half | Crossed | Crossing
+    | Sigmoid | Mask | SoftMask | Part | Half | Crossed | Crossing
 )  # fmt: skip
 Known = (
     Constant | Input | Groups | GroupMean | Centred | Squares | Deviation | Normalized
-    | Sigmoid | Gate | SoftMask | Part | Half | Crossed | Crossing
+    | Sigmoid | Mask | SoftMask | Part | Half | Crossed | Crossing
 )  # fmt: skip

@@ -20,12 +20,12 @@ from scconv_deploy.rewrite.reader.meaning import (
     Constant,
     Crossed,
     Deviation,
-    Gate,
     GroupMean,
     Groups,
     Half,
     Input,
     Known,
+    Mask,
     Normalized,
     Part,
     Shape,
@@ -86,10 +86,10 @@ def _multiply(call: Call) -> Known | None:
         return _normalize(*pair) if pair[1].inverse else None
     if pair := pair_of(call, Normalized, Constant):
         return _step("multiply", *pair, call.sample)
-    if pair := pair_of(call, Gate, Sigmoid):
+    if pair := pair_of(call, Mask, Sigmoid):
         gate, r = pair
         return SoftMask(gate.decision, False) if gate.number and not gate.opened and gate.sigmoid == r else None
-    if (pair := pair_of(call, Gate, Input) or pair_of(call, Gate, Normalized)) and pair[0].number:
+    if (pair := pair_of(call, Mask, Input) or pair_of(call, Mask, Normalized)) and pair[0].number:
         gate, data = pair
         return Part(gate.decision, gate.opened, False, data) if data.shape == gate.shape else None
     if pair := pair_of(call, SoftMask, Input):
@@ -132,7 +132,7 @@ def _add(call: Call) -> Known | None:
         return replace(deviation, eps_var=deviation.eps_var + eps)
     if pair := pair_of(call, Normalized, Constant):
         return _step("add", *pair, call.sample)
-    if pair := pair_of(call, Gate, SoftMask):
+    if pair := pair_of(call, Mask, SoftMask):
         gate, mask = pair
         same = gate.number and gate.opened and not mask.opened and mask.gate == gate.decision
         return SoftMask(mask.gate, True) if same else None
@@ -152,7 +152,7 @@ def _subtract(call: Call) -> Known | None:
     a, b = call.inputs[0], call.inputs[1]
     if isinstance(b, GroupMean) and isinstance(a := _grouped(a), Groups):
         return Centred(a.shape) if _per_group(b.shape, a.shape) else None
-    if scalar(a) == 1 and isinstance(b, Gate) and b.number:
+    if scalar(a) == 1 and isinstance(b, Mask) and b.number:
         return b.complement
     if isinstance(b, Part) and b.opened and not b.soft and a == b.data:
         return replace(b, opened=False)
@@ -205,7 +205,7 @@ def _cast(call: Call) -> Known | None:
     to_float = call.operator == "CastLike" or call.attributes.get("to") == _FLOAT
     if not to_float:
         return None
-    return replace(value, number=True) if isinstance(value, Gate) else value
+    return replace(value, number=True) if isinstance(value, Mask) else value
 
 
 def _instance_normalization(call: Call) -> Known | None:
@@ -264,17 +264,17 @@ def _compare(call: Call) -> Known | None:
     if not isinstance(a, Sigmoid) or threshold is None:
         return None
     comparison, opened = _COMPARISONS[operator]
-    return Gate(a, comparison, threshold, opened)
+    return Mask(a, comparison, threshold, opened)
 
 
 def _not(call: Call) -> Known | None:
     value = call.inputs[0]
-    return value.complement if isinstance(value, Gate) and not value.number else None
+    return value.complement if isinstance(value, Mask) and not value.number else None
 
 
 def _where(call: Call) -> Known | None:
     gate, chosen, other = call.inputs[:3]
-    if not isinstance(gate, Gate) or gate.number or chosen is None or other is None:
+    if not isinstance(gate, Mask) or gate.number or chosen is None or other is None:
         return None
     if not gate.opened:
         chosen, other = other, chosen

@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.planes import RANKS
-from scconv_deploy.gate.variant import GateVariant
 from scconv_deploy.rewrite.reader.call import Call
 from scconv_deploy.rewrite.reader.meaning import (
     Centred,
@@ -23,12 +23,12 @@ from scconv_deploy.rewrite.reader.meaning import (
     Crossed,
     Crossing,
     Deviation,
-    Gate,
     GroupMean,
     Groups,
     Half,
     Input,
     Known,
+    Mask,
     Meaning,
     Normalized,
     Part,
@@ -40,7 +40,7 @@ from scconv_deploy.rewrite.reader.meaning import (
 )
 from scconv_deploy.rewrite.reader.operators import apply
 from scconv_deploy.rewrite.reader.sizes import SAMPLES, Sizes
-from scconv_deploy.rewrite.reader.variant import LARGE_GROUPS, Affine, Interpreted, UnreadableError, interpret
+from scconv_deploy.rewrite.reader.variant import LARGE_GROUPS, Interpreted, UnreadableError, interpret
 
 COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
 _GATE_SIDE = frozenset(
@@ -51,11 +51,11 @@ _LARGEST_REGION = 4000
 
 _NAMES = {
     Constant: "a constant", Input: "its input", Groups: "its groups", GroupMean: "their mean", Centred: "centred data",
-    Squares: "squares", Deviation: "a deviation", Normalized: "normalised data", Sigmoid: "its sigmoid", Gate: "a mask",
+    Squares: "squares", Deviation: "a deviation", Normalized: "normalised data", Sigmoid: "its sigmoid", Mask: "a mask",
     SoftMask: "a soft mask", Part: "masked data", Half: "half of the channels", Crossed: "crossed halves",
     Crossing: "an SRU's output",
 }  # fmt: skip
-_OF_THE_GATE = (Sigmoid, Gate, SoftMask, Part, Half, Crossed)
+_OF_THE_GATE = (Sigmoid, Mask, SoftMask, Part, Half, Crossed)
 _COMPUTED = (
     "its gamma, beta or gate weight is computed in the graph ({reason}); cut and sign must be constants, for their "
     "float64 is not TensorRT's and a sum in another order moves gates"
@@ -69,7 +69,7 @@ class SRUReading:
 
     Attributes:
         x: its input, ``[N, C, *]`` float32.
-        affine: gamma, beta and the gate weight.
+        gate: what it decides, with its parameters.
         notes: what was assumed.
         region: its nodes, producers first, those of its constants included.
         mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
@@ -77,8 +77,7 @@ class SRUReading:
     """
 
     x: ir.Value
-    affine: Affine
-    variant: GateVariant
+    gate: Gate
     notes: tuple[str, ...]
     region: tuple[ir.Node, ...]
     mask: ir.Value
@@ -142,28 +141,30 @@ def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
             raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
         read = interpret(crossing, sample)
         if found is not None and not _same_variant(found, read):
-            raise UnreadableError(f"at another input size it is another variant ({found[0]} and {read[0]})")
+            raise UnreadableError(
+                f"at another input size it is another variant ({found[0].variant} and {read[0].variant})"
+            )
         found = read if found is None or _is_assumed(found) else found
     if found is None:
         raise UnreadableError("no input size fits it")
-    variant, affine, notes = found
     gate_values = tuple(
         value for node in region for value in node.outputs
         if node is not concat and isinstance(meanings.get(id(value)), _OF_THE_GATE)
     )  # fmt: skip
-    masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Gate) and not m.number]
-    return SRUReading(x, affine, variant, notes, tuple(region), *masks[0], gate_values)
+    masks = [(v, m.opened) for v in gate_values if isinstance(m := meanings[id(v)], Mask) and not m.number]
+    return SRUReading(x, *found, tuple(region), *masks[0], gate_values)
 
 
 def _is_assumed(read: Interpreted) -> bool:
-    return any(note.startswith(LARGE_GROUPS) for note in read[2])
+    return any(note.startswith(LARGE_GROUPS) for note in read[1])
 
 
 def _same_variant(one: Interpreted, other: Interpreted) -> bool:
     """Whether two sizes of x read alike; a size at which L and L - 1 are one number says nothing of the statistics."""
+    ours, theirs = one[0].variant, other[0].variant
     if _is_assumed(one) or _is_assumed(other):
-        return replace(one[0], statistics=other[0].statistics) == other[0]
-    return one[0] == other[0]
+        return replace(ours, statistics=theirs.statistics) == theirs
+    return ours == theirs
 
 
 def _find_inputs(sigmoid: ir.Node) -> Iterator[ir.Value]:

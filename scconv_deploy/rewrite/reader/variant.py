@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from scconv_deploy.errors import ScconvDeployError
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.margins import LARGEST_WEIGHT_ERROR
 from scconv_deploy.gate.variant import (
-    VARIANTS,
     GateVariant,
     Statistics,
     Weighting,
@@ -29,7 +29,6 @@ REORDERED = "its sum(gamma) was added up in a runtime's order; cut is that of th
 """Note of an SRU whose gate weight is a constant in an order of the sum that is neither Python's nor torch's here."""
 NO_EPS = "the graph holds no eps"
 """Begin of a note: an exporter dropped it, so that the eps is assumed, and whether it stands below the root."""
-_ANY = VARIANTS["groupbn-hard"]
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
@@ -45,25 +44,12 @@ class UnreadableError(Exception):
         self.reason, self.node = reason, node
 
 
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """gamma, beta and the weight of ``z = (n * gamma + beta) * weight``, float32 ``[C]``.
-
-    Attributes:
-        weight: the graph's own constant where it is gamma over a sum in an order that is neither Python's nor torch's
-            (a runtime's, which folded it); None where the variant says it.
-    """
-
-    gamma: torch.Tensor
-    beta: torch.Tensor
-    weight: torch.Tensor | None = None
-
-
-Interpreted = tuple[GateVariant, Affine, tuple[str, ...]]
+Interpreted = tuple[Gate, tuple[str, ...]]
+"""What a gate decides, and what was assumed."""
 
 
 def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
-    """The variant, its parameters and what was assumed.
+    """The gate and what was assumed.
 
     Args:
         crossing: what the SRU's Concat means.
@@ -73,9 +59,9 @@ def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
         UnreadableError: no operator stands for it.
     """
     part = crossing.open_part
-    gate = part.gate
-    z = gate.sigmoid.of
-    affine, weighting = _affine(z)
+    mask = part.gate
+    z = mask.sigmoid.of
+    weighting, gamma, beta, weight = _parameters(z)
     weighted = z.steps if weighting == "none" else z.steps[:-1]
     if isinstance(part.data, Normalized) and part.data != replace(z, steps=weighted):
         raise UnreadableError("its mask multiplies other normalised data than its gate reads")
@@ -88,17 +74,17 @@ def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
         check_halves(sample[1], "it")
         check_groups(sample[1], z.num_groups, math.prod(sample[1:]), "it")
         variant = GateVariant(
-            statistics, weighting, gate.comparison, fusion, data, z.num_groups, eps, _shortest(gate.threshold)  # type: ignore[arg-type]
+            statistics, weighting, mask.comparison, fusion, data, z.num_groups, eps, _shortest(mask.threshold)  # type: ignore[arg-type]
         )  # fmt: skip
     except ScconvDeployError as error:
         raise UnreadableError(error.message) from error
-    if affine.weight is not None and not torch.allclose(affine.weight, gate_weight(affine.gamma, variant), _ULPS, 0):
+    if weight is not None and not torch.allclose(weight, gate_weight(gamma, weighting), _ULPS, 0):
         notes = (*notes, REORDERED)
-    return variant, affine, notes
+    return Gate(variant, gamma, beta, weight), notes
 
 
-def _affine(z: Normalized) -> tuple[Affine, Weighting]:
-    """gamma, beta and the weighting of ``z = (n * gamma + beta) * w``.
+def _parameters(z: Normalized) -> tuple[Weighting, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The weighting of ``z = (n * gamma + beta) * w``, gamma, beta, and w where no known order of the sum gives it.
 
     Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
     ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
@@ -106,7 +92,7 @@ def _affine(z: Normalized) -> tuple[Affine, Weighting]:
     kinds = tuple(kind for kind, _ in z.steps)
     arrays = [torch.tensor(values, dtype=torch.float32) for _, values in z.steps]
     if kinds == ("multiply", "add"):
-        return Affine(arrays[0], arrays[1]), "none"
+        return "none", arrays[0], arrays[1], None
     if not kinds or kinds[-1] != "multiply" or kinds[:-1] not in ((), ("multiply",), ("add",), ("multiply", "add")):
         raise UnreadableError(f"its gate reads (n {' '.join(kinds)}), expected ((n * gamma + beta) * weight)")
     gamma = arrays[0] if kinds[0] == "multiply" and len(kinds) > 1 else torch.ones_like(arrays[-1])
@@ -116,8 +102,8 @@ def _affine(z: Normalized) -> tuple[Affine, Weighting]:
     except UnreadableError:
         if len(kinds) > 1:
             raise
-        return Affine(arrays[0], beta), "none"
-    return Affine(gamma, beta, weight), weighting
+        return "none", arrays[0], beta, None
+    return weighting, gamma, beta, weight
 
 
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
@@ -151,7 +137,7 @@ def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, to
     numbers can cost.
     """
     for order in _ORDERS:
-        if torch.equal(gate_weight(gamma, replace(_ANY, weighting=order)), weight):
+        if torch.equal(gate_weight(gamma, order), weight):
             return order, None
     exact, found = gamma.double().numpy(), weight.double().numpy()
     total, error = exact.sum(), weight_error(exact)

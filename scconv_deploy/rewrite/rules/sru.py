@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBase
-from torch import Tensor
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.gate.cut import operator_inputs
 from scconv_deploy.graph.contract import DOMAIN, DOMAIN_VERSION, SITE, VARIANT, WEIGHT
 from scconv_deploy.graph.nodes import variant_attributes
 from scconv_deploy.rewrite.reader.region import SRUReading, find_sigmoid, is_thresholded, read_sru
@@ -55,7 +53,7 @@ class FuseSRU(RewriteRuleClassBase):
             return result.fail()  # any other Concat: no candidate, no reason
         try:
             reading = read_sru(concat, sigmoid)
-            _parameters(reading)
+            reading.gate.operator_inputs()
         except UnreadableError as error:
             return result.fail(f"{error.reason} (at {error.node})" if error.node else error.reason, [sigmoid])
         except ModelError as error:
@@ -70,18 +68,18 @@ class FuseSRU(RewriteRuleClassBase):
             raise ValueError("rewrite() follows check()")
         reading = read_sru(concat, sigmoid)
         site = concat.metadata_props.get(SITE) or concat.name or y.name or NAME
-        parameters = _parameters(reading)
         inputs = [
             op.initializer(ir.tensor(value.contiguous().numpy()), name=f"{site}.{name}")
-            for name, value in parameters.items()
+            for name, value in reading.gate.operator_inputs().items()
         ]
         shape = y.shape or reading.x.shape
         if shape is None:
             raise ValueError("read_sru() needs a shape")
         planes, back = _as_planes(op, reading.x, len(shape), site)
         # by attribute: op.op() takes other arguments in each onnxscript
-        fused = getattr(op, reading.variant.operator)(
-            planes, *inputs, **variant_attributes(reading.variant), _domain=DOMAIN, _version=DOMAIN_VERSION
+        variant = reading.gate.variant
+        fused = getattr(op, variant.operator)(
+            planes, *inputs, **variant_attributes(variant), _domain=DOMAIN, _version=DOMAIN_VERSION
         )
         node = fused.producer()
         if node is None:
@@ -91,9 +89,9 @@ class FuseSRU(RewriteRuleClassBase):
             value.dtype = reading.x.dtype
         node.name = site
         node.metadata_props.update(
-            {SITE: site, VARIANT: reading.variant.label, NOTE: "; ".join(reading.notes), END: y.name or ""}
+            {SITE: site, VARIANT: variant.label, NOTE: "; ".join(reading.notes), END: y.name or ""}
         )
-        if reading.affine.weight is not None:
+        if reading.gate.file_weight is not None:
             node.metadata_props[WEIGHT] = "of the file"
         return back(fused)
 
@@ -116,11 +114,6 @@ def _shape_of_planes(shape: ir.Shape) -> ir.Shape:
     n, c, *rows, last = list(shape) if len(shape) > 2 else [*shape, 1]
     known = [size for size in rows if isinstance(size, int)]
     return ir.Shape([n, c, math.prod(known) if len(known) == len(rows) else None, last])
-
-
-def _parameters(reading: SRUReading) -> dict[str, Tensor]:
-    affine = reading.affine
-    return operator_inputs(affine.gamma, affine.beta, reading.variant, weight=affine.weight)
 
 
 def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:

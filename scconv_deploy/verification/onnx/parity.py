@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx
 
-from scconv_deploy.exporters.onnx import PRODUCER, node_inputs
+from scconv_deploy.exporters.onnx import PRODUCER
 from scconv_deploy.graph import instrument
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
@@ -41,7 +41,7 @@ def verify_onnx(
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:
     """What a node is matched by, of every call of an SRU in PyTorch."""
     return {
-        site: matching.KnownSite(tuple(v.numpy() for v in node_inputs(gate.swapped).values()), gate.x.numpy())
+        site: matching.KnownSite(tuple(v.numpy() for v in gate.swapped.gate.operator_inputs().values()), gate.x.numpy())
         for site, gate in gates.items()
     }
 

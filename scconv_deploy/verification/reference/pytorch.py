@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.exporters.onnx import node_inputs
-from scconv_deploy.gate.flips import changed_gates, count_flips, gate_form, relative_l2
+from scconv_deploy.gate.flips import changed_gates, relative_l2
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.other_gates import JUMP_DISTURBANCE, UNIT_ROUNDOFF, OtherGate
 from scconv_deploy.gate.planes import as_planes
 from scconv_deploy.gate.swap import SwappedSRU, site_name
-from scconv_deploy.gate.variant import open_mask, sru
 from scconv_deploy.graph.nodes import variant_attributes
 from scconv_deploy.model import steps
 from scconv_deploy.model.float64 import Float64Replay
@@ -143,8 +142,7 @@ class TorchReference:
             if module.conv is not None and module.conv_place == "before":
                 x = module.conv(x)
             x = as_planes(x)
-            mask = open_mask(x, module.gamma, module.beta, module.variant)
-            sites[name] = SiteRun(self._site(name, module), x.numpy(), mask.numpy())
+            sites[name] = SiteRun(self._site(name, module), x.numpy(), module.gate.mask(x).numpy())
 
         reference = self._reference
         outputs = run_as_given(reference.model, reference.recognition, reference.signature, sample.tensors, keep)
@@ -165,18 +163,18 @@ class TorchReference:
 
     def _site(self, name: str, module: SwappedSRU) -> Site:
         if name not in self._sites:
-            variant = module.variant
+            gate, variant = module.gate, module.gate.variant
             of_a_sum = variant.weighting in ("sum", "torch_sum")
             self._sites[name] = Site(
                 name,
                 module.path,
                 str(variant),
                 variant.operator,
-                {key: value.numpy() for key, value in node_inputs(module).items()},
+                {key: value.numpy() for key, value in gate.operator_inputs().items()},
                 variant_attributes(variant),
-                bool(module.gamma.numel() % variant.num_groups),
-                gate_form(module.parameters_of_gate, variant),
-                weight_error(module.gamma.detach().double().reshape(-1).numpy()) if of_a_sum else 0.0,
+                bool(gate.channels % variant.num_groups),
+                gate.form,
+                weight_error(gate.gamma.double().numpy()) if of_a_sum else 0.0,
             )
         return self._sites[name]
 
@@ -185,13 +183,12 @@ class TorchReference:
         return {name: reason for name in missing if (reason := self._why_redundant(run, name, present))}
 
     def _why_redundant(self, run: ReferenceRun, name: str, present: Sequence[str]) -> str:
-        gate = run.sites[name]
-        module = self._modules[gate.site.path]
+        site = run.sites[name]
+        gate = self._modules[site.site.path].gate
         for other, twin in run.sites.items():
-            same = other in present and self._modules[twin.site.path].variant == module.variant
-            if same and _equal(twin.x, gate.x) and _same_parameters(self._modules[twin.site.path], module):
+            if other in present and _equal(twin.x, site.x) and _same(self._modules[twin.site.path].gate, gate):
                 return f"{other} computes the same"
-        masks = {n: torch.from_numpy(mask) for n, mask in (run.masks | {name: ~gate.mask}).items()}
+        masks = {n: torch.from_numpy(mask) for n, mask in (run.masks | {name: ~site.mask}).items()}
         inputs = {n: torch.from_numpy(value) for n, value in run.inputs.items()}
         inverted = _arrays(replay(self._reference.swapped, self._reference.signature, inputs, masks))
         unchanged = all(np.array_equal(inverted[n], value, equal_nan=True) for n, value in run.outputs.items())
@@ -199,11 +196,9 @@ class TorchReference:
 
     def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Output and gates of one SRU for any input, in PyTorch's float32."""
-        module = self._modules[site.path]
-        tensor = torch.from_numpy(x)
-        with torch.no_grad():
-            mask = open_mask(tensor, module.gamma, module.beta, module.variant)
-            return sru(tensor, module.gamma, module.beta, module.variant, mask).numpy(), mask.numpy()
+        gate, tensor = self._modules[site.path].gate, torch.from_numpy(x)
+        mask = gate.mask(tensor)
+        return gate.apply(tensor, mask).numpy(), mask.numpy()
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
         """The largest change of each output over a few draws in which gates see disturbed inputs."""
@@ -252,11 +247,11 @@ class TorchReference:
 
     def _own_gates(self, site: SiteRun, generator: torch.Generator, data: str) -> Callable[[Tensor], Tensor]:
         """Decides an SRU's gates that are not fixed: from an input that is off by an artifact's rounding."""
-        module = self._modules[site.site.path]
+        gate = self._modules[site.site.path].gate
 
         def decide(x: Tensor) -> Tensor:
             noise = torch.randn(x.shape, generator=generator) * (_DISTURBANCE[data] * x.square().mean().sqrt())
-            return open_mask(x + noise, module.gamma, module.beta, module.variant)
+            return gate.mask(x + noise)
 
         return decide
 
@@ -338,12 +333,9 @@ def _compare_call(
     if swapped.conv_place == "after":  # a convolution mixes the channels, so gates cannot be read from the output
         return FlipCount(y.numel()), relative_l2(y, expected), None
     y, expected, gate_input = as_planes(y), as_planes(expected), as_planes(gate_input)
-    found = swapped.parameters_of_gate
-    differs, apart = changed_gates(y, expected, gate_input, swapped.gamma, swapped.beta, swapped.variant)
-    count = count_flips(differs, gate_input, found, swapped.variant)
-    if not differs.any():
-        return count, apart, None
-    return count, apart, open_mask(gate_input, swapped.gamma, swapped.beta, swapped.variant) ^ differs
+    differs, apart = changed_gates(y, expected, gate_input, swapped.gate)
+    count = swapped.gate.count_flips(differs, gate_input)
+    return count, apart, swapped.gate.mask(gate_input) ^ differs if differs.any() else None
 
 
 def _moved(tensor: Tensor, generator: torch.Generator, data: str) -> Tensor:
@@ -365,8 +357,9 @@ def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is not None and other is not None and np.array_equal(one, other)
 
 
-def _same_parameters(one: SwappedSRU, other: SwappedSRU) -> bool:
-    return one is other or (torch.equal(one.gamma, other.gamma) and torch.equal(one.beta, other.beta))
+def _same(one: Gate, other: Gate) -> bool:
+    same = one.variant == other.variant and torch.equal(one.gamma, other.gamma) and torch.equal(one.beta, other.beta)
+    return one is other or same
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scconv_deploy.gate.cut import gate_parameters, open_by_cut
-from scconv_deploy.gate.flips import count_flips
+from scconv_deploy.gate.cut import open_by_cut
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.margins import LARGEST_WEIGHT_ERROR
-from scconv_deploy.gate.variant import VARIANTS, gate_weight, open_mask
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.rewrite.prepare import prepare
 from scconv_deploy.rewrite.reader.variant import FOLDED, REORDERED, weight_error
@@ -40,10 +40,10 @@ def test_gamma_and_weight_in_one_constant(name, dynamo):
     affine = [node for node in proto.graph.node if node.op_type in ("Mul", "Add")]
     result, applied = naive.rewritten(proto)
     (fused,) = applied.fused
-    assert fused.variant.name == f"{name}-unweighted"
+    assert fused.gate.variant.name == f"{name}-unweighted"
     assert FOLDED in fused.note
     gamma = (module.gn.weight if name == "groupnorm-soft" else module.gn.gamma).detach().reshape(-1)
-    np.testing.assert_allclose(fused.gamma.numpy(), (gamma * (gamma / gamma.sum())).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(fused.gate.gamma.numpy(), (gamma * (gamma / gamma.sum())).numpy(), rtol=1e-6)
     assert len(affine) > 3
     np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
@@ -56,11 +56,11 @@ def test_a_folded_gamma_loses_no_gate(seed, variant):
     known = VARIANTS[variant]
     gamma, beta = 1 + 0.5 * torch.randn(32, generator=generator), torch.zeros(32)
     x = torch.randn(2, 32, 32, 32, generator=generator)
-    folded = gate_parameters(gamma * gate_weight(gamma, known), beta, replace(known, weighting="none"))
-    exact = gate_parameters(gamma, beta, known)
-    np.testing.assert_allclose(folded.cut, exact.cut, rtol=3e-7)
-    differs = open_by_cut(x, folded, known) != open_mask(x, gamma, beta, known)
-    assert count_flips(differs, x, exact, known).unexplained == 0
+    exact = Gate(known, gamma, beta)
+    folded = Gate(replace(known, weighting="none"), gamma * exact.weight, beta)
+    np.testing.assert_allclose(folded.form.cut, exact.form.cut, rtol=3e-7)
+    differs = open_by_cut(x, folded.form) != exact.mask(x)
+    assert exact.count_flips(differs, x).unexplained == 0
     assert int(differs.sum()) <= 1
 
 
@@ -84,8 +84,8 @@ def test_a_gate_that_reads_n_a_plus_b():
     module, x = Multiplied(), naive.noise(2, 8, 4, 6)
     result, applied = naive.rewritten(onnxsim.simplify(naive.export(module, x, False))[0])
     (fused,) = applied.fused
-    assert fused.variant.name == "groupbn-hard-unweighted"
-    np.testing.assert_array_equal(fused.beta.numpy(), module.b.detach().reshape(-1).numpy())
+    assert fused.gate.variant.name == "groupbn-hard-unweighted"
+    np.testing.assert_array_equal(fused.gate.beta.numpy(), module.b.detach().reshape(-1).numpy())
     np.testing.assert_array_equal(naive.run(result, x), module(x).detach().numpy())
 
 
@@ -116,13 +116,13 @@ def test_whose_sum_it_is_is_read_from_the_file(order, prepared):
     (fused,) = applied.fused
     gamma, beta = module.gamma.detach().reshape(-1), module.beta.detach().reshape(-1)
     label = "groupbn-hard" if order == "python" else "groupbn-hard (torch.sum)"
-    assert fused.variant.label == label
-    assert (fused.affine.weight is None) == (prepared or order == "python")
-    assert (REORDERED in fused.note) == (fused.affine.weight is not None)
+    assert fused.gate.variant.label == label
+    assert (fused.gate.file_weight is None) == (prepared or order == "python")
+    assert (REORDERED in fused.note) == (fused.gate.file_weight is not None)
     expected = gamma / (sum(gamma) if order == "python" else gamma.sum())
-    if fused.affine.weight is None:
-        assert torch.equal(fused.weight, expected)
-        assert torch.equal(fused.beta, beta)
+    if fused.gate.file_weight is None:
+        assert torch.equal(fused.gate.weight, expected)
+        assert torch.equal(fused.gate.beta, beta)
     else:  # numpy's order here: the cut follows the file, not what torch would have made of it
-        assert torch.equal(fused.weight, gamma / float(np.sum(gamma.numpy())))
-        assert not torch.equal(fused.weight, expected)
+        assert torch.equal(fused.gate.weight, gamma / float(np.sum(gamma.numpy())))
+        assert not torch.equal(fused.gate.weight, expected)

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from scconv_deploy.gate.cut import gate_parameters
-from scconv_deploy.gate.flips import count_flips
-from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.gate.gate import Gate
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.graph import instrument
 from tests import wild
 from tests.rewrite import naive
@@ -60,8 +59,8 @@ def test_every_variant_is_read_before_and_after_onnxsim(name, dynamo, dynamic):
     for form in (proto, onnxsim.simplify(proto)[0]):
         result, applied = naive.rewritten(form)
         (fused,) = applied.fused
-        assert fused.variant.name == name
-        assert fused.variant.num_groups == 4
+        assert fused.gate.variant.name == name
+        assert fused.gate.variant.num_groups == 4
         assert [node.domain for node in result.graph.node] == ["scconv"]
         np.testing.assert_allclose(naive.run(result, x), expected, rtol=1e-5, atol=1e-6)
 
@@ -71,7 +70,7 @@ def test_newer_opsets_with_group_normalization(opset):
     module, proto = exported("groupnorm-soft", True, False, opset)
     assert ("GroupNormalization" in [n.op_type for n in proto.graph.node]) == (opset >= 21)
     result, applied = naive.rewritten(proto)
-    assert [f.variant.name for f in applied.fused] == ["groupnorm-soft"]
+    assert [f.gate.variant.name for f in applied.fused] == ["groupnorm-soft"]
     assert result.functions[0].opset_import[0].version == opset
     x = naive.noise(2, 8, 4, 6)
     np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
@@ -87,7 +86,7 @@ def test_groups_that_straddle_channels_take_the_overload():
 
 def test_an_eps_that_the_exporter_dropped_is_assumed_and_noted():
     _, applied = naive.rewritten(exported(dynamo=True)[1])
-    assert applied.fused[0].variant.eps == 1e-10
+    assert applied.fused[0].gate.variant.eps == 1e-10
     assert applied.fused[0].note == "the graph holds no eps; 1e-10 is assumed"
     _, applied = naive.rewritten(exported(dynamo=False)[1])
     assert applied.fused[0].note == ""
@@ -118,7 +117,7 @@ def test_a_computed_gamma_is_refused_with_the_reason(dynamo):
 def test_threshold_and_comparison_are_read_not_guessed(threshold):
     module = wild.randomize(wild.StrictSRU(8, 4, threshold))
     _, applied = naive.rewritten(naive.export(module, naive.noise(2, 8, 4, 6), False))
-    variant = applied.fused[0].variant
+    variant = applied.fused[0].gate.variant
     assert (variant.comparison, variant.threshold) == (">", threshold)
 
 
@@ -126,7 +125,7 @@ def test_parameters_are_bit_for_bit_those_of_the_exporter():
     module, proto = exported("groupnorm-soft")
     result, applied = naive.rewritten(proto)
     gamma, beta = module.gn.weight.detach(), module.gn.bias.detach()
-    found = gate_parameters(gamma, beta, applied.fused[0].variant)
+    found = Gate(applied.fused[0].gate.variant, gamma, beta).form
     stored = [numpy_helper.to_array(t) for t in instrument.parameters(result, result.graph.node[0]).values()]
     weight = (gamma / gamma.sum()).double()
     np.testing.assert_array_equal(stored[0], found.cut)
@@ -323,10 +322,9 @@ def test_gates_are_pytorchs_for_any_parameters(seed, channels, groups, threshold
     (fused,) = applied.fused
     probe = instrument.gate_probe(result, result.graph.node[0])
     session_out = _gates(probe, x)
-    expected = open_mask(x, module.gn.gamma.detach(), module.gn.beta.detach(), fused.variant)
-    parameters = gate_parameters(module.gn.gamma, module.gn.beta, fused.variant)
-    assert fused.variant.threshold == threshold
-    assert count_flips(session_out != expected, x, parameters, fused.variant).unexplained == 0
+    gate = Gate(fused.gate.variant, module.gn.gamma, module.gn.beta)
+    assert gate.variant.threshold == threshold
+    assert gate.count_flips(session_out != gate.mask(x), x).unexplained == 0
 
 
 def _gates(probe, x):

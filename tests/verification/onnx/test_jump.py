@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from scconv_deploy.gate.variant import sru
 from scconv_deploy.verification.onnx import jump
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
@@ -19,10 +18,8 @@ def sites(tiny_reference):
 
 
 def output(reference, site, x, mask):
-    module = reference.swapped.get_submodule(site.path)
-    x64, gamma, beta = (torch.as_tensor(v).double() for v in (x, module.gamma.detach(), module.beta.detach()))
-    with torch.no_grad():
-        return sru(x64, gamma, beta, module.variant, torch.from_numpy(mask)).numpy()
+    gate = reference.swapped.get_submodule(site.path).gate
+    return gate.apply(torch.as_tensor(x).double(), torch.from_numpy(mask)).numpy()
 
 
 def data_of(reference, site, x):

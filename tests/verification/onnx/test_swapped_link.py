@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
-from scconv_deploy.gate.cut import gate_parameters
-from scconv_deploy.gate.flips import margins_and_bounds
+from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.probes import near_threshold
-from scconv_deploy.gate.variant import VARIANTS, open_mask
+from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.model.prepare import reference_from_module
@@ -84,13 +84,17 @@ def test_a_model_that_does_other_than_its_modules_fails_the_first_link():
     assert "swapped against given" in check_of(report, "whole model").reason
 
 
+def gate_of(module):
+    return Gate(replace(VARIANTS["groupbn-hard"], num_groups=4), module.gn.gamma, module.gn.beta)
+
+
 class Nudged(wild.OriginalSRU):
     """Turns the gates that rounding cannot be sure of."""
 
     def forward(self, x):
-        gamma, beta, variant = self.gn.gamma, self.gn.beta, replace(VARIANTS["groupbn-hard"], num_groups=4)
-        margin, bound, _ = margins_and_bounds(x, gate_parameters(gamma, beta, variant), variant)
-        mask = open_mask(x, gamma, beta, variant) ^ (margin.abs() <= 0.5 * bound)
+        gate = gate_of(self)
+        found = gate.margins(x)
+        mask = gate.mask(x) ^ torch.from_numpy(np.abs(found.margin) <= 0.5 * found.bound)
         return wild.cross(mask * x, ~mask * x)
 
 
@@ -99,8 +103,7 @@ def test_explained_flips_between_given_and_swapped_are_replayed():
     net = nn.Sequential(wild.randomize(wild.OriginalSRU(16, 4)), nn.Conv2d(16, 4, 1)).eval()
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(2, 16, 8, 8, generator=generator)
-    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
-    image = near_threshold(base, net[0].gn.gamma, net[0].gn.beta, variant, generator)
+    image = near_threshold(base, gate_of(net[0]), generator)
     reference, log = reference_from_module(net, image)
     model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
     good, given = net[0], wild.randomize(Nudged(16, 4))
