@@ -64,7 +64,7 @@ def test_a_file_with_names_of_its_own_is_matched_by_position(tmp_path):
     assert match.applied == ("images is the reference's x", "output0 is the reference's output")
     written = onnx.load(result.path)
     assert [v.name for v in (*written.graph.input, *written.graph.output)] == ["images", "output0"]
-    model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16", "--quiet"]
+    model = ["--reference", "tests/verification/test_rewrite_match.py:new_net", "--input", "2x3x16x16", "--quiet"]
     assert command("verify", result.path, *model).exit_code == 0  # by the same names
     assert command("verify", result.path, "--reference", source, "--quiet").exit_code == 0  # which holds no node
 
@@ -92,7 +92,7 @@ def test_another_number_of_outputs_is_an_error(tmp_path):
 
 
 def spec():
-    return ModelSpec("tests/test_rewriting_reference.py:new_net", inputs=SHAPE)
+    return ModelSpec("tests/verification/test_rewrite_match.py:new_net", inputs=SHAPE)
 
 
 @pytest.mark.parametrize("with_reference", [True, False])
@@ -109,7 +109,7 @@ def test_a_reference_restores_the_gamma_that_folding_took(tmp_path, with_referen
     if not with_reference:
         assert set(result.sites.values()) == {"groupbn-hard-unweighted"}
         assert "--reference MODEL restores gamma" in result.stages[0].applied[-1]
-        model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16", "--json"]
+        model = ["--reference", "tests/verification/test_rewrite_match.py:new_net", "--input", "2x3x16x16", "--json"]
         verified = command("verify", result.path, *model)
         assert verified.exit_code == 0, verified.stderr  # the verdict of the other road, and what it could not compare
         statics = [sru["static"] for sru in json.loads(verified.stdout)["srus"]]
@@ -171,7 +171,7 @@ def command(*arguments):
 def test_one_verdict_by_every_road(tmp_path, factory, dynamo):
     """With a reference and without, in one go and one after the other, and from PyTorch."""
     source = saved(tmp_path, naive.export(factory(), naive.noise(2, 3, 16, 16), dynamo, 18))
-    model = [f"tests/test_rewriting_reference.py:{factory.__name__}", "--input", "2x3x16x16"]
+    model = [f"tests/verification/test_rewrite_match.py:{factory.__name__}", "--input", "2x3x16x16"]
     roads = {
         "rewrite": command("rewrite", source, "-o", tmp_path / "a.onnx", "--quiet"),
         "with a reference": command(
@@ -209,7 +209,7 @@ def unreadable(proto, sigmoid):
 @pytest.mark.parametrize("sigmoid", [0, 1])
 def test_an_sru_that_the_reader_does_not_know_makes_a_partial_rewrite(tmp_path, sigmoid):
     source = saved(tmp_path, unreadable(exported(new_net()), sigmoid))
-    model = ["--reference", "tests/test_rewriting_reference.py:new_net", "--input", "2x3x16x16"]
+    model = ["--reference", "tests/verification/test_rewrite_match.py:new_net", "--input", "2x3x16x16"]
     run = command("rewrite", source, "-o", tmp_path / "out.onnx", "--json", *model)
     assert run.exit_code == 0, run.stderr
     document = json.loads(run.stdout)
@@ -248,7 +248,7 @@ def test_names_are_no_evidence(tmp_path):
     for index, node in enumerate(proto.graph.node):
         node.name = f"n{index}"
     source = saved(tmp_path, proto)
-    reference = ModelSpec("tests/test_rewriting_reference.py:projected", inputs=SHAPE)
+    reference = ModelSpec("tests/verification/test_rewrite_match.py:projected", inputs=SHAPE)
     result = rewrite_onnx(source, tmp_path / "out.onnx", reference=reference)
     assert result.parity
     assert len(result.sites) == 3
@@ -264,7 +264,7 @@ def plain_net():
 
 
 def test_the_command_takes_embed(tmp_path):
-    model = ["tests/test_rewriting_reference.py:plain_net", "--input", "2x3x16x16", "--embed", '{"rule": "1"}']
+    model = ["tests/verification/test_rewrite_match.py:plain_net", "--input", "2x3x16x16", "--embed", '{"rule": "1"}']
     export = ["export", *model, "-o", str(tmp_path / "in.onnx"), "--quiet"]
     assert CliRunner().invoke(app, export).exit_code == 0
     command = ["rewrite", str(tmp_path / "in.onnx"), "-o", str(tmp_path / "out.onnx"), "--json", "--reference"]
@@ -324,7 +324,7 @@ def test_a_sum_in_a_runtimes_order_is_the_modules(tmp_path, factory):
     """The file's weight is its own rounding: no fault of the file, and the reference's own is put in its place."""
     proto = naive.export(factory(Reordered), naive.noise(2, 128, 6, 6), True, 18)
     source = saved(tmp_path, onnxsim.simplify(proto, skipped_optimizers=["eliminate_nop_with_unit"])[0])
-    model = [f"tests/test_rewriting_reference.py:{factory.__name__}", "--input", "2x128x6x6", "--json"]
+    model = [f"tests/verification/test_rewrite_match.py:{factory.__name__}", "--input", "2x128x6x6", "--json"]
     assert command("rewrite", source, "-o", tmp_path / "a.onnx", "--quiet").exit_code == 0
     (node,) = [n for n in onnx.load(tmp_path / "a.onnx").graph.node if n.domain == "scconv"]
     assert "scconv.weight" in {entry.key for entry in node.metadata_props}
@@ -349,7 +349,7 @@ def test_a_weight_that_no_order_of_the_sum_gives_is_a_fault(tmp_path):
     cut = next(t for t in written.graph.initializer if t.name == node.input[1])
     cut.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(cut) * np.float32(1.01), cut.name))
     onnx.save(written, tmp_path / "b.onnx")
-    model = ["tests/test_rewriting_reference.py:as_published", "--input", "2x128x6x6"]
+    model = ["tests/verification/test_rewrite_match.py:as_published", "--input", "2x128x6x6"]
     run = command("verify", tmp_path / "b.onnx", "--reference", *model, "--json")
     assert run.exit_code == ParityError.exit_code
     assert "cut differs" in json.loads(run.stdout)["srus"][0]["static"]["reason"]
