@@ -187,9 +187,9 @@ def normalize(x: Tensor, gamma: Tensor, beta: Tensor, variant: GateVariant) -> T
     """
     if variant.statistics == "group_norm":
         return F.group_norm(x, variant.num_groups, gamma.reshape(-1), beta.reshape(-1), variant.eps)
-    mean, s = statistics(x, variant)
     groups = x.reshape(x.shape[0], variant.num_groups, -1)
-    n = ((groups - mean) / s).reshape(x.shape)
+    mean = groups.mean(dim=2, keepdim=True)
+    n = ((groups - mean) / deviation(groups, variant)).reshape(x.shape)
     return n * per_channel(gamma, x) + per_channel(beta, x)
 
 
@@ -199,17 +199,17 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def statistics(x: Tensor, of: GateVariant | GateForm) -> tuple[Tensor, Tensor]:
-    """Mean and s of each group of x ``[N, C, *]`` in x's own type, eps in its place.
-
-    Returns:
-        mean and s, ``[N, G, 1]``; ``s = sqrt(SS / (L - ddof) + eps_var) + eps_std``.
-    """
+    """Mean and s of each group of x ``[N, C, *]`` in x's own type; ``[N, G, 1]``."""
     groups = x.reshape(x.shape[0], of.num_groups, -1)
-    mean = groups.mean(dim=2, keepdim=True)
+    return groups.mean(dim=2, keepdim=True), deviation(groups, of)
+
+
+def deviation(groups: Tensor, of: GateVariant | GateForm) -> Tensor:
+    """``s = sqrt(SS / (L - ddof) + eps_var) + eps_std`` of every group, ``[N, G, L]`` to ``[N, G, 1]``."""
     unbiased = of.ddof == 1
     if of.eps_var:
-        return mean, torch.sqrt(groups.var(dim=2, unbiased=unbiased, keepdim=True) + of.eps_var)
-    return mean, groups.std(dim=2, unbiased=unbiased, keepdim=True) + of.eps_std
+        return torch.sqrt(groups.var(dim=2, unbiased=unbiased, keepdim=True) + of.eps_var)
+    return groups.std(dim=2, unbiased=unbiased, keepdim=True) + of.eps_std
 
 
 def gate_weight(gamma: Tensor, weighting: Weighting) -> Tensor:
