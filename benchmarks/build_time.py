@@ -118,7 +118,7 @@ class _Build:
 
     def __call__(self) -> None:
         source = OnnxSource(self.model)
-        profiles = resolve_profiles(source.facts.inputs, (), self.options.axes)
+        profiles = resolve_profiles(source.facts.shapes, (), self.options.axes)
         self.plan = build_plan(self.module, source, self.options, profiles)
 
 

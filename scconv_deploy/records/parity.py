@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scconv_deploy.records import tolerances as table
+from scconv_deploy.records.codec import encode
 from scconv_deploy.records.engine import EngineOutput, Latency
 from scconv_deploy.records.gates import FlipCount, Refusal
 from scconv_deploy.records.metrics import OutputMetrics
@@ -374,23 +374,12 @@ class ParityReport:
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
             "failures": list(self.failures),
-            **asdict(self),
+            **encode(self),
         }
         for output, plain in zip(self.outputs, document["outputs"], strict=True):
-            plain["replay_ratio"] = output.replay_ratio
-        return _finite(document)
+            plain["replay_ratio"] = encode(output.replay_ratio)
+        return document
 
     def as_bytes(self) -> bytes:
         """The bytes of ``report.json``."""
         return (json.dumps(self.as_json(), indent=2) + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as strings, which JSON lacks."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value

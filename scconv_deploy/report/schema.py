@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import MISSING, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any
 
+from scconv_deploy.records.codec import NON_FINITE, entries_of, shape_of
 from scconv_deploy.records.parity import SCHEMA_VERSION, OutputParity, ParityReport
-from scconv_deploy.report.load import NON_FINITE
 
-_PLAIN = {str: "string", int: "integer", bool: "boolean"}
+_PLAIN = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
 def report_schema() -> dict[str, Any]:
@@ -59,12 +58,12 @@ def _reference(record: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     name = record.__name__
     if name not in definitions:
         definitions[name] = {}  # it may hold itself
-        hints, described = get_type_hints(record), _descriptions(record)
+        described, entries = _descriptions(record), entries_of(record)
         properties = {}
-        for entry in fields(record):
+        for entry in entries:
             note = {"description": described[entry.name]} if entry.name in described else {}
-            properties[entry.name] = note | _schema(hints[entry.name], definitions)
-        required = [f.name for f in fields(record) if f.default is MISSING and f.default_factory is MISSING]
+            properties[entry.name] = note | _schema(entry.kind, definitions)
+        required = [entry.name for entry in entries if entry.required]
         summary = inspect.cleandoc(record.__doc__).split("\n\n")[0]
         definitions[name] = {
             "description": _sentence(summary), "type": "object", "properties": properties, "required": required,
@@ -73,21 +72,25 @@ def _reference(record: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    if is_dataclass(kind):
+    shape, args = shape_of(kind)
+    if shape == "record":
         return _reference(kind, definitions)
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return {"anyOf": [{"type": "null"} if a is NoneType else _schema(a, definitions) for a in args]}
-    if origin is Literal:
+    if shape == "choice":
         return {"enum": list(args)}
-    if origin is tuple and args[-1] is Ellipsis:
-        return {"type": "array", "items": _schema(args[0], definitions)}
-    if origin is tuple:
-        entries = [_schema(a, definitions) for a in args]
-        return {"type": "array", "prefixItems": entries, "minItems": len(entries), "maxItems": len(entries)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(args[1], definitions)}
-    return {"$ref": "#/$defs/number"} if kind is float else {"type": _PLAIN[kind]}
+    if shape == "number":
+        return {"$ref": "#/$defs/number"}
+    if shape == "plain":
+        return {"type": _PLAIN[kind]}
+    inner = [_schema(arg, definitions) for arg in args]
+    if shape == "union":
+        return {"anyOf": inner}
+    if shape == "entries":
+        return {"type": "array", "prefixItems": inner, "minItems": len(inner), "maxItems": len(inner)}
+    return (
+        {"type": "array", "items": inner[0]}
+        if shape == "list"
+        else {"type": "object", "additionalProperties": inner[0]}
+    )
 
 
 def _descriptions(record: Any) -> dict[str, str]:

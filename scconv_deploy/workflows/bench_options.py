@@ -136,7 +136,7 @@ def inputs_of(content: onnx.ModelProto | EngineArtifact) -> dict[str, tuple[int,
     """Name -> shape, -1 where an axis is open."""
     if isinstance(content, EngineArtifact):
         return {tensor.name: tensor.shape for tensor in content.manifest.inputs}
-    return dict(graph_facts(content).inputs)
+    return graph_facts(content).shapes
 
 
 def shapes_of(inputs: Mapping[str, Sequence[int]], options: BenchOptions) -> dict[str, tuple[int, ...]]:

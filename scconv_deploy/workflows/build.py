@@ -189,7 +189,7 @@ class EngineBuilder:
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
             if self.devices and report:
-                profiles = resolve_profiles(source.facts.inputs, (), self.axes)
+                profiles = resolve_profiles(source.facts.shapes, (), self.axes)
                 plan = DevicePlan(tuple(self.devices), source.facts, profiles)
                 write_device_files(folder, source, plan)
                 left = plan.unfinished()

@@ -10,7 +10,7 @@ from scconv_deploy.bundle.device.plan import DevicePlan, read_device_plan
 from scconv_deploy.bundle.manifest import check_bundle, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
-from scconv_deploy.exporters.tensorrt.source import GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.source import GraphFacts, GraphInput, SRUNode
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
@@ -66,7 +66,7 @@ def test_manifest_and_plan_say_what_is_left(device_bundle):
 
 
 def test_a_model_without_srus_leaves_no_plugin_and_needs_no_adapted_file():
-    facts = GraphFacts({"x": (1, 3)}, (), (("", "Relu"),))
+    facts = GraphFacts((GraphInput("x", (1, 3)),), (), (("", "Relu"),))
     plan = DevicePlan((DEVICES["orin-jp6"],), facts, (EngineProfile("x", (1, 3), (1, 3), (1, 3)),))
     assert plan.forms == ("whole",)
     assert plan.source(Path("b")).files["inlined"] == Path("b/model.onnx")

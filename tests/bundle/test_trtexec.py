@@ -4,12 +4,14 @@ from dataclasses import replace
 
 from scconv_deploy.bundle.device.plan import DevicePlan
 from scconv_deploy.bundle.trtexec import trtexec_text
-from scconv_deploy.exporters.tensorrt.source import GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.source import GraphFacts, GraphInput, SRUNode
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 
 DYNAMIC = EngineProfile("x", (1, 3, 8, 8), (2, 3, 8, 8), (8, 3, 8, 8))
-PLAN = DevicePlan((DEVICES["orin-jp6"],), GraphFacts({"x": (-1, 3, 8, 8)}, (SRUNode("sru", "SRU"),), ()), (DYNAMIC,))
+PLAN = DevicePlan(
+    (DEVICES["orin-jp6"],), GraphFacts((GraphInput("x", (-1, 3, 8, 8)),), (SRUNode("sru", "SRU"),), ()), (DYNAMIC,)
+)
 SHAPES = "--minShapes=x:1x3x8x8 --optShapes=x:2x3x8x8 --maxShapes=x:8x3x8x8"
 PLUGIN = "--dynamicPlugins=device/libscconv_sru.so"
 
@@ -37,7 +39,7 @@ def test_a_newer_one_gets_the_model_itself_with_and_without_the_plugin():
 
 def test_static_shapes_are_the_models_own_and_without_srus_there_is_no_plugin():
     static = replace(DYNAMIC, minimum=DYNAMIC.optimum, maximum=DYNAMIC.optimum)
-    plan = DevicePlan((DEVICES["orin-jp6"],), GraphFacts({"x": (2, 3, 8, 8)}, (), ()), (static,))
+    plan = DevicePlan((DEVICES["orin-jp6"],), GraphFacts((GraphInput("x", (2, 3, 8, 8)),), (), ()), (static,))
     assert lines(plan) == [
         "trtexec --onnx=model.onnx --stronglyTyped --noTF32 --saveEngine=../model.engine --skipInference",
         "trtexec --loadEngine=../model.engine",

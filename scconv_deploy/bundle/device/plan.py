@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scconv_deploy.bundle.contents import DEVICE_PLAN, FINISH, INLINED_MODEL, MODEL, PLUGIN_MODEL
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.exporters.tensorrt.source import FileSource, Form, GraphFacts
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget
+from scconv_deploy.records.codec import DecodeError, decode, encode, parse
 from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 
-SCHEMA_VERSION = 1
 FORM_FILES: dict[Form, str] = {"whole": MODEL, "plugin": PLUGIN_MODEL, "inlined": INLINED_MODEL}
 
 
@@ -33,7 +32,8 @@ class Unfinished:
     command: str
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"left": list(self.left)}
+        found: dict[str, Any] = encode(self)
+        return found
 
     def __str__(self) -> str:
         return f"{self.target}: {', '.join(self.left)} are left for the device ({self.needs}): {self.command}"
@@ -77,14 +77,20 @@ class DevicePlan:
 
     def as_bytes(self) -> bytes:
         """``device.json``."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "targets": [target.name for target in self.targets],
-            "network": self.facts.as_json(),
-            "profiles": [asdict(profile) for profile in self.profiles],
-            "unfinished": [entry.as_json() for entry in self.unfinished()],
-        }
-        return (json.dumps(document, indent=1) + "\n").encode()
+        names = tuple(target.name for target in self.targets)
+        content = _Content(1, names, self.facts, self.profiles, self.unfinished())
+        return (json.dumps(encode(content), indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Keys of ``device.json``."""
+
+    schema_version: Literal[1]
+    targets: tuple[str, ...]
+    network: GraphFacts
+    profiles: tuple[EngineProfile, ...]
+    unfinished: tuple[Unfinished, ...]
 
 
 def read_device_plan(bundle: Path) -> DevicePlan:
@@ -101,18 +107,9 @@ def read_device_plan(bundle: Path) -> DevicePlan:
             f"Make it with: scconv-deploy deploy MODEL --backend tensorrt --target {next(iter(DEVICES))} -o DIR.",
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema version {document['schema_version']}")
-        return DevicePlan(
-            tuple(DEVICES[name] for name in document["targets"]),
-            GraphFacts.from_json(document["network"]),
-            _profiles(document["profiles"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged or not ours.", "Make the bundle again.") from error
-
-
-def _profiles(entries: Sequence[Mapping[str, Any]]) -> tuple[EngineProfile, ...]:
-    sides = ("minimum", "optimum", "maximum")
-    return tuple(EngineProfile(str(e["input"]), *(tuple(map(int, e[side])) for side in sides)) for e in entries)
+        content = decode(_Content, parse(path.read_bytes()))
+        if unknown := [name for name in content.targets if name not in DEVICES]:
+            raise DecodeError(f"its target is {unknown[0]!r}, expected one of {', '.join(DEVICES)}")
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is damaged or not ours: {error}.", "Make the bundle again.") from error
+    return DevicePlan(tuple(DEVICES[name] for name in content.targets), content.network, content.profiles)

@@ -86,7 +86,7 @@ def build_network(
     start = time.perf_counter()
     module, notes = prepared
     writable = cache is not None and not notes  # why it is not has been said
-    profiles = resolve_profiles(source.facts.inputs, options.shapes, options.axes)
+    profiles = resolve_profiles(source.facts.shapes, options.shapes, options.axes)
     gpu = device(options)
     if cache is not None and writable and options.backend == "tensorrt" and options.timing_cache is None:
         key = entry_key({"version": module.__version__, "gpu": gpu})

@@ -9,7 +9,7 @@ from functools import cached_property
 import onnx
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, GraphInput, SRUNode
 from scconv_deploy.graph.contract import DOMAIN, STANDARD_DOMAINS
 from scconv_deploy.graph.forms import folded, inlined, without_foreign_functions, without_functions
 from scconv_deploy.graph.hygiene import straddling_first
@@ -65,7 +65,7 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     """What a builder must know of a model."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: _shape(value) for value in model.graph.input if value.name not in constants}
+    inputs = tuple(GraphInput(v.name, _shape(v)) for v in model.graph.input if v.name not in constants)
     srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)
     nodes = [node for graph in (model.graph, *model.functions) for node in with_inner(graph.node)]
     operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))

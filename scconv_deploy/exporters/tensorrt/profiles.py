@@ -54,7 +54,7 @@ def resolve_profiles(
     """One profile for every input of a graph.
 
     Args:
-        inputs: of the graph, see :class:`.source.GraphFacts`.
+        inputs: of the graph, see :attr:`.source.GraphFacts.shapes`.
         shapes: whole shapes by name; they win over ``axes``.
         axes: single axes; one without a name is axis 0 of every input that has it open.
 

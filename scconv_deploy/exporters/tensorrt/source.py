@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from scconv_deploy.errors import IntegrityError
 
@@ -26,39 +26,33 @@ class SRUNode:
 
 
 @dataclass(frozen=True)
+class GraphInput:
+    """Input of a graph; an open axis is -1."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class GraphFacts:
     """What is known of a graph without reading it.
 
     Attributes:
-        inputs: name -> shape, -1 where an axis is open; in the graph's order.
+        inputs: in the graph's order, without initializers.
         srus: in the graph's order.
         operators: (domain, type) of each operator, those of functions included.
         undefined: those of them that neither ONNX nor a function of the model defines.
     """
 
-    inputs: Mapping[str, tuple[int, ...]]
+    inputs: tuple[GraphInput, ...]
     srus: tuple[SRUNode, ...]
     operators: tuple[tuple[str, str], ...]
     undefined: tuple[tuple[str, str], ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """As JSON values; the inputs as a list, for their order counts."""
-        inputs = [{"name": name, "shape": list(shape)} for name, shape in self.inputs.items()]
-        return {
-            "inputs": inputs,
-            "srus": [asdict(s) for s in self.srus],
-            "operators": [list(o) for o in self.operators],
-            "undefined": [list(o) for o in self.undefined],
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> GraphFacts:
-        """The inverse (KeyError, TypeError or ValueError of something else)."""
-        return cls(
-            {str(i["name"]): tuple(int(size) for size in i["shape"]) for i in document["inputs"]},
-            tuple(SRUNode(str(s["name"]), str(s["operator"])) for s in document["srus"]),
-            *(tuple((str(d), str(kind)) for d, kind in document[name]) for name in ("operators", "undefined")),
-        )
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs by name."""
+        return {tensor.name: tensor.shape for tensor in self.inputs}
 
 
 class NetworkSource(Protocol):

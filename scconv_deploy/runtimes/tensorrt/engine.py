@@ -6,15 +6,15 @@ whose SHA-256 is not the manifest's.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.codec import DecodeError, decode, encode, parse
 from scconv_deploy.system.atomic import write_file
 
 SCHEMA_VERSION = 1
@@ -106,7 +106,7 @@ class EngineManifest:
 
     def as_json(self) -> dict[str, Any]:
         """The manifest as JSON values, with a seal over the rest that reveals edits."""
-        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        document = {"schema_version": SCHEMA_VERSION, **encode(self)}
         return document | {"seal": _seal(document)}
 
     @property
@@ -255,41 +255,18 @@ def _seal(document: Mapping[str, Any]) -> str:
 
 def _parse(place: Path, data: bytes) -> EngineManifest:
     try:
-        document = json.loads(data)
-        seal, version = document.pop("seal"), document.pop("schema_version")
+        document = parse(data)
+        if not isinstance(document, dict) or not {"seal", "schema_version"} <= document.keys():
+            raise DecodeError("it has no seal or no schema_version")
+        seal, version = document.pop("seal"), document["schema_version"]
         if version != SCHEMA_VERSION:
             raise IntegrityError(
                 f"{place} has schema version {version}, expected {SCHEMA_VERSION}.",
                 "Use the scconv-deploy that wrote it, or build the engine again.",
             )
-        manifest = _from_json(document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{place} is damaged or not ours.", "Build the engine again.") from error
-    if seal != _seal({"schema_version": version, **document}):
+        manifest = decode(EngineManifest, {name: v for name, v in document.items() if name != "schema_version"})
+    except DecodeError as error:
+        raise IntegrityError(f"{place} is damaged or not ours: {error}.", "Build the engine again.") from error
+    if seal != _seal(document):
         raise IntegrityError(f"{place} was edited: its seal does not fit its content.", "Build the engine again.")
     return manifest
-
-
-def _from_json(document: Mapping[str, Any]) -> EngineManifest:
-    """The inverse of ``asdict``: lists become tuples, dictionaries their classes."""
-    nested = {
-        "inputs": EngineTensor, "outputs": EngineTensor, "profiles": EngineProfile,
-        "layers": EngineLayer, "srus": EngineSRU,
-    }  # fmt: skip
-    values = dict(document)
-    for name, kind in nested.items():
-        values[name] = tuple(kind(**{k: _tuple(v) for k, v in entry.items()}) for entry in values[name])
-    manifest = EngineManifest(**{k: _tuple(v) for k, v in values.items()})
-    wrong = [f.name for f in dataclasses.fields(manifest) if not _fits(getattr(manifest, f.name), str(f.type))]
-    if wrong:
-        raise TypeError(wrong[0])
-    return manifest
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "dict": dict, "tuple": tuple}
-    return isinstance(value, kinds[annotation.split("[")[0]])

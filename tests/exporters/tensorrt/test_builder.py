@@ -38,7 +38,7 @@ def plan_of(model=None, **changes):
 
 def build(model, options, *more, profiles=None):
     source = OnnxSource(model)
-    profiles = profiles or resolve_profiles(source.facts.inputs, options.shapes, options.axes)
+    profiles = profiles or resolve_profiles(source.facts.shapes, options.shapes, options.axes)
     return build_plan(trt, source, options, profiles, *more)
 
 

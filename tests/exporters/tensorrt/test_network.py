@@ -22,7 +22,7 @@ HEAD = '<ir_version: 10, opset_import: ["" : 18, "my" : 1]> g '
 
 def plan_of(text):
     source = OnnxSource(onnx.parser.parse_model(HEAD + text))
-    return build_plan(trt, source, BuildOptions("tensorrt-rtx", "sm89"), resolve_profiles(source.facts.inputs, (), ()))
+    return build_plan(trt, source, BuildOptions("tensorrt-rtx", "sm89"), resolve_profiles(source.facts.shapes, (), ()))
 
 
 def network_of(data, facts):

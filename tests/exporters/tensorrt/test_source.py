@@ -8,19 +8,21 @@ import pytest
 
 from scconv_deploy.errors import IntegrityError, ModelError
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource, graph_facts
-from scconv_deploy.exporters.tensorrt.source import FileSource, GraphFacts, SRUNode
+from scconv_deploy.exporters.tensorrt.source import FileSource, GraphFacts, GraphInput, SRUNode
 from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.functions import function_proto
+from scconv_deploy.records.codec import decode, encode
 from tests.exporters.tensorrt.engines import conv_model, sru_model
 
 
 def test_facts_of_a_graph_and_back_from_json():
     facts = graph_facts(sru_model(("a", "b")))
-    assert facts.inputs == {"x": (-1, 8, 8, 8)}  # no initializer
+    assert facts.inputs == (GraphInput("x", (-1, 8, 8, 8)),)  # no initializer
+    assert facts.shapes == {"x": (-1, 8, 8, 8)}
     assert facts.srus == (SRUNode("a", "SRU"), SRUNode("b", "SRU"))
     assert ("scconv", "SRU") in facts.operators
     assert ("", "ReduceSumSquare") in facts.operators  # of the function
-    assert GraphFacts.from_json(json.loads(json.dumps(facts.as_json()))) == facts
+    assert decode(GraphFacts, json.loads(json.dumps(encode(facts)))) == facts
     unnamed = sru_model(("",))
     assert graph_facts(unnamed).srus == (SRUNode("x1", "SRU"),)  # by its output, as the parser has it
 
@@ -39,7 +41,7 @@ def test_the_forms_of_a_model_and_what_the_engine_depends_on():
 
 def test_files_in_place_of_a_model(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"model")
-    source = FileSource(GraphFacts({}, (), ()), {"whole": tmp_path / "m.onnx", "plugin": tmp_path / "absent"})
+    source = FileSource(GraphFacts((), (), ()), {"whole": tmp_path / "m.onnx", "plugin": tmp_path / "absent"})
     assert (source.read("whole"), source.content_sha256) == (b"model", hashlib.sha256(b"model").hexdigest())
     assert source.folded("whole") is None
     for form in ("plugin", "inlined"):
