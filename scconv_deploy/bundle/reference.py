@@ -18,7 +18,6 @@ the noise that their outputs are held against.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,14 @@ import numpy as np
 
 from scconv_deploy.bundle.contents import REFERENCE
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
+from scconv_deploy.bundle.reference_document import (
+    REFERENCE_DOCUMENT,
+    OtherGateEntry,
+    ReferenceDocument,
+    RoundedEntry,
+    SampleEntry,
+    SiteEntry,
+)
 from scconv_deploy.errors import IntegrityError, UsageError, first_line
 from scconv_deploy.gate.margins import GateForm, margins
 from scconv_deploy.gate.other_gates import OtherGate, View
@@ -38,7 +45,6 @@ from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, Refer
 
 _FORMS = ("function", "plugin", "inlined")
 LARGEST_BYTES = 64 * 2**20
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def write_reference(
     """
     folder = bundle / REFERENCE
     left = largest_bytes
-    documents: list[dict[str, Any]] = []
+    entries: list[SampleEntry] = []
     sites: dict[str, Site] = {}
     redundant: dict[str, str] = {}
     for number, sample in enumerate(samples):
@@ -95,20 +101,20 @@ def write_reference(
                 left -= _write_sru_models(folder, arrays, run, engines)
         _save(folder / f"sample-{number}.npz", arrays)
         noise = source.free_noise(run, engines.data) if engines is not None else {}
-        documents.append(_sample_document(run) | {"free_noise": dict(noise)})
-        if rounded is not None:
-            documents[-1]["rounded"] = _rounded_document(rounded, rounded_to)
+        entries.append(
+            SampleEntry.of(run, noise, RoundedEntry.of(rounded, rounded_to) if rounded is not None else None)
+        )
     _save(folder / "sites.npz", _site_arrays(sites))
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "model": source.name,
-        "engine_data": engines.data if engines is not None else "",
-        "left_alone": [[refusal.path, refusal.reason] for refusal in source.left_alone],
-        "redundant": redundant,
-        "samples": documents,
-        "sites": [_site_document(site) for site in sites.values()],
-    }
-    write_file(folder / "reference.json", (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+    document = ReferenceDocument(
+        schema_version=1,
+        model=source.name,
+        left_alone=tuple((refusal.path, refusal.reason) for refusal in source.left_alone),
+        redundant=redundant,
+        samples=tuple(entries),
+        sites=tuple(map(SiteEntry.of, sites.values())),
+        engine_data=engines.data if engines is not None else "",
+    )
+    write_file(folder / REFERENCE_DOCUMENT, document.as_bytes())
 
 
 def _outer_arrays(run: ReferenceRun, rounded: RoundedRun | None) -> dict[str, np.ndarray]:
@@ -177,53 +183,6 @@ def _site_arrays(sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _sample_document(run: ReferenceRun) -> dict[str, Any]:
-    return {
-        "name": run.sample,
-        "inputs": list(run.inputs),
-        "outputs": list(run.given),
-        "floors": [run.floors[name] for name in run.given],
-        "float64_refusal": run.float64_refusal,
-        "spread": run.spread,
-        "continuous": run.continuous,
-        "sites": [{"name": n, "shape": list(s.mask.shape), "floor": s.floor} for n, s in run.sites.items()],
-        "others": [_other_document(gate) for gate in run.others.values()],
-    }
-
-
-def _other_document(gate: OtherGate) -> dict[str, Any]:
-    return {
-        "name": gate.name,
-        "kind": gate.kind,
-        "shape": list(gate.decided.shape),
-        "views": [{"kind": view.kind, "error": view.error} for view in gate.views],
-    }
-
-
-def _rounded_document(rounded: RoundedRun, data: str) -> dict[str, Any]:
-    return {
-        "data": data,
-        "floors": dict(rounded.floors),
-        "input_floors": dict(rounded.input_floors),
-        "spread": rounded.spread,
-        "other_errors": {name: [view.error for view in gate.views] for name, gate in rounded.others.items()},
-    }
-
-
-def _site_document(site: Site) -> dict[str, Any]:
-    form = site.form
-    return {
-        "name": site.name,
-        "path": site.path,
-        "variant": site.variant,
-        "operator": site.operator,
-        "parameters": list(site.parameters),
-        "attributes": dict(site.attributes),
-        "straddle": site.straddle,
-        "form": [form.num_groups, form.ddof, form.eps_var, form.eps_std, form.uncentred],
-    }
-
-
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]  # its stub takes allow_pickle for one of the arrays
@@ -237,7 +196,7 @@ class RecordedReference:
     name: str
     left_alone: tuple[Refusal, ...]
     folder: Path
-    documents: Sequence[Mapping[str, Any]]
+    entries: Sequence[SampleEntry]
     sites: Mapping[str, Site]
     why_redundant: Mapping[str, str]
     engine_data: str = ""
@@ -254,42 +213,35 @@ class RecordedReference:
     @property
     def samples(self) -> range:
         """What :meth:`run` takes."""
-        return range(len(self.documents))
+        return range(len(self.entries))
 
     def run(self, sample: object) -> ReferenceRun:
         """Read a sample by its number (IntegrityError if it is damaged)."""
         number = int(str(sample))
-        document = self.documents[number]
+        entry = self.entries[number]
         arrays = _load(self.folder / f"sample-{number}.npz")
         with _undamaged(self.folder):
-            named = {
-                kind: {name: arrays[f"{kind}:{i}"] for i, name in enumerate(document[list_of])}
-                for kind, list_of in (("input", "inputs"), ("given", "outputs"), ("output", "outputs"))
-            }
+            inputs, given, outputs = (
+                {name: arrays[f"{kind}:{i}"] for i, name in enumerate(names)}
+                for kind, names in (("input", entry.inputs), ("given", entry.outputs), ("output", entry.outputs))
+            )
             sites = {}
-            for index, entry in enumerate(document["sites"]):
-                shape = tuple(map(int, entry["shape"]))
-                mask = np.unpackbits(arrays[f"open:{index}"], count=int(np.prod(shape))).astype(bool).reshape(shape)
-                sites[entry["name"]] = SiteRun(
-                    self.sites[entry["name"]], arrays.get(f"x:{index}"), mask, entry["floor"]
-                )
-            others = {
-                entry["name"]: _other_gate(entry, index, arrays)
-                for index, entry in enumerate(document.get("others", []))
-            }
+            for index, site in enumerate(entry.sites):
+                mask = _unpacked(arrays[f"open:{index}"], site.shape)
+                sites[site.name] = SiteRun(self.sites[site.name], arrays.get(f"x:{index}"), mask, site.floor)
             return ReferenceRun(
-                str(document["name"]),
-                named["input"],
-                named["given"],
-                named["output"],
-                named["output"],
-                dict(zip(document["outputs"], document["floors"], strict=True)),
+                entry.name,
+                inputs,
+                given,
+                outputs,
+                outputs,
+                dict(zip(entry.outputs, entry.floors, strict=True)),
                 sites,
-                float64_refusal=str(document["float64_refusal"]),
-                count=max((len(value) for value in named["input"].values() if value.ndim), default=1),
-                others=others,
-                spread=float(document.get("spread", 1.0)),
-                continuous=bool(document.get("continuous", False)),
+                float64_refusal=entry.float64_refusal,
+                count=max((len(value) for value in inputs.values() if value.ndim), default=1),
+                others={gate.name: _other_gate(gate, index, arrays) for index, gate in enumerate(entry.others)},
+                spread=entry.spread,
+                continuous=entry.continuous,
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
@@ -308,9 +260,8 @@ class RecordedReference:
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
         """What was recorded for the artifact's own type; nothing for another one."""
-        document = next(d for d in self.documents if d["name"] == run.sample)
-        found = document.get("free_noise", {}) if rounding == self.engine_data else {}
-        return {name: float(value) for name, value in found.items()}
+        entry = next(entry for entry in self.entries if entry.name == run.sample)
+        return dict(entry.free_noise) if rounding == self.engine_data else {}
 
     def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
         """Nothing: PyTorch is not here."""
@@ -318,17 +269,15 @@ class RecordedReference:
 
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
         """What was recorded for the artifact's own type, without the inputs of gates; None for another one."""
-        number = next(index for index, document in enumerate(self.documents) if document["name"] == run.sample)
-        document = self.documents[number]
-        found = document.get("rounded", {})
-        if found.get("data") != data:
+        number, entry = next((n, entry) for n, entry in enumerate(self.entries) if entry.name == run.sample)
+        found = entry.rounded
+        if found is None or found.data != data:
             return None
         arrays = _load(self.folder / f"sample-{number}.npz")
         with _undamaged(self.folder):
-            outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(document["outputs"])}
-            floors = found["floors"]
-            others = _with_rounded_noise(run.others, found.get("other_errors", {}), arrays)
-            return RoundedRun(outputs, floors, {}, found["input_floors"], float(found["spread"]), others)
+            outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(entry.outputs)}
+            others = _with_rounded_noise(run.others, found.other_errors, arrays)
+            return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: PyTorch is not here."""
@@ -343,17 +292,23 @@ def read_reference(bundle: Path) -> RecordedReference:
         IntegrityError: it is damaged.
     """
     folder = bundle / REFERENCE
-    if not (folder / "reference.json").is_file():
-        raise UsageError(f"{bundle} has no {REFERENCE}/reference.json.", "Give the model with --reference.")
+    place = folder / REFERENCE_DOCUMENT
+    if not place.is_file():
+        raise UsageError(f"{bundle} has no {REFERENCE}/{place.name}.", "Give the model with --reference.")
+    with _undamaged(place):
+        document = ReferenceDocument.read(place.read_bytes())
+    arrays = _load(folder / "sites.npz")
     with _undamaged(folder):
-        document = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-        arrays = _load(folder / "sites.npz")
-        sites = {entry["name"]: _site(entry, index, arrays) for index, entry in enumerate(document["sites"])}
-        left_alone = tuple(Refusal(path, reason) for path, reason in document["left_alone"])
-        return RecordedReference(
-            document["model"], left_alone, folder, document["samples"], sites, document["redundant"],
-            str(document.get("engine_data", "")),
-        )  # fmt: skip
+        sites = {entry.name: _site(entry, index, arrays) for index, entry in enumerate(document.sites)}
+    return RecordedReference(
+        name=document.model,
+        left_alone=tuple(Refusal(path, reason) for path, reason in document.left_alone),
+        folder=folder,
+        entries=document.samples,
+        sites=sites,
+        why_redundant=document.redundant,
+        engine_data=document.engine_data,
+    )
 
 
 def read_sealed_reference(bundle: Path) -> RecordedReference:
@@ -372,39 +327,33 @@ def read_sealed_reference(bundle: Path) -> RecordedReference:
     return read_reference(bundle)
 
 
-def _site(entry: Mapping[str, Any], index: int, arrays: Arrays) -> Site:
-    parameters = {name: arrays[f"{name}:{index}"] for name in entry["parameters"]}
-    groups, ddof, eps_var, eps_std, uncentred = entry["form"]
-    form = GateForm(
-        groups, ddof, eps_var, eps_std, uncentred, parameters["cut"], parameters["sign"], arrays[f"reach:{index}"]
-    )
+def _site(entry: SiteEntry, index: int, arrays: Arrays) -> Site:
+    parameters = {name: arrays[f"{name}:{index}"] for name in entry.parameters}
+    form = GateForm(*entry.form, parameters["cut"], parameters["sign"], arrays[f"reach:{index}"])
     return Site(
-        entry["name"],
-        entry["path"],
-        entry["variant"],
-        entry["operator"],
-        parameters,
-        entry["attributes"],
-        entry["straddle"],
-        form,
+        entry.name, entry.path, entry.variant, entry.operator, parameters, entry.attributes, entry.straddle, form
     )
 
 
-def _other_gate(entry: Mapping[str, Any], index: int, arrays: Arrays) -> OtherGate:
-    shape, decided = tuple(map(int, entry["shape"])), arrays[f"decided:{index}"]
+def _other_gate(entry: OtherGateEntry, index: int, arrays: Arrays) -> OtherGate:
+    decided = arrays[f"decided:{index}"]
     if decided.dtype == np.uint8:
-        decided = np.unpackbits(decided, count=int(np.prod(shape))).astype(bool).reshape(shape)
+        decided = _unpacked(decided, entry.shape)
     views = [
-        View(view["kind"], arrays[f"operand:{index}:{number}"], arrays[f"scale:{index}:{number}"],
-             arrays.get(f"noise:{index}:{number}"), view["error"])
-        for number, view in enumerate(entry["views"])
+        View(view.kind, arrays[f"operand:{index}:{number}"], arrays[f"scale:{index}:{number}"],
+             arrays.get(f"noise:{index}:{number}"), view.error)
+        for number, view in enumerate(entry.views)
         if f"operand:{index}:{number}" in arrays
     ]  # fmt: skip
-    return OtherGate(entry["name"], entry["kind"], decided, tuple(views))
+    return OtherGate(entry.name, entry.kind, decided, tuple(views))
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 
 def _with_rounded_noise(
-    others: Mapping[str, OtherGate], errors: Mapping[str, Sequence[float]], arrays: Arrays
+    others: Mapping[str, OtherGate], errors: Mapping[str, Sequence[float | None]], arrays: Arrays
 ) -> dict[str, OtherGate]:
     """Gates with the noise of rounded margins; the margins, which were not kept, stay float32's, within that noise."""
     found = {}
