@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import Row, write
+from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.system.machine import Machine, find_nvcc
 from scconv_deploy.trt_plugins.build import SOURCES
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)
 TYPES = ("float", "half", "bfloat16")
-_OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 _COLUMNS = {
     "architecture": "architecture",
     "kernel": "kernel",
@@ -91,7 +91,7 @@ def _instance(symbol: str, data_type: str) -> str:
     operator, width, rows = (re.search(p, symbol) for p in (r"OperatorE(\d)", r"Li(\d+)E", r"Lb([01])E"))
     parts = [data_type]
     if operator:
-        parts.append(_OPERATORS[int(operator[1])])
+        parts.append(OPERATORS[int(operator[1])])
     if width:
         parts.append(f"{width[1]} elements")
     if rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,17 +10,9 @@ from typing import Any
 
 from scconv_deploy.bundle.contents import DEVICE, MANIFEST
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
-
-
-def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def manifest_bytes(folder: Path, facts: Mapping[str, Any]) -> bytes:
@@ -34,7 +25,7 @@ def manifest_bytes(folder: Path, facts: Mapping[str, Any]) -> bytes:
     document = {
         "schema_version": SCHEMA_VERSION,
         **facts,
-        "files": {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()},
+        "files": {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in files.items()},
     }
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
@@ -78,7 +69,7 @@ def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "")
     changed = [
         name
         for name, entry in sealed.items()
-        if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
+        if not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"]
     ]
     extra = [name for name in extra_files(folder, manifest) if name.startswith(prefix)]
     return tuple(sorted([*changed, *extra]))
@@ -105,7 +96,7 @@ def _refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 def bundle_digest(folder: Path) -> str:
     """The SHA-256 of a bundle's manifest, which is what stands for the bundle."""
-    return sha256(folder / MANIFEST)
+    return sha256_of(folder / MANIFEST)
 
 
 def check_digest(folder: Path, digest: str) -> str:

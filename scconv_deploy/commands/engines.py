@@ -13,6 +13,7 @@ from scconv_deploy.commands.options import Digest, Force, Json, LoadOptions, Pro
 from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.system.backends import BACKENDS, Backend
 
 if TYPE_CHECKING:
     from scconv_deploy.commands.session import Session
@@ -48,9 +49,7 @@ CacheFolder = Annotated[
     typer.Option("--cache", metavar="DIR", help="Of engines; default ~/.cache/scconv-deploy.", rich_help_panel=_ENGINE),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Build, whatever is kept.", rich_help_panel=_ENGINE)]
-Backend = Annotated[
-    Literal["tensorrt", "tensorrt-rtx"], typer.Option(help="The library that builds it.", rich_help_panel=_ENGINE)
-]
+BackendOption = Annotated[Backend, typer.Option(help="The library that builds it.", rich_help_panel=_ENGINE)]
 Shapes = Annotated[
     list[str] | None,
     typer.Option(
@@ -113,7 +112,7 @@ def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
 
 def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
     """The values of ``--backend`` of deploy, each once; onnx comes first and is always produced."""
-    known = ("onnx", "tensorrt", "tensorrt-rtx")
+    known = ("onnx", *BACKENDS)
     for name in names or ():
         if name not in known:
             raise UsageError(f"--backend {name!r} is not known.", f"Known: {', '.join(known)}.")
@@ -141,7 +140,7 @@ def engine_request(
 def build(
     source: Annotated[Path, typer.Argument(metavar="F.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The engine.")],
-    backend: Backend,
+    backend: BackendOption,
     target: Targets = None,
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Of axis 0 where it is open.", rich_help_panel=_ENGINE)

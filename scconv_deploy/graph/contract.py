@@ -16,6 +16,7 @@ function."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 DOMAIN_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
+"""In the order of the numbers that the C interface has for them (``trt_plugins/sru/kernel/sru.h``)."""
 ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")
 OPSETS = range(18, 24)
 IR_VERSION = 10

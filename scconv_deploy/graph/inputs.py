@@ -131,13 +131,18 @@ def _draw(
         dtype, found = _dtype(value), reach.get(value.name, Reach())
         if dtype.kind in "iu":
             feed[value.name] = _integers(shape, dtype, found, rng, share)
-        elif dtype.kind == "b":
-            feed[value.name] = rng.integers(0, 2, shape).astype(dtype)
-        elif found.table is not None and seed[1] > 0 and share:
+        elif dtype.kind != "b" and found.table is not None and seed[1] > 0 and share:
             feed[value.name] = rng.integers(0, max(1, int(found.table * share)), shape).astype(dtype)
         else:
-            feed[value.name] = rng.normal(size=shape).astype(dtype)
+            feed[value.name] = random_array(shape, dtype, rng)
     return feed
+
+
+def random_array(shape: Sequence[int], dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:
+    """Seeded values: normal for floating types, 0 and 1 for others; :func:`.model.signature.random_tensor` in NumPy."""
+    if dtype.kind in "iub":
+        return rng.integers(0, 2, tuple(shape)).astype(dtype)
+    return rng.normal(size=tuple(shape)).astype(dtype)
 
 
 def _integers(

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.records.parity import Check, Link, ParityReport, Status
 from scconv_deploy.report.load import load_report, unsealed_files
+from scconv_deploy.system.backends import BACKENDS
 
-ENGINES = ("tensorrt", "tensorrt-rtx")
+ENGINES = tuple(BACKENDS)
 """Links of engines; a chain without any has the link "engine", which says why. They may be required all the same, and
 "engine" stands for all that are there."""
 

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from scconv_deploy.system.environment import installed_version
+
 PACKAGE = "scconv-deploy"
 CUDA_WHEELS = "pip install 'scconv-deploy[cuda]'"
 """Remedy where no CUDA toolkit is installed."""
@@ -37,13 +39,6 @@ def _run(command: Sequence[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _requirements() -> list[str]:
     return metadata.requires(PACKAGE) or []
 
@@ -54,7 +49,7 @@ class Machine:
 
     run: Callable[[Sequence[str]], str | None] = _run
     which: Callable[[str], str | None] = shutil.which
-    installed: Callable[[str], str | None] = _installed
+    installed: Callable[[str], str | None] = installed_version
     requirements: Callable[[], list[str]] = _requirements
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     root: Path = Path("/")

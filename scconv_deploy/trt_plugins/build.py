@@ -6,7 +6,6 @@ neither TensorRT nor the CUDA runtime library (which is inside). NVIDIA's header
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.environment import cache_folder, sha256_of
 from scconv_deploy.system.gpu import driver_cuda, gpus
 from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers, unused_tensorrt_include
 from scconv_deploy.system.signals import held
@@ -35,6 +35,7 @@ REGISTER_SOURCE = "register/register.cpp"
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 _LIBRARY_FOLDERS = ("kernel", "plugin", "register")
 _SHOWN_LINES = 40
+_PLUGINS = "plugins"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def build(
     architectures = _architectures(request, nvcc, cuda, machine)
     tools = _Tools(nvcc, cuda, *((None, None) if request.kernels_only else _headers(request, machine)))
     start = time.monotonic()
-    cached = _cache_folder(machine) / _key(request, tools, architectures)
+    cached = cache_folder(machine.environ) / _PLUGINS / _key(request, tools, architectures)
     found = cached / LIBRARY
     complete = found.is_file() and (not request.register or _register_name(found).is_file())
     if output is None:
@@ -132,14 +133,14 @@ def build(
         tools.tensorrt,
         complete,
         round(time.monotonic() - start, 1),
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256_of(path),
         _notes(request, tools, machine),
     )
 
 
 def built_libraries(machine: Machine | None = None) -> list[Path]:
     """Libraries in the cache that were built from these sources, newest first."""
-    folder = _cache_folder(machine or Machine())
+    folder = cache_folder((machine or Machine()).environ) / _PLUGINS
     found = folder.glob(f"{source_digest(SOURCES)[:12]}-*/{LIBRARY}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -222,11 +223,6 @@ def _present(cuda: str, machine: Machine) -> tuple[str, ...]:
 # --- the cache ---
 
 
-def _cache_folder(machine: Machine) -> Path:
-    base = machine.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "scconv-deploy" / "plugins"
-
-
 def source_digest(sources: Path) -> str:
     """SHA-256 of the libraries' sources: of each file's path, a space, its SHA-256 and a line feed, by path.
 
@@ -234,8 +230,8 @@ def source_digest(sources: Path) -> str:
     """
     found = [sources / "sru_math.h", *(p for folder in _LIBRARY_FOLDERS for p in (sources / folder).iterdir())]
     paths = {p.relative_to(sources).as_posix(): p for p in found if p.suffix in (".h", ".cuh", ".cu", ".cpp")}
-    lines = [f"{name} {hashlib.sha256(paths[name].read_bytes()).hexdigest()}\n" for name in sorted(paths)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = [f"{name} {sha256_of(paths[name])}\n" for name in sorted(paths)]
+    return sha256_of("".join(lines).encode())
 
 
 def revision(sources: Path, cuda: str) -> str:
@@ -249,7 +245,7 @@ def revision(sources: Path, cuda: str) -> str:
 def _key(request: BuildRequest, tools: _Tools, architectures: Sequence[str]) -> str:
     """Name of a build in the cache; the sources come first, to tell libraries of other sources apart."""
     facts = [tools.cuda, tools.tensorrt, *architectures, *COMPILE_FLAGS, request.kernels_only, os.uname().machine]
-    return f"{source_digest(request.sources)[:12]}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
+    return f"{source_digest(request.sources)[:12]}-{sha256_of(json.dumps(facts).encode())[:12]}"
 
 
 # --- the compiler ---

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.graph.contract import OPERATORS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.machine import Machine
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
 
@@ -24,9 +25,6 @@ C_INTERFACE = (
     "scconv_sru_refusal",
     "scconv_sru_workspace_bytes",
 )
-OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
-RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Package and module of the runtimes with a plugin registry."""
 
 # Symbols of NVIDIA's that a host would have to offer: their versions would tie the plugin to one TensorRT.
 _FOREIGN_PREFIXES = ("nvinfer", "_ZN8nvinfer1", "getPluginRegistry", "getLogger", "getInferLib", "createInfer")
@@ -97,7 +95,7 @@ def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
     library = read_library(path)
     registers = CREATORS in library.undefined
     rows = _register_rows(path, library) if registers else _static_rows(library)
-    runtimes = {"tensorrt": RUNTIMES["tensorrt"]} if registers else RUNTIMES
+    runtimes = ["tensorrt"] if registers else list(BACKENDS)
     here = platform.machine().replace("_", "-")
     why = ""
     if not all(row.verdict == "passed" for row in rows):
@@ -109,7 +107,7 @@ def check_plugin(path: Path, machine: Machine | None = None) -> PluginReport:
     elif registers:
         rows.append(_register_load_row(path, library, machine))
     else:
-        rows += [_load_row(path, package, module, machine, _BY_REGISTRY) for package, module in runtimes.items()]
+        rows += [_load_row(path, package, machine, _BY_REGISTRY) for package in runtimes]
     return PluginReport(path, tuple(rows), library.cubins, library.ptx, library.needed, library.versions)
 
 
@@ -164,7 +162,7 @@ def _register_load_row(path: Path, library: SharedLibrary, machine: Machine) -> 
     installed = machine.installed("tensorrt")
     if installed is not None and installed.split(".")[0] != major:
         return CheckRow("loads in tensorrt", "not run", f"it is for TensorRT {major}, {installed} is installed")
-    return _load_row(path, "tensorrt", RUNTIMES["tensorrt"], machine, _BY_DLOPEN)
+    return _load_row(path, "tensorrt", machine, _BY_DLOPEN)
 
 
 def _missing(names: list[str]) -> str:
@@ -186,12 +184,12 @@ def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:
     return CheckRow(name, "passed" if passed else "failed", found if passed else otherwise)
 
 
-def _load_row(path: Path, package: str, module: str, machine: Machine, how: str) -> CheckRow:
+def _load_row(path: Path, package: str, machine: Machine, how: str) -> CheckRow:
     """Load check in a child process: a plugin that crashes fails the check."""
     name = f"loads in {package}"
     if machine.installed(package) is None:
         return CheckRow(name, "not run", f"{package} is not installed")
-    command = [sys.executable, "-c", _LOAD.format(module=module, load=how), str(path.absolute())]
+    command = [sys.executable, "-c", _LOAD.format(module=BACKENDS[package].module, load=how), str(path.absolute())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -21,11 +21,11 @@ from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition, RecognizedSRU
 from scconv_deploy.gate.swap import replace_modules
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
+from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.trt_plugins.build import built_libraries
 from scconv_deploy.trt_plugins.elf import read_library
 
 ABI_VERSION = 1
-OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 ALGORITHMS = ("auto", "on_chip", "split", "general")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 

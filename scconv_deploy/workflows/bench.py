@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import onnx
 import torch
 
 from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
+from scconv_deploy.graph.inputs import random_array
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.load import load_with_record
@@ -27,6 +27,7 @@ from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from scconv_deploy.runtimes.timing import latency
+from scconv_deploy.system.environment import platform_facts
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.system.progress_lines import Notice
 from scconv_deploy.version import __version__
@@ -144,7 +145,7 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(options.provider, options.threads)))
     shapes = shapes_of(inputs_of(model), options)
     dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
-    feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
+    feed = _feed(shapes, dtypes, options.seed)
 
     def run() -> None:
         runner.run(feed)
@@ -157,12 +158,9 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     return _Subject(f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds)
 
 
-def _noise(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
-    """Standard normal numbers; zeros and ones for other types."""
-    generator = np.random.default_rng(seed)
-    if np.issubdtype(dtype, np.floating):
-        return generator.standard_normal(shape).astype(dtype)
-    return generator.integers(0, 2, shape).astype(dtype)
+def _feed(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Seeded values for every input, each drawn anew."""
+    return {name: random_array(shape, dtypes[name], np.random.default_rng(seed)) for name, shape in shapes.items()}
 
 
 def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOptions, stack: ExitStack) -> _Subject:
@@ -178,7 +176,7 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
     }
     dtypes = {t.name: np.dtype(numpy_names.get(t.dtype, "float32")) for t in artifact.manifest.inputs}
     shapes = shapes_of(inputs_of(artifact), options)
-    feed = {name: _noise(shape, dtypes[name], options.seed) for name, shape in shapes.items()}
+    feed = _feed(shapes, dtypes, options.seed)
     runner.run(feed)
     memory = runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
@@ -300,10 +298,9 @@ def _environment(options: BenchOptions, command: str) -> dict[str, str]:
     return {
         "command": command,
         "scconv-deploy": __version__,
-        "python": platform.python_version(),
+        **platform_facts(),
         "torch": version("torch"),
         "onnxruntime": version("onnxruntime"),
-        "machine": f"{platform.system()} {platform.machine()}",
         "gpu": ", ".join(map(str, gpus())) or "none",
         "threads": str(options.threads or "default"),
         "seed": str(options.seed),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, reject, sidecar
-from scconv_deploy.runtimes.tensorrt.versions import Backend
 from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.backends import Backend
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.trt_plugins.build import LIBRARY
 from scconv_deploy.verification.engine.verdict import ENGINE_LINK, try_to_judge, with_engine
@@ -60,7 +60,7 @@ def build_file(
         raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
     prepared = prepare(options, cache)
     model = read_onnx(source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    digest = sha256_of(source)
     network = OnnxSource(model)
     return build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
 
@@ -166,7 +166,7 @@ class EngineBuilder:
         if not self.wanted and not self.devices:
             return BuiltEngines(report)
         log = StageLog()
-        source, digest = OnnxSource(model), hashlib.sha256(data).hexdigest()
+        source, digest = OnnxSource(model), sha256_of(data)
         made: list[tuple[EngineArtifact, Path | None]] = []
         notes: list[str] = []
         left: tuple[Unfinished, ...] = ()

@@ -5,7 +5,6 @@ read --> half --> check --> verify against the original --> write
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.checks.half_range import VANISHING
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
@@ -117,7 +117,7 @@ def convert_onnx(
         raise parity_error(source, report, f"Nothing was written; {_remedy(report)}")
     write_file(output, content)
     return ConvertResult(
-        output, hashlib.sha256(content).hexdigest(), precision_of(proto), conversion.half, conversion.casts,
+        output, sha256_of(content), precision_of(proto), conversion.half, conversion.casts,
         conversion.kept, _size(original), len(content), report,
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ verify(reference, artifact) --> ParityReport
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +36,7 @@ from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.render import render, require_html
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest
 from scconv_deploy.system.atomic import write_file
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
@@ -45,7 +45,7 @@ from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
 from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
-from scconv_deploy.workflows.provenance import _versions, provenance_of
+from scconv_deploy.workflows.provenance import provenance_of, versions
 from scconv_deploy.zoo.embed import EmbedResult
 
 
@@ -185,12 +185,12 @@ def _deploy(
         )  # fmt: skip
         write_run_script(temporary)
         facts: dict[str, Any] = {
-            "versions": _versions(), "command": command, "model": reference.name, "verdict": report.verdict,
+            "versions": versions(), "command": command, "model": reference.name, "verdict": report.verdict,
             "unfinished": [entry.as_json() for entry in built.unfinished],
         }  # fmt: skip
         sealed = manifest_bytes(temporary, facts)
         write_file(temporary / MANIFEST, sealed)
-    digest = hashlib.sha256(sealed).hexdigest()
+    digest = sha256_of(sealed)
     return DeployResult(folder, folder / name, digest, report, notes, built.manifests, built.unfinished)
 
 

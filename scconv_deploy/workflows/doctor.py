@@ -6,7 +6,6 @@ their own: one that crashes on import is a finding, not a crash.
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from scconv_deploy.exporters.tensorrt.targets import jetpack_of
+from scconv_deploy.system.backends import BACKENDS
+from scconv_deploy.system.environment import platform_facts
 from scconv_deploy.system.machine import (
     CUDA_WHEELS,
     PACKAGE,
@@ -34,11 +35,7 @@ RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 _OPTIONAL = {
     "scikit-learn": ("--data photos", "pip install 'scconv-deploy[data]'"),
     "pillow": ("--data with images", "pip install 'scconv-deploy[data]'"),
-    "tensorrt-rtx": ("engines for RTX GPUs, built without one", "pip install 'scconv-deploy[rtx]'"),
-    "tensorrt": (
-        "engines with the fused SRU",
-        "pip install tensorrt --extra-index-url https://pypi.nvidia.com (on Jetson: apt install tensorrt)",
-    ),
+    **{name: (facts.purpose, facts.install) for name, facts in BACKENDS.items()},
 }
 
 
@@ -94,7 +91,7 @@ def diagnose(machine: Machine | None = None) -> Diagnosis:
 
 
 def _python(machine: Machine) -> Iterator[Finding]:
-    yield Finding("python", "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("python", "python", "ok", "{python} on {machine}".format(**platform_facts()))
     yield Finding("python", PACKAGE, "ok", __version__)
     for text in machine.requirements():
         requirement = Requirement(text)
@@ -140,13 +137,13 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
         yield Finding("runtime", "onnxruntime-run", "missing", "does not import", "verification", remedy, True)
     else:
         yield Finding("runtime", "onnxruntime-run", "ok", ", ".join(ort["providers"]))
-    for package, module in (("tensorrt-rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")):
+    for package, facts in BACKENDS.items():
         if machine.installed(package) is None:
             continue
-        answer = machine.asked_child(_TENSORRT.format(module))
+        answer = machine.asked_child(_TENSORRT.format(facts.module))
         if answer is None:
             found = "installed, but its libraries do not load"
-            yield Finding("runtime", f"{package}-run", "missing", found, "engines", _OPTIONAL[package][1])
+            yield Finding("runtime", f"{package}-run", "missing", found, "engines", facts.install)
         else:
             yield Finding("runtime", f"{package}-run", "ok", answer["version"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
 from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.zoo.embed import EmbedResult
 
 MaskFormChoice = Literal["auto", "where", "multiply"]
@@ -205,4 +205,4 @@ def _write_export(
     data = serialize(model)
     write_file(path, data)
     sites = json.loads(model.metadata_props["scconv_deploy.sites"])
-    return ExportResult(path, hashlib.sha256(data).hexdigest(), sites, tuple(log.records))
+    return ExportResult(path, sha256_of(data), sites, tuple(log.records))

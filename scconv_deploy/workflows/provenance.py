@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.records.stage import StageLog, weights_lines
+from scconv_deploy.system.environment import installed_version, sha256_of
 from scconv_deploy.version import __version__
 
 
@@ -23,16 +22,11 @@ def provenance_of(spec: ModelSpec, command: str, log: StageLog) -> dict[str, str
     if weights := weights_lines(log.records):
         facts["weights"] = "; ".join(weights)
     if spec.weights is not None:
-        facts["weights_sha256"] = hashlib.sha256(spec.weights.read_bytes()).hexdigest()
+        facts["weights_sha256"] = sha256_of(spec.weights)
     return facts
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of scconv-deploy and of the libraries that shape an artifact, for the bundle's manifest."""
     names = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy")
-    found = {"scconv-deploy": __version__}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return {"scconv-deploy": __version__} | {name: installed_version(name) or "unknown" for name in names}

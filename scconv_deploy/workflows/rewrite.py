@@ -5,7 +5,6 @@ read --> prepare --> rules --> forms --> check --> guard (and verify, with a ref
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from scconv_deploy.rewrite.prepare import opset_of, prepare, strip_sites, target
 from scconv_deploy.rewrite.rules import sigmoid_threshold
 from scconv_deploy.runtimes.onnxruntime import lazily
 from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import rewrite_match
 from scconv_deploy.verification.onnx import matching
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
@@ -193,7 +193,7 @@ def rewrite_onnx(
     outcome: Literal["rewritten", "partial", "unchanged"] = "partial" if applied.near_misses else "rewritten"
     if unchanged and not options.inline:
         outcome = "unchanged"
-    digest = hashlib.sha256(data_bytes).hexdigest()
+    digest = sha256_of(data_bytes)
     misses = tuple(applied.near_misses)
     return RewriteResult(output, digest, outcome, sites, misses, tuple(log.records), adapted, guard, parity)
 

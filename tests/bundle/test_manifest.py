@@ -16,7 +16,6 @@ from scconv_deploy.bundle.manifest import (
     extra_files,
     manifest_bytes,
     read_manifest,
-    sha256,
 )
 from scconv_deploy.errors import IntegrityError, UsageError
 
@@ -51,12 +50,6 @@ def test_equal_folders_have_equal_seals(bundle):
     assert manifest_bytes(bundle, facts) == (bundle / MANIFEST).read_bytes()
     (bundle / "model.onnx").write_bytes(b"other")
     assert manifest_bytes(bundle, facts) != (bundle / MANIFEST).read_bytes()
-
-
-def test_sha256_of_a_file_longer_than_a_piece(tmp_path):
-    data = bytes(range(256)) * 8193
-    (tmp_path / "f").write_bytes(data)
-    assert sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
 
 
 def test_changed_missing_and_extra_files(bundle):

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scconv_deploy.graph.contract import OPERATORS
+
 SOURCES = Path(__file__).parents[2] / "scconv_deploy" / "trt_plugins" / "sru"
-OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 AUTO, ON_CHIP, SPLIT, GENERAL = range(4)
 H200 = (132, 227 << 10)

@@ -6,7 +6,6 @@ each other and take their place as ``device/`` in one step; the bundle's own sea
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from scconv_deploy.bundle.contents import DEVICE, FINISH, MANIFEST, MODEL, PLUGI
 from scconv_deploy.bundle.device.plan import DevicePlan, read_device_plan
 from scconv_deploy.bundle.engine_verdict import judge_with_bundle
 from scconv_deploy.bundle.folder import check_output_folder, new_folder
-from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, manifest_bytes, sha256
+from scconv_deploy.bundle.manifest import bundle_digest, check_bundle, manifest_bytes
 from scconv_deploy.bundle.reference import read_reference
 from scconv_deploy.errors import MissingRuntimeError, ParityError
 from scconv_deploy.exporters.tensorrt.build import build_network, expanded
@@ -30,13 +29,14 @@ from scconv_deploy.records.parity import Latency, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, reject
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
-from scconv_deploy.runtimes.tensorrt.versions import Backend, load_module
+from scconv_deploy.runtimes.tensorrt.versions import load_module
 from scconv_deploy.runtimes.timing import measure
 from scconv_deploy.system.atomic import write_file
+from scconv_deploy.system.backends import Backend
+from scconv_deploy.system.environment import environment_facts, sha256_of
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.system.machine import Machine, jetson_linux
 from scconv_deploy.trt_plugins.build import LIBRARY, BuildRequest, build
-from scconv_deploy.version import __version__
 
 Progress = Callable[[str], None]
 WITHOUT = "or build without it: --no-plugin"
@@ -198,7 +198,7 @@ def _build_engine(
     progress: Progress,
 ) -> EngineArtifact:
     """Without the cache: what is measured here was built here. The manifest names ``model.onnx``, whatever its form."""
-    sealed = sha256(bundle / MODEL)
+    sealed = sha256_of(bundle / MODEL)
     path = folder / f"model.{wanted.backend}.engine"
     built = build_network(
         plan.source(bundle), sealed, path, wanted, (module, ()), cache=None, command=command, progress=progress
@@ -269,11 +269,9 @@ def _facts(bundle: Path, digest: str, module: ModuleType, device: Device, comman
     return {
         "bundle": digest,
         "command": command or f"python3 {FINISH} {bundle}",
-        "scconv_deploy": __version__,
-        "python": platform.python_version(),
+        **environment_facts(),
         "numpy": np.__version__,
         device.backend: module.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
         "gpu": ", ".join(map(str, gpus())) or "none",
         "jetson_linux": jetson_linux(device.machine) or "none",
     }

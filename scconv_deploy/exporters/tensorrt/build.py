@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +23,7 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     write_engine,
 )
 from scconv_deploy.runtimes.tensorrt.versions import load_module
+from scconv_deploy.system.environment import platform_facts, sha256_of
 from scconv_deploy.version import __version__
 
 Progress = Callable[[str], None]
@@ -122,7 +121,7 @@ def _key(
 ) -> str:
     """Of everything that the engine depends on: where the timing cache lies is no part of it, what it runs on is."""
     chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
-    plugin = hashlib.sha256(options.plugin.read_bytes()).hexdigest() if options.plugin else ""
+    plugin = sha256_of(options.plugin) if options.plugin else ""
     return entry_key(
         {
             "onnx": source.content_sha256,
@@ -147,7 +146,7 @@ def _manifest(
     seconds: float,
 ) -> EngineManifest:
     return EngineManifest(
-        sha256=hashlib.sha256(plan.data).hexdigest(),
+        sha256=sha256_of(plan.data),
         file_bytes=len(plan.data),
         backend=options.backend,
         library_version=module.__version__,
@@ -166,5 +165,5 @@ def _manifest(
         command=command,
         warnings=plan.warnings,
         build_seconds=seconds,
-        versions={"scconv-deploy": __version__, "python": platform.python_version()},
+        versions={"scconv-deploy": __version__, "python": platform_facts()["python"]},
     )

@@ -21,7 +21,8 @@ from scconv_deploy.exporters.tensorrt.source import Form, NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor
-from scconv_deploy.runtimes.tensorrt.versions import FEATURES, NAMES, Backend, lookup, require, require_gpu
+from scconv_deploy.runtimes.tensorrt.versions import FEATURES, lookup, require, require_gpu
+from scconv_deploy.system.backends import BACKENDS, Backend
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.system.signals import held
 
@@ -85,10 +86,10 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
 
 
 def _check_gpu(options: BuildOptions, wanted: Iterable[str]) -> None:
-    if options.backend == "tensorrt":
+    if why := BACKENDS[options.backend].why_gpu:
         require_gpu(
-            "tensorrt",
-            "it times its kernels on the GPU that it builds for",
+            options.backend,
+            why,
             f"Build on the machine with the GPU; for a Jetson: deploy --target {', '.join(DEVICES)}.",
         )
         return
@@ -329,7 +330,7 @@ def _failure(options: BuildOptions, messages: Sequence[tuple[str, str]]) -> Buil
     remedy = "See the reason; ONNX Runtime shows whether the model itself is sound."
     if "workspace" in reason.lower():
         remedy = "Give it more --workspace, or leave that out."
-    return BuildError(f"{NAMES[options.backend]} cannot build the engine: {reason}", remedy)
+    return BuildError(f"{BACKENDS[options.backend].title} cannot build the engine: {reason}", remedy)
 
 
 # --- read back ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ a process that was killed; what it left is a temporary folder that nobody reads,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,8 +21,8 @@ from typing import Any
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, load_engine, sidecar, write_engine
 from scconv_deploy.system.atomic import write_file
+from scconv_deploy.system.environment import cache_folder, sha256_of
 
-DEFAULT = Path("~/.cache/scconv-deploy")
 _ENGINE, _ENTRY = "model.engine", "entry.json"
 _PREFIX = ".scconv-deploy."
 _STALE_S = 24 * 3600
@@ -43,9 +42,8 @@ class EngineCache:
 
     @classmethod
     def default(cls) -> EngineCache:
-        """``$XDG_CACHE_HOME/scconv-deploy``, or ``~/.cache/scconv-deploy``."""
-        base = os.environ.get("XDG_CACHE_HOME")
-        return cls(Path(base) / "scconv-deploy" if base else DEFAULT.expanduser())
+        """The one of :func:`.system.environment.cache_folder`."""
+        return cls(cache_folder())
 
     def check(self) -> str:
         """Why it cannot be written to, "" if it can.
@@ -124,7 +122,7 @@ class EngineCache:
 
 def _entry_of(engine: Path, key: str) -> bytes:
     """What binds an engine to its key: neither its bytes nor its manifest say what it was asked to be."""
-    manifest = hashlib.sha256(sidecar(engine).read_bytes()).hexdigest()
+    manifest = sha256_of(sidecar(engine))
     return (json.dumps({"key": key, "manifest_sha256": manifest}) + "\n").encode()
 
 
@@ -145,7 +143,7 @@ def _rename_new(temporary: Path, place: Path) -> None:
 
 def entry_key(facts: Mapping[str, Any]) -> str:
     """The SHA-256 of everything that a build depends on, JSON values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(facts, sort_keys=True).encode())
 
 
 def read_timing(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from types import ModuleType
@@ -14,7 +13,9 @@ from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts
 from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineSRU, EngineTensor
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
-from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, Backend, release
+from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, release
+from scconv_deploy.system.backends import BACKENDS, Backend
+from scconv_deploy.system.environment import sha256_of
 
 _READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 """What ONNX Runtime's tools write for ONNX's own of that name."""
@@ -48,7 +49,7 @@ def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) ->
     path = options.plugin
     if path is None or not path.is_file():
         raise UsageError(f"--plugin {path} does not exist.", "Build it with scconv-deploy plugin build.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if refused := load_once(module, path):
         raise BuildError(
             f"TensorRT cannot load the plugin {path}: {refused}.",
@@ -101,13 +102,13 @@ def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     for domain, kind in facts.undefined:
         if kind not in registered and (domain, kind) not in _READ_AS_STANDARD:
-            raise BuildError(f"{NAMES[backend]} has no operator {domain}::{kind}.", _undefined_remedy(backend))
+            raise BuildError(f"{BACKENDS[backend].title} has no operator {domain}::{kind}.", _undefined_remedy(backend))
 
 
 def _undefined_remedy(backend: Backend) -> str:
-    if backend == "tensorrt":
+    if BACKENDS[backend].takes_plugins:
         return "Give it a meaning as a model-local function, or its plugin with --plugin."
-    return "Give it a meaning as a model-local function: TensorRT-RTX gets no plugins here yet."
+    return f"Give it a meaning as a model-local function: {BACKENDS[backend].title} gets no plugins here yet."
 
 
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
@@ -123,10 +124,12 @@ def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
         else:
             remedy = _undefined_remedy(backend)
         name = f"{domain}::{operator}" if domain else operator
-        return BuildError(f"{NAMES[backend]} has no operator {name} (node {error.node_name() or '?'}).", remedy)
+        return BuildError(
+            f"{BACKENDS[backend].title} has no operator {name} (node {error.node_name() or '?'}).", remedy
+        )
     what = "; ".join(dict.fromkeys(_said(error) for error in found)) or "no reason given"
     remedy = "Change the model there, or run it in ONNX Runtime."
-    return BuildError(f"{NAMES[backend]} refuses the model: {what}.", remedy)
+    return BuildError(f"{BACKENDS[backend].title} refuses the model: {what}.", remedy)
 
 
 def _is_unknown(parser: Any, error: Any) -> bool:
@@ -159,8 +162,9 @@ def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[Eng
     plugins = {layer.name for layer in layers if layer.type.name == "PLUGIN_V3"}
     # the parser writes the calls that lead to a layer into its metadata: [ONNX Layer: NODE | SITE (OPERATOR)]
     counts = Counter(found[1] for layer in layers if (found := _CALLED_FROM.search(layer.metadata)))
-    if options.backend == "tensorrt-rtx":
-        why = "TensorRT-RTX gets no plugins here yet; its compiler fuses the function's nodes"
+    library = BACKENDS[options.backend]
+    if not library.takes_plugins:
+        why = f"{library.title} gets no plugins here yet; its compiler fuses the function's nodes"
     elif options.plugin is None:
         why = "no plugin was given (--plugin)"
     else:

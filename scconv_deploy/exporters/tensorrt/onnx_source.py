@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from scconv_deploy.graph.contract import DOMAIN, STANDARD_DOMAINS
 from scconv_deploy.graph.forms import folded, inlined, without_foreign_functions, without_functions
 from scconv_deploy.graph.hygiene import straddling_first
 from scconv_deploy.graph.unknown import with_inner
+from scconv_deploy.system.environment import sha256_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class OnnxSource:
 
     @cached_property
     def content_sha256(self) -> str:
-        return hashlib.sha256(self.readable.SerializeToString(deterministic=True)).hexdigest()
+        return sha256_of(self.readable.SerializeToString(deterministic=True))
 
     def read(self, form: Form) -> bytes:
         """Serialised (ModelError beyond protobuf's 2 GiB)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
 from scconv_deploy.exporters.tensorrt.targets import target_parts
-from scconv_deploy.runtimes.tensorrt.versions import Backend
+from scconv_deploy.system.backends import BACKENDS, Backend
 
 if TYPE_CHECKING:  # it is a model's, and this also runs on the device
     from scconv_deploy.model.inputs import DynamicAxis
@@ -48,4 +48,4 @@ class BuildOptions:
 
     @property
     def resolved_target(self) -> str:
-        return ",".join(target_parts(self.target)) or ("portable" if self.backend == "tensorrt-rtx" else "local")
+        return ",".join(target_parts(self.target)) or BACKENDS[self.backend].targets[0]

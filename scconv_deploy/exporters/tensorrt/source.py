@@ -5,13 +5,13 @@ Standard library only: a device builds an engine from a bundle without the ``onn
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from scconv_deploy.errors import IntegrityError
+from scconv_deploy.system.environment import sha256_of
 
 Form = Literal["whole", "plugin", "inlined"]
 """``whole``: as it is. For TensorRT before 10.7: ``plugin``, the SRUs' functions left out; ``inlined``, expanded."""
@@ -82,7 +82,7 @@ class FileSource:
 
     @property
     def content_sha256(self) -> str:
-        return hashlib.sha256(self.read("whole")).hexdigest()
+        return sha256_of(self.read("whole"))
 
     def read(self, form: Form) -> bytes:
         """The file of a form (IntegrityError where there is none)."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, release
+from scconv_deploy.system.backends import BACKENDS
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,7 @@ DEVICES = {
         DeviceTarget("thor-jp7", "7.0", (38, 39), "10.13", "13.0", "3.12", "110"),
     )
 }
-TAKES = {
-    "tensorrt-rtx": ("portable", "local", "smNN"),
-    "tensorrt": ("local", *DEVICES),
-}
+TAKES = {name: (*facts.targets, *(DEVICES if facts.for_devices else ())) for name, facts in BACKENDS.items()}
 """What each backend takes as a target."""
 
 
@@ -110,7 +108,7 @@ def split_targets(backends: Sequence[str], target: str) -> dict[str, tuple[str, 
     for part in parts:
         takers = [backend for backend in TAKES if _kind(part) in TAKES[backend]]
         if not takers:
-            known = dict.fromkeys(name for names in TAKES.values() for name in names)
+            known = dict.fromkeys(name for names in reversed(TAKES.values()) for name in names)
             raise UsageError(f"--target {part!r} is not known.", f"Known: {', '.join(known)}.")
         if not set(takers) & set(backends):
             raise UsageError(

@@ -6,7 +6,6 @@ whose SHA-256 is not the manifest's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.records.codec import DecodeError, decode, encode, parse
 from scconv_deploy.system.atomic import write_file
+from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
 _MAGIC = b"vtrt"
@@ -188,7 +188,7 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
         raise IntegrityError(
             f"{path} has {len(data)} bytes, its manifest says {manifest.file_bytes}.", "Copy or build it again."
         )
-    found = hashlib.sha256(data).hexdigest()
+    found = sha256_of(data)
     if found != manifest.sha256:
         raise IntegrityError(
             f"{path}: its SHA-256 is {found[:12]}..., its manifest says {manifest.sha256[:12]}....",
@@ -250,7 +250,7 @@ def _read(path: Path) -> bytes:
 
 
 def _seal(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(document, sort_keys=True).encode())
 
 
 def _parse(place: Path, data: bytes) -> EngineManifest:

@@ -8,11 +8,11 @@ has loaded is remembered by its bytes.
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from types import ModuleType
 
 from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.trt_plugins.elf import read_library
 
 _FIRST_OPERATOR = "SRU"
@@ -30,7 +30,7 @@ def load_once(module: ModuleType, path: Path) -> str:
     Raises:
         IntegrityError: it is no shared library, or truncated, on which the system's loader would end the process.
     """
-    digest, loaded = hashlib.sha256(path.read_bytes()).hexdigest(), _loaded(module)
+    digest, loaded = sha256_of(path), _loaded(module)
     if digest in loaded:
         return ""
     read_library(path)

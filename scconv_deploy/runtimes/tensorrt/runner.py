@@ -5,7 +5,6 @@ Standard library, NumPy and the library's own bindings only, for it also runs on
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     check_shapes,
 )
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
-from scconv_deploy.runtimes.tensorrt.versions import NAMES, load_module, require_gpu
+from scconv_deploy.runtimes.tensorrt.versions import load_module, require_gpu
+from scconv_deploy.system.backends import BACKENDS
+from scconv_deploy.system.environment import sha256_of
 
 _STORED: dict[str, Any] = {
     "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64,
@@ -108,7 +109,8 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         if self._context is None:
             reason = next(iter(logs.errors(messages)), "no reason given")
             raise MissingRuntimeError(
-                f"{NAMES[plan.backend]} cannot open {plan.name} on this GPU: {reason}", "Build it for this GPU."
+                f"{BACKENDS[plan.backend].title} cannot open {plan.name} on this GPU: {reason}",
+                "Build it for this GPU.",
             )
         self._stream = Stream(cuda)
         self._events: tuple[Event, ...] = ()
@@ -198,7 +200,9 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         self._release()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise ModelError(f"{NAMES[self.name]} refuses the shape {shape} of input {name!r}.", "See its profile.")
+                raise ModelError(
+                    f"{BACKENDS[self.name].title} refuses the shape {shape} of input {name!r}.", "See its profile."
+                )
         wanted = dict(shapes)
         for name in self.outputs:
             wanted[name] = tuple(self._context.get_tensor_shape(name))
@@ -210,7 +214,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_STORED[self._dtypes[name]]).itemsize
             self._buffers[name] = Buffer(self._cuda, size_bytes)
             if not self._context.set_tensor_address(name, self._buffers[name].address):
-                raise ModelError(f"{NAMES[self.name]} refuses memory for {name!r}.", "Run it in ONNX Runtime.")
+                raise ModelError(f"{BACKENDS[self.name].title} refuses memory for {name!r}.", "Run it in ONNX Runtime.")
         self._shapes = wanted
 
     def _release(self, *further: Any, error: BaseException | None = None) -> None:
@@ -223,7 +227,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         with logs.library_log(self._module).recording() as messages:
             if not self._context.execute_async_v3(self._stream.address):
                 reason = next(iter(logs.errors(messages)), "no reason given")
-                raise ModelError(f"{NAMES[self.name]} cannot run the engine: {reason}", "See the reason.")
+                raise ModelError(f"{BACKENDS[self.name].title} cannot run the engine: {reason}", "See the reason.")
 
 
 def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -295,7 +299,7 @@ def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
         return
     index = " --extra-index-url https://pypi.nvidia.com" if manifest.backend == "tensorrt" else ""
     raise MissingRuntimeError(
-        f"{artifact.path} was built by {NAMES[manifest.backend]} {manifest.library_version}, installed is "
+        f"{artifact.path} was built by {BACKENDS[manifest.backend].title} {manifest.library_version}, installed is "
         f"{module.__version__}.",
         f"Build it again here, or pip install {manifest.backend}=={manifest.library_version}{index}.",
     )
@@ -313,7 +317,7 @@ def check_plugin_of(artifact: EngineArtifact, plugin: Path) -> None:
         raise UsageError(f"--plugin: {artifact.path} was built without a plugin.", "Leave it out.")
     if not plugin.is_file():
         raise UsageError(f"--plugin {plugin} does not exist.", "Build it with scconv-deploy plugin build.")
-    if hashlib.sha256(plugin.read_bytes()).hexdigest() != wanted:
+    if sha256_of(plugin) != wanted:
         raise IntegrityError(
             f"{plugin} is not the plugin that {artifact.path} was built with ({wanted[:12]}...).",
             "Give that one, or build the engine again.",

@@ -11,18 +11,12 @@ import importlib
 import re
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
+from scconv_deploy.system.backends import BACKENDS, Backend
 from scconv_deploy.system.gpu import gpus
 
-Backend = Literal["tensorrt", "tensorrt-rtx"]
-MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-NAMES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-INSTALL: dict[str, str] = {
-    "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com (on Jetson: apt install tensorrt).",
-    "tensorrt-rtx": "pip install 'scconv-deploy[rtx]'.",
-}
 OLDEST = (10, 3)
 FUNCTIONS_BEHIND_PLUGINS = (10, 7)
 """Before it, TensorRT prefers a model-local function over a plugin of the same name, and binds a function's inputs
@@ -101,14 +95,15 @@ def load_module(backend: Backend) -> ModuleType:
     Raises:
         MissingRuntimeError: it is not installed, its libraries do not load, or it is older than 10.3.
     """
+    facts = BACKENDS[backend]
     try:
-        module = importlib.import_module(MODULES[backend])
+        module = importlib.import_module(facts.module)
     except (ImportError, OSError) as error:
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load: {error}"
-        raise MissingRuntimeError(f"{NAMES[backend]} {reason}.", INSTALL[backend]) from error
+        raise MissingRuntimeError(f"{facts.title} {reason}.", f"{facts.install}.") from error
     if backend == "tensorrt" and release(module.__version__) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {oldest}.", INSTALL[backend])
+        raise MissingRuntimeError(f"TensorRT {module.__version__} is older than {oldest}.", f"{facts.install}.")
     return module
 
 
@@ -149,7 +144,7 @@ def require(module: Any, backend: Backend, name: str) -> None:
         )
     if not has(module, feature):
         raise UsageError(
-            f"{NAMES[backend]} {module.__version__} has no {feature.option}.",
+            f"{BACKENDS[backend].title} {module.__version__} has no {feature.option}.",
             f"Versions that have it: {feature.versions}.",
         )
 
@@ -157,4 +152,6 @@ def require(module: Any, backend: Backend, name: str) -> None:
 def require_gpu(backend: Backend, why: str, remedy: str) -> None:
     """Refuse, before any work is done, a request that needs a GPU where there is none (MissingRuntimeError)."""
     if not gpus():
-        raise MissingRuntimeError(f"{NAMES[backend]} needs a GPU here: {why}. NVIDIA's driver lists none.", remedy)
+        raise MissingRuntimeError(
+            f"{BACKENDS[backend].title} needs a GPU here: {why}. NVIDIA's driver lists none.", remedy
+        )

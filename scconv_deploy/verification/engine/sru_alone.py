@@ -20,7 +20,8 @@ from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.runtimes.tensorrt.cuda import load_cuda
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineProfile, EngineTensor
 from scconv_deploy.runtimes.tensorrt.runner import Plan, TensorRTRunner
-from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, NAMES, load_module, release
+from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, load_module, release
+from scconv_deploy.system.backends import BACKENDS
 
 Form = Literal["function", "plugin", "inlined"]
 FORMS: tuple[Form, ...] = ("function", "plugin", "inlined")
@@ -99,4 +100,4 @@ def build_sru(module: ModuleType, backend: str, site: str, model: bytes, compute
 
 def _refusal(backend: str, site: str, reasons: Sequence[str]) -> BuildError:
     reason = " ".join((reasons[0] if reasons else "no reason given").split())
-    return BuildError(f"{NAMES[backend]} cannot build the SRU {site} alone: {reason}", "See the reason.")
+    return BuildError(f"{BACKENDS[backend].title} cannot build the SRU {site} alone: {reason}", "See the reason.")

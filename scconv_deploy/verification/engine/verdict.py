@@ -9,7 +9,6 @@ is a link that was not run, and is never a parity failure.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -26,13 +25,13 @@ from scconv_deploy.records.parity import Check, EngineParity, Histogram, Link, P
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, check_shapes
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
+from scconv_deploy.system.environment import environment_facts
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.verification.engine.outputs import EndToEnd
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
 from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
-from scconv_deploy.version import __version__
 
 Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
 """Opens an engine with its plugin; what it yields has ``inputs``, ``outputs`` and ``run``."""
@@ -194,9 +193,7 @@ def _report(
         manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, srus, outputs.outputs()
     )
     facts = {
-        "scconv_deploy": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        **environment_facts(),
         manifest.backend: manifest.library_version,
         "gpu": gpu or "none",
         "numpy": np.__version__,

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scconv_deploy.gate.margins import GateForm, decide, margins
+from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.runtimes.tensorrt.runner import from_bfloat16, to_bfloat16
 from scconv_deploy.verification.engine.decode import ROUNDOFF, decode
 from scconv_deploy.verification.reference.run import Site
 
-OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
 TYPES = tuple(ROUNDOFF)
 
 
