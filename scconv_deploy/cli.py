@@ -16,9 +16,10 @@ from scconv_deploy.commands.machine import doctor
 from scconv_deploy.commands.models import deploy, export, inspect, models
 from scconv_deploy.commands.plugin import plugin
 from scconv_deploy.commands.report import reports
-from scconv_deploy.commands.session import report_error
+from scconv_deploy.commands.session import PROGRAM
 from scconv_deploy.errors import UsageError
 from scconv_deploy.system.arguments import EMPTY_REMEDY, empty_argument
+from scconv_deploy.system.failures import Failure, report_failure
 from scconv_deploy.system.signals import BROKEN_PIPE, Signals, interrupted
 from scconv_deploy.version import __version__
 
@@ -30,22 +31,25 @@ class _Group(typer.core.TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         args = list(sys.argv[1:] if args is None else args) or ["--help"]
+        failure, as_json = None, "--json" in args
         try:
             _check_shell(args)
             code = super().main(args, *rest, **options | {"standalone_mode": False})
         except _UsageError as error:
-            see = f"See {error.ctx.command_path if error.ctx else 'scconv-deploy'} --help."
-            code = report_error(2, error.format_message(), see, as_json="--json" in args)
+            see = f"See {error.ctx.command_path if error.ctx else PROGRAM} --help."
+            failure = Failure(2, error.format_message(), see)
         except UsageError as error:
-            code = report_error(error.exit_code, error.message, error.remedy, as_json="--json" in args)
+            failure = Failure(error.exit_code, error.message, error.remedy)
         except typer.Abort:
-            code = report_error(*interrupted(), as_json="--json" in args)
+            failure = Failure(*interrupted())
         except OSError as error:  # of --help; commands report theirs
-            code = report_error(2, f"stdout cannot be written: {error.strerror}.", "Print elsewhere.", as_json=False)
+            failure, as_json = Failure(2, f"stdout cannot be written: {error.strerror}.", "Print elsewhere."), False
         except (
             SystemExit
         ) as left:  # 1: Typer and rich, when nobody reads --help; else completion. Commands return theirs
             code = BROKEN_PIPE if left.code == 1 else left.code
+        if failure is not None:
+            code = report_failure(failure, PROGRAM, as_json)
         sys.exit(code or 0)
 
 
@@ -60,7 +64,7 @@ def _check_shell(arguments: Sequence[str]) -> None:
 
 
 app = typer.Typer(
-    name="scconv-deploy",
+    name=PROGRAM,
     cls=_Group,
     pretty_exceptions_enable=False,
     help="Take PyTorch models with ScConv in them to ONNX, and prove that the artifact computes what PyTorch computes.",

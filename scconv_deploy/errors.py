@@ -6,8 +6,6 @@ exits with ``exit_code``. The codes are the contract of the command line: script
 
 from __future__ import annotations
 
-import errno
-
 
 class ScconvDeployError(Exception):
     """Base of the family.
@@ -87,12 +85,3 @@ class UntrustedError(IntegrityError):
 def first_line(error: BaseException, otherwise: str = "no message") -> str:
     """The first line of an error's message, or ``otherwise`` where it has none."""
     return (str(error).strip() or otherwise).splitlines()[0].rstrip()
-
-
-def system_failure(error: BaseException) -> tuple[int, str, str] | None:
-    """Exit code, message and remedy of what the system refuses and no code expected; None of anything else."""
-    if isinstance(error, PermissionError):
-        return UsageError.exit_code, f"{error.filename} cannot be read: {error.strerror}.", "Check its permissions."
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return UsageError.exit_code, "No space is left where the result goes.", "Free some, or write elsewhere."
-    return None

@@ -7,16 +7,16 @@ import os
 import re
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from scconv_deploy.errors import ScconvDeployError, system_failure
+from scconv_deploy.system.failures import failure_of, report_failure
 from scconv_deploy.system.progress_lines import LogLines, Notice
-from scconv_deploy.system.signals import BROKEN_PIPE, installed, interrupted
+from scconv_deploy.system.signals import BROKEN_PIPE, installed
 from scconv_deploy.system.streams import flush
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 
+PROGRAM = "scconv-deploy"
+
+
 def command_line() -> str:
     """The running command, quoted for a shell."""
-    return shlex.join(["scconv-deploy", *sys.argv[1:]])
+    return shlex.join([PROGRAM, *sys.argv[1:]])
 
 
 class Session:
@@ -124,26 +127,9 @@ def run_session(as_json: bool, quiet: bool) -> Iterator[Session]:
     except BrokenPipeError as error:
         raise typer.Exit(BROKEN_PIPE) from error
     except BaseException as error:
-        lost = signals is not None and signals.number is not None  # whatever became of KeyboardInterrupt on its way
-        failure = interrupted() if lost else _failure(error)
-    raise typer.Exit(report_error(*failure, as_json=as_json and not (session is not None and session.shown)))
-
-
-def _failure(error: BaseException) -> tuple[int, str, str]:
-    """Exit code, message and remedy of an error; print the lines that belong before them."""
-    if isinstance(error, ScconvDeployError):
-        if error.details:
-            typer.echo(error.details, err=True)
-        return error.exit_code, error.message, _whole_command(error.remedy)
-    if isinstance(error, KeyboardInterrupt):
-        return interrupted()
-    if isinstance(error, SystemExit):  # the user's forward
-        return 4, f"The model called sys.exit({error.code!r}).", "Correct its code."
-    if known := system_failure(error):
-        return known
-    traceback.print_exception(error)  # a bug: say so, with what its report needs
-    remedy = "This is a bug in scconv-deploy; please report it with the lines above and the command."
-    return 1, f"Internal error: {type(error).__name__}: {error}", remedy
+        failure = failure_of(error)
+    failure = replace(failure, remedy=_whole_command(failure.remedy))
+    raise typer.Exit(report_failure(failure, PROGRAM, as_json and not (session is not None and session.shown)))
 
 
 def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
@@ -186,17 +172,4 @@ def _whole_command(remedy: str) -> str:
         return remedy
     for i in given:
         del arguments[i : i + (1 if "=" in arguments[i] else 2)]
-    return f"{remedy[: hint.start()]}: {shlex.join(['scconv-deploy', *arguments, '--input', hint[1]])}"
-
-
-def report_error(code: int, message: str, remedy: str, *, as_json: bool) -> int:
-    """Print an error: one line on stderr, and the JSON document if that is wanted."""
-    message, remedy = (" ".join(map(str.strip, text.splitlines())) for text in (message, remedy))
-    if message[-1:] not in ".!?":
-        message += "."
-    if as_json:
-        with suppress(OSError):  # stdout may be what failed; the line on stderr says it still
-            typer.echo(json.dumps({"error": {"exit_code": code, "message": message, "remedy": remedy}}, indent=2))
-    with suppress(OSError):
-        typer.echo(f"scconv-deploy: {message} {remedy}".rstrip(), err=True)
-    return code
+    return f"{remedy[: hint.start()]}: {shlex.join([PROGRAM, *arguments, '--input', hint[1]])}"

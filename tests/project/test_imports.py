@@ -26,7 +26,7 @@ def test_imports_that_break_the_contracts_are_found(tmp_path):
     for path, text in (
         ("gate/cut.py", "from scconv_deploy.report import text"),
         ("graph/order.py", "if TYPE_CHECKING:\n    from scconv_deploy.model.spec import ModelSpec"),
-        ("bundle/device/lines.py", "import torch"),
+        ("bundle/device/plan.py", "import torch"),
         ("gate/variant.py", "from scconv_deploy.gate import cut"),
         ("attic/__init__.py", ""),
     ):
@@ -38,7 +38,7 @@ def test_imports_that_break_the_contracts_are_found(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     said = " ".join(result.stdout.split())
-    for words in ("gate.cut -> scconv_deploy.report", "graph.order -> scconv_deploy.model", "device.lines -> torch",
+    for words in ("gate.cut -> scconv_deploy.report", "graph.order -> scconv_deploy.model", "device.plan -> torch",
                   "No cycles are allowed in scconv_deploy.gate", "attic"):  # fmt: skip
         assert words in said, said
 

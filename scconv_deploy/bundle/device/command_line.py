@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import NoReturn
 
 from scconv_deploy.bundle.contents import FINISH, MANIFEST
 from scconv_deploy.bundle.device.finish import FinishOptions, FinishResult, finish_bundle
-from scconv_deploy.bundle.device.lines import fail, show
-from scconv_deploy.errors import ParityError, ScconvDeployError, UsageError, system_failure
+from scconv_deploy.errors import ParityError, UsageError
 from scconv_deploy.system.arguments import EMPTY_REMEDY, empty_argument
+from scconv_deploy.system.failures import Failure, failure_of, report_failure
 from scconv_deploy.system.progress_lines import LogLines
-from scconv_deploy.system.signals import BROKEN_PIPE, Signals, installed, interrupted
-from scconv_deploy.system.streams import open_standard_streams
+from scconv_deploy.system.signals import BROKEN_PIPE, Signals, installed
+from scconv_deploy.system.streams import flush, open_standard_streams
 from scconv_deploy.version import __version__
 
 
@@ -33,11 +32,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """The same in a process that goes on: the exit code."""
     if wrong := empty_argument(arguments):
-        return fail(UsageError.exit_code, wrong, EMPTY_REMEDY, "--json" in arguments)
+        return report_failure(Failure(UsageError.exit_code, wrong, EMPTY_REMEDY), FINISH, "--json" in arguments)
     try:
         options = _parser().parse_args(arguments)
     except UsageError as error:
-        return fail(error.exit_code, error.message, error.remedy, "--json" in arguments)
+        return report_failure(failure_of(error), FINISH, "--json" in arguments)
     command = shlex.join(["python3", FINISH, *arguments])
     signals = installed()
     if signals is not None:
@@ -53,24 +52,24 @@ def run(arguments: list[str]) -> int:
         )
         with _progress(options) as progress:
             result = finish_bundle(options.bundle, wanted, command=command, progress=progress)
-        unread = not options.quiet and not show(
+        unread = not options.quiet and not _show(
             json.dumps(result.as_json(), indent=2) if options.json else "\n".join(result.lines)
         )
         if not result:
             return _failed(result)
         return BROKEN_PIPE if unread else 0
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or (signals is not None and signals.number is not None):
-            return fail(*interrupted(), options.json)
-        if isinstance(error, ScconvDeployError):
-            if error.details:
-                sys.stderr.write(f"{error.details}\n")
-            return fail(error.exit_code, error.message, error.remedy, options.json)
-        if known := system_failure(error):
-            return fail(*known, options.json)
-        traceback.print_exception(error)  # a bug: say so, with what its report needs
-        remedy = "This is a bug in scconv-deploy; please report it with the lines above."
-        return fail(1, f"Internal error: {type(error).__name__}: {error}", remedy, options.json)
+        return report_failure(failure_of(error), FINISH, options.json)
+
+
+def _show(text: str) -> bool:
+    """Print on stdout; False if nobody reads it."""
+    try:
+        sys.stdout.write(f"{text}\n")
+    except BrokenPipeError:
+        flush(sys.stdout)
+        return False
+    return flush(sys.stdout)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,4 +132,4 @@ def _rewrite(text: str) -> None:
 
 def _failed(result: FinishResult) -> int:
     message = f"{result.report.artifact}: {result.report.failures[0]}"
-    return fail(ParityError.exit_code, message, "Do not ship it.", False)
+    return report_failure(Failure(ParityError.exit_code, message, "Do not ship it."), FINISH, as_json=False)

@@ -6,8 +6,8 @@ import sys
 from typing import NoReturn
 
 from scconv_deploy.bundle.contents import FINISH
-from scconv_deploy.bundle.device.lines import fail
 from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.system.failures import failure_of, report_failure
 from scconv_deploy.system.signals import Signals
 from scconv_deploy.system.streams import open_standard_streams
 
@@ -19,7 +19,7 @@ def main() -> NoReturn:
     try:
         require_numpy()
     except MissingRuntimeError as error:
-        signals.leave(fail(error.exit_code, error.message, error.remedy, "--json" in sys.argv))
+        signals.leave(report_failure(failure_of(error), FINISH, "--json" in sys.argv))
     from scconv_deploy.bundle.device import command_line
 
     command_line.main()
