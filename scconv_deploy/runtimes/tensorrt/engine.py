@@ -18,10 +18,6 @@ from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
-_MAGIC = b"vtrt"
-_HEADER_BYTES = 64
-_CAPABILITY_BITS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121": 32}
-"""Bits of the header's set of capabilities. Measured with TensorRT-RTX 1.7.1 by building for one at a time."""
 
 
 @dataclass(frozen=True)
@@ -194,20 +190,6 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
             f"{path}: its SHA-256 is {found[:12]}..., its manifest says {manifest.sha256[:12]}....",
             "Do not use it; build it again.",
         )
-    header = PlanHeader.read(data)
-    if header is None or manifest.backend != "tensorrt-rtx":
-        return
-    if header.version != manifest.library_version:
-        raise IntegrityError(
-            f"{path} was built by TensorRT-RTX {header.version}, its manifest says {manifest.library_version}.",
-            "Do not use it; build it again.",
-        )
-    claimed = manifest.compute_capabilities
-    if claimed and set(claimed) <= set(_CAPABILITY_BITS) and set(claimed) != set(header.compute_capabilities):
-        raise IntegrityError(
-            f"{path} is for {', '.join(header.compute_capabilities)}, its manifest says {', '.join(claimed)}.",
-            "Do not use it; build it again.",
-        )
 
 
 def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -223,23 +205,6 @@ def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequenc
                 f"Input {profile.input!r} is {shape}, the engine takes {profile.minimum} to {profile.maximum}.",
                 "Give another shape, or build the engine for this one.",
             )
-
-
-@dataclass(frozen=True)
-class PlanHeader:
-    """Header of a TensorRT-RTX plan: the release, and the compute capabilities that it was built for."""
-
-    version: str
-    compute_capabilities: tuple[str, ...]
-
-    @classmethod
-    def read(cls, data: bytes) -> PlanHeader | None:
-        """Read a plan's header; None where its layout is not the known one (it is undocumented)."""
-        if len(data) < _HEADER_BYTES or data[:4] != _MAGIC or data[28:32] != _MAGIC:
-            return None
-        bits = int.from_bytes(data[32:36], "little")
-        names = tuple(name for name, bit in _CAPABILITY_BITS.items() if bits & bit)
-        return cls(".".join(map(str, data[24:28])), names)
 
 
 def _read(path: Path) -> bytes:

@@ -16,7 +16,6 @@ from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, resolve_profiles
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.runtimes.tensorrt import log as logs
-from scconv_deploy.runtimes.tensorrt.engine import PlanHeader
 from scconv_deploy.system import gpu
 from tests.exporters.tensorrt.engines import conv_model, sru_model
 
@@ -60,6 +59,17 @@ def logger():
     return library_log(trt).logger
 
 
+_CAPABILITY_BITS = {"sm75": 1, "sm80": 2, "sm86": 4, "sm89": 8, "sm120": 16, "sm121": 32}
+"""Of an undocumented bit set in a plan's header; measured with TensorRT-RTX 1.7.1 by building for one at a time."""
+
+
+def capabilities_in(plan):
+    """What the plan's own header says that it is for."""
+    assert plan[:4] == plan[28:32] == b"vtrt"
+    bits = int.from_bytes(plan[32:36], "little")
+    return tuple(name for name, bit in _CAPABILITY_BITS.items() if bits & bit)
+
+
 @pytest.mark.parametrize(
     ("target", "names", "header"),
     [
@@ -75,7 +85,7 @@ def logger():
 def test_the_plan_says_for_which_gpus_it_is(target, names, header):
     plan = plan_of(target=target)
     assert plan.compute_capabilities == names
-    assert PlanHeader.read(plan.data) == PlanHeader(trt.__version__, header)
+    assert capabilities_in(plan.data) == header
 
 
 def test_more_targets_make_a_larger_plan(plain):

@@ -13,17 +13,10 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     EngineProfile,
     EngineSRU,
     EngineTensor,
-    PlanHeader,
     load_engine,
     sidecar,
     write_engine,
 )
-
-
-def header(version=(1, 7, 1, 116), bits=0b11000):
-    return (
-        b"vtrt" + bytes(20) + bytes(version) + b"vtrt" + bits.to_bytes(4, "little") + bytes(28)
-    )  # fmt: skip
 
 
 def manifest_of(data, **changes):
@@ -39,7 +32,7 @@ def manifest_of(data, **changes):
     return EngineManifest(**values | changes)
 
 
-DATA = header() + b"plan" * 100
+DATA = b"vtrt" + bytes(60) + b"plan" * 100
 
 
 @pytest.fixture
@@ -87,17 +80,9 @@ def test_an_edited_manifest_is_noticed_by_its_seal(built, change):
         load_engine(built.path)
 
 
-@pytest.mark.parametrize(
-    ("lie", "message"),
-    [
-        ({"library_version": "1.6.0.1"}, r"was built by TensorRT-RTX 1\.7\.1\.116, its manifest says 1\.6\.0\.1"),
-        ({"compute_capabilities": ("sm89",)}, "is for sm89, sm120, its manifest says sm89"),
-        ({"sha256": "0" * 64}, "its manifest says 000000000000"),
-    ],
-)
-def test_a_sealed_lie_is_held_against_the_plan(tmp_path, lie, message):
-    built = write_engine(tmp_path / "m.engine", DATA, manifest_of(DATA, **lie))
-    with pytest.raises(IntegrityError, match=message):
+def test_a_sealed_lie_is_held_against_the_plan(tmp_path):
+    built = write_engine(tmp_path / "m.engine", DATA, manifest_of(DATA, sha256="0" * 64))
+    with pytest.raises(IntegrityError, match="its manifest says 000000000000"):
         load_engine(built.path)
 
 
@@ -127,9 +112,3 @@ def test_another_schema_is_said_to_be_one(built):
     sidecar(built.path).write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match="schema version 9, expected 1"):
         load_engine(built.path)
-
-
-def test_an_unknown_header_says_nothing():
-    assert PlanHeader.read(DATA) == PlanHeader("1.7.1.116", ("sm89", "sm120"))
-    assert PlanHeader.read(b"ftrt" + DATA[4:]) is None
-    assert PlanHeader.read(DATA[:63]) is None
