@@ -1,12 +1,12 @@
-"""Where real data comes from: images, arrays, or a loader of the user's; read in blocks, so that memory does not grow.
+"""Where real data comes from: images, arrays, or a loader of the user's; given in blocks.
 
-Every source gives blocks of rows. Labels are class numbers: the order of the class folders' names, the array
+Every source gives blocks of rows, and images and loaders are read block by block, so that memory does not grow with
+them; an ``.npz`` is read whole. Labels are class numbers: the order of the class folders' names, the array
 ``labels`` of an ``.npz``, or the second of what a loader yields.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,81 +183,45 @@ def _image(file: Path, shape: Sequence[int], resize: int | None) -> np.ndarray:
 
 
 def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
-    """Members of an ``.npz`` are read as streams: an array is never whole in memory."""
-    with _readable(path), zipfile.ZipFile(path) as archive:
-        headers = {}
-        for member in archive.namelist():
-            with archive.open(member) as stream:
-                headers[member.removesuffix(".npy")] = _header(stream)
-    labelled = LABELS in headers and LABELS not in examples
-    if set(headers) - ({LABELS} if labelled else set()) != set(examples):
+    with _readable(path), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: _array(archive, name) for name in archive.files}
+    labelled = LABELS in arrays and LABELS not in examples
+    if set(arrays) - ({LABELS} if labelled else set()) != set(examples):
         raise UsageError(
-            f"--data {path} holds {', '.join(headers) or 'nothing'}.",
+            f"--data {path} holds {', '.join(arrays) or 'nothing'}.",
             f"Save one array per input: {', '.join(examples)} (and {LABELS}, if you have them).",
         )
     for name, example in examples.items():
-        shape, _, dtype = headers[name]
-        sizes = list(example.shape[1:])
-        if not 0 < len(shape) == example.ndim or list(shape[1:]) != sizes or dtype.kind not in "biuf":
+        array, sizes = arrays[name], example.shape[1:]
+        if not 0 < array.ndim == example.ndim or array.shape[1:] != sizes or array.dtype.kind not in "biuf":
             expected = ", ".join(map(str, ["N", *sizes]))
             raise UsageError(
-                f"--data {path}: {name} is {dtype}{list(shape)}, expected numbers [{expected}].",
+                f"--data {path}: {name} is {array.dtype}{list(array.shape)}, expected numbers [{expected}].",
                 "Save it in the input's shape.",
             )
-    lengths = {name: headers[name][0][0] for name in examples}
-    if labelled:
-        shape, _, dtype = headers[LABELS]
-        if len(shape) != 1 or dtype.kind not in "iu":
-            raise UsageError(
-                f"--data {path}: {LABELS} is {dtype}{list(shape)}, expected integers [N].", "Save class numbers."
-            )
-        lengths[LABELS] = shape[0]
+    if labelled and (arrays[LABELS].ndim != 1 or arrays[LABELS].dtype.kind not in "iu"):
+        found = f"{arrays[LABELS].dtype}{list(arrays[LABELS].shape)}"
+        raise UsageError(f"--data {path}: {LABELS} is {found}, expected integers [N].", "Save class numbers.")
+    lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise UsageError(f"--data {path}: {found}; expected as many of each.", "Give every array the same length.")
+    rows = next(iter(lengths.values()))
 
     def blocks() -> Iterator[Block]:
-        streams = {name: _rows(path, name) for name in lengths}
-        for _ in range(0, lengths[next(iter(examples))], _ROWS_AT_ONCE):
-            with _readable(path):
-                read = {name: next(rows) for name, rows in streams.items()}
-            labels = read.pop(LABELS).astype(np.int64) if labelled else None
-            yield Block(read, labels)
+        for start in range(0, rows, _ROWS_AT_ONCE):  # a copy of so many rows, in the machine's byte order
+            taken = {name: array[start : start + _ROWS_AT_ONCE] for name, array in arrays.items()}
+            labels = taken.pop(LABELS).astype(np.int64) if labelled else None
+            yield Block({name: a.astype(a.dtype.newbyteorder("=")) for name, a in taken.items()}, labels)
 
-    return DataSource(path.name, lengths[next(iter(examples))], blocks)
+    return DataSource(path.name, rows, blocks)
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of an array, the stream left at its data."""
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    found = np.lib.format.read_magic(stream)
-    if found not in read:
-        raise ValueError(f"format {found} of an array is not known")
-    shape, fortran, dtype = read[found](stream)
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are not read")
-    return shape, fortran, dtype
-
-
-def _rows(path: Path, name: str) -> Iterator[np.ndarray]:
-    """An array, ``_ROWS_AT_ONCE`` rows at a time, in the machine's byte order."""
-    with zipfile.ZipFile(path) as archive:
-        if (member := f"{name}.npy") not in archive.namelist():
-            member = name
-        with archive.open(member) as stream:
-            shape, fortran, dtype = _header(stream)
-            if fortran and len(shape) > 1:  # its rows do not lie together
-                whole = np.load(path, allow_pickle=False)[name]
-                yield from (whole[i : i + _ROWS_AT_ONCE] for i in range(0, shape[0], _ROWS_AT_ONCE))
-                return
-            row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-            for start in range(0, shape[0], _ROWS_AT_ONCE):
-                rows = min(_ROWS_AT_ONCE, shape[0] - start)
-                content = stream.read(rows * row_bytes)
-                if len(content) != rows * row_bytes:
-                    raise ValueError(f"{name} is cut off")
-                array = np.frombuffer(content, dtype=dtype).reshape(rows, *shape[1:])
-                yield array.astype(dtype.newbyteorder("="))  # a copy: a buffer is read-only
+def _array(archive: Mapping[str, Any], name: str) -> np.ndarray:
+    found = archive[name]
+    if not isinstance(found, np.ndarray):  # NumPy gives the bytes of what is none
+        raise ValueError(f"{name} is no array")
+    return found
 
 
 @contextmanager
