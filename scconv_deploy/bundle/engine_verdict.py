@@ -13,7 +13,7 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import SRUBuilder
-from scconv_deploy.verification.engine.verdict import ByTable, Judging, Opener, judge_engine, open_engine
+from scconv_deploy.verification.engine.verdict import Opener, judge_engine, open_engine
 
 
 def judge_with_bundle(
@@ -21,7 +21,7 @@ def judge_with_bundle(
     engine: EngineArtifact,
     log: StageLog,
     *,
-    judging: Judging = ByTable(),
+    overrides: Mapping[str, float] | None = None,
     plugin: Path | None = None,
     provenance: Mapping[str, str] | None = None,
     opener: Opener = open_engine,
@@ -37,6 +37,6 @@ def judge_with_bundle(
     if engine.manifest.onnx_sha256 not in {entry["sha256"] for entry in read_manifest(bundle)["files"].values()}:
         facts["SRUs alone"] = "out of the bundle's model; the engine was built from another ONNX file"
     return judge_engine(
-        source, engine, source.samples, log, judging=judging, plugin=plugin, provenance=facts,
+        source, engine, source.samples, log, overrides=overrides, plugin=plugin, provenance=facts,
         sru_models=source.sru_models, opener=opener, build_sru=build_sru,
     )  # fmt: skip

@@ -168,7 +168,7 @@ def _deploy(
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(
-            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), judging=checks.judging,
+            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), overrides=checks.tolerances,
             plugin=plugin, provenance=provenance, sru_models=partial(sru_models.of_artifact, artifact.proto),
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ class EngineVerification:
         return judge_engine(
             TorchReference(reference), self.engine,
             with_progress(checks.samples(reference, spec.seed, spec.source), self.progress), log,
-            judging=checks.judging, plugin=self.plugin, provenance=provenance_of(spec, self.command, log) | facts,
+            overrides=checks.tolerances, plugin=self.plugin, provenance=provenance_of(spec, self.command, log) | facts,
             sru_models=models,
         )  # fmt: skip
 
@@ -78,7 +78,7 @@ class EngineVerification:
         facts |= {"command": self.command, "seed": str(seed), "reference": str(reference)}
         return judge_engine(
             source, self.engine, source.samples(seed), StageLog(),
-            judging=checks.judging, plugin=self.plugin, provenance=facts, sru_models=models,
+            overrides=checks.tolerances, plugin=self.plugin, provenance=facts, sru_models=models,
         )  # fmt: skip
 
     def against_bundle(self, bundle: Path, checks: Checks) -> ParityReport:
@@ -86,7 +86,7 @@ class EngineVerification:
         self.progress(f"verifying {self.engine.path.name} against {bundle}")
         return judge_with_bundle(
             bundle, self.engine, StageLog(),
-            judging=checks.judging, plugin=self.plugin, provenance={"command": self.command},
+            overrides=checks.tolerances, plugin=self.plugin, provenance={"command": self.command},
         )  # fmt: skip
 
 

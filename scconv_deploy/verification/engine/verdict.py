@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -40,20 +40,6 @@ ENGINE_LINK = "engine"
 HIDDEN = "an engine hides its parameters"
 
 
-class Judging(Protocol):
-    """How it is judged; :class:`.chain.Judging` is one."""
-
-    @property
-    def overrides(self) -> Mapping[str, float]: ...
-
-
-@dataclass(frozen=True)
-class ByTable:
-    """A :class:`Judging`: the table of tolerances, with a user's values in it."""
-
-    overrides: Mapping[str, float] = field(default_factory=dict)
-
-
 def open_engine(engine: EngineArtifact, plugin: Path | None) -> TensorRTRunner:
     """The default :data:`Opener`."""
     return TensorRTRunner(engine, plugin=plugin)
@@ -70,7 +56,7 @@ def judge_engine(
     samples: Iterable[object],
     log: StageLog,
     *,
-    judging: Judging = ByTable(),
+    overrides: Mapping[str, float] | None = None,
     plugin: Path | None = None,
     provenance: Mapping[str, str] | None = None,
     sru_models: SRUModels = no_models,
@@ -81,6 +67,7 @@ def judge_engine(
 
     Args:
         samples: what the source runs; those outside the engine's profile are left out, and said.
+        overrides: tolerances by name, instead of the table's.
         plugin: the library that the engine was built with.
         sru_models: ONNX models of single SRUs (:mod:`.sru_models`, or a bundle's).
         opener, build_sru: what runs the engine and builds single SRUs.
@@ -94,7 +81,7 @@ def judge_engine(
         IntegrityError: the engine or the plugin is not what the manifest says.
         MissingRuntimeError, ModelError: it cannot be opened or run here.
     """
-    table = tolerances.table(judging.overrides)
+    table = tolerances.table(overrides)
     measured = Measured(table)
     outputs = EndToEnd(table, engine.manifest, measured)
     srus = LoneSRUs(engine, plugin, sru_models, build_sru, measured)
@@ -128,7 +115,7 @@ def judge_engine(
     checks = [*srus.checks(), *outputs.checks()]
     if unfit:
         checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
-    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, log, judging,
+    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, log, overrides or {},
                    provenance or {})  # fmt: skip
 
 
@@ -183,7 +170,7 @@ def _report(
     measured: Measured,
     outputs: EndToEnd,
     log: StageLog,
-    judging: Judging,
+    overrides: Mapping[str, float],
     provenance: Mapping[str, str],
 ) -> ParityReport:
     manifest = engine.manifest
@@ -211,7 +198,7 @@ def _report(
         stages=tuple(log.records),
         worst_inputs=measured.worst_inputs,
         accuracy=measured.paired.accuracy(),
-        overrides=dict(judging.overrides),
+        overrides=dict(overrides),
         engines=(parity,),
     )
 

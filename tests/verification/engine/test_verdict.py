@@ -22,7 +22,7 @@ from scconv_deploy.report.rejudge import check_report, rejudge
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer
 from scconv_deploy.system import gpu
 from scconv_deploy.verification.engine.srus import LoneSRUs
-from scconv_deploy.verification.engine.verdict import ByTable, judge_engine, try_to_judge, with_engine
+from scconv_deploy.verification.engine.verdict import judge_engine, try_to_judge, with_engine
 from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import Sample, noise_samples
@@ -428,7 +428,7 @@ def test_an_override_is_kept_and_an_unknown_one_refused(tiny_reference, model, t
 
     def judged(overrides):
         return judge_engine(
-            source, engine_of(model, tmp_path), samples, StageLog(), judging=ByTable(overrides), opener=ort_opener
+            source, engine_of(model, tmp_path), samples, StageLog(), overrides=overrides, opener=ort_opener
         )
 
     report = judged({"engine_multiple": 1e-9})
