@@ -5,14 +5,28 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from scconv_deploy.bundle.contents import DEVICE, MANIFEST
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.codec import DecodeError, decode, parse
 from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _SealedFile:
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """What every manifest holds, whatever else is written into it."""
+
+    files: dict[str, _SealedFile]
 
 
 def manifest_bytes(folder: Path, facts: Mapping[str, Any]) -> bytes:
@@ -43,13 +57,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}.", "Make one with scconv-deploy deploy.")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        sealed = {PurePosixPath(name): entry["sha256"] for name, entry in document["files"].items()}
-        if not all(isinstance(digest, str) for digest in sealed.values()):
-            raise TypeError("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged or not ours.", "Make the bundle again.") from error
-    outside = [name for name in sealed if name.is_absolute() or ".." in name.parts]
+        document: dict[str, Any] = parse(path.read_bytes())
+        sealed = decode(_Sealed, document, unknown="ignore").files
+    except DecodeError as error:
+        raise IntegrityError(f"{path} is damaged or not ours: {error}.", "Make the bundle again.") from error
+    outside = [name for name in map(PurePosixPath, sealed) if name.is_absolute() or ".." in name.parts]
     if outside:
         raise IntegrityError(f"{path} names {outside[0]}, which lies outside the bundle.", "Do not use this bundle.")
     return document
