@@ -25,7 +25,6 @@ from scconv_deploy.graph.file import serialize
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
-from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.versions import load_module
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 
@@ -92,8 +91,7 @@ class _Build:
 
     def __init__(self, name: str, seed: int, target: str) -> None:
         batch = DynamicAxis(1, 8, 32)
-        log = StageLog()
-        reference = reference_from_spec(ModelSpec(name, dynamic=(batch,), seed=seed), log)
+        reference, log = reference_from_spec(ModelSpec(name, dynamic=(batch,), seed=seed))
         options = ExportOptions(backends=("onnx", "tensorrt-rtx"))
         self.model = onnx.load_model_from_string(serialize(export_to_ir(reference, options, log)))
         self.options = BuildOptions("tensorrt-rtx", target, axes=(batch,))

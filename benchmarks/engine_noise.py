@@ -111,7 +111,7 @@ def _given(model: torch.nn.Module, seed: int) -> Reference:
 
 
 def _zoo(name: str, seed: int) -> Reference:
-    return reference_from_spec(ModelSpec(name, seed=seed), StageLog())
+    return reference_from_spec(ModelSpec(name, seed=seed))[0]
 
 
 class _Remembered(TorchReference):

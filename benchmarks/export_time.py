@@ -38,8 +38,8 @@ class _Export:
         self.logs: list[StageLog] = []
 
     def __call__(self) -> None:
-        log = StageLog()
-        self.nodes = len(export_to_ir(reference_from_spec(self.spec, log), ExportOptions(), log).graph)
+        reference, log = reference_from_spec(self.spec)
+        self.nodes = len(export_to_ir(reference, ExportOptions(), log).graph)
         self.logs.append(log)
 
     def stages(self, rounds: int) -> str:

@@ -13,7 +13,6 @@ from scconv_deploy.gate.cut import tau
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.model.spec import ModelSpec
-from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.samples import Preprocessing, load_samples
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -71,7 +70,7 @@ def data_path() -> None:
 def margins() -> None:
     """How near to their threshold the gates of a network live."""
     spec = ModelSpec("scconv_resnet20").resolved()
-    reference = reference_from_spec(spec, StageLog())
+    reference, _ = reference_from_spec(spec)
     sample = list(load_samples("photos", reference.signature, Preprocessing.of(spec.source, reference.model)))[-1]
     distances, bounds = [], []
     for gate in record_gates(reference.swapped, reference.signature, sample.tensors)[1].values():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
-from scconv_deploy.errors import IntegrityError, ModelError, ScconvDeployError, UntrustedError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError
 
 ReadableKind = Literal["pickle", "safetensors", "unknown"]
 """Kinds that can be read; what is wrong with an ``unknown`` one, torch.load says."""
@@ -34,6 +34,33 @@ _STARTS = (
     (b"\x7fELF", "a shared library or program"),
 )
 """First bytes of files that are neither PyTorch's nor safetensors."""
+
+
+class _Frozen(NamedTuple):
+    """A file of torch's that holds a model without its Python modules.
+
+    Attributes:
+        name, short: what it is called, in full and when named again.
+        lost: what has become of its modules.
+        exported: arguments that give ``torch.onnx.export`` its model.
+        state: expression for its state dict, with a place for the path.
+    """
+
+    name: str
+    short: str
+    lost: str
+    exported: str
+    state: str
+
+
+_TORCHSCRIPT = _Frozen(
+    "a TorchScript archive", "archive", "cannot be taken apart",
+    "torch.jit.load(...), ..., dynamo=False", "torch.jit.load({}).state_dict()",
+)  # fmt: skip
+_EXPORTED_PROGRAM = _Frozen(
+    "an exported program (torch.export.save)", "program", "are gone",
+    "torch.export.load(...), dynamo=True", "torch.export.load({}).state_dict",
+)  # fmt: skip
 
 
 def readable_kind(path: Path, what: str) -> ReadableKind:
@@ -101,9 +128,9 @@ def _zip_kind(path: Path, what: str) -> ReadableKind:
         ) from error
     inner = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in names}  # below the archive's own folder
     if "constants.pkl" in inner and any(name.startswith("code/") for name in inner):
-        raise _torchscript(path, what)
+        raise _frozen_error(path, what, _TORCHSCRIPT)
     if {"archive_format", "models/model.json"} & inner or "serialized_exported_program.json" in names:
-        raise _exported_program(path, what)
+        raise _frozen_error(path, what, _EXPORTED_PROGRAM)
     if "data.pkl" in inner:
         return "pickle"
     raise IntegrityError(
@@ -121,33 +148,20 @@ def _archive(names: Iterable[str]) -> str:
     return f"a zip archive (of {shown}{', ...' if len(names) > 3 else ''})" if names else "an empty zip archive"
 
 
-def _torchscript(path: Path, what: str) -> ScconvDeployError:
+def _frozen_error(path: Path, what: str, frozen: _Frozen) -> ModelError:
     if what == "Checkpoint":
         return ModelError(
-            f"{path} is a TorchScript archive, whose modules cannot be taken apart.",
-            "Give the Python module that it was made from; or export the archive with "
-            "torch.onnx.export(torch.jit.load(...), ..., dynamo=False) and give that file to scconv-deploy rewrite.",
+            f"{path} is {frozen.name}, whose modules {frozen.lost}.",
+            f"Give the Python module that it was made from; or export the {frozen.short} with "
+            f"torch.onnx.export({frozen.exported}) and give that file to scconv-deploy rewrite.",
         )
+    state = frozen.state.format(repr(str(path)))
     return ModelError(
-        f"{what} {path} is a TorchScript archive, not a state dict.",
-        f"Save its weights: torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pt').",
+        f"{what} {path} is {frozen.name}, not a state dict.", f"Save its weights: torch.save({state}, 'weights.pt')."
     )
 
 
-def _exported_program(path: Path, what: str) -> ScconvDeployError:
-    if what == "Checkpoint":
-        return ModelError(
-            f"{path} is an exported program (torch.export.save), whose modules are gone.",
-            "Give the Python module that it was made from; or export the program with "
-            "torch.onnx.export(torch.export.load(...), dynamo=True) and give that file to scconv-deploy rewrite.",
-        )
-    return ModelError(
-        f"{what} {path} is an exported program (torch.export.save), not a state dict.",
-        f"Save its weights: torch.save(torch.export.load({str(path)!r}).state_dict, 'weights.pt').",
-    )
-
-
-def _onnx(path: Path, what: str) -> ScconvDeployError:
+def _onnx(path: Path, what: str) -> UsageError:
     if what == "Checkpoint":
         return UsageError(
             f"{path} is an ONNX file, expected a PyTorch model.",

@@ -1,26 +1,28 @@
-"""Weights and ScConv into a network that was built, in the order that fits the weights."""
+"""A model from what the user names: build it, load its weights, embed ScConv."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from scconv_deploy import zoo
 from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.model import signature as signatures
-from scconv_deploy.model.initialisation import RandomParameters
+from scconv_deploy.model.initialisation import Draws, RandomParameters
 from scconv_deploy.model.spec import ModelSpec, source_kind
 from scconv_deploy.model.user_code import add_to_path, import_factory, running_user_code
-from scconv_deploy.model.weights import read_entries
-from scconv_deploy.model.weights_fit import Entry, Expected, fits
-from scconv_deploy.model.weights_load import LoadedWeights, listed, load_entries
+from scconv_deploy.model.weights import WeightsFile, read_module, read_weights
+from scconv_deploy.model.weights_fit import Expected, fits
+from scconv_deploy.model.weights_load import LoadedWeights, listed, load_weights
 from scconv_deploy.zoo.embed import EmbedResult, Example, embed_on
+from scconv_deploy.zoo.embed_spec import EmbedSpec
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class LoadRecord:
         return "; ".join([self.weights.summary, *left, *random])
 
 
-def weigh_and_embed(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, LoadedWeights | None, EmbedResult | None]:
-    """Load ``spec.weights`` and follow ``spec.embed``.
+def load_weights_and_embed(model: nn.Module, spec: ModelSpec) -> tuple[LoadedWeights | None, EmbedResult | None]:
+    """Load ``spec.weights`` into a model and follow ``spec.embed``, in the order that fits the weights.
 
     Weights that hold a ScConv where the network has a convolution (``conv2.SRU.gn.gamma``) are those of the embedded
     network and load after embedding, any others before. ``strict`` is judged against the network that they load into.
@@ -73,43 +75,33 @@ def weigh_and_embed(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, Loade
         model: in eval mode, float32, on the CPU; the weights may be loaded into it.
 
     Returns:
-        The model to use, what was loaded, and what was embedded.
+        What was loaded, and the embedded network; None for each that ``spec`` does not ask for.
 
     Raises:
-        UsageError, ModelError, IntegrityError, UntrustedError: see :func:`scconv_deploy.model.load.load` and
-            :func:`scconv_deploy.embed`.
+        UsageError, ModelError, IntegrityError, UntrustedError: see :func:`load` and :func:`scconv_deploy.embed`.
     """
-    entries = None if spec.weights is None else read_entries(spec.weights, spec.trust_checkpoint)
-    after = spec.embed is not None and entries is not None and _of_embedded(entries, model, spec.weights_key)
-    if after and spec.embed is not None and spec.embed.calibrate:
+    if spec.weights is None:
+        return None, None if spec.embed is None else _embed(model, spec, spec.embed)
+    weights = read_weights(spec.weights, spec.trust_checkpoint)
+    if spec.embed is None or not _of_embedded(weights, model, spec.weights_key):
+        loaded = load_weights(model, weights, spec.source, strict=spec.strict, key=spec.weights_key)
+        return loaded, None if spec.embed is None else _embed(model, spec, spec.embed)
+    if spec.embed.calibrate:
         raise UsageError(
             f"--embed: {spec.weights} holds weights of the embedded network, with its statistics.",
             "Leave calibrate out.",
         )
-    loaded = None
-    if not after:
-        loaded = _weigh(model, entries, spec, spec.source)
-    embedded = _embed(model, spec)
-    if embedded is None:
-        return model, loaded, None
-    if after:
-        loaded = _weigh(embedded.model, entries, spec, spec.label)
-        embedded = replace(embedded, untrained=False)
-    return embedded.model, loaded, embedded
+    embedded = _embed(model, spec, spec.embed)
+    loaded = load_weights(embedded.model, weights, spec.label, strict=spec.strict, key=spec.weights_key)
+    return loaded, replace(embedded, untrained=False)
 
 
-def _weigh(model: nn.Module, entries: Sequence[Entry] | None, spec: ModelSpec, owner: str) -> LoadedWeights | None:
-    if entries is None or spec.weights is None:
-        return None
-    return load_entries(model, entries, spec.weights, owner, strict=spec.strict, key=spec.weights_key)
-
-
-def _of_embedded(entries: Sequence[Entry], model: nn.Module, key: str | None) -> bool:
+def _of_embedded(weights: WeightsFile, model: nn.Module, key: str | None) -> bool:
     """Whether weights are the embedded network's, by the names in the best fit, or else in any entry."""
-    ways = fits(entries, Expected.of(model), key)
+    ways = fits(weights.entries, Expected.of(model), key)
     if ways:
         return _holds_scconv(ways[0].inside, model)
-    names = [name.split(".") for entry in entries for name in entry.tensors]
+    names = [name.split(".") for entry in weights.entries for name in entry.tensors]
     return _holds_scconv((".".join(parts[n:]) for parts in names for n in range(len(parts))), model)
 
 
@@ -124,14 +116,13 @@ def _holds_scconv(keys: Iterable[str], model: nn.Module) -> bool:
     return False
 
 
-def _embed(model: nn.Module, spec: ModelSpec) -> EmbedResult | None:
-    if spec.embed is None:
-        return None
+def _embed(model: nn.Module, spec: ModelSpec, wanted: EmbedSpec) -> EmbedResult:
+    """Embed ScConv, with example inputs where the spec says or the zoo knows the model's."""
     example = None
     if spec.inputs or source_kind(spec.source) == "zoo":
         signature = signatures.from_specs(model, spec.resolved().inputs, spec.dynamic, spec.seed)
         example = Example(signature.args, signature.kwargs)
-    return embed_on(model, spec.embed.rule, example, spec.embed.calibrate, spec.embed.scconv)
+    return embed_on(model, wanted.rule, example, wanted.calibrate, wanted.scconv)
 
 
 def load(spec: ModelSpec) -> nn.Module:
@@ -147,32 +138,30 @@ def load(spec: ModelSpec) -> nn.Module:
 
 
 def load_with_record(spec: ModelSpec) -> tuple[nn.Module, LoadRecord]:
-    """:func:`load`, and how the model came by its numbers."""
-    from scconv_deploy.model.initialisation import Draws
-
+    """:func:`load`, with the record of its steps: build, load weights, embed."""
     if spec.weights_key is not None and spec.weights is None and source_kind(spec.source) != "checkpoint":
         raise UsageError("--weights-key chooses among weights, and none are given.", "Add --weights, or leave it out.")
+    model, draws = build(spec)
+    with draws:  # loading overwrites what was drawn, embedding draws more
+        weights, embedded = load_weights_and_embed(model, spec)
+    model = model if embedded is None else embedded.model
+    return model, LoadRecord(weights, embedded, draws.of(model))
+
+
+def build(spec: ModelSpec) -> tuple[nn.Module, Draws]:
+    """Build or read ``spec.source``, in eval mode, float32, on the CPU; and the random numbers drawn for it."""
     draws = Draws()
     try:
         with draws:
-            model = _module(spec)
+            return _module(spec), draws
     except ModelError as error:
         if not _traces(error):
             raise
-        draws = Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
-        model = _module(spec)
-    with draws:
-        model, weights, embedded = weigh_and_embed(model, spec)
-    return model, LoadRecord(weights, embedded, draws.of(model))
+    return _module(spec), Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
 
 
 def _module(spec: ModelSpec) -> nn.Module:
     """The model from its factory or file, in eval mode, float32, on the CPU."""
-    import torch
-    from torch import nn
-
-    from scconv_deploy.model.weights import read_module
-
     torch.manual_seed(spec.seed)
     kind = source_kind(spec.source)
     if kind == "checkpoint":
@@ -181,7 +170,7 @@ def _module(spec: ModelSpec) -> nn.Module:
         factory: Any = read_module(Path(spec.source), spec.trust_checkpoint, key)
     else:
         factory = zoo.MODELS[spec.source].build if kind == "zoo" else import_factory(spec.source)
-    model = _build(factory, spec)
+    model = _call(factory, spec)
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{spec.source} gives {type(model).__name__}, expected a torch.nn.Module.",
@@ -209,10 +198,8 @@ def _traces(error: BaseException) -> bool:
     return any(frame.f_globals.get("__name__") == "torch.jit._trace" for frame, _ in frames)
 
 
-def _build(factory: Any, spec: ModelSpec) -> Any:
-    """Call a factory or class; return a module as it is."""
-    from torch import nn
-
+def _call(factory: Any, spec: ModelSpec) -> Any:
+    """Call a factory or class; a module is taken as it is."""
     if isinstance(factory, nn.Module) or not callable(factory):
         if spec.kwargs:
             raise UsageError(f"--kwargs: {spec.source} is no factory that takes arguments.", "Leave --kwargs out.")

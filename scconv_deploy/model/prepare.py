@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,13 @@ from scconv_deploy.system.progress_lines import Notice
 from scconv_deploy.zoo.embed import EmbedResult
 
 
-def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = silent) -> Reference:
-    """Load a model, embed ScConv if asked, and recognise its SRUs.
+def reference_from_spec(spec: ModelSpec, progress: Progress = silent) -> tuple[Reference, StageLog]:
+    """Load a model, embed ScConv if asked, and recognise its SRUs; the log has a record of each stage.
 
     Raises:
         UsageError, ModelError, IntegrityError: see :func:`.load.load`; or the model refuses its inputs.
     """
+    log = StageLog()
     with log.stage("load") as stage:
         progress(f"loading {spec.source}")
         spec = spec.resolved()
@@ -40,7 +42,10 @@ def reference_from_spec(spec: ModelSpec, log: StageLog, progress: Progress = sil
             progress(Notice(record.notice))
     if record.embedded is not None:
         log.records.append(_embedding(record.embedded))
-    return _reference(spec.label, model, signature, spec.seed, log, progress)
+    progress("recognising SRUs by their behaviour")
+    reference, recognized = _recognized(spec.label, model, signature, spec.seed)
+    log.records.append(recognized)
+    return reference, log
 
 
 def _embedding(embedded: EmbedResult) -> StageRecord:
@@ -73,29 +78,32 @@ def reference_from_module(
     else:
         args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     signature = signatures.from_example(model, args, kwargs, dynamic)
-    return _reference(type(model).__name__, model, signature, seed, log, silent), log
+    reference, recognized = _recognized(type(model).__name__, model, signature, seed)
+    log.records.append(recognized)
+    return reference, log
 
 
-def _reference(
-    name: str, model: nn.Module, signature: Signature, seed: int, log: StageLog, progress: Progress
-) -> Reference:
-    with log.stage("recognize") as stage:
-        progress("recognising SRUs by their behaviour")
-        _require_float32(model)
-        try:
-            signature.call(model, signature.tensors)
-        except RuntimeError as error:  # torch's word for a shape that does not fit
-            shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
-            raise ModelError(
-                f"{name} refuses its inputs ({shapes}): {first_line(error)}",
-                _shape_remedy(name, model, signature),
-            ) from error
-        stage.skipped += _not_finite(name, model, signature)
-        recognition = recognize(model, signature.args, signature.kwargs, seed)
-        recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
-        stage.applied += [f"{found.path}: {found.gate.variant}" for found in recognition.srus]
-        stage.skipped += [(refusal.path, refusal.reason) for refusal in recognition.refused]
-    return Reference(name, model, swapped, recognition, signature)
+def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) -> tuple[Reference, StageRecord]:
+    """The model with its SRUs recognised and swapped, and the stage's record."""
+    start = time.perf_counter()
+    _require_float32(model)
+    try:
+        signature.call(model, signature.tensors)
+    except RuntimeError as error:  # torch's word for a shape that does not fit
+        shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
+        raise ModelError(
+            f"{name} refuses its inputs ({shapes}): {first_line(error)}", _shape_remedy(name, model, signature)
+        ) from error
+    not_finite = _not_finite(name, model, signature)
+    recognition = recognize(model, signature.args, signature.kwargs, seed)
+    recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
+    record = StageRecord(
+        "recognize",
+        time.perf_counter() - start,
+        tuple(f"{found.path}: {found.gate.variant}" for found in recognition.srus),
+        (*not_finite, *((refusal.path, refusal.reason) for refusal in recognition.refused)),
+    )
+    return Reference(name, model, swapped, recognition, signature), record
 
 
 def _require_float32(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from scconv_deploy import zoo
 from scconv_deploy.errors import UsageError
@@ -17,10 +17,6 @@ from scconv_deploy.model.file_kind import has_checkpoint_start
 from scconv_deploy.model.inputs import DynamicAxis, InputSpec
 from scconv_deploy.model.user_code import parse_source
 from scconv_deploy.zoo.embed_spec import EmbedSpec
-
-if TYPE_CHECKING:
-    pass
-
 
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pt2", ".pkl")
 
@@ -134,6 +130,3 @@ def source_kind(source: str) -> SourceKind:
     near = difflib.get_close_matches(source, zoo.MODELS, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"The zoo has {', '.join(zoo.MODELS)}."
     raise UsageError(f"{source!r} is not a zoo model, package.module:factory, file.py:factory or checkpoint.", hint)
-
-
-# --- the factory -------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError
+from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError, first_line
 from scconv_deploy.model.file_kind import holds_weights_alone, readable_kind
 from scconv_deploy.model.weights_fit import Entry, entries, same_numbers
 
@@ -69,8 +70,16 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def read_entries(path: Path, trust: bool) -> tuple[Entry, ...]:
-    """Mappings with tensors in a file, whose kind its content decides, not its name.
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights and the mappings with tensors in it."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+
+
+def read_weights(path: Path, trust: bool = False) -> WeightsFile:
+    """Read a file of weights; its content says what it is, not its name.
 
     Args:
         trust: see :func:`read_module`.
@@ -88,7 +97,7 @@ def read_entries(path: Path, trust: bool) -> tuple[Entry, ...]:
             f"Weights file {path} holds no state dict, found {keys or type(value).__name__}.",
             "Save model.state_dict().",
         )
-    return found
+    return WeightsFile(path, found)
 
 
 def _read(path: Path, trust: bool, what: str) -> Any:
@@ -144,5 +153,4 @@ def _read_error(path: Path, trust: bool, what: str, is_pickle: bool, error: Exce
 
 
 def _first_sentence(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].split(". ")[0].rstrip(".")
+    return first_line(error, type(error).__name__).split(". ")[0].rstrip(".")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError
-from scconv_deploy.model.weights import read_entries
+from scconv_deploy.model.weights import WeightsFile
 from scconv_deploy.model.weights_fit import Entry, Expected, Fit, choose, entry_names, fits, same_numbers
 
 _SHOWN_KEYS = 5
@@ -80,30 +80,22 @@ def listed(names: Sequence[str]) -> str:
 
 
 def load_weights(
-    model: nn.Module, path: Path, owner: str, *, strict: bool = True, trust: bool = False, key: str | None = None
+    model: nn.Module, weights: WeightsFile, owner: str, *, strict: bool = True, key: str | None = None
 ) -> LoadedWeights:
     """Load a state dict into a model.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` writes. The state dict may be nested, and its keys may have a
-            prefix or lack one, see :mod:`scconv_deploy.model.weights_fit`.
+        weights: the state dict may be nested, and its keys may have a prefix or lack one, see
+            :mod:`scconv_deploy.model.weights_fit`.
         owner: what the model is called in messages.
         strict: missing and unexpected keys, and other shapes, are an error.
-        trust: see :func:`scconv_deploy.model.weights.read_module`.
         key: dotted path of the entry, and the prefix if it has one, where several fit.
 
     Raises:
-        UsageError: no such file, several entries that fit, or none that ``key`` names.
+        UsageError: several entries that fit, or none that ``key`` names.
         ModelError: the weights are of another architecture.
-        IntegrityError, UntrustedError: the file is damaged, or reading it would execute code.
     """
-    return load_entries(model, read_entries(path, trust), path, owner, strict=strict, key=key)
-
-
-def load_entries(
-    model: nn.Module, found: Sequence[Entry], path: Path, owner: str, *, strict: bool = True, key: str | None = None
-) -> LoadedWeights:
-    """:func:`load_weights` for entries that were read from ``path``."""
+    found, path = weights.entries, weights.path
     expected = Expected.of(model)
     ways = fits(found, expected, key)
     if not ways or not ways[0].count:

@@ -98,8 +98,7 @@ def deploy_spec(
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refused before any work is done
     builder = EngineBuilder.of(engines, cache, command, progress)
-    log = StageLog()
-    reference = reference_from_spec(spec, log, progress)
+    reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
 
     def draw() -> list[Iterable[Sample]]:

@@ -168,8 +168,8 @@ def export_spec(
 ) -> ExportResult:
     """``scconv-deploy export``."""
     check_output_file(path, force)
-    log = StageLog()
-    return _write_export(reference_from_spec(spec, log, progress), path, options, log, progress)
+    reference, log = reference_from_spec(spec, progress)
+    return _write_export(reference, path, options, log, progress)
 
 
 def export(

@@ -24,7 +24,7 @@ from scconv_deploy.graph.unknown import foreign_operators
 from scconv_deploy.model.prepare import Reference, reference_from_spec
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.model.spec import ModelSpec
-from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent, weights_lines
+from scconv_deploy.records.stage import Progress, StageRecord, silent, weights_lines
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_plugin_of
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
@@ -213,8 +213,7 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     Args:
         data: see :func:`scconv_deploy.verification.samples.load_samples`; seeded noise without it.
     """
-    log = StageLog()
-    reference = reference_from_spec(spec, log, progress)
+    reference, log = reference_from_spec(spec, progress)
     preprocessing = Preprocessing.of(spec.source, reference.model)
     samples: Iterable[Sample]
     if data:

@@ -167,7 +167,8 @@ def rewrite_onnx(
     if options.expect is not None and len(sites) < options.expect:
         raise ModelError(_short(len(sites), options.expect, applied.near_misses), "Use --expect 0 to accept this.")
     if reference is not None:
-        loaded = reference_from_spec(reference, log, progress)
+        loaded, prepared = reference_from_spec(reference, progress)
+        log.records += prepared.records
         names = _match(proto, applied, loaded, log)
         sites = _variants(proto)
     unchanged = proto == original

@@ -40,8 +40,7 @@ def verify_spec(
     tolerances.table(checks.tolerances)
     path, notes = artifact_file(artifact)
     proto = read_onnx(path)
-    log = StageLog()
-    reference = reference_from_spec(spec, log, progress)
+    reference, log = reference_from_spec(spec, progress)
     samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
     return verify_onnx(
         reference, Artifact(proto, str(path), path.read_bytes()), samples, log,

@@ -61,8 +61,7 @@ class EngineVerification:
     def against_spec(self, spec: ModelSpec, checks: Checks) -> ParityReport:
         """``--reference MODEL``."""
         tolerances.table(checks.tolerances)
-        log = StageLog()
-        reference = reference_from_spec(spec, log, self.progress)
+        reference, log = reference_from_spec(spec, self.progress)
         models, facts = models_of(self.engine)
         return judge_engine(
             TorchReference(reference), self.engine,

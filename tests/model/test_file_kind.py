@@ -20,6 +20,7 @@ from torch import nn
 from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError
 from scconv_deploy.model.load import load
 from scconv_deploy.model.spec import ModelSpec, source_kind
+from scconv_deploy.model.weights import read_weights
 from scconv_deploy.model.weights_load import load_weights
 
 
@@ -127,7 +128,7 @@ def test_what_is_no_pytorch_file(write, words, trust):
     write("w.pt")
     for use in (
         lambda: load(ModelSpec("w.pt", trust_checkpoint=trust)),
-        lambda: load_weights(net(), Path("w.pt"), "Net", trust=trust),
+        lambda: load_weights(net(), read_weights(Path("w.pt"), trust), "Net"),
     ):
         with pytest.raises(IntegrityError) as error:
             use()
@@ -171,7 +172,7 @@ def test_what_is_no_model(write, kind, words, way, trust):
 def test_what_is_no_weights(write, kind, words, way):
     write("w.pt")
     with pytest.raises(kind) as error:
-        load_weights(net(), Path("w.pt"), "Net")
+        load_weights(net(), read_weights(Path("w.pt")), "Net")
     assert words in error.value.message
     assert way in error.value.remedy
 
@@ -181,7 +182,7 @@ def test_the_ways_that_are_named_work():
     torch.jit.script(model).save("s.pt")
     torch.save(torch.jit.load("s.pt").state_dict(), "weights.pt")
     again = net()
-    load_weights(again, Path("weights.pt"), "Net")
+    load_weights(again, read_weights(Path("weights.pt")), "Net")
     assert torch.equal(again.weight, model.weight)
 
 

@@ -19,6 +19,7 @@ from scconv_deploy.errors import ConfigurationError, IntegrityError, ModelError,
 from scconv_deploy.model.inputs import DTYPES, DynamicAxis, InputSpec
 from scconv_deploy.model.load import load, load_with_record
 from scconv_deploy.model.spec import ModelSpec, parse_kwargs, source_kind
+from scconv_deploy.model.weights import read_weights
 from scconv_deploy.model.weights_load import load_weights
 
 NET = """
@@ -520,7 +521,7 @@ def test_bytes_that_are_no_weights(tmp_path_factory, name, data):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        load_weights(nn.ReLU(), path, "ReLU")
+        load_weights(nn.ReLU(), read_weights(path), "ReLU")
 
 
 class Evil:

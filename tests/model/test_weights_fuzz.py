@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.model.weights import read_weights
 from scconv_deploy.model.weights_load import load_weights
 
 WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "ema.", "any.thing.")
@@ -66,7 +67,7 @@ def test_drawn_checkpoints(first, tmp_path, monkeypatch):
         value, wanted = checkpoint(draw, good, bad)
         torch.save(value, "w.pt")
         try:
-            load_weights(model, Path("w.pt"), "model")
+            load_weights(model, read_weights(Path("w.pt")), "model")
             found = "loaded"
         except UsageError:
             found = "two"

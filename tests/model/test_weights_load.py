@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from scconv_deploy.errors import ModelError, UntrustedError, UsageError
+from scconv_deploy.model.weights import read_weights
 from scconv_deploy.model.weights_load import load_weights
 
 
@@ -45,10 +46,10 @@ def prefixed(prefix, tensors):
     return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
-def loaded(value, model=None, **options):
+def loaded(value, model=None, trust=False, **options):
     torch.save(value, "w.pt")
     model = model or Net()
-    return model, load_weights(model, Path("w.pt"), "Net", **options)
+    return model, load_weights(model, read_weights(Path("w.pt"), trust), "Net", **options)
 
 
 def holds(model, tensors):
@@ -319,7 +320,7 @@ def test_arrays_are_tensors_too():
 def test_both_formats_of_torch_save(zipped):
     torch.save({"model": GOOD}, "w.pt", _use_new_zipfile_serialization=zipped)
     model = Net()
-    load_weights(model, Path("w.pt"), "Net")
+    load_weights(model, read_weights(Path("w.pt")), "Net")
     assert holds(model, GOOD)
 
 
@@ -332,7 +333,7 @@ def test_old_files_lack_the_count_of_batches():
 def test_safetensors_go_the_same_road():
     save_file(prefixed("model.", GOOD) | {"criterion.weight": torch.ones(1)}, "w.safetensors")
     model = Net()
-    record = load_weights(model, Path("w.safetensors"), "Net")
+    record = load_weights(model, read_weights(Path("w.safetensors")), "Net")
     assert holds(model, GOOD)
     assert (record.prefix, record.outside) == ("model.", ("criterion.weight",))
     assert record.left == (("beside the prefix", "1 (criterion.weight)"),)
@@ -345,7 +346,7 @@ def test_safetensors_go_the_same_road():
 
 def holds_after(path):
     model = Net()
-    load_weights(model, Path(path), "Net")
+    load_weights(model, read_weights(Path(path)), "Net")
     return holds(model, GOOD)
 
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from scconv_deploy import cli, zoo
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
-from scconv_deploy.records.stage import StageLog
 from scconv_deploy.workflows import inspect as inspection
 from scconv_deploy.zoo import catalogue
 from scconv_deploy.zoo.paper import PAPER, Published
@@ -107,7 +106,7 @@ def test_the_arithmetic_of_the_notes(pair, entries):
 def test_counts_agree_with_a_real_call():
     """The meta device and values give the same; FLOPs add two for each element after a BatchNorm."""
     spec = ModelSpec("scconv_resnet20")
-    reference = reference_from_spec(spec, StageLog())
+    reference, _ = reference_from_spec(spec)
     (entry,) = catalogue.list_models(["scconv_resnet20"]).entries
     assert entry.counts.multiply_adds == inspection.multiply_adds(reference)
     normalized = 16 * 1024 * 7 + 32 * 256 * 6 + 64 * 64 * 6
