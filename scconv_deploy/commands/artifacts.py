@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scconv_deploy.bundle.contents import ENGINE
-from scconv_deploy.commands.engines import Plugin, verify_engine
+from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
     Data,
@@ -28,7 +28,9 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
+    from scconv_deploy.model.spec import ModelSpec
     from scconv_deploy.records.parity import ParityReport
+    from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile
 
 
 @grouped
@@ -60,7 +62,9 @@ def rewrite(
         from scconv_deploy.workflows.rewrite import RewriteOptions, rewrite_onnx
 
         if reference is None and of_model.given:
-            raise UsageError(f"These options belong to a model: {of_model.given}.", "Name it with --reference MODEL.")
+            raise UsageError(
+                f"These options belong to a model: {', '.join(of_model.given)}.", "Name it with --reference MODEL."
+            )
 
         result = rewrite_onnx(
             source,
@@ -155,39 +159,57 @@ def _judge(
     plugin: Path | None,
     session: Session,
 ) -> ParityReport:
-    """Judge by the kinds of artifact and reference; refuse options that mean nothing to these."""
-    if artifact.name.endswith(ENGINE):
-        return verify_engine(artifact, plugin, of_model.spec(reference or ""), judged.checks(), session)
-    if plugin is not None:
+    from scconv_deploy.workflows.subject import Engine, artifact_of
+    from scconv_deploy.workflows.verify import verify_subject
+
+    subject = artifact_of(artifact)
+    if plugin is not None and not isinstance(subject, Engine):
         raise UsageError("--plugin belongs to an engine.", "Leave it out.")
-    names = ", ".join(filter(None, (of_model.given, judged.of_model)))
-    if reference is None:
-        names = ", ".join(filter(None, (names, "--seed" if of_model.seed else "")))
-        if names:
-            raise UsageError(f"These options belong to a model: {names}.", "Name it with --reference MODEL.")
-        return _verify_bundle(artifact, judged, session)
-    if reference.endswith(".onnx"):
-        if names:
-            why = f"These options belong to a model, and the reference is an ONNX file: {names}."
-            raise UsageError(why, "Leave them out.")
-        from scconv_deploy.workflows.verify import verify_against_onnx
-
-        return verify_against_onnx(
-            artifact, Path(reference), seed=of_model.seed, judging=judged.judging(), command=command_line()
-        )
-    from scconv_deploy.workflows.verify import verify_spec
-
-    return verify_spec(
-        artifact, of_model.spec(reference), checks=judged.checks(), command=command_line(), progress=session.progress
+    against = _reference(subject, reference, of_model, judged)
+    return verify_subject(
+        subject, against, judged.checks(), plugin=plugin, command=command_line(), progress=session.progress
     )
 
 
-def _verify_bundle(artifact: Path, judged: CheckOptions, session: Session) -> ParityReport:
-    """Verify a bundle without a model and without torch."""
-    from scconv_deploy.workflows.verify import verify_bundle
+def _reference(
+    artifact: OnnxFile | Engine | Bundle, reference: str | None, of_model: ModelOptions, judged: CheckOptions
+) -> ModelSpec | OnnxFile | Bundle:
+    """What an artifact is judged against; options that mean nothing to that are refused."""
+    from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile, subject_of
 
-    if not artifact.exists():
-        raise UsageError(f"{artifact} does not exist.", "Check the path.")
-    if not artifact.is_dir():
-        raise UsageError(f"{artifact} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL.")
-    return verify_bundle(artifact, judging=judged.judging(), command=command_line(), progress=session.progress)
+    if reference is None:
+        return _own_reference(artifact, of_model, judged)
+    named = subject_of(reference)
+    if isinstance(named, OnnxFile) and not named.rejected:
+        kind = "an ONNX file"
+    elif isinstance(named, Bundle) and isinstance(artifact, Engine):
+        kind = "a bundle"
+    else:
+        return of_model.spec(reference)
+    if names := ", ".join((*of_model.given, *judged.of_model)):
+        why = f"These options belong to a model, and the reference is {kind}: {names}."
+        raise UsageError(why, "Leave them out.")
+    if isinstance(named, OnnxFile):
+        return replace(named, seed=of_model.seed)
+    if of_model.seed or judged.provider.lower() not in ("cpu", "cpuexecutionprovider"):
+        raise UsageError(f"--seed and --provider mean nothing to a bundle ({reference}).", "Leave them out.")
+    return named
+
+
+def _own_reference(artifact: OnnxFile | Engine | Bundle, of_model: ModelOptions, judged: CheckOptions) -> Bundle:
+    """Only a bundle brings what it is judged against."""
+    from scconv_deploy.workflows.subject import Bundle, Engine
+
+    if isinstance(artifact, Engine):
+        raise UsageError(
+            f"{artifact.path} is an engine, so nothing says what it must compute.", "Add --reference MODEL or BUNDLE."
+        )
+    if names := ", ".join((*of_model.given, *judged.of_model, *(("--seed",) if of_model.seed else ()))):
+        raise UsageError(f"These options belong to a model: {names}.", "Name it with --reference MODEL.")
+    if not artifact.path.exists():
+        raise UsageError(f"{artifact.path} does not exist.", "Check the path.")
+    if not isinstance(artifact, Bundle):
+        raise UsageError(
+            f"{artifact.path} is not a bundle, so nothing says what it must compute.", "Add --reference MODEL."
+        )
+    return artifact

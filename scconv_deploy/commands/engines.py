@@ -16,11 +16,7 @@ from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.system.backends import BACKENDS, Backend
 
 if TYPE_CHECKING:
-    from scconv_deploy.commands.session import Session
     from scconv_deploy.exporters.tensorrt.cache import EngineCache
-    from scconv_deploy.model.spec import ModelSpec
-    from scconv_deploy.records.parity import ParityReport
-    from scconv_deploy.verification.options import Checks
     from scconv_deploy.workflows.build import EngineRequest
 
 _ENGINE, _TUNING = "Engine", "Tuning"
@@ -242,7 +238,7 @@ def bench(
             check_output_file(output, force)
         options = BenchOptions(
             batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin,
-            of_models.spec(""),
+            of_models.spec, of_models.given,
         )  # fmt: skip
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:
@@ -275,24 +271,3 @@ def finish(
         session.show(result, print_finish)
         if not result:
             raise parity_error(result.report.artifact, result.report, "Do not ship it.")
-
-
-def verify_engine(
-    artifact: Path, plugin: Path | None, spec: ModelSpec, checks: Checks, session: Session
-) -> ParityReport:
-    """``verify F.engine``; the spec's source is what ``--reference`` says: a model, an ONNX file or a bundle."""
-    from scconv_deploy.workflows.verify_engine import EngineVerification
-
-    if not spec.source:
-        raise UsageError(
-            f"{artifact} is an engine, so nothing says what it must compute.", "Add --reference MODEL or BUNDLE."
-        )
-    opened = EngineVerification.open(artifact, plugin, command_line(), session.progress)
-    place = Path(spec.source)
-    if not place.is_dir() and place.suffix != ".onnx":
-        return opened.against_spec(spec, checks)
-    if spec != type(spec)(spec.source, seed=spec.seed) or checks.data or checks.preprocessing:
-        raise UsageError(f"These options belong to a model, and the reference is {place}.", "Leave them out.")
-    if place.is_dir() and (spec.seed or checks.provider.lower() not in ("cpu", "cpuexecutionprovider")):
-        raise UsageError(f"--seed and --provider mean nothing to a bundle ({place}).", "Leave them out.")
-    return opened.against_bundle(place, checks) if place.is_dir() else opened.against_onnx(place, spec.seed, checks)

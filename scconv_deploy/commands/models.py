@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from scconv_deploy.bundle.contents import ENGINE
 from scconv_deploy.commands.engines import (
     Backends,
     CacheFolder,
@@ -112,19 +111,20 @@ def inspect(
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.workflows.inspect import inspect_engine, inspect_model, inspect_onnx
+        from scconv_deploy.workflows.subject import Engine, Model, subject_of
 
-        if plugin is not None and not target.endswith(ENGINE):
+        subject = subject_of(target)
+        if plugin is not None and not isinstance(subject, Engine):
             raise UsageError("--plugin belongs to an engine.", "Leave it out.")
-        if target.endswith((".onnx", ".rejected", *ENGINE)) or Path(target).is_dir():
-            if of_model != ModelOptions() or data:
-                raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
-            if target.endswith(ENGINE):
-                session.show(inspect_engine(Path(target), plugin), print_engine)
-            else:
-                session.show(inspect_onnx(Path(target)), print_onnx)
+        if isinstance(subject, Model):
+            session.show(inspect_model(of_model.spec(subject.source), data, session.progress), print_model)
+            return
+        if of_model != ModelOptions() or data:
+            raise UsageError(f"{target} is an artifact; options of a model mean nothing to it.", "Leave them out.")
+        if isinstance(subject, Engine):
+            session.show(inspect_engine(subject.path, plugin), print_engine)
         else:
-            spec = of_model.spec(target)
-            session.show(inspect_model(spec, data, session.progress), print_model)
+            session.show(inspect_onnx(subject), print_onnx)
 
 
 def models(

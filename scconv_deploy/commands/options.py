@@ -15,7 +15,6 @@ from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from scconv_deploy.model.spec import ModelSpec
-    from scconv_deploy.verification.onnx.chain import Judging
     from scconv_deploy.verification.options import Checks
     from scconv_deploy.workflows.export import ExportOptions
 
@@ -151,10 +150,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _given(group: Any, *but: str) -> str:
+def _given(group: Any, *but: str) -> tuple[str, ...]:
     """The given options of a group: those that differ from their defaults, as written on the command line."""
     names = [f.name for f in fields(group) if f.name not in but and getattr(group, f.name) != f.default]
-    return ", ".join(f"--{name.replace('_', '-').replace('inputs', 'input')}" for name in names)
+    return tuple(f"--{name.replace('_', '-').replace('inputs', 'input')}" for name in names)
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,11 @@ class LoadOptions:
     non_strict: NonStrict = False
     trust_checkpoint: Trust = False
     embed: Embed = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Which ones are, for a message. The seed does not count, for it is not only a model's."""
+        return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
         """The model that a source names (UsageError where an option cannot be read)."""
@@ -192,11 +196,6 @@ class ModelOptions(LoadOptions):
     dynamic: Dynamic = None
     seed: Seed = 0
 
-    @property
-    def given(self) -> str:
-        """The given options, for a message; "" for none. The seed does not count: it is not only a model's."""
-        return _given(self, "seed")
-
     def spec(self, source: str) -> ModelSpec:
         """The model that a source names, with its inputs; see :meth:`LoadOptions.spec`."""
         from scconv_deploy.model.inputs import DynamicAxis, InputSpec
@@ -221,30 +220,25 @@ class CheckOptions:
     provider: Provider = "cpu"
 
     @property
-    def of_model(self) -> str:
-        """The given options that only a model as the reference can use; "" for none."""
+    def of_model(self) -> tuple[str, ...]:
+        """The given options that only a model as the reference can use."""
         return _given(self, "tolerance", "provider")
 
     def checks(self) -> Checks:
-        """The checks for a model as the reference."""
+        """The checks (UsageError where an option cannot be read, or is for real data and there is none)."""
         from scconv_deploy.records.tolerances import parse_overrides
         from scconv_deploy.verification.options import DEEP, Checks
-        from scconv_deploy.verification.samples import Preprocessing
 
-        wanted = None if self.preprocessing is None else Preprocessing.parse(self.preprocessing)
+        wanted = None
+        if self.preprocessing is not None:
+            from scconv_deploy.verification.samples import Preprocessing
+
+            wanted = Preprocessing.parse(self.preprocessing)
         if self.data is None and self.of_model:
             option = "--deep" if self.preprocessing is None else "--preprocessing"
             raise UsageError(f"{option} is for real data, and none is given.", "Add --data, or leave it out.")
         deep = DEEP if self.deep is None else self.deep
         return Checks(self.data, wanted, parse_overrides(self.tolerance or ()), self.provider, deep)
-
-    def judging(self) -> Judging:
-        """The judging for a recorded reference or another file."""
-        from scconv_deploy.records.tolerances import parse_overrides
-        from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-        from scconv_deploy.verification.onnx.chain import Judging
-
-        return Judging(parse_overrides(self.tolerance or ()), RuntimeOptions(self.provider))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from scconv_deploy.model.prepare import Reference
 from scconv_deploy.runtimes.onnxruntime import CPU, RuntimeOptions
 from scconv_deploy.verification.onnx.chain import Judging
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+
+if TYPE_CHECKING:
+    from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.samples import Preprocessing, Sample
 
 DEEP = 64
 """Inputs of the data that are judged in full unless the user says otherwise: half a minute of ScConv-ResNet-50."""
@@ -38,6 +41,8 @@ class Checks:
 
     def samples(self, reference: Reference, seed: int, source: str = "") -> list[Iterable[Sample]]:
         """Seeded noise, and then the user's data; ``source`` names a zoo model, whose preprocessing is known."""
+        from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
+
         samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
         if self.data:
             preprocessing = self.preprocessing or Preprocessing.of(source, reference.model)

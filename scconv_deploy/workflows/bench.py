@@ -37,10 +37,10 @@ from scconv_deploy.workflows.bench_options import (
     check_options,
     check_use,
     inputs_of,
-    kind_of,
     read,
     shapes_of,
 )
+from scconv_deploy.workflows.subject import subject_of
 
 _PAGE = "/proc/self/statm"
 
@@ -114,13 +114,13 @@ def bench_artifacts(
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    kinds = {name: kind_of(name) for name in names}
-    check_options(set(kinds.values()), options)
-    contents = {name: read(name, kind) for name, kind in kinds.items()}
+    named = {name: subject_of(name) for name in names}
+    check_options(named.values(), options)
+    contents = {name: read(subject) for name, subject in named.items()}
     check_use(contents, options)
     with ExitStack() as stack:
         subjects: list[_Subject] = []
-        for name in kinds:
+        for name in named:
             progress(f"loading {name}")
             subjects += _subjects(name, contents.pop(name), options, stack, progress)
         times, device_times = _measure(subjects, options, progress)
@@ -197,7 +197,7 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progres
         )
     before, start = _resident(), time.perf_counter()
     given = tuple(InputSpec.parse(text) for text in options.inputs)
-    spec = replace(options.model, source=name, inputs=given, seed=options.seed).resolved()
+    spec = replace(options.spec(name), inputs=given, seed=options.seed).resolved()
     if not given:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
     model, record = load_with_record(spec)

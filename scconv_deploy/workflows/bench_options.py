@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,6 @@ from typing import Literal
 import onnx
 import torch
 
-from scconv_deploy.bundle.artifact import artifact_file
-from scconv_deploy.bundle.contents import ENGINE
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
 from scconv_deploy.graph.file import read_onnx
@@ -19,21 +17,10 @@ from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.runtimes.onnxruntime import CPU
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
+from scconv_deploy.workflows.subject import Bundle, Engine, Model, OnnxFile
 
-Kind = Literal["engine", "file", "model"]
 Content = onnx.ModelProto | EngineArtifact | None
 """Of a file or an engine; None of a model."""
-_NAMES = {"engine": "engines", "file": "ONNX files", "model": "models"}
-_OF_MODELS = {
-    "kwargs": "--kwargs",
-    "weights": "--weights",
-    "weights_key": "--weights-key",
-    "strict": "--non-strict",
-    "trust_checkpoint": "--trust-checkpoint",
-    "embed": "--embed",
-}
-"""A model's own options, by their place in a :class:`.spec.ModelSpec`."""
-_PLAIN = ModelSpec("")
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,8 @@ class BenchOptions:
         threads: of ONNX Runtime and torch on the CPU; 0 is their default.
         provider: of ONNX Runtime.
         plugin: the library that the engines were built with.
-        model: how models are made (factory's arguments, weights, embedding); their names take its source's place.
+        spec: a model of a name, as the options of models say (factory's arguments, weights, embedding).
+        of_models: those of them that are given, as they are written.
     """
 
     batch: int = 1
@@ -64,7 +52,8 @@ class BenchOptions:
     seed: int = 0
     provider: str = CPU
     plugin: Path | None = None
-    model: ModelSpec = _PLAIN
+    spec: Callable[[str], ModelSpec] = ModelSpec
+    of_models: tuple[str, ...] = ()
 
     @property
     def resolved_device(self) -> str:
@@ -73,35 +62,33 @@ class BenchOptions:
         return self.device
 
 
-def kind_of(name: str) -> Kind:
-    """What a name is, by its form."""
-    if name.endswith(ENGINE):
-        return "engine"
-    return "file" if name.endswith((".onnx", ".rejected")) or Path(name).is_dir() else "model"
-
-
-def check_options(kinds: Set[Kind], options: BenchOptions) -> None:
+def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], options: BenchOptions) -> None:
     """Refuse options of what is not there (UsageError)."""
-    for option, users, given in (
-        *((option, {"model"}, getattr(options.model, name) != getattr(_PLAIN, name))
-          for name, option in _OF_MODELS.items()),
-        ("--compile", {"model"}, options.compiled),
-        ("--device", {"model"}, options.device != "auto"),
-        ("--cuda-graph", {"engine"}, options.cuda_graph),
-        ("--plugin", {"engine"}, options.plugin is not None),
-        ("--provider", {"file"}, options.provider.lower().removesuffix("executionprovider") != "cpu"),
-        ("--threads", {"file", "model"}, options.threads != 0),
-    ):  # fmt: skip
-        if given and not users & kinds:
-            users_named = " and ".join(_NAMES[user] for user in sorted(users))
-            raise UsageError(f"{option} belongs to {users_named}, and none is among the artifacts.", "Leave it out.")
+    users = {
+        "engines": any(isinstance(subject, Engine) for subject in subjects),
+        "ONNX files": any(isinstance(subject, (OnnxFile, Bundle)) for subject in subjects),
+        "models": any(isinstance(subject, Model) for subject in subjects),
+    }
+    for option, owners, given in (
+        *((option, ("models",), True) for option in options.of_models),
+        ("--compile", ("models",), options.compiled),
+        ("--device", ("models",), options.device != "auto"),
+        ("--cuda-graph", ("engines",), options.cuda_graph),
+        ("--plugin", ("engines",), options.plugin is not None),
+        ("--provider", ("ONNX files",), options.provider.lower().removesuffix("executionprovider") != "cpu"),
+        ("--threads", ("ONNX files", "models"), options.threads != 0),
+    ):
+        if given and not any(users[owner] for owner in owners):
+            raise UsageError(
+                f"{option} belongs to {' and '.join(owners)}, and none is among the artifacts.", "Leave it out."
+            )
 
 
-def read(name: str, kind: Kind) -> Content:
-    """A file or an engine, checked (UsageError, IntegrityError)."""
-    if kind == "model":
+def read(subject: Model | OnnxFile | Engine | Bundle) -> Content:
+    """Read and check a file or an engine (UsageError, IntegrityError)."""
+    if isinstance(subject, Model):
         return None
-    return load_engine(Path(name)) if kind == "engine" else read_onnx(artifact_file(Path(name))[0])
+    return load_engine(subject.path) if isinstance(subject, Engine) else read_onnx(subject.model_file()[0])
 
 
 def check_use(contents: Mapping[str, Content], options: BenchOptions) -> None:

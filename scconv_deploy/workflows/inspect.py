@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto
 from torch.utils.flop_counter import FlopCounterMode
 
-from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.graph import instrument
@@ -28,6 +27,7 @@ from scconv_deploy.records.stage import Progress, StageRecord, silent, weights_l
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_plugin_of
 from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.workflows.subject import Bundle, OnnxFile
 
 _FOREIGN = "no operator of ONNX or ONNX Runtime, nor a function of the file; a runtime needs a plugin for it"
 
@@ -157,13 +157,13 @@ class ModelInspection:
         return {"kind": "model", **asdict(self)}
 
 
-def inspect_onnx(artifact: Path) -> OnnxInspection:
+def inspect_onnx(artifact: OnnxFile | Bundle) -> OnnxInspection:
     """Read an ONNX file, or the one in a bundle.
 
     Raises:
         UsageError, IntegrityError: see :func:`scconv_deploy.graph.file.read_onnx`.
     """
-    path, facts = artifact_file(artifact)
+    path, facts = artifact.model_file()
     model = read_onnx(path)
     known = json.loads(next((p.value for p in model.metadata_props if p.key == "scconv_deploy.sites"), "{}"))
     return OnnxInspection(

@@ -1,51 +1,63 @@
-"""Verify an ONNX file against its PyTorch model, another ONNX file or a bundle."""
+"""Judge an ONNX file, a bundle or an engine against a model, an ONNX file or what a bundle recorded.
+
+What PyTorch is needed for is imported where it is used: a bundle is judged by its own reference without torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.bundle.contents import REFERENCE
+from scconv_deploy.bundle.engine_verdict import judge_with_bundle
 from scconv_deploy.bundle.reference import read_sealed_reference
+from scconv_deploy.errors import UsageError
 from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.model.inputs import DynamicAxis
-from scconv_deploy.model.prepare import reference_from_module, reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.parity import Check, Link, ParityReport
 from scconv_deploy.records.stage import Progress, StageLog, silent
-from scconv_deploy.verification.onnx.chain import Artifact, Judging, verify_artifact
-from scconv_deploy.verification.onnx.parity import verify_onnx
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
+from scconv_deploy.runtimes.tensorrt.runner import check_plugin_of, require_runtime
+from scconv_deploy.verification import sru_models
+from scconv_deploy.verification.engine.srus import Models, SRUModels
+from scconv_deploy.verification.engine.verdict import judge_engine
+from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
-from scconv_deploy.verification.reference.onnx_file import OnnxReference
-from scconv_deploy.verification.samples import with_progress
+from scconv_deploy.verification.reference.run import ReferenceSource, Site
 from scconv_deploy.workflows.provenance import provenance_of
-from scconv_deploy.zoo.embed import EmbedResult
+from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile, artifact_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.samples import Sample
+    from scconv_deploy.zoo.embed import EmbedResult
 
 
-def verify_spec(
-    artifact: Path,
-    spec: ModelSpec,
-    *,
-    checks: Checks = Checks(),
-    command: str = "",
-    progress: Progress = silent,
-) -> ParityReport:
-    """``scconv-deploy verify``: judge an ONNX file, or the one in a bundle, against a model."""
-    tolerances.table(checks.tolerances)
-    path, notes = artifact_file(artifact)
-    proto = read_onnx(path)
-    reference, log = reference_from_spec(spec, progress)
-    samples = with_progress(checks.samples(reference, spec.seed, spec.source), progress)
-    return verify_onnx(
-        reference, Artifact(proto, str(path), path.read_bytes()), samples, log,
-        judging=checks.judging, provenance=provenance_of(spec, command, log) | notes,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Against:
+    """What an artifact is judged against.
+
+    Attributes:
+        source: of the reference runs.
+        samples: what it runs.
+        log: of the stages that loaded it.
+        facts: where it comes from, for the report.
+        reference: PyTorch's side, where the source is a model.
+    """
+
+    source: ReferenceSource
+    samples: Iterable[Any]
+    log: StageLog
+    facts: Mapping[str, str]
+    reference: Reference | None = None
 
 
 def verify(
@@ -61,43 +73,122 @@ def verify(
     Returns:
         The report, falsy when parity failed.
     """
-    path, notes = artifact_file(Path(artifact))
-    proto = read_onnx(path)
+    from scconv_deploy.model.prepare import reference_from_module
+
+    subject = artifact_of(Path(artifact))
+    if isinstance(subject, Engine):
+        raise UsageError(
+            f"{artifact} is an engine, expected an ONNX file or a bundle.",
+            f"Use scconv-deploy verify {artifact} --reference MODEL.",
+        )
+    opened, notes = _read(subject)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    samples = with_progress(checks.samples(reference, 0), silent)
-    artifact_read = Artifact(proto, str(path), path.read_bytes())
-    return verify_onnx(reference, artifact_read, samples, log, judging=checks.judging, provenance=notes)
+    against = _against_model(reference, checks.samples(reference, 0), log, {}, silent)
+    return _judge_onnx(opened, against, checks, notes)
 
 
-def verify_bundle(
-    bundle: Path,
+def verify_subject(
+    artifact: OnnxFile | Engine | Bundle,
+    reference: ModelSpec | OnnxFile | Bundle,
+    checks: Checks = Checks(),
     *,
-    judging: Judging = Judging(),
+    plugin: Path | None = None,
     command: str = "",
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> ParityReport:
-    """``scconv-deploy verify BUNDLE``.
+    """``scconv-deploy verify``: judge an artifact against a reference.
+
+    Args:
+        reference: a model, another ONNX file, or a bundle, whose ``reference/`` is taken; for an ONNX artifact only
+            the bundle itself.
+        plugin: the library that an engine was built with.
 
     Returns:
         The report; falsy when a check failed.
 
     Raises:
-        UsageError: it is not a bundle, or has no ``reference/``.
-        IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
+        UsageError: a file is missing, a bundle has no ``reference/``, a tolerance is not known, or the plugin is for an
+            engine that has none.
+        IntegrityError: a file is damaged, an engine is not what its manifest says, or a file of ``reference/`` is not
+            the one that was sealed: nothing can be judged by it.
+        ModelError: ONNX Runtime refuses a file, or the model cannot be loaded.
+        MissingRuntimeError: for an engine no library, another version of it, or no GPU.
     """
-    path, notes = artifact_file(bundle)
-    source = read_sealed_reference(bundle)
-    proto = read_onnx(path)
-    progress(f"verifying {path.name} against {REFERENCE}/")
-    report = verify_artifact(
-        source,
-        Artifact(proto, str(path), path.read_bytes()),
-        source.samples,
-        StageLog(),
-        judging=judging,
-        provenance={"command": command, "reference": f"{REFERENCE}/ of the bundle"} | notes,
-    )
-    return report if not notes else replace(report, links=tuple(_with_notes(link, notes) for link in report.links))
+    tolerances.table(checks.tolerances)  # refused before any work is done
+    if isinstance(artifact, Engine):
+        engine = _open(artifact, plugin)
+        if isinstance(reference, Bundle):
+            progress(f"verifying {artifact.path.name} against {reference.path}")
+            return judge_with_bundle(
+                reference.path, engine, StageLog(),
+                overrides=checks.tolerances, plugin=plugin, provenance={"command": command},
+            )  # fmt: skip
+        against = _against(reference, checks, command, progress)
+        models, facts = models_of(engine, *([reference.path] if isinstance(reference, OnnxFile) else []))
+        return judge_engine(
+            against.source, engine, against.samples, against.log,
+            overrides=checks.tolerances, plugin=plugin, provenance={**against.facts, **facts}, sru_models=models,
+        )  # fmt: skip
+    opened, notes = _read(artifact)
+    if isinstance(reference, Bundle):
+        progress(f"verifying {Path(opened.name).name} against {REFERENCE}/")
+    report = _judge_onnx(opened, _against(reference, checks, command, progress), checks, notes)
+    if artifact != reference or not notes:
+        return report
+    return replace(report, links=tuple(_with_notes(link, notes) for link in report.links))
+
+
+def _read(artifact: OnnxFile | Bundle) -> tuple[Artifact, dict[str, str]]:
+    """The ONNX file of an artifact, and notes for the report."""
+    path, notes = artifact.model_file()
+    return Artifact(read_onnx(path), str(path), path.read_bytes()), notes
+
+
+def _open(artifact: Engine, plugin: Path | None) -> EngineArtifact:
+    """Read an engine; refuse before any reference is loaded what cannot run here."""
+    engine = load_engine(artifact.path)
+    if plugin is not None:
+        check_plugin_of(engine, plugin)
+    require_runtime(engine)
+    return engine
+
+
+def _against(reference: ModelSpec | OnnxFile | Bundle, checks: Checks, command: str, progress: Progress) -> _Against:
+    """Load a reference."""
+    if isinstance(reference, Bundle):
+        source = read_sealed_reference(reference.path)
+        facts = {"command": command, "reference": f"{REFERENCE}/ of the bundle"}
+        return _Against(source, source.samples, StageLog(), facts)
+    if isinstance(reference, OnnxFile):
+        from scconv_deploy.verification.reference.onnx_file import OnnxReference
+
+        file = OnnxReference(str(reference.path), read_onnx(reference.path), checks.judging.runtime)
+        facts = {"command": command, "seed": str(reference.seed), "reference": str(reference.path)}
+        return _Against(file, file.samples(reference.seed), StageLog(), facts)
+    from scconv_deploy.model.prepare import reference_from_spec
+
+    prepared, log = reference_from_spec(reference, progress)
+    samples = checks.samples(prepared, reference.seed, reference.source)
+    return _against_model(prepared, samples, log, provenance_of(reference, command, log), progress)
+
+
+def _against_model(
+    reference: Reference, samples: list[Iterable[Sample]], log: StageLog, facts: Mapping[str, str], progress: Progress
+) -> _Against:
+    from scconv_deploy.verification.reference.pytorch import TorchReference
+    from scconv_deploy.verification.samples import with_progress
+
+    return _Against(TorchReference(reference), with_progress(samples, progress), log, facts, reference)
+
+
+def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Mapping[str, str]) -> ParityReport:
+    if against.reference is None:
+        judge = partial(verify_artifact, against.source)
+    else:
+        from scconv_deploy.verification.onnx.parity import verify_onnx
+
+        judge = partial(verify_onnx, against.reference)
+    return judge(artifact, against.samples, against.log, judging=checks.judging, provenance={**against.facts, **notes})
 
 
 def _with_notes(link: Link, notes: Mapping[str, str]) -> Link:
@@ -108,20 +199,15 @@ def _with_notes(link: Link, notes: Mapping[str, str]) -> Link:
     return Link.of(link.name, [*link.checks, *said])
 
 
-def verify_against_onnx(
-    artifact: Path, reference: Path, *, seed: int = 0, judging: Judging = Judging(), command: str = ""
-) -> ParityReport:
-    """``scconv-deploy verify ARTIFACT --reference REF.onnx``.
+def models_of(engine: EngineArtifact, *further: Path) -> tuple[SRUModels, dict[str, str]]:
+    """ONNX models of single SRUs: out of the file that the engine was built from, if it lies beside it or is among
+    further ones; else the nodes that the reference asks for. And a line for the report that says which."""
+    for path in (*sorted(engine.path.parent.glob("*.onnx")), *further):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == engine.manifest.onnx_sha256:
+            return partial(sru_models.of_artifact, read_onnx(path)), {"SRUs alone": f"out of {path.name}"}
+    why = "made from the reference; the ONNX file that the engine was built from is not at hand"
+    return partial(_of_site, engine), {"SRUs alone": why}
 
-    Raises:
-        UsageError, IntegrityError: a file is missing or damaged.
-        ModelError: ONNX Runtime refuses one.
-    """
-    path, notes = artifact_file(artifact)
-    source = OnnxReference(str(reference), read_onnx(reference), judging.runtime)
-    proto = read_onnx(path)
-    provenance: Mapping[str, str] = {"command": command, "seed": str(seed), "reference": str(reference)} | notes
-    return verify_artifact(
-        source, Artifact(proto, str(path), path.read_bytes()), source.samples(seed), StageLog(),
-        judging=judging, provenance=provenance,
-    )  # fmt: skip
+
+def _of_site(engine: EngineArtifact, site: Site, shape: tuple[int, ...]) -> Models:
+    return sru_models.of_site(site, engine.manifest, shape)

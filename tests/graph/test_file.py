@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scconv_deploy.errors import IntegrityError, ModelError, UsageError
 from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.workflows.inspect import inspect_onnx
+from scconv_deploy.workflows.subject import OnnxFile
 from tests.exporters.tensorrt.engines import conv_model, sru_model
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -181,7 +182,7 @@ def test_foreign_operators_are_read(workplace, what):
 def test_inspect_names_foreign_operators(workplace, what):
     names = ("EfficientNMS_TRT", "Gelu", "Upsample", "my::Op", "Mine")
     expected = dict(zip(FOREIGN, names, strict=True))[what]
-    (note,) = inspect_onnx(save(workplace, FOREIGN[what])).notes
+    (note,) = inspect_onnx(OnnxFile(save(workplace, FOREIGN[what]))).notes
     assert note.startswith(f"{expected}: no operator of ONNX or ONNX Runtime")
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import scconv_deploy
-from scconv_deploy.bundle.artifact import artifact_file
 from scconv_deploy.bundle.contents import MODEL
 from scconv_deploy.bundle.manifest import differing_files, read_manifest
 from scconv_deploy.errors import ModelError
@@ -21,7 +20,8 @@ from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.workflows.deploy import ExportOptions, deploy_spec
 from scconv_deploy.workflows.inspect import inspect_model, inspect_onnx
-from scconv_deploy.workflows.verify import verify_spec
+from scconv_deploy.workflows.subject import Bundle, OnnxFile
+from scconv_deploy.workflows.verify import verify_subject
 from tests.digits import train
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -115,7 +115,7 @@ def test_a_rejected_artifact_is_named_so(digits, tmp_path, monkeypatch):
         "pip install jinja2 matplotlib",
     )
     assert read_manifest(tmp_path / "out")["verdict"] == "failed"
-    assert artifact_file(tmp_path / "out")[0].name == "model.onnx.rejected"
+    assert Bundle(tmp_path / "out").model_file()[0].name == "model.onnx.rejected"
 
 
 def test_zoo_model_with_a_dynamic_batch_and_photographs(tmp_path):
@@ -128,12 +128,12 @@ def test_zoo_model_with_a_dynamic_batch_and_photographs(tmp_path):
     assert len(result.report.samples) == 5  # the example, both ends of the batch, one between, photographs
     for output in result.report.outputs:
         assert output.replay_ratio <= 8
-    assert verify_spec(result.folder, spec)
+    assert verify_subject(Bundle(result.folder), spec)
     # the same architecture from another seed is another model
-    other = verify_spec(result.artifact, ModelSpec("scconv_resnet20", seed=1))
+    other = verify_subject(OnnxFile(result.artifact), ModelSpec("scconv_resnet20", seed=1))
     assert not other
     assert other.links[1].status == "failed"
-    inspected = inspect_onnx(result.folder)
+    inspected = inspect_onnx(Bundle(result.folder))
     assert list(inspected.sites.values()) == ["groupbn-hard"] * 9
     assert inspected.operators["scconv::SRU"] == 9
     assert [(i.name, i.dtype, i.shape) for i in inspected.inputs] == [("image", "float", ("batch", 3, 32, 32))]

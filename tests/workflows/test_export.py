@@ -19,8 +19,9 @@ from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.workflows.convert import convert_onnx
 from scconv_deploy.workflows.export import ExportOptions
 from scconv_deploy.workflows.inspect import inspect_onnx
-from scconv_deploy.workflows.verify import verify_bundle
+from scconv_deploy.workflows.subject import Bundle
 from tests.conftest import in_half
+from tests.verified import verify_bundle
 
 NET = ("tests.conftest:tiny_net", "--input", "2x3x16x16")
 
@@ -131,7 +132,7 @@ def bundle(request, tmp_path_factory):
 def test_deploy_ships_the_half_file_and_its_proof(bundle):
     precision, document, folder = bundle
     assert [p.name for p in folder.glob("*.onnx")] == ["model.onnx"]
-    shown = inspect_onnx(folder)
+    shown = inspect_onnx(Bundle(folder))
     assert shown.precision == precision
     links = {link["name"]: link for link in document["report"]["links"]}
     assert [links[name]["status"] for name in ("onnxruntime", "precision")] == ["passed", "passed"]

@@ -19,7 +19,7 @@ from scconv_deploy.gate.margins import margins
 from scconv_deploy.graph import instrument
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
-from scconv_deploy.workflows.verify import verify_bundle
+from tests.verified import verify_bundle
 
 WITHOUT_TORCH = """
 import sys

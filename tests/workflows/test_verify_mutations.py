@@ -13,9 +13,9 @@ from scconv_deploy.bundle.reference import write_reference
 from scconv_deploy.graph import instrument
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
-from scconv_deploy.workflows.verify import verify_bundle
 from tests.mutations import MUTATIONS
 from tests.verification.onnx.test_mutations import failed_checks
+from tests.verified import verify_bundle
 from tests.workflows.test_verify import seal
 
 BY_THE_SEAL_ALONE = {

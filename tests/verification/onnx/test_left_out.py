@@ -11,8 +11,8 @@ from scconv_deploy.graph.contract import OPEN
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
-from scconv_deploy.workflows.verify import verify_bundle
 from tests.verification.judging import check_of, judge
+from tests.verified import verify_bundle
 from tests.workflows.test_verify import make_bundle
 
 

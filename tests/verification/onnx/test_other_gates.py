@@ -40,11 +40,11 @@ from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.run import ReferenceRun
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
-from scconv_deploy.workflows.verify import verify_bundle
 from tests import wild
 from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
 from tests.verification.judging import check_of, judge
 from tests.verification.onnx.test_half import halved
+from tests.verified import verify_bundle
 from tests.workflows.test_verify import make_bundle
 
 FLOAT32 = np.dtype(np.float32)

@@ -11,7 +11,8 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.precision.half import HalfOptions
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
 from scconv_deploy.workflows.convert import convert_onnx
-from scconv_deploy.workflows.verify import verify_against_onnx
+from scconv_deploy.workflows.subject import OnnxFile
+from scconv_deploy.workflows.verify import verify_subject
 from tests.verification.judging import check_of, damage_weight, edit_body
 
 
@@ -29,7 +30,7 @@ def damaged(path, damage):
 
 
 def test_equal_files_pass(files):
-    report = verify_against_onnx(*files)
+    report = verify_subject(*map(OnnxFile, files))
     assert report, report.failures
     assert report.links[0].status == "not run"
     assert [sru.free_running.flips for sru in report.srus] == [0] * 4
@@ -47,21 +48,21 @@ def test_equal_files_pass(files):
 )
 def test_damage_is_caught(files, damage, words):
     damaged(files[0], damage)
-    report = verify_against_onnx(*files)
+    report = verify_subject(*map(OnnxFile, files))
     assert not report
     assert words in " ".join(report.failures)
 
 
 def test_a_missing_reference(files, tmp_path):
     with pytest.raises(UsageError, match="does not exist"):
-        verify_against_onnx(files[0], tmp_path / "none.onnx")
+        verify_subject(OnnxFile(files[0]), OnnxFile(tmp_path / "none.onnx"))
 
 
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_missing_file_is_the_users(files, missing):
     files[missing].unlink()
     with pytest.raises(UsageError, match=f"{files[missing].name} does not exist"):
-        verify_against_onnx(*files)
+        verify_subject(*map(OnnxFile, files))
 
 
 def saved(path, nodes, inputs, constants, output="y"):
@@ -111,10 +112,10 @@ def test_the_noise_is_measured_with_the_gates_of_no_sru_fixed_too(tmp_path):
     """Left free they flip in half, and the floor is their jumps': 2% of a convolution's weights would be within it."""
     reference = thresholded(tmp_path / "single.onnx")
     convert_onnx(reference, tmp_path / "half.onnx", HalfOptions("fp16"))
-    healthy = verify_against_onnx(tmp_path / "half.onnx", reference)
+    healthy = verify_subject(OnnxFile(tmp_path / "half.onnx"), OnnxFile(reference))
     assert healthy, healthy.failures
     assert all(2**-11 <= output.noise_floor < 4 * 2**-11 for output in healthy.outputs)
-    damaged_report = verify_against_onnx(scaled(tmp_path / "half.onnx", "v", 1.02), reference)
+    damaged_report = verify_subject(OnnxFile(scaled(tmp_path / "half.onnx", "v", 1.02)), OnnxFile(reference))
     assert "replay error" in " ".join(damaged_report.failures)
 
 
@@ -144,11 +145,13 @@ def test_a_half_file_with_other_names_inside_is_judged_by_what_rounding_costs(tm
     reference = saved(tmp_path / "single.onnx", nodes, IMAGE, weights)
     convert_onnx(reference, tmp_path / "half.onnx", HalfOptions("fp16"))
     other = renamed(tmp_path / "half.onnx")
-    report = verify_against_onnx(other, reference)
+    report = verify_subject(OnnxFile(other), OnnxFile(reference))
     assert report, report.failures
     assert {check_of(report, name).status for name in ("replay", "rounding")} == {"not run", "passed"}
     assert [output.name for output in report.outputs] == ["y"]
-    assert "rounding costs" in " ".join(verify_against_onnx(scaled(other, "other_w7", 1.2), reference).failures)
+    assert "rounding costs" in " ".join(
+        verify_subject(OnnxFile(scaled(other, "other_w7", 1.2)), OnnxFile(reference)).failures
+    )
 
 
 def in_branches(value):
