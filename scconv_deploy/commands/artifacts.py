@@ -38,7 +38,10 @@ def rewrite(
     source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="An ONNX file from any exporter.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
     expect: Annotated[
-        int | None, typer.Option(min=0, help="Fail (exit 4) unless the result holds at least so many SRU nodes.")
+        int | None,
+        typer.Option(
+            min=0, help="Fail (exit 4) unless the result holds so many SRU nodes; default: 1, or another gate."
+        ),
     ] = None,
     mask_form: MaskForm = "auto",
     inline: Annotated[bool, typer.Option("--inline", help="Expand the functions.")] = False,

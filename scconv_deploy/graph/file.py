@@ -206,17 +206,21 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
         raise IntegrityError(f"{name} is a hard link.", "Replace it by a copy.")
 
 
-def check(proto: onnx.ModelProto) -> None:
-    """Run the full checker, shape inference included (ModelError, which names the node and its module)."""
+def check(proto: onnx.ModelProto, name: str = "exported graph") -> None:
+    """Run the full checker, shape inference included (ModelError, which names the node and its module).
+
+    Args:
+        name: what the error calls the graph: by the stage that made it, or its file.
+    """
     try:
         with set_apart(proto):
             onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         node = _refused_node(proto)
-        where, remedy = "The exported graph", "Export it again with another --opset."
+        where, remedy = f"The {name}", "Export it again with another --opset."
         if node is not None:
             module = next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
-            where = f"The {node.op_type} of {module or node.name or node.output[0]} in the exported graph"
+            where = f"The {node.op_type} of {module or node.name or node.output[0]} in the {name}"
             remedy = "Write it with other operators, or leave its axes static."
         raise ModelError(f"{where} is invalid: {first_line(error)}", remedy) from error
 

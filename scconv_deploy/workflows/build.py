@@ -17,7 +17,7 @@ from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
-from scconv_deploy.graph.file import read_onnx
+from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
@@ -191,6 +191,8 @@ class EngineBuilder:
             if self.devices and report:
                 profiles = resolve_profiles(source.facts.shapes, (), self.axes)
                 plan = DevicePlan(tuple(self.devices), source.facts, profiles)
+                for form in plan.forms:
+                    check(source.proto(form), f"graph of {plan.file_of(form)}")
                 write_device_files(folder, source, plan)
                 left = plan.unfinished()
             why = "built on the device, from this bundle" if report else "the ONNX model failed parity"

@@ -105,7 +105,7 @@ def convert_onnx(
         proto = ir.to_proto(conversion.model)
         proto.ir_version = min(proto.ir_version, IR_VERSION)
         tidy(proto)
-        check(proto)
+        check(proto, "converted graph")
     progress("comparing with the original")
     content = proto.SerializeToString(deterministic=True)
     reference = OnnxReference(str(source), original)

@@ -144,10 +144,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
             sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
             model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
-            check(ir.to_proto(model))
-    proto = ir.to_proto(model)
-    tidy(proto)
-    return ir.from_proto(proto)
+        return _tidied(model, "rewritten graph")
 
 
 def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
@@ -159,8 +156,15 @@ def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progres
         result = converted(model, options.half)
         stage.applied.append(f"{result.half} nodes in {options.precision}, {result.casts} casts")
         stage.skipped += result.kept
-        check(ir.to_proto(result.model))
-    return result.model
+        return _tidied(result.model, "converted graph")
+
+
+def _tidied(model: ir.Model, name: str) -> ir.Model:
+    """The model as every file of ours is kept, checked (ModelError)."""
+    proto = ir.to_proto(model)
+    tidy(proto)
+    check(proto, name)
+    return ir.from_proto(proto)
 
 
 def export_spec(

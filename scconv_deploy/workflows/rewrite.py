@@ -54,7 +54,7 @@ class RewriteOptions:
         mask_form: ``auto`` is ``multiply`` for new functions and leaves those that are there as they are.
         inline: expand the functions instead of keeping SRU nodes.
         adapted: also write ``NAME.plugin.onnx`` and ``NAME.inlined.onnx`` for TensorRT before 10.7.
-        expect: how many SRU nodes the result must hold at least.
+        expect: how many SRU nodes the result must hold at least; None wants one, or another gate that was rewritten.
         seed: of the data on which both files are compared.
     """
 
@@ -150,7 +150,7 @@ def rewrite_onnx(
 
     Raises:
         UsageError, IntegrityError: the file cannot be read, or the output not written.
-        ModelError: it cannot be converted, or fewer SRUs were fused than ``options.expect``.
+        ModelError: it cannot be converted, or fewer SRUs were found than ``options.expect`` says.
         ParityError: the result does not compute what the original computes, or what PyTorch does.
     """
     source, output = Path(source), Path(output)
@@ -165,7 +165,11 @@ def rewrite_onnx(
         proto, applied = rewrite_graph(original, options, stage)
     sites = _variants(proto)
     if options.expect is not None and len(sites) < options.expect:
-        raise ModelError(_short(len(sites), options.expect, applied.near_misses), "Use --expect 0 to accept this.")
+        short = f"{len(sites)} of {options.expect} expected SRUs were fused"
+        raise ModelError(f"{short}: {_refused(applied.near_misses)}", "Use --expect 0 to accept this.")
+    if options.expect is None and not sites and not applied:
+        nothing = f"{source} holds no gate to rewrite, expected at least one"
+        raise ModelError(f"{nothing}: {_refused(applied.near_misses)}", "Use --expect 0 to accept this.")
     if reference is not None:
         loaded, prepared = reference_from_spec(reference, progress)
         log.records += prepared.records
@@ -173,6 +177,9 @@ def rewrite_onnx(
         sites = _variants(proto)
     unchanged = proto == original
     final = inlined(proto) if options.inline else proto
+    if options.inline:
+        check(final, "inlined graph")
+    adapted = _adapted(proto, output) if options.adapted else {}
     data_bytes = source.read_bytes() if unchanged and not options.inline else _serialize(final)
     guard = _guard(original, proto, applied, options, None if reference else data, log, progress) if applied else None
     if guard is not None and not guard and not guard.not_run:
@@ -188,15 +195,16 @@ def rewrite_onnx(
             feeds = {str(s): {n: s.tensors[ours].numpy() for n, ours in names.inputs.items()} for s in seen}
             guard = _compare(original, proto, applied, feeds, log)
     if parity is not None and parity.verdict == "failed":
-        output = output.with_name(f"{output.name}.rejected")
+        output, adapted = _rejected(output), {_rejected(path): content for path, content in adapted.items()}
     write_file(output, data_bytes)
-    adapted = _write_adapted(proto, output) if options.adapted else ()
+    for path, content in adapted.items():
+        write_file(path, content)
     outcome: Literal["rewritten", "partial", "unchanged"] = "partial" if applied.near_misses else "rewritten"
     if unchanged and not options.inline:
         outcome = "unchanged"
     digest = sha256_of(data_bytes)
     misses = tuple(applied.near_misses)
-    return RewriteResult(output, digest, outcome, sites, misses, tuple(log.records), adapted, guard, parity)
+    return RewriteResult(output, digest, outcome, sites, misses, tuple(log.records), tuple(adapted), guard, parity)
 
 
 def rewrite_graph(
@@ -239,7 +247,7 @@ def rewrite_graph(
 
 
 def _finish(proto: onnx.ModelProto) -> None:
-    """Our metadata beside the file's own, and the full checker."""
+    """Put our metadata beside the file's own, and run the full checker."""
     sites = _variants(proto)
     ours = {"scconv_deploy.version": __version__}
     if sites:
@@ -249,7 +257,7 @@ def _finish(proto: onnx.ModelProto) -> None:
         proto.ir_version = min(proto.ir_version, IR_VERSION)
     kept = {entry.key: entry.value for entry in proto.metadata_props} | ours
     onnx.helper.set_model_props(proto, kept)
-    check(proto)
+    check(proto, "rewritten graph")
 
 
 def _variants(proto: onnx.ModelProto) -> dict[str, str]:
@@ -263,9 +271,8 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def _short(found: int, expected: int, misses: Sequence[NearMiss]) -> str:
-    listed = "; ".join(f"{miss.node} ({miss.rule}): {miss.reason}" for miss in misses) or "no candidate was found"
-    return f"{found} of {expected} expected SRUs were fused: {listed}"
+def _refused(misses: Sequence[NearMiss]) -> str:
+    return "; ".join(f"{miss.node} ({miss.rule}): {miss.reason}" for miss in misses) or "no candidate was found"
 
 
 def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
@@ -335,12 +342,18 @@ def _thresholds(proto: onnx.ModelProto, applied: Applied) -> dict[str, str]:
     }
 
 
+def _rejected(path: Path) -> Path:
+    return path.with_name(f"{path.name}.rejected")
+
+
 def _adapted_paths(output: Path) -> tuple[Path, Path]:
     return output.with_suffix(".plugin.onnx"), output.with_suffix(".inlined.onnx")
 
 
-def _write_adapted(proto: onnx.ModelProto, output: Path) -> tuple[Path, ...]:
-    paths = _adapted_paths(output)
-    for path, form in zip(paths, (without_functions(proto), inlined(proto)), strict=True):
-        write_file(path, _serialize(form))
-    return paths
+def _adapted(proto: onnx.ModelProto, output: Path) -> dict[Path, bytes]:
+    """The files for TensorRT before 10.7, checked: without the SRUs' functions, and with them expanded."""
+    files = {}
+    for path, form in zip(_adapted_paths(output), (without_functions(proto), inlined(proto)), strict=True):
+        check(form, f"graph of {path.name}")
+        files[path] = _serialize(form)
+    return files

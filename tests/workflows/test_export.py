@@ -8,19 +8,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto
 from typer.testing import CliRunner
 
 import scconv_deploy
 from scconv_deploy import cli
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.graph import instrument
+from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.precision.half import HalfOptions
+from scconv_deploy.workflows import export as exporting
 from scconv_deploy.workflows.convert import convert_onnx
 from scconv_deploy.workflows.export import ExportOptions
 from scconv_deploy.workflows.inspect import inspect_onnx
 from scconv_deploy.workflows.subject import Bundle
-from tests.conftest import in_half
+from tests.conftest import in_half, tiny_net
 from tests.verified import verify_bundle
 
 NET = ("tests.conftest:tiny_net", "--input", "2x3x16x16")
@@ -203,3 +206,20 @@ def test_an_older_file_is_not_converted_to_bf16(tiny_bytes, tmp_path):
     assert failed.exit_code == 4
     assert "has opset 18; bf16 needs 22, from which convolutions take it. Export it with --opset 22" in failed.stderr
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("stage", ["rewritten", "converted"])
+def test_the_graph_is_checked_after_each_stage(tmp_path, monkeypatch, stage):
+    done = []
+
+    def tidy_and_break(proto):
+        done.append(tidy(proto))
+        if len(done) == ["rewritten", "converted"].index(stage) + 1:
+            proto.graph.node[-1].input[0] = "nobody gives it"
+
+    monkeypatch.setattr(exporting, "tidy", tidy_and_break)
+    with pytest.raises(ModelError, match=f"{stage} graph is invalid"):
+        scconv_deploy.export(
+            tiny_net(), torch.zeros(2, 3, 16, 16), tmp_path / "m.onnx", options=ExportOptions(precision="fp16")
+        )
+    assert not list(tmp_path.iterdir())

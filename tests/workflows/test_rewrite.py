@@ -13,6 +13,7 @@ from scconv_deploy import RewriteOptions, rewrite_onnx
 from scconv_deploy.cli import app
 from scconv_deploy.errors import IntegrityError, ModelError, ParityError, UsageError
 from scconv_deploy.verification.rewrite_guard import compare_graphs
+from scconv_deploy.workflows import rewrite as rewriting
 from tests import wild
 from tests.conftest import tiny_net
 from tests.rewrite import naive
@@ -106,10 +107,32 @@ def test_rewriting_twice_copies_the_bytes(tmp_path, script_net):
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
 
 
-def test_a_file_without_gates_is_copied(tmp_path):
-    source = saved(tmp_path, naive.parse("g (float[2] x) => (float[2] y) { y = Relu(x) }"))
-    assert rewrite_onnx(source, tmp_path / "out.onnx").outcome == "unchanged"
-    assert (tmp_path / "out.onnx").read_bytes() == source.read_bytes()
+def test_a_file_without_gates_is_refused_and_copied_where_none_is_expected(tmp_path):
+    source, out = saved(tmp_path, naive.parse("g (float[2] x) => (float[2] y) { y = Relu(x) }")), tmp_path / "out.onnx"
+    run = CliRunner().invoke(app, ["rewrite", str(source), "-o", str(out)])
+    assert run.exit_code == 4
+    assert run.stderr.strip().splitlines()[-1] == (
+        f"scconv-deploy: {source} holds no gate to rewrite, expected at least one: no candidate was found. "
+        "Use --expect 0 to accept this."
+    )
+    assert not out.exists()
+    with pytest.raises(ModelError, match="holds no gate to rewrite"):  # another opset is no gate
+        rewrite_onnx(source, out, options=RewriteOptions(opset=20))
+    assert CliRunner().invoke(app, ["rewrite", str(source), "-o", str(out), "--expect", "0"]).exit_code == 0
+    assert out.read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_holds_its_srus_is_nothing_to_do(tmp_path, script_net):
+    first = rewrite_onnx(saved(tmp_path, script_net[1]), tmp_path / "a.onnx")
+    run = CliRunner().invoke(app, ["rewrite", str(first.path), "-o", str(tmp_path / "b.onnx")])
+    assert (run.exit_code, "nothing to do" in run.stdout) == (0, True)
+
+
+def test_a_gate_that_is_no_sru_is_something_to_rewrite(tmp_path):
+    text = "g (float[4] x) => (bool[4] y) <float t = {0.5}> { s = Sigmoid(x) y = GreaterOrEqual(s, t) }"
+    result = rewrite_onnx(saved(tmp_path, naive.parse(text)), tmp_path / "out.onnx")
+    assert (result.outcome, dict(result.sites)) == ("rewritten", {})
+    assert [node.op_type for node in onnx.load(result.path).graph.node] == ["GreaterOrEqual"]
 
 
 def test_expect_fails_with_each_near_miss(tmp_path):
@@ -208,7 +231,10 @@ def test_half_precision_subgraphs_and_foreign_domains_are_left_alone_with_a_reas
         f"then_branch = a () => (float[4] p) {{ r = Sigmoid(x) {branch} p = Mul(m, x) }},"
         "else_branch = e () => (float[4] q) { q = Identity(x) }> }"
     )
-    result = rewrite_onnx(saved(tmp_path, naive.parse(text)), tmp_path / "out.onnx")
+    source = saved(tmp_path, naive.parse(text))
+    with pytest.raises(ModelError, match=r"expected at least one: .*: it is inside a subgraph; rules are applied to"):
+        rewrite_onnx(source, tmp_path / "out.onnx")
+    result = rewrite_onnx(source, tmp_path / "out.onnx", options=RewriteOptions(expect=0))
     assert result.outcome == "unchanged"
     assert [miss.reason for miss in result.near_misses] == [
         "it is inside a subgraph; rules are applied to the main graph"
@@ -216,7 +242,25 @@ def test_half_precision_subgraphs_and_foreign_domains_are_left_alone_with_a_reas
     custom = naive.parse("g (float[4] x) => (float[4] y) { y = mine.Op(x) }")
     custom.opset_import.append(helper.make_opsetid("mine", 1))
     source = saved(tmp_path, custom, "custom.onnx")
-    assert rewrite_onnx(source, tmp_path / "custom_out.onnx").outcome == "unchanged"
+    assert rewrite_onnx(source, tmp_path / "custom_out.onnx", options=RewriteOptions(expect=0)).outcome == "unchanged"
+
+
+@pytest.mark.parametrize("form", ["inlined", "without_functions"])
+def test_adapted_files_are_checked_before_anything_is_written(tmp_path, monkeypatch, script_net, form):
+    def broken(proto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        copy.graph.node[0].input[0] = "nobody gives it"
+        return copy
+
+    monkeypatch.setattr(rewriting, form, broken)
+    name = {"inlined": "out.inlined.onnx", "without_functions": "out.plugin.onnx"}[form]
+    with pytest.raises(ModelError, match=f"in the graph of {name} is invalid|The graph of {name} is invalid"):
+        rewrite_onnx(saved(tmp_path, script_net[1]), tmp_path / "out.onnx", options=RewriteOptions(adapted=True))
+    if form == "inlined":
+        with pytest.raises(ModelError, match="inlined graph is invalid"):
+            rewrite_onnx(saved(tmp_path, script_net[1]), tmp_path / "out.onnx", options=RewriteOptions(inline=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx"]
 
 
 def test_functions_of_others_are_looked_into(tmp_path, script_net):
@@ -284,6 +328,8 @@ def test_a_reference_with_other_weights_fails_parity(tmp_path):
     with torch.no_grad():
         other.a.SRU.gn.beta.add_(0.5)
     torch.onnx.export(other, (naive.noise(2, 3, 16, 16),), str(tmp_path / "in.onnx"), dynamo=False, **names)
-    command = ["rewrite", str(tmp_path / "in.onnx"), "-o", str(tmp_path / "out.onnx"), "--quiet"]
+    command = ["rewrite", str(tmp_path / "in.onnx"), "-o", str(tmp_path / "out.onnx"), "--quiet", "--adapted"]
     run = CliRunner().invoke(app, [*command, "--reference", "tests/conftest.py:tiny_net", "--input", "2x3x16x16"])
     assert run.exit_code == ParityError.exit_code
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["in.onnx", *(f"out.{form}onnx.rejected" for form in ("inlined.", "", "plugin."))]

@@ -44,10 +44,13 @@ class OnnxSource:
     def content_sha256(self) -> str:
         return sha256_of(self.readable.SerializeToString(deterministic=True))
 
+    def proto(self, form: Form) -> onnx.ModelProto:
+        """The model in a form (ModelError: a node has no function to expand)."""
+        return {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
+
     def read(self, form: Form) -> bytes:
         """Serialised (ModelError beyond protobuf's 2 GiB)."""
-        given = {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
-        return _bytes(given)
+        return _bytes(self.proto(form))
 
     def folded(self, form: Form) -> bytes | None:
         """The same with all constants folded, which parsers want of axes and shapes; None if that is not possible."""
