@@ -1,4 +1,4 @@
-"""Gates of no known SRU in an ONNX graph: found, told apart by what they decide, laid open and injected.
+"""Gates of no known SRU in an ONNX graph: found, told apart by what they decide, exposed and injected.
 
 A gate of the reference is found by behaviour: the node whose decisions and operands on a sample are its own. Names
 prove nothing (exporters give new ones) and order is a hint alone (simplifiers sort); what was matched wrongly cannot
@@ -103,7 +103,7 @@ def _jumping(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
             yield from _jumping(graph.node)
 
 
-# --- laid open -------------------------------------------------------------------------------------------------------
+# --- exposed and injected --------------------------------------------------------------------------------------------
 
 
 def operand_output(name: str, index: int) -> str:
@@ -115,7 +115,7 @@ def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProt
     """A copy that shows candidates under the names of their values, and their operands."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    lay_open(copy, [as_found(one) for one in wanted], inject=False)
+    expose(copy, [as_found(one) for one in wanted])
     return copy
 
 
@@ -124,30 +124,43 @@ def as_found(one: Candidate) -> Found:
     return Found(one.value, one.value, one.operands, one.node, one.kind)
 
 
-def lay_open(model: onnx.ModelProto, found: Sequence[Found], *, inject: bool) -> None:
-    """Show decisions (:func:`.instrument.gate_output`) and operands of gates; take them from inputs too, if ``inject``.
+def expose(model: onnx.ModelProto, found: Iterable[Found]) -> None:
+    """Give decisions (:func:`.instrument.gate_output`) and operands of gates out as graph outputs, in place."""
+    for one in found:
+        if _index_of(model, one) is not None:
+            decided = instrument.gate_output(one.name)
+            model.graph.node.append(helper.make_node("Identity", [one.value], [decided]))
+            _show(model, one, decided)
 
-    An injected decision (:func:`.instrument.mask_input`) is bool, or float32 of a rounding, and what the reference
-    decided; where the graph holds the opposite, its opposite is put in.
+
+def inject(model: onnx.ModelProto, found: Iterable[Found]) -> None:
+    """Take decisions of gates from graph inputs (:func:`.instrument.mask_input`), in place; expose their own too.
+
+    An injected decision is bool, or float32 of a rounding, and what the reference decided; where the graph holds the
+    opposite, its opposite is put in.
     """
     for one in found:
-        index = next((i for i, node in enumerate(model.graph.node) if one.value in node.output), None)
+        index = _index_of(model, one)
         if index is None:
             continue
-        decided = instrument.gate_output(one.name)
-        if inject:
-            node = model.graph.node[index]
-            node.output[list(node.output).index(one.value)] = decided
-            model.graph.node.insert(index + 1, _injection(one))
-            taken = TensorProto.FLOAT if _is_number(one.kind) else TensorProto.BOOL
-            model.graph.input.append(helper.make_tensor_value_info(mask_input(one.name), taken, None))
-        else:
-            model.graph.node.append(helper.make_node("Identity", [one.value], [decided]))
-        model.graph.output.append(onnx.ValueInfoProto(name=decided))
-        for number, operand in enumerate(one.operands):
-            place = operand_output(one.name, number)
-            model.graph.node.append(helper.make_node("Identity", [operand], [place]))
-            model.graph.output.append(onnx.ValueInfoProto(name=place))
+        decided, node = instrument.gate_output(one.name), model.graph.node[index]
+        node.output[list(node.output).index(one.value)] = decided
+        model.graph.node.insert(index + 1, _injection(one))
+        taken = TensorProto.FLOAT if _is_number(one.kind) else TensorProto.BOOL
+        model.graph.input.append(helper.make_tensor_value_info(mask_input(one.name), taken, None))
+        _show(model, one, decided)
+
+
+def _index_of(model: onnx.ModelProto, one: Found) -> int | None:
+    return next((i for i, node in enumerate(model.graph.node) if one.value in node.output), None)
+
+
+def _show(model: onnx.ModelProto, one: Found, decided: str) -> None:
+    model.graph.output.append(onnx.ValueInfoProto(name=decided))
+    for number, operand in enumerate(one.operands):
+        place = operand_output(one.name, number)
+        model.graph.node.append(helper.make_node("Identity", [operand], [place]))
+        model.graph.output.append(onnx.ValueInfoProto(name=place))
 
 
 def _is_number(kind: str) -> bool:
@@ -183,7 +196,7 @@ def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], nois
 
 
 def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """What a laid open graph decided, as the reference would call it, and the margin it was decided from."""
+    """What an exposed gate decided, as the reference would call it, and the margin it was decided from."""
     decided = values[instrument.gate_output(one.name)]
     operands = [values[operand_output(one.name, i)] for i in range(len(one.operands))]
     margin = _margin(operands)

@@ -1,11 +1,11 @@
-"""The artifact's own SRU functions with their gates laid open: read them, or replace them.
+"""SRU nodes of an ONNX model: their parameters and functions, their gates exposed as outputs or injected as inputs.
 
 Both work on copies of the artifact's function bodies, so that what is tested is what was shipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 from onnx import TensorProto, helper
@@ -58,12 +58,12 @@ def parameters(model: onnx.ModelProto, node: onnx.NodeProto) -> dict[str, onnx.T
 
 
 def gate_input(site: str) -> str:
-    """The graph output of :func:`laid_open` that holds the input of a site's gates."""
+    """The graph output of :func:`expose_gates` that holds the input of a site's gates."""
     return f"{site}::x"
 
 
 def gate_output(site: str) -> str:
-    """The graph output of :func:`laid_open` that holds a site's gates as the artifact decides them."""
+    """The graph output of :func:`expose_gates` that holds a site's gates as the artifact decides them."""
     return f"{site}::decided"
 
 
@@ -72,20 +72,47 @@ def module_of(node: onnx.NodeProto) -> str:
     return next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
 
 
-def laid_open(
-    model: onnx.ModelProto, wanted: Sequence[str], *, inject: bool, values: Sequence[str] = ()
-) -> onnx.ModelProto:
-    """A copy whose SRUs show their inputs (:func:`gate_input`) and their gates, or take them.
+def expose_gates(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
+    """Copy a model so that SRUs give their gates (:func:`gate_output`) and the gates' input (:func:`gate_input`) out.
 
     Args:
         wanted: sites; those that the model has no node for, or whose body hides its gates, are left as they are.
-        inject: gates come from graph inputs (bool ``[N, C, H, W]``, see :func:`mask_input`); otherwise they are graph
-            outputs (:func:`gate_output`).
-        values: further values to show under their own names.
     """
+    copy, changed = _with_bodies(model, wanted, lambda function: _opened(function, *_shown(function)))
+    for site, (node, function) in changed.items():
+        node.output.append(gate_output(site))
+        copy.graph.output.append(helper.make_tensor_value_info(gate_output(site), TensorProto.BOOL, [None] * 4))
+        _show_input(copy, site, node, function)
+    return copy
+
+
+def inject_gates(model: onnx.ModelProto, wanted: Sequence[str], values: Sequence[str] = ()) -> onnx.ModelProto:
+    """Copy a model so that SRUs take their gates from graph inputs (:func:`mask_input`, bool ``[N, C, H, W]``).
+
+    What would have decided them is a graph output (:func:`gate_input`).
+
+    Args:
+        wanted: as of :func:`expose_gates`.
+        values: further values to give out under their own names.
+    """
+    copy, changed = _with_bodies(model, wanted, _injected)
+    for site, (node, function) in changed.items():
+        node.input.append(mask_input(site))
+        copy.graph.input.append(helper.make_tensor_value_info(mask_input(site), TensorProto.BOOL, [None] * 4))
+        _show_input(copy, site, node, function)
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values if value not in known)
+    return copy
+
+
+def _with_bodies(
+    model: onnx.ModelProto, wanted: Sequence[str], change: Callable[[onnx.FunctionProto], onnx.FunctionProto]
+) -> tuple[onnx.ModelProto, dict[str, tuple[onnx.NodeProto, onnx.FunctionProto]]]:
+    """A copy whose nodes of these sites call changed functions; the nodes with their functions, by site."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     replaced: dict[tuple[str, str], onnx.FunctionProto] = {}
+    found = {}
     for site, node in sites(copy).items():
         if site not in wanted:
             continue
@@ -94,23 +121,19 @@ def laid_open(
             function = function_of(copy, node)
             if function is None or not _has_open(function):
                 continue
-            replaced[key] = _injected(function) if inject else _opened(function, *_shown(function))
+            replaced[key] = change(function)
         node.op_type = replaced[key].name
-        if inject:
-            node.input.append(mask_input(site))
-            copy.graph.input.append(helper.make_tensor_value_info(mask_input(site), TensorProto.BOOL, [None] * 4))
-        else:
-            node.output.append(gate_output(site))
-            copy.graph.output.append(helper.make_tensor_value_info(gate_output(site), TensorProto.BOOL, [None] * 4))
-        if len(replaced[key].output) > len(node.output):
-            node.output.append(gate_input(site))
-        else:  # a value of its own: the input may be a graph input or output already
-            copy.graph.node.append(helper.make_node("Identity", [node.input[0]], [gate_input(site)]))
-        copy.graph.output.append(onnx.ValueInfoProto(name=gate_input(site)))
-    known = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values if value not in known)
+        found[site] = node, replaced[key]
     copy.functions.extend(replaced.values())
-    return copy
+    return copy, found
+
+
+def _show_input(model: onnx.ModelProto, site: str, node: onnx.NodeProto, function: onnx.FunctionProto) -> None:
+    if len(function.output) > len(node.output):
+        node.output.append(gate_input(site))
+    else:  # a value of its own: the input may be a graph input or output already
+        model.graph.node.append(helper.make_node("Identity", [node.input[0]], [gate_input(site)]))
+    model.graph.output.append(onnx.ValueInfoProto(name=gate_input(site)))
 
 
 def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto | None:

@@ -164,7 +164,7 @@ def compare_graphs(
     wanted = {f.x for f in readable} | {f.mask for f in readable} | set(masks) | set(masks.values())
     others = _other_gates(original, rewritten, set(masks))
     exposed = _exposing(original, wanted)
-    onnx_gates.lay_open(exposed, [found for found, _ in others], inject=False)
+    onnx_gates.expose(exposed, [found for found, _ in others])
     try:
         with (
             OnnxRuntimeRunner(exposed) as before,
@@ -331,10 +331,10 @@ def _forced(
     proto: onnx.ModelProto, fused: Sequence[Fused], thresholds: Sequence[str], others: Sequence[Found]
 ) -> onnx.ModelProto:
     """The rewritten graph with all gates and rewritten thresholds taken from inputs; it shows the other gates."""
-    copy = instrument.laid_open(proto, [f.site for f in fused], inject=True)
+    copy = instrument.inject_gates(proto, [f.site for f in fused])
     del copy.graph.output[:]
     copy.graph.output.extend(proto.graph.output)
-    onnx_gates.lay_open(copy, others, inject=True)
+    onnx_gates.inject(copy, others)
     for node in copy.graph.node:
         for index, name in enumerate(node.input):
             if name in thresholds:

@@ -94,10 +94,10 @@ def first_of(
     expected = {(path, call): (y, floor) for path, call, y, floor in source.modules(run, paths)}
     if not expected:
         return ""
-    laid_open = instrument.laid_open(proto, list(run.sites), inject=True, values=values)
+    forced = instrument.inject_gates(proto, list(run.sites), values)
     here = [gate for gate in measured.others.found if gate.name in run.others]
-    onnx_gates.lay_open(laid_open, here, inject=True)
-    with runner_of(laid_open, options) as runner:
+    onnx_gates.inject(forced, here)
+    with runner_of(forced, options) as runner:
         actual = runner.run(run.feeds(runner.inputs))
     made = Counter(path for path, _ in expected)
     stored = Counter(path for path, _ in module_outputs(proto).values())

@@ -180,7 +180,8 @@ class ArtifactMeasurement:
     def _run_free(self, run: ReferenceRun) -> None:
         """The artifact's gates where its own rounding has led it."""
         if self._open is None:
-            self._open = self._laid_open(run, inject=False)
+            exposed = instrument.expose_gates(self._proto, list(run.sites))
+            self._open = runner_of(self._others.expose(exposed), self._options)
         if set(self._open.outputs) == set(run.given):
             return  # no gate can be read
         found = self._open.run(run.inputs)
@@ -202,9 +203,8 @@ class ArtifactMeasurement:
             count = count_free_flips(site.mask, decided, site.x, x, site.site.form)
             measured.free_running = (measured.free_running or FlipCount(0)) + count
 
-    def _laid_open(self, run: ReferenceRun, inject: bool) -> Runner:
-        laid_open = instrument.laid_open(self._proto, list(run.sites), inject=inject)
-        return runner_of(self._others.lay_open(laid_open, inject), self._options)
+    def _injected(self, run: ReferenceRun) -> onnx.ModelProto:
+        return self._others.inject(instrument.inject_gates(self._proto, list(run.sites)))
 
     # --- values --------------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class ArtifactMeasurement:
             if not runs_here(self._proto, self._options):
                 self.measured.native_refusal = "ONNX Runtime cannot run bf16 here"
                 return
-            model = self._others.lay_open(instrument.laid_open(self._proto, list(run.sites), inject=True), inject=True)
+            model = self._injected(run)
             try:
                 self._native = HalfRunner(model, self._options, native=True)
             except ModelError as error:  # an operator that its CPU provider has no kernel of this type for
@@ -307,7 +307,7 @@ class ArtifactMeasurement:
 
     def _forced_outputs(self, run: ReferenceRun) -> dict[str, np.ndarray]:
         if self._forced is None:
-            self._forced = self._laid_open(run, inject=True)
+            self._forced = runner_of(self._injected(run), self._options)
         return self._forced.run(run.feeds(self._forced.inputs))
 
     def _before_reshapes(self, node: onnx.NodeProto) -> str:

@@ -49,7 +49,7 @@ class OtherGateRuns:
         """Find those gates of the reference in the artifact that no sample before came to.
 
         Returns:
-            whether others are fixed now than before, so that what was laid open for those is of no use.
+            whether others are fixed now than before, so that sessions made for those are of no use.
         """
         new = {name: gate for name, gate in run.others.items() if name not in self._known}
         if new:
@@ -73,9 +73,14 @@ class OtherGateRuns:
         taken = {one.value for one in found}
         self._untaken = [one.node for one in wanted if one.value not in taken]
 
-    def lay_open(self, model: onnx.ModelProto, inject: bool) -> onnx.ModelProto:
-        """Show the gates in a copy that the last sample aligned came to, or take them from outside."""
-        onnx_gates.lay_open(model, self._here, inject=inject)
+    def expose(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model itself, with the gates exposed that the last sample aligned came to."""
+        onnx_gates.expose(model, self._here)
+        return model
+
+    def inject(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model itself, with those gates injected."""
+        onnx_gates.inject(model, self._here)
         return model
 
     def compare_same_input(self, run: ReferenceRun, rounded: RoundedRun | None, values: Arrays) -> None:

@@ -60,8 +60,8 @@ class OnnxReference:
         self._options = options
         self._wanted = onnx_gates.candidates(self._proto)
         self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options)
-        laid_open = instrument.laid_open(self._proto, list(self._sites), inject=False)
-        self._runner = OnnxRuntimeRunner(onnx_gates.shown(laid_open, self._wanted), options)
+        exposed = instrument.expose_gates(self._proto, list(self._sites))
+        self._runner = OnnxRuntimeRunner(onnx_gates.shown(exposed, self._wanted), options)
 
     @property
     def recognised(self) -> bool:
@@ -113,8 +113,8 @@ class OnnxReference:
         """The file itself, all but the gates named fixed, on inputs that are off by rounding."""
         wanted = [one for one in self._wanted if one.value in run.others and one.value not in free]
         fixed = [onnx_gates.as_found(one) for one in wanted]
-        model = instrument.laid_open(self._proto, [name for name in self._sites if name not in free], inject=True)
-        onnx_gates.lay_open(model, fixed, inject=True)
+        model = instrument.inject_gates(self._proto, [name for name in self._sites if name not in free])
+        onnx_gates.inject(model, fixed)
         expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
         found = dict.fromkeys(expected, 0.0)
         with OnnxRuntimeRunner(model, self._options) as runner:

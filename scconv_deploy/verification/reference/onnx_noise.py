@@ -57,20 +57,20 @@ class OnnxNoise:
     def __init__(
         self, proto: onnx.ModelProto, sites: Iterable[str], gates: Sequence[Candidate], options: RuntimeOptions
     ) -> None:
-        self._sites_open = instrument.laid_open(proto, list(sites), inject=True)
+        self._with_srus = instrument.inject_gates(proto, list(sites))
         self._gates, self._options = gates, options
-        self._all_open: onnx.ModelProto | None = None
+        self._with_all: onnx.ModelProto | None = None
         self._disturbed: list[OnnxRuntimeRunner] | None = None
         self._moved: set[str] = set()
         self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
 
     def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
         """The file with every gate decided from outside, as the artifact's are in its replay."""
-        if self._all_open is None:  # which operands are floating, a run tells
+        if self._with_all is None:  # which operands are floating, a run tells
             fixed = [onnx_gates.as_found(one) for one in self._gates if one.value in run.others]
-            self._all_open = _copy(self._sites_open)
-            onnx_gates.lay_open(self._all_open, fixed, inject=True)
-        return self._all_open
+            self._with_all = _copy(self._with_srus)
+            onnx_gates.inject(self._with_all, fixed)
+        return self._with_all
 
     def floors(self, run: ReferenceRun) -> Floors:
         """Of a sample in float32, with its gates."""

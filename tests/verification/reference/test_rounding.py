@@ -121,7 +121,7 @@ def test_the_runtime_keeps_the_roundings_of_the_stand_in(tiny_reference, tmp_pat
     from tests.verification.onnx.test_half import halved
 
     _, half = halved(tiny_reference[0], ExportOptions(precision="fp16"))
-    copy = stand_in(instrument.laid_open(half, [], inject=False))
+    copy = stand_in(instrument.expose_gates(half, []))
     image = {"image": tiny_reference[0].signature.tensors["image"].numpy()}
     plain, optimised = (
         OnnxRuntimeRunner(copy, RuntimeOptions(threads=1, optimization=level)).run(image) for level in ("none", "all")
