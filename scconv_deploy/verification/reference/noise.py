@@ -101,7 +101,7 @@ class NoiseRuns:
         full = self._samples < FULL_SAMPLES
         self._samples += 1
         run, found = right_runs(
-            FirstRows.tried(tensors, outputs, masks, inputs, self._float64.rows_apart),
+            Rows(tensors, outputs, masks, inputs).tried(self._float64.rows_apart),
             lambda run: self._modes(run, full),
             self._distances,
         )
@@ -140,13 +140,13 @@ class NoiseRuns:
         errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
         return found | outputs_apart(exact.outputs, outputs), others.gates(exact.largest, errors), ""
 
-    def _modes(self, run: FirstRows, full: bool) -> list[FollowsInputs]:
+    def _modes(self, run: Rows, full: bool) -> list[FollowsInputs]:
         inputs = run.followed
         if not full:
             return [LastPlace(inputs, self._samples)]
         return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
 
-    def _distances(self, run: FirstRows, mode: FollowsInputs) -> dict[Value, float]:
+    def _distances(self, run: Rows, mode: FollowsInputs) -> dict[Value, float]:
         """Of one right run from the usual one; of what can be compared."""
         found: dict[Value, float] = {}
 
@@ -160,7 +160,7 @@ class NoiseRuns:
         found |= outputs_apart(outputs, run.outputs)
         return {value: d for value, d in found.items() if math.isfinite(d)}
 
-    def _is_continuous(self, run: FirstRows, noisy: Iterable[Value]) -> bool:
+    def _is_continuous(self, run: Rows, noisy: Iterable[Value]) -> bool:
         repeated = [replay(self._swapped, self._signature, run.tensors, run.masks) for _ in range(3)]
         if any(not torch.equal(y, repeated[0][name]) for other in repeated[1:] for name, y in other.items()):
             return False  # it draws numbers
@@ -202,40 +202,25 @@ def followed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list
 
 
 @dataclass(frozen=True, eq=False)
-class FirstRows:
-    """The first rows of a float32 run: inputs, outputs, gates and their inputs by name."""
+class Rows:
+    """Rows of a float32 run: inputs, outputs, gates and their inputs by name."""
 
     tensors: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
 
-    @classmethod
-    def of(
-        cls,
-        tensors: Mapping[str, Tensor],
-        outputs: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor],
-        rows_apart: bool,
-    ) -> FirstRows:
-        """Those that fit together into the cache; all of them where rows may depend on one another."""
-        rows = slice(None)
-        if rows_apart:
-            rows = rows_together([*tensors.values(), *masks.values()], list(outputs.values()), _ELEMENTS_AT_ONCE)[0]
-        return cls(rows_of(tensors, rows), rows_of(outputs, rows), rows_of(masks, rows), rows_of(inputs, rows))
+    def tried(self, rows_apart: bool) -> list[Rows]:
+        """The first rows, as many as fit together into the cache, and all of them.
 
-    @classmethod
-    def tried(
-        cls,
-        tensors: Mapping[str, Tensor],
-        outputs: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor],
-        rows_apart: bool,
-    ) -> list[FirstRows]:
-        """Those, and all rows: that rows run apart was seen at one size, and may not hold at another."""
-        return [cls.of(tensors, outputs, masks, inputs, apart) for apart in ((True, False) if rows_apart else (False,))]
+        All of them alone where rows may depend on one another; that they do not was seen at one size, and may not hold
+        at another.
+        """
+        if not rows_apart:
+            return [self]
+        few = rows_together([*self.tensors.values(), *self.masks.values()], [*self.outputs.values()], _ELEMENTS_AT_ONCE)
+        parts = (self.tensors, self.outputs, self.masks, self.inputs)
+        return [Rows(*(rows_of(part, few[0]) for part in parts)), self]
 
     @property
     def followed(self) -> list[Tensor]:
@@ -250,10 +235,10 @@ Mode = TypeVar("Mode", bound=FollowsInputs)
 
 
 def right_runs(
-    tried: Iterable[FirstRows],
-    modes: Callable[[FirstRows], Iterable[Mode]],
-    distances: Callable[[FirstRows, Mode], Mapping[Value, float]],
-) -> tuple[FirstRows, dict[Value, list[float]]]:
+    tried: Iterable[Rows],
+    modes: Callable[[Rows], Iterable[Mode]],
+    distances: Callable[[Rows, Mode], Mapping[Value, float]],
+) -> tuple[Rows, dict[Value, list[float]]]:
     """Distances of runs in several modes, on the first rows that the model takes.
 
     Runs that it refuses are left out: rows that do not fit its code, another number of detections.

@@ -27,7 +27,7 @@ from scconv_deploy.model.steps import margin_name
 from scconv_deploy.verification import metrics
 from scconv_deploy.verification.reference.noise import (
     FULL_SAMPLES,
-    FirstRows,
+    Rows,
     Value,
     followed,
     outputs_apart,
@@ -63,7 +63,7 @@ class RoundedRuns:
         full = self._samples < FULL_SAMPLES
         self._samples += 1
         _, found = right_runs(
-            FirstRows.tried(tensors, outputs, masks, inputs, rows_apart),
+            Rows(tensors, outputs, masks, inputs).tried(rows_apart),
             lambda few: self._modes(few, data, full),
             lambda few, mode: self._distances(few, mode, margins),
         )
@@ -77,7 +77,7 @@ class RoundedRuns:
             margins.gates(),
         )
 
-    def _modes(self, few: FirstRows, data: str, full: bool) -> list[Rounded]:
+    def _modes(self, few: Rows, data: str, full: bool) -> list[Rounded]:
         inputs = few.followed
         if not full:
             return [Rounded(inputs, data, seed=self._samples)]
@@ -94,7 +94,7 @@ class RoundedRuns:
             outputs = replay(self._swapped, self._signature, tensors, masks, watch)
         return {name: mode.nearest(y) for name, y in outputs.items()}
 
-    def _distances(self, few: FirstRows, mode: Rounded, margins: _Margins) -> dict[Value, float]:
+    def _distances(self, few: Rows, mode: Rounded, margins: _Margins) -> dict[Value, float]:
         found: dict[Value, float] = {}
 
         def watch(site: str, x: Tensor) -> None:
