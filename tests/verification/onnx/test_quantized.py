@@ -16,7 +16,7 @@ from tests import wild
 from tests.rewrite import naive
 
 SHAPE = (2, 3, 10, 10)
-MODEL = ["--reference", "tests/precision/test_quantized.py:net", "--input", "2x3x10x10"]
+MODEL = ["--reference", "tests/verification/onnx/test_quantized.py:net", "--input", "2x3x10x10"]
 
 
 def net():
