@@ -155,25 +155,6 @@ class Jumped:
         return not self.ratio <= limit and self.beyond <= limit
 
 
-@dataclass
-class OtherGates:
-    """What is measured of all of them.
-
-    Attributes:
-        sites: those that were found, by name.
-        unfound: those that were not, with the reason.
-        jumped: outputs, and inputs of SRUs, that differed by more than their limit was at that time.
-    """
-
-    sites: dict[str, OtherGateMeasured] = field(default_factory=dict)
-    unfound: dict[str, str] = field(default_factory=dict)
-    jumped: dict[str, Jumped] = field(default_factory=dict)
-
-    @property
-    def found(self) -> list[Found]:
-        return [site.found for site in self.sites.values()]
-
-
 def is_other(name: str) -> bool:
     """Whether a mask of this name is another gate's, and no SRU's."""
     return "::" in name

@@ -22,22 +22,23 @@ from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.records.tolerances import ALL, FIXED, REWRITE
-from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-from scconv_deploy.verification.checks import parity as judge
 from scconv_deploy.verification.checks import weights
-from scconv_deploy.verification.checks.other_gates import other_gates_checks
+from scconv_deploy.verification.checks.gates import SiteGates
+from scconv_deploy.verification.checks.rounding import Rounding
+from scconv_deploy.verification.checks.second_opinion import SecondOpinion
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.checks.teacher_forced import TeacherForced
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.engine.outputs import EndToEnd
 from scconv_deploy.verification.engine.srus import LoneSRUs
-from scconv_deploy.verification.measure import AgainstNoise, Measured, SiteMeasured
 from scconv_deploy.verification.metrics import compare
-from scconv_deploy.verification.onnx.other_gates import OtherGateRuns
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, verify_onnx
 from scconv_deploy.verification.reference import pytorch as torch_reference
 from scconv_deploy.verification.reference.run import ReferenceRun, Site
+from scconv_deploy.verification.ruler import AgainstNoise
 from scconv_deploy.verification.samples import noise_samples
 from tests import wild
-from tests.verification.judging import export_of
+from tests.verification.judging import checks_by_hand, export_of
 
 RUN = ReferenceRun("sample", {}, {}, {}, {}, {}, {})
 SITE = Site("a", "a", "groupbn-hard", "SRU", {}, {}, False, None)
@@ -47,13 +48,15 @@ MULTIPLES = dict.fromkeys(("float32", "index"), MULTIPLE) | dict.fromkeys(
 )
 
 
-def measured_by(limits, data="float32", **found):
-    """What was measured, of an artifact of this type, with one SRU."""
-    measured = Measured(limits, NUMPY["bf16"] if data == "bfloat16" else np.dtype(data))
-    measured.sites["a"] = SiteMeasured(SITE, teacher_forced=found.pop("flips", None))
-    for name, value in found.items():
-        setattr(measured, name, value)
-    return measured
+def type_of(data):
+    return NUMPY["bf16"] if data == "bfloat16" else np.dtype(data)
+
+
+def shared_by(limits, data="float32"):
+    """What checks of an artifact of this type share, with one SRU."""
+    shared = Shared(limits, type_of(data))
+    shared.sites.gates["a"] = SiteGates(SITE)
+    return shared
 
 
 def pair(data, size):
@@ -72,15 +75,29 @@ def failed(checks):
 
 def replayed(limits, data, size, floor):
     """Whether the replay of an output fails that is this far off, with PyTorch's own noise beside it."""
-    measured = measured_by(limits, "float32" if data == "index" else data)
-    measured.keep_replay("y", measured.against_noise(*pair(data, size), floor), RUN)
-    return failed(judge.replay_checks(measured))
+    checks = checks_by_hand(limits, type_of("float32" if data == "index" else data))
+    checks.replay.keep("y", checks.shared.ruler.measure(*pair(data, size), floor), RUN)
+    return failed(checks.replay.checks())
+
+
+def flipped(limits, unexplained):
+    """Whether gates fail of which this many changed that nothing explains."""
+    check = TeacherForced(shared_by(limits), None)
+    check.flips.counts["a"] = FlipCount(9, 3, unexplained)
+    return failed(check.checks())
+
+
+def swapped(limits, apart):
+    """Whether SRUs fail whose values are this far from the given ones'."""
+    check = checks_by_hand(limits).swapped
+    check.distance = apart
+    return failed(check.checks())
 
 
 def run_on_an_engine(limits, kind, size, noise):
     data = "float32" if kind in ("tf32", "index") else kind
     manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data)
-    outputs = EndToEnd(limits, manifest, Measured(limits))
+    outputs = EndToEnd(manifest, Shared(limits))
     y, reference = pair(kind, size)
     run = ReferenceRun("sample", {}, {"y": reference}, {}, {}, {}, {})
     outputs.add(run, {"y": y}, noise)
@@ -88,8 +105,9 @@ def run_on_an_engine(limits, kind, size, noise):
 
 
 def alone_in_an_engine(limits, data, size):
-    measured = measured_by(limits, flips=FlipCount(8))
-    srus = LoneSRUs(SimpleNamespace(manifest=SimpleNamespace(data_type=data)), None, None, None, measured)
+    engine = SimpleNamespace(manifest=SimpleNamespace(data_type=data))
+    srus = LoneSRUs(engine, None, None, None, shared_by(limits))
+    srus.counts["a"] = FlipCount(8)
     srus._apart["a"], srus._foreign["a"] = size, 0
     return failed(srus.checks())
 
@@ -116,8 +134,8 @@ def out_of_order(limits, apart):
 
 
 CASES = {
-    "unexplained_flips": lambda t, x: failed([judge.teacher_forced_check(measured_by(t, flips=FlipCount(9, 3, x)))]),
-    "swapped_values": lambda t, x: failed(judge.swapped_checks(True, measured_by(t, swapped_distance=x))),
+    "unexplained_flips": flipped,
+    "swapped_values": swapped,
     "weight_ulps": off_by_ulps,
     "replay_multiple": lambda t, x: replayed(t, "float32", x * 1e-6, 1e-6),
     "half_multiple": lambda t, x: replayed(t, "float16", x * 1e-2, 1e-2),
@@ -130,23 +148,21 @@ CASES = {
 
 def other_gates(limits, ratio, data="float32"):
     """Whether a gate of no SRU fails whose operands are this many times their noise away."""
-    measured = measured_by(limits, data)
+    others = checks_by_hand(limits, type_of(data)).others
     site = OtherGateMeasured(Found("a::ge", "v", ("a", "b"), "GreaterOrEqual v", "ge"), FlipCount(9))
     site.error, site.floor, site.compared = ratio * 1e-7, 1e-7, True
-    measured.others.sites["a::ge"] = site
-    return failed(other_gates_checks(measured))
+    others.sites["a::ge"] = site
+    return failed(others.checks())
 
 
 def jumping(limits, multiple):
     """Whether an output fails that is this many times the reference's own jumps away, in a graph with an argmax."""
-    measured = measured_by(limits)
-    graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
     source = SimpleNamespace(jumps=lambda run, free, data: {"y": 1e-3})
-    runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
-    found = measured.against_noise(*pair("float32", multiple * 1e-3), 1e-7)
-    runs.excuse(RUN, "y", found)
-    measured.keep_replay("y", found, RUN)
-    return failed(judge.replay_checks(measured))
+    checks = checks_by_hand(limits, source=source, nodes=[helper.make_node("ArgMax", ["x"], ["i"])])
+    found = checks.shared.ruler.measure(*pair("float32", multiple * 1e-3), 1e-7)
+    checks.jumps.excuse(RUN, "y", found)
+    checks.replay.keep("y", found, RUN)
+    return failed(checks.replay.checks())
 
 
 CASES["other_gates"], CASES["jump_multiple"] = other_gates, jumping
@@ -154,9 +170,9 @@ CASES["other_gates_half"] = lambda t, x: other_gates(t, x, "float16")
 
 
 def second_opinion(limits, apart):
-    measured = measured_by(limits)
-    measured.sites["a"].second_opinion = FlipCount(9), apart
-    return failed(judge.second_opinion_checks(measured))
+    check = SecondOpinion(None, shared_by(limits), None)
+    check.opinions["a"] = FlipCount(9), apart
+    return failed(check.checks())
 
 
 CASES["second_opinion"] = second_opinion
@@ -164,20 +180,20 @@ CASES["second_opinion"] = second_opinion
 
 def rounded(limits, data, cost):
     """Whether rounding that costs an output this much fails."""
-    measured = measured_by(limits, "float16" if data == "index" else data)
+    rounding = Rounding(shared_by(limits, "float16" if data == "index" else data))
     expected, y = (np.zeros(2, np.float32), np.zeros(2, np.float32))
     expected[0] = y[0] = 1
     y[1] = cost
-    measured.keep_rounding("y", compare(y, expected))
-    return failed(judge.rounding_checks(measured))
+    rounding.keep("y", compare(y, expected))
+    return failed(rounding.checks())
 
 
 def scattered(limits, noise):
     """The same of a float32 output whose reference is continuous and this noisy."""
-    measured = measured_by(limits)
-    measured.note_noise(replace(RUN, floors={"y": noise}, continuous=True))
-    measured.keep_replay("y", measured.against_noise(*pair("float32", 0.0), noise), RUN)
-    return failed(judge.replay_checks(measured))
+    checks = checks_by_hand(limits)
+    checks.shared.ruler.add(replace(RUN, floors={"y": noise}, continuous=True))
+    checks.replay.keep("y", checks.shared.ruler.measure(*pair("float32", 0.0), noise), RUN)
+    return failed(checks.replay.checks())
 
 
 CASES["largest_scatter.float32"] = scattered
@@ -271,5 +287,6 @@ def test_values_of_swapped_srus_are_held_against_their_tolerance(small, monkeypa
 def test_the_noise_floor_that_is_too_high_is_named():
     limits = tolerances.table()
     found = AgainstNoise(0.0, 1e-4, "largest_floor.float32", limits["largest_floor.float32"].value)
-    measured = Measured(limits, replay={"y": found})
-    assert "y: the reference's own noise is 1.0e-04 (limit 3e-05)" in judge.replay_checks(measured)[0].reason
+    replay = checks_by_hand(limits).replay
+    replay.keep("y", found, RUN)
+    assert "y: the reference's own noise is 1.0e-04 (limit 3e-05)" in replay.checks()[0].reason

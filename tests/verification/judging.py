@@ -1,5 +1,7 @@
 """What the tests of the verdict share: judging, reading a check, and networks and edits to judge."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import torch
@@ -11,7 +13,15 @@ from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.graph.functions import function_text
 from scconv_deploy.model.prepare import reference_from_module
+from scconv_deploy.records import tolerances
 from scconv_deploy.records.stage import StageLog
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.checks.artifact_run import ArtifactRuns
+from scconv_deploy.verification.checks.jumps import Jumps
+from scconv_deploy.verification.checks.other_gates import OtherGates
+from scconv_deploy.verification.checks.replay import Replay
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.checks.swapped import Swapped
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
@@ -29,6 +39,27 @@ def check_of(report, name):
     """The check of this name; a failed one first, for there is one replay per output."""
     checks = [c for link in report.links for c in link.checks if c.name == name]
     return min(checks, key=lambda c: c.status != "failed")
+
+
+@dataclass
+class Checks:
+    """Checks of a model without SRUs, fed by hand: no runtime in it."""
+
+    shared: Shared
+    others: OtherGates
+    jumps: Jumps
+    replay: Replay
+    swapped: Swapped
+
+
+def checks_by_hand(limits=None, data=np.float32, source=None, nodes=()):
+    """The checks of an artifact of this type, whose graph holds these nodes."""
+    shared = Shared(limits or tolerances.table(), np.dtype(data))
+    graph = helper.make_graph(list(nodes), "g", [], [])
+    runs = ArtifactRuns(source, helper.make_model(graph), shared, RuntimeOptions())
+    others = OtherGates(shared, runs)
+    jumps = Jumps(source, shared, runs, others)
+    return Checks(shared, others, jumps, Replay(shared, runs, jumps), Swapped(True, shared, jumps))
 
 
 class Calls(nn.Module):

@@ -1,34 +1,120 @@
-"""Checks that artifacts and engines share: gates, seen or read from an output, and accuracy.
-
-Standard library and NumPy only.
-"""
+"""Gates of SRUs: the reference's over the samples, an artifact's flips, and their check. NumPy only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+import numpy as np
+
+from scconv_deploy.gate.margins import MARGIN_EDGES, histogram
 from scconv_deploy.records.gates import FlipCount
-from scconv_deploy.records.parity import Check, Quantity
-from scconv_deploy.verification.measure import Measured, total_flips
+from scconv_deploy.records.parity import Check, Histogram, Quantity
+from scconv_deploy.records.tolerances import Table
+from scconv_deploy.verification.checks import flip_size
+from scconv_deploy.verification.reference.run import ReferenceRun, Site
+
+Found = TypeVar("Found")
 
 
-def unexplained(total: FlipCount, measured: Measured) -> Quantity:
+@dataclass
+class SiteGates:
+    """Gates of one SRU in the reference, over the samples."""
+
+    site: Site
+    opened: int = 0
+    gates: int = 0
+    _bins: np.ndarray = field(default_factory=lambda: np.zeros(len(MARGIN_EDGES) - 1, dtype=np.int64))
+
+    def add(self, mask: np.ndarray, x: np.ndarray | None) -> None:
+        """Count one sample's; x is the gate's input, None where it was not kept or is not finite."""
+        self.opened += int(mask.sum())
+        self.gates += mask.size
+        if x is not None:
+            self._bins += histogram(x, self.site.form)
+
+    @property
+    def open_share(self) -> float:
+        return self.opened / self.gates
+
+    @property
+    def margins(self) -> Histogram | None:
+        """Of the gates' margins, see :func:`scconv_deploy.gate.margins.histogram`."""
+        return Histogram(MARGIN_EDGES, tuple(map(int, self._bins))) if self._bins.any() else None
+
+
+@dataclass
+class Sites:
+    """The reference's SRUs.
+
+    Attributes:
+        gates: of each, in the order of their calls.
+        redundant: sites that the artifact has no node for and no sample needs one, with the reason.
+    """
+
+    gates: dict[str, SiteGates] = field(default_factory=dict)
+    redundant: dict[str, str] = field(default_factory=dict)
+    _needed: set[str] = field(default_factory=set)
+
+    def add(self, run: ReferenceRun) -> None:
+        """Count the gates of one sample."""
+        for name, site in run.sites.items():
+            self.gates.setdefault(name, SiteGates(site.site)).add(site.mask, site.x if site.finite else None)
+
+    def add_missing(self, missing: Sequence[str], found: Mapping[str, str]) -> None:
+        """Note sites without a node, and why this sample needs none: an SRU that one sample needs is needed."""
+        self._needed |= set(missing) - set(found)
+        kept = {**self.redundant, **found}
+        self.redundant = {name: reason for name, reason in kept.items() if name not in self._needed}
+
+    def ordered(self, found: Mapping[str, Found]) -> dict[str, Found]:
+        """The entries of known sites, in the order of their calls."""
+        return {name: found[name] for name in self.gates if name in found}
+
+    def of_srus(self, counts: Mapping[str, object]) -> str:
+        """Of how many SRUs gates were compared, where it is not all of those that the artifact has."""
+        there = [name for name in self.gates if name not in self.redundant]
+        return f", on {len(counts)} of {len(there)} SRUs" if len(counts) < len(there) else ""
+
+
+@dataclass
+class SiteFlips:
+    """Flips of an artifact's gates over the samples.
+
+    Attributes:
+        counts: by site.
+        jumps: the largest change of an SRU's output that a flip made, in units of the rms of its data, by site.
+    """
+
+    counts: dict[str, FlipCount] = field(default_factory=dict)
+    jumps: dict[str, float] = field(default_factory=dict)
+
+    def add(self, site: Site, differs: np.ndarray, x: np.ndarray, count: FlipCount) -> None:
+        """Add one sample's: where gates differ on the input x, bool and float32 ``[N, C, H, W]``, and their count."""
+        if differs.any():
+            self.jumps[site.name] = max(self.jumps.get(site.name, 0.0), flip_size.largest(x, differs, site))
+        self.counts[site.name] = self.counts.get(site.name, FlipCount(0)) + count
+
+
+def total_flips(counts: Mapping[str, FlipCount]) -> FlipCount:
+    """The sum over sites."""
+    total = FlipCount(0)
+    for count in counts.values():
+        total = total + count
+    return total
+
+
+def unexplained(total: FlipCount, limits: Table) -> Quantity:
     """What decides: unexplained flips against their limit."""
-    return Quantity("unexplained_flips", total.unexplained, measured.limits["unexplained_flips"].value)
-
-
-def accuracy_checks(measured: Measured) -> list[Check]:
-    """Why there is no accuracy, where the data have labels."""
-    if not measured.no_accuracy:
-        return []
-    return [Check("accuracy", "not run", f"the data have labels, but {measured.no_accuracy}: there is no accuracy")]
+    return Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
 
 
 def gates_check(
     name: str,
     what: str,
     counts: Mapping[str, FlipCount],
-    measured: Measured,
+    limits: Table,
     coverage: str = "",
     named: Callable[[str], str] = str,
 ) -> Check:
@@ -39,8 +125,10 @@ def gates_check(
         coverage: what the counts do not cover; closes the reason.
         named: what the worst site is called.
     """
+    if not counts:
+        return Check(name, "not run", "no gate of the artifact can be read")
     total = total_flips(counts)
-    decided = unexplained(total, measured)
+    decided = unexplained(total, limits)
     text = f"{what}: {total.flips:,} of {total.gates:,} ({total.unexplained:,} unexplained)"
     if total.ill_conditioned:
         text += f", {total.ill_conditioned} more in ill-conditioned groups"

@@ -12,10 +12,14 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
+from scconv_deploy.graph import instrument
 from scconv_deploy.graph.types import ELEMENT, LARGEST, SMALLEST, UNIT_ROUNDOFF, HalfPrecision, graphs_of
 from scconv_deploy.precision.single import as_ir, typed_single
 from scconv_deploy.records.parity import Check
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.reference.run import ReferenceRun
 
 VANISHING = "vanishing in"
 """How the part of the check's reason starts that names what is lost."""
@@ -177,6 +181,23 @@ class RangeWatch:
         for (_, name), extent in self._extents.items():
             found[name] = found[name].merged(extent) if name in found else extent
         return found
+
+
+class HalfRange(ArtifactCheck):
+    """Whether half holds all values, by the layers that give them."""
+
+    def __init__(self, watch: RangeWatch, half: onnx.ModelProto, shared: Shared) -> None:
+        self._watch, self._shared = watch, shared
+        self._modules = {name: instrument.module_of(node) for node in half.graph.node for name in node.output}
+
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        if run.deep:
+            self._watch.add(run.inputs)
+
+    def checks(self) -> list[Check]:
+        if not self._watch.largest:
+            return []
+        return [self._watch.check(lambda name: self._modules.get(name, ""), self._shared.samples.coverage)]
 
 
 Measure = Callable[[str, str], tuple[list[onnx.NodeProto], list[str]]]

@@ -1,79 +1,175 @@
-"""Checks of gates that belong to no known SRU."""
+"""Gates that belong to no known SRU: found on the first sample that has them, compared on every one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
+from scconv_deploy.gate.other_gates import (
+    LAYERS,
+    UNIT_ROUNDOFF,
+    OtherGate,
+    OtherGateMeasured,
+    count_flips,
+    margin_error,
+    margin_size,
+    mean_error,
+    of_few,
+)
+from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, OtherGateParity, Quantity
-from scconv_deploy.verification.measure import Measured
+from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, ArtifactRuns
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
+from scconv_deploy.verification.ruler import FLOAT32
+
+NAME = "other gates"
 
 
-def other_gates_checks(measured: Measured) -> list[Check]:
-    """Decisions on the same input and the operands they rest on, and what could not be judged."""
-    others = measured.others
-    if not others.sites and not others.unfound:  # an argmax, or an SRU without a node, jumps too
-        return _jumps(measured)
-    return [_same_input(measured), *_left(measured), *_jumps(measured)]
+class OtherGates(ArtifactCheck):
+    """Decisions on the same input and the operands they rest on, and what could not be judged.
 
+    Attributes:
+        sites: gates that were found, by name.
+        unfound: those that were not, with the reason.
+        untaken: comparisons of the artifact that decide no gate of the reference.
+    """
 
-def _same_input(measured: Measured) -> Check:
-    name = "other gates"
-    others = measured.others
-    missing = "; ".join(f"{site}: {reason}" for site, reason in list(others.unfound.items())[:3])
-    if not others.sites:
-        return Check(name, "not run", f"gates of no known SRU were not found in the graph: {missing}")
-    compared = {name: site for name, site in others.sites.items() if site.flips.gates}
-    if not compared:
-        places = ", ".join(list(others.sites)[:3])
-        return Check(name, "not run", f"the reference kept no operands of gates of no known SRU: {places}")
-    total = FlipCount(0)
-    for site in compared.values():
-        total = total + site.flips
-    limits = measured.limits
-    flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
-    ratios = {n: s.error / s.floor for n, s in compared.items() if s.compared}
-    apart = Quantity(measured.other_gates, max(ratios.values(), default=0.0), limits[measured.other_gates].value)
-    there = len(others.sites) + len(others.unfound)
-    among = f" of {there}" if len(compared) < there else ""
-    text = (
-        f"gates of no known SRU, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "
-        f"unexplained), operands within {apart.value:.1f}x their noise, at {len(compared)}{among} places"
-        f"{measured.coverage}"
-    )
-    if not flips.within:
-        worst, site = max(compared.items(), key=lambda item: item[1].flips.unexplained)
-        text += f"; worst {worst} ({site.found.node}) with {site.flips.unexplained:,} unexplained"
-    elif not apart.within:
-        worst = max(ratios, key=ratios.__getitem__)
-        text += f" (limit {apart.limit:g}x); worst {worst} ({others.sites[worst].found.node})"
-    passed = flips.within and apart.within
-    return Check(name, "passed" if passed else "failed", text, (flips, apart))
+    def __init__(self, shared: Shared, runs: ArtifactRuns) -> None:
+        self._shared, self._runs = shared, runs
+        self._known: set[str] = set()
+        self.sites: dict[str, OtherGateMeasured] = {}
+        self.unfound: dict[str, str] = {}
+        self.untaken: list[str] = []
 
+    @property
+    def _multiple(self) -> str:
+        """The name of the tolerance."""
+        return "other_gates" if self._shared.ruler.data == FLOAT32 else "other_gates_half"
 
-def _left(measured: Measured) -> list[Check]:
-    """Gates that were not compared beside others that were."""
-    others = measured.others
-    unkept = [name for name, site in others.sites.items() if not site.flips.gates]
-    why = [f"{name}: {reason}" for name, reason in others.unfound.items()]
-    why += [f"{name}: the reference kept no operands" for name in unkept]
-    if not why or len(unkept) == len(others.sites):
-        return []
-    more = f" and {len(why) - 3} more" if len(why) > 3 else ""
-    return [Check("other gates", "not run", f"not compared: {'; '.join(why[:3])}{more}")]
+    # --- measured ------------------------------------------------------------------------------------------------
 
+    def align(self, run: ReferenceRun) -> None:
+        """Find those gates of the reference in the artifact that no sample before came to; fix those of this one."""
+        new = {name: gate for name, gate in run.others.items() if name not in self._known}
+        if new:
+            self._find(new, run)
+        self._runs.fix([site.found for name, site in self.sites.items() if name in run.others])
 
-def _jumps(measured: Measured) -> list[Check]:
-    """What differs no more than the reference's own jumps: neither right nor wrong is known of it."""
-    jumped = measured.others.jumped
-    found = [f"{n} {j.words}" for n, j in jumped.items() if j.undecided(measured.largest_multiple(j.multiple))]
-    return [Check("jumps", "not run", "; ".join(found))] if found else []
+    def _find(self, new: Mapping[str, OtherGate], run: ReferenceRun) -> None:
+        self._known |= set(new)
+        wanted = onnx_gates.candidates(self._runs.proto)
+        values: Arrays = {}
+        if wanted:
+            with runner_of(onnx_gates.shown(self._runs.proto, wanted), self._runs.options) as runner:
+                values = runner.run(run.inputs)
+            taken = {site.found.value for site in self.sites.values()}
+            wanted = [one for one in onnx_gates.of_floats(wanted, values) if one.value not in taken]
+        found, unfound = onnx_gates.align(new, wanted, values)
+        self.unfound |= unfound
+        self.sites |= {one.name: OtherGateMeasured(one) for one in found}
+        taken = {one.value for one in found}
+        self.untaken = [one.node for one in wanted if one.value not in taken]
 
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        here = {
+            name: site for name, site in self.sites.items() if name in run.others and site.found in self._runs.fixed
+        }
+        for name, site in here.items():
+            self._compare_free(site, run.others[name], found.exposed)
+        for name, site in here.items() if run.deep else ():
+            if run.others[name].views:
+                self._compare(name, site, run.others[name], found)
 
-def other_gate_records(measured: Measured) -> tuple[OtherGateParity, ...]:
-    """For the report, by gate."""
-    others = measured.others
-    found = [
-        OtherGateParity(name, s.found.node, s.flips.gates, s.flips.flips, s.flips.unexplained, s.free,
-                        s.error / s.floor if s.compared else None)
-        for name, s in others.sites.items()
-    ]  # fmt: skip
-    return (*found, *(OtherGateParity(name, reason=reason) for name, reason in others.unfound.items()))
+    def _compare_free(self, site: OtherGateMeasured, gate: OtherGate, values: Arrays) -> None:
+        """What the artifact decides as it is: information, for its own decisions before have moved the operands."""
+        decided, _ = onnx_gates.decision(site.found, values)
+        if decided.shape == gate.decided.shape:
+            site.free += int((decided != gate.decided).sum())
+
+    def _compare(self, name: str, site: OtherGateMeasured, gate: OtherGate, found: ArtifactRun) -> None:
+        """What the artifact decides with the reference's decisions everywhere, and from what."""
+        decided, margin = onnx_gates.decision(site.found, found.forced)
+        if decided.shape != gate.decided.shape:
+            text = f"gate {name} is {list(decided.shape)}, the reference's {list(gate.decided.shape)}"
+            self._shared.contract.note(text)
+            return
+        multiple, data = self._shared.limits[self._multiple].value, self._shared.ruler.data
+        in_half = None if found.rounded is None else found.rounded.others.get(name)
+        gate = gate if in_half is None else in_half
+        site.flips = site.flips + count_flips(gate, site.found, decided, margin, multiple, data, in_half is None)
+        if site.found.view is not None:
+            self._keep_error(site, gate, margin, in_half is not None)
+
+    def _keep_error(self, site: OtherGateMeasured, gate: OtherGate, margin: np.ndarray, rounded: bool) -> None:
+        view = gate.views[site.found.view or 0]
+        data = self._shared.ruler.data
+        unit, few = UNIT_ROUNDOFF.get(data.name, UNIT_ROUNDOFF["float32"]), of_few(margin.size)
+        measured = self._shared.limits["assumed_floor"].value if view.error is None else view.error
+        if data == FLOAT32:
+            pairs = [(margin_error(view, margin), max(unit, measured) * few)]
+        elif rounded:  # what half holds exactly, other right files need not have exactly
+            pairs = [(margin_error(view, margin), max(unit * margin_size(view), measured) * few)]
+        else:  # rounding has no side: a threshold that was moved shows in the mean, far below what layers add up to
+            pairs = [(margin_error(view, margin), max(LAYERS * unit, measured) * few), (mean_error(view, margin), unit)]
+        for error, floor in pairs:
+            if not site.compared or not error * site.floor <= site.error * floor:
+                site.error, site.floor, site.compared = error, floor, True
+
+    # --- judged --------------------------------------------------------------------------------------------------
+
+    def checks(self) -> list[Check]:
+        return [self._same_input(), *self._left()] if self.sites or self.unfound else []
+
+    def _same_input(self) -> Check:
+        missing = "; ".join(f"{site}: {reason}" for site, reason in list(self.unfound.items())[:3])
+        if not self.sites:
+            return Check(NAME, "not run", f"gates of no known SRU were not found in the graph: {missing}")
+        compared = {name: site for name, site in self.sites.items() if site.flips.gates}
+        if not compared:
+            places = ", ".join(list(self.sites)[:3])
+            return Check(NAME, "not run", f"the reference kept no operands of gates of no known SRU: {places}")
+        total = FlipCount(0)
+        for site in compared.values():
+            total = total + site.flips
+        limits = self._shared.limits
+        flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
+        ratios = {n: s.error / s.floor for n, s in compared.items() if s.compared}
+        apart = Quantity(self._multiple, max(ratios.values(), default=0.0), limits[self._multiple].value)
+        there = len(self.sites) + len(self.unfound)
+        among = f" of {there}" if len(compared) < there else ""
+        text = (
+            f"gates of no known SRU, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "
+            f"unexplained), operands within {apart.value:.1f}x their noise, at {len(compared)}{among} places"
+            f"{self._shared.samples.coverage}"
+        )
+        if not flips.within:
+            worst, site = max(compared.items(), key=lambda item: item[1].flips.unexplained)
+            text += f"; worst {worst} ({site.found.node}) with {site.flips.unexplained:,} unexplained"
+        elif not apart.within:
+            worst = max(ratios, key=ratios.__getitem__)
+            text += f" (limit {apart.limit:g}x); worst {worst} ({self.sites[worst].found.node})"
+        passed = flips.within and apart.within
+        return Check(NAME, "passed" if passed else "failed", text, (flips, apart))
+
+    def _left(self) -> list[Check]:
+        """Gates that were not compared beside others that were."""
+        unkept = [name for name, site in self.sites.items() if not site.flips.gates]
+        why = [f"{name}: {reason}" for name, reason in self.unfound.items()]
+        why += [f"{name}: the reference kept no operands" for name in unkept]
+        if not why or len(unkept) == len(self.sites):
+            return []
+        more = f" and {len(why) - 3} more" if len(why) > 3 else ""
+        return [Check(NAME, "not run", f"not compared: {'; '.join(why[:3])}{more}")]
+
+    def records(self) -> tuple[OtherGateParity, ...]:
+        """For the report, by gate."""
+        found = [
+            OtherGateParity(name, s.found.node, s.flips.gates, s.flips.flips, s.flips.unexplained, s.free,
+                            s.error / s.floor if s.compared else None)
+            for name, s in self.sites.items()
+        ]  # fmt: skip
+        return (*found, *(OtherGateParity(name, reason=reason) for name, reason in self.unfound.items()))

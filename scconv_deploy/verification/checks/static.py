@@ -6,6 +6,7 @@ The only sure catch for a tau one ulp off, or for ``>`` where ``>=`` belongs: on
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -26,10 +27,77 @@ from scconv_deploy.graph.contract import (
 from scconv_deploy.graph.functions import fingerprint, function_proto
 from scconv_deploy.records.parity import Check
 from scconv_deploy.records.tolerances import FOLDED_ULPS
-from scconv_deploy.verification.reference.run import Site
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, ArtifactRuns
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
 
 NAME = "static"
 UNWEIGHTED = "unweighted"
+
+
+class Static(ArtifactCheck):
+    """The static link of the SRUs, and those of the reference that have no node."""
+
+    def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns) -> None:
+        self._source, self._shared, self._model, self._nodes = source, shared, runs.proto, runs.nodes
+
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        missing = [name for name in run.sites if name not in self._nodes]
+        if run.deep and self._nodes and missing:
+            self._shared.sites.add_missing(missing, self._source.redundant(run, missing, list(self._nodes)))
+
+    @cached_property
+    def by_site(self) -> dict[str, Check]:
+        """The static link of every SRU of the reference; ask when all samples have run."""
+        return {name: self._check(name, found.site) for name, found in self._shared.sites.gates.items()}
+
+    def _check(self, name: str, site: Site) -> Check:
+        redundant = self._shared.sites.redundant
+        if name in self._nodes:
+            return check_site(self._model, self._nodes[name], site)
+        if not self._nodes:
+            return Check(NAME, "not run", "the artifact holds no scconv node")
+        if name in redundant:
+            return Check(NAME, "not run", f"{name} has no node: {redundant[name]}")
+        reason = f"{name} has no node: the artifact computes it otherwise, so its parameters cannot be inspected"
+        return Check(NAME, "not run", reason)
+
+    def checks(self) -> list[Check]:
+        """One check for all SRUs; one for those without a node, beside others that have one."""
+        unread = sorted(n for n in self.by_site if n not in self._nodes and n not in self._shared.sites.redundant)
+        if not unread or not self._nodes:  # without any node the summary says so
+            return [self._summary(unread)]
+        why = "no node: the artifact computes it otherwise, so its parameters and gates cannot be inspected"
+        return [self._summary(unread), Check(NAME, "not run", f"{', '.join(unread)}: {why}")]
+
+    def _summary(self, unread: list[str]) -> Check:
+        checks = self.by_site
+        failed = [c.reason for c in checks.values() if c.status == "failed"] + whole_model(self._model)
+        if failed:
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            return Check(NAME, "failed", failed[0] + more)
+        if not self._nodes:
+            return Check(NAME, "not run", "the artifact holds no scconv node, so its gates cannot be inspected")
+        if not checks:
+            return Check(NAME, "not run", "the reference has no SRU module to compare with")
+        same = sum(c.status == "passed" for c in checks.values())
+        if not same:
+            return Check(NAME, "not run", next(c.reason for c in checks.values()))
+        without = f"; without a node: {', '.join(unread)}" if unread else ""
+        without += "".join(f"; {c.reason}" for n, c in checks.items() if n in self._nodes and c.status == "not run")
+        return Check(NAME, "passed", f"{same} SRUs are bit for bit the reference's{without}")
+
+
+class Rewritten(ArtifactCheck):
+    """SRUs that were read from the graph: no module of the reference stands beside them."""
+
+    def __init__(self, shared: Shared, runs: ArtifactRuns) -> None:
+        self._shared, self._nodes = shared, runs.nodes
+
+    def checks(self) -> list[Check]:
+        found = [site for site in self._nodes if site not in self._shared.sites.gates]
+        why = "read from the graph, and no SRU of the reference stands beside it; judged by the outputs alone"
+        return [Check("rewritten", "not run", f"{', '.join(found)}: {why}")] if found else []
 
 
 def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Check:

@@ -6,6 +6,7 @@ The only catch for a low bit of one weight: no input shows it above the rounding
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
@@ -14,13 +15,31 @@ from onnx import numpy_helper
 
 from scconv_deploy.graph.types import NUMPY
 from scconv_deploy.records.parity import Check, Quantity
-from scconv_deploy.verification.reference.run import Arrays
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck
+from scconv_deploy.verification.reference.run import Arrays, ReferenceSource
 
 NAME = "weights"
 _AT_ONCE = 2**16
 """Entries compared at a time, in float64: they stay in the cache."""
 _RATIOS = 31
 """Entries of a channel, spread over it, that its factor is the median of; up to twice as many."""
+
+
+class Weights(ArtifactCheck):
+    """The static link of the weights."""
+
+    def __init__(self, source: ReferenceSource, model: onnx.ModelProto, limit_ulps: float) -> None:
+        self._source, self._model, self._limit_ulps = source, model, limit_ulps
+
+    @cached_property
+    def found(self) -> Check:
+        stored = self._source.weights
+        if not len(stored):
+            return Check(NAME, "not run", "the reference holds no weights to compare with")
+        return check(self._model, stored, self._limit_ulps)
+
+    def checks(self) -> list[Check]:
+        return [self.found]
 
 
 def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:

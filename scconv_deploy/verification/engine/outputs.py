@@ -15,11 +15,10 @@ import numpy as np
 
 from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import Check, EngineOutput, Quantity
-from scconv_deploy.records.tolerances import Table
 from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
-from scconv_deploy.verification.checks.gates import accuracy_checks
+from scconv_deploy.verification.checks.answers import check_labels
+from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.measure import Measured, repeated
 from scconv_deploy.verification.metrics import comparable, compare, distance, looks_like_logits
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
 
@@ -42,11 +41,11 @@ class EndToEnd:
     """Collects an engine's outputs, sample by sample.
 
     Args:
-        measured: takes what an engine has in common with other artifacts (contract, NaN, answers, worst inputs).
+        shared: takes what an engine has in common with other artifacts (contract, NaN, answers, worst inputs).
     """
 
-    def __init__(self, limits: Table, manifest: EngineManifest, measured: Measured) -> None:
-        self._limits, self._measured = limits, measured
+    def __init__(self, manifest: EngineManifest, shared: Shared) -> None:
+        self._limits, self._shared = shared.limits, shared
         self._kind = "tf32" if "TF32" in manifest.flags and manifest.data_type == "float32" else manifest.data_type
         self._worst: dict[str, _Found] = {}
         self._agreeing = self._rows = 0
@@ -63,18 +62,18 @@ class EndToEnd:
         Args:
             noise: of the reference's outputs, by name; an output that is not in it was not measured.
         """
-        self._measured.check_labels(run)
-        found = align_rows(found, run.given, self._measured.limits["equal_scores"].value)
+        check_labels(run)
+        found = align_rows(found, run.given, self._shared.limits["equal_scores"].value)
         for name, given in run.given.items():
             y = found[name]
             if y.shape != given.shape or y.dtype.kind != given.dtype.kind:
                 text = f"output {name} is {y.dtype}{list(y.shape)}, PyTorch's {given.dtype}{list(given.shape)}"
-                self._measured.contract[text] += 1
+                self._shared.contract.note(text)
             elif not comparable(y, given):
-                self._measured.note_non_finite_output(name, run, y, "engine")
+                self._shared.finite.note_output(name, run, y, "engine")
             else:
                 self._compare(name, y, given, noise.get(name), run)
-        self._measured.add_answers(run, found, run.count or None)
+        self._shared.answers.add(run, found, run.count or None)
 
     def _compare(self, name: str, y: np.ndarray, given: np.ndarray, noise: float | None, run: ReferenceRun) -> None:
         floating = given.dtype.kind == "f"
@@ -118,12 +117,7 @@ class EndToEnd:
                     self._agreeing < self._rows
                 ))
             )  # fmt: skip
-        if self._measured.contract:
-            checks.append(Check("contract", "failed", repeated(self._measured.contract)))
-        if self._measured.non_finite:
-            text = f"NaN or Inf in {repeated(self._measured.non_finite)}; not compared"
-            checks.append(Check("finite", "failed", text))
-        return [*checks, *accuracy_checks(self._measured)]
+        return [*checks, *self._shared.checks()]
 
     def _check(self, name: str, found: _Found) -> Check:
         limit = self._limits["engine_multiple"].value

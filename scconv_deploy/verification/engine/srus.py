@@ -11,13 +11,14 @@ import numpy as np
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, ModelError
 from scconv_deploy.gate.margins import decide
+from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
 from scconv_deploy.runtimes.tensorrt.runner import from_bfloat16, to_bfloat16
 from scconv_deploy.verification.checks.gates import gates_check
+from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.decode import decode
 from scconv_deploy.verification.engine.sru_alone import Form
-from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference.run import Site, SiteRun
 
 Models = Mapping[Form, bytes]
@@ -34,13 +35,17 @@ class LoneSRUs:
 
     Args:
         models, build: see :data:`SRUModels` and :data:`SRUBuilder`.
+
+    Attributes:
+        counts: flips by site.
     """
 
     def __init__(
-        self, engine: EngineArtifact, plugin: Path | None, models: SRUModels, build: SRUBuilder, measured: Measured
+        self, engine: EngineArtifact, plugin: Path | None, models: SRUModels, build: SRUBuilder, shared: Shared
     ) -> None:
         self._engine, self._plugin, self._models, self._build = engine, plugin, models, build
-        self._measured = measured
+        self._shared = shared
+        self.counts: dict[str, FlipCount] = {}
         self._apart: dict[str, float] = {}
         self._foreign: dict[str, int] = {}
         self._not_run: dict[str, str] = {}
@@ -53,7 +58,7 @@ class LoneSRUs:
         if run.x is None:
             self._not_run[name] = "its input was not recorded"
         elif not np.isfinite(run.x).all():
-            self._measured.non_finite[f"the input of {name}"] += 1
+            self._shared.finite.note_input(name)
         elif not (models := self._models(run.site, run.x.shape)):
             self._not_run[name] = "there is no ONNX model of it alone"
         else:
@@ -70,7 +75,7 @@ class LoneSRUs:
             (name,) = runner.inputs
             (y,) = runner.run({name: fed}).values()
         found = decode(y, fed, site, data)
-        self._measured.sites[site.name].teacher_forced = found.count(expected, fed, site)
+        self.counts[site.name] = found.count(expected, fed, site)
         self._apart[site.name] = found.apart
         self._foreign[site.name] = int(found.foreign.sum()) // 2
 
@@ -88,21 +93,21 @@ class LoneSRUs:
         return checks
 
     def _gates(self) -> Check:
-        counts = {n: s.teacher_forced for n, s in self._measured.sites.items() if s.teacher_forced is not None}
+        counts = self._shared.sites.ordered(self.counts)
         hidden = sum(count.undecidable for count in counts.values())
         coverage = f"; {hidden:,} gates do not show in the output" if hidden else ""
         if not any(count.gates for count in counts.values()):
             return _unseen(f"{len(counts)} of {len(self._sites)} SRUs alone{coverage}")
         what = f"{len(counts)} SRUs alone, same input, gates changed"
-        return gates_check(GATES, what, counts, self._measured, coverage, self._named)
+        return gates_check(GATES, what, counts, self._shared.limits, coverage, self._named)
 
     def _named(self, name: str) -> str:
-        path = self._measured.sites[name].site.path
+        path = self._shared.sites.gates[name].site.path
         return name if path == name else f"{name} ({path})"
 
     def _values(self) -> Check:
         tolerance = f"engine_sru.{self._engine.manifest.data_type}"
-        limit = self._measured.limits[tolerance].value
+        limit = self._shared.limits[tolerance].value
         name, apart = max(self._apart.items(), key=lambda item: _badness(item[1]))
         decided = Quantity(tolerance, apart, limit)
         if decided.within:

@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import MissingRuntimeError, ModelError, UsageError
-from scconv_deploy.gate.margins import MARGIN_EDGES
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import FlipCount
-from scconv_deploy.records.parity import Check, EngineParity, Histogram, Link, ParityReport, SRUParity
+from scconv_deploy.records.parity import Check, EngineParity, Link, ParityReport, SRUParity
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, check_shapes
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from scconv_deploy.system.environment import environment_facts
 from scconv_deploy.system.gpu import gpus
+from scconv_deploy.verification.checks.gates import SiteGates
+from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.outputs import EndToEnd
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
-from scconv_deploy.verification.measure import Measured, SiteMeasured
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
 
 Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
@@ -81,10 +81,9 @@ def judge_engine(
         IntegrityError: the engine or the plugin is not what the manifest says.
         MissingRuntimeError, ModelError: it cannot be opened or run here.
     """
-    table = tolerances.table(overrides)
-    measured = Measured(table)
-    outputs = EndToEnd(table, engine.manifest, measured)
-    srus = LoneSRUs(engine, plugin, sru_models, build_sru, measured)
+    shared = Shared(tolerances.table(overrides))
+    outputs = EndToEnd(engine.manifest, shared)
+    srus = LoneSRUs(engine, plugin, sru_models, build_sru, shared)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     first: ReferenceRun | None = None
@@ -97,13 +96,13 @@ def judge_engine(
                     unfit.append(reason)
                     stage.skipped.append((run.description, reason))
                     continue
-                measured.describe(run)
+                shared.samples.add(run)
                 if run.deep or not noise:
                     noise = dict(source.free_noise(run, outputs.rounding))
                 outputs.add(run, runner.run(run.inputs), noise)
-                recorded = recorded or _add_sites(measured, run)
+                recorded = recorded or _add_sites(shared, run)
                 first = first or run
-        if not measured.described:
+        if not shared.samples.names:
             raise UsageError(
                 f"No sample fits the engine: {unfit[0] if unfit else 'there is none.'}",
                 "Give inputs within its profile, or build it for these sizes.",
@@ -111,11 +110,11 @@ def judge_engine(
         judged = recorded or first  # without any input of an SRU each is said not to have been judged
         for site in judged.sites.values() if judged is not None else ():
             srus.judge(site)
-        stage.applied += measured.sample_names
+        stage.applied += shared.samples.names
     checks = [*srus.checks(), *outputs.checks()]
     if unfit:
         checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
-    return _report(source, engine, Link.of(engine.manifest.backend, checks), measured, outputs, log, overrides or {},
+    return _report(source, engine, Link.of(engine.manifest.backend, checks), shared, srus, outputs, log, overrides or {},
                    provenance or {})  # fmt: skip
 
 
@@ -155,11 +154,11 @@ def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
     return ""
 
 
-def _add_sites(measured: Measured, run: ReferenceRun) -> ReferenceRun | None:
+def _add_sites(shared: Shared, run: ReferenceRun) -> ReferenceRun | None:
     """What the reference's gates look like; the run if its SRUs' inputs were kept."""
     if not any(site.x is not None for site in run.sites.values()):
         return None
-    measured.add_gates(run)
+    shared.sites.add(run)
     return run
 
 
@@ -167,17 +166,18 @@ def _report(
     source: ReferenceSource,
     engine: EngineArtifact,
     link: Link,
-    measured: Measured,
+    shared: Shared,
+    srus: LoneSRUs,
     outputs: EndToEnd,
     log: StageLog,
     overrides: Mapping[str, float],
     provenance: Mapping[str, str],
 ) -> ParityReport:
     manifest = engine.manifest
-    srus = tuple(_sru(found) for found in measured.sites.values())
+    records = tuple(_sru(found, srus.counts.get(name)) for name, found in shared.sites.gates.items())
     gpu = ", ".join(map(str, gpus()))
     parity = EngineParity(
-        manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, srus, outputs.outputs()
+        manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, records, outputs.outputs()
     )
     facts = {
         **environment_facts(),
@@ -190,26 +190,26 @@ def _report(
         artifact=str(engine.path),
         artifact_sha256=manifest.sha256,
         links=(link,),
-        srus=srus,
+        srus=records,
         outputs=(),
-        samples=measured.sample_names,
+        samples=shared.samples.names,
         left_alone=source.left_alone,
         provenance=facts | dict(provenance),
         stages=tuple(log.records),
-        worst_inputs=measured.worst_inputs,
-        accuracy=measured.paired.accuracy(),
+        worst_inputs=shared.answers.worst_inputs,
+        accuracy=shared.answers.accuracy,
         overrides=dict(overrides),
         engines=(parity,),
     )
 
 
-def _sru(found: SiteMeasured) -> SRUParity:
+def _sru(found: SiteGates, flips: FlipCount | None) -> SRUParity:
     return SRUParity(
         site=found.site.name,
         variant=found.site.variant,
         static=Check("static", "not run", HIDDEN),
         swapped=FlipCount(0),
-        teacher_forced=found.teacher_forced,
-        open_share=found.opened / found.gates,
-        margins=Histogram(MARGIN_EDGES, tuple(map(int, found.histogram))) if found.histogram.any() else None,
+        teacher_forced=flips,
+        open_share=found.open_share,
+        margins=found.margins,
     )

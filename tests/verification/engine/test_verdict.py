@@ -21,9 +21,9 @@ from scconv_deploy.report.load import from_json
 from scconv_deploy.report.rejudge import check_report, rejudge
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer
 from scconv_deploy.system import gpu
+from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.srus import LoneSRUs
 from scconv_deploy.verification.engine.verdict import judge_engine, try_to_judge, with_engine
-from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import Sample, noise_samples
 from tests.verification.engine_cases import copy_of, engine_of, judge, ort_builder, ort_opener
@@ -341,10 +341,10 @@ def test_gates_that_all_hide_in_the_output_were_not_seen(tiny_reference, model, 
     """Over zeros every way that the gates can stand gives the same output."""
     source = TorchReference(tiny_reference[0])
     run = source.run(next(iter(noise_samples(tiny_reference[0].signature, 0))))
-    measured = Measured(tolerances.table({}))
-    measured.add_gates(run)
+    shared = Shared(tolerances.table({}))
+    shared.sites.add(run)
     srus = LoneSRUs(
-        engine_of(model, tmp_path), None, lambda s, shape: {"function": lone(model, s, shape)}, ort_builder(), measured
+        engine_of(model, tmp_path), None, lambda s, shape: {"function": lone(model, s, shape)}, ort_builder(), shared
     )
     site = run.sites["a.SRU"]
     srus.judge(replace(site, x=np.zeros_like(site.x)))

@@ -18,7 +18,7 @@ from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.half import HalfRunner
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
-from scconv_deploy.verification.onnx import measurement as artifact
+from scconv_deploy.verification.checks import native
 from scconv_deploy.verification.onnx.chain import Artifact
 from scconv_deploy.verification.onnx.parity import verify_onnx
 from scconv_deploy.verification.samples import Sample, noise_samples
@@ -205,7 +205,7 @@ def test_what_the_runtime_itself_spoils_fails(tiny_reference, half, monkeypatch,
             found = super().run(tensors)
             return {n: y * np.float32(2) if len(ran) == 1 else spoil(y) for n, y in found.items()}
 
-    monkeypatch.setattr(artifact, "HalfRunner", Spoiling)
+    monkeypatch.setattr(native, "HalfRunner", Spoiling)
     report = judge(tiny_reference[0], half)
     assert len(ran) > 1
     assert check_of(report, check).status == "failed"

@@ -29,20 +29,14 @@ from scconv_deploy.model import steps
 from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, Link
-from scconv_deploy.records.tolerances import table
 from scconv_deploy.report.verdict import parity_error
-from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-from scconv_deploy.verification.checks import parity as judge_module
-from scconv_deploy.verification.checks.other_gates import other_gates_checks
-from scconv_deploy.verification.measure import Measured
-from scconv_deploy.verification.onnx.other_gates import OtherGateRuns
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.run import ReferenceRun
 from scconv_deploy.verification.samples import Sample, noise_samples
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild
 from tests.other_gates import DAMAGE, GATES, AbsoluteSRU, Lambda, all_gates, around, gated, two_masks
-from tests.verification.judging import check_of, judge
+from tests.verification.judging import check_of, checks_by_hand, judge
 from tests.verification.onnx.test_half import halved
 from tests.verified import verify_bundle
 from tests.workflows.test_verify import make_bundle
@@ -153,10 +147,10 @@ def test_gates_whose_operands_were_not_kept_are_not_called_compared(two, tmp_pat
 
 
 def test_a_gate_that_is_not_compared_beside_others_is_named():
-    measured = Measured(table(), FLOAT32)
+    others = checks_by_hand().others
     for name, gates in (("a::ge", 9), ("b::ge", 0)):
-        measured.others.sites[name] = OtherGateMeasured(replace(FOUND, name=name), FlipCount(gates))
-    one, other = other_gates_checks(measured)
+        others.sites[name] = OtherGateMeasured(replace(FOUND, name=name), FlipCount(gates))
+    one, other = others.checks()
     assert one.status == "passed"
     assert "at 1 of 2 places" in one.reason
     assert (other.status, other.reason) == ("not run", "not compared: b::ge: the reference kept no operands")
@@ -356,22 +350,22 @@ def test_a_jump_that_is_no_number_explains_nothing():
 
 
 def test_the_last_limit_decides_what_is_undecided():
-    measured = Measured(table(), FLOAT32)
     source = SimpleNamespace(jumps=lambda run, free, data: {"y": 1e-3, "z": np.inf})
-    graph = helper.make_graph([helper.make_node("ArgMax", ["x"], ["i"])], "g", [], [])
-    runs = OtherGateRuns(source, helper.make_model(graph), measured, RuntimeOptions())
+    checks = checks_by_hand(source=source, nodes=[helper.make_node("ArgMax", ["x"], ["i"])])
+    ruler, jumps, replay = checks.shared.ruler, checks.jumps, checks.replay
     one, ones = np.float32([1.0, 0.0]), np.ones(2, np.float32)
     run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
-    limit = measured.largest_multiple("replay_multiple")
-    found = measured.against_noise(one + np.float32([0, 1.5e-6 * limit]), one, 1e-6)
-    assert runs.excuse(run, "y", found)
-    measured.keep_replay("y", found, run)
-    assert [c.name for c in other_gates_checks(measured)] == ["jumps"]
-    assert judge_module.replay_checks(measured)[0].status == "not run"
-    measured.native = dict.fromkeys(map(str, range(10**4)), measured.against_noise(one, one, 1e-6))
-    assert other_gates_checks(measured) == []
-    assert judge_module.replay_checks(measured)[0].status == "passed"
-    assert not runs.excuse(run, "z", measured.against_noise(ones, one, 1e-6))  # an infinite jump explains nothing
+    limit = ruler.largest_multiple("replay_multiple")
+    found = ruler.measure(one + np.float32([0, 1.5e-6 * limit]), one, 1e-6)
+    assert jumps.excuse(run, "y", found)
+    replay.keep("y", found, run)
+    assert [c.name for c in (*checks.others.checks(), *jumps.checks())] == ["jumps"]
+    assert replay.checks()[0].status == "not run"
+    for number in range(10**4):
+        ruler.count("runtime", str(number))
+    assert [*checks.others.checks(), *jumps.checks()] == []
+    assert replay.checks()[0].status == "passed"
+    assert not jumps.excuse(run, "z", ruler.measure(ones, one, 1e-6))  # an infinite jump explains nothing
 
 
 def test_an_sru_without_a_node_jumps_and_has_its_own_line():

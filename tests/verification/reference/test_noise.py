@@ -14,13 +14,12 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.model.orders import LastPlace, OtherOrder
 from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.records import tolerances
-from scconv_deploy.verification.checks import parity as judge
-from scconv_deploy.verification.measure import Measured
 from scconv_deploy.verification.reference import noise
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.rounding import RoundedRuns
-from scconv_deploy.verification.reference.run import ReferenceRun
+from scconv_deploy.verification.reference.run import ReferenceRun, RoundedRun
 from scconv_deploy.verification.samples import Sample
+from tests.verification.judging import checks_by_hand
 
 X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -129,15 +128,15 @@ def test_a_noisy_reference_is_judged_by_its_noise_where_it_is_continuous():
     run = noisy(cancelled)
     assert run.floors["output"] > tolerances.ALL["largest_floor.float32"].value
     assert run.continuous
-    measured = Measured(tolerances.table())
-    measured.note_noise(run)
+    checks = checks_by_hand()
+    checks.shared.ruler.add(run)
     value = run.outputs["output"]
     floor = run.floors["output"]
     for factor, status in ((1.0, "passed"), (10.0, "failed")):
-        measured.replay.clear()
+        checks.replay.outputs.clear()
         moved = value * np.float32(1 + factor * floor)
-        measured.keep_replay("y", measured.against_noise(moved, value, floor), run)
-        assert [check.status for check in judge.replay_checks(measured)] == [status]
+        checks.replay.keep("y", checks.shared.ruler.measure(moved, value, floor), run)
+        assert [check.status for check in checks.replay.checks()] == [status]
 
 
 def drops(x):
@@ -154,11 +153,11 @@ def test_a_random_or_stepping_reference_proves_nothing(function):
     run = noisy(function)
     assert run.floors["output"] > tolerances.ALL["largest_floor.float32"].value
     assert not run.continuous
-    measured = Measured(tolerances.table())
-    measured.note_noise(run)
+    checks = checks_by_hand()
+    checks.shared.ruler.add(run)
     value = run.outputs["output"]
-    measured.keep_replay("y", measured.against_noise(value, value, run.floors["output"]), run)
-    (check,) = judge.replay_checks(measured)
+    checks.replay.keep("y", checks.shared.ruler.measure(value, value, run.floors["output"]), run)
+    (check,) = checks.replay.checks()
     assert check.status == "failed"
     assert "nothing can be judged by it" in check.reason
 
@@ -168,13 +167,14 @@ def test_the_more_is_compared_the_larger_the_largest_may_be():
     base = tolerances.ALL["replay_multiple"].value
 
     def limit(spread, compared, table=None):
-        measured = Measured(table or tolerances.table())
-        measured.note_noise(replace(run, spread=spread))
-        value = measured.against_noise(np.ones(2, np.float32), np.ones(2, np.float32), 1e-7)
+        checks = checks_by_hand(table)
+        ruler = checks.shared.ruler
+        ruler.add(replace(run, spread=spread))
+        value = ruler.measure(np.ones(2, np.float32), np.ones(2, np.float32), 1e-7)
         for sample in range(3):  # of each value the worst over the samples
             for number in range(compared):
-                measured.keep_replay(f"y{number}", replace(value, error=sample * 1e-7), run)
-        return measured.largest_multiple("replay_multiple")
+                checks.replay.keep(f"y{number}", replace(value, error=sample * 1e-7), run)
+        return ruler.largest_multiple("replay_multiple")
 
     assert limit(1.5, 1) == base
     assert limit(1.5, 100) == pytest.approx(base * 1.5 ** np.sqrt(2 * np.log(100)))
@@ -212,14 +212,15 @@ def test_what_follows_from_a_decision_is_disturbed():
 
 def test_the_limit_of_half_takes_the_spread_of_half_alone():
     run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
-    measured = Measured(tolerances.table(), np.dtype(np.float16))
+    checks = checks_by_hand(data=np.float16)
+    ruler = checks.shared.ruler
     for name in ("y", "z"):
-        measured.keep_replay(name, measured.against_noise(X.numpy(), X.numpy(), 1e-3), run)
-    before = measured.largest_multiple("half_multiple")
-    measured.note_noise(replace(run, spread=1.9))
-    assert measured.largest_multiple("half_multiple") == before
-    measured.half_spread = 1.9
-    assert measured.largest_multiple("half_multiple") > before
+        checks.replay.keep(name, ruler.measure(X.numpy(), X.numpy(), 1e-3), run)
+    before = ruler.largest_multiple("half_multiple")
+    ruler.add(replace(run, spread=1.9))
+    assert ruler.largest_multiple("half_multiple") == before
+    ruler.add_rounded(RoundedRun({}, {}, spread=1.9))
+    assert ruler.largest_multiple("half_multiple") > before
 
 
 def test_rows_that_run_apart_at_one_size_may_not_at_another(monkeypatch):

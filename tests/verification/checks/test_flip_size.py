@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scconv_deploy.verification.onnx import jump
+from scconv_deploy.gate.variant import sru
+from scconv_deploy.verification.checks import flip_size
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
 
@@ -45,13 +46,13 @@ def test_a_jump_is_what_the_output_does(tiny_reference, sites, name, operator):
         flipped = np.zeros(x.shape, dtype=bool)
         flipped[tuple(place)] = every[tuple(place)] = True
         change = np.abs(output(reference, site, x, run.mask ^ flipped) - before).max()
-        sizes.append(jump.largest(x, flipped, site))
+        sizes.append(flip_size.largest(x, flipped, site))
         assert change > 0
         assert sizes[-1] == pytest.approx(change / rms, rel=1e-4)
-    assert jump.largest(x, every, site) == max(sizes)
+    assert flip_size.largest(x, every, site) == max(sizes)
 
 
 def test_nothing_to_let_through_is_no_jump(sites):
     site = sites["a.SRU"].site
     x = np.zeros((1, 16, 2, 2), np.float32)
-    assert jump.largest(x, np.ones(x.shape, dtype=bool), site) == 0.0
+    assert flip_size.largest(x, np.ones(x.shape, dtype=bool), site) == 0.0

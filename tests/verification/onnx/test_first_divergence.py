@@ -12,15 +12,15 @@ from torch import nn
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.records import tolerances
-from scconv_deploy.records.parity import LayerError
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-from scconv_deploy.verification.measure import AgainstNoise, Measured
-from scconv_deploy.verification.onnx.departure import first_departure, first_of, module_outputs
-from scconv_deploy.verification.onnx.measurement import ArtifactMeasurement
+from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
+from scconv_deploy.verification.onnx.first_divergence import first_divergence, first_of, first_value, module_outputs
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.run import ReferenceRun
+from scconv_deploy.verification.ruler import AgainstNoise
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
+from tests.verification.judging import checks_by_hand
 
 FAULT = 1e-2
 """Of the weights of a convolution: ten thousand times what any order of summation does to its output."""
@@ -69,16 +69,16 @@ def test_the_place_of_a_fault(absorbing, place, beyond, named):
     model = onnx.load_model_from_string(content)
     (weight,) = [t for t in model.graph.initializer if t.name == f"{place}.weight"]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * (1 + FAULT), weight.name))
-    source, measured, options = TorchReference(reference), Measured(tolerances.table()), RuntimeOptions(threads=1)
-    with ArtifactMeasurement(source, model, measured, options) as measurement:
-        measurement.run(source.run(noise_samples(reference.signature, 0)[0]))
+    source, options = TorchReference(reference), RuntimeOptions(threads=1)
+    with ArtifactChecks(source, model, tolerances.table(), options) as checks:
+        checks.add(source.run(noise_samples(reference.signature, 0)[0]))
     places = {value: path for value, (path, _) in module_outputs(model).items()}
     assert list(places.values()) == ORDER
-    run = measured.worst_run
-    departs = [bool(first_of(source, model, run, measured, options, [value])) for value in places]
+    run = checks.replay.worst_run
+    departs = [bool(first_of(source, model, run, checks, options, [value])) for value in places]
     assert departs == [bool(one) for one in beyond]  # behind the lift a fault of the first is within the tolerance
     assert ORDER[bisected(departs)] == named
-    assert f"({place})" in first_departure(source, model, measured, options)
+    assert f"({place})" in first_divergence(source, model, checks, options)
 
 
 def bisected(departs):
@@ -92,23 +92,23 @@ def bisected(departs):
 
 def test_half_departs_where_it_was_compared_with_half(absorbing):
     """Its modules are rounded a hundred times farther from PyTorch's than float32's noise: no place of a fault."""
-    measured = Measured(tolerances.table(), np.dtype(np.float16))
-    measured.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
-    measured.keep_layer(LayerError("a", "first", 1e-3, 1e-3))
-    measured.keep_layer(LayerError("b", "third", 1e-1, 1e-3))
+    checks = checks_by_hand(data=np.float16)
+    checks.replay.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    for name, module, error in (("a", "first", 1e-3), ("b", "third", 1e-1)):
+        checks.replay.layers.keep(name, module, AgainstNoise(error, 1e-3, "largest_floor.float16", 0.25))
     model = onnx.load_model_from_string(absorbing[1])
     assert module_outputs(model)
-    found = first_departure(TorchReference(absorbing[0]), model, measured, RuntimeOptions(threads=1))
+    found = first_value(TorchReference(absorbing[0]), model, checks, RuntimeOptions(threads=1))
     assert found.startswith("b (third)")
 
 
 def test_an_index_of_a_half_file_keeps_its_own_limit(absorbing):
     """Of its type, not of the data's: between the two it has departed, and the other way round it has not."""
-    measured = Measured(tolerances.table({"replay_multiple": 2, "half_multiple": 9}), np.dtype(np.float16))
-    measured.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
-    measured.replay["index"] = AgainstNoise(4e-3, 1e-3, "largest_floor.index", 1e-2)
+    checks = checks_by_hand(tolerances.table({"replay_multiple": 2, "half_multiple": 9}), np.float16)
+    checks.replay.worst_run = ReferenceRun("x", {}, {}, {}, {}, {}, {})
+    checks.replay.outputs["index"] = AgainstNoise(4e-3, 1e-3, "largest_floor.index", 1e-2)
     model = onnx.load_model_from_string(absorbing[1])
-    arguments = (TorchReference(absorbing[0]), model, measured, RuntimeOptions(threads=1))
-    assert first_departure(*arguments).startswith("index")
-    measured.replay["index"] = AgainstNoise(1e-3, 1e-3, "largest_floor.index", 1e-2)
-    assert first_departure(*arguments) == ""
+    arguments = (TorchReference(absorbing[0]), model, checks, RuntimeOptions(threads=1))
+    assert first_value(*arguments).startswith("index")
+    checks.replay.outputs["index"] = AgainstNoise(1e-3, 1e-3, "largest_floor.index", 1e-2)
+    assert first_value(*arguments) == ""

@@ -1,4 +1,4 @@
-"""Where an artifact leaves the reference first: the tensor, and the module that computes it in PyTorch.
+"""The first tensor of an ONNX artifact that leaves its tolerance, and the module that computes it in PyTorch.
 
 With the reference's gates on both sides everything is continuous, so an error has one place of origin. Every value
 that is the output of a module is compared, from the start on (the exporter notes the module of a node as
@@ -21,36 +21,58 @@ from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.graph import instrument
 from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-from scconv_deploy.verification.measure import FLOAT32, Measured
 from scconv_deploy.verification.metrics import comparable
+from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
+from scconv_deploy.verification.ruler import FLOAT32, AgainstNoise
 
 _AT_ONCE = 16  # values compared in one run: their tensors are in memory together
 
 
-def first_departure(
-    source: ReferenceSource, proto: onnx.ModelProto, measured: Measured, options: RuntimeOptions
+def first_divergence(
+    source: ReferenceSource, proto: onnx.ModelProto, judged: ArtifactChecks, options: RuntimeOptions
 ) -> str:
-    """The first value beyond its tolerance, its module and its error in words; "" if no value is.
+    """The first value that leaves its tolerance, in words; where all values keep it, the first SRU whose gates do not.
 
     Call it for an artifact that failed: it runs the worst sample again.
     """
-    if (run := measured.worst_run) is None:
+    found = first_value(source, proto, judged, options)
+    if found:
+        return found
+    for name, gates in judged.shared.sites.gates.items():
+        where = name if name == gates.site.path else f"{name} ({gates.site.path})"
+        for flips in (judged.forced.flips, judged.free.flips):
+            count = flips.counts.get(name)
+            if count is not None and count.unexplained:
+                return f"gates of {where}: {count.unexplained:,} of {count.gates:,} unexplained"
+        if judged.static.by_site[name].status == "failed":
+            return f"node {where}: {judged.static.by_site[name].reason.removeprefix(f'{name}: ')}"
+    for name, gate in judged.others.sites.items():
+        if gate.flips.unexplained:
+            return f"gates of {name}: {gate.flips.unexplained:,} of {gate.flips.gates:,} unexplained"
+    return judged.weights.found.reason if judged.weights.found.status == "failed" else ""
+
+
+def first_value(
+    source: ReferenceSource, proto: onnx.ModelProto, judged: ArtifactChecks, options: RuntimeOptions
+) -> str:
+    """The first value beyond its tolerance, its module and its error in words; "" if no value is."""
+    replay, ruler = judged.replay, judged.shared.ruler
+    if (run := replay.worst_run) is None:
         return ""
     # PyTorch's modules are float32, and give nothing that a half file's could be held against
-    candidates = list(module_outputs(proto)) if measured.data == FLOAT32 else []
+    candidates = list(module_outputs(proto)) if ruler.data == FLOAT32 else []
     for start in range(0, len(candidates), _AT_ONCE):
-        found = first_of(source, proto, run, measured, options, candidates[start : start + _AT_ONCE])
+        found = first_of(source, proto, run, judged, options, candidates[start : start + _AT_ONCE])
         if found:
             return found
     # without module outputs on the reference's side: what was compared on every sample
-    limit = measured.largest_multiple(measured.multiple)
-    for layer in measured.layers.values():
-        if not layer.relative_l2 <= limit * layer.floor:
-            return _words(layer.name, layer.module, layer.relative_l2, layer.floor)
-    for name, replay in measured.replay.items():
-        if not replay.ratio <= measured.largest_multiple(replay.multiple):
-            return _words(name, _module_of_value(proto, name), replay.error, replay.floor)
+    for name, layer in replay.layers.found.items():
+        if not layer.error <= ruler.largest_multiple(layer.multiple) * layer.floor:
+            return _words(name, replay.layers.modules[name], layer)
+    for name, output in replay.outputs.items():
+        if not output.ratio <= ruler.largest_multiple(output.multiple):
+            return _words(name, _module_of_value(proto, name), output)
     return ""
 
 
@@ -84,18 +106,19 @@ def first_of(
     source: ReferenceSource,
     proto: onnx.ModelProto,
     run: ReferenceRun,
-    measured: Measured,
+    judged: ArtifactChecks,
     options: RuntimeOptions,
     values: Sequence[str],
 ) -> str:
     """The first of these module outputs beyond its tolerance on one run, in words; "" if none is."""
+    ruler = judged.shared.ruler
     places = {name: place for name, place in module_outputs(proto).items() if name in values}
     paths = sorted({path for path, _ in places.values()})
     expected = {(path, call): (y, floor) for path, call, y, floor in source.modules(run, paths)}
     if not expected:
         return ""
     forced = instrument.inject_gates(proto, list(run.sites), values)
-    here = [gate for gate in measured.others.found if gate.name in run.others]
+    here = [gate for gate in (site.found for site in judged.others.sites.values()) if gate.name in run.others]
     onnx_gates.inject(forced, here)
     with runner_of(forced, options) as runner:
         actual = runner.run(run.feeds(runner.inputs))
@@ -108,9 +131,9 @@ def first_of(
         y, floor = expected[place]
         if actual[name].shape != y.shape:
             continue
-        found = measured.against_noise(actual[name], y, floor)
-        if not comparable(actual[name], y) or not found.ratio <= measured.largest_multiple(found.multiple):
-            return _words(name, path, found.error, found.floor)
+        found = ruler.measure(actual[name], y, floor)
+        if not comparable(actual[name], y) or not found.ratio <= ruler.largest_multiple(found.multiple):
+            return _words(name, path, found)
     return ""
 
 
@@ -118,6 +141,6 @@ def _module_of_value(proto: onnx.ModelProto, value: str) -> str:
     return next((instrument.module_of(node) for node in proto.graph.node if value in node.output), "")
 
 
-def _words(value: str, module: str, error: float, floor: float) -> str:
+def _words(value: str, module: str, found: AgainstNoise) -> str:
     where = f"{value} ({module})" if module else f"{value} (module unknown)"
-    return f"{where}: {error:.1e} relative L2, {error / floor:.1f}x the noise floor {floor:.1e}"
+    return f"{where}: {found.error:.1e} relative L2, {found.error / found.floor:.1f}x the noise floor {found.floor:.1e}"

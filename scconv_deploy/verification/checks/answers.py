@@ -1,0 +1,82 @@
+"""Right and wrong answers on labelled data, and the inputs on which an artifact is farthest from the reference."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from scconv_deploy.errors import UsageError
+from scconv_deploy.records.parity import Accuracy, Check, WorstInput
+from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.metrics import looks_like_logits, relative_l2
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
+
+_KEPT_WORST = 5
+NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
+
+
+class Answers:
+    """Collects an artifact's answers, sample by sample."""
+
+    def __init__(self) -> None:
+        self._paired, self._no_accuracy = PairedCounts(), ""
+        self._worst: list[tuple[float, str, int]] = []
+
+    def add(self, run: ReferenceRun, outputs: Arrays, rows: int | None) -> None:
+        """Rank the inputs, and count right answers where there are labels.
+
+        Args:
+            rows: of the first output that count; None for all.
+        """
+        ((first, given), *_) = run.given.items()
+        if given.ndim and given.shape == outputs[first].shape and given.dtype.kind == "f":
+            self._rank(run.sample, outputs[first], given, len(given) if rows is None else rows)
+        if run.labels is None:
+            return
+        logits = next((n for n, g in run.given.items() if looks_like_logits(g)), None)
+        if logits is None or len(run.labels) != len(run.given[logits]):
+            self._no_accuracy = NO_LOGITS if logits is None else f"{logits} has another length than the labels"
+        elif run.given[logits].shape != outputs[logits].shape:
+            self._no_accuracy = f"{logits} has another shape in the artifact"
+        else:
+            self._paired.add(run.given[logits], outputs[logits], run.labels)
+
+    def _rank(self, sample: str, y: np.ndarray, given: np.ndarray, rows: int) -> None:
+        """Rank the rows of an output ``[N, ...]`` by their relative L2."""
+        for index in range(min(rows, len(given))):
+            entry = (relative_l2(y[index], given[index]), sample, index)
+            if len(self._worst) < _KEPT_WORST:
+                heapq.heappush(self._worst, entry)
+            else:
+                heapq.heappushpop(self._worst, entry)
+
+    @property
+    def worst_inputs(self) -> tuple[WorstInput, ...]:
+        ranked = sorted(self._worst, key=lambda entry: (-entry[0], entry[1:]))
+        return tuple(WorstInput(sample, index, error) for error, sample, index in ranked)
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """None without labels, or where nothing is an answer."""
+        return self._paired.accuracy()
+
+    def checks(self) -> list[Check]:
+        """Why there is no accuracy, where the data have labels."""
+        if not self._no_accuracy:
+            return []
+        return [Check("accuracy", "not run", f"the data have labels, but {self._no_accuracy}: there is no accuracy")]
+
+
+def check_labels(run: ReferenceRun) -> None:
+    """Refuse a label that no answer can be right for (UsageError); -1 stands for none."""
+    logits = next((g for g in run.given.values() if looks_like_logits(g)), None)
+    if run.labels is None or logits is None:
+        return
+    classes = logits.shape[1]
+    for row in np.flatnonzero((run.labels < -1) | (run.labels >= classes))[:1]:
+        raise UsageError(
+            f"Label {run.labels[row]} of row {row} in {run.sample} is outside 0 to {classes - 1}: the model has "
+            f"{classes} classes.",
+            "Number the classes from 0 in the order of the model's outputs; -1 leaves a row out.",
+        )

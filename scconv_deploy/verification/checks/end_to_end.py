@@ -1,0 +1,61 @@
+"""Outputs of an ONNX artifact as it is, against PyTorch as given: information, and what cannot be compared."""
+
+from __future__ import annotations
+
+from scconv_deploy.records.metrics import OutputMetrics
+from scconv_deploy.records.parity import Check
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.metrics import compare, worst_of
+from scconv_deploy.verification.reference.run import ReferenceRun
+
+
+class EndToEnd(ArtifactCheck):
+    """Metrics of each output; notes shapes, types, NaN and Inf, and answers.
+
+    Attributes:
+        metrics: by output, the worst of each over the samples; agreements count over all rows.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.metrics: dict[str, OutputMetrics] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        for name in run.outputs:
+            y, given = found.outputs[name], run.given[name]
+            if not same_kind(y, given):
+                actual, expected = (f"{a.dtype}{list(a.shape)}" for a in (y, given))
+                self._shared.contract.note(f"output {name} is {actual}, PyTorch's {expected}")
+            elif name not in found.comparable:
+                self._shared.finite.note_output(name, run, y, "artifact")
+            else:
+                self.keep(name, compare(y, given), len(given) if given.ndim else 1)
+        self._shared.answers.add(run, found.outputs, run.count)
+
+    def keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
+        """Keep the worst of each metric; agreements count over all rows."""
+        kept, before = self.metrics.get(name), self._rows.get(name, 0)
+        self.metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
+        self._rows[name] = before + rows
+
+
+class Quantized(ArtifactCheck):
+    """The outputs of a quantised artifact, which are not judged.
+
+    Every tensor between quantisers is rounded to some hundred values: no limit for the rounding of floats says what
+    that may cost, and weights are stored as integers.
+
+    Args:
+        quantization: how it is quantised, in words.
+    """
+
+    def __init__(self, quantization: str, end_to_end: EndToEnd) -> None:
+        self._quantization, self._end_to_end = quantization, end_to_end
+
+    def checks(self) -> list[Check]:
+        metrics = self._end_to_end.metrics
+        apart = ", ".join(f"{name} is {found.relative_l2:.1e} away" for name, found in metrics.items())
+        what = f"the parity of {self._quantization} is not judged by this version"
+        return [Check("quantization", "not run", f"{what}; relative L2 from the reference: {apart}")]

@@ -1,0 +1,94 @@
+"""What differs no more than the reference's own jumps, where not every gate could be fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.gate.other_gates import Jumped
+from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.records.parity import Check
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRuns
+from scconv_deploy.verification.checks.other_gates import OtherGates
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
+from scconv_deploy.verification.ruler import AgainstNoise
+
+
+class Jumps(ArtifactCheck):
+    """Excuses errors that the reference's jumps explain, and says that neither right nor wrong is known of them."""
+
+    def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns, others: OtherGates) -> None:
+        self._source, self._shared, self._runs, self._others = source, shared, runs, others
+        self._loose = onnx_gates.loose(runs.proto)
+        self._noisy: set[str] = set()  # outputs that jump in float64 too
+        self._jumped: dict[str, Jumped] = {}
+        self._sizes: tuple[ReferenceRun, Mapping[str, float]] | None = None
+
+    def floor(self, run: ReferenceRun, name: str) -> float | None:
+        """An output's noise floor; None (assumed) where float64 jumped, as the reference does on inputs off by
+        rounding."""
+        floor, ruler = run.floors[name], self._shared.ruler
+        largest = ruler.limits[ruler.largest_floor(run.outputs[name].dtype)].value
+        if floor is None or floor <= largest or not self._explains(run, name, floor):
+            return floor
+        self._noisy.add(name)
+        return None
+
+    def excuse(self, run: ReferenceRun, name: str, found: AgainstNoise) -> bool:
+        """Whether an error is no more than the reference's own jumps, where not all could be fixed.
+
+        It is noted where it is beyond its limit, which grows with what is compared: the last one decides.
+
+        Args:
+            name: of an output, or the site of an SRU whose input differs.
+        """
+        if found.ratio <= self._shared.ruler.largest_multiple(found.multiple):
+            return False
+        ratio = found.ratio if found.ratio == found.ratio else math.inf
+        kept = self._jumped.setdefault(name, Jumped(found.multiple))
+        others = self._others
+        may_jump = others.unfound or self._loose or others.untaken or self._unread(run) or name in self._noisy
+        if not may_jump or not self._explains(run, name, found.error):
+            kept.beyond = max(kept.beyond, ratio)
+            return False
+        if ratio > kept.ratio:
+            kept.ratio, kept.words = ratio, self._words(run, found.error)
+        return True
+
+    def _unread(self, run: ReferenceRun) -> list[str]:
+        """SRUs that the artifact has no node for, so that their gates are not fixed in it."""
+        redundant = self._shared.sites.redundant
+        return [name for name in run.sites if name not in self._runs.nodes and name not in redundant]
+
+    def _explains(self, run: ReferenceRun, name: str, error: float) -> bool:
+        if self._sizes is None or self._sizes[0] is not run:
+            try:
+                free = [*(n for n in self._others.unfound if n in run.others), *self._unread(run)]
+                sizes = self._source.jumps(run, free, self._shared.ruler.data.name)
+            except ModelError:  # an ONNX file that refuses them
+                sizes = {}
+            self._sizes = run, sizes
+        size = self._sizes[1].get(name, 0.0)
+        return bool(np.isfinite(size)) and error <= self._shared.limits["jump_multiple"].value * size
+
+    def _words(self, run: ReferenceRun, error: float) -> str:
+        where = [f"{name} ({reason})" for name, reason in self._others.unfound.items()]
+        where += [f"{name} (an SRU without a node)" for name in self._unread(run)] + self._loose + self._others.untaken
+        where = where or ["it changes as much on inputs off by rounding, and no gate is known to do it"]
+        more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+        return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"
+
+    def undecided(self, name: str) -> str:
+        """What an output, or the input of an SRU, differs by in words; "" where it is right or wrong."""
+        jumped = self._jumped.get(name)
+        if jumped is None or not jumped.undecided(self._shared.ruler.largest_multiple(jumped.multiple)):
+            return ""
+        return f"{name} {jumped.words}"
+
+    def checks(self) -> list[Check]:
+        found = [words for name in self._jumped if (words := self.undecided(name))]
+        return [Check("jumps", "not run", "; ".join(found))] if found else []

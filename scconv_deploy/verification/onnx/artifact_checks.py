@@ -1,0 +1,135 @@
+"""Every check of one ONNX artifact: the list of them, fed sample by sample, and what the report takes from each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from scconv_deploy.graph.types import data_type, precision_of, quantization_of
+from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.parity import Check, FreeRunning, OutputParity, SRUParity
+from scconv_deploy.records.tolerances import Table
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.verification.checks import free_running, other_gates, second_opinion, teacher_forced
+from scconv_deploy.verification.checks.answers import check_labels
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRuns
+from scconv_deploy.verification.checks.end_to_end import EndToEnd, Quantized
+from scconv_deploy.verification.checks.half_range import HalfRange, RangeWatch
+from scconv_deploy.verification.checks.jumps import Jumps
+from scconv_deploy.verification.checks.native import Native, StandIn
+from scconv_deploy.verification.checks.replay import Replay
+from scconv_deploy.verification.checks.rounding import Rounding
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.checks.static import Rewritten, Static
+from scconv_deploy.verification.checks.swapped import Swapped
+from scconv_deploy.verification.checks.weights import Weights
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
+
+
+class ArtifactChecks:
+    """Checks of an artifact against a reference; a context manager, which holds sessions.
+
+    Args:
+        source: the reference.
+        proto: the artifact.
+        single: the float32 model that a half artifact was converted from; None if it is not at hand.
+        options: of ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        source: ReferenceSource,
+        proto: onnx.ModelProto,
+        limits: Table,
+        options: RuntimeOptions,
+        single: onnx.ModelProto | None = None,
+    ) -> None:
+        precision, self._quantization = precision_of(proto), quantization_of(proto)
+        self.shared = shared = Shared(limits, data_type(precision))
+        self._runs = runs = ArtifactRuns(source, proto, shared, options)
+        self.static = Static(source, shared, runs)
+        self.weights = Weights(source, proto, limits["weight_ulps"].value)
+        self.forced = teacher_forced.TeacherForced(shared, runs)
+        self.opinion = second_opinion.SecondOpinion(source, shared, runs)
+        self.free = free_running.FreeRunning(shared)
+        self.others = other_gates.OtherGates(shared, runs)
+        self.jumps = Jumps(source, shared, runs, self.others)
+        self.swapped = Swapped(source.recognised, shared, self.jumps)
+        self.replay = Replay(shared, runs, self.jumps)
+        self.end_to_end = EndToEnd(shared)
+        ranges: list[ArtifactCheck] = []
+        if single is not None and precision != "fp32":
+            ranges = [HalfRange(RangeWatch(single, proto, precision, options), proto, shared)]
+        # in the order of the report, in which they are fed too: what one notes, a later one may ask for
+        self._all: list[ArtifactCheck] = [
+            StandIn(runs), *ranges, self.static, Rewritten(shared, runs), self.weights, self.forced, self.opinion,
+            self.free, self.others, self.jumps, Rounding(shared), self.replay, self.end_to_end,
+            Native(shared, runs, self.jumps),
+        ]  # fmt: skip
+
+    def __enter__(self) -> ArtifactChecks:
+        _ = self._runs.as_it_is  # what cannot run here is refused before any sample runs
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._runs.close()
+
+    def add(self, run: ReferenceRun) -> None:
+        """Measure one sample.
+
+        Raises:
+            UsageError: the artifact's inputs or outputs are not the reference's, or a label is none.
+            ModelError: ONNX Runtime cannot run it.
+        """
+        shared, found = self.shared, self._runs.of(run)
+        check_labels(run)
+        shared.samples.add(run)
+        shared.sites.add(run)
+        if run.deep:
+            shared.ruler.add(run)
+            shared.finite.add(run)
+            self.others.align(run)
+        for check in (*self._all, self.swapped):
+            check.add(run, found)
+
+    def checks(self) -> list[Check]:
+        """What is judged of the artifact; of a quantised one its SRUs, which are float32 whatever is around them."""
+        if not self._quantization:
+            return [*_judged(self._all), *self.shared.checks()]
+        judged = _judged([self.static, self.forced, self.opinion, Quantized(self._quantization, self.end_to_end)])
+        return [*judged, *self.shared.contract.checks(), *self.shared.finite.checks()]
+
+    @property
+    def srus(self) -> tuple[SRUParity, ...]:
+        """For the report, by site."""
+        return tuple(self._sru(name) for name in self.shared.sites.gates)
+
+    def _sru(self, name: str) -> SRUParity:
+        gates, free = self.shared.sites.gates[name], self.free.flips.counts.get(name)
+        return SRUParity(
+            site=name,
+            variant=gates.site.variant,
+            static=self.static.by_site[name],
+            swapped=self.swapped.flips.get(gates.site.path, FlipCount(0)),
+            teacher_forced=self.forced.flips.counts.get(name),
+            open_share=gates.open_share,
+            free_running=None if free is None else _free_running(free),
+            margins=gates.margins,
+            jump=max((f.jumps[name] for f in (self.forced.flips, self.free.flips) if name in f.jumps), default=None),
+        )
+
+    @property
+    def outputs(self) -> tuple[OutputParity, ...]:
+        """For the report, by output."""
+        found = self.replay.unruled | self.replay.outputs
+        metrics = self.end_to_end.metrics
+        return tuple(OutputParity(n, metrics[n], v.error, v.floor, v.measured) for n, v in found.items())
+
+
+def _judged(checks: Iterable[ArtifactCheck]) -> list[Check]:
+    return [judged for check in checks for judged in check.checks()]
+
+
+def _free_running(count: FlipCount) -> FreeRunning:
+    return FreeRunning(count.gates, count.flips, count.unexplained, count.channels, count.ill_conditioned)
