@@ -114,8 +114,8 @@ def judge_engine(
     checks = [*srus.checks(), *outputs.checks()]
     if unfit:
         checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
-    return _report(source, engine, Link.of(engine.manifest.backend, checks), shared, srus, outputs, log, overrides or {},
-                   provenance or {})  # fmt: skip
+    link = Link.of(engine.manifest.backend, checks)
+    return _report(source, engine, link, shared, srus, outputs, log, overrides or {}, provenance or {})
 
 
 def try_to_judge(engine: EngineArtifact, judge: Callable[[], ParityReport]) -> tuple[Link, ParityReport | None]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from scconv_deploy.gate.variant import sru
 from scconv_deploy.verification.checks import flip_size
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
