@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
 from scconv_deploy.nn import ScConv
-from tests import wild
+from scconv_deploy.records.stage import StageLog
+from tests import made_once, wild
+from tests.made_once import key_of, once
 from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads within them would only wait for each other
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # one process a core: threads within them would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     torch.set_num_threads(1)
 
@@ -47,6 +53,45 @@ def no_lines_of_progress():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scconv_deploy.system.progress_lines.EVERY_S", 1e6)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchs_table_once():
+    """torch.onnx parses the source of all of onnxscript's operators again with every export: a second each."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        apis = _registration.onnxscript_apis
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports_once(tmp_path_factory):
+    """The same export is not made twice. For tests about exporting there is :func:`exports_anew`."""
+    from scconv_deploy.workflows import export
+
+    def export_model(swapped, recognition, signature, log, **options):
+        def made():
+            own = StageLog()
+            model = export_anew(swapped, recognition, signature, own, **options)
+            return ir.to_proto(model).SerializeToString(), own.records
+
+        content, records = once(key_of("export", swapped, recognition, signature, options), made)
+        log.records += records
+        return ir.from_proto(onnx.load_model_from_string(content))
+
+    export_anew, folder = export.export_model, tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
+        patch.setattr(export, "export_model", export_model)
+        yield export_anew
+
+
+@pytest.fixture
+def exports_anew(exports_once, monkeypatch):
+    """Every export is made, though it is the same."""
+    monkeypatch.setattr("scconv_deploy.workflows.export.export_model", exports_once)
 
 
 @pytest.fixture(scope="session")

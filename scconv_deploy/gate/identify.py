@@ -32,6 +32,7 @@ from scconv_deploy.gate.variant import (
     check_groups,
     check_halves,
     compare,
+    from_normalized,
     gate_weight,
 )
 from scconv_deploy.records.gates import VALUE_TOLERANCE
@@ -267,27 +268,30 @@ def _rank(candidate: Candidate, recorded: Tensor, seed: int) -> list[tuple[float
         except DoesNotRunError:
             if shape == own:
                 raise
-    coarse = _by_distance(candidate, ((h, (x, y)) for h in _hypotheses(candidate)))
+    coarse = _by_distance(candidate, _hypotheses(candidate), x, y)
     tiny = [(x * scale, _run(candidate, "tiny", x * scale)) for scale in _EPS_SCALES]
     fine = [h for _, near in coarse[:_NEAREST] for h in _with_every_eps(candidate, near)]
     distances: dict[Hypothesis, float] = dict.fromkeys(fine, 0.0)
-    for pair in ((x, y), *tiny):
-        for distance, hypothesis in _by_distance(candidate, ((h, pair) for h in fine)):
+    for small_x, small_y in ((x, y), *tiny):
+        for distance, hypothesis in _by_distance(candidate, fine, small_x, small_y):
             distances[hypothesis] += distance
     return sorted(((d, h) for h, d in distances.items()), key=lambda pair: pair[0])
 
 
 def _by_distance(
-    candidate: Candidate, cases: Iterable[tuple[Hypothesis, tuple[Tensor, Tensor]]]
+    candidate: Candidate, hypotheses: Iterable[Hypothesis], x: Tensor, y: Tensor
 ) -> list[tuple[float, Hypothesis]]:
+    """The hypotheses that can have this input, by relative L2 distance from the module's output y, nearest first."""
     ranked = []
-    for hypothesis, (x, y) in cases:
+    size = y.norm().clamp_min(1e-30)
+    known: dict[Any, Any] = {}
+    for hypothesis in hypotheses:
         try:
-            expected, _ = _expected(candidate, hypothesis, x)
+            expected, _ = _expected(candidate, hypothesis, x, known)
         except (NotIdentifiedError, ScconvDeployError, RuntimeError):
             continue  # shapes that this hypothesis cannot have
         if expected.shape == y.shape:
-            distance = float((y - expected).norm() / y.norm().clamp_min(1e-30))
+            distance = float((y - expected).norm() / size)
             ranked.append((distance if distance == distance else float("inf"), hypothesis))
     return sorted(ranked, key=lambda pair: pair[0])
 
@@ -306,16 +310,30 @@ def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
         raise NotIdentifiedError(f"it changes its buffer {changed[0]} when it runs")
 
 
-def _expected(candidate: Candidate, hypothesis: Hypothesis, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the hypothesis computes for the module's input, and the gate's own input."""
-    if candidate.conv is not None and hypothesis.conv_place == "before":
-        x = candidate.conv(x)
-    gate = _gate(candidate, hypothesis)
-    if x.shape[1] != gate.channels:
-        raise NotIdentifiedError(f"{x.shape[1]} channels meet {gate.channels} parameters")
-    check_groups(x.shape[1], hypothesis.variant.num_groups, x[0].numel())
-    y = gate.apply(x)
-    if candidate.conv is not None and hypothesis.conv_place == "after":
+def _expected(
+    candidate: Candidate, hypothesis: Hypothesis, x: Tensor, known: dict[Any, Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What the hypothesis computes for the module's input, and the gate's own input.
+
+    Args:
+        known: what hypotheses computed for this input before: hundreds of them share a few normalisations and weights.
+    """
+    known = {} if known is None else known
+    gate, variant = _gate(candidate, hypothesis), hypothesis.variant
+    swapped, place = hypothesis.swapped_affine, hypothesis.conv_place
+    of_gate = (swapped, place, variant.statistics, variant.num_groups, variant.eps)
+    if of_gate not in known:
+        if candidate.conv is not None and place == "before":
+            x = candidate.conv(x)
+        if x.shape[1] != gate.channels:
+            raise NotIdentifiedError(f"{x.shape[1]} channels meet {gate.channels} parameters")
+        check_groups(x.shape[1], variant.num_groups, x[0].numel())
+        known[of_gate] = x, gate.normalize(x)
+    if (swapped, variant.weighting) not in known:
+        known[swapped, variant.weighting] = gate.weight
+    x, normalized = known[of_gate]
+    y = from_normalized(x, normalized, known[swapped, variant.weighting], variant)
+    if candidate.conv is not None and place == "after":
         y = candidate.conv(y)
     return y, x
 

@@ -21,6 +21,8 @@ from scconv_deploy.workflows.export import ExportOptions, export, export_to_ir
 from tests import wild
 from tests.conftest import tiny_net
 
+pytestmark = pytest.mark.usefixtures("exports_anew")
+
 
 @pytest.fixture(scope="module")
 def model(tiny_bytes):

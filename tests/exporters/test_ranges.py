@@ -19,6 +19,8 @@ from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild
 
+pytestmark = pytest.mark.usefixtures("exports_anew")
+
 H, W, N, M = sympy.symbols("s2 s3 s0 s1", integer=True, positive=True)
 HEIGHT = OpenSizes((DynamicAxis(8, 16, 64, 2, "x"),), 16, (H,))
 WIDTH = OpenSizes((DynamicAxis(8, 16, 64, 3, "x"),), 16, (W,))

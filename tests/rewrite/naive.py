@@ -16,11 +16,22 @@ import torch
 from torch import nn
 
 from scconv_deploy.rewrite.apply import apply_rules
-from tests import wild
+from tests import made_once, wild
 
 
 def export(model, x, dynamo, opset=18, dynamic=False, *, shapes=None, axes=None):
-    """The model as a user exports it: input x, output y; open axes are those of an image, or as each exporter says."""
+    """The model as a user exports it: input x, output y; open axes are those of an image, or as each exporter says.
+
+    Exported once a run: rewriting is what is tested.
+    """
+    key = made_once.key_of("naive", model, x, dynamo, opset, dynamic, shapes, axes)
+    made = made_once.once(
+        key, lambda: _export(model, x, dynamo, opset, dynamic, shapes=shapes, axes=axes).SerializeToString()
+    )
+    return onnx.load_model_from_string(made)
+
+
+def _export(model, x, dynamo, opset, dynamic, *, shapes, axes):
     names = {"opset_version": opset, "input_names": ["x"], "output_names": ["y"]}
     logging.disable(logging.WARNING)
     try:
