@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import os
 
-import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
 from scconv_deploy.nn import ScConv
-from scconv_deploy.records.stage import StageLog
 from tests import made_once, wild
 from tests.made_once import key_of, once
 from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
@@ -21,6 +18,19 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:  # one process a core: threads within them would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite takes every core, where pytest-xdist is installed. What is named runs here, unless -n says else.
+
+    A worker takes its share in the order of the files and gives up half of what is left (worksteal), so that fixtures
+    of modules are made once but for those at a border; those of a session are made in each worker.
+    """
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None and not WORKER:
+        config.option.numprocesses = "auto"
+        config.option.dist = "worksteal"
 
 
 class TinyNet(nn.Module):
@@ -56,20 +66,18 @@ def no_lines_of_progress():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def torchs_table_once():
-    """torch.onnx parses the source of all of onnxscript's operators again with every export: a second each."""
-    from torch.onnx._internal.exporter import _registration
-
-    with pytest.MonkeyPatch.context() as patch:
-        apis = _registration.onnxscript_apis
-        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def exports_once(tmp_path_factory):
     """The same export is not made twice. For tests about exporting there is :func:`exports_anew`."""
-    from scconv_deploy.workflows import export
+    try:
+        import onnx
+        import onnx_ir as ir
+        from torch.onnx._internal.exporter import _registration
+
+        from scconv_deploy.records.stage import StageLog
+        from scconv_deploy.workflows import export
+    except ImportError:  # a GPU's machine has PyTorch alone, and exports nothing
+        yield None
+        return
 
     def export_model(swapped, recognition, signature, log, **options):
         def made():
@@ -81,10 +89,12 @@ def exports_once(tmp_path_factory):
         log.records += records
         return ir.from_proto(onnx.load_model_from_string(content))
 
-    export_anew, folder = export.export_model, tmp_path_factory.getbasetemp()
+    export_anew, folder, apis = export.export_model, tmp_path_factory.getbasetemp(), _registration.onnxscript_apis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
+        # of all operators, whose sources torch.onnx parses again with every export: a second each
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
         yield export_anew
 
 

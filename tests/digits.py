@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scconv_deploy.nn import ScConv
-from tests import wild
+from tests import made_once, wild
 
 TRAINED_ON = 1400
 """Images; the other 397 are for testing."""
@@ -34,7 +34,11 @@ class DigitsNet(nn.Module):
 
 
 def train(epochs: int = 6) -> tuple[nn.Module, Tensor, Tensor]:
-    """(the network in eval mode, test images ``[397, 1, 8, 8]``, their labels), seeded; six epochs take seconds."""
+    """(the network in eval mode, test images ``[397, 1, 8, 8]``, their labels), seeded; trained once a run."""
+    return made_once.once(made_once.key_of("digits", epochs), lambda: _trained(epochs))
+
+
+def _trained(epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
     from sklearn import datasets
 
     data = datasets.load_digits()
