@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scconv_deploy.gate import cut
 from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
@@ -92,3 +93,28 @@ def test_a_margin_that_is_not_a_number_is_unexplained():
 def test_sum_over_samples():
     total = FlipCount(10, 2, 1, 0, 2, 0.5) + FlipCount(20, 1, 0, 3, 1, 0.75)
     assert total == FlipCount(30, 3, 1, 3, 2, 0.75)
+
+
+def test_parameters_come_in_any_shape_and_without_gradients():
+    gamma = torch.nn.Parameter(torch.arange(1.0, 9.0).reshape(8, 1, 1))
+    gate = Gate(HARD, gamma, torch.zeros(8, 1, 1, dtype=torch.float64))
+    assert gate.channels == 8
+    assert (gate.gamma.shape, gate.beta.dtype) == ((8,), torch.float32)
+    x = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert not gate.apply(x).requires_grad
+    assert torch.equal(gate.weight, torch.arange(1.0, 9.0) / 36)
+    assert gate.form is gate.form
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_files_own_weight_is_that_of_its_mask_its_cut_and_its_operator(name):
+    x, own = case(replace(VARIANTS[name], num_groups=4, threshold=0.52))  # at 0.5 the weight hardly matters
+    of_file = Gate(own.variant, own.gamma, own.beta, own.weight * 1.01)
+    beta = own.beta.double() * of_file.weight.double()
+    a = own.gamma.double() * of_file.weight.double()
+    tau = cut.tau(own.variant.threshold, own.variant.comparison)
+    np.testing.assert_array_equal(of_file.form.cut, (a.sign() * (tau - beta) / a).float().numpy())
+    assert of_file.count_flips(open_by_cut(x, of_file.form) != of_file.mask(x), x).unexplained == 0
+    assert own.count_flips(open_by_cut(x, of_file.form) != own.mask(x), x).unexplained > 0  # it is another gate
+    if own.variant.operator == "SRUSoft":
+        assert torch.equal(of_file.operator_inputs()["shift"], beta.float())

@@ -275,7 +275,8 @@ def test_a_copy_of_a_swapped_model_has_tensors_of_its_own():
     model = Caller(lambda sru, x: sru(x) * sru.gn.gamma.sum()).eval()
     swapped = swap(model, recognize(model, (example(),), {}))
     double = copy.deepcopy(swapped).double()
-    assert double.sru.gn.gamma.dtype == double.sru.gamma.dtype == double(example().double()).dtype == torch.float64
+    assert double.sru.gn.gamma.dtype == double(example().double()).dtype == torch.float64
+    assert double.sru.gate.gamma.data_ptr() != swapped.sru.gate.gamma.data_ptr() == model.sru.gn.gamma.data_ptr()
     assert model.sru.gn.gamma.dtype == swapped.sru.gn.gamma.dtype == torch.float32
     assert swapped.sru.gn.gamma is model.sru.gn.gamma
     with pytest.raises(AttributeError):
