@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx.parser
 import pytest
@@ -20,6 +21,20 @@ def parsed(text, **initializers):
 
 def samples(model, seed):
     return inputs.samples(model, seed, lazily(model))
+
+
+def test_an_array_of_noise_is_seeded_and_of_its_type():
+    def drawn(shape, dtype, seed):
+        return inputs.random_array(shape, np.dtype(dtype), np.random.default_rng(seed))
+
+    first = drawn((3, 4), "float16", 5)
+    np.testing.assert_array_equal(first, np.random.default_rng(5).standard_normal((3, 4)).astype(np.float16))
+    np.testing.assert_array_equal(first, drawn((3, 4), "float16", 5))
+    assert (first != drawn((3, 4), "float16", 6)).any()
+    for dtype in ("int64", "uint8", "bool"):
+        assert (found := drawn([50], dtype, 0)).dtype == dtype
+        assert set(np.unique(found)) == {0, 1}
+    assert np.unique(drawn((50,), ml_dtypes.bfloat16, 0)).size > 40
 
 
 TABLE = np.zeros((5000, 4), np.float32)
