@@ -5,7 +5,6 @@ What PyTorch is needed for is imported where it is used: a bundle is judged by i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from scconv_deploy.records.parity import Check, Link, ParityReport
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.runtimes.tensorrt.runner import check_plugin_of, require_runtime
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.srus import Models, SRUModels
 from scconv_deploy.verification.engine.verdict import judge_engine
@@ -203,7 +203,7 @@ def models_of(engine: EngineArtifact, *further: Path) -> tuple[SRUModels, dict[s
     """ONNX models of single SRUs: out of the file that the engine was built from, if it lies beside it or is among
     further ones; else the nodes that the reference asks for. And a line for the report that says which."""
     for path in (*sorted(engine.path.parent.glob("*.onnx")), *further):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == engine.manifest.onnx_sha256:
+        if path.is_file() and sha256_of(path) == engine.manifest.onnx_sha256:
             return partial(sru_models.of_artifact, read_onnx(path)), {"SRUs alone": f"out of {path.name}"}
     why = "made from the reference; the ONNX file that the engine was built from is not at hand"
     return partial(_of_site, engine), {"SRUs alone": why}

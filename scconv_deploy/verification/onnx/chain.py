@@ -8,12 +8,9 @@ rounding of half data. See DESIGN section 6.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 import onnx
 
@@ -23,10 +20,10 @@ from scconv_deploy.records import tolerances
 from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
 from scconv_deploy.verification.reference.run import ReferenceSource
-from scconv_deploy.version import __version__
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
@@ -119,7 +116,7 @@ def verify_artifact(
     return ParityReport(
         model=source.name,
         artifact=artifact.name,
-        artifact_sha256=hashlib.sha256(artifact.content).hexdigest(),
+        artifact_sha256=sha256_of(artifact.content),
         links=links,
         srus=judged.srus,
         outputs=judged.outputs,
@@ -157,15 +154,6 @@ def _links(
 
 
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:
-    facts = {
-        "scconv_deploy": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "provider": runtime.resolved_provider(),
-    }
-    for name in ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy"):
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:  # a bundle is verified without most of them
-            continue
-    return facts
+    facts = environment_facts() | {"provider": runtime.resolved_provider()}
+    names = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy")
+    return facts | {name: found for name in names if (found := installed_version(name))}  # a bundle needs few of them
