@@ -6,6 +6,7 @@ import torch
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.nn import CRU, SRU, GroupBatchnorm2d, ScConv
 from tests import wild, wild_ranks
+from tests.tolerances import SAME_ARITHMETIC
 
 
 def example(channels=32, size=8, seed=0):
@@ -17,21 +18,21 @@ def test_original_state_dicts_load_unchanged_and_compute_the_same():
     ours = ScConv(32).eval()
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     ours.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(example()), theirs(example()), **SAME_ARITHMETIC)
 
 
 def test_straddling_groups_load_and_compute_the_same():
     theirs = wild.randomize(wild.OriginalScConv(24))
     ours = ScConv(24).eval()
     ours.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(ours(example(24)), theirs(example(24)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(example(24)), theirs(example(24)), **SAME_ARITHMETIC)
 
 
 def test_soft_variant_matches_the_public_head():
     theirs = wild.randomize(wild.SoftSRU(32))
     ours = SRU(32, variant="groupnorm-soft").eval()
     ours.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(example()), theirs(example()), **SAME_ARITHMETIC)
 
 
 def test_normalized_variant_loads_weight_and_bias():
@@ -40,7 +41,7 @@ def test_normalized_variant_loads_weight_and_bias():
     state = {key.replace("norm.", "gn."): value for key, value in theirs.state_dict().items()}
     assert set(state) == {"gn.weight", "gn.bias"}
     ours.load_state_dict(state)
-    torch.testing.assert_close(ours(example()), theirs(example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(example()), theirs(example()), **SAME_ARITHMETIC)
 
 
 def test_torch_gn_normalises_by_groupnorm():
@@ -172,7 +173,7 @@ def test_state_dicts_of_volumes_and_signals_load_unchanged_and_compute_the_same(
     assert {key: value.shape for key, value in ours.state_dict().items()} == named
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 32, *size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(x), theirs(x), **SAME_ARITHMETIC)
 
 
 @pytest.mark.parametrize("dims", [1, 3])

@@ -20,6 +20,7 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.workflows.export import ExportOptions, export, export_to_ir
 from tests import wild
 from tests.conftest import tiny_net
+from tests.tolerances import ONE_SRU, SMALL_NETWORK
 
 pytestmark = pytest.mark.usefixtures("exports_anew")
 
@@ -63,8 +64,8 @@ def test_ort_computes_what_pytorch_computes_at_other_batches(tiny_bytes):
         with torch.no_grad():
             expected = net(image)
         logits, features = session.run(["logits", "features"], {"image": image.numpy()})
-        np.testing.assert_allclose(logits, expected["logits"].numpy(), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(features, expected["features"].numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits, expected["logits"].numpy(), **ONE_SRU)
+        np.testing.assert_allclose(features, expected["features"].numpy(), **SMALL_NETWORK)
 
 
 def test_metadata_says_what_is_inside_and_nothing_of_this_machine(model, tiny_bytes):
@@ -107,7 +108,7 @@ def test_straddling_groups_where_form_and_another_opset(tmp_path):
     session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = net(image).numpy()
-    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, **SMALL_NETWORK)
 
 
 def test_a_model_without_an_sru_and_with_several_inputs(tmp_path):
@@ -137,7 +138,7 @@ def test_a_model_without_an_sru_and_with_several_inputs(tmp_path):
     assert [o.name for o in session.get_outputs()] == ["output_0", "output_1_0"]
     first, _ = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        np.testing.assert_allclose(first, net(**inputs)[0].numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(first, net(**inputs)[0].numpy(), **ONE_SRU)
 
 
 def test_an_axis_that_the_code_fixes_is_refused():
@@ -182,7 +183,7 @@ def test_a_dynamic_batch_whose_optimum_is_one():
     image = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = net(image).numpy()
-    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, **SMALL_NETWORK)
 
 
 def test_dynamic_height_and_width():
@@ -195,7 +196,7 @@ def test_dynamic_height_and_width():
     image = torch.randn(1, 3, 9, 21, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = net(image).numpy()
-    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(session.run(None, {"input": image.numpy()})[0], expected, **SMALL_NETWORK)
 
 
 def test_calls_are_numbered_as_the_code_makes_them():

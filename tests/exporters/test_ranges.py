@@ -18,6 +18,7 @@ from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild
+from tests.tolerances import NETWORK
 
 pytestmark = pytest.mark.usefixtures("exports_anew")
 
@@ -192,7 +193,7 @@ def test_what_holds_is_exported_and_equals_pytorch_everywhere(function):
         x = torch.randn(2, 3, 16, size, generator=torch.Generator().manual_seed(size))
         with torch.no_grad():
             expected = net(x).numpy()
-        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected, **NETWORK)
 
 
 def test_a_u_net_in_whole_steps():
@@ -259,7 +260,7 @@ def test_srus_are_looked_at_in_every_size():
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = net(x).numpy()
-        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected, **NETWORK)
 
 
 def test_groups_that_depend_on_the_batch():

@@ -10,6 +10,7 @@ from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.swap import SwappedSRU, swap
 from scconv_deploy.nn import SRU
 from tests import wild, wild_ranks
+from tests.tolerances import SAME_ARITHMETIC
 
 VOLUME, SIGNAL = (4, 6, 5), (50,)
 
@@ -74,7 +75,7 @@ def test_variant_is_decided_by_behaviour_at_every_rank(name):
     assert (found.gate.variant.name, found.gate.variant.num_groups, found.conv_place) == (variant, groups, place)
     x = noise(3, *size, seed=5) * 3 + 1
     swapped = swap(model, recognition)
-    torch.testing.assert_close(swapped(x), model(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swapped(x), model(x), **SAME_ARITHMETIC)
 
     seen = []
     (site,) = (m for m in swapped.modules() if isinstance(m, SwappedSRU))

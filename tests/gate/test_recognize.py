@@ -13,6 +13,7 @@ from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.swap import _same, swap, swap_reachable
 from scconv_deploy.nn import SRU, ScConv
 from tests import wild
+from tests.tolerances import SAME_ARITHMETIC
 
 SHAPE = (2, 32, 10, 10)
 
@@ -59,7 +60,7 @@ def test_variant_is_decided_by_behaviour(name):
     if name.startswith("literal eps"):
         assert found.gate.variant.eps == float(name.removeprefix("literal eps "))
     x = example(shape, seed=5) * 3 + 1
-    torch.testing.assert_close(swap(model, recognition)(x), model(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swap(model, recognition)(x), model(x), **SAME_ARITHMETIC)
 
 
 def test_untrained_parameters_are_recognised_too():
@@ -95,7 +96,7 @@ def test_a_1x1_inside_the_sru(cls):
     (found,) = recognition.srus
     assert found.conv_place == ("before" if cls is wild.ProjectingSRU else "after")
     x = example((2, width[0], 8, 8), 3)
-    torch.testing.assert_close(swap(model, recognition)(x), model(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swap(model, recognition)(x), model(x), **SAME_ARITHMETIC)
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
@@ -147,7 +148,7 @@ def test_a_model_that_is_an_sru_itself():
     model = wild.randomize(wild.OriginalSRU(32))
     recognition = recognize(model, (example(),), {})
     assert [found.path for found in recognition.srus] == ["model"]
-    torch.testing.assert_close(swap(model, recognition)(example(seed=4)), model(example(seed=4)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swap(model, recognition)(example(seed=4)), model(example(seed=4)), **SAME_ARITHMETIC)
 
 
 def test_standard_layers_are_no_candidates():
@@ -172,7 +173,7 @@ def test_a_module_called_twice_and_registered_twice():
     assert found.paths == ("first", "again")
     swapped = swap(model, recognition)
     assert swapped.first is swapped.again
-    torch.testing.assert_close(swapped(example(seed=2)), model(example(seed=2)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swapped(example(seed=2)), model(example(seed=2)), **SAME_ARITHMETIC)
     assert type(model.first) is wild.OriginalSRU  # the user's model is not changed
 
 
@@ -228,7 +229,7 @@ def test_what_does_not_run_swapped_is_left_alone():
     kept, swapped = swap_reachable(model, recognize(model, (example(),), {}), lambda m: m(example()))
     assert [found.path for found in kept.srus] == ["good"]
     assert "TypeError: bad must be" in kept.refused[0].reason
-    torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swapped(example()), model(example()), **SAME_ARITHMETIC)
 
 
 def test_a_model_that_computes_something_else_by_the_type_is_left_alone():
@@ -268,7 +269,7 @@ def test_a_parent_may_read_what_its_sru_holds(read):
     recognition, swapped = swap_reachable(model, recognize(model, (example(),), {}), lambda m: m(example()))
     assert [found.path for found in recognition.srus] == ["sru"]
     assert type(swapped.sru).__name__ == "SwappedSRU"
-    torch.testing.assert_close(swapped(example()), model(example()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(swapped(example()), model(example()), **SAME_ARITHMETIC)
 
 
 def test_a_copy_of_a_swapped_model_has_tensors_of_its_own():

@@ -9,6 +9,7 @@ from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS, GateVariant, check_groups, cross_reconstruct
 from tests import wild
+from tests.tolerances import SAME_ARITHMETIC
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_formula_is_the_published_code(module, variant):
     module = wild.randomize(module)
     x = torch.randn(2, 32, 10, 10, generator=torch.Generator().manual_seed(0))
     # a gate that differed would move an output by the size of the data; 1e-6 is rounding
-    torch.testing.assert_close(Gate(variant, *module.parameters()).apply(x), module(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(Gate(variant, *module.parameters()).apply(x), module(x), **SAME_ARITHMETIC)
 
 
 def test_cross_reconstruct_crosses_the_halves():

@@ -17,6 +17,7 @@ from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.graph.contract import ATTRIBUTES, MASK_FORMS, OPERATORS, OPSETS, FunctionKey, node_attributes
 from scconv_deploy.graph.functions import fingerprint, function_proto, function_text
+from tests.tolerances import SMALL_NETWORK
 
 VARIANT_OF = {v.operator: v for v in VARIANTS.values()}
 
@@ -67,7 +68,7 @@ def test_ort_computes_what_pytorch_computes(operator, straddle, mask_form):
     if operator == "SRU":
         np.testing.assert_array_equal(y, expected)  # no arithmetic but gates and one sum: exact
     else:
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(y, expected, **SMALL_NETWORK)
 
 
 @pytest.mark.parametrize("opset", OPSETS)
@@ -86,7 +87,7 @@ def test_reference_evaluator_agrees(operator, straddle):
     gate, x = case(operator, straddle)
     model = single(FunctionKey(operator, straddle, "where", 18), gate)
     (y,) = ReferenceEvaluator(model).run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(y, gate.apply(x).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, gate.apply(x).numpy(), **SMALL_NETWORK)
 
 
 @settings(max_examples=30, deadline=None)

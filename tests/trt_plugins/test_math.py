@@ -10,6 +10,7 @@ import torch
 from scconv_deploy.gate.flips import relative_l2
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
+from tests.tolerances import ONE_SRU
 from tests.trt_plugins.reference import AUTO, GENERAL, ON_CHIP, SPLIT
 
 TINY = (1, 1 << 14)
@@ -147,7 +148,7 @@ def test_what_is_not_finite_ends_where_pytorch_puts_it(reference, name, value):
     assert torch.equal(opened, gate.mask(x))
     assert torch.equal(y.isnan(), expected.isnan())
     assert not opened[0, :4].any()  # the whole group is closed
-    torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(y, expected, equal_nan=True, **ONE_SRU)
 
 
 def test_ill_conditioned_groups_are_counted_apart(reference):

@@ -26,6 +26,7 @@ from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import wild, wild_ranks
 from tests.conftest import in_half
 from tests.rewrite import naive
+from tests.tolerances import NETWORK, ONE_SRU, SAME_ARITHMETIC
 from tests.verification.judging import check_of
 
 SIZES = {1: (40,), 3: (4, 6, 8)}
@@ -129,7 +130,7 @@ def test_open_axes_in_both_mask_forms(form, channels, overload):
     report = judged(reference, artifact)
     assert report, report.failures
     x = naive.noise(3, 1, 8, 6, 12, seed=2)
-    np.testing.assert_allclose(run(artifact, x), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(artifact, x), model(x).detach().numpy(), **NETWORK)
 
 
 @pytest.mark.parametrize("opset", [18, 21, 23])
@@ -138,7 +139,7 @@ def test_a_bare_sru_at_every_opset(opset):
     x = naive.noise(1, 16, 4, 6, 5)
     reference, artifact = exported(model, x, opset=opset)
     assert judged(reference, artifact)
-    np.testing.assert_allclose(run(artifact, x), model(x).detach().numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run(artifact, x), model(x).detach().numpy(), **SAME_ARITHMETIC)
 
 
 def test_an_image_has_no_reshape():
@@ -237,7 +238,7 @@ def test_the_fused_operator_takes_volumes_and_signals():
         model, x = net(dims, block), noise(dims)
         fused = fuse(model, recognize(model, (x,), {}))
         assert sum(isinstance(module, FusedSRU) for module in fused.modules()) == 2
-        torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused(x), model(x), **ONE_SRU)
 
 
 def test_a_wrong_number_of_channels_is_told_for_volumes_too():
@@ -263,7 +264,7 @@ def test_naive_graphs_are_read(tmp_path, name, dynamo):
     written = onnx.load(result.path)
     assert {node.op_type for node in instrument.sites(written).values()} == {operator}
     x = noise(dims, seed=1)
-    np.testing.assert_allclose(run(written, x), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(written, x), model(x).detach().numpy(), **NETWORK)
 
 
 def open_export(model, x, dynamo):
@@ -285,7 +286,7 @@ def test_naive_graphs_of_open_sizes_are_read(tmp_path, dims, dynamo):
     # torch.sum where the two orders round otherwise
     assert {v.removesuffix(" (torch.sum)") for v in result.sites.values()} == {"groupbn-hard-normalized"}
     x = naive.noise(3, 1, *(size + 4 for size in SIZES[dims]), seed=1)
-    np.testing.assert_allclose(run(onnx.load(result.path), x), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(onnx.load(result.path), x), model(x).detach().numpy(), **NETWORK)
 
 
 @pytest.mark.parametrize("simplified", [False, True])
@@ -301,7 +302,7 @@ def test_a_signal_whose_groups_are_its_channels(simplified):
     result, applied = naive.rewritten(proto)
     (fused,) = applied.fused
     assert (fused.gate.variant.name, fused.gate.variant.num_groups, fused.x) == ("groupbn-hard", 16, "x")
-    np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), **ONE_SRU)
 
 
 def test_groups_too_large_to_tell_their_divisor():

@@ -17,6 +17,7 @@ from scconv_deploy.workflows import rewrite as rewriting
 from tests import wild
 from tests.conftest import tiny_net
 from tests.rewrite import naive
+from tests.tolerances import NETWORK
 
 
 def saved(folder, proto, name="in.onnx"):
@@ -46,7 +47,7 @@ def test_every_sru_of_a_naive_export_is_fused(tmp_path, variant, dynamo, dynamic
     assert [(g.rewritten.flips, g.rewritten.unexplained) for g in result.guard.gates] == [(0, 0), (0, 0)]
     x = naive.noise(4, 3, 24, 32, seed=1) if dynamic else naive.noise(2, 3, 16, 16, seed=1)
     y = naive.run(onnx.load(result.path), x)
-    np.testing.assert_allclose(y, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y, net(x).detach().numpy(), **NETWORK)
 
 
 def test_parity_against_the_reference_names_sites_after_its_modules(tmp_path):
@@ -180,7 +181,7 @@ def test_opsets_are_converted_before_functions_are_added(tmp_path, opset, wanted
     source = saved(tmp_path, naive.export(net, x, False, opset))
     result = rewrite_onnx(source, tmp_path / "out.onnx", options=RewriteOptions(opset=wanted, expect=2))
     assert onnx.load(result.path).opset_import[0].version == (wanted or 18)
-    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), **NETWORK)
 
 
 def test_a_wrong_fusion_is_caught_by_the_guard(tmp_path, script_net):
@@ -221,7 +222,7 @@ def test_a_file_that_lost_its_eps_and_has_a_group_without_spread(tmp_path, varia
     assert result.guard.gates[0].rewritten.flips == 0
     assert bool(result.guard.outputs) == finite  # behind NaN there is nothing to hold them against
     assert "it divides 0 by 0" in result.guard.sentence
-    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), **NETWORK)
 
 
 def test_half_precision_subgraphs_and_foreign_domains_are_left_alone_with_a_reason(tmp_path):

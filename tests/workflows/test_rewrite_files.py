@@ -18,6 +18,7 @@ from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.spec import ModelSpec
 from tests import wild
 from tests.rewrite import naive
+from tests.tolerances import NETWORK, ONE_SRU, SMALL_NETWORK
 
 METADATA = {
     "description": "a detector", "author": "somebody", "stride": "8", "task": "detect", "batch": "1",
@@ -127,7 +128,7 @@ def test_a_result_survives_onnxslim(tmp_path):
     assert sum(node.domain == "scconv" for node in slimmed.graph.node) == 3
     x = {"images": naive.noise(1, 3, 32, 32, seed=1).numpy()}
     expected = evaluated(onnx.load(result.path), x)
-    np.testing.assert_allclose(evaluated(slimmed, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(evaluated(slimmed, x), expected, **SMALL_NETWORK)
     (tmp_path / "slim.onnx").write_bytes(slimmed.SerializeToString())
     again = rewrite_onnx(tmp_path / "slim.onnx", tmp_path / "again.onnx", options=RewriteOptions(expect=3))
     assert again.outcome == "unchanged"
@@ -231,7 +232,7 @@ def test_old_opsets_are_converted(tmp_path, opset):
     net, x = naive.small_net("groupbn-hard"), naive.noise(2, 3, 16, 16)
     source = saved(tmp_path, naive.export(net, x, False, opset))
     result = rewrite_onnx(source, tmp_path / "out.onnx", options=RewriteOptions(expect=2))
-    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), net(x).detach().numpy(), **NETWORK)
 
 
 @pytest.mark.parametrize("opset", [24, 27])
@@ -269,7 +270,7 @@ def test_unknown_shapes_are_a_reason(tmp_path):
     assert [m.reason for m in result.near_misses] == ["the number of channels of its input x is not known"]
     assert result.guard
     assert [changed for _, _, changed in result.guard.thresholds] == [0, 0]
-    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), naive.run(proto, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(naive.run(onnx.load(result.path), x), naive.run(proto, x), **ONE_SRU)
 
 
 @pytest.mark.parametrize(("operator", "domain"), [("EfficientNMS_TRT", ""), ("Head", "my.ops")])
