@@ -104,7 +104,9 @@ def onnxslim(proto):
 def test_a_detector_as_ultralytics_writes_it(tmp_path, slim, trained):
     proto = as_ultralytics_writes_it(yolo(trained), slim)
     reference = ModelSpec(
-        "tests/test_rewriting_files.py:yolo", {"trained": trained}, inputs=(InputSpec.parse("images:1x3x32x32"),)
+        "tests/workflows/test_rewrite_files.py:yolo",
+        {"trained": trained},
+        inputs=(InputSpec.parse("images:1x3x32x32"),),
     )
     options = RewriteOptions(expect=3)
     result = rewrite_onnx(saved(tmp_path, proto), tmp_path / "out.onnx", options=options, reference=reference)
