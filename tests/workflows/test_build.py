@@ -411,7 +411,10 @@ def test_interrupting_the_command_leaves_no_half_file(workplace):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Interrupted" in said
     assert not list(workplace.glob("m.engine*"))
