@@ -21,8 +21,9 @@ if WORKER:  # one process a core: threads within them would only wait for each o
     torch.set_num_threads(1)
 
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job; what tests start inherits it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:  # in a background job, or under nohup; what tests start inherits it
+        signal.signal(number, usual)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -220,7 +220,7 @@ def near_the_threshold(found, shape):
 
 
 @pytest.mark.parametrize("overload", ["", "straddle"])
-def test_a_long_signal_keeps_its_gates(monkeypatch, overload):
+def test_a_long_signal_keeps_its_gates(monkeypatch, exports_anew, overload):
     """65,536 numbers a row: summed one by one, s is off by more than the bound of a gate allows."""
     if not overload:
         monkeypatch.setattr(nodes, "LONGEST_ROW", 10**9)  # as if there were no limit

@@ -175,7 +175,7 @@ def test_the_library_has_the_profile_that_was_asked_for(shapes, axes, expected):
         DynamicAxis.parse_batch(a.removeprefix("batch ")) if a.startswith("batch") else DynamicAxis.parse(a)
         for a in axes
     ]
-    profiles = resolve_profiles(graph_facts(model).inputs, [ShapeRange.parse(s) for s in shapes], ranges)
+    profiles = resolve_profiles(graph_facts(model).shapes, [ShapeRange.parse(s) for s in shapes], ranges)
     tensorrt._add_profile(Keeping(), config, network, profiles, [])
     assert config.num_optimization_profiles == 1
     assert [tuple(dims) for dims in kept[0].get_shape("x")] == expected
@@ -191,7 +191,7 @@ def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):
 
 
 def test_the_librarys_own_refusal_of_a_profile_is_reported():
-    profile = resolve_profiles(graph_facts(conv_model()).inputs, (), BATCH)[0]
+    profile = resolve_profiles(graph_facts(conv_model()).shapes, (), BATCH)[0]
     wrong = dataclasses.replace(profile, minimum=(4, 16, 8, 8))
     with pytest.raises(BuildError, match=r"refuses the profile: .*MIN<=OPT<=MAX"):
         build(conv_model(), BuildOptions("tensorrt-rtx"), profiles=(wrong,))

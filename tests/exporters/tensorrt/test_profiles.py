@@ -33,14 +33,14 @@ def test_a_bad_shape_is_refused(text, message):
 def test_batch_opens_axis_0_and_shape_wins():
     model = conv_model()
     batch = DynamicAxis(1, 4, 8)
-    assert resolve_profiles(graph_facts(model).inputs, (), (batch,)) == (
+    assert resolve_profiles(graph_facts(model).shapes, (), (batch,)) == (
         EngineProfile("x", (1, 16, 8, 8), (4, 16, 8, 8), (8, 16, 8, 8)),
     )
     shape = ShapeRange.parse("x:2x16x8x8:3x16x8x8:5x16x8x8")
-    assert resolve_profiles(graph_facts(model).inputs, (shape,), (batch,))[0].maximum == (5, 16, 8, 8)
-    fixed = resolve_profiles(graph_facts(model).inputs, (), (DynamicAxis.parse_batch("4:4:4"),))[0]
+    assert resolve_profiles(graph_facts(model).shapes, (shape,), (batch,))[0].maximum == (5, 16, 8, 8)
+    fixed = resolve_profiles(graph_facts(model).shapes, (), (DynamicAxis.parse_batch("4:4:4"),))[0]
     assert fixed.minimum == fixed.maximum == (4, 16, 8, 8)
-    static = resolve_profiles(graph_facts(conv_model(batch=3)).inputs, (), ())[0]
+    static = resolve_profiles(graph_facts(conv_model(batch=3)).shapes, (), ())[0]
     assert static.minimum == static.maximum == (3, 16, 8, 8)
 
 
@@ -61,10 +61,10 @@ def test_batch_opens_axis_0_and_shape_wins():
 def test_what_does_not_fit_the_graph_is_refused(shapes, axes, message):
     with pytest.raises(UsageError, match=message):
         resolve_profiles(
-            graph_facts(conv_model()).inputs, tuple(map(ShapeRange.parse, shapes)), tuple(map(DynamicAxis.parse, axes))
+            graph_facts(conv_model()).shapes, tuple(map(ShapeRange.parse, shapes)), tuple(map(DynamicAxis.parse, axes))
         )  # fmt: skip
 
 
 def test_batch_without_an_open_axis_is_refused():
     with pytest.raises(UsageError, match="no input has an open axis 0"):
-        resolve_profiles(graph_facts(conv_model(batch=2)).inputs, (), (DynamicAxis(1, 2, 4),))
+        resolve_profiles(graph_facts(conv_model(batch=2)).shapes, (), (DynamicAxis(1, 2, 4),))
