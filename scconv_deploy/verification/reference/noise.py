@@ -45,7 +45,7 @@ _UNITS, _PROPORTIONAL = (1.0, 8.0, 64.0), (3.5, 20.0)
 than rounding itself), what steps 2.8 times (the number of steps grows with the noise, their distance with its root),
 and what is random as far, or by luck any times."""
 _DRAWS = (1, 2, 3)
-"""Seeds of the runs whose farthest is compared: few numbers that cancel are near in one draw and far in the next."""
+"""Seeds of the runs whose mean is compared: few numbers that cancel are near in one draw and far in the next."""
 _WORTH_A_LOOK = 1e-5
 """Noise from which it is tried out whether the reference is continuous."""
 
@@ -169,7 +169,7 @@ class NoiseRuns:
         inputs, (low, high) = run.followed, _PROPORTIONAL
         try:
             moved = [
-                _farthest(self._distances(run, LastPlace(inputs, seed, units)) for seed in _DRAWS) for units in _UNITS
+                _mean([self._distances(run, LastPlace(inputs, seed, units)) for seed in _DRAWS]) for units in _UNITS
             ]
         except (RuntimeError, ModelError):  # it came to another number of rows, say
             return False
@@ -180,12 +180,9 @@ class NoiseRuns:
         )
 
 
-def _farthest(runs: Iterable[Mapping[Value, float]]) -> dict[Value, float]:
-    """The largest distance of each value over several runs."""
-    found: dict[Value, float] = {}
-    for apart in runs:
-        found |= {value: max(found.get(value, 0.0), distance) for value, distance in apart.items()}
-    return found
+def _mean(runs: Sequence[Mapping[Value, float]]) -> dict[Value, float]:
+    """The mean distance of each value that every run has."""
+    return {value: statistics.mean(run[value] for run in runs) for value in runs[0] if all(value in r for r in runs)}
 
 
 def disturbed_modules(
