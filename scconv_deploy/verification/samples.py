@@ -38,7 +38,7 @@ class Sample:
         labels: int64 ``[N]``, -1 where a row has none; None without labels.
         kind: what samples like this one are called together.
         rows: that count; None for all (a last batch that was filled up counts fewer).
-        deep: whether it is judged in full; else it runs free, see :attr:`.reference_run.ReferenceRun.deep`.
+        deep: whether it is judged in full; else it runs free, see :attr:`.reference.run.ReferenceRun.deep`.
     """
 
     name: str

@@ -5,7 +5,7 @@ float64 than ONNX Runtime's), and a reference of one number has no spread. So se
 float32 with its gates put in: float64, float32 in another order of summation, and float32 whose every result moves by
 up to a unit in its last place, twice (:mod:`.model.orders`). The noise of a value is the farthest of them.
 
-What it costs: float64 runs every row, 1.8 passes of PyTorch (:mod:`.runners.float64`). The others run the first rows
+What it costs: float64 runs every row, 1.8 passes of PyTorch (:mod:`.model.float64`). The others run the first rows
 alone where rows are independent (one of eight images of ScConv-ResNet-50, 16 of a network on CIFAR's), and only for the
 first two samples; later samples are disturbed once.
 """
