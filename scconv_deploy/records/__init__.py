@@ -1,1 +1,1 @@
-"""Pure data that every stage writes. Standard library only."""
+"""Records that every stage writes, and their JSON codec. Standard library only."""

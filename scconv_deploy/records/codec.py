@@ -1,5 +1,4 @@
-"""Strict codec between dataclasses and JSON, for every file that is read back: report, engine manifest, device plan,
-reference. Standard library only.
+"""Strict JSON codec of dataclasses: reports, engine manifests, device plans and references. Standard library only.
 
 A field's type decides what its JSON value may be::
 
@@ -8,7 +7,7 @@ A field's type decides what its JSON value may be::
     Literal["a", "b"]      one of these values
     tuple[X, ...]          a list;  tuple[X, Y]  a list of two
     dict[str, X]           an object with any keys
-    float                  a number, or "inf", "-inf", "nan", for which JSON has no numbers
+    float                  a number, or one of the strings "inf", "-inf", "nan"
     str, int, bool         itself;  Any  anything
 
 Fields of dataclasses must have types that can be resolved at run time (none imported for type checking alone).
@@ -25,7 +24,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 NON_FINITE = ("inf", "-inf", "nan")
-"""Spelling of the floats that JSON has no numbers for."""
+"""JSON strings of the floats that JSON numbers cannot hold."""
 
 Shape = Literal["record", "union", "choice", "list", "entries", "object", "number", "plain", "any"]
 Unknown = Literal["refuse", "ignore"]
@@ -35,12 +34,12 @@ _LONGEST = 60
 
 
 class DecodeError(ValueError):
-    """JSON that does not fit its record. The message names the key, what was found and what was expected."""
+    """Error for JSON that does not fit its record; names the key, the value found and the type expected."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Field of a record: its key, its type, and whether the key must be there."""
+    """Key of a record in JSON, its type, and whether it is required."""
 
     name: str
     kind: Any
@@ -49,7 +48,7 @@ class Entry:
 
 @cache
 def entries_of(record: Any) -> tuple[Entry, ...]:
-    """Fields of a dataclass, in its order."""
+    """Entries of a dataclass, in the order of its fields."""
     hints = get_type_hints(record)
     return tuple(
         Entry(f.name, hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(record)
@@ -57,10 +56,10 @@ def entries_of(record: Any) -> tuple[Entry, ...]:
 
 
 def shape_of(kind: Any) -> tuple[Shape, tuple[Any, ...]]:
-    """Shape of a type in JSON, and the types (of a choice: the values) in it.
+    """JSON shape of a type, and its type arguments (for a choice, its values).
 
     Raises:
-        TypeError: the codec has no JSON for the type.
+        TypeError: the codec does not support the type.
     """
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
@@ -79,11 +78,11 @@ def shape_of(kind: Any) -> tuple[Shape, tuple[Any, ...]]:
         return "plain", (kind,)
     if kind is Any:
         return "any", ()
-    raise TypeError(f"no JSON is known for {kind}")
+    raise TypeError(f"the codec does not support the type {kind}")
 
 
 def encode(value: Any) -> Any:
-    """A record, or what a field holds, as JSON values."""
+    """Convert a record, or the value of one field, to JSON values."""
     if is_dataclass(value):
         return {entry.name: encode(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
@@ -94,7 +93,7 @@ def encode(value: Any) -> Any:
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON values of a file's content (DecodeError)."""
+    """Parse JSON text (DecodeError if it is invalid)."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -102,10 +101,10 @@ def parse(text: str | bytes) -> Any:
 
 
 def decode(kind: type[_T], value: Any, unknown: Unknown = "refuse") -> _T:
-    """A record from JSON values, the inverse of :func:`encode`.
+    """Build a record from JSON values, the inverse of :func:`encode`.
 
     Args:
-        unknown: what to do about a key that is no field.
+        unknown: refuse or ignore a key that is no field.
 
     Raises:
         DecodeError: a key is missing or unknown, or a value has the wrong type.
@@ -155,7 +154,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str, unknown: Unkno
     present = [kind for kind in kinds if kind is not NoneType]
     if value is None and NoneType in kinds:
         return None
-    if len(present) == 1:  # its own error says more than "one of these"
+    if len(present) == 1:  # the error of the single type says more than "one of these"
         return _decode(present[0], value, where, unknown)
     for kind in present:
         try:

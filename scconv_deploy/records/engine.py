@@ -1,4 +1,4 @@
-"""Latency and output errors of a whole engine."""
+"""Latency and output errors of an engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ class Latency:
     """Latency of one run of an artifact, without copies to and from the device.
 
     Attributes:
-        shapes: of the inputs, in words; ``rounds`` runs were timed.
+        shapes: name and shape of each input, as text.
+        rounds: number of timed runs.
         p50_ms, p90_ms, p99_ms, mean_ms: wall clock.
-        device_p50_ms: between two events on the stream; None where there is no device.
+        device_p50_ms: time between two events on the stream; None without a device.
     """
 
     shapes: tuple[str, ...]
@@ -33,13 +34,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """One output of an engine, end to end, the worst over the samples.
+    """End-to-end error of one engine output, the worst over the samples.
 
     Attributes:
-        name: of the output.
-        metrics: the engine against PyTorch as given.
-        noise: what changes of gates that rounding explains do to this output, relative L2.
-        noise_measured: False where the reference could not be disturbed and a noise was assumed.
+        name: name of the output.
+        metrics: distance of the free-running engine from PyTorch as given.
+        noise: change of this output that explained flips cause in the reference, relative L2.
+        noise_measured: False if the noise is assumed because the reference could not be disturbed.
     """
 
     name: str

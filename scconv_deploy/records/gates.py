@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VALUE_TOLERANCE = 1e-6
-"""Relative L2 between a module and its variant where no gate differs. torch itself sums in several orders, so a
-bit-exact match is too much to ask; a wrong data path is at least 1e-1 away. A wrong eps or ddof need not show in the
-values (a hard gate on x passes x on, whatever they are): the probes of recognition tell those by the gates."""
+"""Largest relative L2 between a module and its variant on elements without a flip. torch sums in several orders, so
+the outputs need not be bit-exact; a wrong data path is at least 1e-1 away. A wrong eps or ddof need not change values
+(a hard gate passes x unchanged): the probes of recognition find those by the gates."""
 
 
 @dataclass(frozen=True)
 class FlipCount:
-    """Gates that differ between two implementations.
+    """Number of gates compared between two implementations, and number of flips.
 
     Attributes:
-        gates: how many were compared.
-        flips: how many differ in a well-conditioned group.
-        unexplained: how many of the flips have a margin beyond what explains them. Anything but 0 is a fault.
-        ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
-        channels: how many channels hold a flip.
-        largest_margin: the largest ``|margin| / s`` of a flip, 0.0 without one.
-        undecidable: gates that could not be read, for open and closed they give the same output; not among ``gates``.
+        gates: number of gates compared.
+        flips: gates that differ, in well-conditioned groups.
+        unexplained: flips whose margin is beyond the rounding bound. Anything but 0 is a fault.
+        ill_conditioned: gates that differ in groups with ``s < 1e-6 * |mean|``; not judged.
+        channels: number of channels with a flip.
+        largest_margin: largest ``|margin| / s`` of a flip; 0.0 without one.
+        undecidable: gates that cannot be read, because open and closed give the same output; not in ``gates``.
     """
 
     gates: int
@@ -33,7 +33,7 @@ class FlipCount:
     undecidable: int = 0
 
     def __add__(self, other: FlipCount) -> FlipCount:
-        """The sum over two samples; ``channels`` is the larger of both, because their names are not kept."""
+        """Sum over two samples; ``channels`` is the larger of both, because the channels themselves are not kept."""
         return FlipCount(
             self.gates + other.gates,
             self.flips + other.flips,
@@ -47,7 +47,7 @@ class FlipCount:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A candidate module that was not recognised, with the reason."""
+    """Candidate module that was not recognised, and the reason."""
 
     path: str
     reason: str

@@ -1,4 +1,4 @@
-"""The parity report and its parts: frozen records that ``report.json`` holds."""
+"""Parity report and its parts: the records of ``report.json``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SCHEMA_VERSION = 1
 
 Status = Literal["passed", "failed", "not run"]
 UNDECIDED = frozenset({"jumps", "quantization"})
-"""Checks that are neither right nor wrong: a link with one of them, and its report, has not passed."""
+"""Names of checks without a verdict. A link with one of them has not passed, and neither has its report."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured number and its limit, kept so that a stored report can be judged again.
+    """Measured number and its limit, kept so that a stored report can be judged again.
 
     Attributes:
         tolerance: name of the limit in the table of tolerances.
-        value: what was measured, in the tolerance's unit.
-        limit: what it may be at most.
+        value: measured value, in the tolerance's unit.
+        limit: largest value allowed.
     """
 
     tolerance: str
@@ -39,7 +39,7 @@ class Quantity:
 
     @property
     def within(self) -> bool:
-        """Whether the value is within the limit; NaN is not."""
+        """Whether the value is at most the limit; False for NaN."""
         return self.value <= self.limit
 
 
@@ -48,7 +48,7 @@ class Check:
     """One check of a link: its name, its status and the reason.
 
     Attributes:
-        quantities: the numbers that decided; empty where the answer does not rest on a limit.
+        quantities: numbers that decided the status; empty if no limit is involved.
     """
 
     name: str
@@ -61,8 +61,7 @@ class Check:
 class Link:
     """One step of the chain from PyTorch to the artifact.
 
-    ``failed`` as soon as a check failed; ``not run`` if none ran, or if what differs could not be judged, with the
-    reason.
+    The status is ``failed`` if a check failed, and ``not run`` if no check ran or a difference could not be judged.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Link:
 
     @classmethod
     def of(cls, name: str, checks: Sequence[Check]) -> Link:
-        """A link with the status that its checks give it."""
+        """Make a link and derive its status and reason from its checks."""
         undecided = [c.reason for c in checks if c.name in UNDECIDED]
         if undecided and not any(c.status == "failed" for c in checks):
             return cls(name, "not run", "; ".join(undecided), tuple(checks))
@@ -86,11 +85,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Log-spaced bins of ``|margin| / s`` of the reference's gates.
+    """Histogram of ``|margin| / s`` of the reference's gates, in log-spaced bins.
 
     Attributes:
-        edges: n + 1 of them; the first bin also holds everything below, the last everything above.
-        counts: n of them.
+        edges: n + 1 edges; the first bin also holds everything below, the last everything above.
+        counts: gates in each of the n bins.
     """
 
     edges: tuple[float, ...]
@@ -102,11 +101,11 @@ class FreeRunning:
     """Flips of the free-running artifact against the reference.
 
     Attributes:
-        gates, flips: how many were compared, how many differ in a well-conditioned group.
-        unexplained: flips whose margin lies beyond the measured error of the gate's input there and the rounding
-            bound.
-        channels: how many channels hold a flip, the most over the samples.
-        ill_conditioned: differing gates in groups with ``s < 1e-6 * |mean|``; not judged.
+        gates: number of gates compared.
+        flips: gates that differ, in well-conditioned groups.
+        unexplained: flips whose margin is beyond both the measured error of the gate's input and the rounding bound.
+        channels: number of channels with a flip, the largest over the samples.
+        ill_conditioned: gates that differ in groups with ``s < 1e-6 * |mean|``; not judged.
     """
 
     gates: int
@@ -118,13 +117,13 @@ class FreeRunning:
 
 @dataclass(frozen=True)
 class LayerError:
-    """Error of one tensor that both sides have, with the reference's gates on both sides.
+    """Error of one intermediate tensor in the replay.
 
     Attributes:
-        name: the ONNX value.
+        name: name of the ONNX value.
         module: path of the module in the PyTorch model, "" if unknown.
-        relative_l2: of the artifact against the reference, the worst over the samples.
-        floor: noise of the reference at the same place, relative L2.
+        relative_l2: distance of the artifact from the reference, the worst over the samples.
+        floor: noise floor of the same tensor, relative L2.
     """
 
     name: str
@@ -139,7 +138,7 @@ class LayerError:
 
 @dataclass(frozen=True)
 class WorstInput:
-    """An input on which the free-running artifact is farthest from PyTorch; ``index`` counts in the sample's batch."""
+    """Input on which the free-running artifact is farthest from PyTorch; ``index`` is its row in the sample."""
 
     sample: str
     index: int
@@ -148,7 +147,7 @@ class WorstInput:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy on labelled data, and a paired interval for its difference (artifact - reference)."""
+    """Top-1 accuracies on labelled data, and a paired interval for the difference (artifact - reference)."""
 
     samples: int
     reference: float
@@ -164,15 +163,15 @@ class SRUParity:
     """Parity of one SRU, summed over the samples.
 
     Attributes:
-        site: its node, named after its module (``#2`` for a second call).
-        variant: what it computes.
-        static: whether parameters, attributes and function body are bit for bit what the reference gives.
+        site: name of the node, which is its module's path (``#2`` for a second call).
+        variant: variant that the SRU computes.
+        static: static check of parameters, attributes and function body, bit for bit.
         swapped: flips between the module as given and its variant, both in PyTorch.
-        teacher_forced: flips between the artifact's SRU and the reference, fed the same input.
+        teacher_forced: flips between the artifact's SRU and the reference on the same input.
         open_share: share of gates that are open in the reference.
-        free_running: flips between the artifact running free and the reference.
-        margins: of the reference's gates.
-        jump: the largest change of the SRU's output that one flipped gate made, in units of the rms of its data.
+        free_running: flips between the free-running artifact and the reference.
+        margins: histogram of the margins of the reference's gates.
+        jump: largest change of the SRU's output caused by one flip, in units of the rms of its data.
     """
 
     site: str
@@ -187,22 +186,22 @@ class SRUParity:
 
     @property
     def variant_label(self) -> str:
-        """The variant without its numbers, and the order of its sum of gamma where that is not Python's."""
+        """Name of the variant without its numbers, marked if gamma is summed by torch.sum."""
         name = self.variant.split(" ")[0]
         return f"{name} (torch.sum)" if self.variant.endswith(", torch.sum)") else name
 
 
 @dataclass(frozen=True)
 class OtherGateParity:
-    """Parity of one gate of no known SRU (a comparison, a rounding), summed over the samples.
+    """Parity of one gate that belongs to no known SRU (a comparison, a rounding), summed over the samples.
 
     Attributes:
-        site: its module and what it computes, ``features.2::ge``.
-        node: that decides it in the artifact, "" if none was found; ``reason`` why.
-        gates, flips, unexplained: of its decisions, on the same input as the reference's.
-        free: how many differ running free.
-        operand_ratio: relative L2 of what it decides from, in multiples of its noise; None where the artifact decides
-            from something else.
+        site: module and operator of the gate, ``features.2::ge``.
+        node: node of the artifact that computes the gate; "" if none was found, see ``reason``.
+        gates, flips, unexplained: counts of its decisions on the same input as the reference's.
+        free: decisions that differ in the free-running artifact.
+        operand_ratio: relative L2 of the gate's operands, in multiples of their noise; None if the artifact has other
+            operands.
     """
 
     site: str
@@ -216,7 +215,7 @@ class OtherGateParity:
 
     @property
     def sentence(self) -> str:
-        """The flips of this gate in one line."""
+        """Flip counts of this gate in one line."""
         if self.reason:
             return f"{self.site}: {self.reason}"
         apart = "" if self.operand_ratio is None else f", operands {self.operand_ratio:.1f}x their noise"
@@ -229,12 +228,12 @@ class OutputParity:
     """Parity of one output of the model, the worst over the samples.
 
     Attributes:
-        name: of the output.
-        end_to_end: the artifact as it is against PyTorch as given; informs.
-        replay_error: relative L2 of the artifact with the reference's gates against the reference; decides.
-        noise_floor: relative L2 of PyTorch's right runs with the same gates from each other, the farthest; of a half
-            artifact with every value rounded to its type.
-        floor_measured: False where the reference could not be run in several ways and a floor was assumed.
+        name: name of the output.
+        end_to_end: distance of the free-running artifact from PyTorch as given; for information.
+        replay_error: relative L2 of the replay from the reference; decides.
+        noise_floor: largest relative L2 between equally right runs of PyTorch with the same gates; for a half artifact,
+            with every value rounded to its type.
+        floor_measured: False if the floor is assumed because the reference could not be run in several ways.
     """
 
     name: str
@@ -250,16 +249,16 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class EngineParity:
-    """Parity of an engine that ran; its link has its backend's name.
+    """Parity of an engine that ran; its link is named after its backend.
 
     Attributes:
-        backend: ``tensorrt`` or ``tensorrt-rtx``, and the library's version.
-        artifact, artifact_sha256: the engine.
-        gpu: that it ran on.
-        srus: each SRU built alone and fed the reference's input, gates decoded from its output.
-        outputs: of the whole engine.
-        latency: where it was timed.
-        provenance: of the device's own report, where ``report merge`` brought it home.
+        backend, version: ``tensorrt`` or ``tensorrt-rtx``, and the version of the library.
+        artifact, artifact_sha256: name and SHA-256 of the engine.
+        gpu: GPU that the engine ran on.
+        srus: parity of each SRU, built alone and fed the reference's input; gates are decoded from its output.
+        outputs: end-to-end error of each output of the whole engine.
+        latency: latency of the engine; None if it was not timed.
+        provenance: provenance of the device's report, if ``report merge`` added it.
     """
 
     backend: str
@@ -275,21 +274,22 @@ class EngineParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The verdict on one artifact and everything it rests on; its truth value is the verdict.
+    """Verdict on one artifact and all its measurements; true if it passed.
 
     Attributes:
-        model, artifact: what was compared; ``artifact_sha256`` of the file's bytes.
-        links: the chain.
-        samples: name and input shapes of what was run.
+        model, artifact: names of the reference and of the artifact.
+        artifact_sha256: SHA-256 of the artifact's bytes.
+        links: links of the chain.
+        samples: name and input shapes of each sample.
         provenance: versions, seed, device, command.
-        layers: error layer by layer, in the graph's order.
-        first_departure: the first tensor that leaves its tolerance, with its module; "" if none does.
-        worst_inputs: farthest first.
-        accuracy: where the data had labels.
+        layers: errors of intermediate tensors, in the graph's order.
+        first_departure: first tensor beyond its tolerance, with its module; "" if there is none.
+        worst_inputs: inputs with the largest errors, farthest first.
+        accuracy: accuracy on labelled data; None without labels.
         overrides: tolerances that the user changed.
-        tolerances: the table that it was judged by, before the overrides.
-        engines: what was measured of engines that ran.
-        other_gates: gates of no known SRU.
+        tolerances: table of tolerances before the overrides.
+        engines: measurements of engines that ran.
+        other_gates: gates that belong to no known SRU.
     """
 
     model: str
@@ -320,7 +320,7 @@ class ParityReport:
 
     @property
     def _undecided(self) -> list[str]:
-        """Reasons of checks that found neither right nor wrong."""
+        """Reasons of the checks without a verdict."""
         return [f"{link.name}: {c.reason}" for link in self.links for c in link.checks if c.name in UNDECIDED]
 
     def __bool__(self) -> bool:
@@ -328,7 +328,7 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Failures, the link's name first: each failed check, or the link's own reason; or that nothing ran."""
+        """Reasons of failed checks, each after its link's name; without a verdict, the reason for that."""
         if self.verdict == "not run":
             return tuple(self._undecided) or ("no link ran, so nothing is proved",)
         failed = [link for link in self.links if link.status == "failed"]
@@ -340,7 +340,7 @@ class ParityReport:
 
     @property
     def headline(self) -> str:
-        """The reason of the verdict in one line: the first failure, or the results of gates and replay."""
+        """Reason of the verdict in one line: the first failure, or the results of gates and replay."""
         if self.failures:
             more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
             return self.failures[0] + more
@@ -360,7 +360,7 @@ class ParityReport:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Checks of passed links that were not run, the link's name first."""
+        """Reasons of checks that were not run in links that passed, each after its link's name."""
         return tuple(
             f"{link.name}: {c.reason}"
             for link in self.links
@@ -369,7 +369,7 @@ class ParityReport:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The report as JSON values; ``schema_version`` changes when a field changes its meaning."""
+        """JSON values of the report; ``schema_version`` changes when a field changes its meaning."""
         document = {
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict,
@@ -381,5 +381,5 @@ class ParityReport:
         return document
 
     def as_bytes(self) -> bytes:
-        """The bytes of ``report.json``."""
+        """Content of ``report.json``."""
         return (json.dumps(self.as_json(), indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Records of a command's stages: seconds, changes applied, and what was skipped with the reason."""
+"""Stage records of a command: seconds, changes applied, candidates skipped with the reason."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Record of one stage: seconds, what it applied, what it skipped and why.
+    """Record of one stage.
 
     Attributes:
-        name: of the stage.
+        name: name of the stage.
         seconds: wall clock.
-        applied: what it did, one line each.
-        skipped: (candidate, reason) of everything that it left alone.
+        applied: changes made, one line each.
+        skipped: (candidate, reason) of everything left unchanged.
     """
 
     name: str
@@ -27,13 +27,13 @@ class StageRecord:
 
 @dataclass
 class StageLog:
-    """The stage records of one run, in order."""
+    """Stage records of one run, in order."""
 
     records: list[StageRecord] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[OpenStage]:
-        """Time a stage and record what is noted on the yielded object."""
+        """Time a stage; record what is appended to the yielded object."""
         opened = OpenStage()
         start = time.perf_counter()
         try:
@@ -46,14 +46,14 @@ class StageLog:
 
 @dataclass
 class OpenStage:
-    """Notes of a running stage."""
+    """Changes and skips of a stage that is still running."""
 
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:
-    """Lines on where a model's parameters come from: what was loaded, how many are random."""
+    """Lines on the origin of a model's parameters: files loaded, number of random ones."""
     loaded = [line for record in records if record.name == "load" for line in record.applied]
     return tuple(line for line in loaded if line.startswith("weights"))
 
@@ -62,4 +62,4 @@ Progress = Callable[[str], None]
 
 
 def silent(message: str) -> None:
-    """The default progress: none."""
+    """Progress callback that does nothing; the default."""

@@ -1,4 +1,4 @@
-"""Every limit of a verdict, with its reason, in one place; reports print them, and what a user changed."""
+"""Table of tolerances: every limit of a verdict, with its reason. Reports print it, and mark what a user changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIVEN = "given by the user"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A limit, what it limits, and the reason for its value."""
+    """One limit, the quantity that it limits, and the reason for its value."""
 
     value: float
     limits: str
@@ -29,12 +29,12 @@ class Tolerance:
 
 
 FOLDED_ULPS = 8
-"""Units in the last place by which the parameters of an SRU may differ whose gamma and weight a simplifier multiplied:
-four roundings (sum, quotient, product, cut) cost one each at most, on either side. Its gates are judged one by one."""
+"""Largest difference, in units in the last place, of an SRU's parameters after a simplifier multiplied gamma by its
+weight: four roundings (sum, quotient, product, cut) of one unit each, on both sides. Gates are judged one by one."""
 
 SAME_PLACE = 0.1
-"""Relative L2 up to which two tensors are one place of one network: gates that flip upstream make some hundredths, two
-places of a network are 1 and more apart. It decides what is compared, not a verdict."""
+"""Largest relative L2 between two tensors that are taken for the same place in a network. Flips upstream cause some
+hundredths; different places are 1 and more apart. It decides which tensors are compared, and no verdict."""
 
 Table = Mapping[str, Tolerance]
 """Tolerances by name."""
@@ -79,7 +79,8 @@ ALL: dict[str, Tolerance] = {
     ),
     "half_multiple": Tolerance(
         1.5,
-        "the same of a half artifact's float outputs against PyTorch with every value rounded",
+        "error of the replay of a half artifact's float outputs, in multiples of the noise of PyTorch with every value "
+        "rounded",
         "the noise is that of roundings at random and of weights rounded elsewhere, which is coarser than another "
         "right file: those that an exporter makes agree to the bit, or reach 0.4x of it where gelu is five operators "
         "(measured: benchmarks receiver_curve)",
@@ -193,10 +194,14 @@ ALL: dict[str, Tolerance] = {
         "GPUs approximate exp and division to a few units in the last place; a wrong data path is at least 1e-4 away",
     ),
     "engine_sru.float16": Tolerance(
-        2.0**-10, "the same of a float16 SRU", "the data and their sum are rounded, half a unit in the last place each"
+        2.0**-10,
+        "relative L2 of a float16 SRU alone from the nearest of what its input allows",
+        "the data and their sum are rounded, half a unit in the last place each",
     ),
     "engine_sru.bfloat16": Tolerance(
-        2.0**-7, "the same of a bfloat16 SRU", "the data and their sum are rounded, half a unit in the last place each"
+        2.0**-7,
+        "relative L2 of a bfloat16 SRU alone from the nearest of what its input allows",
+        "the data and their sum are rounded, half a unit in the last place each",
     ),
     "other_gates": Tolerance(
         32,
@@ -208,7 +213,8 @@ ALL: dict[str, Tolerance] = {
     ),
     "other_gates_half": Tolerance(
         8,
-        "the same of a half artifact, in multiples of the noise of PyTorch with every value rounded",
+        "of a gate that belongs to no known SRU in a half artifact: margin of a changed gate, and relative L2 of its "
+        "operands, in multiples of the noise of PyTorch with every value rounded",
         "the noise is the farthest of several right roundings and float32, so that another right file is about as far "
         "(healthy files reach 0.8x, measured). A threshold moved by 2 % of the operand's rms is at 25x in float16",
     ),
@@ -229,13 +235,13 @@ ALL: dict[str, Tolerance] = {
 FIXED: dict[str, Tolerance] = {
     "smallest_spread": Tolerance(
         1.25,
-        "smallest factor by which right runs of a reference are taken to scatter",
+        "smallest factor by which equally right runs of a reference are taken to scatter",
         "part of the definition of the replay's limit: a handful of runs can agree by luck, and a runtime has orders "
         "of summation that none of them has",
     ),
     "largest_spread": Tolerance(
         2.0,
-        "largest factor by which right runs of a reference are taken to scatter",
+        "largest factor by which equally right runs of a reference are taken to scatter",
         "part of the definition of the replay's limit: where they scatter more, few numbers are compared (one number's "
         "error has a spread of 3), and the limit would let faults pass",
     ),
@@ -246,18 +252,18 @@ FIXED: dict[str, Tolerance] = {
         "of the deviation and more, so that no gate is right or wrong",
     ),
 }
-"""Limits that define what is counted; printed like the others, and not to be changed for a verdict."""
+"""Limits that are part of a definition; printed like the others, but a user cannot change them."""
 
 REWRITE: dict[str, Tolerance] = {
     "rewrite_replay": Tolerance(
         1e-4,
-        "relative L2 of a rewritten file's output, with the gates of the file that came",
+        "relative L2 of a rewritten file's output, with the original file's gates",
         "other kernels and orders of summation cost 1e-6 over the depth of a ResNet-50; a part of the graph that was "
         "lost or mixed up costs more than 1e-2",
     ),
     "rewrite_gates": Tolerance(
         1e-5,
-        "distance in z from the threshold of a gate that the file that came decides otherwise than PyTorch",
+        "distance in z from the threshold of a gate that the original file decides otherwise than PyTorch",
         "float32 around sigmoid 0.5 is 1.2e-7 wide in z, and its statistics are good to 1e-6: further out it was "
         "another gate. For groups beyond 65,536 elements in proportion to their size: a naive sum errs by so much "
         "(measured 4.7e-5 for a volume's group of 2**20 elements in ONNX Runtime)",
@@ -267,7 +273,7 @@ REWRITE: dict[str, Tolerance] = {
 
 
 def table(overrides: Mapping[str, float] | None = None) -> dict[str, Tolerance]:
-    """The table with a user's values in it.
+    """Make the table of tolerances with a user's values in it.
 
     Raises:
         UsageError: no tolerance has this name, it cannot be changed, or the value is negative or no number.
@@ -285,14 +291,14 @@ def table(overrides: Mapping[str, float] | None = None) -> dict[str, Tolerance]:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, float]:
-    """Read ``--tolerance NAME=VALUE`` and hold it against the table (UsageError)."""
+    """Parse ``--tolerance NAME=VALUE`` options (UsageError if the name or the value is not allowed)."""
     overrides = parse_values(texts)
     table(overrides)
     return overrides
 
 
 def parse_values(texts: Sequence[str]) -> dict[str, float]:
-    """Read overrides of any table, such as a stored report's (UsageError if one is not NAME=VALUE)."""
+    """Parse NAME=VALUE options without checking the names (UsageError if one is not NAME=VALUE)."""
     values = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -306,7 +312,7 @@ def parse_values(texts: Sequence[str]) -> dict[str, float]:
 
 
 def name_of(limits: Table, name: str, dtype: np.dtype) -> str:
-    """The full name of a tolerance that depends on the output's type."""
+    """Full name of a tolerance that depends on the output's dtype."""
     if f"{name}.{dtype.name}" in limits:
         return f"{name}.{dtype.name}"
     return f"{name}.float32" if dtype.kind == "f" else f"{name}.index"

@@ -1,4 +1,4 @@
-"""ONNX Runtime for a model whose data are half: float32 arrays in and out, like the float32 model's runner."""
+"""Runner of half models in ONNX Runtime: float32 arrays in and out, like the float32 model's runner."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ class HalfRunner:
     """Runner of a half model in ONNX Runtime, or of its float32 stand-in where ONNX Runtime cannot run it.
 
     ONNX Runtime's CPU provider has no arithmetic in half: it multiplies float16 in float32, drops roundings between
-    operators that it fuses or casts, and has no bfloat16. So there the stand-in is what the file says.
+    operators that it fuses or casts, and has no bfloat16. There the stand-in computes what the file says.
+    Inputs are rounded to the model's type; half outputs come back as float32.
 
     Args:
-        native: the model itself, even where a stand-in is nearer to it.
-
-    Inputs are rounded to the type that the model takes, half outputs come back as float32.
+        native: run the model itself, even where the stand-in is nearer to the file.
 
     Raises:
         MissingRuntimeError, ModelError: as :class:`.onnxruntime.OnnxRuntimeRunner`.
@@ -48,7 +47,7 @@ class HalfRunner:
         self._runner.__exit__(*exc)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; arrays by name in and out."""
+        """Run once on arrays by name; return the outputs by name."""
         given = {name: self._as_taken(name, array) for name, array in tensors.items()}
         found = self._runner.run(given)
         return {name: y.astype(np.float32) if y.dtype in NUMPY.values() else y for name, y in found.items()}
@@ -57,20 +56,20 @@ class HalfRunner:
         taken = self._taken.get(name, array.dtype)
         if taken not in NUMPY.values():
             return array
-        with np.errstate(over="ignore"):  # beyond half's range is infinite, and shows in what comes out
+        with np.errstate(over="ignore"):  # values beyond half's range become infinite, and show in the outputs
             return array.astype(taken).astype(self._fed or taken)
 
 
 def needs_stand_in(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
-    """Whether a provider computes in other arithmetic than a half file says, as ONNX Runtime's CPU provider does."""
+    """Whether the provider computes a half file in other arithmetic than the file says, as the CPU provider does."""
     return half_in(model) is not None and options.resolved_provider() == CPU
 
 
 def runs_here(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
-    """Whether ONNX Runtime runs the type at all: its CPU provider has no bfloat16 (Where among others)."""
+    """Whether the provider runs the model's type at all: the CPU provider lacks bfloat16 kernels (Where, for one)."""
     return half_in(model) != "bf16" or options.resolved_provider() != CPU
 
 
 def runner_of(model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> OnnxRuntimeRunner | HalfRunner:
-    """Runner of a model, whatever the type of its data."""
+    """Make the runner of a float32 or half model."""
     return OnnxRuntimeRunner(model, options) if half_in(model) is None else HalfRunner(model, options)

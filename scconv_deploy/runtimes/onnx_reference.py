@@ -17,7 +17,7 @@ class OnnxReferenceRunner:
     """Runner of a small ONNX model in ``onnx.reference``: slow, and independent of every runtime.
 
     Raises:
-        ModelError: it does not know an operator, or (in ``run``) refuses the inputs.
+        ModelError: ``onnx.reference`` does not know an operator, or (in ``run``) refuses the inputs.
     """
 
     name = "onnx.reference"
@@ -25,7 +25,7 @@ class OnnxReferenceRunner:
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
             self._evaluator = ReferenceEvaluator(model)
-        except Exception as error:  # it raises anything on what it does not know
+        except Exception as error:  # the evaluator has no exception class of its own
             raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}", _INSTEAD) from error
         self.inputs = tuple(self._evaluator.input_names)
         self.outputs = tuple(self._evaluator.output_names)
@@ -37,7 +37,7 @@ class OnnxReferenceRunner:
         del self._evaluator
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; arrays by name in and out."""
+        """Run once on arrays by name; return the outputs by name."""
         try:
             values = self._evaluator.run(None, dict(tensors))
         except Exception as error:  # see above

@@ -28,9 +28,9 @@ class RuntimeOptions:
     """Settings of ONNX Runtime for one model.
 
     Attributes:
-        provider: its name, with or without ``ExecutionProvider``, any case (``cuda``).
-        threads: within an operator; 0 leaves it to ONNX Runtime.
-        optimization: of the graph.
+        provider: name of the execution provider, in any case, with or without ``ExecutionProvider`` (``cuda``).
+        threads: threads within an operator; 0 leaves the number to ONNX Runtime.
+        optimization: level of graph optimization.
     """
 
     provider: str = CPU
@@ -38,7 +38,7 @@ class RuntimeOptions:
     optimization: Optimization = "all"
 
     def resolved_provider(self) -> str:
-        """The installed provider of this name (MissingRuntimeError if there is none)."""
+        """Full name of the installed provider (MissingRuntimeError if it is not installed)."""
         installed = onnxruntime.get_available_providers()
         wanted = self.provider.lower().removesuffix("executionprovider")
         for name in installed:
@@ -54,7 +54,7 @@ class OnnxRuntimeRunner:
     """Runner of an ONNX model in ONNX Runtime.
 
     Args:
-        model: the model, below 2 GiB.
+        model: model, below 2 GiB.
 
     Raises:
         MissingRuntimeError: the provider is not installed, or cannot start here.
@@ -66,10 +66,10 @@ class OnnxRuntimeRunner:
     def __init__(self, model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
         provider = options.resolved_provider()
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4  # errors are raised; warnings of its optimiser are not ours to show
+        settings.log_severity_level = 4  # errors are raised; warnings of the optimiser do not concern the user
         settings.intra_op_num_threads = options.threads
         settings.graph_optimization_level = _LEVELS[options.optimization]
-        # its threads wait for the next run by spinning, and take the time of whoever has the turn (measured: a tenth)
+        # spinning threads of idle sessions cost the running one a tenth of its time (measured)
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         _share_memory()
         settings.add_session_config_entry("session.use_env_allocators", "1")
@@ -82,7 +82,7 @@ class OnnxRuntimeRunner:
             raise ModelError(
                 f"ONNX Runtime refuses the model: {_one_line(error)}", "Export it again, or with another --opset."
             ) from error
-        if provider not in self._session.get_providers():  # it falls back to the CPU without a word
+        if provider not in self._session.get_providers():  # ONNX Runtime falls back to the CPU silently
             raise MissingRuntimeError(
                 f"{provider} is installed but does not start here; ONNX Runtime would use the CPU.",
                 "Install the libraries that it needs, or leave --provider out.",
@@ -97,7 +97,7 @@ class OnnxRuntimeRunner:
         del self._session
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; arrays by name in and out."""
+        """Run once on arrays by name; return the outputs by name."""
         try:
             values = self._session.run(list(self.outputs), dict(tensors))
         except Exception as error:  # see above
@@ -109,9 +109,9 @@ class OnnxRuntimeRunner:
 
 @cache
 def _share_memory() -> None:
-    """Share one memory arena among the sessions of this process: several live at once and run in turn.
+    """Share one memory arena among the sessions of this process; several are open at once and run in turn.
 
-    Measured on ScConv-ResNet-50 with 8 images: with an arena each they take 1.4 times as long, for fresh pages.
+    Measured on ScConv-ResNet-50 with 8 images: with an arena each, fresh memory pages cost 1.4 times the time.
     """
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
@@ -120,12 +120,12 @@ def _share_memory() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """The whole message in one line: what was expected and found is on its later lines."""
+    """Message of an error in one line; ONNX Runtime puts what was expected and found on later lines."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def lazily(proto: onnx.ModelProto) -> Callable[[dict[str, np.ndarray]], object]:
-    """A function that runs a model; if the model does not load, its first call raises the ModelError."""
+    """Function that runs a model; if the model does not load, its first call raises the ModelError."""
     try:
         return OnnxRuntimeRunner(proto).run
     except ModelError as error:

@@ -1,8 +1,8 @@
 """Float32 stand-in of a half model, for runtimes that lack the type: it rounds each value where the half model does.
 
-Each operator computes in float32 and its result is rounded to half once, as hardware with float32 accumulators does. So
-it stands in for the arithmetic, not for a runtime: one that fuses operators rounds less often, one that accumulates in
-half more coarsely.
+Each operator computes in float32 and its result is rounded to half once, as on hardware with float32 accumulators. The
+model stands in for the arithmetic, not for a runtime: a runtime that fuses operators rounds less often, one that
+accumulates in half rounds more coarsely.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 from scconv_deploy.graph.types import graphs_of
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_TYPES = ("to", "dtype", "output_datatype")  # attributes
+_TYPES = ("to", "dtype", "output_datatype")  # attributes that hold an element type
 _PREFIX = "scconv_round::"
 
 
 def stand_in(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The stand-in of a half model: the same computation in float32.
+    """Make the float32 stand-in of a half model.
 
     Args:
         model: from :func:`scconv_deploy.precision.half.to_half`; it is not changed.
 
     Returns:
         A model with the same names whose inputs, outputs and operators are float32; functions are inlined. Two casts
-        behind each value that is half in the original round it, in the graphs inside nodes too.
+        behind each value that was half round it, in subgraphs too.
     """
     inlined = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(model))
     _graph_in_float(inlined.graph, {})
@@ -39,7 +39,7 @@ def _graph_in_float(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
     """Change a graph and its subgraphs to float32.
 
     Args:
-        renamed: inputs of this graph and of those around it, and what their rounded values are called.
+        renamed: input of this graph or an outer one -> name of its rounded value.
     """
     halves = _half_values(graph)
     for tensor in graph.initializer:
@@ -64,14 +64,14 @@ def _graph_in_float(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
 
 
 def _half_values(graph: onnx.GraphProto) -> dict[str, int]:
-    """Name -> type of every half value that is no initializer."""
+    """Types of all half values that are no initializers, by name."""
     constants = {tensor.name for tensor in graph.initializer} - {value.name for value in graph.input}
     found = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     return {name: kind for name, kind in found.items() if kind in _HALF and name not in constants}
 
 
 def _in_float(node: onnx.NodeProto, halves: Mapping[str, int]) -> list[onnx.NodeProto]:
-    """The node in float32, and the nodes that round its outputs."""
+    """Change a node to float32; return it and the nodes that round its outputs."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.TENSOR:
             _to_float(attribute.t)

@@ -11,19 +11,19 @@ from scconv_deploy.records.parity import Latency
 
 
 def latency(seconds: Sequence[float], device_seconds: Sequence[float], shapes: Sequence[str] = ()) -> Latency:
-    """Percentiles of timed runs; ``device_seconds`` is empty where there is no device."""
+    """Percentiles of timed runs; ``device_seconds`` is empty without a device."""
     p50, p90, p99 = (float(value) for value in np.percentile(np.array(seconds) * 1e3, (50, 90, 99)))
     on_device = float(np.median(device_seconds)) * 1e3 if len(device_seconds) else None
     return Latency(tuple(shapes), len(seconds), p50, p90, p99, float(np.mean(seconds)) * 1e3, on_device)
 
 
 def measure(run: Callable[[], float | None], inputs: Mapping[str, np.ndarray], rounds: int, warmup: int) -> Latency:
-    """Time runs of a function by itself.
+    """Time runs of a function.
 
     Args:
-        run: does it once and returns the device's seconds, None where there is no device.
-        inputs: what it runs on.
-        rounds, warmup: timed runs, and runs before them.
+        run: run once; returns seconds on the device, None without a device.
+        inputs: inputs of the run, for their shapes.
+        rounds, warmup: number of timed runs, and of runs before them.
     """
     seconds: list[float] = []
     device: list[float] = []

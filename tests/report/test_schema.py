@@ -57,9 +57,11 @@ def test_a_broken_document_is_invalid_where_it_is_broken(change, where):
 
 def test_fields_are_described_by_their_docstrings():
     definitions = report_schema()["$defs"]
-    assert definitions["OutputParity"]["properties"]["noise_floor"]["description"].startswith("relative L2 of PyTorch")
+    assert definitions["OutputParity"]["properties"]["noise_floor"]["description"].startswith(
+        "largest relative L2 between"
+    )
     assert definitions["FlipCount"]["properties"]["largest_margin"]["description"] == (
-        "the largest |margin| / s of a flip, 0.0 without one."
+        "largest |margin| / s of a flip; 0.0 without one."
     )
     assert definitions["Quantity"]["required"] == ["tolerance", "value", "limit"]
     assert "quantities" not in definitions["Check"]["required"]

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX at run time: engines, versions, libraries of plugins, CUDA."""
+"""TensorRT and TensorRT-RTX at run time: engines, versions, plugin libraries, CUDA."""

@@ -1,8 +1,7 @@
-"""The CUDA runtime through ctypes: memory, streams, events and graphs, where there is no torch. Standard library and
-NumPy only, for it also runs on the device.
+"""CUDA runtime through ctypes: memory, streams, events and graphs. Standard library and NumPy only.
 
-Every call is checked. Every object is a context manager that gives back what it holds, and what fails while an
-exception is on its way does not hide that.
+It also runs on the device, which has no torch. Every call is checked. Every object is a context manager that releases
+what it holds. A release that fails while an exception is raised does not hide that exception.
 """
 
 from __future__ import annotations
@@ -50,11 +49,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudaEventDestroy": (_POINTER,),
     "cudaRuntimeGetVersion": (ctypes.POINTER(_INT),),
 }
-"""Signatures in CUDA 11.4 to 13: ``cudaGraphInstantiate`` changed its arguments in between, ``WithFlags`` did not."""
+"""Function signatures, the same in CUDA 11.4 to 13. ``cudaGraphInstantiate`` changed, ``WithFlags`` did not."""
 
 
 class CudaError(MissingRuntimeError):
-    """A call of the CUDA runtime failed.
+    """Error of a CUDA runtime call.
 
     Attributes:
         code: the ``cudaError_t``.
@@ -66,13 +65,13 @@ class CudaError(MissingRuntimeError):
 
 
 class Cuda:
-    """The runtime's functions, each checked.
+    """Checked functions of the CUDA runtime.
 
     Args:
         library: libcudart.
 
     Raises:
-        MissingRuntimeError: a function is missing from it: it is older than CUDA 11.4, or no CUDA runtime.
+        MissingRuntimeError: the library lacks a function: it is older than CUDA 11.4, or no CUDA runtime.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -114,7 +113,7 @@ class Cuda:
 
 
 class _Handle:
-    """An object of the runtime that must be released once."""
+    """CUDA object that must be released once."""
 
     def __init__(self, cuda: Cuda, free: str) -> None:
         self._cuda, self._free = cuda, free
@@ -122,7 +121,7 @@ class _Handle:
 
     @property
     def address(self) -> int:
-        """The pointer as a number; 0 after release."""
+        """Pointer as an integer; 0 after release."""
         return self._pointer.value or 0
 
     def close(self) -> None:
@@ -139,10 +138,10 @@ class _Handle:
 
 
 class Buffer(_Handle):
-    """Memory on the device.
+    """Device memory.
 
     Args:
-        size_bytes: 0 allocates a byte, so that there is an address.
+        size_bytes: size; 0 allocates one byte, so that there is an address.
     """
 
     def __init__(self, cuda: Cuda, size_bytes: int) -> None:
@@ -151,11 +150,11 @@ class Buffer(_Handle):
         cuda.call("cudaMalloc", ctypes.byref(self._pointer), max(size_bytes, 1))
 
     def upload(self, array: np.ndarray, stream: Stream) -> None:
-        """Copy a C-contiguous array of this size here; keep it until the stream has been waited for."""
+        """Copy a C-contiguous array of this size to the device; keep the array until the stream is synchronized."""
         self._copy(self.address, array.ctypes.data, array, _TO_DEVICE, stream)
 
     def download(self, array: np.ndarray, stream: Stream) -> None:
-        """Copy into a C-contiguous array of this size; it holds the values once the stream has been waited for."""
+        """Copy to a C-contiguous array of this size; the values are there once the stream is synchronized."""
         self._copy(array.ctypes.data, self.address, array, _TO_HOST, stream)
 
     def _copy(self, to: int, source: int, array: np.ndarray, kind: int, stream: Stream) -> None:
@@ -166,24 +165,24 @@ class Buffer(_Handle):
 
 
 class Stream(_Handle):
-    """A queue of work on the device."""
+    """CUDA stream, non-blocking."""
 
     def __init__(self, cuda: Cuda) -> None:
         super().__init__(cuda, "cudaStreamDestroy")
         cuda.call("cudaStreamCreateWithFlags", ctypes.byref(self._pointer), _NON_BLOCKING)
 
     def synchronize(self) -> None:
-        """Wait for everything on the stream; errors of earlier launches show here."""
+        """Wait for all work on the stream; raise errors of earlier launches."""
         self._cuda.call("cudaStreamSynchronize", self._pointer)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Capture the launches of ``work`` on this stream as a graph; none of them runs."""
+        """Capture the launches of ``work`` on this stream as a graph, without running them."""
         self._cuda.call("cudaStreamBeginCapture", self._pointer, _THREAD_LOCAL)
         graph = _POINTER()
         try:
             work()
         except BaseException:
-            # the stream must leave the capture, whatever went wrong; the first error is the one to see
+            # end the capture in any case; the first error is the one to raise
             self._cuda._library.cudaStreamEndCapture(self._pointer, ctypes.byref(graph))
             if graph.value:
                 self._cuda._library.cudaGraphDestroy(graph)
@@ -196,7 +195,7 @@ class Stream(_Handle):
 
 
 class Graph(_Handle):
-    """Launches that were captured once and are replayed as one."""
+    """CUDA graph: launches that were captured once and are replayed as one."""
 
     def __init__(self, cuda: Cuda, graph: ctypes.c_void_p) -> None:
         super().__init__(cuda, "cudaGraphExecDestroy")
@@ -208,25 +207,25 @@ class Graph(_Handle):
 
 
 class Event(_Handle):
-    """A point on a stream, with the device's time."""
+    """CUDA event: a point on a stream, with the device's time."""
 
     def __init__(self, cuda: Cuda) -> None:
         super().__init__(cuda, "cudaEventDestroy")
         cuda.call("cudaEventCreate", ctypes.byref(self._pointer))
 
     def record(self, stream: Stream) -> None:
-        """Record the event behind the work on the stream so far."""
+        """Record the event after the work on the stream so far."""
         self._cuda.call("cudaEventRecord", self._pointer, stream.address)
 
     def seconds_since(self, earlier: Event) -> float:
-        """Device time between two events that have both been reached."""
+        """Seconds on the device between two events that were both reached."""
         milliseconds = ctypes.c_float()
         self._cuda.call("cudaEventElapsedTime", ctypes.byref(milliseconds), earlier.address, self._pointer)
         return milliseconds.value * 1e-3
 
 
 def close_all(handles: Sequence[Any], on_its_way: BaseException | None = None) -> None:
-    """Release all handles in order, whatever fails; raise the first failure unless an exception is on its way."""
+    """Release all handles in order, even if one fails; raise the first failure unless an exception is on its way."""
     failure: CudaError | None = None
     for handle in handles:
         try:
@@ -237,24 +236,24 @@ def close_all(handles: Sequence[Any], on_its_way: BaseException | None = None) -
         raise failure
 
 
-# --- finding it --------------------------------------------------------------------------------------------------
+# --- finding libcudart --------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def load_cuda() -> Cuda:
-    """Load the CUDA runtime: the system's, one below CUDA_HOME, or that of a wheel of torch or NVIDIA.
+    """Load the CUDA runtime: the system's, one below CUDA_HOME, or one in a wheel of torch or NVIDIA.
 
-    One of a newer major version than the driver's is taken only where there is no other: nothing runs on it.
+    A runtime of a newer major version than the driver's cannot run anything; it is loaded only if there is no other.
 
     Raises:
-        MissingRuntimeError: there is none, or it is too old.
+        MissingRuntimeError: no CUDA runtime was found, or it is too old.
     """
     known = driver_cuda()
     newer: Cuda | None = None
     for candidate in candidates():
         try:
             library = ctypes.CDLL(candidate)
-        except OSError:  # not there, or for another system; the next one may do
+        except OSError:  # missing, or for another system: try the next one
             continue
         cuda = Cuda(library)
         if known is None or cuda.release[0] <= known[0]:
@@ -266,7 +265,7 @@ def load_cuda() -> Cuda:
 
 
 def candidates() -> Iterator[str]:
-    """Names and paths to try, the system's first."""
+    """Names and paths of libcudart to try, the system's first."""
     windows = sys.platform == "win32"
     folders: tuple[str, ...]
     if windows:

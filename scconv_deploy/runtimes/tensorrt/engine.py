@@ -1,7 +1,6 @@
 """Engines on disk: the plan and its manifest (``F.engine.json``), checked before a library opens the plan.
 
-An engine is native code, and deserialising one runs it. So nothing here or in the runners hands bytes to TensorRT
-whose SHA-256 is not the manifest's.
+An engine is native code, and deserialising an engine runs it. TensorRT gets only bytes whose SHA-256 is the manifest's.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """Smallest, best and largest shape of one input of an engine; equal where it is static."""
+    """Optimization profile of one input: smallest, best and largest shape; equal if the input is static."""
 
     input: str
     minimum: tuple[int, ...]
@@ -32,7 +31,7 @@ class EngineProfile:
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """An input or output of an engine; a dynamic axis is -1."""
+    """Input or output of an engine; a dynamic axis is -1."""
 
     name: str
     dtype: str
@@ -41,7 +40,7 @@ class EngineTensor:
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of the network before the library fused it, and the types of its outputs."""
+    """Layer of the network before fusion, and the types of its outputs."""
 
     name: str
     type: str
@@ -50,9 +49,9 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class EngineSRU:
-    """Outcome of one SRU node in an engine: the fused plugin, or the function's own nodes, and why.
+    """Form of one SRU node in an engine (fused plugin or expanded function), and the reason.
 
-    ``layers`` counts the layers that the library says came from it, before fusion (0 where it does not say).
+    ``layers`` is the number of layers that the library made from the node, before fusion; 0 if it does not say.
     """
 
     site: str
@@ -63,20 +62,21 @@ class EngineSRU:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """Facts of an engine; its settings were read back from the library.
+    """Manifest of an engine; its settings were read back from the library.
 
     Attributes:
-        sha256, file_bytes: of the plan.
-        backend: ``tensorrt`` or ``tensorrt-rtx``; ``library_version`` is the one that built it.
-        target: what was asked for; ``compute_capabilities`` what the library was given (empty: its default).
-        gpu: the device it was built on, "" if none was needed.
+        sha256, file_bytes: SHA-256 and size of the plan.
+        backend, library_version: ``tensorrt`` or ``tensorrt-rtx``, and the version that built the engine.
+        target: requested target.
+        compute_capabilities: compute capabilities given to the library; empty for its default.
+        gpu: GPU that the engine was built on; "" if none was needed.
         flags: builder flags that were set.
-        settings: optimisation level, workspace in bytes and the like.
-        layers: before fusion.
-        plugin_sha256: of the plugin library, "" without one.
-        onnx_sha256: of the ONNX file.
-        warnings: the library's, each once.
-        versions: scconv-deploy's and Python's.
+        settings: optimization level, workspace in bytes and the like.
+        layers: layers before fusion.
+        plugin_sha256: SHA-256 of the plugin library; "" without a plugin.
+        onnx_sha256: SHA-256 of the ONNX file.
+        warnings: warnings of the library, each once.
+        versions: versions of scconv-deploy and Python.
     """
 
     sha256: str
@@ -101,35 +101,35 @@ class EngineManifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The manifest as JSON values, with a seal over the rest that reveals edits."""
+        """JSON values of the manifest, with a seal (a hash of the rest) that reveals edits."""
         document = {"schema_version": SCHEMA_VERSION, **encode(self)}
         return document | {"seal": _seal(document)}
 
     @property
     def data_type(self) -> Literal["float32", "float16", "bfloat16"]:
-        """Type of the data: half as soon as one layer gives half; the statistics of gates stay float32."""
+        """Type of the data: half if any layer has a half output. The statistics of gates are float32 in any case."""
         found = {dtype for layer in self.layers for dtype in layer.dtypes}
         return "bfloat16" if "BF16" in found else "float16" if "HALF" in found else "float32"
 
     @property
     def summary(self) -> str:
-        """Library, compute capabilities and size in one line."""
+        """Library, compute capabilities and size in one line, as text."""
         where = ", ".join(self.compute_capabilities) or self.gpu or self.target
         return f"{self.backend} {self.library_version} engine for {where}, {self.file_bytes / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
 class EngineArtifact:
-    """A plan on disk and its manifest."""
+    """Engine on disk: path of the plan, and its manifest."""
 
     path: Path
     manifest: EngineManifest
 
     def verified_bytes(self) -> bytes:
-        """The bytes of the plan, read once and checked against the manifest.
+        """Read the plan and check its bytes against the manifest.
 
         Raises:
-            IntegrityError: truncated, tampered with, or another engine's manifest.
+            IntegrityError: the plan was truncated or changed, or the manifest is another engine's.
         """
         data = _read(self.path)
         check_bytes(self.path, data, self.manifest)
@@ -140,12 +140,12 @@ class EngineArtifact:
 
 
 def sidecar(path: Path) -> Path:
-    """Path of an engine's manifest."""
+    """Path of the manifest beside an engine."""
     return path.with_name(path.name + ".json")
 
 
 def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArtifact:
-    """Write the plan, then its manifest; an engine without its own manifest is refused."""
+    """Write the plan, then its manifest: an interrupted write leaves an engine that is refused."""
     write_file(path, data)
     write_file(sidecar(path), (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
     return EngineArtifact(path, manifest)
@@ -154,17 +154,17 @@ def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArt
 def reject(engine: EngineArtifact) -> EngineArtifact:
     """Rename an engine that failed parity, and its manifest, to ``*.rejected``, so that nobody ships it by accident."""
     rejected = engine.path.with_name(engine.path.name + ".rejected")
-    sidecar(engine.path).replace(sidecar(rejected))  # first: without it nobody opens the engine
+    sidecar(engine.path).replace(sidecar(rejected))  # the manifest first: without it the engine is refused
     engine.path.replace(rejected)
     return EngineArtifact(rejected, engine.manifest)
 
 
 def load_engine(path: Path) -> EngineArtifact:
-    """Read a manifest and check the engine against it; the library is not asked.
+    """Read a manifest and check the engine's bytes against it, without the library.
 
     Raises:
-        UsageError: no such file.
-        IntegrityError: no manifest, a damaged or edited one, or one that is not of these bytes.
+        UsageError: there is no such file.
+        IntegrityError: the manifest is missing, damaged, edited, or another engine's.
     """
     if not path.is_file():
         raise UsageError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.", "Check the path.")
@@ -179,7 +179,7 @@ def load_engine(path: Path) -> EngineArtifact:
 
 
 def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
-    """Refuse bytes that are not the manifest's (IntegrityError)."""
+    """Refuse bytes of another size or SHA-256 than the manifest's (IntegrityError)."""
     if len(data) != manifest.file_bytes:
         raise IntegrityError(
             f"{path} has {len(data)} bytes, its manifest says {manifest.file_bytes}.", "Copy or build it again."
@@ -193,7 +193,7 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
 
 
 def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse input shapes, by name, outside an engine's profiles (UsageError)."""
+    """Refuse input shapes outside an engine's profiles (UsageError)."""
     for profile in profiles:
         if profile.input not in shapes:
             known = ", ".join(p.input for p in profiles)

@@ -1,4 +1,4 @@
-"""TensorRT's log, and its progress, through which a build is cancelled."""
+"""TensorRT's log messages and build progress; the progress monitor can cancel a build."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ Report = Callable[[float, str], None]
 
 
 class LibraryLog:
-    """Logger for the library that keeps the messages.
+    """TensorRT logger that keeps the messages.
 
-    TensorRT keeps the first logger of the process and ignores later ones, so there is one for each module:
-    :func:`library_log`.
+    TensorRT keeps the first logger of a process and ignores later ones, so each module has one: :func:`library_log`.
     """
 
     def __init__(self, module: ModuleType) -> None:
@@ -37,7 +36,7 @@ class LibraryLog:
 
     @contextmanager
     def recording(self) -> Iterator[list[tuple[str, str]]]:
-        """Messages of a block as (severity, message)."""
+        """Record the messages of a block as (severity, message)."""
         before, self._messages = self._messages, []
         try:
             yield self._messages
@@ -47,21 +46,21 @@ class LibraryLog:
 
 @functools.cache
 def library_log(module: ModuleType) -> LibraryLog:
-    """The one log of a module in this process."""
+    """The single log of a TensorRT module in this process."""
     return LibraryLog(module)
 
 
 def errors(messages: Sequence[tuple[str, str]]) -> list[str]:
-    """Errors among the messages, each in one line, the first one first."""
+    """Errors among the messages, in order, each in one line."""
     return [" ".join(message.split()) for severity, message in messages if severity in _ERRORS]
 
 
 def warnings(messages: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Warnings among the messages, each once, with a count where it was repeated.
 
-    Left out is that the names of a function's nodes repeat where it is expanded again: it says nothing of the engine,
-    and the parser says it for the first such model of a process alone (measured with TensorRT-RTX 1.7), so that the
-    same build would give other sidecars.
+    The warning about repeated node names in an expanded function is left out. It says nothing about the engine, and the
+    parser gives it only for the first such model of a process (measured with TensorRT-RTX 1.7), so equal builds would
+    have different manifests.
     """
     lines = (" ".join(message.split()) for severity, message in messages if severity == "WARNING")
     counts = Counter(line for line in lines if not _ALREADY.search(line))
@@ -69,12 +68,12 @@ def warnings(messages: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 
 
 class Progress:
-    """The progress of nested phases as one fraction, which never falls, and a way to cancel.
+    """Progress of nested build phases as one fraction that never falls; can cancel the build.
 
     Attributes:
         fraction: 0 to 1.
         cancelled: set by :meth:`cancel`; the library stops at its next step.
-        remark: said with every phase from now on.
+        remark: note shown with every later phase.
     """
 
     def __init__(self, report: Report) -> None:
@@ -85,11 +84,11 @@ class Progress:
         self.remark = ""
 
     def cancel(self) -> None:
-        """Ask the library to stop; its further progress is discarded."""
+        """Ask the library to stop; later progress is discarded."""
         self.cancelled = True
 
     def say(self, remark: str) -> None:
-        """Print a note now, from another thread than the library's, and with every later phase."""
+        """Show a note now and with every later phase; called from another thread than the library's."""
         self.remark = remark
         self._report(self.fraction, remark)
 
@@ -98,7 +97,7 @@ class Progress:
         self._tell()
 
     def step(self, phase: str, step: int) -> bool:
-        """Note a finished step, counted from 0; False asks the library to stop."""
+        """Record a finished step, counted from 0; return False to stop the library."""
         if phase in self._open:
             self._open[phase] = (step + 1, self._open[phase][1])
             self._tell()
@@ -120,7 +119,7 @@ class Progress:
 
 
 def progress_monitor(module: ModuleType, progress: Progress) -> Any:
-    """An ``IProgressMonitor`` of the module; keep it as long as the builder uses it. It must not raise."""
+    """Make an ``IProgressMonitor`` of the module; keep it as long as the builder uses it. It must not raise."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Plugin libraries in TensorRT's registry. Standard library and the bindings only: it also runs on the device.
 
-The registry refuses a library of whose plugins one is registered already, be it the same file (``IPluginRegistry`` in
-NvInferRuntimeCommon.h; measured in TensorRT-RTX 1.7's). One process builds an engine, verifies and times it, so what it
-has loaded is remembered by its bytes.
+The registry refuses a library if one of its plugins is registered already, even from the same file
+(``IPluginRegistry`` in NvInferRuntimeCommon.h; measured in TensorRT-RTX 1.7). One process builds, verifies and times an
+engine, so it remembers the libraries that it loaded, by SHA-256.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _FIRST_OPERATOR = "SRU"
 
 @functools.cache
 def _loaded(module: ModuleType) -> set[str]:
-    """SHA-256 of the libraries that this process loaded into a module's registry."""
+    """SHA-256 of each library that this process loaded into a module's registry."""
     return set()
 
 
 def load_once(module: ModuleType, path: Path) -> str:
-    """Load a library unless its bytes are loaded; return the reason if the registry refuses it, else "".
+    """Load a plugin library unless it is loaded already; return the reason if the registry refuses it, else "".
 
     Raises:
-        IntegrityError: it is no shared library, or truncated, on which the system's loader would end the process.
+        IntegrityError: the file is no shared library, or truncated (the system's loader would end the process).
     """
     digest, loaded = sha256_of(path), _loaded(module)
     if digest in loaded:

@@ -1,6 +1,6 @@
-"""Runner of TensorRT and TensorRT-RTX engines. It needs a GPU, and neither torch nor onnx.
+"""Runner of TensorRT and TensorRT-RTX engines. It needs a GPU.
 
-Standard library, NumPy and the library's own bindings only, for it also runs on the device.
+Standard library, NumPy and the library's bindings only: it also runs on the device, without torch and onnx.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STORED: dict[str, Any] = {
     "FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64,
     "INT32": np.int32, "INT8": np.int8, "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-"""NumPy dtype of a tensor's bytes on the host; NumPy has no bfloat16."""
+"""NumPy dtype of each TensorRT dtype on the host; NumPy has no bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Plan:
     """Bytes of an engine that may be deserialised, with its tensors and profiles.
 
     Attributes:
-        name: what an error calls them.
-        data: of the engine; whoever makes this answers for them.
-        profiles: one for each input.
-        host_code: whether it holds code for the host, which TensorRT refuses unless it is allowed: the lean runtime of
-            a version-compatible engine, and plugin libraries in one.
+        name: name for error messages.
+        data: bytes of the engine; the caller has checked them.
+        profiles: one optimization profile for each input.
+        host_code: whether the engine holds host code, which TensorRT refuses unless allowed: the lean runtime of a
+            version-compatible engine, and plugin libraries in it.
     """
 
     name: str
@@ -61,14 +61,14 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
     """Runner of an engine on a stream of its own.
 
     Args:
-        artifact: its bytes are checked against its manifest before the library sees them.
+        artifact: engine; its bytes are checked against its manifest before the library gets them.
         cuda_graph: capture the launches once for each set of shapes and replay them.
-        plugin: the library that the engine was built with; it must be the same, byte for byte.
+        plugin: plugin library that the engine was built with, byte for byte.
 
     Raises:
         IntegrityError: the engine or the plugin is not what the manifest says.
-        MissingRuntimeError: no library, another version of it, no GPU, no CUDA runtime, or a GPU that the engine is not
-            for.
+        MissingRuntimeError: the library is missing or of another version, there is no GPU or CUDA runtime, or the
+            engine is not for this GPU.
     """
 
     def __init__(self, artifact: EngineArtifact, cuda_graph: bool = False, plugin: Path | None = None) -> None:
@@ -85,7 +85,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
 
     @classmethod
     def of_plan(cls, module: ModuleType, plan: Plan, cuda: Cuda, cuda_graph: bool = False) -> TensorRTRunner:
-        """A runner of an engine that this process has just built; its plugin is loaded already."""
+        """Make a runner of an engine that this process has just built; its plugin is loaded already."""
         runner = cls.__new__(cls)
         runner._open(module, plan, cuda, cuda_graph)
         return runner
@@ -102,7 +102,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         log = logs.library_log(module)
         with log.recording() as messages:
             self._runtime = module.Runtime(log.logger)
-            if plan.host_code:  # its bytes are those of the manifest
+            if plan.host_code:  # safe: the bytes were checked
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan.data)
             self._context: Any = self._new_context() if self._engine is not None else None
@@ -119,28 +119,27 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         try:
             self._release(*self._events, self._stream, error=error)
         finally:
-            del self._context, self._engine, self._runtime  # in this order: each lives on the next
+            del self._context, self._engine, self._runtime  # in this order: each depends on the next
 
     @property
     def device_memory_bytes(self) -> int:
-        """Bytes of activations and of bound inputs and outputs."""
+        """Device memory of activations, inputs and outputs, in bytes."""
         return int(self._engine.device_memory_size_v2) + sum(buffer.size_bytes for buffer in self._buffers.values())
 
     def layer_information(self) -> tuple[str, ...]:
-        """Layers of the engine after fusion, one JSON text each."""
+        """JSON text of each layer of the engine, after fusion."""
         inspector = self._engine.create_engine_inspector()
         form = self._module.LayerInformationFormat.JSON
         return tuple(inspector.get_layer_information(i, form) for i in range(self._engine.num_layers))
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; arrays by name in and out.
+        """Run once on arrays by name; return the outputs by name.
 
-        Floating inputs are rounded to the type that the engine takes. bfloat16 outputs come as float32, which NumPy
-        has.
+        Floating inputs are rounded to the engine's type. bfloat16 outputs come back as float32.
 
         Raises:
-            UsageError: a missing input, or a shape outside the profile.
-            ModelError: an output whose size depends on the data, or the library's refusal.
+            UsageError: an input is missing, or its shape is outside the profile.
+            ModelError: the size of an output depends on the data, or the library refuses.
             CudaError: the launch failed on the device.
         """
         self.bind(tensors)
@@ -152,7 +151,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         return {n: from_bfloat16(array) if self._dtypes[n] == "BF16" else array for n, array in stored.items()}
 
     def bind(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Copy inputs to the device; new shapes get new buffers and, if wanted, a new graph."""
+        """Copy inputs to the device; new shapes get new buffers and, if requested, a new CUDA graph."""
         check_shapes(self._plan.profiles, {name: array.shape for name, array in tensors.items()})
         same = all(self._shapes.get(name) == tensors[name].shape for name in self.inputs)
         if not same:
@@ -162,20 +161,20 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             self._buffers[name].upload(array, self._stream)
         self._stream.synchronize()
         if not same and self._cuda_graph and self.name == "tensorrt":
-            self._execute()  # the first run of a shape allocates, which a capture must not
+            self._execute()  # the first run of a shape allocates, which is not allowed in a capture
             self._stream.synchronize()
             self._graph = self._stream.capture(self._execute)
 
     def enqueue(self) -> None:
-        """Start one run on the stream with the bound tensors."""
+        """Enqueue one run on the stream with the bound tensors."""
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
             self._execute()
 
     def timed(self) -> float:
-        """Run once; return the seconds on the device, between two events on the stream."""
-        if not self._events:  # made once: making them takes the host's time
+        """Run once; return seconds on the device between two events on the stream."""
+        if not self._events:  # made once, outside of the timed runs
             self._events = Event(self._cuda), Event(self._cuda)
         before, after = self._events
         before.record(self._stream)
@@ -187,9 +186,9 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
     def _new_context(self) -> Any:
         if self.name != "tensorrt-rtx":
             return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()  # TensorRT-RTX compiles at run time and captures by itself
-        # by default the first runs of a shape take other kernels, while those of the shape are compiled beside them:
-        # then what was judged and timed would not be what runs later
+        config = self._engine.create_runtime_config()  # TensorRT-RTX alone: it compiles kernels at run time
+        # by default the first runs of a shape use fallback kernels while others are compiled in the background: the
+        # kernels judged and timed would not be those that run later
         eager = self._module.DynamicShapesKernelSpecializationStrategy.EAGER
         config.dynamic_shapes_kernel_specialization_strategy = eager
         if self._cuda_graph:
@@ -209,7 +208,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             if -1 in wanted[name]:
                 raise ModelError(f"The size of output {name!r} depends on the data.", "Run it in ONNX Runtime.")
         for name, shape in wanted.items():
-            if self._engine.get_tensor_location(name).name == "HOST":  # TensorRT would read a device's address
+            if self._engine.get_tensor_location(name).name == "HOST":  # read on the host, not the device
                 raise ModelError(f"{name!r} is a shape, which TensorRT reads on the host.", "Run it in ONNX Runtime.")
             size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_STORED[self._dtypes[name]]).itemsize
             self._buffers[name] = Buffer(self._cuda, size_bytes)
@@ -218,7 +217,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         self._shapes = wanted
 
     def _release(self, *further: Any, error: BaseException | None = None) -> None:
-        """Release the graph and the buffers, none of which is in use any more."""
+        """Release the graph and the buffers, which must not be in use."""
         held = [handle for handle in (self._graph, *self._buffers.values(), *further) if handle is not None]
         self._graph, self._buffers, self._shapes = None, {}, {}
         close_all(held, error)
@@ -231,57 +230,58 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
 
 
 def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
-    """An array as the bytes of an engine's tensor, C-contiguous; floating values are rounded to its type.
+    """C-contiguous array in the type of an engine's tensor; floating values are rounded to it.
 
     Raises:
-        UsageError: the values are of another kind (integers for a floating tensor or the reverse).
+        UsageError: integers were given for a floating tensor, or the reverse.
     """
     wanted = np.dtype(_STORED[dtype])
     floating = dtype in ("FLOAT", "HALF", "BF16")
-    given = array.dtype.kind in "fV" or array.dtype.name == "bfloat16"  # ml_dtypes's are of kind V
+    given = array.dtype.kind in "fV" or array.dtype.name == "bfloat16"  # the dtypes of ml_dtypes are of kind V
     if given != floating or (not floating and array.dtype != wanted):
         raise UsageError(
             f"The engine takes {dtype}, found an array of {array.dtype}.",
             "Give the types that the model was built for.",
         )
-    with np.errstate(over="ignore"):  # beyond half's range is infinite, and shows in what comes out
+    with np.errstate(over="ignore"):  # values beyond half's range become infinite, and show in the outputs
         converted = to_bfloat16(array) if dtype == "BF16" else array.astype(wanted, copy=False)
     return np.ascontiguousarray(converted).reshape(array.shape)
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """The upper halves (uint16) of float32 values, rounded to nearest, ties to even; NaN stays NaN."""
+    """bfloat16 bits (uint16) of float32 values, rounded to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(values.shape)
     rounded = (bits + (0x7FFF + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 values of bfloat16 bits (uint16); exact."""
+    """float32 values of bfloat16 bits (uint16), exact."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def holds_host_code(manifest: EngineManifest) -> bool:
-    """Whether the engine holds host code; see :class:`Plan`."""
+    """Whether an engine holds host code; see :attr:`Plan.host_code`."""
     return "VERSION_COMPATIBLE" in manifest.flags
 
 
 def carries_plugin(manifest: EngineManifest) -> bool:
-    """Whether the plugin library lies in the engine.
+    """Whether the plugin library is serialized in the engine.
 
-    Version-compatible engines alone take one (NvInfer.h, setPluginsToSerialize); of others the list means nothing.
+    Only version-compatible engines can hold one (NvInfer.h, setPluginsToSerialize); others ignore the setting.
     """
     return holds_host_code(manifest) and bool(manifest.settings.get("plugins_to_serialize"))
 
 
 def require_runtime(artifact: EngineArtifact) -> ModuleType:
-    """Import the library that an engine needs, before anything else is done.
+    """Import the library that an engine needs, and check that the engine can run here.
 
     Raises:
-        MissingRuntimeError: it is not installed, of another version, there is no GPU, or the engine has no weights.
+        MissingRuntimeError: the library is not installed or of another version, there is no GPU, or the engine has no
+            weights.
     """
     backend = artifact.manifest.backend
-    if "STRIP_PLAN" in artifact.manifest.flags:  # it would run, on whatever lies where its weights should
+    if "STRIP_PLAN" in artifact.manifest.flags:  # it would run on uninitialized weights
         raise MissingRuntimeError(
             f"{artifact.path} holds no weights: it was built with --strip.",
             "Refit it (IRefitter, with the ONNX file that it was built from), or build it without --strip.",
@@ -293,7 +293,7 @@ def require_runtime(artifact: EngineArtifact) -> ModuleType:
 
 
 def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
-    """Refuse an engine of another release; with --version-compatible, TensorRT also takes those of earlier ones."""
+    """Refuse an engine of another release; with --version-compatible, TensorRT also accepts earlier releases."""
     manifest = artifact.manifest
     if module.__version__ == manifest.library_version or "VERSION_COMPATIBLE" in manifest.flags:
         return
@@ -306,11 +306,11 @@ def _check_version(module: ModuleType, artifact: EngineArtifact) -> None:
 
 
 def check_plugin_of(artifact: EngineArtifact, plugin: Path) -> None:
-    """Refuse a plugin that an engine was not built with; nothing is loaded.
+    """Refuse a plugin library that an engine was not built with, without loading it.
 
     Raises:
-        UsageError: there is no such file, or the engine was built without one.
-        IntegrityError: it is another one.
+        UsageError: there is no such file, or the engine was built without a plugin.
+        IntegrityError: the engine was built with another plugin.
     """
     wanted = artifact.manifest.plugin_sha256
     if not wanted:

@@ -1,8 +1,8 @@
-"""Every difference between TensorRT 10.3 to 11.x and TensorRT-RTX.
+"""Differences between TensorRT 10.3 to 11.x and TensorRT-RTX.
 
-The module (``tensorrt`` or ``tensorrt_rtx``) is an argument everywhere. Flags are looked up by name, because their
-values shifted between versions; a name that a version lacks is an error that says which versions have it. What each
-version's bindings offer is recorded in ``tests/runtimes/tensorrt/surfaces``.
+The module (``tensorrt`` or ``tensorrt_rtx``) is always an argument. Flags are looked up by name, because their values
+differ between versions. The error for a missing name says which versions have it. The names in each version's bindings
+are recorded in ``tests/runtimes/tensorrt/surfaces``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from scconv_deploy.system.gpu import gpus
 
 OLDEST = (10, 3)
 FUNCTIONS_BEHIND_PLUGINS = (10, 7)
-"""Before it, TensorRT prefers a model-local function over a plugin of the same name, and binds a function's inputs
-wrongly when a formal parameter's name equals an outer tensor's."""
+"""First TensorRT version that prefers a plugin over a model-local function of the same name. Earlier versions also bind
+a function's inputs wrongly when a formal parameter's name equals an outer tensor's."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature that some versions, or TensorRT-RTX, lack.
+    """Feature that some versions, or TensorRT-RTX, lack.
 
     Attributes:
-        option: on the command line.
-        attributes: dotted names below the module; all must be there.
-        versions: those that have it, in words.
-        in_rtx: "" where TensorRT-RTX has it, else why not (its bindings may still show the name).
-        rtx_needs_gpu: why TensorRT-RTX needs a GPU for it, "" where it does not.
+        option: option on the command line.
+        attributes: dotted names in the module, all of which the feature needs.
+        versions: versions that have the feature, as text.
+        in_rtx: why TensorRT-RTX lacks the feature, "" if it has it (its bindings may show the name all the same).
+        rtx_needs_gpu: why TensorRT-RTX needs a GPU for the feature, "" if it does not.
     """
 
     option: str
@@ -93,7 +93,7 @@ def load_module(backend: Backend) -> ModuleType:
     """Import the library of a backend.
 
     Raises:
-        MissingRuntimeError: it is not installed, its libraries do not load, or it is older than 10.3.
+        MissingRuntimeError: the package is not installed, its libraries do not load, or TensorRT is older than 10.3.
     """
     facts = BACKENDS[backend]
     try:
@@ -108,13 +108,13 @@ def load_module(backend: Backend) -> ModuleType:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, for comparison, without a suffix (``.dev0``, ``+cuda12``)."""
+    """Numbers of a version for comparison, without a suffix (``.dev0``, ``+cuda12``)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found is not None else ()
 
 
 def lookup(module: Any, dotted: str) -> Any:
-    """Look up a dotted name in the module (AttributeError if this version lacks it)."""
+    """Look up a dotted name in a module (AttributeError if this version lacks it)."""
     value = module
     for part in dotted.split("."):
         value = getattr(value, part)
@@ -122,7 +122,7 @@ def lookup(module: Any, dotted: str) -> Any:
 
 
 def has(module: Any, feature: Feature) -> bool:
-    """Whether this version's bindings have every name that a feature needs."""
+    """Whether a module has every name that a feature needs."""
     try:
         for dotted in feature.attributes:
             lookup(module, dotted)
@@ -135,7 +135,7 @@ def require(module: Any, backend: Backend, name: str) -> None:
     """Refuse an option that this version lacks.
 
     Raises:
-        UsageError: with the versions that have it.
+        UsageError: names the versions that have the option.
     """
     feature = FEATURES[name]
     if backend == "tensorrt-rtx" and feature.in_rtx:
@@ -150,7 +150,7 @@ def require(module: Any, backend: Backend, name: str) -> None:
 
 
 def require_gpu(backend: Backend, why: str, remedy: str) -> None:
-    """Refuse, before any work is done, a request that needs a GPU where there is none (MissingRuntimeError)."""
+    """Raise MissingRuntimeError if this machine has no GPU; call it before any work is done."""
     if not gpus():
         raise MissingRuntimeError(
             f"{BACKENDS[backend].title} needs a GPU here: {why}. NVIDIA's driver lists none.", remedy
