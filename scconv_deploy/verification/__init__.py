@@ -1,1 +1,1 @@
-"""Proof that an artifact computes what PyTorch computes, across a step function."""
+"""Parity of artifacts with a reference: gates compared one by one, outputs against the noise floor."""

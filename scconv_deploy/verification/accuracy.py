@@ -1,8 +1,8 @@
-"""Accuracy of two classifiers on the same labelled inputs, and an interval for the difference.
+"""Accuracies of two classifiers on the same labelled inputs, and an interval for their difference.
 
-The interval is Newcombe's square-and-add one from Wilson's score intervals, with the correlation of the pairs (method
-10 of R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-data", Statistics in Medicine 17:2635-2650, 1998). It stays within [-1, 1], and has a width when all answers agree.
+The interval is Newcombe's, from Wilson's score intervals and the correlation of the pairs (method 10 of R. G. Newcombe,
+"Improved confidence intervals for the difference between binomial proportions based on paired data", Statistics in
+Medicine 17:2635-2650, 1998). It stays within [-1, 1], and its width is not 0 when all answers agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 
 @dataclass
 class PairedCounts:
-    """Answers of the reference and the artifact to the same inputs, right or wrong."""
+    """Counts of right and wrong answers of the reference and the artifact on the same inputs."""
 
     both_right: int = 0
     reference_only: int = 0
@@ -36,7 +36,7 @@ class PairedCounts:
 
         Args:
             reference, artifact: logits ``[N, K]``.
-            labels: int ``[N]``; rows with a negative one are left out.
+            labels: int ``[N]``; rows with a negative label are left out.
         """
         known = labels >= 0
         a, b = (np.argmax(logits[known], axis=1) == labels[known] for logits in (reference, artifact))
@@ -46,7 +46,7 @@ class PairedCounts:
         self.both_wrong += int(np.sum(~a & ~b))
 
     def accuracy(self, confidence: float = CONFIDENCE) -> Accuracy | None:
-        """Both accuracies, the difference (artifact - reference) and its interval; None without samples."""
+        """Accuracies, their difference (artifact - reference) and its interval; None without samples."""
         n = self.samples
         if not n:
             return None
@@ -73,7 +73,7 @@ class PairedCounts:
         return max(low, -1.0), min(high, 1.0)
 
     def _correlation(self) -> float:
-        """Phi of the pairs, Newcombe's correction for continuity where it is positive."""
+        """Phi coefficient of the pairs, with Newcombe's continuity correction where it is positive."""
         n = self.samples
         a, b, c, d = self.both_right, self.artifact_only, self.reference_only, self.both_wrong
         product = (a + b) * (c + d) * (a + c) * (b + d)

@@ -1,8 +1,8 @@
-"""Where real data comes from: images, arrays, or a loader of the user's; given in blocks.
+"""Sources of real data: images, arrays, or a user's loader, read in blocks of rows.
 
-Every source gives blocks of rows, and images and loaders are read block by block, so that memory does not grow with
-them; an ``.npz`` is read whole. Labels are class numbers: the order of the class folders' names, the array
-``labels`` of an ``.npz``, or the second of what a loader yields.
+Images and loaders are read block by block, so memory does not grow with the data; an ``.npz`` is read whole. Labels are
+class numbers: the position of the class folder in the order of names, the array ``labels`` of an ``.npz``, or the
+second item that a loader yields.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
 
 PHOTOS = "photos"
-"""``--data photos``: the photographs that scikit-learn ships."""
+"""Name of the source of scikit-learn's sample photographs."""
 LABELS = "labels"
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROWS_AT_ONCE = 64
 Affine = tuple[tuple[float, ...], tuple[float, ...], int | None]
-"""Mean and standard deviation per channel, and the shorter side before a centre crop."""
+"""Preprocessing: mean and standard deviation per channel, and the shorter side in pixels before a centre crop."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows: arrays by input, equally long, and their labels (int64, -1 where there is none) or None."""
+    """Rows of data: one array per input, all of one length, and labels (int64, -1 for a row without) or None."""
 
     arrays: Mapping[str, np.ndarray]
     labels: np.ndarray | None = None
@@ -44,12 +44,12 @@ class Block:
         )
 
     def without_labels(self) -> Block:
-        """The same rows, which do not count as answers."""
+        """The same rows without labels: -1 each, so that they do not count in the accuracy."""
         return Block(self.arrays, None if self.labels is None else np.full(len(self), -1, dtype=np.int64))
 
     @classmethod
     def joined(cls, blocks: Sequence[Block]) -> Block:
-        """One block of several, labelled if all of them are."""
+        """Join blocks into one, which has labels if all of them have."""
         if len(blocks) == 1:
             return blocks[0]
         arrays = {name: np.concatenate([b.arrays[name] for b in blocks]) for name in blocks[0].arrays}
@@ -59,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """A name, how many rows there are (None if only reading tells), and what reads them from the start."""
+    """Source of data: its name, its number of rows (None if unknown before reading), and a reader of its blocks."""
 
     name: str
     rows: int | None
@@ -69,13 +69,13 @@ class DataSource:
 def open_source(source: str, examples: Mapping[str, np.ndarray], affine: Affine) -> DataSource:
     """Open ``photos``, a folder of images (class subfolders give labels), an ``.npz`` or ``file.py:loader``.
 
-    Images are resized (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are taken as they are.
+    Images are resized (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are not changed.
 
     Args:
-        examples: of the inputs, by name, for shapes and types.
+        examples: example inputs by name, for shapes and types.
 
     Raises:
-        see :func:`.samples.load_samples`.
+        UsageError, IntegrityError, ModelError, MissingRuntimeError: see :func:`.samples.load_samples`.
     """
     path = Path(source)
     if source == PHOTOS:
@@ -110,7 +110,7 @@ def _shipped_photos() -> list[Path]:
 
 
 def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
-    """Images in the order of their names; with class subfolders, those in them and the number of each one's class."""
+    """Images in the order of their names; with class subfolders, also the class number of each image."""
 
     def images(inside: Path) -> list[Path]:
         return sorted(p for p in inside.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
@@ -132,7 +132,7 @@ def _image_source(
     name: str, files: Sequence[Path], labels: np.ndarray | None, examples: Mapping[str, np.ndarray], affine: Affine
 ) -> DataSource:
     try:
-        import PIL.Image  # noqa: F401  (said before any work is done)
+        import PIL.Image  # noqa: F401  (fail before any work is done)
     except ImportError as error:
         raise MissingRuntimeError("Reading images needs Pillow.", "pip install 'scconv-deploy[data]'") from error
     if len(examples) != 1:
@@ -174,7 +174,7 @@ def _image(file: Path, shape: Sequence[int], resize: int | None) -> np.ndarray:
                 converted = converted.resize((wide, high), Image.Resampling.BILINEAR)
                 left, top = (wide - width) // 2, (high - height) // 2
                 converted = converted.crop((left, top, left + width, top + height))
-    except Exception as error:  # each of Pillow's readers raises its own on a damaged file
+    except Exception as error:  # each reader of Pillow has its own exceptions
         raise IntegrityError(f"{file} is damaged or not an image.", "Remove it from the folder.") from error
     return np.asarray(converted, dtype=np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255
 
@@ -209,7 +209,7 @@ def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
     rows = next(iter(lengths.values()))
 
     def blocks() -> Iterator[Block]:
-        for start in range(0, rows, _ROWS_AT_ONCE):  # a copy of so many rows, in the machine's byte order
+        for start in range(0, rows, _ROWS_AT_ONCE):  # copied, and in the machine's byte order
             taken = {name: array[start : start + _ROWS_AT_ONCE] for name, array in arrays.items()}
             labels = taken.pop(LABELS).astype(np.int64) if labelled else None
             yield Block({name: a.astype(a.dtype.newbyteorder("=")) for name, a in taken.items()}, labels)
@@ -219,19 +219,19 @@ def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
 
 def _array(archive: Mapping[str, Any], name: str) -> np.ndarray:
     found = archive[name]
-    if not isinstance(found, np.ndarray):  # NumPy gives the bytes of what is none
+    if not isinstance(found, np.ndarray):  # NumPy returns bytes for a member that is no array
         raise ValueError(f"{name} is no array")
     return found
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged archive raises becomes one line."""
+    """Convert any error on a damaged archive to an IntegrityError in one line."""
     try:
         yield
     except ScconvDeployError:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own on a damaged file
+    except Exception as error:  # zipfile, zlib and NumPy have their own exceptions
         reason = first_line(error, type(error).__name__).split(". ")[0].rstrip(".")
         raise IntegrityError(f"--data {path} is damaged or not an .npz: {reason}.", "Save it with np.savez.") from error
 
@@ -240,9 +240,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _loader_source(source: str, examples: Mapping[str, np.ndarray]) -> DataSource:
-    """A callable or an iterable of the user's that gives batches: inputs, or (inputs, labels).
+    """Open a user's iterable, or a callable that returns one, of batches: inputs, or (inputs, labels).
 
-    Inputs are one array (or tensor) for one input, or a mapping by name; a DataLoader of (images, labels) fits.
+    Inputs are an array or tensor for a single input, or a mapping by name; a DataLoader of (images, labels) fits.
     """
     from scconv_deploy.model.user_code import import_object, running_user_code
 
@@ -262,7 +262,7 @@ def _loader_source(source: str, examples: Mapping[str, np.ndarray]) -> DataSourc
 
 
 def _as_array(value: Any, name: str, source: str) -> np.ndarray:
-    """A loader's value as NumPy has it; tensors are detached, for they may come from a model."""
+    """Convert a loader's value to a NumPy array; tensors are detached first."""
     try:
         return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:

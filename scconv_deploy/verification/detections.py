@@ -1,6 +1,7 @@
-"""Detections come best first, and rounding swaps the rows of two whose scores are nearly equal: put them side by side.
+"""Alignment of detections before a comparison: rounding swaps rows whose scores are nearly equal.
 
-Outputs called ``boxes`` ``[N, K, 4]``, ``scores`` ``[N, K]`` and ``labels`` ``[N, K]`` are taken for detections.
+Detections are sorted by score. Outputs named ``boxes`` ``[N, K, 4]``, ``scores`` ``[N, K]`` and ``labels`` ``[N, K]``
+are taken for detections.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ def align_rows(
     reference: Mapping[str, np.ndarray],
     tie: float = tolerances.ALL["equal_scores"].value,
 ) -> dict[str, np.ndarray]:
-    """The outputs, each detection in the row of the reference's that it is.
+    """Move each detection to the row of the reference's detection that it matches.
 
-    A row moves only among the reference's rows of the same score but for rounding (the tolerance ``equal_scores``), so
-    what is in the wrong order, or not there at all, stays in its place and counts as different. Outputs that are not
-    detections come back as they are.
+    A row moves only among rows whose reference scores are equal up to the tolerance ``equal_scores``. Detections in a
+    wrong order, or that the reference does not have, stay in place and count as different. Other outputs are unchanged.
     """
     aligned = dict(outputs)
     names = (_BOXES, _SCORES, _LABELS)
@@ -45,7 +45,7 @@ def align_rows(
 
 
 def _matching_rows(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], tie: float) -> np.ndarray:
-    """For each row of the reference the row of the outputs that belongs there; a permutation of K."""
+    """Row of the outputs that matches each row of the reference; a permutation of K."""
     scores = reference[_SCORES]
     near = np.abs(scores[None] - scores[:, None]) <= tie
     near &= np.abs(outputs[_SCORES][None] - scores[:, None]) <= tie

@@ -1,4 +1,4 @@
-"""Distances between two outputs."""
+"""Distances between an output and its reference, in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scconv_deploy.records.metrics import OutputMetrics
 
 
 def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> OutputMetrics:
-    """Of two batches: the worst of every distance, and of the agreements the share over the rows of both."""
+    """Combine the metrics of two batches: the worst of each distance, agreements averaged over all rows."""
 
     def agreement(one: float | None, other: float | None) -> float | None:
         if one is None or other is None:
@@ -32,12 +32,12 @@ def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> Ou
 
 
 _AT_ONCE = 2**16
-"""Entries in float64 at a time: half a megabyte, which stays in the cache."""
+"""Entries converted to float64 at a time: half a megabyte, which fits into the cache."""
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
-    """Measure in float64. Shapes must be equal and non-finite entries at the same places, see :func:`comparable`."""
+    """Measure an output against its reference, in float64; both must be :func:`comparable` and of one shape."""
     a, b = _without_infinities(y), _without_infinities(reference)
     difference = np.abs(a - b)
     norm_a, norm_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
@@ -60,7 +60,7 @@ def compare(y: np.ndarray, reference: np.ndarray) -> OutputMetrics:
 
 
 def looks_like_logits(output: np.ndarray) -> bool:
-    """Floating ``[N, K]`` with K of at least 2."""
+    """Whether an output is floating and ``[N, K]`` with K of at least 2."""
     return output.ndim == 2 and output.shape[1] >= 2 and output.dtype.kind == "f"
 
 
@@ -72,13 +72,13 @@ def _quantiles(difference: np.ndarray) -> dict[str, float]:
 
 
 def _same_five(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of rows with the same set of five largest entries, whatever their order."""
+    """Share of rows with the same set of five largest entries, in any order."""
     five = [np.sort(np.argsort(-values, axis=1, kind="stable")[:, :5], axis=1) for values in (a, b)]
     return float(np.mean(np.all(five[0] == five[1], axis=1)))
 
 
 def comparable(y: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether a distance means anything: no NaN, and infinities only where the other side has the same ones."""
+    """Whether two arrays have a distance: no NaN, and the same infinities at the same places."""
     if np.asarray(reference).dtype.kind != "f":
         return True
     infinite = np.isinf(reference)
@@ -87,14 +87,14 @@ def comparable(y: np.ndarray, reference: np.ndarray) -> bool:
 
 
 def distance(y: np.ndarray, reference: np.ndarray) -> float:
-    """Relative L2 for floating types, for others (indices, masks) the share of entries that differ."""
+    """Relative L2 for floating types; for others (indices, masks), the share of entries that differ."""
     if np.asarray(reference).dtype.kind == "f":
         return relative_l2(y, reference)
     return float(np.mean(y != reference)) if reference.size else 0.0
 
 
 def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
-    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero, or nothing can be said."""
+    """``|y - reference| / |reference|`` in float64; infinite if only the reference is zero, or if not comparable."""
     squares = _squares(y, reference)
     if squares is not None:
         off, size = squares
@@ -109,8 +109,8 @@ def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _squares(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
-    """``|y - reference|**2`` and ``|reference|**2`` in float64, without float64 copies of the whole; None if a square
-    is not finite, so that an entry may not be."""
+    """``|y - reference|**2`` and ``|reference|**2`` in float64, without float64 copies of the arrays; None if a sum is
+    not finite."""
     if np.shape(y) != np.shape(reference):
         return None
     a, b = np.ravel(y), np.ravel(reference)

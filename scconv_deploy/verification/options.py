@@ -1,4 +1,4 @@
-"""What an artifact is verified on and how: the user's choices, in one record."""
+"""Options of verification: data, tolerances, provider."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from scconv_deploy.verification.samples import Preprocessing, Sample
 
 DEEP = 64
-"""Inputs of the data that are judged in full unless the user says otherwise: half a minute of ScConv-ResNet-50."""
+"""Default number of inputs of the data that are judged in full: half a minute of ScConv-ResNet-50."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What an artifact is verified on and how.
+    """Options of verification.
 
     Attributes:
-        data: real data beside the seeded noise, see :func:`.samples.load_samples`.
-        preprocessing: of images; None takes the model's own.
-        tolerances: values by name instead of the table's (:data:`.tolerances.ALL`); the report prints them.
+        data: source of real data beside the seeded noise, see :func:`.samples.load_samples`.
+        preprocessing: preprocessing of images; None takes the model's own.
+        tolerances: values by name that replace the table's (:data:`.tolerances.ALL`); the report prints them.
         provider: execution provider of ONNX Runtime.
-        deep: how many inputs of the data are judged in full; the others run free, which costs less than half.
+        deep: number of inputs of the data that are judged in full; the others run free, at less than half the cost.
     """
 
     data: str | None = None
@@ -40,7 +40,7 @@ class Checks:
         return Judging(self.tolerances, RuntimeOptions(self.provider))
 
     def samples(self, reference: Reference, seed: int, source: str = "") -> list[Iterable[Sample]]:
-        """Seeded noise, and then the user's data; ``source`` names a zoo model, whose preprocessing is known."""
+        """Seeded noise, then the user's data; ``source`` names a zoo model, for its preprocessing."""
         from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
 
         samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]

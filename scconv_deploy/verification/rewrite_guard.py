@@ -1,8 +1,8 @@
-"""The guard of a rewrite: the file as it came against the file as it leaves, in ONNX Runtime.
+"""Guard of a rewrite: the original file against the rewritten file, in ONNX Runtime.
 
-Every SRU's own x is read from a run of the original. On that same x three gates are compared one by one: PyTorch's
-formula (the specification), the original's mask, and the rewritten node's. Then the original's masks are injected
-into the rewritten graph: with the gates equal the rest is continuous, and must come out the same.
+The input x of every SRU is read from a run of the original. On this x three masks are compared gate by gate: PyTorch's
+formula (the specification), the original's mask, and the rewritten node's mask. Then the original's masks are injected
+into the rewritten graph: with equal gates the rest is continuous, and the outputs must be equal up to rounding.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from scconv_deploy.verification.reference.run import Arrays
 
 REPLAY_LIMIT = REWRITE["rewrite_replay"].value
 NAIVE_LIMIT = REWRITE["rewrite_gates"].value
-"""For groups of up to ``_LARGE_GROUP`` elements; beyond, in proportion to their size."""
+"""Limit in z for groups of up to ``_LARGE_GROUP`` elements; for larger groups, in proportion to their size."""
 _LARGE_GROUP = 2**16
 SigmoidInputs = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class GateComparison:
-    """One SRU, each side fed the original's own x, summed over the samples.
+    """Gates of one SRU on the original's x, summed over the samples.
 
     Attributes:
-        file: the original's mask against PyTorch's formula; ``file_beyond`` of its flips lie beyond ``file_limit``.
-        rewritten: the rewritten node's gates against the same.
-        file_largest_z: the largest distance of one of the original's flips from the threshold, in z.
-        undefined: gates of groups without spread, where the original lost its eps and divides 0 by 0.
+        file: flips of the original's mask against PyTorch's formula.
+        rewritten: flips of the rewritten node's mask against PyTorch's formula.
+        file_beyond: flips of the original farther than ``file_limit`` from the threshold, in z.
+        file_largest_z: largest distance of a flip of the original from the threshold, in z.
+        undefined: gates of constant groups, where the original lost its eps and divides 0 by 0.
     """
 
     site: str
@@ -59,17 +60,17 @@ class GateComparison:
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What the guard found; its truth value is the verdict.
+    """Result of the guard; true if the files compute the same.
 
     Attributes:
-        gates: by SRU.
+        gates: comparison of the gates of each SRU.
         thresholds: other thresholds that were rewritten: (name, elements, changed).
-        others: gates of no SRU that both files decide, on the same input: (name, elements, changed, unexplained).
-        outputs: (name, relative L2 with the original's gates injected, relative L2 free-running); none where the
-            original divides 0 by 0 in every sample.
-        samples: what was run.
-        not_run: why nothing could be compared; empty if it was.
-        unread: SRUs whose gates the original does not show, with the reason.
+        others: gates of no known SRU in both files, on the same input: (name, elements, changed, unexplained).
+        outputs: (name, relative L2 with the original's gates injected, relative L2 free-running); empty if the original
+            divides 0 by 0 in every sample.
+        samples: names of the samples.
+        not_run: why nothing could be compared; "" if it could.
+        unread: (SRU, reason) of SRUs whose gates cannot be read from the original.
     """
 
     gates: tuple[GateComparison, ...] = ()
@@ -82,7 +83,7 @@ class GuardReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What differs and must not."""
+        """Differences that are not allowed."""
         found = []
         for gate in self.gates:
             if gate.rewritten.unexplained:
@@ -110,7 +111,7 @@ class GuardReport:
 
     @property
     def file_changed(self) -> int:
-        """Gates that the original decides otherwise than PyTorch."""
+        """Number of gates that the original decides otherwise than PyTorch."""
         others = sum(changed for _, _, changed in self.thresholds)
         return sum(gate.file.flips + gate.file.ill_conditioned for gate in self.gates) + others
 
@@ -120,7 +121,7 @@ class GuardReport:
 
     @property
     def sentence(self) -> str:
-        """The result in one line; empty if no gate was compared."""
+        """Flip counts of both files in one line; "" if no gate was compared."""
         if not self.gates and not self.thresholds:
             return ""
         text = f"your file changed {self.file_changed:,} gates on this input; this one {self.rewritten_changed:,}"
@@ -146,12 +147,12 @@ def compare_graphs(
     thresholds: SigmoidInputs,
     samples: Mapping[str, Mapping[str, np.ndarray]],
 ) -> GuardReport:
-    """Compare an original and what became of it.
+    """Compare an original file and its rewritten form.
 
     Args:
-        original, rewritten: below 2 GiB; the rewritten one with its functions.
-        thresholds: of each rewritten sigmoid threshold, the mask's name -> the name of the sigmoid's argument.
-        samples: inputs by name, by what they are called.
+        original, rewritten: models below 2 GiB; the rewritten one with its functions.
+        thresholds: name of the mask of each rewritten sigmoid threshold -> name of the sigmoid's argument.
+        samples: name of the sample -> inputs by name.
     """
     tensors = _tensor_names(original)
     readable = [f for f in applied.fused if f.x in tensors and f.mask in tensors]
@@ -232,7 +233,7 @@ def _compare(
 def _other_gates(
     original: onnx.ModelProto, rewritten: onnx.ModelProto, thresholds: Collection[str]
 ) -> list[tuple[Found, Found]]:
-    """Gates that both files decide under one name; what a rule fused or rewrote is compared otherwise."""
+    """Gates of no known SRU with the same name in both files, without those that a rule fused or rewrote."""
     here = {one.value: one for one in onnx_gates.candidates(rewritten)}
     return [
         (_found(one), _found(here[one.value]))
@@ -246,7 +247,7 @@ def _found(one: onnx_gates.Candidate) -> Found:
 
 
 def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> FlipCount:
-    """Of one gate, with the file's decisions in both; comparisons of integers rounding does not move."""
+    """Count the flips of one gate of no known SRU, with the original's gates injected; none for integer operands."""
     theirs, ours = pair
     candidate = onnx_gates.Candidate(theirs.value, theirs.operands, theirs.kind, theirs.node)
     if not onnx_gates.of_floats([candidate], seen):
@@ -258,7 +259,7 @@ def _other_flips(pair: tuple[Found, Found], seen: Arrays, forced: Arrays) -> Fli
 
 
 def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor, mask: Tensor) -> GateComparison:
-    """One SRU on one sample: PyTorch's formula, the original's mask, and ours, all on the same x."""
+    """Compare three masks of one SRU on the same x: PyTorch's formula, the original's, the rewritten node's."""
     gate, expected = fused.gate, fused.gate.mask(x)
     probe = instrument.gate_probe(model, node)
     if probe is None:
@@ -288,7 +289,7 @@ def _gates(model: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, x: Tensor
 
 
 def _without_spread(x: Tensor, fused: Fused) -> Tensor:
-    """The elements whose group is one number throughout; bool, of x's shape."""
+    """Elements whose group is constant; bool, of x's shape."""
     groups = x.reshape(x.shape[0], fused.gate.variant.num_groups, -1)
     constant = groups.amax(dim=2, keepdim=True) == groups.amin(dim=2, keepdim=True)
     return constant.expand_as(groups).reshape(x.shape)
@@ -313,7 +314,7 @@ def _tensor_names(proto: onnx.ModelProto) -> set[str]:
 
 
 def _exposing(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """A copy that also outputs these tensors."""
+    """Copy a model and add these tensors to its outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     present = {o.name for o in copy.graph.output}
@@ -330,7 +331,7 @@ def _injected_threshold(name: str) -> str:
 def _forced(
     proto: onnx.ModelProto, fused: Sequence[Fused], thresholds: Sequence[str], others: Sequence[Found]
 ) -> onnx.ModelProto:
-    """The rewritten graph with all gates and rewritten thresholds taken from inputs; it shows the other gates."""
+    """Copy the rewritten graph with all gates and rewritten thresholds injected, and other gates among its outputs."""
     copy = instrument.inject_gates(proto, [f.site for f in fused])
     del copy.graph.output[:]
     copy.graph.output.extend(proto.graph.output)
@@ -346,7 +347,7 @@ def _forced(
 
 
 def _bound(proto: onnx.ModelProto, name: str) -> Any:
-    """The rewritten comparison as a function of its argument."""
+    """The rewritten comparison as a function of the sigmoid's argument."""
     node = next(n for n in proto.graph.node if name in n.output)
     stored = next(t for t in proto.graph.initializer if t.name == node.input[1])
     tau = onnx.numpy_helper.to_array(stored)

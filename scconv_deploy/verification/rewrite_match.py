@@ -1,7 +1,7 @@
-"""What of a rewritten file belongs to what of the PyTorch model that it was exported from: SRU nodes to modules.
+"""Matching of SRU nodes in a rewritten file to modules of the PyTorch model that the file was exported from.
 
-Which node is which module is found by :mod:`.verification.onnx.matching`. Here nodes also get what an exporter or a
-simplifier took from the file: the module's own gamma.
+:mod:`.verification.onnx.matching` finds the module of each node. This file also restores what an exporter or simplifier
+removed from a node: the module's own gamma.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SUMS = ("sum", "torch_sum")
 def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names: matching.Names) -> list[str]:
     """Name SRU nodes after the reference's modules, in place.
 
-    A node is a module's if their parameters are equal to the bit. Where the file held ``gamma * w`` as one constant, or
-    does not say in which order gamma was summed, the node gets the module's own parameters. Modules that no node
-    belongs to stay as the file has them; that is a near miss with its reason.
+    A node matches a module if their parameters are equal bit for bit. If the file holds ``gamma * w`` as one constant,
+    or does not show in which order gamma was summed, the node gets the module's parameters. A module without a node is
+    a near miss with its reason; its part of the file is not changed.
 
     Returns:
-        the nodes that got parameters from the reference.
+        Names of the nodes that got parameters from the reference.
     """
     tensors = reference.signature.tensors
     _, gates = record_gates(reference.swapped, reference.signature, tensors)
@@ -54,7 +54,7 @@ def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names:
     completed = {n: s for n, s in pairs.items() if n in fused and not equal(n, s) and alike(n, s)}
     for node, site in completed.items():
         fused[node] = _complete(proto, nodes[node], fused[node], gates[site].swapped.gate)
-    if fused:  # else the file stays as it came
+    if fused:  # else the file is not changed
         called = matching.rename_sites(proto, pairs)
         applied.fused = [replace(one, site=called[one.site]) for one in fused.values()]
     applied.near_misses += _left(gates, set(pairs.values()), applied)
@@ -62,7 +62,7 @@ def adopt(proto: onnx.ModelProto, applied: Applied, reference: Reference, names:
 
 
 def _left(gates: Mapping[str, RecordedGate], matched: set[str], applied: Applied) -> list[NearMiss]:
-    """Modules without a node, each with its reason; not those whose work another call does (exporters merge them)."""
+    """Modules without a node, each with the reason; calls that an exporter merged into an equal call are left out."""
     found = []
     told = {miss.node for miss in applied.near_misses if miss.rule == sru.NAME}
     for site, gate in gates.items():
@@ -82,7 +82,7 @@ def _same_call(one: RecordedGate, other: RecordedGate) -> bool:
 
 
 def _completes(fused: Fused, gate: Gate) -> bool:
-    """Whether a node can be a module's although its parameters differ: only the gate's weight is not the module's."""
+    """Whether a node can be a module's although its parameters differ: only the gate weight differs."""
     if fused.gate.channels != gate.channels:
         return False
     with_eps = NO_EPS not in fused.note
@@ -92,13 +92,13 @@ def _completes(fused: Fused, gate: Gate) -> bool:
 
 
 def _choices(variant: GateVariant, with_eps: bool) -> tuple[object, ...]:
-    """What a graph says of a variant: not how its weight was added up, nor how its deviation was written down."""
+    """Parts of a variant that a graph shows: not the order of its sum of gamma, nor the form of its deviation."""
     eps = (variant.eps_var, variant.eps_std) if with_eps else ()
     return variant.operator, variant.comparison, variant.num_groups, variant.ddof, variant.threshold, *eps
 
 
 def _is_folded(found: Gate, gate: Gate) -> bool:
-    """Whether a gate without a weight is what folding leaves of another one: ``a = gamma * w``, ``b = beta * w``."""
+    """Whether a gate without a weight is another gate after folding: ``a = gamma * w``, ``b = beta * w``."""
     if found.variant.weighting != "none" or gate.variant.weighting == "none":
         return False
     gamma, beta, weight = (t.double().numpy() for t in (gate.gamma, gate.beta, gate.weight))
@@ -108,7 +108,7 @@ def _is_folded(found: Gate, gate: Gate) -> bool:
 
 
 def _is_reordered(found: Gate, gate: Gate) -> bool:
-    """Whether two gates differ only by the order in which sum(gamma) was added up: whoever folded it chose one."""
+    """Whether two gates differ only in the order of sum(gamma), which a constant folder chose."""
     if gate.variant.weighting not in _SUMS or found.variant.weighting not in _SUMS:
         return False
     same = torch.equal(found.gamma, gate.gamma) and torch.equal(found.beta, gate.beta)
@@ -116,7 +116,7 @@ def _is_reordered(found: Gate, gate: Gate) -> bool:
 
 
 def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, gate: Gate) -> Fused:
-    """Give a node what folding took or rounded otherwise: the module's own parameters."""
+    """Replace a node's folded or differently rounded parameters by the module's."""
     for name, value in zip(node.input[1:], gate.operator_inputs().values(), strict=True):
         stored = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
         stored.CopyFrom(numpy_helper.from_array(value.numpy(), name))
@@ -125,7 +125,7 @@ def _complete(proto: onnx.ModelProto, node: onnx.NodeProto, fused: Fused, gate: 
             entry.value = gate.variant.label
         elif entry.key == WEIGHT:
             node.metadata_props.remove(entry)
-    for attribute in node.attribute:  # an eps that was assumed
+    for attribute in node.attribute:  # the eps of the file was assumed
         if attribute.name in ("eps_var", "eps_std"):
             attribute.f = getattr(gate.variant, attribute.name)
     note = fused.note.replace(FOLDED, "gamma is the reference's").replace(REORDERED, "cut is the reference's")

@@ -1,4 +1,4 @@
-"""What values are held against: tolerances, scaled by the noise of the reference's own right runs. No onnx in it."""
+"""Limits of errors: tolerances in multiples of the reference's noise. No onnx: it also runs on the device."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class AgainstNoise:
-    """An output's distance and the reference's own rounding noise, see :func:`.metrics.distance`.
+    """Distance of an output from the reference, and the noise floor, see :func:`.metrics.distance`.
 
     Attributes:
-        floor_name, largest_floor: the tolerance that limits the noise.
-        measured: whether the noise was; else it is assumed.
+        floor_name, largest_floor: name and value of the tolerance that limits the noise.
+        measured: whether the noise was measured; else it is assumed.
     """
 
     error: float
@@ -38,27 +38,27 @@ class AgainstNoise:
 
     @property
     def multiple(self) -> str:
-        """The name of the tolerance that limits the ratio."""
+        """Name of the tolerance that limits the ratio."""
         return "half_multiple" if self.floor_name.endswith(("float16", "bfloat16")) else "replay_multiple"
 
     @property
     def badness(self) -> tuple[bool, float]:
-        """Grows with what is wrong: a floor above the largest one proves nothing, however small the ratio to it."""
+        """Sort key, larger is worse; a noise floor above its limit proves nothing and is worse than any ratio."""
         ratio = self.ratio
         return not self.floor <= self.largest_floor, ratio if ratio == ratio else float("inf")
 
 
 @dataclass
 class Ruler:
-    """Tolerances of one artifact, and what the samples say of the reference's noise.
+    """Tolerances of one artifact, and facts about the reference's noise over the samples.
 
     Attributes:
-        limits: the tolerances that noise floors are clamped to.
-        data: the type of the artifact's data, whose rounding no float output is below.
-        spread: by which factor right runs of the reference scatter, the largest over the samples; ``half_spread`` those
-            of the rounded reference.
-        continuous: whether the reference was seen to be, on every sample whose noise is large; None if there is none.
-        float64_refusal: why float64 is not among the runs whose distance is the noise.
+        limits: table of tolerances; it also bounds noise floors.
+        data: type of the artifact's data; its rounding is the smallest noise floor.
+        spread: factor by which equally right runs of the reference scatter, the largest over the samples.
+        half_spread: the same factor for the rounded reference.
+        continuous: whether the reference was continuous on every sample with large noise; None if there is none.
+        float64_refusal: why the noise was measured without float64; "" if it was not.
     """
 
     limits: Table
@@ -70,7 +70,7 @@ class Ruler:
     _compared: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, run: ReferenceRun) -> None:
-        """Take over what a sample says of the reference's noise, before it is compared."""
+        """Add the noise facts of one sample; call it before the sample is compared."""
         self.float64_refusal = run.float64_refusal
         self.spread = max(self.spread, run.spread)
         usual = self.limits["largest_floor.float32"].value
@@ -79,20 +79,20 @@ class Ruler:
             self.continuous = run.continuous and self.continuous is not False
 
     def add_rounded(self, run: RoundedRun) -> None:
-        """Take over the same of the reference with every value rounded."""
+        """Add the noise facts of the rounded reference on one sample."""
         self.half_spread = max(self.half_spread, run.spread)
 
     def count(self, check: str, value: str) -> None:
-        """Note that a check holds a value against its noise: the more are compared, the larger the largest may be."""
+        """Count a value that a check compares with its noise: the largest of more values may be larger."""
         self._compared.add((check, value))
 
     def largest_multiple(self, name: str) -> float:
-        """Multiples of its noise that the worst of all values compared may be off.
+        """Limit of the worst of all values compared, in multiples of its noise.
 
         The largest of n draws whose logarithms have the deviation ln(spread) is about spread^sqrt(2 ln n).
 
         Args:
-            name: of the tolerance for one value, ``replay_multiple`` or ``half_multiple``.
+            name: name of the tolerance for one value, ``replay_multiple`` or ``half_multiple``.
         """
         tolerance = self.limits[name]
         if tolerance.given:
@@ -102,7 +102,7 @@ class Ruler:
         return float(tolerance.value * spread ** math.sqrt(2 * math.log(max(len(self._compared), 1))))
 
     def largest_floor(self, data: np.dtype) -> str:
-        """The name of the tolerance that limits the noise of a value of this type."""
+        """Name of the tolerance that limits the noise of a value of this dtype."""
         if self.continuous and data == FLOAT32 and not self.limits["largest_floor.float32"].given:
             return "largest_scatter.float32"
         return tolerances.name_of(self.limits, "largest_floor", data)
@@ -110,10 +110,11 @@ class Ruler:
     def measure(
         self, y: np.ndarray, expected: np.ndarray, floor: float | None, data: np.dtype | None = None
     ) -> AgainstNoise:
-        """A distance, beside the reference's noise with the same gates (floor; None: assumed).
+        """Measure the distance of an output, beside the noise floor.
 
         Args:
-            data: the type that y was computed in; the artifact's by default.
+            floor: noise of the reference with the same gates, relative L2; None assumes one.
+            data: type that y was computed in; the artifact's by default.
         """
         rounded = (data or self.data) if expected.dtype == np.float32 else expected.dtype
         smallest = self.limits[tolerances.name_of(self.limits, "smallest_floor", rounded)].value
@@ -121,7 +122,7 @@ class Ruler:
         measured = floor is not None
         if floor is None:
             floor = self.limits["assumed_floor"].value if expected.dtype.kind == "f" else 0.0
-        # not max(), which would hide a floor that is not a number
+        # not max(), which would hide a NaN floor
         return AgainstNoise(
             distance(y, expected),
             smallest if floor < smallest else floor,
@@ -131,12 +132,12 @@ class Ruler:
         )
 
     def measure_nearest(self, y: np.ndarray, expected: Iterable[np.ndarray], floor: float | None) -> AgainstNoise:
-        """The same of what is right in several ways: the one that y is nearest to."""
+        """Measure the distance to the nearest of several references."""
         return min((self.measure(y, one, floor) for one in expected), key=lambda found: found.badness)
 
 
 def keep_worst(kept: dict[str, AgainstNoise], name: str, found: AgainstNoise) -> bool:
-    """Keep what is worse than what was kept under this name; whether it is."""
+    """Keep a measurement if it is worse than the one kept under its name; return whether it was."""
     worst = kept.get(name)
     if worst is not None and found.badness <= worst.badness:
         return False
@@ -145,11 +146,11 @@ def keep_worst(kept: dict[str, AgainstNoise], name: str, found: AgainstNoise) ->
 
 
 def floor_check(name: str, what: str, output: str, found: AgainstNoise, ruler: Ruler, coverage: str) -> Check:
-    """Judge an output by its noise.
+    """Judge the error of an output in multiples of its noise.
 
     Args:
-        what: the error in words.
-        coverage: closes the reason.
+        what: name of the error in the reason.
+        coverage: end of the reason, on the inputs that were compared.
     """
     error, floor, limit = found.error, found.floor, ruler.largest_multiple(found.multiple)
     decided = (
@@ -160,7 +161,7 @@ def floor_check(name: str, what: str, output: str, found: AgainstNoise, ruler: R
         noise = f"{floor:.1e} (limit {found.largest_floor:g})"
         text = f"{output}: the reference's own noise is {noise}, so nothing can be judged by it"
         return Check(name, "failed", text, decided)
-    # not (>), so that a ratio that is not a number fails
+    # not (>): NaN must fail
     good = found.ratio <= limit
     text = f"{output}: {what} {error:.1e}, {found.ratio:.1f}x the noise floor {floor:.1e} (limit {limit:.3g}x)"
     return Check(name, "passed" if good else "failed", text + coverage, decided)

@@ -1,4 +1,4 @@
-"""What a model is verified on: seeded noise, and the user's own data in batches, one at a time."""
+"""Samples for verification: seeded noise, and batches of the user's data."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from scconv_deploy.verification import data
 from scconv_deploy.verification.data import Block, DataSource
 
 FREE = " (running free: gates, end to end, accuracy)"
-"""What is said of samples that are not judged in full."""
+"""Suffix in the report for samples that are not judged in full."""
 _METADATA = ("pretrained_cfg", "default_cfg")
 _AFFORDABLE = 2**18
-"""Elements of noise at other sizes, where the example has fewer: 85 images of 32x32, one of 295x295."""
-_LARGEST_SIDE = 16384  # pixels; beyond it a resized photograph takes gigabytes
+"""Largest number of elements of noise at other sizes than the example's: 85 images of 32x32, or one of 295x295."""
+_LARGEST_SIDE = 16384  # pixels; a larger photograph takes gigabytes
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One run.
+    """Inputs of one run, with labels if there are any.
 
     Attributes:
-        name: where it comes from.
-        tensors: the inputs by name.
-        labels: int64 ``[N]``, -1 where a row has none; None without labels.
-        kind: what samples like this one are called together.
-        rows: that count; None for all (a last batch that was filled up counts fewer).
-        deep: whether it is judged in full; else it runs free, see :attr:`.reference.run.ReferenceRun.deep`.
+        name: origin of the inputs.
+        tensors: inputs by name.
+        labels: int64 ``[N]``, -1 for a row without a label; None without labels.
+        kind: name for all samples of this kind.
+        rows: number of rows that count; None for all (a padded last batch has fewer).
+        deep: whether the sample is judged in full; else it runs free, see :attr:`.reference.run.ReferenceRun.deep`.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """An image's values in [0, 1] become ``(value - mean) / std``, per channel. The default changes nothing.
+    """Preprocessing of images: ``(value - mean) / std`` per channel, for values in [0, 1]. The default changes nothing.
 
     Attributes:
-        resize: the shorter side before a centre crop to the input's size, in pixels; None resizes to the input's size.
+        resize: shorter side before a centre crop to the input's size, in pixels; None resizes to the input's size.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -76,7 +76,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, source: str, model: nn.Module | None = None) -> Preprocessing:
-        """A zoo model's own, or the model's ``pretrained_cfg`` (as timm notes it); else values stay in [0, 1]."""
+        """Preprocessing of a zoo model, or from a model's ``pretrained_cfg`` (as in timm); else the default."""
         entry = zoo.MODELS.get(source)
         if entry:
             return cls(entry.mean, entry.std)
@@ -103,7 +103,7 @@ class Preprocessing:
 
     @classmethod
     def _checked(cls, given: Mapping[str, Any], where: str, remedy: str) -> Preprocessing:
-        """What divides by zero or gives no number would be compared as if it were data (UsageError)."""
+        """Check the values (UsageError if one would divide by zero or give NaN or infinity)."""
         lists = {}
         for name, default in (("mean", 0.0), ("std", 1.0)):
             values = given.get(name, [default])
@@ -122,7 +122,7 @@ class Preprocessing:
 
 
 def _float32(value: float) -> float:
-    """As it is used: 1e-60 is a deviation of 0, 1e60 infinite, and so is an integer that is no float at all."""
+    """Round to float32, in which the value is used: 1e-60 is 0, 1e60 is infinite, and so is any larger integer."""
     try:
         with np.errstate(over="ignore", under="ignore"):
             return float(np.float32(value))
@@ -131,11 +131,11 @@ def _float32(value: float) -> float:
 
 
 def noise_samples(signature: Signature, seed: int) -> list[Sample]:
-    """The example inputs and others, for what was traced may hold what the trace saw.
+    """Make the example inputs and others, because a traced graph may be right only for the inputs of the trace.
 
-    With open axes: fresh noise with every open axis at its minimum, at its maximum or as near to it as is affordable,
-    and at odd sizes between, for what was traced may hold for some sizes only. Else: the example with the values of
-    each floating tensor shuffled, which keeps their range; indices and masks stay.
+    With open axes: noise with every open axis at its minimum, at its maximum (or the largest affordable size), and at
+    odd sizes between. Else: the example with the values of each floating tensor shuffled, which keeps their range;
+    indices and masks are not changed.
     """
     samples = [Sample("seeded noise", signature.tensors)]
     generator = torch.Generator().manual_seed(seed + 1)
@@ -146,7 +146,7 @@ def noise_samples(signature: Signature, seed: int) -> list[Sample]:
 
 
 def _other_sizes(signature: Signature, generator: torch.Generator) -> Iterator[Sample]:
-    """Noise at the smallest sizes, at the largest that are affordable, and between; each shape once."""
+    """Noise at the smallest sizes, at the largest affordable ones, and between; each shape once."""
     axes = {axis.symbol: axis for axis in signature.dynamic}
     smallest = {symbol: axis.minimum for symbol, axis in axes.items()}
     largest = {symbol: axis.maximum for symbol, axis in axes.items()}
@@ -170,7 +170,7 @@ def _other_sizes(signature: Signature, generator: torch.Generator) -> Iterator[S
 
 
 def _between(axes: Mapping[str, DynamicAxis], generator: torch.Generator) -> dict[str, int]:
-    """A seeded size of each symbol: odd where the range has one, for halves and pairs go wrong there."""
+    """Draw a size for each symbol, odd if the range has one: wrong halves and pairs show at odd sizes."""
     drawn = {}
     for symbol, axis in axes.items():
         steps = int(torch.randint(axis.minimum // axis.step, axis.maximum // axis.step + 1, (), generator=generator))
@@ -180,7 +180,7 @@ def _between(axes: Mapping[str, DynamicAxis], generator: torch.Generator) -> dic
 
 
 def _fitted(signature: Signature, sizes: Mapping[str, int], most: int) -> dict[str, int]:
-    """Sizes made smaller until all inputs together have at most so many elements: the batch first."""
+    """Reduce sizes, the batch first, until all inputs together have at most ``most`` elements."""
     fitted = dict(sizes)
     axes = {axis.symbol: axis for axis in signature.dynamic}
     while sum(math.prod(shape) for shape in _shapes(signature, fitted).values()) > most:
@@ -196,7 +196,7 @@ def _fitted(signature: Signature, sizes: Mapping[str, int], most: int) -> dict[s
 
 
 def _shapes(signature: Signature, sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """The shapes of the inputs where the open axes have given sizes."""
+    """Shapes of the inputs for given sizes of the open axes."""
     shapes = {}
     for name, tensor in signature.tensors.items():
         shape = list(tensor.shape)
@@ -219,15 +219,15 @@ def _shuffled(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Samples:
-    """The user's data in batches of the input's own size, read one at a time whenever they are iterated over.
+    """Batches of the user's data, of the example's batch size, read one at a time in each iteration.
 
-    The last batch is filled up from the start when the batch cannot be smaller; its repeated rows do not count.
+    If the batch size is fixed, the last batch is padded with rows from the start, which do not count.
 
     Args:
-        deep: how many rows are judged in full, rounded up to whole batches; None for all.
+        deep: number of rows that are judged in full, rounded up to whole batches; None for all.
 
     Attributes:
-        total: how many batches there are; None where only reading tells.
+        total: number of batches; None if unknown before reading.
     """
 
     def __init__(self, source: DataSource, signature: Signature, deep: int | None = None) -> None:
@@ -246,7 +246,7 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         pending: list[Block] = []
-        first: list[Block] = []  # rows of the start, to fill up the last batch with
+        first: list[Block] = []  # first rows, to pad the last batch
         start = 0
         for block in self._source.blocks():
             pending.append(block)
@@ -278,7 +278,7 @@ class Samples:
 
 
 def _take(blocks: list[Block], count: int) -> tuple[Block, list[Block]]:
-    """The first rows of blocks as one, and the blocks of what is left."""
+    """Take the first ``count`` rows of blocks as one block; return it and the remaining blocks."""
     taken: list[Block] = []
     rest = list(blocks)
     while count:
@@ -291,7 +291,7 @@ def _take(blocks: list[Block], count: int) -> tuple[Block, list[Block]]:
 
 
 def _smallest_batch(signature: Signature, batch: int) -> int:
-    """How few samples a batch may have: those of the input that allows the least freedom."""
+    """Smallest batch size that every input allows."""
     minima = dict.fromkeys(signature.names, batch)
     for axis in signature.dynamic:
         if axis.axis == 0:
@@ -306,8 +306,8 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
         deep: see :class:`Samples`.
 
     Raises:
-        UsageError: no such source, nothing in it, or data that does not fit the inputs; the last also while reading.
-        IntegrityError: a file in it is damaged; also while reading.
+        UsageError: the source does not exist or is empty, or (also while reading) its data do not fit the inputs.
+        IntegrityError: a file is damaged; also while reading.
         ModelError: the loader's code raises.
         MissingRuntimeError: Pillow or scikit-learn is missing.
     """
@@ -317,7 +317,7 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
 
 
 def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:
-    """Samples, and how many there are where that is known."""
+    """Samples, and their number if it is known."""
     if isinstance(samples, Samples):
         return samples, samples.total
     kept = list(samples)
@@ -325,7 +325,7 @@ def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:
 
 
 def with_progress(sources: Sequence[Iterable[Sample]], progress: Callable[[str], None]) -> Iterator[Sample]:
-    """The samples of all sources in order; progress is told the name, the number and the time left of each."""
+    """Yield the samples of all sources in order; report each one's name, number and the time left to ``progress``."""
     known = [counted(source) for source in sources]
     total = sum(count or 0 for _, count in known) if all(count is not None for _, count in known) else None
     start, done = time.monotonic(), 0
@@ -337,7 +337,7 @@ def with_progress(sources: Sequence[Iterable[Sample]], progress: Callable[[str],
 
 
 def _where(done: int, total: int | None, seconds: float) -> str:
-    """``(3 of 20, 10%, 0:51 left)``; the first sample tells nothing yet, and a loader's length is not known."""
+    """Progress as ``(3 of 20, 10%, 0:51 left)``; shorter for the first sample or an unknown total."""
     if total is None:
         return f" ({done + 1})"
     if not done:

@@ -1,4 +1,4 @@
-"""ONNX models of single SRUs, from which engines are built: out of an artifact, or from what a site must hold."""
+"""ONNX models of single SRUs, to build engines from: cut out of an artifact, or made from reference parameters."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from scconv_deploy.verification.engine.sru_alone import Form
 from scconv_deploy.verification.reference.run import Site
 
 SRU_X, SRU_Y = "sru_x", "sru_y"
-"""Input and output of every one of these models."""
+"""Names of the input and output of each of these models."""
 _PRECISIONS: dict[str, Precision] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def of_artifact(proto: onnx.ModelProto, site: Site, shape: Sequence[int]) -> dict[Form, bytes]:
-    """The node of a site as it stands in an artifact, alone.
+    """Make models of one SRU from its node in an artifact.
 
     Args:
         proto: the artifact.
-        shape: of x, ``[N, C, H, W]``, without open axes.
+        shape: shape of x, ``[N, C, H, W]``, without open axes.
 
     Returns:
-        the model in each form; empty if the artifact has no node of this name, or its parameters are no constants.
+        The model in each form; empty if the artifact has no node of this name, or its parameters are no constants.
     """
     node = instrument.sites(proto).get(site.name)
     if node is None or (function := instrument.function_of(proto, node)) is None:
@@ -49,10 +49,11 @@ def of_artifact(proto: onnx.ModelProto, site: Site, shape: Sequence[int]) -> dic
 def of_site(
     site: Site, manifest: EngineManifest, shape: Sequence[int], mask_form: MaskForm = "where"
 ) -> dict[Form, bytes]:
-    """The node that a site must have, at an engine's precision; where the engine's ONNX file is not at hand.
+    """Make models of one SRU from the reference's parameters, for an engine without its ONNX file.
 
     Args:
-        mask_form: ``where`` is what an engine gets by default.
+        manifest: manifest of the engine, for its precision.
+        mask_form: ``where`` is the default form in engines.
     """
     precision = _PRECISIONS[manifest.data_type]
     opset = OPSETS[0] if precision == "fp32" else FIRST_OPSET[precision]

@@ -1,1 +1,1 @@
-"""Checks of an artifact against a reference: each one gives findings with a tolerance and a reason."""
+"""Checks of an artifact against a reference, each with a status, a reason and the numbers behind it."""

@@ -1,4 +1,4 @@
-"""Right and wrong answers on labelled data, and the inputs on which an artifact is farthest from the reference."""
+"""Accuracy on labelled data, and the inputs on which an artifact is farthest from the reference."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
 
 
 class Answers:
-    """Collects an artifact's answers, sample by sample."""
+    """Collector of an artifact's answers and worst inputs, sample by sample."""
 
     def __init__(self) -> None:
         self._paired, self._no_accuracy = PairedCounts(), ""
         self._worst: list[tuple[float, str, int]] = []
 
     def add(self, run: ReferenceRun, outputs: Arrays, rows: int | None) -> None:
-        """Rank the inputs, and count right answers where there are labels.
+        """Rank the inputs by their error, and count right answers if there are labels.
 
         Args:
-            rows: of the first output that count; None for all.
+            rows: number of rows that count; None for all.
         """
         ((first, given), *_) = run.given.items()
         if given.ndim and given.shape == outputs[first].shape and given.dtype.kind == "f":
@@ -58,18 +58,18 @@ class Answers:
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """None without labels, or where nothing is an answer."""
+        """Accuracies; None without labels or logits."""
         return self._paired.accuracy()
 
     def checks(self) -> list[Check]:
-        """Why there is no accuracy, where the data have labels."""
+        """Check that says why labelled data gave no accuracy; empty if they did."""
         if not self._no_accuracy:
             return []
         return [Check("accuracy", "not run", f"the data have labels, but {self._no_accuracy}: there is no accuracy")]
 
 
 def check_labels(run: ReferenceRun) -> None:
-    """Refuse a label that no answer can be right for (UsageError); -1 stands for none."""
+    """Refuse a label outside the model's classes (UsageError); -1 stands for no label."""
     logits = next((g for g in run.given.values() if looks_like_logits(g)), None)
     if run.labels is None or logits is None:
         return

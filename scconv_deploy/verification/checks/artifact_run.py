@@ -1,4 +1,4 @@
-"""Runs of an ONNX artifact on one sample: as it is, gates exposed, gates injected; and the base of its checks."""
+"""Runs of an ONNX artifact on one sample (unchanged, gates exposed, gates injected), and the base of its checks."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Runner = OnnxRuntimeRunner | HalfRunner
 
 
 class ArtifactRuns:
-    """Sessions of an artifact, each made when it is first needed.
+    """Sessions of an artifact, each made on first use.
 
     Args:
         source: the reference.
         proto: the artifact.
-        options: of ONNX Runtime.
+        options: settings of ONNX Runtime.
 
     Attributes:
-        nodes: its SRUs by site.
-        fixed: gates of no SRU that are exposed and injected beside those of SRUs.
+        nodes: SRU nodes of the artifact by site.
+        fixed: gates of no known SRU that are exposed and injected as well.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ArtifactRuns:
         self._probes: dict[str, Runner | None] = {}
 
     def close(self) -> None:
-        """Let go of the sessions."""
+        """Close all sessions."""
         self._sessions.clear()
         self._probes.clear()
         self._free = None
@@ -60,43 +60,43 @@ class ArtifactRuns:
         return self._free
 
     def fix(self, gates: list[Found]) -> None:
-        """Expose and inject these gates of no SRU from now on."""
+        """Expose and inject these gates of no known SRU from now on."""
         if gates != self.fixed:
             self._sessions.clear()
         self.fixed = gates
 
     def session(self, name: str, make: Callable[[], Runner]) -> Runner:
-        """The session of this name, made again whenever other gates are fixed."""
+        """Session of this name; made again after other gates were fixed."""
         if name not in self._sessions:
             self._sessions[name] = make()
         return self._sessions[name]
 
     def exposed(self, run: ReferenceRun) -> onnx.ModelProto:
-        """The artifact with its gates and their inputs among its outputs."""
+        """Artifact with its gates and their inputs among its outputs."""
         model = instrument.expose_gates(self.proto, list(run.sites))
         onnx_gates.expose(model, self.fixed)
         return model
 
     def injected(self, run: ReferenceRun) -> onnx.ModelProto:
-        """The artifact with its gates among its inputs."""
+        """Artifact with its gates among its inputs."""
         model = instrument.inject_gates(self.proto, list(run.sites))
         onnx_gates.inject(model, self.fixed)
         return model
 
     def probe_model(self, site: str) -> onnx.ModelProto | None:
-        """One SRU alone, see :func:`.instrument.gate_probe`."""
+        """Model of one SRU alone, see :func:`.instrument.gate_probe`; None if the artifact has no node for it."""
         node = self.nodes.get(site)
         return instrument.gate_probe(self.proto, node) if node is not None else None
 
     def probe(self, site: str) -> Runner | None:
-        """The session of one SRU alone."""
+        """Session of one SRU alone; None if the artifact has no node for it."""
         if site not in self._probes:
             model = self.probe_model(site)
             self._probes[site] = runner_of(model, self.options) if model is not None else None
         return self._probes[site]
 
     def of(self, run: ReferenceRun) -> ArtifactRun:
-        """One sample.
+        """Prepare the runs of one sample.
 
         Raises:
             UsageError: the artifact's inputs or outputs are not the reference's.
@@ -112,11 +112,10 @@ class ArtifactRuns:
 
 
 class ArtifactRun:
-    """One sample in the artifact. Each way of running it runs once, when a check first asks.
+    """Runs of an artifact on one sample; each run is made once, when a check first needs it.
 
     Attributes:
-        rounded: the reference in the artifact's own arithmetic; None of a float32 artifact, or where it is out of
-            reach.
+        rounded: reference rounded to the artifact's half type; None for a float32 artifact, or if not available.
     """
 
     def __init__(self, runs: ArtifactRuns, shared: Shared, run: ReferenceRun, rounded: RoundedRun | None) -> None:
@@ -125,12 +124,12 @@ class ArtifactRun:
 
     @cached_property
     def outputs(self) -> dict[str, np.ndarray]:
-        """Outputs of the artifact as it is."""
+        """Outputs of the unchanged artifact."""
         return self.aligned(self._runs.as_it_is.run(self._run.inputs), self._run.given)
 
     @cached_property
     def comparable(self) -> list[str]:
-        """Names of the outputs that have the reference's shape and type, and NaN or Inf on neither side."""
+        """Names of the outputs with the reference's shape and type and without NaN or Inf on either side."""
         return [
             name
             for name in self._run.outputs
@@ -140,38 +139,38 @@ class ArtifactRun:
 
     @cached_property
     def exposed(self) -> Arrays:
-        """Gates and their inputs of the artifact running free; empty where no gate can be read."""
+        """Gates and gate inputs of the free-running artifact; empty if no gate can be read."""
         session = self._runs.session("exposed", lambda: runner_of(self._runs.exposed(self._run), self._runs.options))
         return {} if set(session.outputs) == set(self._run.given) else session.run(self._run.inputs)
 
     @cached_property
     def forced(self) -> Arrays:
-        """The replay: outputs, and what gates would decide from, with the reference's gates. Of a deep run."""
-        self.__dict__.pop("exposed", None)  # each holds the input of every gate: only one at a time is kept
+        """Replay of a deep run: outputs and gate inputs with the reference's gates injected."""
+        self.__dict__.pop("exposed", None)  # both hold the input of every gate: keep one at a time
         session = self._runs.session("forced", lambda: runner_of(self._runs.injected(self._run), self._runs.options))
         return session.run(self._run.feeds(session.inputs))
 
     @cached_property
     def replayed(self) -> dict[str, np.ndarray]:
-        """The replay's outputs."""
+        """Outputs of the replay."""
         return self.aligned(self.forced, self._run.outputs)
 
     @property
     def unruled(self) -> bool:
-        """Whether float32 with its noise is all that a half artifact can be held against: rounding alone is more."""
+        """Whether a half artifact has no rounded reference, so that its replay error has no limit."""
         return self._shared.ruler.data != FLOAT32 and self.rounded is None
 
     def aligned(self, outputs: Arrays, reference: Arrays) -> dict[str, np.ndarray]:
-        """Outputs with detections in the reference's order."""
+        """Outputs with their detections in the reference's order."""
         return align_rows(outputs, reference, self._shared.limits["equal_scores"].value)
 
     def against(self, name: str, y: np.ndarray, floor: float | None) -> AgainstNoise:
-        """An output with the reference's gates against the reference; of a half artifact against the rounded one.
+        """Measure a replayed output against the reference; for a half artifact, against the rounded reference.
 
-        A file that keeps layers in float32 rounds less than every value, and is then nearer to float32: it may be.
+        A half file that keeps layers in float32 may be nearer to float32; then it is measured against that.
 
         Args:
-            floor: of the output in float32, None where it is to be assumed.
+            floor: noise floor of the output in float32; None assumes one.
         """
         value, ruler = self._run.outputs[name], self._shared.ruler
         rounded = None if self.rounded is None else self.rounded.outputs.get(name)
@@ -179,34 +178,34 @@ class ArtifactRun:
             return ruler.measure(y, value, floor)
         noise = self.rounded.floors.get(name)
         noise = floor if noise is None else noise
-        if value.dtype.kind != "f" and noise is not None:  # one entry of few flips by luck in few runs
+        if value.dtype.kind != "f" and noise is not None:  # one of few entries can change by luck in few runs
             noise = max(noise, distance(rounded, value))
         return ruler.measure_nearest(y, (rounded, value), noise)
 
 
 class ArtifactCheck:
-    """Base of the checks of an ONNX artifact: fed one sample at a time, then asked for verdicts."""
+    """Base of the checks of an ONNX artifact: ``add`` measures one sample, ``checks`` judges all of them."""
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
-        """Measure one sample: the reference's run of it, and the artifact's."""
+        """Measure one sample from the runs of the reference and the artifact."""
 
     def checks(self) -> list[Check]:
-        """Judge what was measured of all samples."""
+        """Judge all samples."""
         return []
 
 
 def same_kind(y: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether two outputs have one shape and type."""
+    """Whether two outputs have the same shape and dtype."""
     return y.shape == expected.shape and y.dtype == expected.dtype
 
 
 def other_shape(site: str, found: np.ndarray, expected: np.ndarray) -> str:
-    """What to say of an SRU's input of another shape."""
+    """Message for an SRU's input of another shape than the reference's."""
     return f"the input of {site} is {list(found.shape)}, PyTorch's {list(expected.shape)}"
 
 
 def _same_names(what: str, artifact: Iterable[str], reference: Iterable[str]) -> None:
-    """In the same order too: programs that feed by position would mix them up."""
+    """Refuse other names or another order: programs that feed by position would mix them up (UsageError)."""
     if list(artifact) != list(reference):
         raise UsageError(
             f"The artifact's {what} are {', '.join(artifact)}; the reference's {', '.join(reference)}.",

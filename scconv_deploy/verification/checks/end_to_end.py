@@ -1,4 +1,4 @@
-"""Outputs of an ONNX artifact as it is, against PyTorch as given: information, and what cannot be compared."""
+"""End-to-end errors of an ONNX artifact against PyTorch as given; for information, without a limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scconv_deploy.verification.reference.run import ReferenceRun
 
 
 class EndToEnd(ArtifactCheck):
-    """Metrics of each output; notes shapes, types, NaN and Inf, and answers.
+    """Metrics of each free-running output; also counts shapes, types, NaN, Inf and answers.
 
     Attributes:
-        metrics: by output, the worst of each over the samples; agreements count over all rows.
+        metrics: metrics by output: the worst distances over the samples, agreements over all rows.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -35,20 +35,20 @@ class EndToEnd(ArtifactCheck):
         self._shared.answers.add(run, found.outputs, run.count)
 
     def keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
-        """Keep the worst of each metric; agreements count over all rows."""
+        """Keep the worst of each distance, and agreements over all rows."""
         kept, before = self.metrics.get(name), self._rows.get(name, 0)
         self.metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
         self._rows[name] = before + rows
 
 
 class Quantized(ArtifactCheck):
-    """The outputs of a quantised artifact, which are not judged.
+    """Outputs of a quantised artifact, which are not judged.
 
-    Every tensor between quantisers is rounded to some hundred values: no limit for the rounding of floats says what
-    that may cost, and weights are stored as integers.
+    Every tensor between quantisers is rounded to a few hundred values, and weights are stored as integers. The limits
+    for floating-point rounding do not apply.
 
     Args:
-        quantization: how it is quantised, in words.
+        quantization: kind of quantisation, as text.
     """
 
     def __init__(self, quantization: str, end_to_end: EndToEnd) -> None:

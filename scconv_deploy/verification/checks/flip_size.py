@@ -1,4 +1,4 @@
-"""What one flipped gate does to an SRU's output."""
+"""Change of an SRU's output caused by one flip."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from scconv_deploy.verification.reference.run import Site
 
 
 def largest(x: np.ndarray, flipped: np.ndarray, site: Site) -> float:
-    """The largest change of the output that a flipped gate made, in units of the rms of the data it lets through.
+    """Largest change of the output caused by one flip, in units of the rms of the gated data.
 
-    A hard gate moves its data from one output to the one half the channels apart: the change of each is the data. A
-    soft one multiplies it by 1 and 0 or by r and r, r = sigmoid(n * scale + shift): the change is max(r, 1 - r) of it.
+    A hard gate moves its data between two outputs C/2 channels apart: each changes by the data. A soft gate multiplies
+    its data by 1 and 0 or by r and r, r = sigmoid(n * scale + shift): the change is max(r, 1 - r) of the data.
 
     Args:
-        x: the gate's input, ``[N, C, H, W]``.
-        flipped: bool ``[N, C, H, W]``, at least one of them.
+        x: input of the gates, ``[N, C, H, W]``.
+        flipped: flips, bool ``[N, C, H, W]``, at least one true.
     """
     x = np.asarray(x, dtype=np.float64)
     data, share = x, np.ones(())

@@ -1,4 +1,4 @@
-"""Gates of an ONNX artifact running free, where its own rounding has led it."""
+"""Check of the gates of a free-running ONNX artifact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "free-running gates"
 
 
 class FreeRunning(ArtifactCheck):
-    """Flips of the artifact's gates as it runs; what the error of a gate's input explains is not held against it."""
+    """Flips of the free-running artifact; a flip is explained by the error of its gate's input."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -26,7 +26,7 @@ class FreeRunning(ArtifactCheck):
         for name, site in run.sites.items():
             decided, x = found.exposed.get(instrument.gate_output(name)), found.exposed.get(instrument.gate_input(name))
             if decided is None or x is None or site.x is None:
-                continue  # the check says of how many SRUs
+                continue  # the reason names the number of SRUs compared
             if decided.shape != site.mask.shape:
                 self._shared.contract.note(other_shape(name, decided, site.mask))
                 continue

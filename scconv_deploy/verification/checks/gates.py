@@ -1,4 +1,4 @@
-"""Gates of SRUs: the reference's over the samples, an artifact's flips, and their check. NumPy only."""
+"""Gates of the reference's SRUs, flips of an artifact over the samples, and their check. NumPy only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 
 @dataclass
 class SiteGates:
-    """Gates of one SRU in the reference, over the samples."""
+    """Gates of one SRU of the reference, over the samples."""
 
     site: Site
     opened: int = 0
@@ -28,7 +28,7 @@ class SiteGates:
     _bins: np.ndarray = field(default_factory=lambda: np.zeros(len(MARGIN_EDGES) - 1, dtype=np.int64))
 
     def add(self, mask: np.ndarray, x: np.ndarray | None) -> None:
-        """Count one sample's; x is the gate's input, None where it was not kept or is not finite."""
+        """Add the mask of one sample and its input x; None if x was not kept or is not finite."""
         self.opened += int(mask.sum())
         self.gates += mask.size
         if x is not None:
@@ -40,17 +40,17 @@ class SiteGates:
 
     @property
     def margins(self) -> Histogram | None:
-        """Of the gates' margins, see :func:`scconv_deploy.gate.margins.histogram`."""
+        """Histogram of the margins, see :func:`scconv_deploy.gate.margins.histogram`."""
         return Histogram(MARGIN_EDGES, tuple(map(int, self._bins))) if self._bins.any() else None
 
 
 @dataclass
 class Sites:
-    """The reference's SRUs.
+    """SRUs of the reference.
 
     Attributes:
-        gates: of each, in the order of their calls.
-        redundant: sites that the artifact has no node for and no sample needs one, with the reason.
+        gates: gates by site, in the order of calls.
+        redundant: site without a node that no sample needs -> reason.
     """
 
     gates: dict[str, SiteGates] = field(default_factory=dict)
@@ -58,22 +58,22 @@ class Sites:
     _needed: set[str] = field(default_factory=set)
 
     def add(self, run: ReferenceRun) -> None:
-        """Count the gates of one sample."""
+        """Add the gates of one sample."""
         for name, site in run.sites.items():
             self.gates.setdefault(name, SiteGates(site.site)).add(site.mask, site.x if site.finite else None)
 
     def add_missing(self, missing: Sequence[str], found: Mapping[str, str]) -> None:
-        """Note sites without a node, and why this sample needs none: an SRU that one sample needs is needed."""
+        """Record sites without a node and why this sample does not need them; one sample that does is enough."""
         self._needed |= set(missing) - set(found)
         kept = {**self.redundant, **found}
         self.redundant = {name: reason for name, reason in kept.items() if name not in self._needed}
 
     def ordered(self, found: Mapping[str, Found]) -> dict[str, Found]:
-        """The entries of known sites, in the order of their calls."""
+        """Entries of known sites, in the order of calls."""
         return {name: found[name] for name in self.gates if name in found}
 
     def of_srus(self, counts: Mapping[str, object]) -> str:
-        """Of how many SRUs gates were compared, where it is not all of those that the artifact has."""
+        """Number of SRUs compared, as text for a reason; "" if all SRUs of the artifact were."""
         there = [name for name in self.gates if name not in self.redundant]
         return f", on {len(counts)} of {len(there)} SRUs" if len(counts) < len(there) else ""
 
@@ -83,22 +83,22 @@ class SiteFlips:
     """Flips of an artifact's gates over the samples.
 
     Attributes:
-        counts: by site.
-        jumps: the largest change of an SRU's output that a flip made, in units of the rms of its data, by site.
+        counts: flip counts by site.
+        jumps: largest change of the SRU's output caused by a flip, in units of the rms of its data, by site.
     """
 
     counts: dict[str, FlipCount] = field(default_factory=dict)
     jumps: dict[str, float] = field(default_factory=dict)
 
     def add(self, site: Site, differs: np.ndarray, x: np.ndarray, count: FlipCount) -> None:
-        """Add one sample's: where gates differ on the input x, bool and float32 ``[N, C, H, W]``, and their count."""
+        """Add the flips of one sample (bool ``[N, C, H, W]``), the gates' input x (float32) and the count."""
         if differs.any():
             self.jumps[site.name] = max(self.jumps.get(site.name, 0.0), flip_size.largest(x, differs, site))
         self.counts[site.name] = self.counts.get(site.name, FlipCount(0)) + count
 
 
 def total_flips(counts: Mapping[str, FlipCount]) -> FlipCount:
-    """The sum over sites."""
+    """Sum of flip counts over sites."""
     total = FlipCount(0)
     for count in counts.values():
         total = total + count
@@ -106,7 +106,7 @@ def total_flips(counts: Mapping[str, FlipCount]) -> FlipCount:
 
 
 def unexplained(total: FlipCount, limits: Table) -> Quantity:
-    """What decides: unexplained flips against their limit."""
+    """Number of unexplained flips and its limit."""
     return Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
 
 
@@ -118,12 +118,12 @@ def gates_check(
     coverage: str = "",
     named: Callable[[str], str] = str,
 ) -> Check:
-    """Judge flips by site: unexplained ones are held against their limit.
+    """Judge flip counts by site: unexplained flips against their limit.
 
     Args:
-        what: opens the reason.
-        coverage: what the counts do not cover; closes the reason.
-        named: what the worst site is called.
+        what: start of the reason.
+        coverage: end of the reason, on what the counts do not cover.
+        named: name of a site in the reason.
     """
     if not counts:
         return Check(name, "not run", "no gate of the artifact can be read")

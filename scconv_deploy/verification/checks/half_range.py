@@ -1,4 +1,4 @@
-"""Activations that half cannot hold, or that vanish in it: found by running the float32 model."""
+"""Check of activations that overflow or vanish in half, measured in the float32 model."""
 
 from __future__ import annotations
 
@@ -22,28 +22,25 @@ from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.reference.run import ReferenceRun
 
 VANISHING = "vanishing in"
-"""How the part of the check's reason starts that names what is lost."""
+"""Start of the part of the reason that names vanishing tensors."""
 
 _PREFIX = "scconv_range::"
-_WORST = (
-    4.0  # in unit roundoffs, as of constants: a tensor that half represents worse than this is not rounded but lost
-)
+_WORST = 4.0  # in unit roundoffs, as for constants: a tensor with a larger error is not rounded but lost
 
-_TRANSPARENT = ("If", "Loop", "Scan")  # nodes out of whose graphs a number can be carried
+_TRANSPARENT = ("If", "Loop", "Scan")  # nodes whose subgraphs can return a number
 
 Place = tuple[tuple[int, str], ...]
-"""A graph inside a model: which of the nodes that hold graphs, by which attribute, from the main graph (``()``) on."""
+"""Path to a subgraph from the main graph (``()``): number of the node among those with subgraphs, attribute name."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What a tensor of the float32 model took on, in one or several runs.
+    """Range of a tensor of the float32 model, in one or several runs.
 
     Attributes:
-        largest: the largest finite absolute value.
-        lost: the share of it that storing it in half loses, relative L2 of its finite values; 0.0 unless it is more
-            than the rounding of normal numbers.
-        not_finite: ``"NaN"``, ``"infinity"`` or ``""``: what else the float32 model itself has there.
+        largest: largest finite absolute value.
+        lost: relative L2 error of the finite values stored in half; 0.0 unless above the rounding of normal numbers.
+        not_finite: ``"NaN"`` or ``"infinity"`` if the float32 model has one there, else ``""``.
     """
 
     largest: float = 0.0
@@ -51,27 +48,27 @@ class Extent:
     not_finite: str = ""
 
     def merged(self, other: Extent) -> Extent:
-        """Both together."""
+        """Range over the runs of both."""
         kinds = {self.not_finite, other.not_finite}
         kind = "NaN" if "NaN" in kinds else max(kinds)
-        # lost where it is largest counts: a run of nearly nothing loses all of it, and it does not matter there
+        # the run with the largest values decides: what is lost of a nearly zero tensor does not matter
         lost = self.lost if self.largest >= other.largest else other.lost
         return Extent(max(self.largest, other.largest), lost, kind)
 
 
 class RangeWatch:
-    """The values of the float32 model in what its half model holds in half, graphs inside nodes included.
+    """Ranges in the float32 model of all tensors that the half model holds in half, subgraphs included.
 
-    Each tensor is reduced to numbers inside the graph, so that memory does not grow with the number of tensors. Those
-    that may be lost in half, or that are not finite, are looked at again more closely.
+    Each tensor is reduced to a few numbers inside the graph, so that memory does not grow with the number of tensors.
+    Tensors that may vanish in half, or that are not finite, are measured again more closely.
 
     Args:
-        single: the float32 model.
-        half: the same, converted.
-        precision: of it.
+        single: float32 model.
+        half: the same model in half.
+        precision: type of the half model.
 
     Attributes:
-        limit: the largest value of the type.
+        limit: largest value of the half type.
 
     Raises:
         ModelError: ONNX Runtime cannot run the float32 model.
@@ -85,7 +82,7 @@ class RangeWatch:
         options: RuntimeOptions = RuntimeOptions(),
     ) -> None:
         self.limit, self._precision, self._options = LARGEST[precision], precision, options
-        # the rounding error of numbers below the smallest normal one is absolute, uniform up to half its last place
+        # below the smallest normal number the rounding error is absolute: uniform, up to half its last place
         error = SMALLEST[precision] * UNIT_ROUNDOFF[precision] * 2 / 12**0.5
         self._suspicious = error / (_WORST * UNIT_ROUNDOFF[precision])
         self._single = ir.to_proto(typed_single(as_ir(single)))
@@ -96,7 +93,7 @@ class RangeWatch:
         self._close: dict[tuple[tuple[Place, str], ...], _Watch] = {}
 
     def add(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Run once, and once more where something needs a closer look."""
+        """Run a sample, and again for tensors that need a closer measurement."""
         if self._rough is None:
             return
         closer: list[tuple[Place, str]] = []
@@ -118,32 +115,32 @@ class RangeWatch:
 
     @property
     def largest(self) -> dict[str, float]:
-        """Tensor -> its largest finite absolute value, of those that are watched; in order."""
+        """Largest finite absolute value by tensor, in the graph's order."""
         return {name: extent.largest for name, extent in self._by_name().items()}
 
     @property
     def beyond(self) -> dict[str, float]:
-        """The same of those that half cannot hold."""
+        """Largest absolute value by tensor, of tensors that overflow in half."""
         return {name: value for name, value in self.largest.items() if value > self.limit}
 
     @property
     def vanishing(self) -> dict[str, float]:
-        """The largest values of those that half would not round but lose."""
+        """Largest absolute value by tensor, of tensors that vanish in half."""
         return {name: extent.largest for name, extent in self._by_name().items() if extent.lost}
 
     @property
     def not_finite(self) -> dict[str, str]:
-        """Tensor -> ``"NaN"`` or ``"infinity"``, where the float32 model itself has it."""
+        """``"NaN"`` or ``"infinity"`` by tensor, if the float32 model has one."""
         return {name: extent.not_finite for name, extent in self._by_name().items() if extent.not_finite}
 
     def check(self, module_of: Callable[[str], str], coverage: str) -> Check:
-        """The check "range" of a report: it fails where half cannot hold a value that float32 has.
+        """Make the check "range", which fails if a value of the float32 model overflows in half.
 
-        What vanishes is named and does not fail: whether it matters, the outputs tell.
+        Tensors that vanish are named and do not fail: the outputs show whether they matter.
 
         Args:
-            module_of: the module in PyTorch of the node that gives a tensor; ``""`` if it is not known.
-            coverage: of the samples, in words.
+            module_of: path of the PyTorch module that computes a tensor; ``""`` if unknown.
+            coverage: samples covered, as text.
         """
 
         def named(name: str) -> str:
@@ -176,7 +173,7 @@ class RangeWatch:
         return Check("range", "passed", text)
 
     def _by_name(self) -> dict[str, Extent]:
-        """By the tensor's name, together where graphs inside nodes share a name."""
+        """Ranges by tensor name; tensors of one name in several subgraphs are merged."""
         found: dict[str, Extent] = {}
         for (_, name), extent in self._extents.items():
             found[name] = found[name].merged(extent) if name in found else extent
@@ -184,7 +181,7 @@ class RangeWatch:
 
 
 class HalfRange(ArtifactCheck):
-    """Whether half holds all values, by the layers that give them."""
+    """Check that no activation overflows in half."""
 
     def __init__(self, watch: RangeWatch, half: onnx.ModelProto, shared: Shared) -> None:
         self._watch, self._shared = watch, shared
@@ -201,11 +198,11 @@ class HalfRange(ArtifactCheck):
 
 
 Measure = Callable[[str, str], tuple[list[onnx.NodeProto], list[str]]]
-"""Nodes that reduce a tensor to numbers (float32 scalars of at least 0), and the numbers' names: (tensor, prefix)."""
+"""(tensor, prefix) -> nodes that reduce the tensor to float32 scalars of at least 0, and the names of the scalars."""
 
 
 def _rough(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
-    """Its largest absolute value, and the root of its mean square."""
+    """Nodes for the largest absolute value and the rms of a tensor."""
     absolute, square, mean, largest, rms = (f"{prefix}{part}" for part in ("abs", "square", "mean", "largest", "rms"))
     nodes = [
         helper.make_node("Abs", [name], [absolute]),
@@ -218,8 +215,8 @@ def _rough(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
 
 
 def _closely(kind: int) -> Measure:
-    """Of the finite values: the largest, the L2 of what storing them in half changes, their L2; whether there is NaN,
-    whether infinity."""
+    """Nodes for the finite values of a tensor (largest absolute value, L2 of the error in half, L2), and for whether it
+    has NaN and infinity."""
 
     def measure(name: str, prefix: str) -> tuple[list[onnx.NodeProto], list[str]]:
         nodes: list[onnx.NodeProto] = []
@@ -236,7 +233,7 @@ def _closely(kind: int) -> Measure:
         stored = put("Cast", put("Cast", finite, to=kind), to=TensorProto.FLOAT)
         change = put("Sub", put("Cast", stored, to=TensorProto.DOUBLE), wide)
         results = [put("ReduceMax", put("Abs", finite), keepdims=0)]
-        # in double, and scaled back into float32's range, for squares of tiny numbers are 0 in float32
+        # in double and scaled, because squares of tiny numbers are 0 in float32
         results += [put("Cast", put("ReduceL2", v, keepdims=0), to=TensorProto.FLOAT) for v in (change, wide)]
         for op in ("IsNaN", "IsInf"):
             results.append(put("ReduceMax", put("Cast", put(op, name), to=TensorProto.FLOAT), keepdims=0))
@@ -246,7 +243,7 @@ def _closely(kind: int) -> Measure:
 
 
 class _Watch:
-    """A copy of a model that gives numbers about tensors of it instead of its outputs."""
+    """Session of a model whose outputs are replaced by numbers about its tensors."""
 
     def __init__(
         self, model: onnx.ModelProto, keys: Sequence[tuple[Place, str]], measure: Measure, options: RuntimeOptions
@@ -262,7 +259,7 @@ class _Watch:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[tuple[Place, str], list[float]]:
         found = self._runner.run(inputs)
-        # of an empty tensor the largest is -inf
+        # the largest value of an empty tensor is -inf
         return {key: [max(float(found[n]), 0.0) if not np.isnan(found[n]) else np.nan for n in names]
                 for key, names in self._shown.items()}  # fmt: skip
 
@@ -270,7 +267,7 @@ class _Watch:
 def _shown(
     graph: onnx.GraphProto, place: Place, keys: set[tuple[Place, str]], measure: Measure, numbers: Iterator[int]
 ) -> dict[tuple[Place, str], list[str]]:
-    """Compute the numbers in this graph and the graphs inside it; the names that they have in this graph."""
+    """Add nodes that compute the numbers, in a graph and its subgraphs; return the numbers' names in the graph."""
     shown: dict[tuple[Place, str], list[str]] = {}
     nodes: list[onnx.NodeProto] = []
     holders = count()
@@ -300,8 +297,8 @@ def _lifted(
     nodes: list[onnx.NodeProto],
     numbers: Iterator[int],
 ) -> str:
-    """Carry a number out of a graph: through the branch that is taken (0 from the other), or out of every turn."""
-    loops = node.op_type == "Loop"  # whose body says first whether to go on
+    """Return a number from a subgraph: from the branch taken (0 from the other), or the largest of all iterations."""
+    loops = node.op_type == "Loop"  # the first output of its body is the condition
     missing = len(inside[attribute].output) - loops - len(node.output)
     node.output.extend([""] * missing)
     inside[attribute].output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
@@ -314,7 +311,7 @@ def _lifted(
                 branch.node.append(helper.make_node("Constant", [], [nothing], value_float=0.0))
                 branch.output.append(helper.make_tensor_value_info(nothing, TensorProto.FLOAT, []))
         return lifted
-    for given in node.attribute:  # of Scan
+    for given in node.attribute:  # attributes of Scan
         if given.name in ("scan_output_axes", "scan_output_directions"):
             given.ints.append(0)
     largest = f"{_PREFIX}{next(numbers)}"
@@ -323,8 +320,8 @@ def _lifted(
 
 
 def _of_type(model: onnx.ModelProto, kind: int, *, or_cast: bool = False) -> list[tuple[Place, str]]:
-    """The tensors of this type that nodes give, in order; with ``or_cast`` also outputs that are float32 casts of one,
-    for the tensor itself has another name then."""
+    """Tensors of this type that nodes compute, in order; with ``or_cast`` also graph outputs that are float32 casts of
+    one, because the half tensor has another name there."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return list(dict.fromkeys(_in_graph(inferred, (), kind, or_cast)))
 

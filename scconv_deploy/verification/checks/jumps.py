@@ -1,4 +1,4 @@
-"""What differs no more than the reference's own jumps, where not every gate could be fixed."""
+"""Errors within the reference's own jumps, where not every gate could be fixed in the replay: no verdict."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scconv_deploy.verification.ruler import AgainstNoise
 
 
 class Jumps(ArtifactCheck):
-    """Excuses errors that the reference's jumps explain, and says that neither right nor wrong is known of them."""
+    """Check that excuses errors within the reference's jumps and reports them without a verdict."""
 
     def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns, others: OtherGates) -> None:
         self._source, self._shared, self._runs, self._others = source, shared, runs, others
         self._loose = onnx_gates.loose(runs.proto)
-        self._noisy: set[str] = set()  # outputs that jump in float64 too
+        self._noisy: set[str] = set()  # outputs whose float64 run jumped too
         self._jumped: dict[str, Jumped] = {}
         self._sizes: tuple[ReferenceRun, Mapping[str, float]] | None = None
 
     def floor(self, run: ReferenceRun, name: str) -> float | None:
-        """An output's noise floor; None (assumed) where float64 jumped, as the reference does on inputs off by
+        """Noise floor of an output; None (assumed) if the float64 run jumped as the reference does on inputs moved by
         rounding."""
         floor, ruler = run.floors[name], self._shared.ruler
         largest = ruler.limits[ruler.largest_floor(run.outputs[name].dtype)].value
@@ -39,12 +39,12 @@ class Jumps(ArtifactCheck):
         return None
 
     def excuse(self, run: ReferenceRun, name: str, found: AgainstNoise) -> bool:
-        """Whether an error is no more than the reference's own jumps, where not all could be fixed.
+        """Whether an error is within the reference's own jumps, where not every gate could be fixed.
 
-        It is noted where it is beyond its limit, which grows with what is compared: the last one decides.
+        An error beyond its limit is recorded. The limit grows with the number of values compared: the last one decides.
 
         Args:
-            name: of an output, or the site of an SRU whose input differs.
+            name: name of an output, or site of an SRU whose input differs.
         """
         if found.ratio <= self._shared.ruler.largest_multiple(found.multiple):
             return False
@@ -60,7 +60,7 @@ class Jumps(ArtifactCheck):
         return True
 
     def _unread(self, run: ReferenceRun) -> list[str]:
-        """SRUs that the artifact has no node for, so that their gates are not fixed in it."""
+        """SRUs without a node in the artifact, whose gates are therefore not fixed."""
         redundant = self._shared.sites.redundant
         return [name for name in run.sites if name not in self._runs.nodes and name not in redundant]
 
@@ -69,7 +69,7 @@ class Jumps(ArtifactCheck):
             try:
                 free = [*(n for n in self._others.unfound if n in run.others), *self._unread(run)]
                 sizes = self._source.jumps(run, free, self._shared.ruler.data.name)
-            except ModelError:  # an ONNX file that refuses them
+            except ModelError:  # the reference file refuses the inputs
                 sizes = {}
             self._sizes = run, sizes
         size = self._sizes[1].get(name, 0.0)
@@ -83,7 +83,7 @@ class Jumps(ArtifactCheck):
         return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"
 
     def undecided(self, name: str) -> str:
-        """What an output, or the input of an SRU, differs by in words; "" where it is right or wrong."""
+        """Reason why an output or an SRU's input has no verdict; "" if it has one."""
         jumped = self._jumped.get(name)
         if jumped is None or not jumped.undecided(self._shared.ruler.largest_multiple(jumped.multiple)):
             return ""

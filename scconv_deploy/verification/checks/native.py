@@ -1,4 +1,4 @@
-"""A half file in the runtime by itself, which rounds at other places than the file says."""
+"""Checks of a half file in ONNX Runtime's own arithmetic, which rounds at other places than the file says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "runtime"
 
 
 class StandIn(ArtifactCheck):
-    """Says where the artifact itself cannot run."""
+    """Check that says if a stand-in was judged because the artifact cannot run here."""
 
     def __init__(self, runs: ArtifactRuns) -> None:
         self._runs = runs
@@ -33,7 +33,7 @@ class StandIn(ArtifactCheck):
 
 
 class Native(ArtifactCheck):
-    """Outputs of the runtime by itself: within rounding of the file's own arithmetic."""
+    """Check that the runtime's own outputs are within rounding of the file's arithmetic."""
 
     def __init__(self, shared: Shared, runs: ArtifactRuns, jumps: Jumps) -> None:
         self._shared, self._runs, self._jumps = shared, runs, jumps
@@ -58,13 +58,13 @@ class Native(ArtifactCheck):
                 continue
             near = found.against(name, y, self._jumps.floor(run, name))
             if rounded is not None and rounded.shape == value.shape and comparable(rounded, value):
-                # it rounds at fewer places, so it lies anywhere between float32 and every value rounded
+                # the runtime rounds at fewer places: it may be anywhere between float32 and every value rounded
                 near = replace(near, floor=max(near.floor, distance(rounded, value)))
             self._shared.ruler.count(NAME, name)
             keep_worst(self._worst, name, near)
 
     def _runner(self, run: ReferenceRun) -> Runner | None:
-        """The runtime's own session; None where it has none, which is noted, or where there is no other."""
+        """Session in the runtime's own arithmetic; None if it refuses (recorded), or if no stand-in is in use."""
         proto, options = self._runs.proto, self._runs.options
         if not needs_stand_in(proto, options):
             return None
@@ -73,7 +73,7 @@ class Native(ArtifactCheck):
             return None
         try:
             return self._runs.session("native", lambda: HalfRunner(self._runs.injected(run), options, native=True))
-        except ModelError as error:  # an operator that its CPU provider has no kernel of this type for
+        except ModelError as error:  # the CPU provider lacks a kernel of this type
             self._refusal = error.message
             return None
 

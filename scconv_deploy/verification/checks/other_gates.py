@@ -1,4 +1,4 @@
-"""Gates that belong to no known SRU: found on the first sample that has them, compared on every one."""
+"""Check of gates that belong to no known SRU: found on the first sample that has them, compared on every sample."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ NAME = "other gates"
 
 
 class OtherGates(ArtifactCheck):
-    """Decisions on the same input and the operands they rest on, and what could not be judged.
+    """Flips and operand errors of gates of no known SRU, and gates that could not be judged.
 
     Attributes:
-        sites: gates that were found, by name.
-        unfound: those that were not, with the reason.
-        untaken: comparisons of the artifact that decide no gate of the reference.
+        sites: gates found in the artifact, by name.
+        unfound: gate not found in the artifact -> reason.
+        untaken: comparisons of the artifact that match no gate of the reference.
     """
 
     def __init__(self, shared: Shared, runs: ArtifactRuns) -> None:
@@ -47,13 +47,13 @@ class OtherGates(ArtifactCheck):
 
     @property
     def _multiple(self) -> str:
-        """The name of the tolerance."""
+        """Name of the tolerance."""
         return "other_gates" if self._shared.ruler.data == FLOAT32 else "other_gates_half"
 
     # --- measured ------------------------------------------------------------------------------------------------
 
     def align(self, run: ReferenceRun) -> None:
-        """Find those gates of the reference in the artifact that no sample before came to; fix those of this one."""
+        """Find gates that this sample has for the first time in the artifact; fix all gates of this sample."""
         new = {name: gate for name, gate in run.others.items() if name not in self._known}
         if new:
             self._find(new, run)
@@ -85,13 +85,13 @@ class OtherGates(ArtifactCheck):
                 self._compare(name, site, run.others[name], found)
 
     def _compare_free(self, site: OtherGateMeasured, gate: OtherGate, values: Arrays) -> None:
-        """What the artifact decides as it is: information, for its own decisions before have moved the operands."""
+        """Count the free-running decisions that differ; for information, because earlier flips move operands."""
         decided, _ = onnx_gates.decision(site.found, values)
         if decided.shape == gate.decided.shape:
             site.free += int((decided != gate.decided).sum())
 
     def _compare(self, name: str, site: OtherGateMeasured, gate: OtherGate, found: ArtifactRun) -> None:
-        """What the artifact decides with the reference's decisions everywhere, and from what."""
+        """Compare the decisions and operands of the replay with the reference's."""
         decided, margin = onnx_gates.decision(site.found, found.forced)
         if decided.shape != gate.decided.shape:
             text = f"gate {name} is {list(decided.shape)}, the reference's {list(gate.decided.shape)}"
@@ -111,9 +111,9 @@ class OtherGates(ArtifactCheck):
         measured = self._shared.limits["assumed_floor"].value if view.error is None else view.error
         if data == FLOAT32:
             pairs = [(margin_error(view, margin), max(unit, measured) * few)]
-        elif rounded:  # what half holds exactly, other right files need not have exactly
+        elif rounded:  # exact in this half reference, but not in every right file
             pairs = [(margin_error(view, margin), max(unit * margin_size(view), measured) * few)]
-        else:  # rounding has no side: a threshold that was moved shows in the mean, far below what layers add up to
+        else:  # rounding has no bias: a moved threshold shows in the mean, far below the errors of single elements
             pairs = [(margin_error(view, margin), max(LAYERS * unit, measured) * few), (mean_error(view, margin), unit)]
         for error, floor in pairs:
             if not site.compared or not error * site.floor <= site.error * floor:
@@ -156,7 +156,7 @@ class OtherGates(ArtifactCheck):
         return Check(NAME, "passed" if passed else "failed", text, (flips, apart))
 
     def _left(self) -> list[Check]:
-        """Gates that were not compared beside others that were."""
+        """Check that names the gates that were not compared; empty if all were."""
         unkept = [name for name, site in self.sites.items() if not site.flips.gates]
         why = [f"{name}: {reason}" for name, reason in self.unfound.items()]
         why += [f"{name}: the reference kept no operands" for name in unkept]
@@ -166,7 +166,7 @@ class OtherGates(ArtifactCheck):
         return [Check(NAME, "not run", f"not compared: {'; '.join(why[:3])}{more}")]
 
     def records(self) -> tuple[OtherGateParity, ...]:
-        """For the report, by gate."""
+        """Records of the gates for the report."""
         found = [
             OtherGateParity(name, s.found.node, s.flips.gates, s.flips.flips, s.flips.unexplained, s.free,
                             s.error / s.floor if s.compared else None)

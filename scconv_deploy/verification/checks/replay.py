@@ -1,4 +1,4 @@
-"""Values of an ONNX artifact with the reference's gates: each output, and the input of every SRU."""
+"""Checks of the replay of an ONNX artifact: each output, and the input of every SRU."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LAYERS = "layers"
 
 
 class Replay(ArtifactCheck):
-    """Each output against the noise floor, and the layers.
+    """Check of each replayed output against the noise floor.
 
     Attributes:
-        outputs: of the sample with the worst ratio.
-        unruled: the same of a half artifact on samples that the reference was not rounded for: float32's noise is no
-            ruler for them, so it is information.
-        worst_run: the sample with the worst ratio of all outputs; without the inputs of its gates.
+        outputs: error of each output on the sample with the worst ratio.
+        unruled: error of each output of a half artifact on samples without a rounded reference; for information,
+            because float32's noise is no limit for half.
+        worst_run: sample with the worst ratio of all outputs, without the inputs of its gates.
     """
 
     def __init__(self, shared: Shared, runs: ArtifactRuns, jumps: Jumps) -> None:
@@ -52,7 +52,7 @@ class Replay(ArtifactCheck):
                 self.keep(name, against, run)
 
     def keep(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
-        """Keep the worst of an output, and the sample that it came from."""
+        """Keep the worst error of an output, and its sample."""
         self._shared.ruler.count(NAME, name)
         worst = keep_worst(self.outputs, name, found)
         if worst and found is max(self.outputs.values(), key=lambda f: f.badness):
@@ -63,7 +63,7 @@ class Replay(ArtifactCheck):
             self._keep_run(run)
 
     def _keep_run(self, run: ReferenceRun) -> None:
-        # without what it need not hold while the next sample runs
+        # drop the gate inputs: they are large and not needed again
         sites = {site: replace(found, x=None) for site, found in run.sites.items()}
         self.worst_run = replace(run, sites=sites)
 
@@ -77,16 +77,17 @@ class Replay(ArtifactCheck):
         if undecided := self._jumps.undecided(output):
             return Check(NAME, "not run", undecided)
         check = floor_check(NAME, "replay error", output, found, ruler, self._shared.samples.coverage)
-        # which of two scores is larger, half need not tell: that says nothing of the file, one way or the other
+        # half may order nearly equal scores either way, so the indices prove nothing
         tied = ruler.data != FLOAT32 and found.floor_name == "largest_floor.index"
         return Check(NAME, "not run", check.reason) if tied and not found.floor <= found.largest_floor else check
 
 
 class Layers(ArtifactCheck):
-    """The input of every SRU, which sees what later layers would hide.
+    """Check of the input of every SRU in the replay: later layers can hide its error.
 
     Attributes:
-        found: by ONNX value, the worst ratio over the samples; ``modules`` that give them.
+        found: error by ONNX value, the worst ratio over the samples.
+        modules: PyTorch module that computes each value.
     """
 
     def __init__(self, shared: Shared, runs: ArtifactRuns, jumps: Jumps) -> None:
@@ -121,7 +122,7 @@ class Layers(ArtifactCheck):
         return self._shared.ruler.measure_nearest(x, right, noise)
 
     def _before_reshapes(self, node: onnx.NodeProto) -> str:
-        """The value that an SRU takes, before its own module brings it to ``[N, C, H, W]``."""
+        """Name of an SRU's input value before its module reshapes it to ``[N, C, H, W]``."""
         value = node.input[0]
         while (producer := self._producers.get(value)) is not None and producer.op_type in ("Reshape", "Unsqueeze"):
             if instrument.module_of(producer) != instrument.module_of(node):
@@ -130,7 +131,7 @@ class Layers(ArtifactCheck):
         return value
 
     def keep(self, value: str, module: str, found: AgainstNoise) -> None:
-        """Keep the worst of those that can be judged; one whose own noise is too large only where there is no other."""
+        """Keep the worst error that can be judged; one whose noise is too large only if there is no other."""
         self._shared.ruler.count(LAYERS, value)
         worst = self.found.get(value)
         if worst is None or self._badness(found) > self._badness(worst):
@@ -146,7 +147,7 @@ class Layers(ArtifactCheck):
 
     @property
     def errors(self) -> tuple[LayerError, ...]:
-        """For the report."""
+        """Errors of the layers for the report."""
         return tuple(LayerError(name, self.modules[name], v.error, v.floor) for name, v in self.found.items())
 
     def checks(self) -> list[Check]:

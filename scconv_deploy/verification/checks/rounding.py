@@ -1,4 +1,4 @@
-"""What half costs each output: information, with a budget."""
+"""Check of the rounding error of half in each output, against the half budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scconv_deploy.verification.ruler import FLOAT32
 
 
 class Rounding(ArtifactCheck):
-    """Outputs of a half artifact against float32, with the same gates."""
+    """Check of a half artifact's outputs against float32 with the same gates."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -27,7 +27,7 @@ class Rounding(ArtifactCheck):
                 self.keep(name, compare(y, value))
 
     def keep(self, name: str, metrics: OutputMetrics) -> None:
-        """Keep the worst of an output."""
+        """Keep the worst metrics of an output."""
         kept = self._costs.get(name)
         self._costs[name] = metrics if kept is None else worst_of(kept, metrics, 1, 1)
 

@@ -1,4 +1,4 @@
-"""An ONNX artifact's SRUs in onnx.reference, on small inputs, gates and values."""
+"""Check of an ONNX artifact's SRUs in onnx.reference: gates and values on small inputs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from scconv_deploy.verification.ruler import FLOAT32
 
 NAME = "second opinion"
 _SIZE = 8
-"""Height and width to which an SRU's input is cut for onnx.reference, which is a hundred times slower."""
+"""Height and width to which an SRU's input is cropped: onnx.reference is a hundred times slower."""
 
 
 class SecondOpinion(ArtifactCheck):
-    """Flips and distance of each SRU in onnx.reference, on the first sample that has an input of it.
+    """Flips and distance of each SRU in onnx.reference, on the first sample with an input of the SRU.
 
     Attributes:
-        opinions: flips, and relative L2 of the values, by site.
+        opinions: flips and relative L2 of the values, by site.
     """
 
     def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns) -> None:
@@ -67,7 +67,7 @@ class SecondOpinion(ArtifactCheck):
             return
         differs = found[instrument.PROBE_OPEN] != mask
         half = x.shape[1] // 2
-        touched = differs | np.roll(differs, half, axis=1)  # a gate shows in both of the channels that cross
+        touched = differs | np.roll(differs, half, axis=1)  # a gate shows in both channels of its pair
         apart = relative_l2(np.where(touched, y, found[instrument.PROBE_Y]), y)
         self.opinions[site.name] = (count_flips(differs, x, site.form), apart)
 

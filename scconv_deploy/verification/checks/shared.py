@@ -1,4 +1,4 @@
-"""State that the checks of one artifact share, an ONNX file's and an engine's. No onnx in it."""
+"""State shared by the checks of one artifact, ONNX file or engine. No onnx: it also runs on the device."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from scconv_deploy.verification.ruler import FLOAT32, Ruler
 
 
 class Samples:
-    """What was run, and how many inputs of it were compared in full."""
+    """Samples that were run, and the number of inputs compared in full."""
 
     def __init__(self) -> None:
         self._batches: Counter[str] = Counter()
         self._inputs = self._in_full = 0
 
     def add(self, run: ReferenceRun) -> None:
-        """Count a sample under what samples like it are called."""
+        """Count a sample under the name of its kind."""
         self._batches[run.kind or run.description] += 1
         self._inputs += run.count
         self._in_full += run.count if run.deep else 0
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What was run, and in how many batches."""
+        """Names of the samples, with the number of batches."""
         return tuple(text if n == 1 else f"{text}, {n} batches" for text, n in self._batches.items())
 
     @property
     def coverage(self) -> str:
-        """What to say of a check that the inputs which only ran free were not part of; "" if there are none."""
+        """End of a reason: number of inputs compared in full; "" if all were."""
         return "" if self._inputs == self._in_full else f", on {self._in_full:,} of {self._inputs:,} inputs"
 
 
 class Shared:
-    """What the checks of one artifact share.
+    """State shared by the checks of one artifact.
 
     Args:
-        limits: the tolerances.
-        data: the type of the artifact's data.
+        limits: table of tolerances.
+        data: dtype of the artifact's data.
 
     Attributes:
         ruler: limits and noise.
-        samples, sites: what the reference ran and its gates.
-        contract, finite, answers: noted by several checks, and reported after all of them.
+        samples, sites: samples that were run, and the reference's SRUs.
+        contract, finite, answers: findings of several checks, reported after all of them.
     """
 
     def __init__(self, limits: Table, data: np.dtype = FLOAT32) -> None:
@@ -62,5 +62,5 @@ class Shared:
         return self.ruler.limits
 
     def checks(self) -> list[Check]:
-        """What several checks noted."""
+        """Checks of ``contract``, ``finite`` and ``answers``."""
         return [*self.contract.checks(), *self.finite.checks(), *self.answers.checks()]

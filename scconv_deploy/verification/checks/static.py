@@ -1,6 +1,7 @@
-"""The static link: parameters, attributes and function bodies, bit for bit.
+"""Static check of SRU nodes: parameters, attributes and function bodies, bit for bit.
 
-The only sure catch for a tau one ulp off, or for ``>`` where ``>=`` belongs: on most inputs no gate shows them.
+Only this check is sure to find a cut that is off by one unit in the last place, or ``>`` in place of ``>=``: on most
+inputs no gate shows them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ UNWEIGHTED = "unweighted"
 
 
 class Static(ArtifactCheck):
-    """The static link of the SRUs, and those of the reference that have no node."""
+    """Static check of all SRUs, including those of the reference without a node."""
 
     def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns) -> None:
         self._source, self._shared, self._model, self._nodes = source, shared, runs.proto, runs.nodes
@@ -48,7 +49,7 @@ class Static(ArtifactCheck):
 
     @cached_property
     def by_site(self) -> dict[str, Check]:
-        """The static link of every SRU of the reference; ask when all samples have run."""
+        """Static check of every SRU of the reference by site; valid after all samples have run."""
         return {name: self._check(name, found.site) for name, found in self._shared.sites.gates.items()}
 
     def _check(self, name: str, site: Site) -> Check:
@@ -63,9 +64,9 @@ class Static(ArtifactCheck):
         return Check(NAME, "not run", reason)
 
     def checks(self) -> list[Check]:
-        """One check for all SRUs; one for those without a node, beside others that have one."""
+        """One check for all SRUs, and one for SRUs without a node if others have one."""
         unread = sorted(n for n in self.by_site if n not in self._nodes and n not in self._shared.sites.redundant)
-        if not unread or not self._nodes:  # without any node the summary says so
+        if not unread or not self._nodes:  # without any node the summary says it
             return [self._summary(unread)]
         why = "no node: the artifact computes it otherwise, so its parameters and gates cannot be inspected"
         return [self._summary(unread), Check(NAME, "not run", f"{', '.join(unread)}: {why}")]
@@ -89,7 +90,7 @@ class Static(ArtifactCheck):
 
 
 class Rewritten(ArtifactCheck):
-    """SRUs that were read from the graph: no module of the reference stands beside them."""
+    """Check that names SRUs read from the graph that match no module of the reference."""
 
     def __init__(self, shared: Shared, runs: ArtifactRuns) -> None:
         self._shared, self._nodes = shared, runs.nodes
@@ -101,7 +102,7 @@ class Rewritten(ArtifactCheck):
 
 
 def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Check:
-    """Recompute from the reference what a node must hold and compare."""
+    """Compare a node with the parameters, attributes and function computed from the reference."""
     problems = [
         *_operator(node, site),
         *_parameters(model, node, site),
@@ -123,7 +124,7 @@ def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Chec
 
 
 def whole_model(model: onnx.ModelProto) -> list[str]:
-    """Standard operators with another meaning, nodes that share a name, another version of the operators' domain."""
+    """Problems of the whole model: redefined standard operators, shared node names, another version of our domain."""
     problems = [
         f"the artifact redefines the standard operator {function.name}"
         for function in model.functions
@@ -165,8 +166,8 @@ def _parameters(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> lis
 
 
 def _is_folded(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> bool:
-    """Whether a node that was read from a folded graph (its variant says so) is as near as float32 allows."""
-    variant = _metadata(node, VARIANT).split(" ")[0]  # behind it, whose sum it is
+    """Whether a node read from a folded graph (see its variant) equals the reference up to float32 rounding."""
+    variant = _metadata(node, VARIANT).split(" ")[0]  # after the space: the order of the sum
     stored = instrument.parameters(model, node)
     if UNWEIGHTED not in variant.split("-") or len(stored) != len(site.parameters):
         return False
@@ -178,19 +179,19 @@ def _is_folded(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> bool
 
 
 def _has_own_weight(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> bool:
-    """Whether a node that carries the file's own gate weight is as near as two orders of a sum are to each other."""
+    """Whether a node with the file's own gate weight equals the reference up to the order of the sum."""
     stored = instrument.parameters(model, node)
     if not _metadata(node, WEIGHT) or not 0 < site.weight_error <= LARGEST_WEIGHT_ERROR:
         return False
     if len(stored) != len(site.parameters):
         return False
-    off = 2 * site.weight_error + FOLDED_ULPS * 2.0**-23  # each order is off by the error at most
+    off = 2 * site.weight_error + FOLDED_ULPS * 2.0**-23  # each order is off by at most the error
     for tensor, (name, value) in zip(stored.values(), site.parameters.items(), strict=True):
         found = numpy_helper.to_array(tensor)
         size = {"cut": site.form.reach, "scale": np.abs(value), "shift": np.abs(value)}.get(name, 0.0)
         if found.shape != value.shape:
             return False
-        with np.errstate(invalid="ignore"):  # a cut of inf, where gamma is 0
+        with np.errstate(invalid="ignore"):  # the cut is infinite where gamma is 0
             near = (found == value) | (np.abs(found.astype(np.float64) - value) <= off * size)
         if not near.all():
             return False
@@ -221,7 +222,7 @@ def _body(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> list[str]
         return [f"opset {opset} has no known function bodies"]
     bodies = (
         [site.straddle] if site.straddle else [False, True]
-    )  # that for straddling groups is right for whole ones too
+    )  # the body for straddling groups is right for whole ones too
     known = {
         fingerprint(function_proto(FunctionKey(site.operator, straddle, form, opset)))
         for straddle in bodies

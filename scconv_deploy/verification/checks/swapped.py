@@ -1,4 +1,4 @@
-"""The link from PyTorch as given to PyTorch with its SRUs swapped."""
+"""Checks of the link from PyTorch as given to PyTorch with its SRUs swapped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scconv_deploy.verification.ruler import FLOAT32, AgainstNoise, floor_check,
 
 
 class Swapped(ArtifactCheck):
-    """Each SRU as given against its variant, fed the same input, and the whole model against the given one.
+    """Checks of each SRU against its variant on the same input, and of the swapped model against the given one.
 
     Args:
-        recognised: whether an SRU was.
+        recognised: whether any SRU was recognised.
 
     Attributes:
-        flips: by the path of the module.
-        distance: relative L2 of the values, the largest.
-        outputs: of the whole model, the worst over the samples.
+        flips: flip counts by module path.
+        distance: largest relative L2 of an SRU's values.
+        outputs: error of each output of the whole model, the worst over the samples.
     """
 
     def __init__(self, recognised: bool, shared: Shared, jumps: Jumps) -> None:
@@ -38,7 +38,7 @@ class Swapped(ArtifactCheck):
         self.distance = max(self.distance, run.swapped_distance)
         as_given = found.aligned(run.as_given, run.given)
         for name in found.comparable:
-            # both are PyTorch's, in float32 whatever the artifact computes in
+            # both run in PyTorch in float32, whatever the artifact's type
             floor = self._jumps.floor(run, name)
             keep_worst(
                 self.outputs, name, self._shared.ruler.measure(as_given[name], run.given[name], floor, data=FLOAT32)

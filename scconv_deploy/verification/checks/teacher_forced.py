@@ -1,4 +1,4 @@
-"""Gates of each SRU of an ONNX artifact, fed the reference's own input."""
+"""Check of the teacher-forced gates of an ONNX artifact: each SRU on the reference's input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "teacher-forced gates"
 
 
 class TeacherForced(ArtifactCheck):
-    """Flips of the artifact's gates on the reference's inputs."""
+    """Teacher-forced flips of the artifact."""
 
     def __init__(self, shared: Shared, runs: ArtifactRuns) -> None:
         self._shared, self._runs = shared, runs
@@ -36,7 +36,7 @@ class TeacherForced(ArtifactCheck):
                 self.flips.add(site.site, differs, x, count_flips(differs, x, site.site.form))
 
     def _as_data(self, site: SiteRun, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The reference's input of a gate as the artifact can take it, and what is right for it."""
+        """The reference's gate input in the artifact's type, and the right mask for it."""
         data = self._shared.ruler.data
         if data == FLOAT32:
             return x, site.mask

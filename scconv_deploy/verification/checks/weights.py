@@ -1,6 +1,6 @@
-"""The static link of the weights: each stored one is the reference's, or it with a BatchNorm folded in.
+"""Static check of the weights: each stored weight is the reference's, or the reference's with a BatchNorm folded in.
 
-The only catch for a low bit of one weight: no input shows it above the rounding of the sums that it is part of.
+Only this check finds a wrong low bit of one weight: in the outputs it is below the rounding of sums.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from scconv_deploy.verification.reference.run import Arrays, ReferenceSource
 
 NAME = "weights"
 _AT_ONCE = 2**16
-"""Entries compared at a time, in float64: they stay in the cache."""
+"""Entries compared at a time, in float64: they fit into the cache."""
 _RATIOS = 31
-"""Entries of a channel, spread over it, that its factor is the median of; up to twice as many."""
+"""Number of entries, spread over a channel, whose median ratio is its factor; at most twice as many are taken."""
 
 
 class Weights(ArtifactCheck):
-    """The static link of the weights."""
+    """Static check of the weights."""
 
     def __init__(self, source: ReferenceSource, model: onnx.ModelProto, limit_ulps: float) -> None:
         self._source, self._model, self._limit_ulps = source, model, limit_ulps
@@ -43,18 +43,18 @@ class Weights(ArtifactCheck):
 
 
 def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
-    """Compare the initializers that have the name and the shape of a weight of the reference.
+    """Compare the initializers that have the name and shape of a weight of the reference.
 
-    A weight of two or more axes may be scaled by one factor for each output channel (axis 0), which is what folding a
-    BatchNorm does; the factor itself is not judged here, for it shows in every output of the channel.
+    A weight of two or more axes may be scaled by one factor for each output channel (axis 0), as folding a BatchNorm
+    does. The factor itself is not judged here: it shows in every output of the channel.
 
-    One of a single axis (a bias, a BatchNorm's) is the reference's bit for bit, unless the weight beside it was folded.
-    A weight in half is the reference's rounded to half, or it counts as folded: rounding makes other factors look
-    like 1, so that fewer than ``limit_ulps`` of half's last places do not show.
+    A vector (a bias, a BatchNorm's parameters) must be the reference's bit for bit, unless its module's weight was
+    folded. A weight in half is the reference's rounded to half, or counts as folded: rounding makes other factors look
+    like 1, so errors below ``limit_ulps`` of half's last places do not show.
 
     Args:
-        weights: of the reference, by name.
-        limit_ulps: how far an entry may be off, in units of its own last place.
+        weights: weights of the reference by name.
+        limit_ulps: largest error of an entry, in units of its own last place.
     """
     same = folded = 0
     rounded = ""
@@ -68,7 +68,7 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
         actual = numpy_helper.to_array(tensor)
         stored_as = expected
         if actual.dtype in NUMPY.values():
-            with np.errstate(over="ignore"):  # what half cannot hold differs then
+            with np.errstate(over="ignore"):  # values that overflow in half then differ
                 stored_as = expected.astype(actual.dtype)
             rounded = f", rounded to {actual.dtype}"
         if actual.shape != expected.shape or actual.dtype != stored_as.dtype:
@@ -98,7 +98,7 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
 
 
 def _not_compared(stored: Container[str], weights: Arrays, others: Sequence[str]) -> str:
-    """What the check says nothing of: a file may hold a weight under another name, or in another form."""
+    """End of the reason: weights not compared, because the file holds them under another name or in another form."""
     matrices = [name for name, value in weights.items() if value.ndim >= 2 and value.size > len(value)]
     missing = [name for name in matrices if name not in stored]
     text = ""
@@ -110,7 +110,7 @@ def _not_compared(stored: Container[str], weights: Arrays, others: Sequence[str]
 
 
 def _must_be_equal(name: str, stored: Mapping[str, onnx.TensorProto], weights: Arrays) -> bool:
-    """Whether nothing can have been folded into a vector: its module's weight is a vector too, or as it was."""
+    """Whether nothing can be folded into a vector: its module's weight is a vector too, or was not changed."""
     weight = f"{name.rpartition('.')[0]}.weight"
     if weight not in stored or weight not in weights:
         return False
@@ -120,29 +120,29 @@ def _must_be_equal(name: str, stored: Mapping[str, onnx.TensorProto], weights: A
 
 
 def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Of two arrays of one shape and type."""
+    """Whether two arrays of one shape and dtype are equal bit for bit."""
     bits = np.dtype(f"u{one.itemsize}")
     return bool(np.array_equal(np.ascontiguousarray(one).view(bits), np.ascontiguousarray(other).view(bits)))
 
 
 def _off_scale(actual: np.ndarray, expected: np.ndarray) -> float | None:
-    """The largest distance of an entry from the scaled reference, in units of its last place, a few rows at a time.
+    """Largest distance of an entry from the scaled reference, in units of its last place.
 
-    Infinite where a channel that was not folded differs at all, or an entry is not finite. None for a vector.
+    Infinite if a channel that was not folded differs at all, or an entry is not finite. None for a vector.
     """
     if actual.ndim < 2 or not actual.size:
         return None
     a, b = (v.reshape(len(v), -1) for v in (actual, expected))
     rows = max(1, _AT_ONCE // a.shape[1])
     parts = [slice(start, start + rows) for start in range(0, len(a), rows)]
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # of entries that are not finite
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # entries may not be finite
         factor = _factors(a, b)
         worst = np.max([_units(a[part], b[part], factor[part]) for part in parts])
     return np.inf if np.isnan(worst) else float(worst)
 
 
 def _units(a: np.ndarray, b: np.ndarray, factor: np.ndarray) -> float:
-    """The same of some channels ``[rows, entries]`` with their factors ``[rows, 1]``."""
+    """Largest distance in units in the last place, of channels ``[rows, entries]`` with factors ``[rows, 1]``."""
     if a.dtype == np.float32:  # rounding to half makes other factors look like 1
         differs, counts = a != b, b != 0
         left = np.count_nonzero(differs & counts, axis=1)
@@ -156,22 +156,23 @@ def _units(a: np.ndarray, b: np.ndarray, factor: np.ndarray) -> float:
 
 
 def _factors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The factor of each channel, float64 ``[rows, 1]``: the median of a few ratios, so that a damaged entry does not
-    move it. Which entries they are does not matter to the verdict: if no factor fits all of them, this one does not.
+    """Factor of each channel, float64 ``[rows, 1]``: the median of a few ratios, which a damaged entry does not move.
+
+    Which entries are taken does not change the verdict: if no factor fits all entries, this one does not.
     """
     some = slice(None, None, max(1, a.shape[1] // _RATIOS))
     factor = _median_ratio(a[:, some], b[:, some])
-    thin = (b[:, some] == 0).any(axis=1)  # a pruned channel has its few other entries elsewhere
+    thin = (b[:, some] == 0).any(axis=1)  # a pruned channel: its nonzero entries may be elsewhere
     if thin.any():
         factor[thin] = _median_ratio(a[thin], b[thin])
     return factor
 
 
 def _median_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each row, entries with b = 0 left out; 0 where there is no other."""
+    """Median of a / b of each row, without entries where b is 0; 0 if there are no others."""
     known = b != 0
     ratios = np.divide(a, b, out=np.full(a.shape, np.inf), where=known, dtype=np.float64)
-    ratios.sort(axis=1)  # what is left out comes last
+    ratios.sort(axis=1)  # entries left out sort last
     count = np.count_nonzero(known, axis=1)
     row = np.arange(len(a))
     median = (ratios[row, np.maximum(count - 1, 0) // 2] + ratios[row, np.minimum(count // 2, a.shape[1] - 1)]) / 2

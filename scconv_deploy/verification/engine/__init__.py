@@ -1,1 +1,1 @@
-"""Verdicts on engines. No onnx: the device has none."""
+"""Verdicts on engines. No onnx: it also runs on the device, which has none."""

@@ -1,18 +1,18 @@
-"""Gates read from an SRU's output, where they are not seen: an engine's inner tensors are not read. NumPy only.
+"""Gates decoded from an SRU's output, because an engine's inner tensors are not read. NumPy only.
 
-The gates of the channels c and c' = c + C/2 make the outputs of both, and nothing else does::
+The outputs of the channels c and c' = c + C/2 depend on x and the gates of these two channels alone::
 
     y_c  = w1(open_c) * d_c + w2(open_c') * d_c'      hard: w1 = 1 or 0, w2 = 0 or 1     d = x, or n * gamma + beta
     y_c' = w1(open_c') * d_c' + w2(open_c) * d_c      soft: w1 = 1 or r, w2 = 0 or r     d = x
                                                             r = sigmoid(n * scale + shift)
 
-So there are four outputs that x allows, one for each way that the pair can stand, and each is known up to a rounding
-error ``e``: of the parameters' arithmetic and of the output's type. The nearest one says how the gates stood.
+For a given x there are four possible outputs, one for each state of the two gates. Each is known up to a rounding
+error ``e``, from the arithmetic of the parameters and from the output's type. The nearest one gives the state.
 
-- A gate is *readable* if every way in which it stands the other way lies more than 2e from the nearest one: whatever
-  came out within e of the one is not within e of the other. A gate over zero, over equal data or over data that the
-  other channel's drowns is not readable. It is counted apart, and never as agreement.
-- A pair is *foreign* if its output lies further than e from all four: no gate explains it, so the data are wrong.
+- A gate is *readable* if every output with this gate in the other state is more than 2e from the nearest one: an output
+  within e of one is not within e of the other. A gate over zero, over equal data or over data much smaller than the
+  other channel's is not readable. It is counted apart, and never as agreement.
+- A pair is *foreign* if its output is farther than e from all four: no gates explain it, so the data are wrong.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.verification.reference.run import Site
 
 ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Half a unit in the last place of one, by the type of the data."""
+"""Unit roundoff (half a unit in the last place of 1) by dtype."""
 _SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 _APPROXIMATE = 2.0**-20
-"""Error of a GPU's fast exp and division, relative to the sigmoid's range; sixteen units in float32's last place."""
+"""Error of a GPU's fast exp and division, relative to the sigmoid's range: sixteen units in float32's last place."""
 _STATES = ((True, True), (True, False), (False, True), (False, False))
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What an output shows.
+    """Gates decoded from an output.
 
     Attributes:
-        gates: how each gate stood, bool ``[N, C, H, W]``; meaningless where it is not readable.
-        readable: bool ``[N, C, H, W]``.
-        foreign: bool ``[N, C, H, W]``, both channels of a pair that no gates explain.
-        apart: relative L2 of the output from the nearest of what x allows, ill-conditioned groups left out.
+        gates: state of each gate, bool ``[N, C, H, W]``; meaningless if not readable.
+        readable: readable gates, bool ``[N, C, H, W]``.
+        foreign: pairs that no gates explain, bool ``[N, C, H, W]``, set for both channels.
+        apart: relative L2 of the output from the nearest possible one, without ill-conditioned groups.
     """
 
     gates: np.ndarray
@@ -50,20 +50,20 @@ class Decoded:
     apart: float
 
     def count(self, expected: np.ndarray, x: np.ndarray, site: Site) -> FlipCount:
-        """Flips of the readable gates against the expected ones, on the same input x."""
+        """Count the flips of readable gates against the expected mask, on the same input x."""
         found = count_flips((self.gates != expected) & self.readable, x, site.form)
         unread = ~self.readable & ~self.foreign
         return replace(found, gates=int(self.readable.sum()), undecidable=int(unread.sum()))
 
 
 def decode(y: np.ndarray, x: np.ndarray, site: Site, data: str) -> Decoded:
-    """Read the gates of an SRU.
+    """Decode the gates of an SRU from its input and output.
 
     Args:
-        y: its output, floating ``[N, C, H, W]``.
-        x: its input, exactly as it was fed, floating ``[N, C, H, W]``.
+        y: output of the SRU, floating ``[N, C, H, W]``.
+        x: input of the SRU, bit for bit, floating ``[N, C, H, W]``.
         site: operator, parameters and form.
-        data: the type of x and y in the engine, a key of :data:`ROUNDOFF`.
+        data: dtype of x and y in the engine, a key of :data:`ROUNDOFF`.
     """
     half = x.shape[1] // 2
     weights, values, error, ill = _weighted_data(np.asarray(x, np.float64), site, data)
@@ -71,7 +71,7 @@ def decode(y: np.ndarray, x: np.ndarray, site: Site, data: str) -> Decoded:
     lower, upper = y64[:, :half], y64[:, half:]
     slack = error[:, :half] + error[:, half:]
     allowed = [_outputs(weights, values, state, half) for state in _STATES]
-    with np.errstate(invalid="ignore"):  # what is not finite is near nothing
+    with np.errstate(invalid="ignore"):  # an output that is not finite is near none
         off = np.stack([np.maximum(np.abs(lower - a), np.abs(upper - b)) for a, b in allowed])
     off = np.where(np.isfinite(off), off, np.inf)
     nearest = np.argmin(off, axis=0)
@@ -96,7 +96,7 @@ def decode(y: np.ndarray, x: np.ndarray, site: Site, data: str) -> Decoded:
 def _outputs(
     weights: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], d: np.ndarray, state: tuple[bool, bool], half: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """y_c and y_c' for one way in which a pair stands; weights are w1 and w2 open, w1 and w2 closed."""
+    """y_c and y_c' for one state of a pair; weights are w1 and w2 for open, then w1 and w2 for closed."""
     w1 = [weights[0 if opened else 2] for opened in state]
     w2 = [weights[1 if opened else 3] for opened in state]
     lower, upper = slice(None, half), slice(half, None)
@@ -107,12 +107,12 @@ def _outputs(
 def _weighted_data(
     x: np.ndarray, site: Site, data: str
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """The weights of both ways, the data, the error that each channel brings to an output, and, by pair, whether one of
-    its groups is ill-conditioned (only where the data depend on the groups' statistics)."""
+    """Weights of both states, data, rounding error that each channel adds to an output, and pairs with an
+    ill-conditioned group (only where the data depend on the statistics of groups)."""
     half, roundoff = x.shape[1] // 2, ROUNDOFF[data]
     one, zero = np.ones_like(x), np.zeros_like(x)
     hard, smallest = (one, zero, zero, one), _SMALLEST[data]
-    if site.operator == "SRU":  # x as it is, and one sum rounded to the type
+    if site.operator == "SRU":  # the data are x; the sum is rounded to the type
         return hard, x, roundoff * np.abs(x) * 1.001 + smallest, np.zeros((len(x), half, *x.shape[2:]), bool)
     affine, error, ill = _affine(x, site)
     if site.operator == "SRUNorm":  # the data are rounded to the type, and so is the sum
@@ -124,11 +124,11 @@ def _weighted_data(
 
 
 def _affine(x: np.ndarray, site: Site) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """n times the first parameter plus the second one in float64, what float32 can differ from it, and by pair where a
-    group is ill-conditioned."""
+    """n times the first parameter plus the second in float64, its largest error in float32, and pairs with an
+    ill-conditioned group."""
     form, half = site.form, x.shape[1] // 2
     nothing = np.zeros(x.shape[1])
-    # a margin whose cut is 0 is the centred x, and its bound that of the mean and the subtraction
+    # with a cut of 0 the margin is the centred x, and its bound is that of the mean and the subtraction
     found = margins(x, replace(form, cut=nothing, reach=nothing, sign=nothing + 1))
     first, second = (np.asarray(p, np.float64).reshape(1, -1, 1, 1) for p in list(site.parameters.values())[2:])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,9 +1,9 @@
-"""A whole engine end to end: what its outputs are held against. NumPy only.
+"""End-to-end check of an engine's outputs. NumPy only: it also runs on the device.
 
-Fed the same input, an engine and PyTorch go through gates that rounding decides, and the engine's are not read. So an
-engine's outputs are held against the *noise* of the reference: how far PyTorch's own outputs move when the inputs of
-its gates are disturbed as rounding of the engine's type disturbs them, running free. A fault of that size cannot be
-told from healthy rounding by the outputs; the SRUs alone (:mod:`.srus`) are judged gate by gate.
+The gates inside an engine are not read, and rounding flips some of them. So the outputs are compared with the *noise*
+of the reference: the change of PyTorch's free-running outputs when its gates' inputs are disturbed as the engine's
+rounding disturbs them. A fault of that size does not show in the outputs; the SRUs alone (:mod:`.srus`) are judged gate
+by gate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
 
 @dataclass(frozen=True)
 class _Found:
-    """One output on one sample."""
+    """Error of one output on one sample."""
 
     error: float
     noise: float
@@ -38,10 +38,10 @@ class _Found:
 
 
 class EndToEnd:
-    """Collects an engine's outputs, sample by sample.
+    """Collector of an engine's output errors, sample by sample.
 
     Args:
-        shared: takes what an engine has in common with other artifacts (contract, NaN, answers, worst inputs).
+        shared: state shared with other checks (contract, NaN, answers, worst inputs).
     """
 
     def __init__(self, manifest: EngineManifest, shared: Shared) -> None:
@@ -53,14 +53,14 @@ class EndToEnd:
 
     @property
     def rounding(self) -> str:
-        """The type whose rounding the engine's convolutions have, as :meth:`.ReferenceSource.free_noise` takes it."""
+        """Type whose rounding the engine's convolutions have, for :meth:`.ReferenceSource.free_noise`."""
         return "float16" if self._kind == "tf32" else self._kind
 
     def add(self, run: ReferenceRun, found: Arrays, noise: Mapping[str, float]) -> None:
         """Compare the outputs of one sample.
 
         Args:
-            noise: of the reference's outputs, by name; an output that is not in it was not measured.
+            noise: noise of the reference's outputs by name; outputs that were not measured are missing.
         """
         check_labels(run)
         found = align_rows(found, run.given, self._shared.limits["equal_scores"].value)
@@ -89,7 +89,7 @@ class EndToEnd:
             self._compare_answers(name, y, given, self._limits["engine_multiple"].value * level, run)
 
     def _compare_answers(self, name: str, y: np.ndarray, given: np.ndarray, limit: float, run: ReferenceRun) -> None:
-        """An answer may change where the reference's two logits are closer than what its row may be off by."""
+        """Compare top-1; it may change only where the reference's two logits are closer than the error allowed."""
         answers, expected = np.argmax(y, axis=1), np.argmax(given, axis=1)
         self._rows += len(given)
         self._agreeing += int(np.sum(answers == expected))
@@ -101,11 +101,11 @@ class EndToEnd:
                 self._changed.append(f"{text}, {gap:.2g} below it (rounding moves it by at most {may:.2g})")
 
     def outputs(self) -> tuple[EngineOutput, ...]:
-        """Of every output the sample with the worst ratio."""
+        """Error of every output on the sample with the worst ratio."""
         return tuple(EngineOutput(n, f.metrics, f.noise, f.measured) for n, f in self._worst.items())
 
     def checks(self) -> list[Check]:
-        """What is judged of them."""
+        """Checks of the outputs."""
         checks = [self._check(name, found) for name, found in self._worst.items()]
         if self._rows:
             text = f"top-1 agrees on {self._agreeing} of {self._rows}"
@@ -121,7 +121,7 @@ class EndToEnd:
 
     def _check(self, name: str, found: _Found) -> Check:
         limit = self._limits["engine_multiple"].value
-        # not (>), so that a ratio that is not a number fails
+        # not (>): NaN must fail
         good = found.ratio <= limit
         how = "" if found.measured else ", assumed"
         text = f"{name}: relative L2 {found.error:.1e}, {found.ratio:.2g}x the noise of explained gate changes "

@@ -1,10 +1,9 @@
-"""One SRU as an engine of its own, built and run where the whole engine runs. Standard library, NumPy and the library's
-bindings only, for it also runs on the device; the ONNX model of the SRU was written where onnx is (:mod:`.sru_models`).
+"""Build one SRU as an engine of its own and run it. Standard library, NumPy and the library's bindings only.
 
-Why not :func:`.builder.build_plan`: it takes the form that a version reads by itself and loads the plugin,
-while here the plugin is loaded already and the form must be the one that the whole engine ended with (a fused SRU is
-its node alone, an expanded one beside a loaded plugin is inlined). Its options, profile, timing cache, progress and
-facts of the layers would all be switched off: a source that ignores what it is asked for, to save fifteen lines.
+It also runs on the device; the ONNX model of the SRU comes from :mod:`.sru_models`. It does not use
+:func:`.builder.build_plan`, which chooses the form by version and loads the plugin. Here the plugin is loaded already,
+and the form must be that of the whole engine: a fused SRU is its node alone, an expanded one is inlined if a plugin is
+loaded.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from scconv_deploy.system.backends import BACKENDS
 
 Form = Literal["function", "plugin", "inlined"]
 FORMS: tuple[Form, ...] = ("function", "plugin", "inlined")
-"""Of one SRU's ONNX model: its node with its function, the node alone, the function's nodes."""
+"""Forms of one SRU's ONNX model: the node with its function, the node alone, the function's nodes."""
 
 
 @contextmanager
 def lone_sru(engine: EngineArtifact, site: str, models: Mapping[Form, bytes], plugin: Path | None) -> Iterator[Any]:
-    """Build one SRU as the engine's library builds it, with the plugin if the engine got the plugin for it.
+    """Build one SRU with the engine's library, in the form (fused or expanded) that it has in the engine.
 
     Args:
-        engine: the whole one, already opened in this process (which loaded its plugin).
-        models: the SRU's ONNX model in each form, one input and one output of static shape.
-        plugin: the engine's plugin library; None if it has none.
+        engine: whole engine, already opened in this process (which loaded its plugin).
+        models: the SRU's ONNX model in each form, with one input and one output of static shape.
+        plugin: plugin library of the engine; None without one.
 
     Yields:
-        its runner.
+        Runner of the SRU.
 
     Raises:
-        BuildError: the library refuses it.
-        MissingRuntimeError, ModelError: it cannot run here.
+        BuildError: the library refuses the model.
+        MissingRuntimeError, ModelError: the SRU's engine cannot run here.
     """
     backend = engine.manifest.backend
     module = load_module(backend)  # type: ignore[arg-type]
@@ -54,11 +53,10 @@ def lone_sru(engine: EngineArtifact, site: str, models: Mapping[Form, bytes], pl
 
 
 def form_of(module: ModuleType, backend: str, fused: bool, plugin_is_loaded: bool) -> Form:
-    """Which form makes this version do what it did in the whole engine.
+    """Form that gives the same result as in the whole engine.
 
-    A fused SRU is the node alone: the build fails where the plugin does not take it. An expanded one is the node with
-    its function, as in the whole model, unless this version would take the plugin, or bind the function's inputs
-    wrongly.
+    A fused SRU is the node alone: the build fails if the plugin refuses it. An expanded SRU is the node with its
+    function, as in the whole model, unless this version would use the plugin or bind the function's inputs wrongly.
     """
     if fused:
         return "plugin"
@@ -70,10 +68,10 @@ def build_sru(module: ModuleType, backend: str, site: str, model: bytes, compute
     """Build one SRU: strongly typed and without TF32, like every engine.
 
     Args:
-        compute_capability: of TensorRT-RTX; this machine's GPU by default.
+        compute_capability: target of TensorRT-RTX; this machine's GPU by default.
 
     Raises:
-        BuildError: the library refuses it.
+        BuildError: the library refuses the model.
     """
     log = logs.library_log(module)
     with log.recording() as messages:
@@ -93,7 +91,7 @@ def build_sru(module: ModuleType, backend: str, site: str, model: bytes, compute
         given, made = network.get_input(0), network.get_output(0)
         inputs, outputs = (EngineTensor(t.name, t.dtype.name, tuple(t.shape)) for t in (given, made))
         plan = bytes(data)
-    del parser  # the network lived on it
+    del parser  # the network depends on it until here
     profile = EngineProfile(inputs.name, inputs.shape, inputs.shape, inputs.shape)
     return Plan(f"the SRU {site}", backend, plan, (inputs,), (outputs,), (profile,))
 

@@ -1,4 +1,4 @@
-"""Each SRU of an engine built alone, fed the input that the reference recorded, its gates read from its output."""
+"""Teacher-forced check of an engine: each SRU built alone, fed the recorded input, gates decoded from its output."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from scconv_deploy.verification.reference.run import Site, SiteRun
 
 Models = Mapping[Form, bytes]
 SRUModels = Callable[[Site, tuple[int, ...]], Models]
-"""The ONNX model of a site for an x of this shape, in each form; empty where there is none."""
+"""(site, shape of x) -> ONNX model of the SRU in each form; empty if there is none."""
 SRUBuilder = Callable[[EngineArtifact, str, Models, Path | None], AbstractContextManager[Any]]
-"""Builds a site's models as the engine was built, and runs them."""
+"""Builds the SRU of a site in the form that it has in the engine, and yields its runner."""
 GATES = "teacher-forced gates"
-"""The check of gates."""
+"""Name of the check of gates."""
 
 
 class LoneSRUs:
-    """Collects the gates and values of SRUs built alone.
+    """Collector of gates and values of SRUs built alone.
 
     Args:
         models, build: see :data:`SRUModels` and :data:`SRUBuilder`.
 
     Attributes:
-        counts: flips by site.
+        counts: flip counts by site.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LoneSRUs:
         self._sites: set[str] = set()
 
     def judge(self, run: SiteRun) -> None:
-        """One SRU on the input that the reference recorded."""
+        """Build one SRU, run it on the recorded input, and compare."""
         name = run.site.name
         self._sites.add(name)
         if run.x is None:
@@ -80,7 +80,7 @@ class LoneSRUs:
         self._foreign[site.name] = int(found.foreign.sum()) // 2
 
     def checks(self) -> list[Check]:
-        """What is judged of them, and which could not be."""
+        """Checks of gates and values, and of SRUs that could not be judged."""
         checks = [self._gates(), self._values()] if self._apart else []
         if self._sites and not self._apart:
             checks = [_unseen(f"none of the {len(self._sites)} SRUs was compared alone")]
@@ -120,7 +120,7 @@ class LoneSRUs:
 
 
 def _unseen(why: str) -> Check:
-    """Without a gate that was compared nothing is said of gates, and a link that is required has not passed."""
+    """Check of gates if none was compared; a required link then has not passed."""
     return Check(GATES, "not run", f"{why}: no gate was seen")
 
 
@@ -129,7 +129,7 @@ def _badness(value: float) -> float:
 
 
 def _rounded(x: np.ndarray, data: str) -> np.ndarray:
-    """x as an engine of this type takes it, float32."""
+    """Round x to an engine's type; float32."""
     if data == "bfloat16":
         return from_bfloat16(to_bfloat16(x))
     with np.errstate(over="ignore"):

@@ -1,10 +1,9 @@
-"""The verdict on an engine. Standard library, NumPy and the engine's own library only, for it also runs on the device.
+"""Verdict on an engine. Standard library, NumPy and the engine's library only: it also runs on the device.
 
-An engine's inner tensors are not read here: TensorRT can show them (mark_debug, set_debug_listener), which is not used
-yet. So it is judged in two ways, see DESIGN section 6: the whole engine end to end
-(:mod:`.outputs`), and each SRU built alone at the engine's precision, fed the input that the reference recorded,
-its gates read from its output (:mod:`.srus`). What cannot be opened or crashes has no verdict: that raises, or
-is a link that was not run, and is never a parity failure.
+An engine's inner tensors are not read (TensorRT's mark_debug and set_debug_listener are not used yet). An engine is
+judged in two ways, see DESIGN section 6: end to end (:mod:`.outputs`), and each SRU built alone at the engine's
+precision and fed the recorded input (:mod:`.srus`). An engine that cannot be opened or crashes has no verdict: that is
+an error, or a link that was not run, never a parity failure.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder,
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
 
 Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
-"""Opens an engine with its plugin; what it yields has ``inputs``, ``outputs`` and ``run``."""
+"""Opens an engine with its plugin; yields a runner with ``inputs``, ``outputs`` and ``run``."""
 ENGINE_LINK = "engine"
-"""Of a chain without an engine, or whose engine a device builds; an engine's own link has its backend's name."""
+"""Link of a chain without an engine, or whose engine a device builds; other engine links are named by backend."""
 HIDDEN = "an engine hides its parameters"
 
 
 def open_engine(engine: EngineArtifact, plugin: Path | None) -> TensorRTRunner:
-    """The default :data:`Opener`."""
+    """Open an engine in TensorRT; the default :data:`Opener`."""
     return TensorRTRunner(engine, plugin=plugin)
 
 
 def no_models(site: Site, shape: tuple[int, ...]) -> Models:
-    """The default :data:`.srus.SRUModels`: there is none, and no SRU is judged alone."""
+    """No models, so that no SRU is judged alone; the default :data:`.srus.SRUModels`."""
     return {}
 
 
@@ -66,20 +65,20 @@ def judge_engine(
     """Judge an engine against a reference.
 
     Args:
-        samples: what the source runs; those outside the engine's profile are left out, and said.
-        overrides: tolerances by name, instead of the table's.
-        plugin: the library that the engine was built with.
+        samples: samples of the source; those outside the engine's profile are skipped, and the report says so.
+        overrides: tolerances by name that replace the table's.
+        plugin: plugin library that the engine was built with.
         sru_models: ONNX models of single SRUs (:mod:`.sru_models`, or a bundle's).
-        opener, build_sru: what runs the engine and builds single SRUs.
+        opener, build_sru: open the engine, and build single SRUs.
 
     Returns:
-        The report, with one link that has the backend's name; falsy when a check failed.
+        The report, with one link named after the backend; falsy if a check failed.
 
     Raises:
-        UsageError: its inputs or outputs are not the reference's, no sample fits its profile, or an override names no
-            tolerance.
+        UsageError: the engine's inputs or outputs are not the reference's, no sample fits its profile, or an override
+            names no tolerance.
         IntegrityError: the engine or the plugin is not what the manifest says.
-        MissingRuntimeError, ModelError: it cannot be opened or run here.
+        MissingRuntimeError, ModelError: the engine cannot be opened or run here.
     """
     shared = Shared(tolerances.table(overrides))
     outputs = EndToEnd(engine.manifest, shared)
@@ -107,7 +106,7 @@ def judge_engine(
                 f"No sample fits the engine: {unfit[0] if unfit else 'there is none.'}",
                 "Give inputs within its profile, or build it for these sizes.",
             )
-        judged = recorded or first  # without any input of an SRU each is said not to have been judged
+        judged = recorded or first  # a run without recorded inputs reports each SRU as not judged
         for site in judged.sites.values() if judged is not None else ():
             srus.judge(site)
         stage.applied += shared.samples.names
@@ -119,7 +118,7 @@ def judge_engine(
 
 
 def try_to_judge(engine: EngineArtifact, judge: Callable[[], ParityReport]) -> tuple[Link, ParityReport | None]:
-    """The link of an engine: judged, or not run with the reason, for what cannot run has no verdict.
+    """Judge an engine; return its link and report, or a link "not run" with the reason if it cannot run.
 
     Args:
         judge: calls :func:`judge_engine` or :func:`judge_with_bundle`.
@@ -133,16 +132,16 @@ def try_to_judge(engine: EngineArtifact, judge: Callable[[], ParityReport]) -> t
 
 
 def with_engine(report: ParityReport, link: Link, engine: ParityReport | None) -> ParityReport:
-    """A report with the link of an engine in it, in place of one of that name."""
+    """Add the link and measurements of an engine to a report; an older link of that name is replaced."""
     kept = [old for old in report.links if old.name != link.name]
     stages, measured = (engine.stages, engine.engines) if engine is not None else ((), ())
     return replace(report, links=(*kept, link), stages=(*report.stages, *stages), engines=(*report.engines, *measured))
 
 
 def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
-    """Why a sample does not fit the engine's profile; "" if it does (UsageError for other names)."""
+    """Reason why a sample does not fit the engine's profile, "" if it does (UsageError for other names)."""
     for what, found, wanted in (("inputs", runner.inputs, run.inputs), ("outputs", runner.outputs, run.given)):
-        if list(found) != list(wanted):  # in the same order too: programs that feed by position would mix them up
+        if list(found) != list(wanted):  # the order counts too: programs that feed by position would mix them up
             raise UsageError(
                 f"The engine's {what} are {', '.join(found)}; the reference's {', '.join(wanted)}.",
                 "Give the model that this engine was built from.",
@@ -155,7 +154,7 @@ def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
 
 
 def _add_sites(shared: Shared, run: ReferenceRun) -> ReferenceRun | None:
-    """What the reference's gates look like; the run if its SRUs' inputs were kept."""
+    """Add the reference's gates on one sample; return the run if the inputs of its SRUs were kept."""
     if not any(site.x is not None for site in run.sites.values()):
         return None
     shared.sites.add(run)

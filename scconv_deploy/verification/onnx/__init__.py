@@ -1,1 +1,1 @@
-"""Verdicts on ONNX files: run on the reference samples, masks injected, gates compared."""
+"""Verdicts on ONNX files: run on the reference samples, gates compared, masks injected."""

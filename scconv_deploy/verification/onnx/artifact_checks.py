@@ -1,4 +1,4 @@
-"""Every check of one ONNX artifact: the list of them, fed sample by sample, and what the report takes from each."""
+"""All checks of one ONNX artifact, fed sample by sample, and their records for the report."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSour
 
 
 class ArtifactChecks:
-    """Checks of an artifact against a reference; a context manager, which holds sessions.
+    """Checks of an artifact against a reference; a context manager that closes its sessions.
 
     Args:
         source: the reference.
         proto: the artifact.
-        single: the float32 model that a half artifact was converted from; None if it is not at hand.
-        options: of ONNX Runtime.
+        limits: table of tolerances.
+        options: settings of ONNX Runtime.
+        single: float32 model that a half artifact was converted from; None if not available.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ArtifactChecks:
         ranges: list[ArtifactCheck] = []
         if single is not None and precision != "fp32":
             ranges = [HalfRange(RangeWatch(single, proto, precision, options), proto, shared)]
-        # in the order of the report, in which they are fed too: what one notes, a later one may ask for
+        # in the order of the report; a later check may use what an earlier one measured
         self._all: list[ArtifactCheck] = [
             StandIn(runs), *ranges, self.static, Rewritten(shared, runs), self.weights, self.forced, self.opinion,
             self.free, self.others, self.jumps, Rounding(shared), self.replay, self.end_to_end,
@@ -69,7 +70,7 @@ class ArtifactChecks:
         ]  # fmt: skip
 
     def __enter__(self) -> ArtifactChecks:
-        _ = self._runs.as_it_is  # what cannot run here is refused before any sample runs
+        _ = self._runs.as_it_is  # refuse an artifact that cannot run here before any sample runs
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -79,8 +80,8 @@ class ArtifactChecks:
         """Measure one sample.
 
         Raises:
-            UsageError: the artifact's inputs or outputs are not the reference's, or a label is none.
-            ModelError: ONNX Runtime cannot run it.
+            UsageError: the artifact's inputs or outputs are not the reference's, or a label is no class of the model.
+            ModelError: ONNX Runtime cannot run the artifact.
         """
         shared, found = self.shared, self._runs.of(run)
         check_labels(run)
@@ -94,7 +95,7 @@ class ArtifactChecks:
             check.add(run, found)
 
     def checks(self) -> list[Check]:
-        """What is judged of the artifact; of a quantised one its SRUs, which are float32 whatever is around them."""
+        """Checks of the artifact; for a quantised one, those of its SRUs, which stay in float32."""
         if not self._quantization:
             return [*_judged(self._all), *self.shared.checks()]
         judged = _judged([self.static, self.forced, self.opinion, Quantized(self._quantization, self.end_to_end)])
@@ -102,7 +103,7 @@ class ArtifactChecks:
 
     @property
     def srus(self) -> tuple[SRUParity, ...]:
-        """For the report, by site."""
+        """Records of the SRUs for the report, by site."""
         return tuple(self._sru(name) for name in self.shared.sites.gates)
 
     def _sru(self, name: str) -> SRUParity:
@@ -121,7 +122,7 @@ class ArtifactChecks:
 
     @property
     def outputs(self) -> tuple[OutputParity, ...]:
-        """For the report, by output."""
+        """Records of the outputs for the report."""
         found = self.replay.unruled | self.replay.outputs
         metrics = self.end_to_end.metrics
         return tuple(OutputParity(n, metrics[n], v.error, v.floor, v.measured) for n, v in found.items())

@@ -1,9 +1,8 @@
-"""The chain from the reference to the artifact, link by link, and the verdict; no torch in it.
+"""Chain from the reference to an ONNX artifact, link by link, and the verdict. No torch.
 
-``PyTorch as given -> with SRUs swapped -> ONNX Runtime -> precision``: each SRU is fed the reference's own input and
-its gates are compared one by one; running free, every changed gate must be explained by the error of its input; with
-the gates fixed the rest is continuous and is judged by its error against PyTorch's own rounding noise, or against the
-rounding of half data. See DESIGN section 6.
+``PyTorch as given -> with SRUs swapped -> ONNX Runtime -> precision``. Teacher-forced, the gates of each SRU are
+compared one by one. Running free, the error of a gate's input must explain each flip. In the replay, with the
+reference's gates, the rest is continuous: its error is judged in multiples of the noise floor. See DESIGN section 6.
 """
 
 from __future__ import annotations
@@ -33,12 +32,13 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is judged.
+    """ONNX artifact to judge.
 
     Attributes:
-        proto: the model with its external data loaded.
-        name: of the file; ``content`` is what is hashed.
-        single: the float32 model that a half one was converted from, a link of its own; None if it is not at hand.
+        proto: model with its external data loaded.
+        name: name of the file.
+        content: bytes of the file, for its SHA-256.
+        single: float32 model that a half artifact was converted from, judged as its own link; None if not available.
     """
 
     proto: onnx.ModelProto
@@ -48,22 +48,22 @@ class Artifact:
 
     @property
     def precision(self) -> Precision:
-        """The type of its data."""
+        """Type of the data."""
         return precision_of(self.proto)
 
     @property
     def quantization(self) -> str:
-        """How it is quantised; "" if it is not."""
+        """Kind of quantisation, as text; "" if not quantised."""
         return quantization_of(self.proto)
 
 
 @dataclass(frozen=True)
 class Judging:
-    """How it is judged.
+    """Settings of a verdict.
 
     Attributes:
-        overrides: tolerances by name, instead of the table's.
-        runtime: of ONNX Runtime.
+        overrides: tolerances by name that replace the table's.
+        runtime: settings of ONNX Runtime.
     """
 
     overrides: Mapping[str, float] = field(default_factory=dict)
@@ -82,16 +82,16 @@ def verify_artifact(
     """Judge an ONNX model against a reference.
 
     Args:
-        samples: what the source runs; read once, one at a time.
+        samples: samples of the source; read once, one at a time.
 
     Returns:
-        The report; falsy when a check failed.
+        The report; falsy if a check failed.
 
     Raises:
-        UsageError: there is no sample, or a label outside the model's classes; the artifact's inputs or outputs are not
-            the reference's, or an override names no tolerance.
+        UsageError: there is no sample, a label is no class of the model, the artifact's inputs or outputs are not the
+            reference's, or an override names no tolerance.
         MissingRuntimeError: the provider cannot run here.
-        ModelError: ONNX Runtime or the reference cannot run the inputs at all.
+        ModelError: ONNX Runtime or the reference cannot run the inputs.
     """
     runtime, limits = judging.runtime, tolerances.table(judging.overrides)
     single: ArtifactChecks | None = None
@@ -156,4 +156,6 @@ def _links(
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:
     facts = environment_facts() | {"provider": runtime.resolved_provider()}
     names = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy")
-    return facts | {name: found for name in names if (found := installed_version(name))}  # a bundle needs few of them
+    return facts | {
+        name: found for name in names if (found := installed_version(name))
+    }  # a bundle does not need all of them

@@ -1,13 +1,12 @@
-"""The first tensor of an ONNX artifact that leaves its tolerance, and the module that computes it in PyTorch.
+"""First tensor of a failed ONNX artifact that is beyond its tolerance, and the PyTorch module that computes it.
 
-With the reference's gates on both sides everything is continuous, so an error has one place of origin. Every value
-that is the output of a module is compared, from the start on (the exporter notes the module of a node as
-``scconv.module``), and the first one beyond its tolerance is it.
+With the reference's gates on both sides everything is continuous, so an error has one place of origin. The outputs of
+all modules are compared in the graph's order (the exporter stores the module of a node as ``scconv.module``).
 
-It is no bisection, for being beyond the tolerance is not monotone: in a sum the rest is larger and so is its noise.
-Measured on the small ScConv-ResNet of the tests, 37 values: one weight of a grouped convolution off by 1e-4 of its
-norm is beyond the tolerance at that convolution, within it at the next four values and at three more behind the next
-SRU; bisection names the BatchNorm five modules on. One weight of the stem off by as much is named a stage too late.
+This is no bisection, because an error may return within its tolerance: in a sum the other term adds noise. Measured on
+the small ScConv-ResNet of the tests (37 values): one weight of a grouped convolution off by 1e-4 of its norm is beyond
+the tolerance at that convolution, and within it at the next four values and at three more after the next SRU. Bisection
+would name the BatchNorm five modules later. One weight of the stem off by as much would be named a stage too late.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
 from scconv_deploy.verification.ruler import FLOAT32, AgainstNoise
 
-_AT_ONCE = 16  # values compared in one run: their tensors are in memory together
+_AT_ONCE = 16  # values compared in one run: all their tensors are in memory at once
 
 
 def first_divergence(
     source: ReferenceSource, proto: onnx.ModelProto, judged: ArtifactChecks, options: RuntimeOptions
 ) -> str:
-    """The first value that leaves its tolerance, in words; where all values keep it, the first SRU whose gates do not.
+    """First value beyond its tolerance, as text; if there is none, the first SRU with unexplained flips.
 
-    Call it for an artifact that failed: it runs the worst sample again.
+    Call it for a failed artifact only: it runs the worst sample again.
     """
     found = first_value(source, proto, judged, options)
     if found:
@@ -56,17 +55,17 @@ def first_divergence(
 def first_value(
     source: ReferenceSource, proto: onnx.ModelProto, judged: ArtifactChecks, options: RuntimeOptions
 ) -> str:
-    """The first value beyond its tolerance, its module and its error in words; "" if no value is."""
+    """First value beyond its tolerance, its module and its error, as text; "" if there is none."""
     replay, ruler = judged.replay, judged.shared.ruler
     if (run := replay.worst_run) is None:
         return ""
-    # PyTorch's modules are float32, and give nothing that a half file's could be held against
+    # PyTorch's modules are float32: no reference for the values of a half file
     candidates = list(module_outputs(proto)) if ruler.data == FLOAT32 else []
     for start in range(0, len(candidates), _AT_ONCE):
         found = first_of(source, proto, run, judged, options, candidates[start : start + _AT_ONCE])
         if found:
             return found
-    # without module outputs on the reference's side: what was compared on every sample
+    # the reference has no module outputs: use the layers compared on every sample
     for name, layer in replay.layers.found.items():
         if not layer.error <= ruler.largest_multiple(layer.multiple) * layer.floor:
             return _words(name, replay.layers.modules[name], layer)
@@ -77,10 +76,10 @@ def first_value(
 
 
 def module_outputs(proto: onnx.ModelProto) -> dict[str, tuple[str, int]]:
-    """Values that are outputs of PyTorch modules: value -> (path, call from 1), in the graph's order.
+    """Outputs of PyTorch modules in the graph: value -> (path, call from 1), in the graph's order.
 
-    A module's output is what leaves it: produced by one of its nodes, used by a node of none or a graph output. A
-    module with several such values for a call is left out, for which is which cannot be known; so is the whole model.
+    A module's output is produced by one of its nodes and used by a node outside of it, or a graph output. A call with
+    several such values is left out because they cannot be told apart; so is the whole model.
     """
     leaving: dict[str, list[str]] = defaultdict(list)
     users: dict[str, list[str]] = defaultdict(list)
@@ -110,7 +109,7 @@ def first_of(
     options: RuntimeOptions,
     values: Sequence[str],
 ) -> str:
-    """The first of these module outputs beyond its tolerance on one run, in words; "" if none is."""
+    """First of these module outputs beyond its tolerance on one run, as text; "" if there is none."""
     ruler = judged.shared.ruler
     places = {name: place for name, place in module_outputs(proto).items() if name in values}
     paths = sorted({path for path, _ in places.values()})

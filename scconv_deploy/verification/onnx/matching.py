@@ -1,8 +1,8 @@
-"""What of a file belongs to what of its reference: SRU nodes to sites, inputs and outputs to the reference's.
+"""Matching of a file with its reference: SRU nodes to sites, and the names of inputs and outputs.
 
-A node's name proves nothing: other exporters and simplifiers name nodes as they like. What a node computes says which
-site it is: its parameters, bit for bit, and the tensor that it is given where several sites share them. A wrong match
-does no harm: parity is judged afterwards.
+Names of nodes prove nothing, because exporters and simplifiers choose them freely. A node matches a site if its
+parameters are equal bit for bit; if several sites share parameters, the node's input decides. A wrong match does no
+harm: parity is judged afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scconv_deploy.verification.metrics import relative_l2
 
 @dataclass(frozen=True)
 class KnownSite:
-    """An SRU of the reference: its node's parameters in the operator's order, float32 ``[C]``; its x, ``[N, C, *]``."""
+    """SRU of the reference: its parameters in the operator's order, float32 ``[C]``, and its input x, ``[N, C, *]``."""
 
     parameters: tuple[np.ndarray, ...]
     x: np.ndarray
@@ -37,11 +37,11 @@ class KnownSite:
 
 
 Alike = Callable[[str, str], bool]
-"""Whether a node (first name) may be a site (second name)."""
+"""(node name, site name) -> whether the node may be the site."""
 
 
 def same_parameters(proto: onnx.ModelProto, known: Mapping[str, KnownSite]) -> Alike:
-    """Whether a node's parameters are a site's, to the bit."""
+    """Predicate: whether a node's parameters equal a site's bit for bit."""
     stored = {
         name: [numpy_helper.to_array(t).tobytes() for t in instrument.parameters(proto, node).values()]
         for name, node in instrument.sites(proto).items()
@@ -52,16 +52,16 @@ def same_parameters(proto: onnx.ModelProto, known: Mapping[str, KnownSite]) -> A
 def match_sites(
     proto: onnx.ModelProto, known: Mapping[str, KnownSite], inputs: Mapping[str, np.ndarray], alike: Alike
 ) -> dict[str, str]:
-    """Which node is which site: node -> site.
+    """Match nodes to sites: node -> site.
 
-    A node that alone is like a site of its own name is that site. Of the others, those go together that are alike and
-    see the same x; at last those that see the same x although they are not alike, so that a comparison can say how
-    they differ. Where ONNX Runtime cannot run the file, the order of nodes and calls decides between alike ones.
+    First, a node that is the only one alike to the site of its own name matches it. Then nodes and sites match that are
+    alike and have the same x; then those that have the same x although not alike, so that a comparison can show the
+    difference. If ONNX Runtime cannot run the file, alike ones are matched in the order of nodes and calls.
 
     Args:
-        proto: with the reference's names for its inputs.
-        known: the reference's sites in the order of their calls.
-        inputs: what the reference was given when it saw the sites' x.
+        proto: file with the reference's input names.
+        known: sites of the reference in the order of calls.
+        inputs: inputs of the reference run that recorded each site's x.
     """
     nodes = list(instrument.sites(proto))
     likely = {node: [site for site in known if alike(node, site)] for node in nodes}
@@ -86,22 +86,22 @@ def match_sites(
 
 
 def _alone(node: str, likely: Mapping[str, Sequence[str]]) -> bool:
-    """Whether no other node claims what this one is called."""
+    """Whether no other node is alike to the site of this node's name."""
     return all(node not in sites for other, sites in likely.items() if other != node)
 
 
 def _inputs_of(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The x of each node on these inputs; empty where the file does not run on them."""
+    """Input x of each node on these inputs; empty if ONNX Runtime cannot run the file."""
     nodes = list(instrument.sites(proto))
     try:
         found = runner_of(instrument.expose_gates(proto, nodes), RuntimeOptions()).run(inputs)
-    except ModelError:  # whoever judges the file says so
+    except ModelError:  # the later verdict reports it
         return {}
     return {node: found[name] for node in nodes if (name := instrument.gate_input(node)) in found}
 
 
 def _apart(x: np.ndarray | None, expected: np.ndarray) -> float:
-    """The relative L2 of two tensors; infinite where one is missing, not finite or of another shape."""
+    """Relative L2 of two tensors; infinite if one is missing, not finite or of another shape."""
     if x is None or x.shape != expected.shape:
         return float("inf")
     apart = relative_l2(x, expected)
@@ -109,7 +109,7 @@ def _apart(x: np.ndarray | None, expected: np.ndarray) -> float:
 
 
 def with_site_names(proto: onnx.ModelProto, pairs: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy whose SRU nodes are named after their sites; those that are none keep their names, or make room."""
+    """Copy a model and name its SRU nodes after their sites; see :func:`rename_sites`."""
     if all(node == site for node, site in pairs.items()):
         return proto
     copy = onnx.ModelProto()
@@ -119,10 +119,10 @@ def with_site_names(proto: onnx.ModelProto, pairs: Mapping[str, str]) -> onnx.Mo
 
 
 def rename_sites(proto: onnx.ModelProto, pairs: Mapping[str, str]) -> dict[str, str]:
-    """Name SRU nodes after their sites, in place.
+    """Name SRU nodes after their sites, in place; a node without a site keeps its name, unless a site has it.
 
     Returns:
-        every node's name -> what it is called now.
+        Old name -> new name of every SRU node.
     """
     taken, renamed = set(pairs.values()), {}
     for node in proto.graph.node:
@@ -149,23 +149,23 @@ def _free_names(name: str, taken: set[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Names:
-    """The file's inputs and outputs: its own name -> the reference's."""
+    """Names of a file's inputs and outputs -> the reference's names."""
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
 
     @property
     def renamed(self) -> list[str]:
-        """Those that differ, for a stage record."""
+        """Names that differ, as lines for a stage record."""
         pairs = [*self.inputs.items(), *self.outputs.items()]
         return [f"{theirs} is the reference's {ours}" for theirs, ours in pairs if theirs != ours]
 
 
 def match_names(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Names:
-    """By name where the file has the reference's names, by position where it has others: exporters let users choose.
+    """Match inputs and outputs by name, or by position if the file has other names than the reference.
 
     Raises:
-        UsageError: the file has more or fewer of them.
+        UsageError: the file has another number of inputs or outputs.
     """
     return Names(
         _pairs("inputs", [v.name for v in proto.graph.input], inputs),
@@ -184,12 +184,12 @@ def _pairs(what: str, file: Sequence[str], reference: Sequence[str]) -> dict[str
 
 
 def renamed(proto: onnx.ModelProto, names: Names) -> onnx.ModelProto:
-    """The model with the reference's names for its inputs and outputs; itself where they are the same."""
+    """Copy a model with the reference's names for inputs and outputs; the model itself if the names are equal."""
     if not names.renamed:
         return proto
     model = ir.from_proto(proto)
     wanted = {**names.inputs, **names.outputs}
-    for node in model.graph.all_nodes():  # what is called so and is another tensor makes room
+    for node in model.graph.all_nodes():  # rename other tensors of these names
         for value in node.outputs:
             if value.name in wanted.values() and value.name not in wanted:
                 value.name = f"{value.name}::inner"

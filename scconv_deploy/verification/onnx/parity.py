@@ -1,4 +1,4 @@
-"""Judge an ONNX file against PyTorch."""
+"""Verdict on an ONNX file against PyTorch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def verify_onnx(
 ) -> ParityReport:
     """Judge an ONNX model against PyTorch; see :func:`.chain.verify_artifact`.
 
-    A file of another exporter may have other names for its inputs, outputs and SRUs: they are matched first.
+    A file of another exporter may have other names for inputs, outputs and SRUs; they are matched first.
     """
     artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
     return verify_artifact(TorchReference(reference), artifact, samples, log, judging=judging, provenance=provenance)
 
 
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:
-    """What a node is matched by, of every call of an SRU in PyTorch."""
+    """Parameters and input of every SRU call in PyTorch, to match nodes by."""
     return {
         site: matching.KnownSite(tuple(v.numpy() for v in gate.swapped.gate.operator_inputs().values()), gate.x.numpy())
         for site, gate in gates.items()
@@ -47,7 +47,7 @@ def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSi
 
 
 def _with_names_of(reference: Reference, proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The file with the reference's names; in a file of this exporter those of inputs and outputs are a promise."""
+    """Rename a file to the reference's names; a file of this exporter must have the input and output names already."""
     ours, signature = proto.producer_name == PRODUCER, reference.signature
     paths = {found.path for found in reference.recognition.srus}
     nodes = instrument.sites(proto)

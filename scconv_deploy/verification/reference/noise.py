@@ -1,13 +1,13 @@
-"""The noise of a reference: how far apart runs of it are that are all right, with the same gates.
+"""Noise of a PyTorch reference: the largest distance between equally right runs with the same gates.
 
-One pair of runs says little: PyTorch's own sum may be exact by luck (a mean over 512 channels was 17 times nearer to
-float64 than ONNX Runtime's), and a reference of one number has no spread. So several runs are held against PyTorch's
-float32 with its gates put in: float64, float32 in another order of summation, and float32 whose every result moves by
-up to a unit in its last place, twice (:mod:`.model.orders`). The noise of a value is the farthest of them.
+One pair of runs is not enough: PyTorch's sum may be exact by luck (a mean over 512 channels was 17 times nearer to
+float64 than ONNX Runtime's), and a reference of one number has no spread. So PyTorch's float32 run is compared with
+four others, with its gates injected: float64, float32 in another order of summation, and float32 with every result
+moved by up to a unit in its last place, twice (:mod:`.model.orders`). The noise of a value is the largest distance.
 
-What it costs: float64 runs every row, 1.8 passes of PyTorch (:mod:`.model.float64`). The others run the first rows
-alone where rows are independent (one of eight images of ScConv-ResNet-50, 16 of a network on CIFAR's), and only for the
-first two samples; later samples are disturbed once.
+Cost: float64 runs every row, at 1.8 passes of PyTorch (:mod:`.model.float64`). If rows are independent, the others run
+only the first rows (one of eight images of ScConv-ResNet-50, 16 images of CIFAR's size). All of them run for the first
+two samples; later samples have one disturbed run.
 """
 
 from __future__ import annotations
@@ -37,33 +37,34 @@ from scconv_deploy.verification.detections import align_rows
 _ELEMENTS_AT_ONCE = 2**18
 FULL_SAMPLES = 2
 _FEW_ELEMENTS = 256
-"""A value of fewer elements can be near in every run by luck; it takes at least the usual noise of earlier samples."""
+"""A value of fewer elements can agree in all runs by luck: its noise is at least the usual one of earlier samples."""
 _ANOTHER_FUNCTION = 64.0
-"""Times the other runs: beyond it float64 computes something else (a step that no one knows fell otherwise)."""
+"""Multiple of the other runs' distance beyond which float64 computes something else (an unknown step flipped)."""
 _UNITS, _PROPORTIONAL = (1.0, 8.0, 64.0), (3.5, 20.0)
-"""Noise of eight times as many units moves what is continuous eight times as far (half of it where it is hardly more
-than rounding itself), what steps 2.8 times (the number of steps grows with the noise, their distance with its root),
-and what is random as far, or by luck any times."""
+"""Disturbances in units in the last place, and the range of the ratio of distances for 8 times the disturbance. A
+continuous model moves 8 times as far (half of it if the distance is little more than rounding), a stepping model 2.8
+times (the number of steps grows with the noise, their distance with its root), a random model equally far, or any
+multiple by luck."""
 _DRAWS = (1, 2, 3)
-"""Seeds of the runs whose mean is compared: few numbers that cancel are near in one draw and far in the next."""
+"""Seeds of the runs whose mean distance is compared: a single draw of few numbers can be near or far by luck."""
 _WORTH_A_LOOK = 1e-5
-"""Noise from which it is tried out whether the reference is continuous."""
+"""Noise above which the reference is tested for continuity."""
 
 Value = tuple[str, str]
-"""What is compared: ("output", name) or ("site", name of the SRU whose input it is)."""
+"""Key of a value: ("output", name), or ("site", name) for the input of an SRU."""
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Noise of a run.
+    """Noise floors of one sample.
 
     Attributes:
-        outputs: by name, see :func:`.metrics.distance`; None where no run could be compared.
-        sites: of the inputs of gates, by site.
-        spread: by which factor the right runs of one value scatter (geometric standard deviation); 1 for one run.
-        continuous: whether larger disturbances move the values proportionally; tried only where the noise is large.
-        refusal: why float64 is not among the runs.
-        others: gates of no known SRU, with the noise of what they decide from.
+        outputs: noise by output, see :func:`.metrics.distance`; None if no run could be compared.
+        sites: noise of the gates' inputs by site, relative L2.
+        spread: factor by which equally right runs scatter (geometric standard deviation); 1 for one run.
+        continuous: whether larger disturbances move the values in proportion; tested only if the noise is large.
+        refusal: why float64 is not among the runs; "" if it is.
+        others: gates of no known SRU, with the noise of their operands.
     """
 
     outputs: Mapping[str, float | None] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class Floors:
 
 
 class NoiseRuns:
-    """Measures the noise of a swapped model, sample by sample."""
+    """Measurement of the noise of a swapped model, sample by sample."""
 
     def __init__(self, swapped: nn.Module, signature: Signature, float64: Float64Replay) -> None:
         self._swapped, self._signature, self._float64 = swapped, signature, float64
@@ -89,13 +90,13 @@ class NoiseRuns:
         gates: Mapping[str, RecordedGate],
         others: steps.Steps,
     ) -> Floors:
-        """Noise of one sample.
+        """Measure the noise of one sample.
 
         Args:
-            tensors: the inputs by name.
-            outputs: of the float32 run.
-            gates: of it, by site.
-            others: of it, gates of no SRU; their decisions are put into every run too.
+            tensors: inputs by name.
+            outputs: outputs of the float32 run.
+            gates: gates of the float32 run by site.
+            others: gates of no known SRU in the float32 run; their decisions are injected as well.
         """
         exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others)
         masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
@@ -136,7 +137,7 @@ class NoiseRuns:
     ) -> tuple[dict[Value, float], dict[str, OtherGate], str]:
         try:
             exact = self._float64.noise(tensors, outputs, gates, others)
-        except (RuntimeError, ModelError) as error:  # the user's forward makes, or wants, float32 tensors
+        except (RuntimeError, ModelError) as error:  # the user's forward makes or needs float32 tensors
             return {}, others.gates({}, {}), f"the reference cannot run in float64: {first_line(error)}"
         found: dict[Value, float] = {("site", name): d for name, d in exact.at_gates.items() if name in gates}
         errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
@@ -149,11 +150,11 @@ class NoiseRuns:
         return [OtherOrder(inputs, 0), LastPlace(inputs, 1), LastPlace(inputs, 2)]
 
     def _distances(self, run: Rows, mode: FollowsInputs) -> dict[Value, float]:
-        """Of one right run from the usual one; of what can be compared."""
+        """Distances of one run from the usual run, for all comparable values."""
         found: dict[Value, float] = {}
 
         def watch(site: str, x: Tensor) -> None:
-            expected = run.inputs.get(site)  # none of a gate of no SRU
+            expected = run.inputs.get(site)  # None for a gate of no known SRU
             if expected is not None and x.shape == expected.shape:
                 found["site", site] = metrics.relative_l2(x.detach().numpy(), expected.numpy())
 
@@ -165,13 +166,13 @@ class NoiseRuns:
     def _is_continuous(self, run: Rows, noisy: Iterable[Value]) -> bool:
         repeated = [replay(self._swapped, self._signature, run.tensors, run.masks) for _ in range(3)]
         if any(not torch.equal(y, repeated[0][name]) for other in repeated[1:] for name, y in other.items()):
-            return False  # it draws numbers
+            return False  # the model draws random numbers
         inputs, (low, high) = run.followed, _PROPORTIONAL
         try:
             moved = [
                 _mean([self._distances(run, LastPlace(inputs, seed, units)) for seed in _DRAWS]) for units in _UNITS
             ]
-        except (RuntimeError, ModelError):  # it came to another number of rows, say
+        except (RuntimeError, ModelError):  # for example, another number of rows
             return False
         return all(
             low * less.get(value, math.inf) <= more.get(value, 0.0) <= high * less.get(value, 0.0)
@@ -181,18 +182,18 @@ class NoiseRuns:
 
 
 def _mean(runs: Sequence[Mapping[Value, float]]) -> dict[Value, float]:
-    """The mean distance of each value that every run has."""
+    """Mean distance of each value that all runs have."""
     return {value: statistics.mean(run[value] for run in runs) for value in runs[0] if all(value in r for r in runs)}
 
 
 def disturbed_modules(
     tensors: Sequence[Tensor], record: Callable[[], Mapping[tuple[str, int], Tensor]]
 ) -> list[Mapping[tuple[str, int], Tensor]]:
-    """Outputs of modules in runs that are as right as the usual one.
+    """Outputs of modules in disturbed runs, which are as right as the usual run.
 
     Args:
-        tensors: :func:`followed` in the run.
-        record: runs it and gives the outputs.
+        tensors: tensors whose dependents are disturbed, see :func:`followed`.
+        record: run the model and return the outputs.
     """
     runs = []
     for mode in (OtherOrder(tensors, 0), LastPlace(tensors, 1)):
@@ -202,17 +203,17 @@ def disturbed_modules(
 
 
 def followed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The inputs of a run with fixed gates: what follows from any of them may be rounded otherwise.
+    """Tensors of a run with fixed gates whose dependents may be rounded otherwise.
 
-    Beside the inputs these are the decisions of gates of no SRU, from which a model may compute all that it gives out;
-    an SRU's mask is multiplied with its own data.
+    These are the inputs and the decisions of gates of no known SRU, from which a model may compute its outputs. The
+    mask of an SRU is not needed: it is multiplied with data that depend on the inputs.
     """
     return [*tensors.values(), *(mask for name, mask in masks.items() if is_other(name))]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a float32 run: inputs, outputs, gates and their inputs by name."""
+    """Rows of a float32 run: inputs, outputs, masks and gate inputs by name."""
 
     tensors: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
@@ -220,10 +221,9 @@ class Rows:
     inputs: Mapping[str, Tensor]
 
     def tried(self, rows_apart: bool) -> list[Rows]:
-        """The first rows, as many as fit together into the cache, and all of them.
+        """Row counts to try: first as many rows as fit into the cache, then all rows.
 
-        All of them alone where rows may depend on one another; that they do not was seen at one size, and may not hold
-        at another.
+        Only all rows if rows may depend on one another. Independence was tested at one size and may fail at another.
         """
         if not rows_apart:
             return [self]
@@ -248,9 +248,9 @@ def right_runs(
     modes: Callable[[Rows], Iterable[Mode]],
     distances: Callable[[Rows, Mode], Mapping[Value, float]],
 ) -> tuple[Rows, dict[Value, list[float]]]:
-    """Distances of runs in several modes, on the first rows that the model takes.
+    """Distances of runs in several modes, on the first row count that the model accepts.
 
-    Runs that it refuses are left out: rows that do not fit its code, another number of detections.
+    Runs that the model refuses are left out (a fixed batch size, another number of detections).
     """
     found: dict[Value, list[float]] = defaultdict(list)
     for run in tried:
@@ -271,17 +271,17 @@ def _another(d: float, others: list[float]) -> bool:
 
 
 def outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> dict[Value, float]:
-    """Distances of the outputs that have the usual shapes."""
+    """Distances of the outputs from those of the usual run; empty if a shape differs."""
     single = {name: tensor.detach().numpy() for name, tensor in usual.items()}
     ruler = {name: tensor.detach().numpy() for name, tensor in found.items()}
-    if any(ruler[name].shape != value.shape for name, value in single.items()):  # of detections, say
+    if any(ruler[name].shape != value.shape for name, value in single.items()):  # of detections, for example
         return {}
     ruler = align_rows(ruler, single)
     return {("output", name): metrics.distance(value, ruler[name]) for name, value in single.items()}
 
 
 def spread_of(runs: Iterable[list[float]]) -> float:
-    """By which factor the distances of one value scatter, over all values: a geometric standard deviation."""
+    """Geometric standard deviation of the distances of one value, over all values."""
     squares, count = 0.0, 0
     for distances in runs:
         logs = [math.log(d) for d in distances if 0 < d < math.inf]

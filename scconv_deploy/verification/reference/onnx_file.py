@@ -1,4 +1,4 @@
-"""Another ONNX file as the reference: what a rewrite or a conversion started from."""
+"""ONNX file as the reference, such as the original of a rewrite or a conversion."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
 @dataclass(frozen=True, eq=False)
 class NamedArrays:
-    """One sample: a name and the inputs."""
+    """Sample of arrays: a name and the inputs."""
 
     name: str
     inputs: Arrays
 
 
 class OnnxReference:
-    """A :class:`.run.ReferenceSource`: gates are those that ONNX Runtime decides in the reference file.
+    """:class:`.run.ReferenceSource` of an ONNX file, run in ONNX Runtime, whose gates are the reference's.
 
-    It has no float64 form: its noise is that of runs whose values move in their last place (:mod:`.onnx_noise`). The
-    reach of a cut, which only the parameters of PyTorch give, is taken as the cut itself.
+    The noise is that of runs whose values move in their last place (:mod:`.onnx_noise`), because a file has no float64
+    form. The scale of a cut's rounding error needs PyTorch's parameters; the cut itself is used instead.
 
     Raises:
-        ModelError: an output is no tensor; ONNX Runtime refuses the file.
+        ModelError: an output is no tensor, or ONNX Runtime refuses the file.
     """
 
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
@@ -72,12 +72,12 @@ class OnnxReference:
         return {tensor.name: numpy_helper.to_array(tensor) for tensor in self._proto.graph.initializer}
 
     def samples(self, seed: int) -> list[NamedArrays]:
-        """Seeded noise of several sizes for the file's inputs, see :func:`.inputs.samples` (its ModelError)."""
+        """Seeded noise of several sizes for the file's inputs; ModelError as in :func:`.inputs.samples`."""
         draws = inputs.samples(self._proto, seed, self._runner.run)
         return [NamedArrays(name, arrays) for name, arrays in draws.items()]
 
     def run(self, sample: object) -> ReferenceRun:
-        """Run a :class:`NamedArrays`."""
+        """Run a :class:`NamedArrays` sample."""
         if not isinstance(sample, NamedArrays):
             raise TypeError(f"expected NamedArrays, found {type(sample).__name__}")
         found = self._runner.run(sample.inputs)
@@ -99,18 +99,18 @@ class OnnxReference:
         return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
-        """None is known to be."""
+        """No site is known to be redundant in a file."""
         return {}
 
     def sru(self, site: Site, x: np.ndarray) -> None:
-        """Nothing: onnx.reference would be asked for its opinion on itself."""
+        """None: the second opinion would compare a file with itself."""
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
-        """Nothing: the gates of a file are not disturbed."""
+        """Empty: the gates of a file are not disturbed."""
         return {}
 
     def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
-        """The file itself, all but the gates named fixed, on inputs that are off by rounding."""
+        """Run the file on inputs moved by rounding, with all gates fixed except those named."""
         wanted = [one for one in self._wanted if one.value in run.others and one.value not in free]
         fixed = [onnx_gates.as_found(one) for one in wanted]
         model = instrument.inject_gates(self._proto, [name for name in self._sites if name not in free])
@@ -126,19 +126,19 @@ class OnnxReference:
                     seen = values.get(name if name in run.outputs else instrument.gate_input(name))
                     if seen is None or seen.shape != value.shape:
                         continue
-                    apart = distance(seen, value)  # one that is no number would explain any error
+                    apart = distance(seen, value)  # an infinite jump would excuse any error
                     found[name] = max(found[name], apart if np.isfinite(apart) else 0.0)
         return found
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
-        """The reference file with those values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
+        """Run the file with the values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
 
-        None where they cannot be told: the file's inner values have other names.
+        None if the inner values of the two files have different names.
         """
         return None if artifact is None else self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
-        """Nothing: a file has values, not modules."""
+        """Nothing: a file has no modules."""
         return iter(())
 
 
@@ -159,5 +159,5 @@ def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
 
 
 def _disturbed(x: np.ndarray, rng: np.random.Generator, relative: float) -> np.ndarray:
-    """Off by rounding, where it is data."""
+    """Move a floating array by rounding; other dtypes are not changed."""
     return (x * (1 + relative * rng.normal(size=x.shape))).astype(x.dtype) if x.dtype.kind == "f" else x

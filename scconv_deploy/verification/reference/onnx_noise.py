@@ -1,10 +1,9 @@
-"""An ONNX file as the reference: runs of it that are all right, and the same in the arithmetic of a half file.
+"""Noise of an ONNX reference file, in float32 and in the arithmetic of a half file.
 
-A file has no float64 form and no other order of summation at hand, but its values can be moved: behind each operator
-whose result is rounded stands a product with a number drawn between 1 - u and 1 + u. In float32 u is a unit in the last
-place, and the noise is how far two such runs are from the usual one. In half every value is rounded where the artifact
-reads a half one, and the noise is how far two runs are whose values move by half a unit before they are rounded, as if
-the operators were cut otherwise.
+A file has no float64 form and no other order of summation, but its values can be moved: each rounded result is
+multiplied by a number between 1 - u and 1 + u. In float32, u is a unit in the last place, and the noise is the distance
+of two such runs from the usual one. In half, every value is rounded where the artifact reads a half value, and the
+noise is the distance of two runs whose values move by half a unit before they are rounded.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ _EXACT = frozenset({
     "Scatter", "ScatterElements", "ScatterND", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split",
     "SplitToSequence", "SequenceAt", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
 })  # fmt: skip
-"""Operators whose result is one of their inputs, or exact, in any order; and those with a graph of their own."""
+"""Operators without rounding (the result is exact, or one of the inputs), and operators with subgraphs."""
 _PREFIX = "scconv_noise::"
-"""Of the names of what is put in: no exporter's values are called so."""
+"""Prefix of the names of inserted values; no exporter uses it."""
 _SEEDS = (1.0, 2.0)
 _LAST_PLACE = 2.0**-23
 _DIGITS = 65537.3
-"""Of values from 1e-5 to 256 the last digits are then other ones from number to number; others move together."""
+"""Factor that takes pseudo-random digits from a value; they differ between numbers from 1e-5 to 256."""
 _PRECISION: dict[str, HalfPrecision] = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -49,9 +48,9 @@ class OnnxNoise:
     """Noise of a reference file.
 
     Args:
-        proto: the file, float32.
-        sites: the names of its SRUs.
-        gates: its gates of no SRU; those that a run holds (:attr:`.ReferenceRun.others`) are fixed too.
+        proto: float32 reference file.
+        sites: names of its SRUs.
+        gates: its gates of no known SRU; those that a run holds (:attr:`.ReferenceRun.others`) are fixed too.
     """
 
     def __init__(
@@ -65,15 +64,15 @@ class OnnxNoise:
         self._in_half: dict[str, list[OnnxRuntimeRunner]] = {}
 
     def _forced(self, run: ReferenceRun) -> onnx.ModelProto:
-        """The file with every gate decided from outside, as the artifact's are in its replay."""
-        if self._with_all is None:  # which operands are floating, a run tells
+        """Reference file with all gates injected, as in the artifact's replay."""
+        if self._with_all is None:  # only a run shows which operands are floating
             fixed = [onnx_gates.as_found(one) for one in self._gates if one.value in run.others]
             self._with_all = _copy(self._with_srus)
             onnx_gates.inject(self._with_all, fixed)
         return self._with_all
 
     def floors(self, run: ReferenceRun) -> Floors:
-        """Of a sample in float32, with its gates."""
+        """Measure the float32 noise of a sample, with its gates injected."""
         if self._disturbed is None:
             models = [disturbed(self._forced(run), seed) for seed in _SEEDS]
             self._moved = _following(
@@ -81,7 +80,7 @@ class OnnxNoise:
             )
             self._disturbed = [OnnxRuntimeRunner(model, self._options) for model in models]
         usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
-        # of what no disturbance reaches nothing was measured; an index or a mask is exact then
+        # skip float values that no disturbance reaches: they were not measured (indices and masks are exact then)
         usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
         apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in self._disturbed], usual)
         floors = {value: max(distances) for value, distances in apart.items()}
@@ -92,7 +91,7 @@ class OnnxNoise:
         )
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
-        """A sample with every value rounded that the artifact reads in half; None where no node is seen to.
+        """Run a sample with every value rounded that the artifact reads in half; None if no such node is found.
 
         Args:
             data: ``float16`` or ``bfloat16``.
@@ -134,9 +133,9 @@ def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
 
 
 def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
-    """A copy that moves every float result that depends on the inputs by up to a unit in its last place.
+    """Copy a model so that every float result that depends on the inputs moves by up to a unit in its last place.
 
-    Numbers of words among them; what the graphs within If and Loop compute stays as it is.
+    Results that depend on integer inputs move too; results inside If and Loop do not.
     """
     copy = _copy(model)
     floats = _of_types(copy, {TensorProto.FLOAT})
@@ -159,10 +158,10 @@ def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
 def rounded(
     model: onnx.ModelProto, read: Mapping[int, Sequence[int]], precision: HalfPrecision, seed: float = 0
 ) -> onnx.ModelProto:
-    """A copy that rounds what nodes read in half, to the nearest or (with a seed) moved by half a unit before.
+    """Copy a model so that the given inputs of nodes are rounded to half; with a seed, moved by half a unit before.
 
     Args:
-        read: number of a node -> which of its inputs, see :func:`rounded_inputs`; -1 stands for the graph's outputs.
+        read: index of a node -> indices of its inputs, see :func:`rounded_inputs`; -1 stands for the graph's outputs.
     """
     copy = _copy(model)
     graph = copy.graph
@@ -212,12 +211,13 @@ def rounded(
 
 
 def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[int, list[int]]:
-    """Which inputs of a float32 model's nodes the same nodes of a half artifact read rounded.
+    """Inputs of a float32 model's nodes that the same nodes of a half artifact read in half.
 
-    Nodes are the same that give a value of one name; an output of the graph that is half inside is ``NAME_half`` there.
+    Two nodes are the same if they compute a value of one name. In the artifact, a graph output that is half inside has
+    the name ``NAME_half``.
 
     Returns:
-        number of the node -> its inputs; -1 -> the graph's outputs.
+        Index of the node -> indices of its inputs; -1 -> indices of the graph's outputs.
     """
     halves = _of_types(artifact, set(ELEMENT.values()))
     halves |= {t.name for t in artifact.graph.initializer if t.data_type in ELEMENT.values()}
@@ -235,7 +235,7 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
         twin = producers[names[0]] if names else None
         if twin is None or len(twin.input) > len(node.input):
             continue
-        if twin.op_type == "Cast" != node.op_type:  # of an output, back to float32: what it casts has another name
+        if twin.op_type == "Cast" != node.op_type:  # the cast of an output back to float32: its input has another name
             continue
         pairs = enumerate(zip(node.input, twin.input, strict=False))
         found[number] = [index for index, (name, other) in pairs if name in floats and other and is_rounded(other)]
@@ -244,9 +244,9 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
 
 
 def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.NodeProto]:
-    """``source * (1 + relative * r)`` with r in [-1, 1) from the last digits of the value: r = 2 frac(k * source) - 1.
+    """Nodes for ``source * (1 + relative * r)``, with r in [-1, 1) from source's last digits: 2 frac(k * source) - 1.
 
-    ONNX Runtime has no RandomUniformLike of opset 22 (version 1.32), and this needs no state.
+    ONNX Runtime 1.32 has no RandomUniformLike of opset 22, and these nodes need no state.
     """
     steps: list[onnx.NodeProto] = []
 
@@ -281,7 +281,7 @@ def _exact(name: str) -> str:
 
 
 def _following(model: onnx.ModelProto, sources: Iterable[str]) -> set[str]:
-    """What depends on these values of a graph, for what they hold and not for their shapes alone."""
+    """Values of a graph that depend on the contents, not only the shapes, of the sources."""
     found = set(sources)
     for node in model.graph.node:
         if node.op_type not in ("Shape", "Size") and found.intersection(onnx_gates.read(node)):

@@ -1,4 +1,4 @@
-"""PyTorch as the reference: runs a sample and leaves behind what an artifact is held against."""
+"""PyTorch model as the reference: outputs, masks and noise floors for each sample."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ from scconv_deploy.verification.samples import Sample
 _DRAWS = 8
 _JUMP_DRAWS = 8
 _JUMP_NOISES = 4
-"""Of a gate's margin that is not fixed, in multiples of its noise."""
+"""Disturbance of the margin of a gate that is not fixed, in multiples of its noise."""
 _DISTURBANCE = {"float32": 2.0**-18, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""Of a gate's input, relative to its rms. In float32 ten times the error that a healthy artifact has there (1e-7 to
-4e-7 measured in ONNX Runtime; Winograd convolutions lose up to four bits more); in half a unit in the last place."""
+"""Disturbance of a gate's input relative to its rms, by dtype. In float32, ten times the error in a healthy artifact
+(1e-7 to 4e-7 measured in ONNX Runtime; Winograd convolutions lose up to four bits more); in half, a unit in the last
+place."""
 
 
 class TorchReference:
-    """A :class:`.run.ReferenceSource`."""
+    """:class:`.run.ReferenceSource` of a PyTorch model."""
 
     swapped_link = ""
 
@@ -74,10 +75,10 @@ class TorchReference:
         return {name: tensor.detach().numpy() for name, tensor in state.items()}
 
     def run(self, sample: object) -> ReferenceRun:
-        """Run a :class:`.samples.Sample`.
+        """Run a :class:`.samples.Sample` and measure its noise.
 
         Raises:
-            ModelError, RuntimeError: the model refuses it.
+            ModelError, RuntimeError: the model refuses the sample.
         """
         if not isinstance(sample, Sample):
             raise TypeError(f"expected a Sample, found {type(sample).__name__}")
@@ -115,9 +116,9 @@ class TorchReference:
         )
 
     def _run_both(self, sample: Sample) -> _Both:
-        """The swapped model and the given one, with the given one's decisions at the gates of no SRU in both.
+        """Run the given and the swapped model, with the given model's decisions at gates of no known SRU in both.
 
-        A swapped SRU sums in another order, which may move such a gate behind it: then the swapped model runs again.
+        A swapped SRU sums in another order, which may flip such a gate after it; then the swapped model runs again.
         """
         recognised = [found.module for found in self._reference.recognition.srus]
         reference, signature, tensors = self._reference, self._reference.signature, sample.tensors
@@ -134,7 +135,7 @@ class TorchReference:
             decided = of_given.decided
 
     def _run_free(self, sample: Sample) -> ReferenceRun:
-        """The model as given, once, and what its gates' formula says of each SRU's input."""
+        """Run the model as given once; compute the mask of each SRU's input by its formula."""
         sites: dict[str, SiteRun] = {}
 
         def keep(path: str, call: int, x: Tensor, y: Tensor) -> None:
@@ -179,7 +180,7 @@ class TorchReference:
         return self._sites[name]
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
-        """An exporter merges equal calls and drops unused ones."""
+        """Sites that an exporter dropped: merged with an equal call, or unused; with the reason."""
         return {name: reason for name in missing if (reason := self._why_redundant(run, name, present))}
 
     def _why_redundant(self, run: ReferenceRun, name: str, present: Sequence[str]) -> str:
@@ -195,13 +196,13 @@ class TorchReference:
         return "no output depends on it" if unchanged else ""
 
     def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Output and gates of one SRU for any input, in PyTorch's float32."""
+        """Output and mask of one SRU for any input, in PyTorch's float32."""
         gate, tensor = self._modules[site.path].gate, torch.from_numpy(x)
         mask = gate.mask(tensor)
         return gate.apply(tensor, mask).numpy(), mask.numpy()
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
-        """The largest change of each output over a few draws in which gates see disturbed inputs."""
+        """Largest change of each output over several draws with disturbed gate inputs, running free."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         noise = dict.fromkeys(run.given, 0.0)
         if not self._modules and not run.others:
@@ -216,12 +217,12 @@ class TorchReference:
         return noise
 
     def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
-        """The largest change of each output and each SRU's input over a few draws with inputs off by rounding."""
+        """Largest change of each output and each SRU's input over several draws with inputs moved by rounding."""
         tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
         free_srus = [name for name in free if name in run.sites]
         found: dict[str, float] = {}
-        for seed in range(-1, _JUMP_DRAWS):  # the first one as it was
+        for seed in range(-1, _JUMP_DRAWS):  # -1 is the undisturbed run
             generator = torch.Generator().manual_seed(max(seed, 0))
             decide = {n: _decider(run.others[n], generator, data) for n in free if n in run.others and seed >= 0}
             own = {n: self._own_gates(run.sites[n], generator, data) for n in free_srus if seed >= 0}
@@ -234,19 +235,19 @@ class TorchReference:
             model, signature = self._reference.swapped, self._reference.signature
             try:
                 outputs = _arrays(replay(model, signature, moved, masks, watch, decide, own))
-            except (RuntimeError, ModelError):  # another number of rows, where a gate decides how many there are
+            except (RuntimeError, ModelError):  # a gate changed the number of rows
                 return {}
             expected = dict(run.outputs) | {n: site.x for n, site in run.sites.items() if site.x is not None}
             aligned = align_rows(outputs, run.outputs) | {name: x for name, x in seen.items() if name in run.sites}
             apart = {n: metrics.distance(aligned[n], value) for n, value in expected.items() if n in aligned}
             if seed < 0 and any(apart.values()):
-                return {}  # a random model is no jumping one
-            # a jump that is no number would explain any error
+                return {}  # the model is random: that is no jump
+            # an infinite jump would excuse any error
             found |= {n: max(found.get(n, 0.0), value) for n, value in apart.items() if math.isfinite(value)}
         return found
 
     def _own_gates(self, site: SiteRun, generator: torch.Generator, data: str) -> Callable[[Tensor], Tensor]:
-        """Decides an SRU's gates that are not fixed: from an input that is off by an artifact's rounding."""
+        """Function that computes an SRU's mask from an input moved by the artifact's rounding."""
         gate = self._modules[site.site.path].gate
 
         def decide(x: Tensor) -> Tensor:
@@ -256,11 +257,11 @@ class TorchReference:
         return decide
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
-        """The swapped model with every value rounded, see :mod:`.rounding`."""
+        """Run the swapped model with every value rounded to half, see :mod:`.rounding`."""
         return self._rounded.measure(run, data, self._float64.rows_apart)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
-        """(path, call, output, floor) of the swapped model's modules with this run's gates."""
+        """Yield (path, call, output, noise floor) of the swapped model's modules with this run's gates."""
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
         inputs = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
         signature = self._reference.signature
@@ -287,7 +288,7 @@ class TorchReference:
 
 @dataclass(frozen=True, eq=False)
 class _Both:
-    """The swapped model's outputs and gates, and the given one's outputs and what its SRUs were compared with."""
+    """Outputs and gates of the swapped model, outputs of the given model, and the comparison of their SRUs."""
 
     outputs: dict[str, Tensor]
     gates: dict[str, RecordedGate]
@@ -297,7 +298,7 @@ class _Both:
 
 
 class _Comparison:
-    """Each call of an SRU as given against its variant, while the model as given runs."""
+    """Comparison of each SRU call with its variant, made while the model as given runs."""
 
     def __init__(self, modules: Mapping[str, SwappedSRU], gates: Mapping[str, RecordedGate]) -> None:
         self._modules, self._gates = modules, gates
@@ -307,20 +308,20 @@ class _Comparison:
         self.non_finite: list[str] = []
 
     def compare(self, path: str, call: int, x: Tensor, y: Tensor) -> None:
-        """Compare one call; the gates as given are kept where one differs."""
+        """Compare one call; keep the mask as given if it has a flip."""
         site, swapped = site_name(path, call), self._modules[path]
         if not (all_finite(x) and all_finite(y)):
             self.non_finite.append(f"the input or output of {site} in PyTorch")
             return
         recorded = self._gates.get(site)
         known = recorded is not None and swapped.conv_place != "before" and torch.equal(as_planes(x), recorded.x)
-        if known and recorded is not None and torch.equal(y, recorded.y):  # the same bits from the same bits
+        if known and recorded is not None and torch.equal(y, recorded.y):  # bit for bit equal: no flips
             count, apart, mask = FlipCount(recorded.mask.numel()), 0.0, None
         else:
             gate_input = swapped.conv(x) if swapped.conv is not None and swapped.conv_place == "before" else x
             count, apart, mask = _compare_call(swapped, gate_input, x, y)
         self.flips[path] = self.flips.get(path, FlipCount(0)) + count
-        self.distance = max(self.distance, apart if apart == apart else math.inf)  # max() passes over NaN
+        self.distance = max(self.distance, apart if apart == apart else math.inf)  # max() would ignore NaN
         if mask is not None:
             self.given_masks[site] = mask
 
@@ -328,9 +329,9 @@ class _Comparison:
 def _compare_call(
     swapped: SwappedSRU, gate_input: Tensor, x: Tensor, y: Tensor
 ) -> tuple[FlipCount, float, Tensor | None]:
-    """One call of an SRU as given: flips against its variant, the distance elsewhere, and its gates if one differs."""
+    """Flips of one SRU call against its variant, distance of the other elements, and its mask if it has a flip."""
     expected = swapped(x)
-    if swapped.conv_place == "after":  # a convolution mixes the channels, so gates cannot be read from the output
+    if swapped.conv_place == "after":  # a convolution mixes the channels: gates cannot be read from the output
         return FlipCount(y.numel()), relative_l2(y, expected), None
     y, expected, gate_input = as_planes(y), as_planes(expected), as_planes(gate_input)
     differs, apart = changed_gates(y, expected, gate_input, swapped.gate)
@@ -339,14 +340,14 @@ def _compare_call(
 
 
 def _moved(tensor: Tensor, generator: torch.Generator, data: str) -> Tensor:
-    """Off by rounding, where it is data."""
+    """Move a floating tensor by rounding; other dtypes are not changed."""
     if not tensor.is_floating_point():
         return tensor
     return tensor * (1 + JUMP_DISTURBANCE[data] * torch.randn(tensor.shape, generator=generator))
 
 
 def _decider(gate: OtherGate, generator: torch.Generator, data: str) -> Callable[[steps.Operand], Tensor]:
-    """Decides a gate that is not fixed: from a margin that is off by its noise."""
+    """Function that decides a gate of no known SRU from a margin moved by its noise."""
     view = gate.views[0]
     smallest = view.scale * UNIT_ROUNDOFF[data]
     size = torch.from_numpy(smallest if view.noise is None else np.maximum(smallest, view.noise))

@@ -1,9 +1,9 @@
-"""PyTorch rounded as a half file is, and the noise of that: how far apart roundings are that are all right.
+"""PyTorch rounded to half as a half file is, and the noise of the rounded run.
 
-A half file is judged twice. Against PyTorch with every value rounded (:mod:`.model.rounded`) it is proven, for both
-round at the same places but for a few; against PyTorch in float32 it is what half costs, which informs and has a
-budget. The noise of the proof is the farthest of other right roundings: the BatchNorms not folded, and roundings at
-random, twice. It costs one rounded pass, and three of the first rows.
+A half file is judged twice. Against PyTorch with every value rounded (:mod:`.model.rounded`), which rounds at nearly
+the same places, its error is judged in multiples of the noise. Against PyTorch in float32, it shows what half costs,
+within a budget. The noise is the largest distance of other right roundings: BatchNorms not folded, and random
+roundings, twice. The cost is one rounded pass, and three passes of the first rows.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from scconv_deploy.verification.reference.run import ReferenceRun, RoundedRun
 
 
 class RoundedRuns:
-    """Runs a swapped model rounded to half, with the gates of the float32 run."""
+    """Runs of a swapped model rounded to half, with the gates of the float32 run."""
 
     def __init__(self, swapped: nn.Module, signature: Signature) -> None:
         self._swapped, self._signature = swapped, signature
         self._samples = 0
 
     def measure(self, run: ReferenceRun, data: str, rows_apart: bool) -> RoundedRun | None:
-        """One sample; None where the rounded model comes to other shapes than its gates have.
+        """Run one sample and measure its noise; None if the rounded model's shapes do not fit the gates.
 
         Args:
             data: ``float16`` or ``bfloat16``.
-            rows_apart: whether rows are known not to depend on one another.
+            rows_apart: whether rows are known to be independent.
         """
         tensors = {name: _rounded(torch.from_numpy(value), data) for name, value in run.inputs.items()}
         masks = {name: torch.from_numpy(mask) for name, mask in run.masks.items()}
@@ -57,7 +57,7 @@ class RoundedRuns:
         mode = Rounded(followed(tensors, masks), data)
         try:
             outputs = self._run(tensors, masks, mode, lambda site, x: inputs.__setitem__(site, x.clone()))
-        except (RuntimeError, ModelError):  # it came to another number of rows, say
+        except (RuntimeError, ModelError):  # for example, another number of rows
             return None
         margins = _Margins(run, inputs)
         full = self._samples < FULL_SAMPLES
@@ -108,11 +108,11 @@ class RoundedRuns:
 
 
 class _Margins:
-    """What gates of no SRU decide from in one rounded run, and how far other right runs are from that.
+    """Margins of gates of no known SRU in a rounded run, and their noise.
 
     Args:
-        run: in float32, which is one of them, for a file may keep the layers before a gate in float32.
-        inputs: margins of the rounded run, by name.
+        run: float32 run; it counts as a right run, because a file may keep the layers before a gate in float32.
+        inputs: margins of the rounded run by name.
     """
 
     def __init__(self, run: ReferenceRun, inputs: Mapping[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class _Margins:
             self.add(name, self._views[name].margin, margin)
 
     def add(self, name: str, margin: np.ndarray, usual: np.ndarray) -> None:
-        """Note a right run's margin beside the rounded run's, of the same rows."""
+        """Add the margin of another right run, and the rounded run's margin of the same rows."""
         if name not in self._margins or margin.shape != usual.shape or not margin.size:
             return
         with np.errstate(invalid="ignore"):
@@ -137,7 +137,7 @@ class _Margins:
         self._errors[name] = max(self._errors.get(name, 0.0), float(np.linalg.norm(off)) / size if size else 0.0)
 
     def gates(self) -> dict[str, OtherGate]:
-        """The gates of the float32 run with these margins and their noise; those that were not seen are left out."""
+        """Gates of the float32 run with rounded margins and their noise; gates without a margin are left out."""
         found = {}
         for name, gate in self._run.others.items():
             names = [margin_name(name, index) for index in range(len(gate.views))]
@@ -156,7 +156,7 @@ def _rounded(tensor: Tensor, data: str) -> Tensor:
 
 @contextmanager
 def _in_steps(model: nn.Module) -> Iterator[None]:
-    """While it runs, attention and recurrent layers are the operators that an export has, not one fused kernel."""
+    """Context in which attention and recurrent layers run as single operators, as in an export."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

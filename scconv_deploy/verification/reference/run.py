@@ -1,7 +1,7 @@
-"""What a reference leaves behind of one sample: everything that an artifact is held against, as NumPy arrays.
+"""Reference results for one sample as NumPy arrays: outputs, masks, noise floors.
 
-It comes from PyTorch (:mod:`.pytorch`), from a bundle's ``reference/`` (:mod:`.workflows.verify`) or from another ONNX
-file (:mod:`.onnx_file`); what judges the artifact does not know which.
+They come from PyTorch (:mod:`.pytorch`), from a bundle's ``reference/`` (:mod:`.workflows.verify`) or from an ONNX file
+(:mod:`.onnx_file`). The checks do not depend on the source.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """What the node of one SRU must hold.
+    """Expected content of one SRU node.
 
     Attributes:
-        name: of the node; ``path`` of its module, shared by several calls.
-        variant: in words; ``operator`` of the domain ``scconv``.
-        parameters: of the node in the operator's order, float32 ``[C]`` each.
-        attributes: of the node.
+        name: name of the node.
+        path: path of the module; several calls share it.
+        variant: variant, as text.
+        operator: operator of the domain ``scconv``.
+        parameters: parameters in the operator's order, float32 ``[C]`` each.
+        attributes: attributes of the node.
         straddle: whether groups straddle channels.
-        form: what its margins depend on.
-        weight_error: how far, relatively, the gate weight in another order of sum(gamma) can be off; 0 if unknown.
+        form: parameters of the margins.
+        weight_error: largest relative error of the gate weight in another order of sum(gamma); 0 if unknown.
     """
 
     name: str
@@ -48,12 +50,12 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class SiteRun:
-    """One call of an SRU.
+    """Reference results of one SRU call.
 
     Attributes:
-        x: the gate's input, float32 ``[N, C, H, W]``; None where it was not kept.
-        mask: what the reference decided, bool ``[N, C, H, W]``.
-        floor: noise of x, relative L2, see :mod:`.noise`; None if it was not measured.
+        x: input of the gates, float32 ``[N, C, H, W]``; None if not kept.
+        mask: mask of the reference, bool ``[N, C, H, W]``.
+        floor: noise of x, relative L2, see :mod:`.noise`; None if not measured.
     """
 
     site: Site
@@ -69,27 +71,27 @@ class SiteRun:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRun:
-    """One sample.
+    """Reference results for one sample.
 
     Attributes:
-        sample: its name.
-        inputs: by name.
-        given: outputs of the model as given; ``outputs`` of the same with its SRUs swapped, with the gates of
-            ``sites``; ``as_given`` of the swapped one with the gates of the given one.
-        floors: noise of every output, see :mod:`.noise` and :func:`.metrics.distance`; None where it was not measured.
-        sites: in the order of their calls.
-        swapped_flips, swapped_distance: each SRU as given (by path) against its variant.
-        non_finite: tensors of the reference with NaN or Inf, in words.
-        float64_refusal: why float64 is not among the runs whose distance is the noise.
-        labels: int64 ``[N]``, -1 where there is none; None without labels.
-        kind: what samples like this one are called together; "" for one of its own.
-        count: rows that count; a last batch that was filled up has fewer than it holds.
-        deep: whether it is judged in full. Else it runs free: the gates, the outputs as they are and the answers are
-            compared; ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
-        others: gates of no known SRU by name, in the order of their calls; of a deep run.
-        spread: by which factor runs scatter that are all right, of the noise of one value.
-        continuous: whether a larger disturbance was seen to move the values in proportion; tried where the noise is
-            large.
+        sample: name of the sample.
+        inputs: inputs by name.
+        given: outputs of the model as given.
+        outputs: outputs of the swapped model, with the gates of ``sites``.
+        as_given: outputs of the swapped model with the gates of the model as given.
+        floors: noise of each output, see :mod:`.noise` and :func:`.metrics.distance`; None if not measured.
+        sites: SRU calls by site, in order.
+        swapped_flips, swapped_distance: flips and largest distance of each SRU as given (by path) from its variant.
+        non_finite: tensors of the reference with NaN or Inf, as text.
+        float64_refusal: why the noise was measured without float64; "" if it was not.
+        labels: int64 ``[N]``, -1 for a row without a label; None without labels.
+        kind: name for all samples of this kind; "" if the sample has its own.
+        count: number of rows that count; a padded last batch has fewer than it holds.
+        deep: whether the sample is judged in full. Else only gates, end-to-end outputs and answers are compared:
+            ``outputs`` and ``as_given`` are those of the model as given, and there are no floors.
+        others: gates of no known SRU by name, in the order of calls; only in a deep run.
+        spread: factor by which equally right runs scatter, see :attr:`.noise.Floors.spread`.
+        continuous: whether larger disturbances moved the values in proportion; tested only if the noise is large.
     """
 
     sample: str
@@ -118,27 +120,26 @@ class ReferenceRun:
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
-        """Every gate's decisions, an SRU's by site."""
+        """Masks of all SRUs by site, and decisions of other gates by name."""
         return {name: site.mask for name, site in self.sites.items()} | masks_of(self.others)
 
     def feeds(self, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-        """The inputs of a model whose gates are injected: the sample's, and those masks that the model wants."""
+        """Inputs of a model with injected gates: the sample's inputs, and the masks that the model takes."""
         masks = {mask_input(site): mask for site, mask in self.masks.items()}
         return {**self.inputs, **{name: masks[name] for name in wanted if name in masks}}
 
 
 @dataclass(frozen=True, eq=False)
 class RoundedRun:
-    """A sample in the reference with every value rounded as a half file does, with the gates of the float32 run.
+    """Reference results for one sample with every value rounded to half, with the gates of the float32 run.
 
     Attributes:
-        outputs: by name, float32 arrays of half values.
-        floors: noise of them: how far other right roundings are; None where it was not measured.
-        inputs: of gates, by site; empty where they were not kept.
-        input_floors: noise of them, by site.
-        spread: as of :class:`ReferenceRun`.
-        others: gates of no known SRU with their rounded margins, and the noise of those: how far other right roundings,
-            and float32, are. Without those that it is not known of.
+        outputs: outputs by name, float32 arrays of half values.
+        floors: noise of each output, the largest distance of other right roundings; None if not measured.
+        inputs: inputs of gates by site; empty if not kept.
+        input_floors: noise of the inputs of gates by site.
+        spread: as in :class:`ReferenceRun`.
+        others: gates of no known SRU with their rounded margins and the noise of the margins, where it is known.
     """
 
     outputs: Arrays
@@ -150,14 +151,14 @@ class RoundedRun:
 
 
 class ReferenceSource(Protocol):
-    """A reference that can be run on samples.
+    """Reference that can be run on samples.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         left_alone: candidates that were not recognised.
         swapped_link: why the link from the given to the swapped model is not run; "" if it is.
-        recognised: whether an SRU was.
-        weights: of the model by name, for the static link; empty where they are not at hand.
+        recognised: whether any SRU was recognised.
+        weights: weights of the model by name, for the static check; empty if not available.
     """
 
     @property
@@ -178,38 +179,44 @@ class ReferenceSource(Protocol):
     def run(self, sample: object) -> ReferenceRun: ...
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
-        """Which of the sites that an artifact has no node for need none, with the reason."""
+        """Sites missing in an artifact that need no node -> reason."""
         ...
 
     def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """The reference's own SRU on any input: output and gates; None where it is not at hand."""
+        """Output and mask of the reference's SRU on any input; None if not available."""
         ...
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> Mapping[str, float]:
-        """How far changes of gates that rounding explains move the outputs, relative L2 (:func:`.metrics.distance`), of
-        float32, float16 or bfloat16; nothing where the reference cannot be disturbed."""
+        """Change of each output caused by flips that rounding explains (:func:`.metrics.distance`).
+
+        Args:
+            rounding: ``float32``, ``float16`` or ``bfloat16``.
+
+        Returns:
+            Relative L2 by output; empty if the reference cannot be disturbed.
+        """
         ...
 
     def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> Mapping[str, float]:
-        """How far the outputs, and the inputs of SRUs by site, move by rounding where gates are not fixed.
+        """Change of each output, and of each SRU's input by site, under rounding if some gates are not fixed.
 
         Args:
-            free: those gates, of SRUs too; the others decide what they decided in this run.
-            data: the type whose rounding moves the inputs.
+            free: names of the gates that are not fixed, of SRUs too; the others keep their decisions in this run.
+            data: dtype whose rounding moves the inputs.
 
         Returns:
-            relative L2, finite; nothing where the reference cannot be disturbed, or differs from itself.
+            Relative L2, finite; empty if the reference cannot be disturbed, or is random.
         """
         ...
 
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
-        """The sample in the arithmetic of a half file (float16 or bfloat16); None where it is out of reach.
+        """Run the sample in the arithmetic of a half file (float16 or bfloat16); None if not available.
 
         Args:
-            artifact: the file, for a reference that needs it to know what is rounded.
+            artifact: the half file, for a reference that reads from it which values are rounded.
         """
         ...
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
-        """(path, call from 1, output, floor) of modules with this run's gates; nothing where they are out of reach."""
+        """Yield (path, call from 1, output, noise floor) of modules with this run's gates; nothing if not available."""
         ...
