@@ -1,1 +1,1 @@
-"""Records of a run, and what people read of them."""
+"""Parity reports: load, render, compare, merge, judge again."""

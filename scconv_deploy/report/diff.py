@@ -1,4 +1,4 @@
-"""What changed between two reports."""
+"""Differences between two reports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scconv_deploy.report.engine_facts import engine_facts
 
 _OF_OUTPUTS = {"relative_l2": "relative L2", "max_abs": "max abs", "top1_agreement": "top-1 agrees",
                "top5_agreement": "top-5 agrees"}  # fmt: skip
-_RUN_FACTS = ("command", "seed")  # of how it was run, and not of what was found: said last
+_RUN_FACTS = ("command", "seed")  # facts about the run, not its results: listed last
 Facts = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not the same; "" where a side has no such thing."""
+    """Fact with different values in two reports; "" on a side without the fact."""
 
     what: str
     before: str
@@ -26,10 +26,10 @@ class Change:
 
 @dataclass(frozen=True)
 class ReportDiff:
-    """The changes from one report to another, verdict first; its truth value says whether there is any.
+    """Changes from one report to another, verdict first; true if there is any.
 
     Attributes:
-        verdicts: before and after.
+        verdicts: verdict before and after.
     """
 
     changes: tuple[Change, ...]
@@ -59,13 +59,13 @@ def diff_reports(before: ParityReport, after: ParityReport) -> ReportDiff:
 
 
 def _sections(report: ParityReport) -> list[Facts]:
-    """What is compared, as words, in the order in which changes are said: what was found, then what it rests on."""
+    """Facts of a report as text, in the order of the output: results first, then their inputs and settings."""
     return [
         [("verdict", report.verdict)],
         list(_link_facts(report)),
         [("departs first", report.first_departure)] if report.first_departure else [],
         list(_accuracy_facts(report)),
-        [("samples", "; ".join(report.samples))],  # numbers on other inputs are other numbers
+        [("samples", "; ".join(report.samples))],  # other inputs explain other numbers
         [(f"tolerance {name}", f"{report.overrides.get(name, t.value):g}") for name, t in report.tolerances.items()],
         [fact for sru in report.srus for fact in _sru_facts(sru)],
         [(f"gate {gate.site}", gate.sentence) for gate in report.other_gates],
@@ -83,7 +83,7 @@ def _sections(report: ParityReport) -> list[Facts]:
 
 
 def _link_facts(report: ParityReport) -> Iterator[tuple[str, str]]:
-    """Statuses; what did not pass comes with its reason, so that a new failure explains itself."""
+    """Status of each link and check, with the reason if it did not pass."""
     for link in report.links:
         yield f"link {link.name}", link.status if link.checks else _told(link.status, link.reason)
         for index, check in enumerate(link.checks):

@@ -1,4 +1,4 @@
-"""What every format says of an engine that ran, in the same words."""
+"""Facts of an engine that ran, as text for every report format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scconv_deploy.records.parity import EngineOutput, EngineParity
 
 
 def engine_facts(engine: EngineParity) -> dict[str, str]:
-    """What was measured: what ran and where, the gates of its SRUs, its outputs, and how long it takes."""
+    """Facts of an engine: library and GPU, flips of its SRUs, errors of its outputs, latency."""
     facts = {
         "engine": f"{engine.backend} {engine.version} on {engine.gpu or 'a GPU that was not named'}",
         "engine sha256": engine.artifact_sha256,

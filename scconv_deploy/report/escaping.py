@@ -1,4 +1,4 @@
-"""Names and reasons come from users' models: what a format must not take for its own markup."""
+"""Escaping of names and reasons, which come from users' models, for each report format."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~#@])")
 
 
 def visible(text: str) -> str:
-    r"""Control characters as ``\x1b``, so that every format can hold them and a reader sees them."""
+    r"""Replace control characters by escapes such as ``\x1b``, which every format can hold."""
     return _INVISIBLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def markdown(text: str) -> str:
-    """Text for a Markdown table: one line, no markup, no HTML, no mention."""
-    # numeric references, because a backslash does not stop a mention or an issue's number from becoming a link
+    """Escape text for a Markdown table: one line, without markup, HTML or mentions."""
+    # numeric references: a backslash does not keep a mention or an issue's number from becoming a link
     escaped = html.escape(" ".join(visible(text).split()), quote=False)
     return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};" if match[0] in "|@#~" else rf"\{match[0]}", escaped)
 
 
 def code(text: str) -> str:
-    """A name as code in a Markdown table."""
+    """Format a name as code in a Markdown table."""
     plain = " ".join(visible(text).split())
-    # a code span knows no escapes, and a table splits at "|" inside of it
+    # a code span has no escapes, and a table splits at "|" even in one
     if re.search("[`|]", plain):
         return markdown(plain)
     return f"`{plain}`" if plain else ""

@@ -1,7 +1,7 @@
-"""What each check of a report compares, what fails it and what to do then, in words for who signs a release.
+"""Explanations of all checks for readers of a report: what is compared, when it fails, what to do.
 
-The page of an artifact's report shows them beside the checks that it holds, and docs/report.md lists them all; a test
-holds the names against the code that judges.
+The HTML report shows them beside its checks, and docs/report.md lists them all. A test compares the names with the code
+that judges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scconv_deploy.records.parity import ParityReport
 
 _REPLACED, _ARTIFACT, _ENGINE = "PyTorch with SRUs swapped", "onnxruntime, precision", "tensorrt, tensorrt-rtx"
 LINKS = (_REPLACED, _ARTIFACT, _ENGINE)
-"""Where in the chain a check stands; those of two places are said at the first."""
+"""Places of checks in the chain; a check of two places is listed at the first."""
 
 _ON_ITS_GPU = "the engine on its GPU"
 STEPS = {
@@ -24,7 +24,7 @@ STEPS = {
     "tensorrt-rtx": _ON_ITS_GPU,
     "engine": "an engine that was not built here: there is none, or a device builds it",
 }
-"""What each link of the chain holds beside the model."""
+"""What each link of the chain compares with the model."""
 
 TERMS = {
     "SRU": "The gated part of a ScConv (spatial reconstruction unit): a gate for every element of its input, then the "
@@ -43,7 +43,7 @@ TERMS = {
     "can avoid. For a half file, the same in PyTorch with every value rounded.",
     "relative L2": "The norm of a difference over the norm of the reference: 1e-6 is a millionth.",
 }
-"""Words that a report uses without explaining them where they stand."""
+"""Glossary of the HTML report; entries are those of docs/glossary.md."""
 
 _EXPORT_AGAIN = "Export again from these weights. If another program changed the file after the export, leave it out."
 _WRONG_COMPUTATION = "Look at what departs first. Export again; if that does not help, report it with the model's code."
@@ -51,13 +51,13 @@ _WRONG_COMPUTATION = "Look at what departs first. Export again; if that does not
 
 @dataclass(frozen=True)
 class Meaning:
-    """A check in words.
+    """Explanation of a check.
 
     Attributes:
-        link: the place in the chain, one of :data:`LINKS`.
-        compares: what with what.
-        fails: when; "" for one that only says what was not looked at.
-        remedy: what to do when it failed or was not run.
+        link: place in the chain, one of :data:`LINKS`.
+        compares: the two things that are compared.
+        fails: condition of a failure; "" for a check that only names what was not compared.
+        remedy: what to do if the check failed or was not run.
     """
 
     link: str
@@ -69,20 +69,20 @@ class Meaning:
 CHECKS: dict[str, Meaning] = {
     "gates": Meaning(
         _REPLACED,
-        "Each SRU of the model beside what the tool puts in its place, both in PyTorch on the same input, gate by "
+        "Each SRU of the model with the tool's own SRU that replaces it, both in PyTorch on the same input, gate by "
         "gate.",
         "a gate changed that rounding cannot move",
         "The SRU was taken for a variant that it is not: a bug. Report it with the module's code.",
     ),
     "values": Meaning(
         _REPLACED,
-        "The outputs of the same two modules, but for gates that changed.",
+        "The outputs of the same two modules, without elements whose gate changed.",
         "they are farther apart than `swapped_values`",
         "As for `gates`.",
     ),
     "whole model": Meaning(
         _REPLACED,
-        "The outputs of the whole model with its SRUs replaced and as it was given.",
+        "The outputs of the model as given with those of the model after its SRUs were replaced.",
         "they differ by more than the limit in multiples of the model's own rounding noise (`replay_multiple`, more "
         "where more is compared), or that noise is too large to judge by",
         "As for `gates`. A noise too large means that the model is random, or steps where no SRU was recognised.",
@@ -91,7 +91,7 @@ CHECKS: dict[str, Meaning] = {
         _REPLACED,
         "Nothing: no SRU was recognised, and the model was exported as it is.",
         "",
-        "Read under *Modules left alone* why.",
+        "See *Modules left alone* for the reason.",
     ),
     "static": Meaning(
         _ARTIFACT,
@@ -102,16 +102,17 @@ CHECKS: dict[str, Meaning] = {
     ),
     "rewritten": Meaning(
         _ARTIFACT,
-        "Nothing for the SRUs named: they were read from the graph, and the model holds no module that is known to be "
-        "theirs. The outputs judge them.",
+        "Nothing for the SRUs named: they were read from the graph, and no module of the model is known to match them. "
+        "The outputs judge them.",
         "",
         "Give `rewrite` the model with `--reference`.",
     ),
     "weights": Meaning(
         _ARTIFACT,
-        "Each stored weight with the model's of that name, bit for bit; where a BatchNorm was folded in, but for one "
-        "factor a channel.",
-        "one is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in or the weight is in half",
+        "Each stored weight with the model's weight of that name, bit for bit; where a BatchNorm was folded in, up to "
+        "one factor per channel.",
+        "a weight is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in or the weight is in "
+        "half",
         _EXPORT_AGAIN,
     ),
     "teacher-forced gates": Meaning(
@@ -146,9 +147,9 @@ CHECKS: dict[str, Meaning] = {
     ),
     "jumps": Meaning(
         _ARTIFACT,
-        "Nothing of the tensors named: the model jumps at places that could not be fixed in the replay (a comparison "
-        "that the graph does not hold, or holds in a subgraph; argmax, top-k), and they differ by no more than "
-        "PyTorch's own differ when its inputs are off by rounding. The link is then not run, and the report has no "
+        "Nothing for the tensors named: the model jumps at places that could not be fixed in the replay (a comparison "
+        "that is not in the graph, or in a subgraph; argmax, top-k). Their errors are no larger than the changes of "
+        "PyTorch's own tensors when its inputs are off by rounding. The link is then not run, and the report has no "
         "verdict.",
         "",
         "This is no verdict: nothing says that the artifact is right, and nothing that it is wrong. Give `--data`, and "
@@ -159,33 +160,32 @@ CHECKS: dict[str, Meaning] = {
         "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
         "against the noise floor. A half file is held against PyTorch with every value rounded; "
         "without that it is not run, and what rounding costs decides.",
-        "it is more than the limit in multiples of that noise (`replay_multiple`, `half_multiple`; more where more is "
-        "compared), or the noise is too large to judge by",
+        "the error is more than the limit in multiples of that noise (`replay_multiple`, `half_multiple`; more where "
+        "more is compared), or the noise is too large to judge by",
         _WRONG_COMPUTATION,
     ),
     "layers": Meaning(
         _ARTIFACT,
-        "The input of every SRU in the same replay, which sees what later layers would hide; one whose own noise is "
-        "too large is not judged.",
-        "one is farther away than the same limit in multiples of its noise",
+        "The input of every SRU in the replay: later layers can hide its error. An input whose own noise is too large "
+        "is not judged.",
+        "an error is more than the same limit in multiples of its noise",
         _WRONG_COMPUTATION,
     ),
     "contract": Meaning(
         _ARTIFACT,
         "Shape and type of the outputs.",
-        "one is not what PyTorch gives",
+        "an output has another shape or type than PyTorch's",
         "What calls the artifact would break. Export again.",
     ),
     "finite": Meaning(
         _ARTIFACT,
-        "Nothing of the tensors named: they hold NaN or Inf, and nothing can be compared.",
-        "there is one, on either side",
-        "Where PyTorch has it too, look at the input and at the model; where only the artifact has it, at its "
-        "precision.",
+        "Nothing for the tensors named: they hold NaN or Inf, so they cannot be compared.",
+        "either side has NaN or Inf",
+        "If PyTorch has it too, look at the input and the model; if only the artifact has it, at its precision.",
     ),
     "range": Meaning(
         _ARTIFACT,
-        "The largest values that the float32 model reaches, with what half can hold.",
+        "The largest values that the float32 model reaches, with the largest that half can hold.",
         "a layer's values are larger",
         "Keep the layers named in float32 (`--keep`), or take bf16.",
     ),
@@ -204,9 +204,10 @@ CHECKS: dict[str, Meaning] = {
     ),
     "stand-in": Meaning(
         _ARTIFACT,
-        "Not the artifact, which ONNX Runtime cannot run here, but one that computes in float32 and rounds each value.",
+        "Nothing: ONNX Runtime cannot run the artifact here. A stand-in that computes in float32 and rounds each value "
+        "was judged.",
         "",
-        "Judge it again where it will run.",
+        "Verify again where the artifact will run.",
     ),
     "quantization": Meaning(
         _ARTIFACT,
@@ -217,65 +218,66 @@ CHECKS: dict[str, Meaning] = {
     ),
     "seal": Meaning(
         _ARTIFACT,
-        "Nothing: the file's bytes are not those that the bundle's manifest names, and the reference that travels "
-        "holds no weights. What was judged is this file, on the recorded inputs alone.",
+        "Nothing: the file's bytes are not those in the bundle's manifest, and the bundle's reference holds no "
+        "weights. This file was judged on the recorded inputs alone.",
         "",
         "Find out who changed it, or verify it with `--reference MODEL`.",
     ),
     "accuracy": Meaning(
         _ARTIFACT,
-        "Nothing: the data have labels, but no output that they could be held against.",
+        "Nothing: the data have labels, but the model has no output to compare them with.",
         "",
         "Give data whose labels are the classes of a logits output, or leave the labels out.",
     ),
     "values of SRUs": Meaning(
         _ENGINE,
-        "The output of each SRU built alone with the nearest of all that its input allows, whatever its gates.",
-        "it is farther away than `engine_sru` of its type",
+        "The output of each SRU built alone with the nearest output that its input allows, for any gates.",
+        "the distance is more than `engine_sru` of its type",
         "Build again without the plugin. If it passes then, the plugin is at fault; if not, the library.",
     ),
     "SRUs alone": Meaning(
         _ENGINE,
         "Nothing for the SRUs named: they could not be built alone, or their input was not recorded.",
         "",
-        "Verify with `--reference MODEL`, where the reason names nothing else.",
+        "Verify with `--reference MODEL`, unless the reason names something else.",
     ),
     "end to end": Meaning(
         _ENGINE,
-        "The outputs of the whole engine with PyTorch's, against what explained changes of gates do to PyTorch's.",
-        "they are more than `engine_multiple` times that away",
+        "The outputs of the whole engine with PyTorch's. The noise is the change that explained flips cause in "
+        "PyTorch.",
+        "an error is more than `engine_multiple` times that noise",
         "Build again with `--optimization-level` lower, or without the plugin, to find which part it is.",
     ),
     "top-1": Meaning(
         _ENGINE,
-        "The classes that the engine answers with PyTorch's.",
-        "one differs although the two were farther apart than rounding",
+        "The top-1 classes of the engine with PyTorch's.",
+        "a class differs although its logits in PyTorch are farther apart than rounding",
         "As for `end to end`.",
     ),
     "samples": Meaning(
         _ENGINE,
         "Nothing for the inputs named: the engine's profile does not take their shapes.",
         "",
-        "Build with a profile that holds what you will feed it (`--batch`, `--dynamic`).",
+        "Build with a profile for the shapes that you will use (`--batch`, `--dynamic`).",
     ),
 }  # fmt: skip
 
 
 def meanings(names: Iterable[str]) -> dict[str, Meaning]:
-    """Of these checks, in the table's order; one that this version does not know is left out."""
+    """Explanations of these checks, in the table's order; unknown names are skipped."""
     wanted = set(names)
     return {name: meaning for name, meaning in CHECKS.items() if name in wanted}
 
 
 def meanings_of(report: ParityReport) -> dict[str, Meaning]:
-    """Of the checks that a report holds."""
+    """Explanations of the checks in a report."""
     return meanings(check.name for link in report.links for check in link.checks)
 
 
 def markdown_rows(link: str) -> list[str]:
-    """The rows of docs/report.md for one place in the chain."""
+    """Rows of the table in docs/report.md for one place in the chain."""
     return [
-        f"| **{name}** | {m.compares} | {m.fails or 'never: it says what was not looked at'} | {m.remedy} |"
+        f"| **{name}** | {m.compares} | {m.fails or 'never: it names what was not compared'} | {m.remedy} |"
         for name, m in CHECKS.items()
         if m.link == link
     ]

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: no network, no script."""
+"""HTML report in one file, without network access or scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scconv_deploy.report.pictures import pictures
 
 
 def html_page(report: ParityReport) -> str:
-    """The report as a page: verdict and reason first, then what they rest on."""
+    """Render a report as an HTML page: verdict and reason first, then the measurements."""
     environment = Environment(
         loader=PackageLoader("scconv_deploy.report"),
         autoescape=True,
@@ -26,7 +26,7 @@ def html_page(report: ParityReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
-    # the pictures are ours, and matplotlib escapes the names in them
+    # safe as markup: matplotlib escapes the names in the pictures
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
     deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
     return environment.get_template("report.html.j2").render(
@@ -36,7 +36,7 @@ def html_page(report: ParityReport) -> str:
 
 
 def _plain(text: str) -> str:
-    """Markdown's marks taken out of our own words."""
+    """Remove Markdown's marks from our own text."""
     return text.replace("`", "").replace("*", "")
 
 
@@ -47,7 +47,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _scientific(value: float | None) -> str:
-    """Two digits, for errors."""
+    """Format an error with two digits."""
     if value is None:
         return "-"
     return "0" if value == 0 else f"{value:.1e}"

@@ -1,4 +1,4 @@
-"""JUnit XML: one test case a check, for the pages of CI systems."""
+"""JUnit XML of a report for CI systems: one test case per check."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scconv_deploy.report.explained import CHECKS
 
 
 def to_junit(report: ParityReport) -> str:
-    """A suite per link, and one of the SRUs' static links; a failure holds its reason and what to do.
+    """Render a report as JUnit XML: one suite per link, and one for the static checks of SRUs.
 
-    What did not run is skipped, with its reason.
+    A failure holds its reason and what to do; a check that did not run is skipped with its reason.
     """
     root = ElementTree.Element("testsuites", name=f"scconv-deploy {visible(report.model)}")
     for link in report.links:

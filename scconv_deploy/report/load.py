@@ -1,4 +1,4 @@
-"""``report.json`` back into records."""
+"""Reader of ``report.json``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scconv_deploy.records.parity import SCHEMA_VERSION, Link, ParityReport
 
 
 def load_report(path: Path) -> ParityReport:
-    """Read a report.
+    """Read and check a report.
 
     Args:
         path: a ``report.json``, or a bundle that holds one.
 
     Raises:
         UsageError: there is no such file, or the folder is not a bundle.
-        IntegrityError: the file is not a report, contradicts itself, or is not the one that the bundle was sealed with.
+        IntegrityError: the file is no report, contradicts itself, or differs from the bundle's manifest.
         MissingRuntimeError: a newer scconv-deploy wrote it.
     """
     if path.is_dir():
@@ -40,7 +40,7 @@ def load_report(path: Path) -> ParityReport:
 
 
 def unsealed_files(bundle: Path) -> tuple[str, ...]:
-    """Files of a bundle that its manifest names and that are missing or changed.
+    """Files in a bundle's manifest that are missing or changed.
 
     Raises:
         UsageError, IntegrityError: see :func:`scconv_deploy.bundle.manifest.read_manifest`.
@@ -50,11 +50,13 @@ def unsealed_files(bundle: Path) -> tuple[str, ...]:
 
 
 def from_json(document: Any, where: str = "the document") -> ParityReport:
-    """The inverse of :meth:`ParityReport.as_json`. Unknown fields are ignored, absent optional ones take defaults.
+    """Build a report from JSON values, the inverse of :meth:`ParityReport.as_json`.
+
+    Unknown fields are ignored; missing optional fields take their defaults.
 
     Args:
         document: JSON values.
-        where: what an error calls it.
+        where: name of the document for error messages.
 
     Raises:
         IntegrityError, MissingRuntimeError: see :func:`load_report`.

@@ -1,4 +1,4 @@
-"""Markdown for a pull request: the verdict and its reason, the chain, the rest folded."""
+"""Markdown report for a pull request: verdict, reason and chain, with the rest folded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scconv_deploy.report.escaping import code, markdown
 
 
 def to_markdown(report: ParityReport) -> str:
-    """GitHub's and GitLab's dialect, tables included; what decides is in sight, the rest folded."""
+    """Render a report in GitHub's and GitLab's Markdown dialect, with details folded."""
     lines = [f"### Parity {report.verdict}: {code(report.model)}", ""]
     if len(report.failures) > 1:
         lines += [f"{len(report.failures)} checks failed:", ""]
@@ -112,7 +112,7 @@ def _changed_limits(report: ParityReport) -> list[str]:
 
 
 def _check(check: Check) -> str:
-    """One line: its status where it did not pass, its name, its reason."""
+    """Line of a check: its status unless it passed, its name, its reason."""
     status = "" if check.status == "passed" else f"**{check.status}** "
     return f"{status}{markdown(check.name)}: {markdown(check.reason)}"
 

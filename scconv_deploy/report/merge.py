@@ -1,4 +1,4 @@
-"""The device's report brought home: one report with the chain of the laptop and the engine that the device judged."""
+"""Merge of a bundle's report with the device's: one chain that ends in the engine judged on the device."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scconv_deploy.verification.engine.verdict import ENGINE_LINK, with_engine
 
 
 def merge_files(first: Path, second: Path | None = None) -> ParityReport:
-    """``scconv-deploy report merge``.
+    """Merge the reports of a bundle and of a device that finished it; ``scconv-deploy report merge``.
 
     Args:
         first: a bundle, or its ``report.json``.
-        second: what ``finish`` wrote (``device/``, or the ``report.json`` in it); None for the one in the bundle.
+        second: ``device/`` as written by ``finish``, or the ``report.json`` in it; None for the one in the bundle.
 
     Returns:
-        the first report, its link "engine" replaced by the device's own.
+        The first report, with its link "engine" replaced by the device's link.
 
     Raises:
-        UsageError: one of them does not lie beside the manifest that seals it.
+        UsageError: a report has no manifest beside it.
         IntegrityError: a file changed, or the device finished another bundle.
     """
     bundle = _sealed_folder(first)
@@ -48,9 +48,9 @@ def merge_files(first: Path, second: Path | None = None) -> ParityReport:
 
 
 def merge_reports(report: ParityReport, device: ParityReport) -> ParityReport:
-    """The same of two reports that belong together.
+    """Merge a bundle's report with the device's report.
 
-    Its stages follow with "device: " before their names; its provenance goes to its engine.
+    The device's stages are appended with "device: " before their names; its provenance goes to its engine.
     """
     (link,) = device.links
     engines = tuple(replace(engine, provenance=dict(device.provenance)) for engine in device.engines)
@@ -63,7 +63,7 @@ def merge_reports(report: ParityReport, device: ParityReport) -> ParityReport:
 
 
 def _sealed_folder(path: Path) -> Path:
-    """The folder of a bundle, or of ``device/``, by itself or by its report."""
+    """Folder of a bundle or of ``device/``, from the path of the folder or of its report."""
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UsageError(f"{path} does not exist.", f"Name a bundle, or the {REPORT} in one.")

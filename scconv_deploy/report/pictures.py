@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG elements that stand in the page: text stays text, and takes the page's colour."""
+"""Pictures of a report as inline SVG: text stays text, in the page's colour."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.report.escaping import visible
 
-_WIDTH_IN = 3.7  # 266 points: at a phone's width letters of 9 points are twelve pixels high
+_WIDTH_IN = 3.7  # 266 points: at a phone's width, letters of 9 points are twelve pixels high
 _ROW_IN = 0.2
 _LONGEST_NAME = 24
-_INK = "#0a0b0c"  # becomes currentColor, so that dark mode has light letters
+_INK = "#0a0b0c"  # replaced by currentColor, for dark mode
 _GOOD, _BAD, _FAINT = "#2f80c9", "#d9532c", "#8a8f98"
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "text.parse_math": False, "axes.unicode_minus": False,
@@ -34,7 +34,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element, what it shows in a few words, and how to read it."""
+    """SVG element, its title, and how to read it."""
 
     title: str
     caption: str
@@ -42,7 +42,7 @@ class Picture:
 
 
 def pictures(report: ParityReport) -> dict[str, Picture]:
-    """The pictures that the report has data for: ``flips``, ``margins``, ``layers``, ``worst``."""
+    """Draw the pictures that a report has data for: ``flips``, ``margins``, ``layers``, ``worst``."""
     drawn: dict[str, Picture] = {}
     if any(count.flips for sru in report.srus for count in (sru.teacher_forced, sru.free_running) if count):
         drawn["flips"] = Picture(
@@ -102,7 +102,7 @@ def _flips(axes: Axes, report: ParityReport) -> None:
 
 
 def _margins(axes: Axes, report: ParityReport) -> None:
-    ends: list[float] = []  # of the bins that hold a gate; a logarithmic axis does not find them by itself
+    ends: list[float] = []  # ends of the bins with gates, for the limits of the logarithmic axis
     for row, sru in enumerate(report.srus):
         if sru.margins is None or not (total := sum(sru.margins.counts)):
             continue
@@ -113,7 +113,7 @@ def _margins(axes: Axes, report: ParityReport) -> None:
             if count
         ]
         for left, right, count in bins:
-            # a share of a millionth is what matters here, and must be seen
+            # shares of a millionth matter and must be visible
             shade = 0.12 + 0.88 * max(0.0, 1 + math.log10(count / most) / 6)
             start = max(left, 1e-12)
             ends += [start, right]
@@ -134,14 +134,14 @@ def _margins(axes: Axes, report: ParityReport) -> None:
 
 
 def _decades(lowest: float, highest: float) -> list[float]:
-    """At most four powers of ten for a logarithmic axis, so that their labels do not meet."""
+    """At most four powers of ten for a logarithmic axis, so that labels do not overlap."""
     first, last = math.ceil(math.log10(lowest) - 1e-9), math.floor(math.log10(highest) + 1e-9)
     step = max(1, math.ceil((last - first + 1) / 4))
     return [10.0**power for power in range(last, first - 1, -step)][::-1] or [lowest, highest]
 
 
 def _short(count: int) -> str:
-    """A count as 1.4M; the table has the digits."""
+    """Short form of a count, such as 1.4M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
@@ -167,7 +167,7 @@ def _layers(axes: Axes, report: ParityReport) -> None:
     axes.yaxis.set_major_formatter("{x:.0e}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     highest = max(usable) * (3 if lost else 1.01)
-    # whole decades: only their ends carry numbers
+    # whole decades, because only they are labelled
     axes.set_ylim(10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(highest)))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("tensor, by its place")
@@ -176,7 +176,7 @@ def _layers(axes: Axes, report: ParityReport) -> None:
 
 
 def _limit(report: ParityReport) -> float:
-    """What the layers were judged by, in multiples of their noise; 0 where the report does not say."""
+    """Limit of the layers in multiples of their noise; 0 if the report does not hold it."""
     checks = [check for link in report.links for check in link.checks if check.name == "layers"]
     judged = [
         q.limit for check in checks for q in check.quantities if q.tolerance in ("replay_multiple", "half_multiple")
@@ -188,7 +188,7 @@ def _limit(report: ParityReport) -> float:
 
 
 def _drawable(value: float, lowest: float) -> float:
-    """Zero stands at the bottom of a logarithmic axis; what is not finite leaves a gap."""
+    """Value on a logarithmic axis: zero at the bottom, a gap if not finite."""
     return max(value, lowest) if math.isfinite(value) else math.nan
 
 
@@ -208,16 +208,16 @@ def _worst(axes: Axes, report: ParityReport) -> None:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """One name a row, the first at the top."""
+    """Label the rows with names, the first at the top."""
     axes.set_yticks(range(len(names)), _shortened([visible(" ".join(name.split())) for name in names]))
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _shortened(names: list[str]) -> list[str]:
-    """Names that fit beside a picture: without the parts that all share, and then without their middle."""
+    """Shorten names to fit beside a picture: drop parts that all share, then the middle."""
     if max(map(len, names)) > _LONGEST_NAME and len(names) > 1:
         parts = [name.split(".") for name in names]
-        shortest = min(map(len, parts)) - 1  # something is left of each
+        shortest = min(map(len, parts)) - 1  # at least one part is left of each name
         head = next((k for k in range(shortest) if len({tuple(p[: k + 1]) for p in parts}) > 1), shortest)
         most = shortest - head
         tail = next((k for k in range(most) if len({tuple(p[-k - 1 :]) for p in parts}) > 1), most)
@@ -227,7 +227,7 @@ def _shortened(names: list[str]) -> list[str]:
 
 def _svg(name: str, rows: int, draw: Callable[[Axes], None]) -> str:
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyph
         figure = Figure(figsize=(_WIDTH_IN, 1.0 + _ROW_IN * max(rows, 3)))
         draw(figure.subplots())
         stream = io.StringIO()
@@ -237,7 +237,7 @@ def _svg(name: str, rows: int, draw: Callable[[Axes], None]) -> str:
 
 
 def _inline(document: str, name: str) -> str:
-    """An SVG document as an element: no prolog, no size of its own, its ids apart from the other pictures'."""
+    """Convert an SVG document to an inline element: no prolog, no fixed size, ids with the picture's prefix."""
     svg = document[document.index("<svg") :]
     opening, rest = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]+"', opening)

@@ -1,4 +1,4 @@
-"""A stored report judged again, also under other tolerances; nothing runs."""
+"""Verdict on a stored report, with the same or other tolerances. Nothing runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from scconv_deploy.report.load import load_report, unsealed_files
 from scconv_deploy.system.backends import BACKENDS
 
 ENGINES = tuple(BACKENDS)
-"""Links of engines; a chain without any has the link "engine", which says why. They may be required all the same, and
-"engine" stands for all that are there."""
+"""Names of engine links. Without an engine, a chain has the link "engine" with the reason; as a requirement, "engine"
+stands for all engine links of a report."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What ``report check`` found; its truth value says whether the report may be signed.
+    """Result of ``report check``; true if the report may be signed.
 
     Attributes:
-        report: with the new limits, its checks judged by them.
-        stored_verdict: before.
+        report: report with the new limits, and its checks judged by them.
+        stored_verdict: verdict in the stored report.
         required: names of the links that must have passed.
-        lacking: the required links that have not, or whose gates nobody saw, with the reason.
+        lacking: reasons for required links that have not passed, or without any gate compared.
     """
 
     report: ParityReport
@@ -36,7 +36,7 @@ class Judgement:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why not: required links that have not passed, and failed checks."""
+        """Reasons not to sign: required links that have not passed, and failed checks."""
         return (*self.lacking, *self.report.failures)
 
     def __bool__(self) -> bool:
@@ -54,12 +54,12 @@ class Judgement:
 
 
 def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str, float] | None = None) -> Judgement:
-    """``scconv-deploy report check``.
+    """Judge a stored report again; ``scconv-deploy report check``.
 
     Args:
-        path: a ``report.json``, or a bundle; a bundle's files must be the ones that were sealed.
-        require: links that must have passed.
-        overrides: tolerance -> new limit.
+        path: a ``report.json``, or a bundle, whose files must match its manifest.
+        require: names of links that must have passed.
+        overrides: new limits by tolerance.
 
     Raises:
         UsageError: an unknown link or tolerance.
@@ -76,10 +76,10 @@ def check_report(path: Path, require: Sequence[str] = (), overrides: Mapping[str
 
 
 def rejudge(report: ParityReport, overrides: Mapping[str, float]) -> ParityReport:
-    """Hold every number that a check kept against its limit, or the new one.
+    """Judge every check with stored numbers by its old or new limits.
 
     Raises:
-        UsageError: a tolerance that the report does not know, or that none of its checks kept a number for.
+        UsageError: the report does not have a tolerance, or no check stored a number for it.
     """
     kept = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
     for name, limit in overrides.items():
@@ -103,7 +103,7 @@ def _rejudged_link(link: Link, overrides: Mapping[str, float]) -> Link:
 def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
     unexplained = check.status == "failed" and all(q.within for q in check.quantities)
     if not check.quantities or check.status == "not run" or unexplained:
-        return check  # no number decided it, so none can change it
+        return check  # decided without numbers
     quantities = tuple(replace(q, limit=overrides.get(q.tolerance, q.limit)) for q in check.quantities)
     changed = [
         f"{new.tolerance} {new.value:.3g} against {new.limit:g} instead of {old.limit:g}"
@@ -112,30 +112,29 @@ def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
     ]
     broken = [f"{q.tolerance} {q.value:.3g} exceeds {q.limit:g}" for q in quantities if not q.within]
     status: Literal["passed", "failed"] = "failed" if broken else "passed"
-    if status != check.status and not changed:  # the stored status was not what the numbers say
+    if status != check.status and not changed:  # the stored status contradicts the numbers
         changed = broken or ["every number within its limit"]
     reason = f"{check.reason}; judged again: {', '.join(changed)}" if changed else check.reason
     return Check(check.name, status, reason, quantities)
 
 
 def _unseen_gates(link: Link) -> str:
-    """Why nothing is known of the gates of an engine that passed end to end; "" if something is, or it has no SRU.
+    """Reason why no gate of a passed engine was compared; "" if one was, or if the model has no SRU.
 
-    The outputs of a healthy engine differ by what explained gates do, and a wrong gate can hide in that. So whoever
-    requires an engine requires that gates of it were compared.
+    A wrong gate can hide in the end-to-end noise of explained flips. So a required engine must have gates compared.
     """
     if link.name not in ENGINES or link.status != "passed":
         return ""
     found = [c for name in ("teacher-forced gates", "SRUs alone") for c in link.checks if c.name == name]
     if not found or found[0].status == "passed":
         return ""
-    return f"passed end to end only: {found[0].reason}"  # reports of before have the second check alone
+    return f"passed end to end only: {found[0].reason}"  # older reports have the second check alone
 
 
 def _lacking(report: ParityReport, name: str) -> list[str]:
-    """Why a required link has not passed; empty if it has."""
+    """Reasons why a required link has not passed; empty if it has."""
     links = [link for link in report.links if link.name.lower() == name.lower()]
-    if name.lower() == "engine":  # every one
+    if name.lower() == "engine":  # all engine links
         links += [link for link in report.links if link.name in ENGINES]
     if links:
         unpassed = [f"{name} is required and {k.status}: {k.reason}" for k in links if k.status != "passed"]

@@ -1,4 +1,4 @@
-"""A report in the formats that people and programs read."""
+"""Rendering of a report in every format."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SUFFIXES: dict[str, Format] = {
 
 
 def format_of(path: Path) -> Format:
-    """The format that a file's suffix names.
+    """Report format of a file's suffix.
 
     Raises:
-        UsageError: it names none.
-        MissingRuntimeError: it names HTML, and what draws the pictures is missing; said before any work is done.
+        UsageError: the suffix names no format.
+        MissingRuntimeError: the format is HTML, and jinja2 or matplotlib is missing.
     """
     found = _SUFFIXES.get(path.suffix.lower())
     if found is None:
@@ -37,7 +37,7 @@ def format_of(path: Path) -> Format:
 
 
 def require_html() -> None:
-    """Refuse if HTML cannot be made (MissingRuntimeError)."""
+    """Raise MissingRuntimeError if jinja2 or matplotlib, which HTML needs, is missing."""
     for package in ("jinja2", "matplotlib"):
         try:
             importlib.import_module(package)
@@ -48,21 +48,21 @@ def require_html() -> None:
 
 
 def render(report: ParityReport, form: Format) -> str:
-    """A report as one document.
+    """Render a report as one document.
 
     Raises:
-        MissingRuntimeError: HTML without jinja2 or matplotlib.
+        MissingRuntimeError: the format is HTML, and jinja2 or matplotlib is missing.
     """
     return _RENDERERS[form](report)
 
 
 def to_json(report: ParityReport) -> str:
-    """``report.json``."""
+    """Render ``report.json``."""
     return json.dumps(report.as_json(), indent=2) + "\n"
 
 
 def to_html(report: ParityReport) -> str:
-    """``report.html``; see :mod:`scconv_deploy.report.html`."""
+    """Render ``report.html``; see :mod:`scconv_deploy.report.html`."""
     require_html()
     from scconv_deploy.report.html import html_page
 
@@ -70,7 +70,7 @@ def to_html(report: ParityReport) -> str:
 
 
 def to_text(report: ParityReport) -> str:
-    """The tables of the terminal, uncoloured."""
+    """Render the tables of the terminal without colour."""
     from rich.console import Console
 
     from scconv_deploy.report.text import print_report

@@ -1,4 +1,4 @@
-"""The JSON Schema of ``report.json``, derived from the records and their docstrings."""
+"""JSON Schema of ``report.json``, derived from the records and their docstrings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PLAIN = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema, draft 2020-12. Objects may hold more fields than it names: readers ignore what they do not know."""
+    """Make the schema, draft 2020-12. Objects may hold further fields, which readers ignore."""
     definitions: dict[str, Any] = {
         "number": {
-            "description": "A number; what JSON has none for is a string.",
+            "description": "A number, or a string for infinity and NaN.",
             "anyOf": [{"type": "number"}, {"enum": list(NON_FINITE)}],
         }
     }
@@ -49,15 +49,15 @@ def report_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """``docs/report.schema.json``."""
+    """Content of ``docs/report.schema.json``."""
     return json.dumps(report_schema(), indent=2) + "\n"
 
 
 def _reference(record: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """A reference to a record's definition, which is made if it is not there."""
+    """Reference to a record's definition, which is added if missing."""
     name = record.__name__
     if name not in definitions:
-        definitions[name] = {}  # it may hold itself
+        definitions[name] = {}  # before the fields: the record may contain itself
         described, entries = _descriptions(record), entries_of(record)
         properties = {}
         for entry in entries:
@@ -94,7 +94,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _descriptions(record: Any) -> dict[str, str]:
-    """Field -> what the docstring's section ``Attributes`` says of it."""
+    """Description of each field in the docstring's section ``Attributes``."""
     section = inspect.cleandoc(record.__doc__).partition("Attributes:\n")[2]
     found = {}
     for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n     +.*)*)", section, re.MULTILINE):
@@ -103,5 +103,5 @@ def _descriptions(record: Any) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """A docstring's lines as one, its markup gone."""
+    """Join a docstring's lines and remove its markup."""
     return re.sub(r":\w+:`[.~]*([^`]+)`", r"\1", " ".join(text.split())).replace("``", "")

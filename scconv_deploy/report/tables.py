@@ -1,4 +1,4 @@
-"""Tables and lines of a terminal: no markup, no wrapping, so that paths can be copied."""
+"""Tables and lines for a terminal, without markup or wrapping, so that paths can be copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from scconv_deploy.records.stage import StageRecord
 
-if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+if TYPE_CHECKING:  # not at run time: these modules import torch
     pass
 
 
@@ -22,7 +22,7 @@ _STYLES = {
 
 
 def table_of(title: str, *columns: str) -> Table:
-    """An empty table without lines; long cells fold."""
+    """Make an empty table without rules; long cells fold."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -30,17 +30,17 @@ def table_of(title: str, *columns: str) -> Table:
 
 
 def styled_status(status: str) -> Text:
-    """A status in its colour."""
+    """Status in its colour."""
     return Text(status, style=_STYLES[status])
 
 
 def print_line(console: Console, text: str) -> None:
-    """Plain text: no markup, no highlighting, no wrapping, so that paths can be copied."""
+    """Print plain text, without markup, highlighting or wrapping."""
     console.print(Text(text), soft_wrap=True)
 
 
 def print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
-    """What ``--embed`` did; the convolutions that it left, by reason."""
+    """Print the convolutions that ``--embed`` replaced, and those that it left, by reason."""
     for stage in stages:
         if stage.name != "embed":
             continue
@@ -54,6 +54,6 @@ def print_embedding(console: Console, stages: Iterable[StageRecord]) -> None:
 
 
 def print_left_alone(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
-    """What no rule and no recognition took, with the reason."""
+    """Print the modules or nodes that were left alone, with the reason."""
     for path, reason in pairs:
         print_line(console, f"left alone: {path}: {reason}")

@@ -1,4 +1,4 @@
-"""Results as tables for a terminal."""
+"""Reports as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scconv_deploy.records.parity import Check
 from scconv_deploy.report.engine_facts import engine_facts
 from scconv_deploy.report.tables import print_embedding, print_left_alone, print_line, styled_status, table_of
 
-if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.records.parity import ParityReport
     from scconv_deploy.report.diff import ReportDiff
     from scconv_deploy.report.rejudge import Judgement
 
 
 def print_report(console: Console, report: ParityReport) -> None:
-    """The chain, the SRUs and the outputs; the verdict last, with its reasons. A failure is said first as well."""
+    """Print the chain, SRUs and outputs, and the verdict with its reasons last; a failure also first."""
     if not report:
         print_line(console, f"parity   {report.verdict}: {report.headline}")
     print_embedding(console, report.stages)
@@ -70,7 +70,7 @@ def print_report(console: Console, report: ParityReport) -> None:
 
 
 def _print_findings(console: Console, report: ParityReport) -> None:
-    """What only some reports have."""
+    """Print the findings that only some reports have."""
     free = [(sru.site, sru.free_running) for sru in report.srus if sru.free_running]
     if free:
         flips, gates, bad = (sum(getattr(c, n) for _, c in free) for n in ("flips", "gates", "unexplained"))
@@ -93,7 +93,7 @@ def _print_findings(console: Console, report: ParityReport) -> None:
 
 
 def print_judgement(console: Console, result: Judgement) -> None:
-    """A stored report judged again: the links, then whether it may be signed, with every reason."""
+    """Print the result of ``report check``: the links, the verdict, and every reason."""
     links = table_of("Chain", "link", "", "why")
     for link in result.report.links:
         links.add_row(Text(link.name), styled_status(link.status), Text(link.reason))
@@ -109,7 +109,7 @@ def print_judgement(console: Console, result: Judgement) -> None:
 
 
 def print_diff(console: Console, result: ReportDiff) -> None:
-    """What changed between two reports."""
+    """Print the changes between two reports."""
     if len(set(result.verdicts)) == 1:
         print_line(console, f"verdict  {result.verdicts[0]}, before and after{'' if result else '; no difference'}")
     table = table_of("Changed", "what", "before", "after")

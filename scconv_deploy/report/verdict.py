@@ -1,4 +1,4 @@
-"""A verdict as an error of the command line."""
+"""ParityError of a report, for the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scconv_deploy.errors import ParityError
 
-if TYPE_CHECKING:  # the command line starts without NumPy
+if TYPE_CHECKING:  # not at run time: the command line starts without NumPy
     from scconv_deploy.records.parity import ParityReport
 
 _NO_VERDICT = (
@@ -16,11 +16,11 @@ _NO_VERDICT = (
 
 
 def parity_error(artifact: object, report: ParityReport, remedy: str) -> ParityError:
-    """Of a report that is false; one without a verdict is told from one that failed.
+    """Make the error of a report that failed or has no verdict.
 
     Args:
-        artifact: what was judged, as it is to be called.
-        remedy: where it failed.
+        artifact: name of the artifact in the message.
+        remedy: what to do if it failed.
     """
     if report.verdict == "failed":
         return ParityError(f"{artifact}: {report.failures[0]}", remedy)
