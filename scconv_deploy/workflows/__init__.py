@@ -1,1 +1,1 @@
-"""Use cases, one a file, and the Python API: export, deploy, rewrite, build, verify and so on."""
+"""Use cases, one per file, and the Python API: export, deploy, rewrite, build, verify and so on."""

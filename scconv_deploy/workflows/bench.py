@@ -1,4 +1,4 @@
-"""``scconv-deploy bench``: artifacts and models timed against each other, in turns, on the same inputs."""
+"""``scconv-deploy bench``: time artifacts and models against each other, in turns, on the same inputs."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ _PAGE = "/proc/self/statm"
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One subject.
+    """Measurements of one subject.
 
     Attributes:
-        p50_ms, p90_ms, p99_ms, mean_ms: wall clock of one run, copies to and from the device left out.
-        items_per_s: samples of one run (axis 0) over the mean.
-        device_p50_ms: between two events on the stream; None where there is no device.
-        memory_bytes: of what ``memory_of`` names, more than before the subject was loaded: the process's resident set
-            or the device's; None where it cannot be asked.
-        load_s: until it was ready for its first run.
+        p50_ms, p90_ms, p99_ms, mean_ms: wall clock of one run, without copies to and from the device.
+        items_per_s: samples of one run (axis 0) divided by the mean time.
+        device_p50_ms: time between two events on the stream; None without a device.
+        memory_bytes: growth of the memory that ``memory_of`` names (resident set of the process, or the device's) since
+            before the subject was loaded; None if unknown.
+        load_s: time from loading to ready for the first run.
     """
 
     name: str
@@ -73,7 +73,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All subjects of one run; they took turns, so that a slow minute hits them all."""
+    """Measurements of all subjects of one run, which took turns."""
 
     batch: int
     rounds: int
@@ -87,7 +87,7 @@ class BenchResult:
 
 @dataclass
 class _Subject:
-    """Something ready to run: ``run`` does it once and returns the device's seconds, if there is a device."""
+    """Subject that is ready to run: ``run`` runs it once and returns seconds on the device, if there is one."""
 
     name: str
     kind: str
@@ -107,10 +107,10 @@ def bench_artifacts(
         names: a path that ends in ``.onnx`` or ``.engine``, a bundle's folder, or a MODEL.
 
     Raises:
-        UsageError: a name that is none of them, an open axis without a size, or an option that none of them uses.
-        ModelError: a model that cannot be made, or refuses its inputs.
-        MissingRuntimeError: an engine, and no GPU or library for it.
-        IntegrityError: an artifact that is not what it claims.
+        UsageError: an unknown name, an open axis without a size, or an option that no subject uses.
+        ModelError: a model cannot be made, or refuses its inputs.
+        MissingRuntimeError: there is no GPU or library for an engine.
+        IntegrityError: an artifact is not what its manifest says.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -159,7 +159,7 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
 
 
 def _feed(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Seeded values for every input, each drawn anew."""
+    """Seeded random values for every input."""
     return {name: random_array(shape, dtypes[name], np.random.default_rng(seed)) for name, shape in shapes.items()}
 
 
@@ -185,7 +185,7 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
 
 
 def _plugin_of(artifact: EngineArtifact, options: BenchOptions) -> Path | None:
-    """The plugin, for the engines that were built with one."""
+    """Path of the plugin, for an engine that was built with one."""
     return options.plugin if artifact.manifest.plugin_sha256 else None
 
 
@@ -206,8 +206,8 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progres
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)
     allocated = 0
     if device == "cuda":
-        torch.cuda.init()  # the counters below need it
-        torch.cuda.reset_peak_memory_stats()  # of the subjects before
+        torch.cuda.init()  # for the counters below
+        torch.cuda.reset_peak_memory_stats()  # drop the peak of earlier subjects
         allocated = torch.cuda.memory_allocated()
     model = model.to(device)
     tensors = {key: value.to(device) for key, value in signature.tensors.items()}
@@ -236,12 +236,12 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progres
 
 
 def _first_run(run: Callable[[], object], spec: ModelSpec, compiled: bool) -> None:
-    """The run that compiles, and tells whether the inputs fit."""
+    """Run once before timing: compiles, and shows whether the inputs fit."""
     try:
         run()
-    except RuntimeError as error:  # torch's own, also where torch.compile finds no compiler
+    except RuntimeError as error:  # from torch, also if torch.compile finds no compiler
         reason = first_line(error)
-        if compiled:  # as it is, it ran before
+        if compiled:  # uncompiled, it ran before
             raise MissingRuntimeError(
                 f"torch.compile cannot compile {spec.label}: {reason}",
                 "Leave --compile out; on a CPU it needs a C++ compiler (CXX), for example g++.",
@@ -251,7 +251,7 @@ def _first_run(run: Callable[[], object], spec: ModelSpec, compiled: bool) -> No
 
 
 def _resident() -> int | None:
-    """Bytes of this process in memory; None where there is no /proc."""
+    """Resident set of this process in bytes; None without /proc."""
     try:
         pages = int(Path(_PAGE).read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -262,7 +262,7 @@ def _resident() -> int | None:
 def _measure(
     subjects: Sequence[_Subject], options: BenchOptions, progress: Progress
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of every subject by round: on the host's clock, and on the device where there is one."""
+    """Seconds of every subject by round: on the host's clock, and on the device if there is one."""
     order, shuffle = list(subjects), random.Random(options.seed).shuffle
     host: dict[str, list[float]] = {s.name: [] for s in subjects}
     device: dict[str, list[float]] = {s.name: [] for s in subjects}
@@ -281,7 +281,7 @@ def _measure(
 
 
 def _items(shapes: Iterable[tuple[int, ...]]) -> int:
-    """How many samples one run takes: axis 0 of the first input that has one."""
+    """Number of samples of one run: axis 0 of the first input that has one."""
     return next((shape[0] for shape in shapes if shape), 1)
 
 

@@ -1,4 +1,4 @@
-"""What ``bench`` is asked: its options, what artifacts are, and which options and inputs they take."""
+"""Options of ``bench``, and the checks that each option is used by a subject."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.workflows.subject import Bundle, Engine, Model, OnnxFile
 
 Content = onnx.ModelProto | EngineArtifact | None
-"""Of a file or an engine; None of a model."""
+"""Content of an ONNX file or an engine; None for a model."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How is measured.
+    """Options of ``bench``.
 
     Attributes:
-        batch: size of axis 0 where it is open.
+        batch: size of axis 0 if it is open.
         inputs: ``[name:]shape[:dtype]``, for models that are not in the zoo and for other open axes.
-        compiled: models also through torch.compile.
-        cuda_graph: engines also as a CUDA graph.
-        device: where models run.
-        rounds, warmup: timed runs of each subject, and runs before them.
-        threads: of ONNX Runtime and torch on the CPU; 0 is their default.
-        provider: of ONNX Runtime.
-        plugin: the library that the engines were built with.
-        spec: a model of a name, as the options of models say (factory's arguments, weights, embedding).
-        of_models: those of them that are given, as they are written.
+        compiled: also time models through torch.compile.
+        cuda_graph: also time engines as a CUDA graph.
+        device: device that models run on.
+        rounds, warmup: number of timed runs of each subject, and of runs before them.
+        threads: CPU threads of ONNX Runtime and torch; 0 is their default.
+        provider: execution provider of ONNX Runtime.
+        plugin: plugin library that the engines were built with.
+        spec: make the ModelSpec of a name from the model options (factory arguments, weights, embedding).
+        of_models: model options that were given, as on the command line.
     """
 
     batch: int = 1
@@ -63,7 +63,7 @@ class BenchOptions:
 
 
 def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], options: BenchOptions) -> None:
-    """Refuse options of what is not there (UsageError)."""
+    """Refuse options for kinds of subjects that are not given (UsageError)."""
     users = {
         "engines": any(isinstance(subject, Engine) for subject in subjects),
         "ONNX files": any(isinstance(subject, (OnnxFile, Bundle)) for subject in subjects),
@@ -85,14 +85,14 @@ def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], opti
 
 
 def read(subject: Model | OnnxFile | Engine | Bundle) -> Content:
-    """Read and check a file or an engine (UsageError, IntegrityError)."""
+    """Read and check an ONNX file or an engine (UsageError, IntegrityError); None for a model."""
     if isinstance(subject, Model):
         return None
     return load_engine(subject.path) if isinstance(subject, Engine) else read_onnx(subject.model_file()[0])
 
 
 def check_use(contents: Mapping[str, Content], options: BenchOptions) -> None:
-    """Refuse a plugin, a batch or inputs that nothing uses (UsageError); models refuse their inputs themselves."""
+    """Refuse a plugin, a batch or inputs that no artifact uses (UsageError); models check their inputs themselves."""
     engines = [content for content in contents.values() if isinstance(content, EngineArtifact)]
     if options.plugin is not None and not any(engine.manifest.plugin_sha256 for engine in engines):
         raise UsageError("--plugin: none of the engines was built with a plugin.", "Leave it out.")
@@ -120,14 +120,14 @@ def check_use(contents: Mapping[str, Content], options: BenchOptions) -> None:
 
 
 def inputs_of(content: onnx.ModelProto | EngineArtifact) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, -1 where an axis is open."""
+    """Input shapes by name; an open axis is -1."""
     if isinstance(content, EngineArtifact):
         return {tensor.name: tensor.shape for tensor in content.manifest.inputs}
     return graph_facts(content).shapes
 
 
 def shapes_of(inputs: Mapping[str, Sequence[int]], options: BenchOptions) -> dict[str, tuple[int, ...]]:
-    """Shapes without open axes: what ``--input`` says by name, then in order, else the batch on axis 0."""
+    """Shapes without open axes: from ``--input`` by name, then in order, else the batch on axis 0."""
     given = [InputSpec.parse(text) for text in options.inputs]
     chosen = {spec.name: spec.shape for spec in given if spec.name in inputs}
     free = [name for name in inputs if name not in chosen]

@@ -1,4 +1,4 @@
-"""``scconv-deploy build``: an ONNX file to an engine with its manifest, through the cache."""
+"""``scconv-deploy build``: build an engine and its manifest from an ONNX file, through the cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scconv_deploy.trt_plugins.build import LIBRARY
 from scconv_deploy.verification.engine.verdict import ENGINE_LINK, try_to_judge, with_engine
 
 Judge = Callable[[EngineArtifact, Path | None], ParityReport]
-"""Holds an engine, opened with its plugin, against the reference."""
+"""(engine, plugin) -> report of the engine against the reference."""
 
 
 def build_file(
@@ -46,13 +46,13 @@ def build_file(
     """Build an engine from an ONNX file.
 
     Args:
-        cache: None for none.
+        cache: engine cache; None builds without one.
         force: overwrite.
 
     Raises:
-        UsageError, IntegrityError: the file, the options or the output.
-        MissingRuntimeError: the library, or a GPU that the options need.
-        BuildError: the library refuses.
+        UsageError, IntegrityError: the file, the options or the output are refused.
+        MissingRuntimeError: the library, or a GPU that the options need, is missing.
+        BuildError: the library refuses the model.
     """
     for path in (output, sidecar(output)):
         check_output_file(path, force)
@@ -67,12 +67,12 @@ def build_file(
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """The engines that a bundle shall have.
+    """Engines requested for a bundle.
 
     Attributes:
-        here: built by this machine.
-        devices: that build theirs themselves, from the bundle.
-        axes: open ones of the model.
+        here: options of engines that this machine builds.
+        devices: targets that build their engines from the bundle.
+        axes: open axes of the model.
     """
 
     here: tuple[BuildOptions, ...] = ()
@@ -81,7 +81,7 @@ class EngineRequest:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """Whose engines they are, each once."""
+        """Backends of the requested engines, each once."""
         on_devices: tuple[Backend, ...] = ("tensorrt",) if self.devices else ()
         return tuple(dict.fromkeys((*(options.backend for options in self.here), *on_devices)))
 
@@ -94,13 +94,13 @@ class EngineRequest:
         plugin: Path | None = None,
         require_plugin: bool = False,
     ) -> EngineRequest:
-        """Of what the command line says.
+        """Make a request from the options of the command line.
 
         Args:
-            plugin, require_plugin: of the engine that TensorRT builds here; devices build their own plugin.
+            plugin, require_plugin: options of the engine that TensorRT builds here; devices build their own plugin.
 
         Raises:
-            UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or nothing here can use the plugin.
+            UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or no engine built here uses a plugin.
         """
         here: list[BuildOptions] = []
         devices: list[DeviceTarget] = []
@@ -124,7 +124,7 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class BuiltEngines:
-    """What :class:`EngineBuilder` did; the report has its stages and the engines' links."""
+    """Result of :class:`EngineBuilder`; the report includes its stages and the links of engines."""
 
     report: ParityReport
     manifests: tuple[EngineManifest, ...] = ()
@@ -134,7 +134,7 @@ class BuiltEngines:
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """The engines of a bundle: each backend's options with what :func:`prepare` gave, and what is left for devices."""
+    """Builder of the engines of a bundle: prepared options of each backend, and targets left for devices."""
 
     wanted: Sequence[tuple[BuildOptions, Prepared]] = ()
     devices: Sequence[DeviceTarget] = ()
@@ -151,17 +151,17 @@ class EngineBuilder:
         command: str,
         progress: Progress = lambda message: None,
     ) -> EngineBuilder:
-        """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
+        """Prepare a request; refuse what cannot be built before any work is done, see :func:`prepare`."""
         prepared = [(wanted, prepare(wanted, cache)) for wanted in request.here]
         return cls(prepared, request.devices, request.axes, cache, command, progress)
 
     def build(
         self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None
     ) -> BuiltEngines:
-        """Write ``model.<backend>.engine`` for each backend into a folder, and what devices need to build theirs.
+        """Write ``model.<backend>.engine`` for each backend into a folder, and the files that devices build from.
 
-        An engine is judged where there is a GPU, and named ``*.rejected`` if it fails. Each has a link of its backend's
-        name; what is left for devices, or was not built at all, stands in the link "engine".
+        An engine is judged if there is a GPU, and named ``*.rejected`` if it fails. Each engine has a link named after
+        its backend; the link "engine" lists engines left for devices or not built.
         """
         if not self.wanted and not self.devices:
             return BuiltEngines(report)
@@ -184,7 +184,7 @@ class EngineBuilder:
                 made.append((result.engine, options.plugin))
                 if options.plugin is not None:
                     write_file(folder / LIBRARY, options.plugin.read_bytes())
-                notes += [note for note in result.notes if note not in notes]  # all share one cache
+                notes += [note for note in result.notes if note not in notes]  # one cache gives one note
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
@@ -210,7 +210,7 @@ class EngineBuilder:
     def _judge(
         self, engine: EngineArtifact, plugin: Path | None, judge: Judge | None
     ) -> tuple[Link, ParityReport | None]:
-        """The link of an engine, and what was measured if it ran."""
+        """Link of an engine, and its report if it ran."""
         manifest = engine.manifest
         if judge is None or not gpus():
             why = "it was not asked to run" if gpus() else "no GPU here can run it"

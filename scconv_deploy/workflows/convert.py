@@ -1,4 +1,4 @@
-"""``scconv-deploy convert``: a float32 ONNX file in half precision, the gate in float32, judged against the original.
+"""``scconv-deploy convert``: convert a float32 ONNX file to half, with float32 gates; verify against the original.
 
 read --> half --> check --> verify against the original --> write
 """
@@ -33,14 +33,14 @@ from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxRefe
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What was written.
+    """Result of a conversion.
 
     Attributes:
-        precision: of the data; ``fp32`` if nothing of the model can be half.
-        half, casts: nodes that compute in half, and casts that were put in.
-        kept: (node, why it stays in float32).
-        bytes_before, bytes_after: of the files.
-        report: the parity with the original.
+        precision: type of the data; ``fp32`` if no part of the model can be half.
+        half, casts: number of nodes that compute in half, and of inserted casts.
+        kept: (node, reason) of nodes that stay in float32.
+        bytes_before, bytes_after: sizes of the files.
+        report: parity with the original.
     """
 
     path: Path
@@ -82,7 +82,7 @@ def convert_onnx(
 
     Raises:
         UsageError, IntegrityError: the file cannot be read, or the output not written.
-        ModelError: it is in half precision already, or cannot be converted.
+        ModelError: the file is in half precision already, or cannot be converted.
         ParityError: a gate changed, or the error is beyond the type's rounding; nothing was written.
     """
     source, output = Path(source), Path(output)
@@ -123,7 +123,7 @@ def convert_onnx(
 
 
 def _remedy(report: ParityReport) -> str:
-    """What to keep in float32, where the range check knows."""
+    """Advice on what to keep in float32, from the range check if it names tensors."""
     reasons = [check.reason for link in report.links for check in link.checks if check.name == "range"]
     vanishing = next((part for reason in reasons for part in reason.split("; ") if part.startswith(VANISHING)), "")
     return f"{vanishing}: try --keep with what gives or reads it." if vanishing else "see --keep."

@@ -1,4 +1,4 @@
-"""The pipeline and the Python API: what the command line calls, and what it returns.
+"""``scconv-deploy deploy`` and its Python function: export, verify, build engines, write a bundle.
 
 ModelSpec --load--> nn.Module --export--> onnx_ir.Model --precision--> model.onnx --build--> engines;
 verify(reference, artifact) --> ParityReport
@@ -51,9 +51,9 @@ from scconv_deploy.zoo.embed import EmbedResult
 
 @dataclass(frozen=True)
 class DeployResult:
-    """A bundle: its folder, the artifact in it, the manifest's own digest, the verdict, what it lacks, its engines.
+    """Bundle that was written: folder, artifact, digest of the manifest, report, unfinished targets, engines, notes.
 
-    ``unfinished`` is what is left for devices, target by target.
+    ``unfinished`` lists the engines left for devices, by target.
     """
 
     folder: Path
@@ -91,12 +91,12 @@ def deploy_spec(
     command: str = "",
     progress: Progress = silent,
 ) -> DeployResult:
-    """``scconv-deploy deploy``: export, verify, build engines, and write a bundle.
+    """Export a model, verify it, build engines, and write a bundle; ``scconv-deploy deploy``.
 
     An artifact that fails is named ``*.rejected``, and no engine is built from it.
     """
     check_output_folder(folder, force)
-    tolerances.table(checks.tolerances)  # refused before any work is done
+    tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
     builder = EngineBuilder.of(engines, cache, command, progress)
     reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
@@ -119,16 +119,20 @@ def deploy(
     cache: EngineCache | None = None,
     force: bool = False,
 ) -> DeployResult:
-    """Export a module, verify the result against it, build engines, and write the bundle; arguments as for
-    :func:`export`.
+    """Export a module, verify the artifact against it, build engines, and write a bundle.
 
     Args:
-        checks: real data, tolerances, and what runs the artifact.
-        engines: what is built here and what devices build; :meth:`.EngineRequest.of` reads a target.
-        cache: of engines; None for none.
+        model, example_inputs, dynamic, options, force: as for :func:`export`.
+        folder: folder of the bundle.
+        checks: real data, tolerances, and execution provider.
+        engines: engines built here and on devices; :meth:`.EngineRequest.of` reads a target.
+        cache: engine cache; None builds without one.
 
     Returns:
-        The result, falsy when parity failed.
+        The result, falsy if parity failed.
+
+    Raises:
+        ScconvDeployError: with the reason and the remedy.
     """
     command = "scconv_deploy.deploy"
     check_output_folder(Path(folder), force)
@@ -151,7 +155,7 @@ def _deploy(
     provenance: Mapping[str, str],
     builder: EngineBuilder,
 ) -> DeployResult:
-    samples = draw()  # data that cannot be read is refused before any work is done
+    samples = draw()  # refuse unreadable data before any work is done
     single = export_to_ir(reference, options, log, progress)
     model = in_precision(single, options, log, progress)
     data = serialize(model)
@@ -199,7 +203,7 @@ def _for_engines(artifact: Artifact) -> ForEngines:
 
 
 def _write_page(folder: Path, report: ParityReport, progress: Progress) -> tuple[str, ...]:
-    """``report.html``, or a note why there is none: a verdict must not be lost because pictures cannot be drawn."""
+    """Write ``report.html``, or return a note if that fails; a verdict must not depend on pictures."""
     try:
         require_html()
     except MissingRuntimeError as error:

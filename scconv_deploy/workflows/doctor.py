@@ -1,7 +1,6 @@
-"""What this machine can do: runtimes, GPUs, compilers and headers, and where their versions contradict each other.
+"""Diagnosis of this machine: runtimes, GPUs, compilers, headers, and versions that do not fit together.
 
-Nothing here imports a library that it asks about in this process, but torch, ONNX Runtime and TensorRT in children of
-their own: one that crashes on import is a finding, not a crash.
+torch, ONNX Runtime and TensorRT are imported in child processes: one that crashes on import is a finding, not a crash.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from scconv_deploy.version import __version__
 
 Status = Literal["ok", "missing", "warning"]
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""What TensorRT-RTX builds for (its support matrix; the names that ``tensorrt_rtx.ComputeCapability`` has)."""
+"""Compute capabilities of TensorRT-RTX (its support matrix; names in ``tensorrt_rtx.ComputeCapability``)."""
 
 _OPTIONAL = {
     "scikit-learn": ("--data photos", "pip install 'scconv-deploy[data]'"),
@@ -41,13 +40,13 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """Result of one look-up.
 
     Attributes:
-        name: a package, tool or device.
-        found: its version and place, or what is wrong.
-        needed_for: what does not work without it.
-        remedy: the command that brings it, empty where nothing is to do.
+        name: package, tool or device.
+        found: version and place, or what is wrong.
+        needed_for: use that is impossible without it.
+        remedy: command that installs or repairs it; "" if nothing is to do.
     """
 
     group: Literal["python", "runtime", "gpu", "compiler", "versions"]
@@ -61,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings; falsy when something required is missing."""
+    """All findings; falsy if something required is missing."""
 
     findings: tuple[Finding, ...]
 
@@ -69,7 +68,7 @@ class Diagnosis:
         return not self.lacking(())
 
     def lacking(self, required: Sequence[str]) -> list[Finding]:
-        """What is missing of the package's own requirements and of these names; a name that is unknown counts."""
+        """Missing findings among the package's own requirements and these names; an unknown name counts as missing."""
         names = {f.name for f in self.findings if f.status != "missing"}
         found = [f for f in self.findings if f.status == "missing" and (f.required or f.name in required)]
         known = names | {f.name for f in found}
@@ -81,7 +80,7 @@ class Diagnosis:
 
 
 def diagnose(machine: Machine | None = None) -> Diagnosis:
-    """Look at everything; takes a few seconds, for torch and the runtimes are imported once each."""
+    """Look up everything; takes a few seconds, because torch and each runtime are imported."""
     machine = machine or Machine()
     findings = [*_python(machine), *_runtimes(machine), *_gpus(machine), *_compilers(machine)]
     return Diagnosis((*findings, *_contradictions(machine, findings)))

@@ -1,4 +1,4 @@
-"""``export``: a model to one ONNX file, its SRUs as nodes; what ``deploy`` begins with."""
+"""``scconv-deploy export`` and its Python function: write a model to one ONNX file, its SRUs as nodes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ MaskFormChoice = Literal["auto", "where", "multiply"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How the ONNX model is written.
+    """Options of the exported ONNX model.
 
     Attributes:
         opset: 18 to 23; None takes the lowest that the precision allows, 18 or (bf16) 22.
-        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, as long as it is the only backend, and
-            ``where``, which TensorRT fuses, as soon as there is another.
-        backends: what is produced: ``onnx``, ``tensorrt``, ``tensorrt-rtx``.
-        precision: of the data; statistics, gates and parameters of SRUs stay in float32.
-        io: types of the graph's inputs and outputs where the precision is half.
+        mask_form: ``auto`` is ``multiply``, the faster form in ONNX Runtime, if ``onnx`` is the only backend, else
+            ``where``, which TensorRT fuses.
+        backends: backends to produce artifacts for: ``onnx``, ``tensorrt``, ``tensorrt-rtx``.
+        precision: type of the data; statistics, gates and parameters of SRUs stay in float32.
+        io: types of the graph's inputs and outputs if the precision is half.
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
 
     Raises:
-        UsageError: a value that is none of those named, or options that contradict each other.
+        UsageError: an unknown value, or options that contradict each other.
     """
 
     opset: int | None = None
@@ -81,7 +81,7 @@ class ExportOptions:
 
     @property
     def half(self) -> HalfOptions | None:
-        """How the exported model is converted; None if it is not."""
+        """Options of the conversion to half; None for float32."""
         return None if self.precision == "fp32" else HalfOptions(self.precision, self.io, self.keep)
 
     @property
@@ -92,13 +92,13 @@ class ExportOptions:
 
     @property
     def builds_engines(self) -> bool:
-        """Whether a backend besides ``onnx`` is asked for."""
+        """Whether a backend besides ``onnx`` is requested."""
         return not set(self.backends) <= {"onnx"}
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported file: where it is, its SHA-256, its SRU nodes (site -> variant) and the stages' records."""
+    """Result of an export: path, SHA-256, SRU nodes (site -> variant) and stage records."""
 
     path: Path
     sha256: str
@@ -124,7 +124,7 @@ def _stage_json(stage: StageRecord) -> dict[str, Any]:
 
 
 def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
-    """Export and check; nothing is written."""
+    """Export a prepared model to onnx-ir and check it, without writing a file."""
     progress("exporting to ONNX")
     model = export_model(
         reference.swapped,
@@ -148,7 +148,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
 
 
 def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
-    """The model in the precision that was asked for; the given one is not changed."""
+    """Convert a model to the requested precision; the given model is not changed."""
     if options.half is None:
         return model
     progress(f"converting to {options.precision}")
@@ -160,7 +160,7 @@ def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progres
 
 
 def _tidied(model: ir.Model, name: str) -> ir.Model:
-    """The model as every file of ours is kept, checked (ModelError)."""
+    """Bring a model to the form of all files that this tool writes, and check it (ModelError)."""
     proto = ir.to_proto(model)
     tidy(proto)
     check(proto, name)
@@ -170,7 +170,7 @@ def _tidied(model: ir.Model, name: str) -> ir.Model:
 def export_spec(
     spec: ModelSpec, path: Path, options: ExportOptions, force: bool = False, progress: Progress = silent
 ) -> ExportResult:
-    """``scconv-deploy export``."""
+    """Load a model and export it; ``scconv-deploy export``."""
     check_output_file(path, force)
     reference, log = reference_from_spec(spec, progress)
     return _write_export(reference, path, options, log, progress)
@@ -188,10 +188,10 @@ def export(
     """Export a module to ONNX, its SRUs as function nodes.
 
     Args:
-        model: in eval mode, float32, on the CPU; it is not changed. Or the result of :func:`scconv_deploy.embed`.
+        model: module in eval mode, float32, on the CPU, or the result of :func:`scconv_deploy.embed`; not changed.
         example_inputs: a tensor, a tuple of positional arguments, or a dictionary of named ones.
         path: the file to write.
-        dynamic: axes to leave open; trace such an axis with a size of at least 2.
+        dynamic: axes to leave open; the example needs a size of at least 2 there.
         force: overwrite.
 
     Raises:

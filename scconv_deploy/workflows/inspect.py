@@ -1,4 +1,4 @@
-"""What a model or an artifact holds: ``scconv-deploy inspect``."""
+"""``scconv-deploy inspect``: contents of a model or an artifact."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FOREIGN = "no operator of ONNX or ONNX Runtime, nor a function of the file; a r
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A graph input or output; an open axis is the symbol's name."""
+    """Graph input or output; an open axis is a symbol's name."""
 
     name: str
     dtype: str
@@ -43,14 +43,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxInspection:
-    """An ONNX file.
+    """Contents of an ONNX file.
 
     Attributes:
-        functions: ``domain::name`` (with the overload) -> how many nodes its body has.
-        sites: SRU node -> its variant, or its operator where the file does not say.
-        operators: how many nodes of each type the graph has, function bodies not counted.
-        parameters: numbers in the initializers.
-        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``; or how they are quantised: ``int8 (Q/DQ)``.
+        functions: ``domain::name`` (with the overload) -> number of nodes in the body.
+        sites: SRU node -> its variant, or its operator if the file does not say.
+        operators: number of nodes by operator, without function bodies.
+        parameters: number of values in the initializers.
+        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``, or the quantisation ``int8 (Q/DQ)``.
     """
 
     path: str
@@ -73,10 +73,10 @@ class OnnxInspection:
 
 @dataclass(frozen=True)
 class EngineInspection:
-    """An engine: its manifest, and its own layers as JSON texts where the library can open it here.
+    """Contents of an engine: its manifest, and JSON texts of its layers if the library can open it here.
 
     Attributes:
-        unopened: why it could not be opened, "" if it was.
+        unopened: why the engine could not be opened; "" if it was.
     """
 
     engine: EngineArtifact
@@ -91,15 +91,15 @@ class EngineInspection:
 
 
 def inspect_engine(path: Path, plugin: Path | None = None) -> EngineInspection:
-    """Read an engine's manifest, and open the engine where there is a library and a GPU for it.
+    """Read an engine's manifest, and open the engine if there is a library and a GPU for it.
 
     Args:
-        plugin: the library that the engine was built with; without it such an engine is not opened, which is said.
+        plugin: plugin library that the engine was built with; without it such an engine is not opened.
 
     Raises:
-        UsageError: a plugin for an engine that was built without one; or see
+        UsageError: the engine was built without a plugin; or see
             :func:`scconv_deploy.runtimes.tensorrt.engine.load_engine`.
-        IntegrityError: another plugin than the one it was built with; or see there.
+        IntegrityError: the engine was built with another plugin; or see ``load_engine``.
     """
     artifact = load_engine(path)
     if plugin is not None:
@@ -116,9 +116,9 @@ class SRUInspection:
     """One SRU of a model.
 
     Attributes:
-        training: what its gamma and beta say of its training.
+        training: whether gamma and beta are trained, as text.
         open_share: share of gates that are open on the samples.
-        never_open, always_open: how many channels have a gate that never moved on the samples.
+        never_open, always_open: number of channels whose gates are never, or always, open on the samples.
     """
 
     site: str
@@ -132,15 +132,15 @@ class SRUInspection:
 
 @dataclass(frozen=True)
 class ModelInspection:
-    """A PyTorch model.
+    """Contents of a PyTorch model.
 
     Attributes:
-        parameters: numbers that training moves.
-        multiply_adds: of one sample, convolutions and matrix products (what papers call FLOPs).
-        left_alone: candidate -> why it is not taken for an SRU.
-        samples: what the gates were watched on.
-        weights: where the parameters come from: what was loaded, and how many are random.
-        stages: what was done to get there.
+        parameters: number of trainable values.
+        multiply_adds: multiply-adds of one sample in convolutions and matrix products (FLOPs in many papers).
+        left_alone: candidate -> why it was not recognised as an SRU.
+        samples: names of the samples that the gates were computed on.
+        weights: origin of the parameters: files loaded, number of random ones.
+        stages: stage records of loading and preparing the model.
     """
 
     model: str
@@ -235,7 +235,7 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
 
 
 def multiply_adds(reference: Reference) -> int:
-    """Multiply-adds of one sample: torch's own counter (two operations each), divided by the batch."""
+    """Multiply-adds of one sample: half of torch's FLOP count, divided by the batch."""
     batch = max((len(t) for t in reference.signature.tensors.values() if t.dim()), default=1)
     with FlopCounterMode(display=False) as counter:
         reference.signature.call(reference.model, reference.signature.tensors)
@@ -267,10 +267,10 @@ def _srus(reference: Reference, samples: Iterable[Sample]) -> tuple[SRUInspectio
 
 
 def describe_training(gate: Gate) -> str:
-    """What gamma and beta tell.
+    """Describe whether gamma and beta are trained.
 
-    A hard mask times x passes no gradient to gamma and beta, so the original code trains neither: beta keeps its
-    initial 0 to the bit, and gamma its random draw (weight decay may have scaled it).
+    A hard mask passes no gradient to gamma and beta, so the original code trains neither: beta stays exactly 0, and
+    gamma keeps its random initial values (weight decay may scale them).
     """
     if bool((gate.beta != 0).any()):
         return "trained"

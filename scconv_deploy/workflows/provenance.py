@@ -11,10 +11,10 @@ from scconv_deploy.version import __version__
 
 
 def provenance_of(spec: ModelSpec, command: str, log: StageLog) -> dict[str, str]:
-    """What a report says of where a reference came from.
+    """Provenance of a reference model, for the report.
 
     Args:
-        log: of the run, whose first stage loaded the model.
+        log: stage log of the run, whose first stage loaded the model.
     """
     facts = {"seed": str(spec.seed), "command": command, "kwargs": json.dumps(dict(spec.kwargs), sort_keys=True)}
     if spec.embed is not None:

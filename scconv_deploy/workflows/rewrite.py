@@ -1,4 +1,4 @@
-"""``scconv-deploy rewrite``: anyone's ONNX file in, one with SRU nodes out, compared with the file that came.
+"""``scconv-deploy rewrite``: replace SRUs in any ONNX file by SRU nodes, and compare with the original.
 
 read --> prepare --> rules --> forms --> check --> guard (and verify, with a reference) --> write
 """
@@ -42,20 +42,20 @@ from scconv_deploy.version import __version__
 from scconv_deploy.workflows.export import MaskFormChoice
 
 _GUARD_SAMPLES = 16
-"""Of a user's data, how many are also compared with the original file."""
+"""Number of samples of a user's data that are also compared with the original file."""
 
 
 @dataclass(frozen=True)
 class RewriteOptions:
-    """How a file is rewritten.
+    """Options of a rewrite.
 
     Attributes:
-        opset: of the result, 18 to 23; None keeps the file's own, or takes 18 where that is older.
-        mask_form: ``auto`` is ``multiply`` for new functions and leaves those that are there as they are.
+        opset: opset of the result, 18 to 23; None keeps the file's own, or 18 if that is older.
+        mask_form: ``auto`` is ``multiply`` for new functions and does not change existing ones.
         inline: expand the functions instead of keeping SRU nodes.
         adapted: also write ``NAME.plugin.onnx`` and ``NAME.inlined.onnx`` for TensorRT before 10.7.
-        expect: how many SRU nodes the result must hold at least; None wants one, or another gate that was rewritten.
-        seed: of the data on which both files are compared.
+        expect: smallest number of SRU nodes in the result; None requires one, or another rewritten gate.
+        seed: seed of the inputs on which both files are compared.
     """
 
     opset: int | None = None
@@ -68,15 +68,15 @@ class RewriteOptions:
 
 @dataclass(frozen=True)
 class RewriteResult:
-    """What was written.
+    """Result of a rewrite.
 
     Attributes:
-        outcome: ``rewritten``; ``partial`` where a candidate was refused; ``unchanged``: the file's own bytes.
+        outcome: ``rewritten``; ``partial`` if a candidate was refused; ``unchanged`` if the bytes are the original's.
         sites: SRU nodes of the result, site -> variant.
         near_misses: candidates that were refused.
         adapted: further files that were written.
-        guard: the comparison with the original.
-        parity: the verdict against PyTorch, where a reference was given.
+        guard: comparison with the original.
+        parity: verdict against PyTorch, if a reference was given.
     """
 
     path: Path
@@ -113,7 +113,7 @@ class RewriteResult:
 
     @property
     def markdown(self) -> str:
-        """A table for a pull request: gates that the file and the result decide otherwise than PyTorch."""
+        """Markdown table for a pull request: flips of the original file and of the result against PyTorch."""
         if self.guard is None or not self.guard.gates:
             return ""
         lines = [
@@ -142,16 +142,16 @@ def rewrite_onnx(
     """Rewrite an ONNX file from any exporter so that it computes its gates as PyTorch does.
 
     Args:
-        source: the file; external data beside it.
-        output: where to write; external data goes into the file.
-        reference: the model that the file was exported from; parity is then judged against it.
+        source: original file; external data beside it.
+        output: file to write; external data goes into the file.
+        reference: model that the file was exported from, to judge parity against.
         data: an ``.npz`` with one array per input (with a reference also a folder of images, or ``photos``).
         force: overwrite.
 
     Raises:
         UsageError, IntegrityError: the file cannot be read, or the output not written.
-        ModelError: it cannot be converted, or fewer SRUs were found than ``options.expect`` says.
-        ParityError: the result does not compute what the original computes, or what PyTorch does.
+        ModelError: the file cannot be converted, or holds fewer SRUs than ``options.expect``.
+        ParityError: the result does not compute what the original or PyTorch computes.
     """
     source, output = Path(source), Path(output)
     for path in (output, *(_adapted_paths(output) if options.adapted else ())):
@@ -210,10 +210,10 @@ def rewrite_onnx(
 def rewrite_graph(
     original: onnx.ModelProto, options: RewriteOptions, stage: OpenStage
 ) -> tuple[onnx.ModelProto, Applied]:
-    """The graph part of :func:`rewrite_onnx`.
+    """Rewrite a model in memory, without the comparison.
 
     Returns:
-        the rewritten model, or the original itself if there was nothing to do; and what was done.
+        The rewritten model, or the original if there was nothing to do; and the rules applied and refused.
     """
     opset = target_opset(original, options.opset)
     model = prepare(original, opset, stage)
@@ -247,7 +247,7 @@ def rewrite_graph(
 
 
 def _finish(proto: onnx.ModelProto) -> None:
-    """Put our metadata beside the file's own, and run the full checker."""
+    """Add our metadata to the file's own, and run the full checker."""
     sites = _variants(proto)
     ours = {"scconv_deploy.version": __version__}
     if sites:
@@ -276,7 +276,7 @@ def _refused(misses: Sequence[NearMiss]) -> str:
 
 
 def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
-    """Names and what folding took, from the reference; the file's own nodes are left as they are."""
+    """Take names, and parameters lost in folding, from the reference; other nodes are not changed."""
     with log.stage("match") as stage:
         outputs = list(reference.signature.call(reference.model, reference.signature.tensors))
         names = matching.match_names(proto, reference.signature.names, outputs)
@@ -309,7 +309,7 @@ def _guard(
     if data is not None:
         given = {Path(data).name: inputs.load(data, original)}
         report = _compare(original, proto, applied, feeds | given, log)
-        # open axes that are not open after all: noise of a guessed size runs in neither file, the user's data does
+        # an axis may be open in name only: noise of a guessed size then runs in neither file, the user's data does
         return _compare(original, proto, applied, given, log) if report.not_run and feeds else report
     return _compare(original, proto, applied, feeds, log)
 
@@ -332,7 +332,7 @@ def _compare(
 
 
 def _thresholds(proto: onnx.ModelProto, applied: Applied) -> dict[str, str]:
-    """Rewritten sigmoid thresholds that are still in the graph: mask -> argument."""
+    """Rewritten sigmoid thresholds still in the graph: name of the mask -> name of the sigmoid's argument."""
     names = set(applied.changed.get(sigmoid_threshold.NAME, ()))
     stored = {tensor.name for tensor in proto.graph.initializer}
     return {
@@ -351,7 +351,7 @@ def _adapted_paths(output: Path) -> tuple[Path, Path]:
 
 
 def _adapted(proto: onnx.ModelProto, output: Path) -> dict[Path, bytes]:
-    """The files for TensorRT before 10.7, checked: without the SRUs' functions, and with them expanded."""
+    """Files for TensorRT before 10.7, checked: without the SRUs' functions, and with them expanded."""
     files = {}
     for path, form in zip(_adapted_paths(output), (without_functions(proto), inlined(proto)), strict=True):
         check(form, f"graph of {path.name}")

@@ -1,4 +1,4 @@
-"""A command's MODEL or ARTIFACT: what the text names, by its form and by whether it is a folder. Nothing is opened."""
+"""Kind of a command's MODEL or ARTIFACT (model, ONNX file, engine, bundle), from its name. No file is opened."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from scconv_deploy.bundle.contents import ENGINE, REJECTED
 
 @dataclass(frozen=True)
 class Model:
-    """A PyTorch model: zoo name, factory or checkpoint, see :class:`scconv_deploy.model.spec.ModelSpec`."""
+    """PyTorch model: zoo name, factory or checkpoint, see :class:`scconv_deploy.model.spec.ModelSpec`."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An ONNX file.
+    """ONNX file.
 
     Attributes:
-        path: of the file.
-        seed: of the noise that it runs on where it is a reference.
+        path: path of the file.
+        seed: seed of the noise inputs if the file is a reference.
     """
 
     path: Path
@@ -34,37 +34,37 @@ class OnnxFile:
         return self.path.name.endswith(REJECTED)
 
     def model_file(self) -> tuple[Path, dict[str, str]]:
-        """The file, and notes about it for a report."""
+        """Path of the file, and notes for the report."""
         return self.path, {}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A TensorRT engine."""
+    """TensorRT engine."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder that ``deploy`` wrote."""
+    """Bundle: a folder that ``deploy`` wrote."""
 
     path: Path
 
     def model_file(self) -> tuple[Path, dict[str, str]]:
-        """Its ONNX file, and notes about it for a report (UsageError, IntegrityError)."""
+        """Path of the bundle's ONNX file, and notes for the report (UsageError, IntegrityError)."""
         return bundled_model(self.path)
 
 
 def artifact_of(path: Path) -> OnnxFile | Engine | Bundle:
-    """What a path is where only an artifact can be meant; a file of any name but an engine's is read as ONNX."""
+    """Kind of an artifact; any file whose name is not an engine's is taken for ONNX."""
     if path.name.endswith(ENGINE):
         return Engine(path)
     return Bundle(path) if path.is_dir() else OnnxFile(path)
 
 
 def subject_of(text: str) -> Model | OnnxFile | Engine | Bundle:
-    """What a text names where a model can be meant too; an ONNX file is then told by its name."""
+    """Kind of a text that may also name a model; an ONNX file is recognised by its suffix."""
     artifact = artifact_of(Path(text))
     named = not isinstance(artifact, OnnxFile) or text.endswith((".onnx", REJECTED))
     return artifact if named else Model(text)

@@ -1,6 +1,7 @@
-"""Judge an ONNX file, a bundle or an engine against a model, an ONNX file or what a bundle recorded.
+"""``scconv-deploy verify``: judge an ONNX file, a bundle or an engine against a reference.
 
-What PyTorch is needed for is imported where it is used: a bundle is judged by its own reference without torch.
+The reference is a model, an ONNX file, or the runs recorded in a bundle. PyTorch is imported only where it is used: a
+bundle is judged without torch.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Against:
-    """What an artifact is judged against.
+    """Reference that an artifact is judged against.
 
     Attributes:
-        source: of the reference runs.
-        samples: what it runs.
-        log: of the stages that loaded it.
-        facts: where it comes from, for the report.
-        reference: PyTorch's side, where the source is a model.
+        source: source of the reference runs.
+        samples: samples of the source.
+        log: stage log of loading the reference.
+        facts: provenance for the report.
+        reference: prepared PyTorch model, if the source is a model.
     """
 
     source: ReferenceSource
@@ -68,10 +69,17 @@ def verify(
     dynamic: Sequence[DynamicAxis] = (),
     checks: Checks = Checks(),
 ) -> ParityReport:
-    """Judge an ONNX file, or the one in a bundle, against a module; arguments as for :func:`deploy`.
+    """Judge an ONNX file, or the one in a bundle, against a module.
+
+    Args:
+        artifact: path of an ONNX file or a bundle.
+        model, example_inputs, dynamic, checks: as for :func:`deploy`.
 
     Returns:
-        The report, falsy when parity failed.
+        The report, falsy if parity failed.
+
+    Raises:
+        ScconvDeployError: with the reason and the remedy.
     """
     from scconv_deploy.model.prepare import reference_from_module
 
@@ -96,25 +104,25 @@ def verify_subject(
     command: str = "",
     progress: Progress = silent,
 ) -> ParityReport:
-    """``scconv-deploy verify``: judge an artifact against a reference.
+    """Judge an artifact against a reference; ``scconv-deploy verify``.
 
     Args:
-        reference: a model, another ONNX file, or a bundle, whose ``reference/`` is taken; for an ONNX artifact only
-            the bundle itself.
-        plugin: the library that an engine was built with.
+        reference: a model, another ONNX file, or a bundle, whose ``reference/`` is used. For an ONNX artifact, a bundle
+            as the reference must be the artifact itself.
+        plugin: plugin library that an engine was built with.
 
     Returns:
-        The report; falsy when a check failed.
+        The report; falsy if a check failed.
 
     Raises:
-        UsageError: a file is missing, a bundle has no ``reference/``, a tolerance is not known, or the plugin is for an
-            engine that has none.
-        IntegrityError: a file is damaged, an engine is not what its manifest says, or a file of ``reference/`` is not
-            the one that was sealed: nothing can be judged by it.
+        UsageError: a file is missing, a bundle has no ``reference/``, a tolerance is unknown, or the engine was built
+            without a plugin.
+        IntegrityError: a file is damaged, an engine is not what its manifest says, or a file of ``reference/`` differs
+            from the manifest.
         ModelError: ONNX Runtime refuses a file, or the model cannot be loaded.
-        MissingRuntimeError: for an engine no library, another version of it, or no GPU.
+        MissingRuntimeError: the library of an engine is missing or of another version, or there is no GPU.
     """
-    tolerances.table(checks.tolerances)  # refused before any work is done
+    tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
     if isinstance(artifact, Engine):
         engine = _open(artifact, plugin)
         if isinstance(reference, Bundle):
@@ -139,13 +147,13 @@ def verify_subject(
 
 
 def _read(artifact: OnnxFile | Bundle) -> tuple[Artifact, dict[str, str]]:
-    """The ONNX file of an artifact, and notes for the report."""
+    """Read the ONNX file of an artifact; return it and notes for the report."""
     path, notes = artifact.model_file()
     return Artifact(read_onnx(path), str(path), path.read_bytes()), notes
 
 
 def _open(artifact: Engine, plugin: Path | None) -> EngineArtifact:
-    """Read an engine; refuse before any reference is loaded what cannot run here."""
+    """Read an engine; refuse one that cannot run here before a reference is loaded."""
     engine = load_engine(artifact.path)
     if plugin is not None:
         check_plugin_of(engine, plugin)
@@ -154,7 +162,7 @@ def _open(artifact: Engine, plugin: Path | None) -> EngineArtifact:
 
 
 def _against(reference: ModelSpec | OnnxFile | Bundle, checks: Checks, command: str, progress: Progress) -> _Against:
-    """Load a reference."""
+    """Load a reference and its samples."""
     if isinstance(reference, Bundle):
         source = read_sealed_reference(reference.path)
         facts = {"command": command, "reference": f"{REFERENCE}/ of the bundle"}
@@ -192,7 +200,7 @@ def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Ma
 
 
 def _with_notes(link: Link, notes: Mapping[str, str]) -> Link:
-    """A judged link says what the manifest does not vouch for: without the model, samples alone judge weights."""
+    """Add checks to a judged link that name files which differ from the manifest."""
     if link.status == "not run":
         return link
     said = [Check("seal", "not run", f"{what}: {names}") for what, names in notes.items()]
@@ -200,8 +208,11 @@ def _with_notes(link: Link, notes: Mapping[str, str]) -> Link:
 
 
 def models_of(engine: EngineArtifact, *further: Path) -> tuple[SRUModels, dict[str, str]]:
-    """ONNX models of single SRUs: out of the file that the engine was built from, if it lies beside it or is among
-    further ones; else the nodes that the reference asks for. And a line for the report that says which."""
+    """Maker of ONNX models of single SRUs, and a line for the report on their origin.
+
+    They are cut out of the file that the engine was built from, if it lies beside the engine or is among ``further``;
+    else they are made from the reference's parameters.
+    """
     for path in (*sorted(engine.path.parent.glob("*.onnx")), *further):
         if path.is_file() and sha256_of(path) == engine.manifest.onnx_sha256:
             return partial(sru_models.of_artifact, read_onnx(path)), {"SRUs alone": f"out of {path.name}"}
