@@ -1,1 +1,1 @@
-"""The commands, one file for what they take: each parses, calls, prints, and exits. No logic lives here."""
+"""Commands, one file per kind of argument: each parses, calls a workflow, prints and exits. No logic."""

@@ -1,4 +1,4 @@
-"""The commands that take an ONNX file, and those that judge any artifact: parse and call."""
+"""Commands that take an ONNX file or judge any artifact: rewrite, convert, verify."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def rewrite(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
     expect: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Fail (exit 4) unless the result holds so many SRU nodes; default: 1, or another gate."
-        ),
+        typer.Option(min=0, help="Fail (exit 4) if the result holds fewer SRU nodes; default: 1, or another gate."),
     ] = None,
     mask_form: MaskForm = "auto",
     inline: Annotated[bool, typer.Option("--inline", help="Expand the functions.")] = False,
@@ -58,7 +56,7 @@ def rewrite(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give any exporter's ONNX file gates that compute what PyTorch's do, each SRU as one node."""
+    """Rewrite any exporter's ONNX file so that its gates are PyTorch's, each SRU as one node."""
     from scconv_deploy.commands.printing import print_rewrite
 
     with run_session(as_json, quiet) as session:
@@ -118,7 +116,7 @@ def verify(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The model it came from, or an ONNX file; a bundle brings its own. For an engine also a bundle.",
+            help="The model it came from, or an ONNX file; a bundle has its own. For an engine also a bundle.",
         ),
     ] = None,
     of_model: ModelOptions = ModelOptions(),
@@ -177,7 +175,7 @@ def _judge(
 def _reference(
     artifact: OnnxFile | Engine | Bundle, reference: str | None, of_model: ModelOptions, judged: CheckOptions
 ) -> ModelSpec | OnnxFile | Bundle:
-    """What an artifact is judged against; options that mean nothing to that are refused."""
+    """Reference of an artifact; refuse options that the reference does not use (UsageError)."""
     from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile, subject_of
 
     if reference is None:
@@ -200,7 +198,7 @@ def _reference(
 
 
 def _own_reference(artifact: OnnxFile | Engine | Bundle, of_model: ModelOptions, judged: CheckOptions) -> Bundle:
-    """Only a bundle brings what it is judged against."""
+    """A bundle as its own reference; other artifacts need ``--reference`` (UsageError)."""
     from scconv_deploy.workflows.subject import Bundle, Engine
 
     if isinstance(artifact, Engine):

@@ -1,4 +1,4 @@
-"""The commands that build and time engines: parse and call."""
+"""Commands that build and time engines: build, bench, finish."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 Backends = Annotated[
     list[str] | None,
     typer.Option(
-        "--backend", metavar="onnx|tensorrt|tensorrt-rtx", help="What is produced; repeatable. Default: onnx.",
+        "--backend", metavar="onnx|tensorrt|tensorrt-rtx", help="Backend of the artifact; repeatable. Default: onnx.",
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
@@ -42,14 +42,16 @@ Targets = Annotated[
 ]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Of engines; default ~/.cache/scconv-deploy.", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--cache", metavar="DIR", help="Engine cache; default ~/.cache/scconv-deploy.", rich_help_panel=_ENGINE
+    ),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Build, whatever is kept.", rich_help_panel=_ENGINE)]
-BackendOption = Annotated[Backend, typer.Option(help="The library that builds it.", rich_help_panel=_ENGINE)]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Build without the cache.", rich_help_panel=_ENGINE)]
+BackendOption = Annotated[Backend, typer.Option(help="The library that builds the engine.", rich_help_panel=_ENGINE)]
 Shapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--shape", metavar="NAME:MIN:OPT:MAX", help="All of an input's axes: x:1x3x64x64:8x3x64x64:32x3x64x64.",
+        "--shape", metavar="NAME:MIN:OPT:MAX", help="All axes of an input: x:1x3x64x64:8x3x64x64:32x3x64x64.",
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
@@ -60,7 +62,7 @@ Strip = Annotated[
 Refit = Annotated[bool, typer.Option("--refit", help="Let weights be replaced later.", rich_help_panel=_TUNING)]
 Level = Annotated[int | None, typer.Option("--optimization-level", help="0 to 5.", rich_help_panel=_TUNING)]
 Workspace = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="At most, for example 512M or 2G.", rich_help_panel=_TUNING)
+    str | None, typer.Option(metavar="SIZE", help="Largest workspace, for example 512M or 2G.", rich_help_panel=_TUNING)
 ]
 Hardware = Annotated[
     Literal["ampere+", "same-cc"] | None,
@@ -70,7 +72,8 @@ VersionCompatible = Annotated[
     bool, typer.Option("--version-compatible", help="Later TensorRT may run it.", rich_help_panel=_TUNING)
 ]
 TimingCache = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Tactic timings, instead of the cache's.", rich_help_panel=_TUNING)
+    Path | None,
+    typer.Option(metavar="FILE", help="Timing cache file, instead of the one in the cache.", rich_help_panel=_TUNING),
 ]
 _PLUGIN = "Fused SRU"
 Plugin = Annotated[
@@ -96,7 +99,7 @@ def parse_size(option: str, text: str) -> int:
 
 
 def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
-    """The engine cache that ``--cache`` and ``--no-cache`` choose; None without one."""
+    """Engine cache chosen by ``--cache`` and ``--no-cache``; None for none."""
     from scconv_deploy.exporters.tensorrt.cache import EngineCache
 
     if without and folder is not None:
@@ -107,7 +110,7 @@ def chosen_cache(folder: Path | None, without: bool) -> EngineCache | None:
 
 
 def parse_backends(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The values of ``--backend`` of deploy, each once; onnx comes first and is always produced."""
+    """Backends of deploy, each once; onnx comes first and is always produced (UsageError for an unknown one)."""
     known = ("onnx", *BACKENDS)
     for name in names or ():
         if name not in known:
@@ -122,7 +125,7 @@ def engine_request(
     plugin: Path | None = None,
     require_plugin: bool = False,
 ) -> EngineRequest:
-    """Engines that deploy builds: one for each backend but onnx, here or on the named devices."""
+    """Engines requested of deploy: one for each backend but onnx, built here or on the named devices."""
     from scconv_deploy.workflows.build import EngineRequest
 
     wanted, target = [name for name in backends if name != "onnx"], ",".join(targets or ())
@@ -139,11 +142,11 @@ def build(
     backend: BackendOption,
     target: Targets = None,
     batch: Annotated[
-        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Of axis 0 where it is open.", rich_help_panel=_ENGINE)
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Range of axis 0 if it is open.", rich_help_panel=_ENGINE)
     ] = None,
     dynamic: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:AXIS=MIN:OPT:MAX", help="Of another open axis.", rich_help_panel=_ENGINE),
+        typer.Option(metavar="NAME:AXIS=MIN:OPT:MAX", help="Range of another open axis.", rich_help_panel=_ENGINE),
     ] = None,
     shape: Shapes = None,
     tf32: Tf32 = False,
@@ -203,20 +206,22 @@ def bench(
         list[str], typer.Argument(metavar="ARTIFACT...", help="ONNX files, bundles, engines, or models (PyTorch).")
     ],
     of_models: LoadOptions = LoadOptions(),
-    batch: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Size of axis 0 where it is open.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Size of axis 0 if it is open.")] = 1,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="[NAME:]SHAPE[:DTYPE]", help="Of a model, or where other axes are open."),
+        typer.Option("--input", metavar="[NAME:]SHAPE[:DTYPE]", help="Input of a model, or sizes of other open axes."),
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Models also through torch.compile.")] = False,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Engines also as a CUDA graph.")] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run; auto is cuda where there is a GPU.")
     ] = "auto",
-    rounds: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 50,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed runs of each subject.")] = 50,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before, not counted.")] = 5,
-    threads: Annotated[int, typer.Option(min=0, max=4096, help="Of ONNX Runtime and torch; 0 is their default.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights and inputs.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=4096, help="CPU threads of ONNX Runtime and torch; 0 is their default.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights and inputs.")] = 0,
     provider: Provider = "cpu",
     plugin: Plugin = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the JSON.")] = None,
@@ -224,7 +229,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time artifacts against each other, taking turns: percentiles, throughput, host and device time, memory."""
+    """Time artifacts against each other, in turns: percentiles, throughput, host and device time, memory."""
     from scconv_deploy.commands.printing import print_bench
 
     with run_session(as_json, quiet) as session:
@@ -247,7 +252,7 @@ def bench(
 
 
 def finish(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What deploy wrote for this device.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle that deploy wrote for this device.")],
     digest: Digest = "",
     no_plugin: Annotated[bool, typer.Option("--no-plugin", help="Build without the fused SRU.")] = False,
     tensorrt_include: Annotated[
@@ -260,7 +265,7 @@ def finish(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """On the device: build plugin and engine of a bundle, judge and time them; finish.pyz does the same by itself."""
+    """Build, judge and time the plugin and engine of a bundle on the device; finish.pyz does the same by itself."""
     from scconv_deploy.commands.printing import print_finish
 
     with run_session(as_json, quiet) as session:

@@ -1,4 +1,4 @@
-"""The command that looks at the machine: parse and call."""
+"""Command that examines the machine: doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def doctor(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what this machine can do, what is missing and how to get it; exit 3 if something required is missing."""
+    """List what this machine has, what is missing and how to get it; exit 3 if something required is missing."""
     from scconv_deploy.commands.printing import print_diagnosis
 
     with run_session(as_json, quiet) as session:

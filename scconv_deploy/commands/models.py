@@ -1,4 +1,4 @@
-"""The commands that take a MODEL, and the list of those that are here: parse and call."""
+"""Commands that take a MODEL (deploy, export, inspect), and the list of the zoo."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a model to ONNX, each SRU as one node; nothing is verified."""
+    """Export a model to ONNX, each SRU as one node, without verification."""
     from scconv_deploy.commands.printing import print_export
 
     with run_session(as_json, quiet) as session:
@@ -106,7 +106,7 @@ def inspect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a model or an artifact holds."""
+    """Show the contents of a model or an artifact."""
     from scconv_deploy.commands.printing import print_engine, print_model, print_onnx
 
     with run_session(as_json, quiet) as session:
@@ -129,7 +129,8 @@ def inspect(
 
 def models(
     table: Annotated[
-        Path | None, typer.Option("--table", metavar="FILE", help="Also write the counts beside the paper's, Markdown.")
+        Path | None,
+        typer.Option("--table", metavar="FILE", help="Also write a Markdown table with the paper's counts."),
     ] = None,
     force: Force = False,
     as_json: Json = False,

@@ -27,21 +27,21 @@ Weights = Annotated[Path | None, typer.Option(help="State dict: .safetensors, or
 WeightsKey = Annotated[
     str | None,
     typer.Option(
-        metavar="ENTRY", help="Which entry of the weights, where several fit: a dotted path, such as ema.",
+        metavar="ENTRY", help="Entry of the weights file if several fit: a dotted path, such as ema.",
         rich_help_panel=_WEIGHTS,
     ),
 ]  # fmt: skip
 NonStrict = Annotated[
     bool,
-    typer.Option("--non-strict", help="Accept missing and unexpected keys; they are named.", rich_help_panel=_WEIGHTS),
+    typer.Option("--non-strict", help="Accept missing and unexpected keys; they are listed.", rich_help_panel=_WEIGHTS),
 ]
 Embed = Annotated[
     str | None,
-    typer.Option(metavar="RULE|JSON", help="Put ScConv into 3x3 convolutions: 'paper', or patterns over their paths."),
+    typer.Option(metavar="RULE|JSON", help="Replace 3x3 convolutions by ScConv: 'paper', or patterns of their paths."),
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust-checkpoint", help="Read files whose reading executes code.", rich_help_panel=_WEIGHTS),
+    typer.Option("--trust-checkpoint", help="Allow files that execute code when read.", rich_help_panel=_WEIGHTS),
 ]
 Inputs = Annotated[
     list[str] | None,
@@ -64,7 +64,9 @@ Dynamic = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(min=0, max=2**32 - 1, help="Of the initialisation and of random inputs.", rich_help_panel=_INPUTS),
+    typer.Option(
+        min=0, max=2**32 - 1, help="Seed of the initialisation and of random inputs.", rich_help_panel=_INPUTS
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -85,7 +87,7 @@ Deep = Annotated[
 Preprocess = Annotated[
     str | None,
     typer.Option(
-        "--preprocessing", metavar="JSON", help="Of images: mean, std and resize; a zoo model knows its own.",
+        "--preprocessing", metavar="JSON", help="Mean, std and resize of images; a zoo model knows its own.",
         rich_help_panel=_INPUTS,
     ),
 ]  # fmt: skip
@@ -106,11 +108,11 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Digest = Annotated[
-    str, typer.Option(metavar="SHA256", help="Of the bundle's manifest, as deploy printed it; exit 7 if it is another.")
+    str, typer.Option(metavar="SHA256", help="Digest of the bundle, as deploy printed it; exit 7 if it differs.")
 ]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16"],
-    typer.Option(help="Of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),
+    typer.Option(help="Type of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),
 ]
 Io = Annotated[
     Literal["float32", "half"],
@@ -126,7 +128,7 @@ Keep = Annotated[
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter whose type is a group below by the group's options."""
+    """Replace each parameter whose type is one of the groups below by the options of the group."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
@@ -169,11 +171,11 @@ class LoadOptions:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Which ones are, for a message. The seed does not count, for it is not only a model's."""
+        """Options that were given, for a message; without the seed, which is not only a model's."""
         return _given(self, "seed")
 
     def spec(self, source: str) -> ModelSpec:
-        """The model that a source names (UsageError where an option cannot be read)."""
+        """ModelSpec of a source (UsageError if an option is invalid)."""
         from scconv_deploy.model.spec import EmbedSpec, ModelSpec, parse_kwargs
 
         return ModelSpec(
@@ -197,7 +199,7 @@ class ModelOptions(LoadOptions):
     seed: Seed = 0
 
     def spec(self, source: str) -> ModelSpec:
-        """The model that a source names, with its inputs; see :meth:`LoadOptions.spec`."""
+        """ModelSpec of a source, with its inputs; see :meth:`LoadOptions.spec`."""
         from scconv_deploy.model.inputs import DynamicAxis, InputSpec
 
         axes = [] if self.batch is None else [DynamicAxis.parse_batch(self.batch)]
@@ -221,11 +223,11 @@ class CheckOptions:
 
     @property
     def of_model(self) -> tuple[str, ...]:
-        """The given options that only a model as the reference can use."""
+        """Given options that only a model as the reference can use."""
         return _given(self, "tolerance", "provider")
 
     def checks(self) -> Checks:
-        """The checks (UsageError where an option cannot be read, or is for real data and there is none)."""
+        """Options of verification (UsageError if one is invalid, or is for real data and there is none)."""
         from scconv_deploy.records.tolerances import parse_overrides
         from scconv_deploy.verification.options import DEEP, Checks
 

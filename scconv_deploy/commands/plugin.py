@@ -1,4 +1,4 @@
-"""``scconv-deploy plugin``: parse and call."""
+"""Commands of ``scconv-deploy plugin``: build, check."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from scconv_deploy.commands.options import Force, Json, Quiet
 from scconv_deploy.commands.session import run_session
 from scconv_deploy.errors import IntegrityError, UsageError
 
-plugin = typer.Typer(help="The fused SRU for TensorRT and PyTorch: build it, look at it.")
+plugin = typer.Typer(help="Build and check the fused SRU for TensorRT and PyTorch.")
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
-    """The parts of ``--arch`` (UsageError for an empty one)."""
+    """Architectures in ``--arch`` (UsageError for an empty one)."""
     parts = tuple(part.strip() for part in text.split(","))
     if "" in parts:
         what = f"its part {parts.index('') + 1} is empty" if any(parts) else "it names no architecture"
@@ -39,10 +39,13 @@ def plugin_build(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The library; default: in the cache.")
     ] = None,
     kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="For PyTorch alone: no TensorRT plugin, no headers of TensorRT's.")
+        bool, typer.Option("--kernels-only", help="For PyTorch alone: no plugin, needs no TensorRT headers.")
     ] = False,
     register: Annotated[
-        bool, typer.Option("--register", help="Also FILE_register.so, for hosts that only dlopen (Triton, DeepStream).")
+        bool,
+        typer.Option(
+            "--register", help="Also write FILE_register.so, for hosts that only dlopen (Triton, DeepStream)."
+        ),
     ] = False,
     force: Force = False,
     as_json: Json = False,

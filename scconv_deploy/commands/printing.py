@@ -1,4 +1,4 @@
-"""Results of commands in a terminal: exports, rewrites, builds, inspections. Reports are in ``report``."""
+"""Printers of results for a terminal: exports, rewrites, builds, inspections. Those of reports are in ``report``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scconv_deploy.records.stage import weights_lines
 from scconv_deploy.report.tables import print_embedding, print_left_alone, print_line, styled_status, table_of
 from scconv_deploy.report.text import print_report
 
-if TYPE_CHECKING:  # torch is loaded by whoever made the result, not by printing it
+if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.bundle.device.finish import FinishResult
     from scconv_deploy.exporters.tensorrt.build import BuildResult
     from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
@@ -103,7 +103,7 @@ def print_deploy(console: Console, result: DeployResult) -> None:
 
 
 def print_finish(console: Console, result: FinishResult) -> None:
-    """Print the results of a device, as ``finish.pyz`` does."""
+    """Print the results of ``finish``, as ``finish.pyz`` does."""
     print_line(console, "\n".join(result.lines))
 
 
@@ -230,7 +230,7 @@ def print_conversion(console: Console, result: ConvertResult) -> None:
 
 
 def print_diagnosis(console: Console, result: Diagnosis) -> None:
-    """Print the doctor's findings; each missing one with the command that installs it."""
+    """Print the findings of ``doctor``, each missing one with the command that installs it."""
     table = table_of("This machine", "", "", "found")
     for finding in result.findings:
         table.add_row(Text(finding.name), styled_status(finding.status), Text(finding.found))
@@ -273,6 +273,6 @@ def print_plugin(console: Console, result: PluginReport) -> None:
 
 
 def _print_weights(console: Console, lines: Iterable[str]) -> None:
-    """Print the lines on weights below each other, aligned with the other facts."""
+    """Print the lines on weights, aligned with the other facts."""
     for line in lines:
         print_line(console, f"weights  {line.removeprefix('weights').removeprefix(':').strip()}")

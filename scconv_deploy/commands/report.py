@@ -1,4 +1,4 @@
-"""``scconv-deploy report``: parse and call."""
+"""Commands of ``scconv-deploy report``: show, merge, check, diff, schema."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 reports = typer.Typer(help="Show, judge again and compare stored reports; nothing runs.")
 Format = Literal["text", "markdown", "html", "junit", "json"]
-Form = Annotated[Format | None, typer.Option("--format", help="By default what --output's suffix says, else text.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")]
+Form = Annotated[Format | None, typer.Option("--format", help="Default: from the suffix of --output, else text.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write instead of stdout.")]
 Stored = Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or a bundle.")]
 
 
@@ -41,13 +41,15 @@ def merge(
     report: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or the report.json in it.")],
     device: Annotated[
         Path | None,
-        typer.Argument(metavar="[DEVICE]", help="What finish wrote, or its report.json; by default BUNDLE/device."),
+        typer.Argument(
+            metavar="[DEVICE]", help="device/ as finish wrote it, or its report.json; default: BUNDLE/device."
+        ),
     ] = None,
     form: Form = None,
     output: Output = None,
     force: Force = False,
 ) -> None:
-    """Bring a device's report home: one report of the whole chain; exit 7 if the device finished another bundle."""
+    """Merge a device's report into the bundle's: one report of the whole chain; exit 7 if it is of another bundle."""
     with run_session(form == "json", False) as session:
         from scconv_deploy.report.merge import merge_files
 
@@ -57,7 +59,7 @@ def merge(
 def _write(
     session: Session, get: Callable[[], ParityReport], form: Format | None, output: Path | None, force: bool
 ) -> None:
-    """Print or write a report; check the output file before the report is read."""
+    """Print or write a report; the output file is checked before the report is read."""
     from scconv_deploy.report.render import format_of, render
     from scconv_deploy.report.text import print_report
     from scconv_deploy.system.atomic import check_output_file, write_file
@@ -79,7 +81,9 @@ def check(
     report: Stored,
     require: Annotated[
         list[str] | None,
-        typer.Option(metavar="LINK,...", help="Links that must have passed (engines: with gates seen); repeatable."),
+        typer.Option(
+            metavar="LINK,...", help="Links that must have passed (engines: with gates compared); repeatable."
+        ),
     ] = None,
     tolerance: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Judge by another limit; repeatable.")
@@ -87,7 +91,7 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a stored report again, also by other limits: exit 6 if a check fails or a required link has not passed."""
+    """Judge a stored report again, also by other limits; exit 6 if a check fails or a required link has not passed."""
     from scconv_deploy.report.text import print_judgement
 
     with run_session(as_json, quiet) as session:
@@ -110,7 +114,7 @@ def diff(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what changed between two reports; always exit 0, because check judges."""
+    """Show what changed between two reports; always exit 0 (report check judges)."""
     from scconv_deploy.report.text import print_diff
 
     with run_session(as_json, quiet) as session:

@@ -36,8 +36,8 @@ class Session:
     """Output of one command: results to stdout, progress to stderr.
 
     Attributes:
-        shown: whether the result has been printed, or nobody reads it any more.
-        unread: whether whoever read stdout has gone.
+        shown: whether the result was printed, or stdout is closed.
+        unread: whether the reader of stdout has closed it.
     """
 
     def __init__(self, stdout: TextIO, progress: Status | LogLines | None, as_json: bool, quiet: bool) -> None:
@@ -49,7 +49,7 @@ class Session:
         self.unread = False
 
     def progress(self, message: str) -> None:
-        """Show a progress message; a notice stays."""
+        """Show a progress message, which the next one replaces; a notice stays."""
         if isinstance(message, Notice):
             self._notice(message)
         elif isinstance(self._progress, LogLines):
@@ -62,12 +62,12 @@ class Session:
             signals.check()
 
     def _notice(self, message: Notice) -> None:
-        """One line on stderr, above the progress if there is one."""
+        """Print a line on stderr, above the progress if there is one."""
         if self._quiet:
             return
         line = " ".join(message.split())
         if self._progress is None or isinstance(self._progress, LogLines):
-            with suppress(OSError):  # nobody reads it: no reason to end the work
+            with suppress(OSError):  # stderr is closed: go on
                 typer.echo(line, err=True)
         else:
             from rich.text import Text
@@ -83,12 +83,12 @@ class Session:
         self.shown = True
 
     def write(self, document: str) -> None:
-        """Print a document as it is."""
+        """Print a document unchanged."""
         self._print(lambda: self._stdout.write(document))
         self.shown = True
 
     def _print(self, write: Callable[[], object]) -> None:
-        """Print; a closed pipe ends no command, because a verdict may still be to come."""
+        """Print; go on if the pipe is closed, because the exit code still carries the verdict."""
         if self._progress is not None:
             self._progress.stop()
         try:
@@ -102,10 +102,10 @@ def _console(stdout: TextIO) -> Console:
     from rich.console import Console
 
     class Plain(Console):
-        def on_broken_pipe(self) -> None:  # rich's own ends the process, with 1
+        def on_broken_pipe(self) -> None:  # rich's default ends the process with exit code 1
             raise BrokenPipeError
 
-    return Plain(file=stdout, width=None if stdout.isatty() else 160)  # a pipe gets tables as wide as they are
+    return Plain(file=stdout, width=None if stdout.isatty() else 160)  # wide enough that a pipe gets whole tables
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def run_session(as_json: bool, quiet: bool) -> Iterator[Session]:
 
 
 def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
-    """Progress: one line that is rewritten on a terminal, lines every ten seconds elsewhere."""
+    """Progress on stderr: one line that is rewritten on a terminal, else a line every ten seconds."""
     from rich.console import Console
 
     if silent:
@@ -144,12 +144,12 @@ def _progress(silent: bool) -> AbstractContextManager[Status | LogLines | None]:
 
 @contextmanager
 def _reserved_stdout() -> Iterator[TextIO]:
-    """Keep stdout for the result: output of the user's code and its child processes goes to stderr."""
+    """Reserve stdout for the result; redirect output of the user's code and its child processes to stderr."""
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
             descriptor, instead = stdout.fileno(), sys.stderr.fileno()
-        except (AttributeError, OSError, ValueError):  # closed, or no file as in a test
+        except (AttributeError, OSError, ValueError):  # stdout is closed, or no file (in tests)
             yield stdout
             return
         kept = os.dup(descriptor)
@@ -158,13 +158,13 @@ def _reserved_stdout() -> Iterator[TextIO]:
             with os.fdopen(os.dup(kept), "w", encoding=stdout.encoding, errors=stdout.errors) as file:
                 yield file
         finally:
-            stdout.flush()  # what came through sys.__stdout__
+            stdout.flush()  # output that came through sys.__stdout__
             os.dup2(kept, descriptor)
             os.close(kept)
 
 
 def _whole_command(remedy: str) -> str:
-    """Replace ``: MODEL --input SHAPE`` at the end of a remedy by the whole command, to be pasted."""
+    """Complete ``: MODEL --input SHAPE`` at the end of a remedy to the whole command line."""
     hint = re.search(r": .+ --input (\S+)$", remedy)
     arguments = sys.argv[1:]
     given = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--input"]

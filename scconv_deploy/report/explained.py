@@ -152,8 +152,7 @@ CHECKS: dict[str, Meaning] = {
         "PyTorch's own tensors when its inputs are off by rounding. The link is then not run, and the report has no "
         "verdict.",
         "",
-        "This is no verdict: nothing says that the artifact is right, and nothing that it is wrong. Give `--data`, and "
-        "judge it by its answers.",
+        "This is no verdict: the artifact may be right or wrong. Give labelled `--data`, and judge it by its accuracy.",
     ),
     "replay": Meaning(
         _ARTIFACT,

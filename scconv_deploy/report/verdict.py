@@ -10,8 +10,7 @@ if TYPE_CHECKING:  # not at run time: the command line starts without NumPy
     from scconv_deploy.records.parity import ParityReport
 
 _NO_VERDICT = (
-    "This is no verdict: nothing says that it is right, and nothing that it is wrong. Give --data, and judge it by its "
-    "answers."
+    "This is no verdict: the artifact may be right or wrong. Give labelled --data, and judge it by its accuracy."
 )
 
 

@@ -124,7 +124,8 @@ class GuardReport:
         """Flip counts of both files in one line; "" if no gate was compared."""
         if not self.gates and not self.thresholds:
             return ""
-        text = f"your file changed {self.file_changed:,} gates on this input; this one {self.rewritten_changed:,}"
+        ours = f"the rewritten file {self.rewritten_changed:,}"
+        text = f"your file changed {self.file_changed:,} gates on this input; {ours}"
         undefined = sum(gate.undefined for gate in self.gates)
         if undefined:
             text += f"; your file lost its eps: in {undefined:,} (groups without spread) it divides 0 by 0"

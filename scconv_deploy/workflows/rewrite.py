@@ -117,7 +117,7 @@ class RewriteResult:
         if self.guard is None or not self.guard.gates:
             return ""
         lines = [
-            "| SRU | variant | gates | changed by your file | changed by this one |",
+            "| SRU | variant | gates | changed by your file | changed by the rewritten file |",
             "| --- | --- | --- | --- | --- |",
         ]
         for gate in self.guard.gates:

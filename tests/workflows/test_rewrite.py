@@ -63,7 +63,7 @@ def test_parity_against_the_reference_names_sites_after_its_modules(tmp_path):
     assert list(document["sites"]) == ["a.SRU", "b.SRU", "c", "a.SRU#2"]
     assert [s["static"]["status"] for s in document["parity"]["srus"]] == ["passed"] * 4
     assert "| a.SRU#2 | groupbn-hard | 4,096 | 0 | 0 |" in document["markdown"]
-    assert "changed 0 gates on this input; this one 0." in document["markdown"]
+    assert "changed 0 gates on this input; the rewritten file 0." in document["markdown"]
 
 
 def test_the_sentence_counts_what_the_file_changed(tmp_path):
@@ -79,7 +79,7 @@ def test_the_sentence_counts_what_the_file_changed(tmp_path):
     (gate,) = result.guard.gates
     assert gate.file.flips > 0
     assert gate.rewritten.flips == 0
-    assert result.guard.sentence == f"your file changed {gate.file.flips:,} gates on this input; this one 0"
+    assert result.guard.sentence == f"your file changed {gate.file.flips:,} gates on this input; the rewritten file 0"
 
 
 def test_names_order_metadata_and_determinism(tmp_path, script_net):

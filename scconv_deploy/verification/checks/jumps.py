@@ -80,7 +80,7 @@ class Jumps(ArtifactCheck):
         where += [f"{name} (an SRU without a node)" for name in self._unread(run)] + self._loose + self._others.untaken
         where = where or ["it changes as much on inputs off by rounding, and no gate is known to do it"]
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
-        return f"differs by {error:.1e}; the model jumps, and not all of it can be fixed: {', '.join(where[:3])}{more}"
+        return f"differs by {error:.1e}; the model jumps at places that cannot be fixed: {', '.join(where[:3])}{more}"
 
     def undecided(self, name: str) -> str:
         """Reason why an output or an SRU's input has no verdict; "" if it has one."""

@@ -68,7 +68,7 @@ class Replay(ArtifactCheck):
         self.worst_run = replace(run, sites=sites)
 
     def checks(self) -> list[Check]:
-        why = "no rounded reference, and float32's own noise is no ruler for half; what rounding costs is judged"
+        why = "no rounded reference, and float32's noise is no limit for half; the check rounding judges it"
         unruled = [Check(NAME, "not run", f"{output}: {why}") for output in self.unruled]
         return [self._check(*item) for item in self.outputs.items()] + unruled + self.layers.checks()
 

@@ -112,9 +112,9 @@ def check_site(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) -> Chec
     if problems and problems == _parameters(model, node, site):
         reason = ""
         if _is_folded(model, node, site):
-            reason = "a simplifier made one constant of gamma and its weight"
+            reason = "a simplifier merged gamma and its weight into one constant"
         elif _has_own_weight(model, node, site):
-            reason = "whoever made the file added up sum(gamma) in another order"
+            reason = "the file has sum(gamma) added up in another order"
         if reason:
             reason += ", so its parameters are within their rounding"
             return Check(NAME, "not run", f"{node.name}: {reason}; rewrite --reference restores them")
