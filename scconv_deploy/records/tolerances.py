@@ -72,17 +72,17 @@ ALL: dict[str, Tolerance] = {
         "of the reference's own right runs. A value given by the user is the limit itself, however many are compared",
         "with the gates fixed the model is continuous, and the noise is the farthest of several runs that are all "
         "right, so that another one is about as far. The largest of n draws grows as the root of 2 ln n in units of "
-        "their spread. Healthy artifacts reach 1.5x their noise, 0.3 of their limit; faults in one layer reach from "
-        "1.1 times it (one value in float16, in a network of one output) to 1e5 times (benchmarks receiver_curve). One "
-        "weight of a grouped convolution moved by 1e-4 of its norm is not told from rounding: the weights are "
+        "their spread. Healthy artifacts reach 1.5x their noise, 0.3 of their limit; faults in one layer reach 1.1 "
+        "times the limit (one value in float16, in a network of one output) to 1e5 times (benchmarks receiver_curve). "
+        "One weight of a grouped convolution moved by 1e-4 of its norm cannot be told from rounding: the weights are "
         "compared for that",
     ),
     "half_multiple": Tolerance(
         1.5,
         "error of the replay of a half artifact's float outputs, in multiples of the noise of PyTorch with every value "
         "rounded",
-        "the noise is that of roundings at random and of weights rounded elsewhere, which is coarser than another "
-        "right file: those that an exporter makes agree to the bit, or reach 0.4x of it where gelu is five operators "
+        "the noise is that of random roundings and of weights rounded elsewhere, which is larger than the error of "
+        "another right file: exported files agree to the bit, or reach 0.4x the noise where gelu is five operators "
         "(measured: benchmarks receiver_curve)",
     ),
     "smallest_floor.float32": Tolerance(
@@ -119,18 +119,18 @@ ALL: dict[str, Tolerance] = {
     "largest_floor.float16": Tolerance(
         0.25,
         "largest noise floor of a float16 output, relative L2",
-        "more than rounding may cost at all (half_budget); where right roundings are farther apart, no file is right",
+        "the half budget (half_budget) is smaller; if right roundings are farther apart, no file can be right",
     ),
     "largest_floor.bfloat16": Tolerance(
         0.5,
         "largest noise floor of a bfloat16 output, relative L2",
-        "more than rounding may cost at all (half_budget); where right roundings are farther apart, no file is right",
+        "the half budget (half_budget) is smaller; if right roundings are farther apart, no file can be right",
     ),
     "half_budget.float16": Tolerance(
         0.1,
         "what rounding to float16 may cost an output, relative L2 with the same gates",
-        "plain ResNet-50 without training loses 2 %, and answers as before; what loses a tenth is no rounding of this "
-        "network but another one: values that vanish or overflow cost half and more",
+        "plain ResNet-50 without training loses 2 %, and answers as before; a network that loses a tenth is another "
+        "network: values that vanish or overflow cost half and more",
     ),
     "half_budget.bfloat16": Tolerance(
         0.4,
@@ -151,11 +151,12 @@ ALL: dict[str, Tolerance] = {
     "engine_multiple": Tolerance(
         4,
         "error of an engine's output, end to end, in multiples of the noise of explained gate changes",
-        "an engine's gates are not read, so they are not fixed as in the replay: what is left is what such changes do. "
-        "The noise is the largest of eight draws with inputs of gates disturbed more than an engine's rounding does. "
+        "an engine's gates are not read, so they are not fixed as in the replay: the error includes the effect of "
+        "explained gate changes. The noise is the largest of eight draws with inputs of gates disturbed more than an "
+        "engine's rounding does. "
         "In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in bfloat16; inverted "
         "gates, halves not crossed, a dropped layer, swapped outputs are at least 4.9x (benchmarks/engine_noise.py). "
-        "A fault of one SRU is finer than that in half: the SRU alone shows it",
+        "In half, a fault of one SRU can be smaller: the SRU alone shows it",
     ),
     "engine_noise.float32": Tolerance(
         2.0**-17,

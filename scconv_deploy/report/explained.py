@@ -139,8 +139,8 @@ CHECKS: dict[str, Meaning] = {
     ),
     "other gates": Meaning(
         _ARTIFACT,
-        "Gates that belong to no known SRU (comparisons and roundings of data), with PyTorch's decisions put in at "
-        "every one of them: what the artifact decides, and the operands that it decides from.",
+        "Gates that belong to no known SRU (comparisons and roundings of data), with PyTorch's decisions injected at "
+        "all gates: the decisions of the artifact, and their operands.",
         "a decision changed that the operand's noise does not explain, or operands are more than `other_gates` times "
         "their noise away (`other_gates_half` of a half file)",
         "This gate, or what comes before it, computes something else. " + _WRONG_COMPUTATION,
@@ -156,9 +156,9 @@ CHECKS: dict[str, Meaning] = {
     ),
     "replay": Meaning(
         _ARTIFACT,
-        "The outputs with PyTorch's gates put into the artifact: what is left is continuous, and its error is held "
-        "against the noise floor. A half file is held against PyTorch with every value rounded; "
-        "without that it is not run, and what rounding costs decides.",
+        "The outputs of the artifact with PyTorch's gates injected: the rest is continuous, and its error is compared "
+        "with the noise floor. A half file is compared with PyTorch with every value rounded; without that run, this "
+        "check is not run, and `rounding` decides.",
         "the error is more than the limit in multiples of that noise (`replay_multiple`, `half_multiple`; more where "
         "more is compared), or the noise is too large to judge by",
         _WRONG_COMPUTATION,

@@ -198,7 +198,7 @@ def _deploy(
 
 
 def _for_engines(artifact: Artifact) -> ForEngines:
-    """What the engines of an artifact will be judged by, also where there is no onnx."""
+    """Reference data for judging the engines of an artifact, on the device too, where there is no onnx."""
     return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
 
 

@@ -30,7 +30,7 @@ class OnnxFile:
 
     @property
     def rejected(self) -> bool:
-        """Whether its name says that it failed parity."""
+        """Whether the name marks a file that failed parity."""
         return self.path.name.endswith(REJECTED)
 
     def model_file(self) -> tuple[Path, dict[str, str]]:
