@@ -153,10 +153,9 @@ ALL: dict[str, Tolerance] = {
         "error of an engine's output, end to end, in multiples of the noise of explained gate changes",
         "an engine's gates are not read, so they are not fixed as in the replay: the error includes the effect of "
         "explained gate changes. The noise is the largest of eight draws with inputs of gates disturbed more than an "
-        "engine's rounding does. "
-        "In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in bfloat16; inverted "
-        "gates, halves not crossed, a dropped layer, swapped outputs are at least 4.9x (benchmarks/engine_noise.py). "
-        "In half, a fault of one SRU can be smaller: the SRU alone shows it",
+        "engine's rounding does. In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in "
+        "bfloat16; inverted gates, halves not crossed, a dropped layer, swapped outputs are at least 4.9x "
+        "(benchmarks/engine_noise.py). In half, a fault of one SRU can be smaller: the SRU alone shows it",
     ),
     "engine_noise.float32": Tolerance(
         2.0**-17,
