@@ -49,11 +49,11 @@ def run(options: argparse.Namespace) -> None:
         with torch.inference_mode():
             expected = model(image)
         for precision in ("fp16", "bf16"):
-            single = onnx.load_model_from_string(subjects.our_onnx(model, image, opset=FIRST_OPSET[precision]))
-            held = Counter(node.op_type for node in single.graph.node if node.op_type in half.KEPT_OPERATORS)
+            float32_model = onnx.load_model_from_string(subjects.our_onnx(model, image, opset=FIRST_OPSET[precision]))
+            held = Counter(node.op_type for node in float32_model.graph.node if node.op_type in half.KEPT_OPERATORS)
             kept = 0.0
             for given in ((), *((operator,) for operator in held), tuple(held)):
-                file = _converted(single, precision, given)
+                file = _converted(float32_model, precision, given)
                 found = relative_l2(
                     subjects.in_ort(stand_in(file).SerializeToString(), image)().numpy(), expected.numpy()
                 )
@@ -63,24 +63,24 @@ def run(options: argparse.Namespace) -> None:
                 row["casts"] = sum(node.op_type == "Cast" for node in file.graph.node)
                 row["l2"], row["times_kept"] = found, found / kept
                 if "ReduceMean" in given:
-                    row["summed_in_half_l2"] = _summed_in_half(single, image.numpy(), precision)
+                    row["summed_in_half_l2"] = _summed_in_half(float32_model, image.numpy(), precision)
                 rows.append(row)
                 print(row, flush=True)
     write(options.results, rows, _COLUMNS, seed=options.seed)
 
 
-def _converted(single: onnx.ModelProto, precision: HalfPrecision, given: tuple[str, ...]) -> onnx.ModelProto:
+def _converted(float32_model: onnx.ModelProto, precision: HalfPrecision, given: tuple[str, ...]) -> onnx.ModelProto:
     """Converted with these operators in half too."""
     kept = {name: why for name, why in half.KEPT_OPERATORS.items() if name not in given}
     with patch.dict(half.KEPT_OPERATORS, kept, clear=True):
-        return ir.to_proto(to_half(ir.from_proto(single), HalfOptions(precision)).model)
+        return ir.to_proto(to_half(ir.from_proto(float32_model), HalfOptions(precision)).model)
 
 
-def _summed_in_half(single: onnx.ModelProto, image: np.ndarray, precision: HalfPrecision) -> float:
+def _summed_in_half(float32_model: onnx.ModelProto, image: np.ndarray, precision: HalfPrecision) -> float:
     """The worst ReduceMean of the graph, over H and W, if a runtime adds one term after the other in half."""
     opened = onnx.ModelProto()
-    opened.CopyFrom(single)
-    values = [node.input[0] for node in single.graph.node if node.op_type == "ReduceMean"]
+    opened.CopyFrom(float32_model)
+    values = [node.input[0] for node in float32_model.graph.node if node.op_type == "ReduceMean"]
     del opened.graph.output[:]
     opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
     session = subjects.session(opened.SerializeToString())

@@ -106,8 +106,8 @@ def _of_network(
 ) -> Iterator[dict]:
     for precision in options.precisions.split(","):
         exporting = ExportOptions(precision=precision)
-        single = export_to_ir(reference, exporting, StageLog())
-        model = ir.to_proto(in_precision(single, exporting, StageLog()))
+        float32_model = export_to_ir(reference, exporting, StageLog())
+        model = ir.to_proto(in_precision(float32_model, exporting, StageLog()))
         for level in ("all", "none"):
             yield _judged("healthy", label, precision, level, reference, model, image)
         for name, damage in FAULTS.items() if faults else ():

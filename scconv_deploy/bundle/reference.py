@@ -48,7 +48,7 @@ LARGEST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class ForEngines:
+class EngineInputs:
     """What an engine of the artifact will be judged by.
 
     Attributes:
@@ -66,7 +66,7 @@ def write_reference(
     samples: Iterable[object],
     nodes: Container[str],
     largest_bytes: int = LARGEST_BYTES,
-    engines: ForEngines | None = None,
+    engines: EngineInputs | None = None,
     rounded_to: str = "",
 ) -> None:
     """Run the reference on samples and write ``reference/``.
@@ -160,7 +160,7 @@ def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: in
     return used
 
 
-def _write_sru_models(folder: Path, arrays: Arrays, run: ReferenceRun, engines: ForEngines) -> int:
+def _write_sru_models(folder: Path, arrays: Arrays, run: ReferenceRun, engines: EngineInputs) -> int:
     """Of the SRUs whose inputs are kept, which are all that can be judged; the bytes written."""
     used = 0
     for index, site in enumerate(run.sites.values()):
@@ -179,7 +179,7 @@ def _site_arrays(sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for index, site in enumerate(sites.values()):
         arrays |= {f"{name}:{index}": value for name, value in site.parameters.items()}
-        arrays[f"reach:{index}"] = site.form.reach
+        arrays[f"reach:{index}"] = site.form.cut_scale
     return arrays
 
 

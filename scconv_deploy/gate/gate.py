@@ -77,7 +77,7 @@ class Gate:
         constant_open = (b.astype(np.float32) * w.astype(np.float32)) >= np.float32(threshold)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             cut = np.where(sign == 0, np.where(constant_open, -np.inf, np.inf), sign * (threshold - b * w) / a)
-            reach = np.where(sign == 0, 0.0, (np.abs(threshold / w) + np.abs(b)) / np.abs(g))
+            cut_scale = np.where(sign == 0, 0.0, (np.abs(threshold / w) + np.abs(b)) / np.abs(g))
             return GateForm(
                 num_groups=v.num_groups,
                 ddof=v.ddof,
@@ -86,7 +86,7 @@ class Gate:
                 uncentred=v.statistics == "group_norm",
                 cut=cut.astype(np.float32),
                 sign=sign.astype(np.float32),
-                reach=reach,
+                cut_scale=cut_scale,
             )
 
     def operator_inputs(self) -> dict[str, Tensor]:

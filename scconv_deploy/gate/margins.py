@@ -3,12 +3,12 @@
 **On the same input.** Two implementations that are both right still sum in different orders. With u = 2**-24 and L
 elements in a group, each computes the margin ``m = sign * (x - mean) - s * cut`` to within half of ::
 
-    B = u * [ k * mean|x| + 2 * |x - mean| + (k + 4) * s * reach ]        k = log2(L) + 4
-      + u * 4 * (|x| + |mean| + s * reach)                                only nn.GroupNorm
+    B = u * [ k * mean|x| + 2 * |x - mean| + (k + 4) * s * cut_scale ]        k = log2(L) + 4
+      + u * 4 * (|x| + |mean| + s * cut_scale)                                only nn.GroupNorm
 
 - ``k * mean|x|``: the mean by pairwise summation (error log2(L) * u * mean|x|), rounded once more;
 - ``|x - mean|``: one subtraction;
-- ``s * reach``: s by the same sums, and the rounding of the terms whose difference the cut is;
+- ``s * cut_scale``: s by the same sums, and the rounding of the two terms whose difference is the cut;
 - nn.GroupNorm is uncentred inside PyTorch (``x * scale + shift``) and takes its variance in float32.
 
 Naive summation is not covered: a runtime that sums a group in one go is less exact than this, and fails.
@@ -56,8 +56,8 @@ class GateForm:
         uncentred: the reference computes ``x * scale + shift`` (nn.GroupNorm), which widens the bound.
         cut: float32 ``[C]``; the boundary in units of s, on the side that ``sign`` points to.
         sign: float32 ``[C]``; -1, 0 or 1. Where it is 0 the gate does not depend on x: cut is -inf (open) or inf.
-        reach: float64 ``[C]``; ``(|tau / w| + |beta|) / |gamma|``, the size of the terms whose difference cut is. Their
-            rounding, not that of cut alone, decides how sharply the gate is known.
+        cut_scale: float64 ``[C]``; ``(|tau / w| + |beta|) / |gamma|``, the sum of the sizes of the two terms whose
+            difference is the cut. Their rounding, not the cut's alone, limits how exactly the gate is known.
     """
 
     num_groups: int
@@ -67,7 +67,7 @@ class GateForm:
     uncentred: bool
     cut: np.ndarray
     sign: np.ndarray
-    reach: np.ndarray
+    cut_scale: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +101,12 @@ def margins(x: np.ndarray, form: GateForm) -> Margins:
         return np.broadcast_to(per_group, groups.shape).reshape(x.shape)
 
     centred, spread = centred_groups.reshape(x.shape), spread_out(s)
-    sign, cut, reach = (_per_channel(v, x).astype(np.float64) for v in (form.sign, form.cut, form.reach))
+    sign, cut, cut_scale = (_per_channel(v, x).astype(np.float64) for v in (form.sign, form.cut, form.cut_scale))
     k = math.log2(length) + 4
     size = spread_out(np.abs(groups).mean(axis=2, keepdims=True))
-    bound = k * size + 2 * np.abs(centred) + (k + 4) * spread * reach
+    bound = k * size + 2 * np.abs(centred) + (k + 4) * spread * cut_scale
     if form.uncentred:
-        bound = bound + 4 * (np.abs(x64) + spread_out(np.abs(mean)) + spread * reach)
+        bound = bound + 4 * (np.abs(x64) + spread_out(np.abs(mean)) + spread * cut_scale)
     ill = spread_out(s < ILL_CONDITIONED * np.abs(mean))
     with np.errstate(invalid="ignore"):  # a cut of inf and a spread of 0 make NaN: unexplained
         return Margins(sign * centred - spread * cut, UNIT_ROUNDOFF * bound, spread, ill)

@@ -23,8 +23,8 @@ import onnx_ir as ir
 from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.graph.contract import DOMAIN
 from scconv_deploy.graph.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
+from scconv_deploy.precision.float32 import all_graphs, all_nodes, graphs_of, is_tensor, typed_float32
 from scconv_deploy.precision.protected import COORDINATES, protected
-from scconv_deploy.precision.single import all_graphs, all_nodes, graphs_of, is_tensor, typed_single
 
 DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -121,17 +121,17 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
             another domain that cannot be inlined.
         UsageError: a pattern of ``keep`` matches nothing.
     """
-    single = typed_single(model)
-    opset, first = single.opset_imports.get(""), FIRST_OPSET[options.precision]
+    float32_model = typed_float32(model)
+    opset, first = float32_model.opset_imports.get(""), FIRST_OPSET[options.precision]
     if opset is None or opset < first:
         why = ", from which convolutions take it" if options.precision == "bf16" else ""
         raise ModelError(
             f"The model has opset {opset or 'none'}; {options.precision} needs {first}{why}.",
             f"Export it with --opset {first}, or run scconv-deploy rewrite IN.onnx -o OUT.onnx --opset {first}.",
         )
-    conversion = _Conversion(single, opset, options)
+    conversion = _Conversion(float32_model, opset, options)
     conversion.run()
-    return Conversion(single, conversion.half, tuple(conversion.kept), conversion.casts)
+    return Conversion(float32_model, conversion.half, tuple(conversion.kept), conversion.casts)
 
 
 class _Conversion:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from scconv_deploy.graph.contract import DOMAIN
-from scconv_deploy.precision.single import all_nodes, graphs_of, is_tensor
+from scconv_deploy.precision.float32 import all_nodes, graphs_of, is_tensor
 
 _LAYERS = {
     "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
@@ -53,7 +53,7 @@ def protected(model: ir.Model) -> Protected:
     """Find the nodes and values of a graph that must stay in float32.
 
     Args:
-        model: from :func:`.single.typed_single`.
+        model: from :func:`.float32.typed_float32`.
     """
     nodes = all_nodes(model)
     walk = _Walk(nodes)

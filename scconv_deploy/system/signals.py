@@ -21,7 +21,7 @@ BROKEN_PIPE = 128 + 13
 """Exit code that shells give a process ended by SIGPIPE, as other tools leave ``| head``; ``pipefail`` knows it."""
 NOTHING_LEFT = "No half-written file is left."
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_SAME_WISH_S = 0.5  # a terminal and what forwards signals (uv run, docker --init) give one wish twice
+DUPLICATE_SIGNAL_S = 0.5  # one Ctrl-C comes twice where uv run or docker --init forwards what the terminal sends too
 
 
 class Signals:
@@ -65,7 +65,7 @@ class Signals:
             self.number = number
             os._exit(self._report())
         now = time.monotonic()
-        if self.number is not None and now - self._last_s < _SAME_WISH_S:
+        if self.number is not None and now - self._last_s < DUPLICATE_SIGNAL_S:
             return
         self.number, self._last_s = self.number or number, now
         self._waiting = bool(self._held)

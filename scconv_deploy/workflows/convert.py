@@ -19,8 +19,8 @@ from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import precision_of, quantization_of
 from scconv_deploy.graph.unknown import foreign_operators
+from scconv_deploy.precision.float32 import as_ir
 from scconv_deploy.precision.half import HalfOptions, converted
-from scconv_deploy.precision.single import as_ir
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.verdict import parity_error

@@ -21,7 +21,7 @@ from scconv_deploy.bundle.device.plan import Unfinished
 from scconv_deploy.bundle.device_files import write_run_script
 from scconv_deploy.bundle.folder import check_output_folder, new_folder
 from scconv_deploy.bundle.manifest import manifest_bytes
-from scconv_deploy.bundle.reference import ForEngines, write_reference
+from scconv_deploy.bundle.reference import EngineInputs, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.graph import instrument
@@ -156,18 +156,18 @@ def _deploy(
     builder: EngineBuilder,
 ) -> DeployResult:
     samples = draw()  # refuse unreadable data before any work is done
-    single = export_to_ir(reference, options, log, progress)
-    model = in_precision(single, options, log, progress)
+    float32_model = export_to_ir(reference, options, log, progress)
+    model = in_precision(float32_model, options, log, progress)
     data = serialize(model)
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None:
-        artifact = replace(artifact, single=onnx.load_model_from_string(serialize(single)))
+        artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
     report = verify_onnx(
         reference, artifact, with_progress(samples, progress), log,
         judging=checks.judging, provenance=provenance,
     )  # fmt: skip
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
-    engines = _for_engines(artifact) if options.builds_engines else None
+    engines = _engine_inputs(artifact) if options.builds_engines else None
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(
@@ -197,9 +197,9 @@ def _deploy(
     return DeployResult(folder, folder / name, digest, report, notes, built.manifests, built.unfinished)
 
 
-def _for_engines(artifact: Artifact) -> ForEngines:
+def _engine_inputs(artifact: Artifact) -> EngineInputs:
     """Reference data for judging the engines of an artifact, on the device too, where there is no onnx."""
-    return ForEngines(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
+    return EngineInputs(data_type(artifact.precision).name, partial(sru_models.of_artifact, artifact.proto))
 
 
 def _write_page(folder: Path, report: ParityReport, progress: Progress) -> tuple[str, ...]:

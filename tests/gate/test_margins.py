@@ -151,6 +151,6 @@ def test_histogram_counts_every_gate_in_its_power_of_two():
 
 def test_histogram_holds_what_is_out_of_range():
     f = form()
-    closed = GateForm(4, 1, 0.0, 1e-10, False, np.full(32, np.inf, np.float32), np.zeros(32, np.float32), f.reach)
+    closed = GateForm(4, 1, 0.0, 1e-10, False, np.full(32, np.inf, np.float32), np.zeros(32, np.float32), f.cut_scale)
     counts = histogram(drawn(), closed)
     assert counts[-1] == drawn().size

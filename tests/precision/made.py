@@ -10,8 +10,8 @@ import onnxruntime
 from onnx import numpy_helper
 
 from scconv_deploy.graph.file import check
+from scconv_deploy.precision.float32 import as_ir
 from scconv_deploy.precision.half import Conversion, HalfOptions, to_half
-from scconv_deploy.precision.single import as_ir
 
 
 def parsed(text: str, opset: int = 18, **initializers) -> onnx.ModelProto:

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from scconv_deploy.errors import ModelError
+from scconv_deploy.precision.float32 import as_ir
 from scconv_deploy.precision.half import HalfOptions, converted
-from scconv_deploy.precision.single import as_ir
 from tests.precision.made import assert_same, halved, parsed, run, types
 
 RNG = np.random.default_rng(0)

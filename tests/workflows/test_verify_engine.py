@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from scconv_deploy.bundle.manifest import MANIFEST, manifest_bytes
-from scconv_deploy.bundle.reference import ForEngines, read_reference, write_reference
+from scconv_deploy.bundle.reference import EngineInputs, read_reference, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.graph import instrument
@@ -64,12 +64,12 @@ def recorded(tiny_reference, tiny_bytes, tiny_fp16, tmp_path_factory):
         (folder / "model.onnx").write_bytes(content)
         model = onnx.load_model_from_string(content)
         source = TorchReference(tiny_reference[0])
-        for_engines = ForEngines(
+        engine_inputs = EngineInputs(
             {"fp32": "float32", "fp16": "float16"}[precision],
             lambda site, shape, model=model: sru_models.of_artifact(model, site, shape),
         )
         samples = noise_samples(tiny_reference[0].signature, 0)[1::-1]
-        write_reference(folder, source, samples, instrument.sites(model), engines=for_engines)
+        write_reference(folder, source, samples, instrument.sites(model), engines=engine_inputs)
         (folder / MANIFEST).write_bytes(manifest_bytes(folder, {}))
         made[precision] = folder, model
     return made

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.types import ELEMENT, LARGEST, SMALLEST, UNIT_ROUNDOFF, HalfPrecision, graphs_of
-from scconv_deploy.precision.single import as_ir, typed_single
+from scconv_deploy.precision.float32 import as_ir, typed_float32
 from scconv_deploy.records.parity import Check
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun
@@ -63,7 +63,7 @@ class RangeWatch:
     Tensors that may vanish in half, or that are not finite, are measured again more closely.
 
     Args:
-        single: float32 model.
+        float32_model: the model before the conversion.
         half: the same model in half.
         precision: type of the half model.
 
@@ -76,7 +76,7 @@ class RangeWatch:
 
     def __init__(
         self,
-        single: onnx.ModelProto,
+        float32_model: onnx.ModelProto,
         half: onnx.ModelProto,
         precision: HalfPrecision,
         options: RuntimeOptions = RuntimeOptions(),
@@ -85,11 +85,11 @@ class RangeWatch:
         # below the smallest normal number the rounding error is absolute: uniform, up to half its last place
         error = SMALLEST[precision] * UNIT_ROUNDOFF[precision] * 2 / 12**0.5
         self._suspicious = error / (_WORST * UNIT_ROUNDOFF[precision])
-        self._single = ir.to_proto(typed_single(as_ir(single)))
+        self._float32_model = ir.to_proto(typed_float32(as_ir(float32_model)))
         in_half = set(_of_type(half, ELEMENT[precision], or_cast=True))
-        watched = [key for key in _of_type(self._single, TensorProto.FLOAT) if key in in_half]
+        watched = [key for key in _of_type(self._float32_model, TensorProto.FLOAT) if key in in_half]
         self._extents = dict.fromkeys(watched, Extent())
-        self._rough = _Watch(self._single, watched, _rough, options) if watched else None
+        self._rough = _Watch(self._float32_model, watched, _rough, options) if watched else None
         self._close: dict[tuple[tuple[Place, str], ...], _Watch] = {}
 
     def add(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -106,7 +106,7 @@ class RangeWatch:
             return
         if tuple(closer) not in self._close:
             nodes = _closely(ELEMENT[self._precision])
-            self._close[tuple(closer)] = _Watch(self._single, closer, nodes, self._options)
+            self._close[tuple(closer)] = _Watch(self._float32_model, closer, nodes, self._options)
         for key, (largest, error, norm, nan, infinite) in self._close[tuple(closer)].run(inputs).items():
             lost = error / norm if norm > 0 and largest <= self.limit else 0.0
             lost = lost if lost > _WORST * UNIT_ROUNDOFF[self._precision] else 0.0

@@ -188,7 +188,7 @@ def _has_own_weight(model: onnx.ModelProto, node: onnx.NodeProto, site: Site) ->
     off = 2 * site.weight_error + FOLDED_ULPS * 2.0**-23  # each order is off by at most the error
     for tensor, (name, value) in zip(stored.values(), site.parameters.items(), strict=True):
         found = numpy_helper.to_array(tensor)
-        size = {"cut": site.form.reach, "scale": np.abs(value), "shift": np.abs(value)}.get(name, 0.0)
+        size = {"cut": site.form.cut_scale, "scale": np.abs(value), "shift": np.abs(value)}.get(name, 0.0)
         if found.shape != value.shape:
             return False
         with np.errstate(invalid="ignore"):  # the cut is infinite where gamma is 0

@@ -129,7 +129,7 @@ def _affine(x: np.ndarray, site: Site) -> tuple[np.ndarray, np.ndarray, np.ndarr
     form, half = site.form, x.shape[1] // 2
     nothing = np.zeros(x.shape[1])
     # with a cut of 0 the margin is the centred x, and its bound is that of the mean and the subtraction
-    found = margins(x, replace(form, cut=nothing, reach=nothing, sign=nothing + 1))
+    found = margins(x, replace(form, cut=nothing, cut_scale=nothing, sign=nothing + 1))
     first, second = (np.asarray(p, np.float64).reshape(1, -1, 1, 1) for p in list(site.parameters.values())[2:])
     with np.errstate(divide="ignore", invalid="ignore"):
         n = found.margin / found.spread

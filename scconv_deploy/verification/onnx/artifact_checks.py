@@ -35,7 +35,7 @@ class ArtifactChecks:
         proto: the artifact.
         limits: table of tolerances.
         options: settings of ONNX Runtime.
-        single: float32 model that a half artifact was converted from; None if not available.
+        float32_model: float32 model that a half artifact was converted from; None if not available.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ArtifactChecks:
         proto: onnx.ModelProto,
         limits: Table,
         options: RuntimeOptions,
-        single: onnx.ModelProto | None = None,
+        float32_model: onnx.ModelProto | None = None,
     ) -> None:
         precision, self._quantization = precision_of(proto), quantization_of(proto)
         self.shared = shared = Shared(limits, data_type(precision))
@@ -60,8 +60,8 @@ class ArtifactChecks:
         self.replay = Replay(shared, runs, self.jumps)
         self.end_to_end = EndToEnd(shared)
         ranges: list[ArtifactCheck] = []
-        if single is not None and precision != "fp32":
-            ranges = [HalfRange(RangeWatch(single, proto, precision, options), proto, shared)]
+        if float32_model is not None and precision != "fp32":
+            ranges = [HalfRange(RangeWatch(float32_model, proto, precision, options), proto, shared)]
         # in the order of the report; a later check may use what an earlier one measured
         self._all: list[ArtifactCheck] = [
             StandIn(runs), *ranges, self.static, Rewritten(shared, runs), self.weights, self.forced, self.opinion,

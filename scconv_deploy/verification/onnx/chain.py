@@ -38,13 +38,13 @@ class Artifact:
         proto: model with its external data loaded.
         name: name of the file.
         content: bytes of the file, for its SHA-256.
-        single: float32 model that a half artifact was converted from, judged as its own link; None if not available.
+        float32_model: the model that a half artifact was converted from, judged as its own link; None if there is none.
     """
 
     proto: onnx.ModelProto
     name: str
     content: bytes
-    single: onnx.ModelProto | None = None
+    float32_model: onnx.ModelProto | None = None
 
     @property
     def precision(self) -> Precision:
@@ -94,15 +94,15 @@ def verify_artifact(
         ModelError: ONNX Runtime or the reference cannot run the inputs.
     """
     runtime, limits = judging.runtime, tolerances.table(judging.overrides)
-    single: ArtifactChecks | None = None
+    float32_checks: ArtifactChecks | None = None
     with log.stage("verify") as stage, ExitStack() as stack:
-        judged = stack.enter_context(ArtifactChecks(source, artifact.proto, limits, runtime, artifact.single))
-        if artifact.single is not None and not source.swapped_link:
-            single = stack.enter_context(ArtifactChecks(source, artifact.single, limits, runtime))
+        judged = stack.enter_context(ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model))
+        if artifact.float32_model is not None and not source.swapped_link:
+            float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
         shared = judged.shared
         for sample in samples:
             run = source.run(sample)
-            for one in (judged, single):
+            for one in (judged, float32_checks):
                 if one is not None:
                     one.add(run)
         if not shared.samples.names:
@@ -111,7 +111,7 @@ def verify_artifact(
         stage.skipped += shared.sites.redundant.items()
         if shared.ruler.float64_refusal:
             stage.skipped.append(("float64 among the runs whose distance is the noise", shared.ruler.float64_refusal))
-    links = _links(source, artifact, judged, single)
+    links = _links(source, artifact, judged, float32_checks)
     failed = any(link.status == "failed" for link in links)
     return ParityReport(
         model=source.name,
@@ -134,7 +134,7 @@ def verify_artifact(
 
 
 def _links(
-    source: ReferenceSource, artifact: Artifact, judged: ArtifactChecks, single: ArtifactChecks | None
+    source: ReferenceSource, artifact: Artifact, judged: ArtifactChecks, float32_checks: ArtifactChecks | None
 ) -> tuple[Link, ...]:
     swapped = Link(SWAPPED_LINK, "not run", source.swapped_link)
     if not source.swapped_link:
@@ -145,8 +145,8 @@ def _links(
         return (swapped, Link.of(ONNX_LINK, judged.checks()), converted, engine)
     if artifact.quantization:
         before = Link(ONNX_LINK, "not run", f"the artifact is {artifact.quantization}; its float form is not at hand")
-    elif single is not None:
-        before = Link.of(ONNX_LINK, single.checks())
+    elif float32_checks is not None:
+        before = Link.of(ONNX_LINK, float32_checks.checks())
     else:
         away = f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
         before = Link(ONNX_LINK, "not run", source.swapped_link or away)

@@ -152,8 +152,8 @@ def _site(proto: onnx.ModelProto, name: str, node: onnx.NodeProto) -> Site:
     parameters = dict(zip(("cut", "sign", *known), values, strict=True))
     groups, ddof = int(attributes["num_groups"]), int(attributes["ddof"])
     eps_var, eps_std = float(attributes["eps_var"]), float(attributes["eps_std"])
-    reach = np.where(np.isfinite(values[0]), np.abs(values[0].astype(np.float64)), 0.0)
-    form = GateForm(groups, ddof, eps_var, eps_std, False, values[0], values[1], reach)
+    cut_scale = np.where(np.isfinite(values[0]), np.abs(values[0].astype(np.float64)), 0.0)
+    form = GateForm(groups, ddof, eps_var, eps_std, False, values[0], values[1], cut_scale)
     variant = f"{node.op_type} (G={groups})"
     return Site(name, name, variant, node.op_type, parameters, attributes, node.overload == STRADDLE, form)
 

@@ -22,11 +22,11 @@ def parsed(text, **initializers):
 
 
 def watched(model, *feeds, precision="fp16", opset=18):
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    single.opset_import[0].version = opset
-    half = ir.to_proto(to_half(ir.from_proto(single), HalfOptions(precision)).model)
-    found = RangeWatch(single, half, precision)
+    float32_model = onnx.ModelProto()
+    float32_model.CopyFrom(model)
+    float32_model.opset_import[0].version = opset
+    half = ir.to_proto(to_half(ir.from_proto(float32_model), HalfOptions(precision)).model)
+    found = RangeWatch(float32_model, half, precision)
     for feed in feeds:
         found.add(feed)
     return found

@@ -35,8 +35,8 @@ SITES = ["a.SRU", "b.SRU", "c", "a.SRU#2"]
 @pytest.fixture(params=["fp32", "fp16", "bf16"])
 def healthy(request, tiny_reference, tiny_bytes, tiny_fp16, tiny_bf16):
     """(reference, artifact) in each precision."""
-    single = onnx.load_model_from_string(tiny_bytes[0])
-    return tiny_reference[0], {"fp32": single, "fp16": tiny_fp16[1], "bf16": tiny_bf16[1]}[request.param]
+    float32_model = onnx.load_model_from_string(tiny_bytes[0])
+    return tiny_reference[0], {"fp32": float32_model, "fp16": tiny_fp16[1], "bf16": tiny_bf16[1]}[request.param]
 
 
 def reason_of(report, name):

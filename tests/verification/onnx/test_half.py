@@ -28,9 +28,9 @@ from tests.verification.judging import check_of, edit_body, judge
 
 def halved(reference, options):
     """(float32 model, half model)."""
-    single = export_to_ir(reference, options, StageLog())
-    half = in_precision(single, options, StageLog())
-    return ir.to_proto(single), onnx.load_model_from_string(serialize(half))
+    float32_model = export_to_ir(reference, options, StageLog())
+    half = in_precision(float32_model, options, StageLog())
+    return ir.to_proto(float32_model), onnx.load_model_from_string(serialize(half))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def checks_of(report, name):
 )
 def test_a_healthy_one_passes(tiny_reference, options, unit):
     reference = tiny_reference[0]
-    single, half = halved(reference, options)
-    made = Artifact(half, "model.onnx", half.SerializeToString(), single)
+    float32_model, half = halved(reference, options)
+    made = Artifact(half, "model.onnx", half.SerializeToString(), float32_model)
     report = verify_onnx(reference, made, noise_samples(reference.signature, 0), StageLog())
     assert report, report.failures
     assert [link_of(report, name).status for name in ("onnxruntime", "precision")] == ["passed", "passed"]
@@ -137,15 +137,15 @@ def test_a_damaged_weight_is_caught(tiny_reference, half, relative, check):
 
 def test_values_that_half_cannot_hold_are_named_with_their_module(tiny_reference):
     reference = tiny_reference[0]
-    single, half = halved(reference, ExportOptions(precision="fp16"))
+    float32_model, half = halved(reference, ExportOptions(precision="fp16"))
     image = 1e6 * noise_samples(reference.signature, 0)[0].tensors["image"]
-    made = Artifact(half, "model.onnx", half.SerializeToString(), single)
+    made = Artifact(half, "model.onnx", half.SerializeToString(), float32_model)
 
     def range_on(image):
         return check_of(verify_onnx(reference, made, [Sample("x", {"image": image})], StageLog()), "range")
 
     check = range_on(image / 1e6)
-    with OnnxRuntimeRunner(single) as runner:
+    with OnnxRuntimeRunner(float32_model) as runner:
         features = np.abs(runner.run({"image": image.numpy() / np.float32(1e6)})["features"]).max()
     assert check.status == "passed"
     words = r"fp16 holds the values of (\d+) tensors: (\S+) (\(\S+\) )?reaches (\S+) of 65504"

@@ -34,7 +34,7 @@ def as_ir(proto: onnx.ModelProto) -> ir.Model:
     return ir.from_proto(proto)
 
 
-def typed_single(model: ir.Model) -> ir.Model:
+def typed_float32(model: ir.Model) -> ir.Model:
     """A sorted copy of a model in which every value has its type.
 
     Standard operators have the domain ``""``. Functions of other domains than ours are inlined, ``Constant`` nodes are
