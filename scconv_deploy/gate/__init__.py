@@ -1,1 +1,1 @@
-"""The gate: variants, exact cut, margins, recognition. No ONNX in it."""
+"""The gate: variants, exact cut, margins, recognition. No ONNX."""

@@ -1,4 +1,4 @@
-"""Modules that have an SRU's structure: the only thing that names and parameters can prove."""
+"""Candidates: modules with an SRU's parameters, and the inputs they get in a run of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = "model"
 
 ConvPlace = Literal["none", "before", "after"]
 PointwiseConv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""Of kernel size 1: it mixes channels and nothing else."""
+"""A convolution of kernel size 1: it mixes channels and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Candidate:
 
 
 def find_candidates(model: nn.Module) -> Iterator[Candidate]:
-    """The candidates of a model, outer modules first; those of torch.nn itself are none."""
+    """The candidates of a model, outer modules first; modules of torch.nn are skipped."""
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn"):
             continue
@@ -66,7 +66,7 @@ def find_candidates(model: nn.Module) -> Iterator[Candidate]:
 
 
 def has_hooks(candidate: Candidate) -> bool:
-    """Whether forward hooks hang on the module or inside it; a node cannot carry them. Its convolution stays itself."""
+    """Whether the module or one inside it has forward hooks, which a node cannot carry; its convolution may have."""
     inside = (m for m in candidate.module.modules() if m is not candidate.conv)
     return any(m._forward_hooks or m._forward_pre_hooks for m in inside if not isinstance(m, torch.jit.ScriptModule))
 
@@ -78,7 +78,7 @@ def _is_per_channel(parameter: nn.Parameter) -> bool:
 def record_inputs(
     model: nn.Module, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[int, Tensor | str]:
-    """The first input of each module, cut to two samples, or why it (or that of a later call) cannot be used."""
+    """First input of each module by ``id``, cut to two samples; or why the input of some call cannot be used."""
     inputs: dict[int, Tensor | str] = {}
     # the model may write into what it is given
     args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
@@ -108,7 +108,7 @@ def record_inputs(
 
 
 class _Host(nn.Module):
-    """Calls a scripted module."""
+    """Wrapper around a scripted module; it takes forward hooks."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Host(nn.Module):
 
 @contextmanager
 def hookable(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
-    """Modules of a model that take forward hooks: themselves, or stand-ins in the places of scripted ones meanwhile."""
+    """The modules in a form that takes forward hooks; scripted ones are wrapped in the model during the block."""
     hosts = {id(m): _Host(m) if isinstance(m, torch.jit.ScriptModule) else m for m in modules}
     places = [
         (parent, name, child)

@@ -25,7 +25,7 @@ _LANES = 64  # torch's vector path; a scalar tail of its CPU kernels can round o
 
 
 def _float32_of_order(order: int) -> float:
-    """The float32 at this place of the ordered float32 numbers; 0 is +0.0."""
+    """The float32 at a place in the order of all float32 numbers; place 0 is +0.0."""
     bits = order if order >= 0 else (-order) | 0x80000000
     return float(np.uint32(bits).view(np.float32))
 
@@ -58,7 +58,7 @@ def tau(threshold: float, comparison: Comparison) -> float:
 
 
 def open_by_cut(x: Tensor, form: GateForm) -> Tensor:
-    """The gate as an artifact computes it, with torch's statistics in x's type; bool ``[N, C, *]``."""
+    """Gate mask by the cut, as an artifact computes it, with torch's statistics in x's dtype; bool ``[N, C, *]``."""
     mean, s = statistics(x, form)
     groups = x.reshape(x.shape[0], form.num_groups, -1)
     centred = (groups - mean).reshape(x.shape)

@@ -23,18 +23,17 @@ computed, and lose digits where the mean is large."""
 
 
 def compare_outputs(y: Tensor, expected: Tensor, x: Tensor, gate: Gate) -> tuple[FlipCount, float]:
-    """Flips between two SRUs fed the same x, and how far their values are apart; see :func:`changed_gates`."""
+    """Flips between two SRUs on the same x, and the relative L2 of their values; see :func:`changed_gates`."""
     differs, distance = changed_gates(y, expected, x, gate)
     return gate.count_flips(differs, x), distance
 
 
 def changed_gates(y: Tensor, expected: Tensor, x: Tensor, gate: Gate) -> tuple[Tensor, float]:
-    """Which gates an SRU decided differently than its variant, read from its output.
+    """Gates that an SRU decided otherwise than its variant, read from its output.
 
-    Two gates, a half of the channels apart, make two outputs: of the four ways that they can stand, the nearest one
-    counts. A gate that changes moves its outputs by at least 0.4 of the data it lets through, rounding by 1e-6 of it
-    (by more where the data are computed, or of 16 bits): a gate of data much smaller than its partner's cannot be told
-    from rounding.
+    Two gates, half of the channels apart, make two outputs; of their four combinations the nearest one counts. A flip
+    moves its outputs by at least 0.4 of the gated data, rounding by 1e-6 of them (more where the data are computed, or
+    of 16 bits). So a flip on data much smaller than its partner's cannot be told from rounding.
 
     Args:
         y: the output, ``[N, C, *]``; float16 or bfloat16 where that is the data's type, else float32.

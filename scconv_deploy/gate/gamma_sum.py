@@ -27,7 +27,7 @@ def sum_in_order(gamma: Tensor) -> Tensor:
         gamma: ``[C]``.
 
     Returns:
-        A tensor without axes.
+        A tensor of rank 0.
     """
     of_torch = type(gamma) in (Tensor, nn.Parameter)  # others, such as a FakeTensor, have no numbers to be read
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or gamma.is_meta or not of_torch:

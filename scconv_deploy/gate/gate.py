@@ -1,4 +1,4 @@
-"""One gate: a variant with its gamma and beta, and everything that follows from them."""
+"""Gate of one SRU: variant, gamma and beta, and the cut, mask, margins and flips that follow from them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from scconv_deploy.records.gates import FlipCount
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """The gate of one SRU whose training is over: gamma and beta are taken without their gradients.
+    """Gate of one trained SRU; gamma and beta are detached.
 
-    Data are ``[N, C, *]`` in float32; float64 serves as a ruler for noise. The weight stays float32's there too: how
-    sum(gamma) was rounded is part of the model, and no noise of a run.
+    Data are ``[N, C, *]`` in float32, or in float64 to measure noise. The weight is float32's in both: the rounding of
+    sum(gamma) is part of the model, not noise of a run.
 
     Attributes:
         gamma, beta: float32 ``[C]``; given with C elements in any shape.
-        file_weight: the gate weight ``[C]`` that a file holds in another rounding than the variant's own; else None.
+        file_weight: gate weight ``[C]`` of a file that rounds sum(gamma) otherwise than the variant; else None.
     """
 
     variant: GateVariant
@@ -104,11 +104,11 @@ class Gate:
         return normalize(x, self.gamma.to(x.dtype), self.beta.to(x.dtype), self.variant)
 
     def sigmoid(self, x: Tensor) -> Tensor:
-        """What is compared with the threshold, ``[N, C, *]``."""
+        """``sigmoid(z)``, which is compared with the threshold; ``[N, C, *]``."""
         return reweight(self.normalize(x), self.weight.to(x.dtype))
 
     def mask(self, x: Tensor) -> Tensor:
-        """Which gates are open, in PyTorch's own arithmetic: the specification. Bool ``[N, C, *]``."""
+        """Gate mask in PyTorch's own arithmetic, which is the specification; bool ``[N, C, *]``."""
         return compare(self.sigmoid(x), self.variant)
 
     def apply(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -117,12 +117,12 @@ class Gate:
         Args:
             mask: gates to use instead of the computed ones (replay), bool ``[N, C, *]``.
         """
-        if mask is not None and self.variant.operator == "SRU":  # nothing of the norm is left
+        if mask is not None and self.variant.operator == "SRU":  # the output does not depend on the normalisation
             return cross_reconstruct(mask * x, (~mask) * x)
         return from_normalized(x, self.normalize(x), self.weight.to(x.dtype), self.variant, mask)
 
     def margins(self, x: Tensor) -> Margins:
-        """Margin of every gate in float64, and the bound of what rounding can move it by."""
+        """Margin of every gate in float64, and how far rounding can move it."""
         return margins.margins(x.detach().numpy(), self.form)
 
     def count_flips(self, differs: Tensor, x: Tensor) -> FlipCount:

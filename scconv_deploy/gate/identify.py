@@ -49,8 +49,8 @@ _COMBINATIONS: tuple[Statistics, ...] = (
 _NEAREST = 16  # how many of the hypotheses nearest to the behaviour are put to the full test
 _UNLIKE = 0.2  # relative L2 beyond which a candidate is called no SRU at all
 _CLEAR = 1e-3
-"""Share of gates, on inputs made to sit on the threshold, up to which a match is beyond doubt. Measured on 401,408
-gates: Python's sum(gamma) for torch's flips 3.4e-4 of them, the biased deviation with beta = 0 flips 1.2e-2."""
+"""Share of flips, on inputs made to sit on the threshold, up to which a match is certain. Measured on 401,408 gates:
+Python's sum(gamma) in place of torch's flips 3.4e-4 of them, the biased deviation with beta = 0 flips 1.2e-2."""
 _OTHER_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     0: (),
     1: ((64,), (72,)),
@@ -60,11 +60,11 @@ _OTHER_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((4, 2, 2, 2, 2), (3, 3, 2, 2, 2)),
     6: ((2, 2, 2, 2, 2, 2), (3, 3, 2, 2, 2, 1)),
 }
-"""By the number of axes behind the channels. Hypotheses are ranked at the first, and the module is tried at one that is
-not its own; vectors ``[N, C]`` have no other."""
+"""Probe sizes by the number of axes behind the channels. Hypotheses are ranked at the first; the module is tested at
+one that is not its own. Vectors ``[N, C]`` have none."""
 _ENOUGH_GATES = 2**14
-"""At the module's own height and width, in a larger batch if need be: differences that rounding explains show in one
-gate of a hundred or of a thousand that sit on the threshold."""
+"""Fewest gates of a probe at the module's own height and width; the batch is enlarged to reach it. Differences that
+rounding explains show in one of a hundred or a thousand gates on the threshold."""
 _TIED = 1e-6  # in distance: as far as rounding moves the values of the right hypothesis
 _MOST_TIED = 64
 _EPS_SCALES = (1e-3, 1e-6, 1e-10)  # of inputs on which an eps shows: in the variance, in the deviation
@@ -82,7 +82,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, eq=False)
 class Identified:
-    """A hypothesis that passed the full test; ``flips`` is the largest share of gates that only rounding explains."""
+    """A hypothesis that passed the full test; ``flips`` is the largest share of flips on one probe, all explained."""
 
     hypothesis: Hypothesis
     gate: Gate
@@ -90,7 +90,7 @@ class Identified:
 
 
 class NotIdentifiedError(Exception):
-    """A module that no hypothesis, or not this one, explains; a reason for the report, and no error of the user's."""
+    """Why no hypothesis, or not the tested one, explains a module: a reason for the report, not a user's error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -98,19 +98,19 @@ class NotIdentifiedError(Exception):
 
 
 class DoesNotRunError(NotIdentifiedError):
-    """The module does not take this input."""
+    """The module cannot run on a probe."""
 
 
 def identify(candidate: Candidate, recorded: Tensor, seed: int, remembered: Hypothesis | None) -> Identified:
     """Find the hypothesis that passes the full test.
 
-    Among several that pass, the one with the fewest differing gates: rounding hides small differences such as ddof
-    where beta is 0, but seldom from every gate.
+    Of several that pass, the one with the fewest flips is taken: rounding hides small differences such as ddof where
+    beta is 0, but seldom in every gate.
 
     Args:
         recorded: the candidate's input on the example, float32 ``[N, C, *]``.
         seed: of the probes.
-        remembered: what another module of the same class turned out to be; tried first.
+        remembered: the hypothesis of another module of the same class; tried first.
 
     Raises:
         NotIdentifiedError: with the reason.
@@ -154,9 +154,9 @@ def not_finite(module: nn.Module) -> list[str]:
 def _best(
     candidate: Candidate, ranked: list[tuple[float, Hypothesis]], recorded: Tensor, seed: int
 ) -> tuple[Identified | None, str]:
-    """The hypothesis that differs in no gate, or in the fewest; and why the first one failed.
+    """The passing hypothesis with the fewest flips, and why the first one failed.
 
-    Those that differ in few enough end the search, once everything that is as near has been tried too.
+    A share of flips up to ``_CLEAR`` ends the search after all hypotheses that are equally near.
     """
     best: Identified | None = None
     reason, until = "", math.inf
@@ -180,8 +180,8 @@ def _best(
 
 
 def _alike(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
-    """The hypothesis, and what ranking cannot tell from it: the comparisons differ where the sigmoid is exactly the
-    threshold, the orders of the sum by its rounding. Orders that agree to the bit are one: Python's."""
+    """The hypothesis and those that ranking cannot tell from it: comparisons differ only where the sigmoid is exactly
+    the threshold, orders of the sum only by rounding. Orders that agree to the bit count as Python's."""
     gamma = candidate.affine[hypothesis.swapped_affine]
     orders: list[Weighting] = [hypothesis.variant.weighting]
     if orders[0] in ("sum", "torch_sum"):
@@ -210,12 +210,12 @@ def _numbers(module: nn.Module) -> list[float]:
 
 
 def small_numbers(module: nn.Module) -> frozenset[float]:
-    """Those of a module's numbers that are an eps or a threshold: two modules of a class may differ in them."""
+    """Numbers between 0 and 1 in a module, such as eps and threshold; modules of one class may differ in them."""
     return frozenset(v for v in _numbers(module) if 0 < v < 1)
 
 
 def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
-    """Everything a candidate may compute, with one eps of several; :func:`_with_every_eps` adds the others."""
+    """Everything a candidate may compute, with one eps; :func:`_with_every_eps` adds the others."""
     numbers = _numbers(candidate.module)
     channels = candidate.affine[0].numel()
     divisors = [g for g in range(1, channels + 1) if channels % g == 0]
@@ -242,7 +242,7 @@ def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
 
 
 def _cancelled(gamma: Tensor) -> bool:
-    """Whether the orders of its sum are so far apart that noise tells them from one another."""
+    """Whether sum(gamma) cancels so much that noise tells its two orders apart."""
     ours, theirs = gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum")
     return not bool(((ours - theirs).abs() <= _CANCELLED * ours.abs()).all())
 
@@ -313,10 +313,10 @@ def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
 def _expected(
     candidate: Candidate, hypothesis: Hypothesis, x: Tensor, known: dict[Any, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the hypothesis computes for the module's input, and the gate's own input.
+    """Output of the hypothesis for the module's input x, and the gate's own input.
 
     Args:
-        known: what hypotheses computed for this input before: hundreds of them share a few normalisations and weights.
+        known: cache of the hypotheses for this x: hundreds of them share a few normalisations and weights.
     """
     known = {} if known is None else known
     gate, variant = _gate(candidate, hypothesis), hypothesis.variant
@@ -339,7 +339,7 @@ def _expected(
 
 
 def _crowd(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with a batch that makes enough gates."""
+    """The shape with its batch enlarged to at least ``_ENOUGH_GATES`` gates."""
     each = math.prod(shape[1:])
     return max(shape[0], -(-_ENOUGH_GATES // each)), *shape[1:]
 
@@ -369,7 +369,7 @@ def _accept(candidate: Candidate, hypothesis: Hypothesis, recorded: Tensor, seed
                 raise
             continue  # it takes only its own size, or its own batch
         flips, decided = max(flips, share), decided or found
-    if hypothesis.conv_place == "before":  # the gate was fed past it
+    if hypothesis.conv_place == "before":  # the probes bypassed the convolution
         expected, _ = _expected(candidate, hypothesis, recorded)
         _require_near(relative_l2(_run(candidate, "recorded", recorded), expected), "with its convolution")
     if not decided:
@@ -384,14 +384,14 @@ def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
 def _compare(
     candidate: Candidate, gate: Gate, place: ConvPlace, of_gate: Tensor, fed: Tensor, seed: int
 ) -> tuple[float, bool]:
-    """Hold the module against a hypothesis on every probe of one shape.
+    """Compare the module with a hypothesis on every probe of one shape.
 
     Args:
         of_gate: an input of the gate of that shape.
         fed: the module's own input for it.
 
     Returns:
-        the largest share of gates that differ within rounding, and whether a sigmoid was exactly the threshold.
+        the largest share of explained flips, and whether a sigmoid was exactly the threshold.
     """
     flips, decided = 0.0, False
     for probe, x in probes(of_gate, gate, seed):
@@ -429,7 +429,7 @@ def _can_decide(gate: Gate, x: Tensor) -> bool:
 
 
 def _run_gate(candidate: Candidate, place: ConvPlace, name: str, x: Tensor, recorded: Tensor) -> Tensor:
-    """What the module's gate makes of x, the gate's own input: its convolution is bypassed, where it has one."""
+    """Output of the module's gate for x, the gate's own input; the module's convolution is bypassed."""
     if place == "none" or candidate.conv is None:
         return _run(candidate, name, x)
     seen: list[Tensor] = []

@@ -27,7 +27,8 @@ and is explained; every other flip is a fault. The error counts with its directi
 threshold explains nothing. With x_a = x_r both conditions are ``|m| <= B``, the rule for the same input. Whether the
 error of the input itself is in order is not asked here: the replay with the reference's gates judges that.
 
-Groups with s below ``1e-6 * |mean|`` hold no answer even in PyTorch: their flips are counted apart and not judged.
+Groups with s below ``1e-6 * |mean|`` are ill-conditioned: PyTorch itself has no answer there. Their flips are counted
+apart and not judged.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ LARGEST_WEIGHT_ERROR = 1e-3
 """Relative error of a gate weight ``gamma / sum(gamma)`` beyond which the sum is lost to rounding."""
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -24, 4
 MARGIN_EDGES = tuple(2.0**k for k in range(_SMALLEST_EXPONENT, _LARGEST_EXPONENT + 1))
-"""Of the histograms of ``|margin| / s``: powers of two from a rounding error to far out."""
+"""Bin edges of the histograms of ``|margin| / s``: powers of two from 2**-24 to 2**4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +73,10 @@ class GateForm:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """Of every gate, ``[N, C, *]`` each.
+    """Margins of the gates of one SRU; every array is ``[N, C, *]``.
 
     Attributes:
-        margin, bound: float64, in x's units; what rounding can move the margin by.
+        margin, bound: float64, in x's units; ``bound`` is how far rounding can move the margin.
         spread: float64, s of the group.
         ill: bool, where the group is ill-conditioned.
     """
@@ -117,7 +118,7 @@ def _per_channel(values: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def decide(x: np.ndarray, form: GateForm) -> np.ndarray:
-    """The gates for the input x, bool ``[N, C, *]``, decided in float64."""
+    """Gate mask for the input x, decided in float64; bool ``[N, C, *]``."""
     with np.errstate(invalid="ignore"):
         return margins(x, form).margin >= 0
 
@@ -141,10 +142,10 @@ def count_flips(differs: np.ndarray, x: np.ndarray, form: GateForm) -> FlipCount
 def count_free_flips(
     reference: np.ndarray, artifact: np.ndarray, x_reference: np.ndarray, x_artifact: np.ndarray, form: GateForm
 ) -> FlipCount:
-    """Sort the gates that differ between two sides running free, each with its own input.
+    """Sort the gates that differ between reference and artifact running free, each with its own input.
 
     Args:
-        reference, artifact: the gates, bool ``[N, C, *]``.
+        reference, artifact: the gate masks, bool ``[N, C, *]``.
         x_reference, x_artifact: the gates' inputs, ``[N, C, *]``.
     """
     differs = reference != artifact

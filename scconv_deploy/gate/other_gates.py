@@ -4,18 +4,19 @@ A model jumps at each of them as it does at an SRU's gate, so they are judged li
 found in the artifact (:mod:`.graph.gates`), compared on the same input, and put into the replay. Standard library and
 NumPy only.
 
-**On the same input.** The artifact runs with the reference's decisions at every gate, so that the operands of each are
-continuous, and differ from the reference's by rounding alone. m is the reference's margin (``a - b`` of a comparison,
-the argument of a rounding), m' the artifact's, and::
+**On the same input.** The artifact runs with the reference's decisions at every gate, so the operands of each gate
+differ from the reference's by rounding alone. m is the reference's margin (``a - b`` of a comparison, the argument of a
+rounding), m' the artifact's, and::
 
     B = max(other_gates * max(noise, u * (|a| + |b|)), all)      u: half a unit in the last place of the artifact's type
 
-with the noise that of float32 against float64 with the same decisions, the largest of the channel (axis 1), and ``all``
-the largest of all channels: one that is zero throughout shows no noise of its own. Of half data m is the margin of the
-reference with every value rounded, and the noise how far other right roundings and float32 are from it
-(:mod:`.rounding`), with ``other_gates_half`` as the multiple. What the artifact decides from m' is
-*explained* where the step takes that value between ``m - B`` and ``m + B``; where m' equals m to the bit nothing
-explains another decision than the step of m. The margins themselves are compared by value beside it.
+``noise`` is the largest difference between the margin in float32 and in float64, with the same decisions, in the
+channel (axis 1). ``all`` is the largest over all channels: a channel that is zero throughout shows no noise. For half
+data, m is the margin of the reference with every value rounded, ``noise`` is how far float32 and other right roundings
+are from it (:mod:`.rounding`), and the multiple is ``other_gates_half``.
+
+A flip is *explained* where the step takes the artifact's value between ``m - B`` and ``m + B``. Where m' equals m to
+the bit, only the step of m is. The margins are also compared by value.
 """
 
 from __future__ import annotations
@@ -41,31 +42,31 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "ceil": np.ceil,
     "trunc": np.trunc,
 }
-"""What is decided of a margin; half of a rounding goes to the even number, in torch as in ONNX."""
+"""Decision as a function of the margin, by kind. Roundings take a half to the even number, in torch as in ONNX."""
 COMPLEMENTS = {"ge": "lt", "gt": "le", "eq": "ne"}
 COMPLEMENTS |= {other: one for one, other in COMPLEMENTS.items()}
 MIRRORED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
-"""Of ``-m``; the others are what they are, or other numbers."""
+"""Kind that decides the same from ``-m``. ``eq`` and ``ne`` stay what they are; roundings have none."""
 _ASSUMED = 1e-6
-"""Noise of a margin that was not measured, in units of the operands' size: the tolerance ``assumed_floor``."""
+"""Assumed noise where none was measured, in units of ``|a| + |b|``: the tolerance ``assumed_floor``."""
 LAYERS = 4
-"""Unit roundoffs, in units of the operands' size, that a half margin is off by whose noise was not measured."""
+"""Assumed error of a half margin whose noise was not measured, in unit roundoffs of ``|a| + |b|``."""
 JUMP_DISTURBANCE = {"float32": 2.0**-22, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Of the inputs of a reference that is seen to jump, relative to each entry: of float32 two units in the last place, as
-much as a layer of rounding; of half the unit roundoff."""
+"""Relative disturbance of each input entry that shows whether a reference jumps. float32: two units in the last place,
+as much as a layer of rounding; half: the unit roundoff."""
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One way to see what a gate decides from. A threshold on a sigmoid has two: the sigmoid's value, its argument.
+    """One margin that a gate can be decided from. A threshold on a sigmoid has two: the sigmoid's value, its argument.
 
     Attributes:
-        kind: of :data:`STEPS`.
+        kind: key of :data:`STEPS`.
         margin: float32, of the gate's shape.
-        scale: ``|a| + |b|``, the largest of the channel; broadcasts to the margin.
+        scale: the largest ``|a| + |b|`` in the channel; broadcasts to the margin.
         noise: the largest ``|float32 - float64|`` of the margin in the channel; None where it was not measured.
-        error: relative L2 of the same, in units of the scale; None likewise.
+        error: relative L2 of ``float32 - float64`` in units of the scale; None where it was not measured.
     """
 
     kind: str
@@ -77,13 +78,13 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class OtherGate:
-    """One gate on one sample.
+    """Decisions and margins of one gate on one sample.
 
     Attributes:
-        name: of its module and what it computes, ``features.2::ge``, numbered from the second one on; of an ONNX file
-            the name of the value.
-        kind: of :data:`STEPS`.
-        decided: bool, or float32 of a rounding.
+        name: module path and kind, ``features.2::ge``, with a number from the second one on; in an ONNX file, the name
+            of the value.
+        kind: key of :data:`STEPS`.
+        decided: the decisions; bool, float32 for a rounding.
         views: the first one is of this kind; empty where margins were not kept.
     """
 
@@ -95,16 +96,16 @@ class OtherGate:
 
 @dataclass(frozen=True)
 class Found:
-    """Where an artifact decides a gate.
+    """The node of an artifact that decides a gate of the reference.
 
     Attributes:
         name: of the gate.
-        value: the ONNX value that holds the decision; ``operands`` what it is decided from, one or two.
-        node: what to call it in a report.
-        complement: whether the value is the opposite of what the reference calls the gate.
-        kind: of the value, of :data:`STEPS`.
-        view: the reference's view that it is compared in, ``mirrored`` with the operands the other way round; None
-            where it decides from something else, and margins cannot be compared.
+        value: the ONNX value that holds the decision; ``operands`` are the one or two values it is decided from.
+        node: its name in reports.
+        kind: of the value; key of :data:`STEPS`.
+        complement: whether the value is the opposite of the reference's decision.
+        view: index of the reference's view with the same operands, swapped where ``mirrored``; None where the operands
+            are others, so that margins cannot be compared.
     """
 
     name: str
@@ -119,12 +120,13 @@ class Found:
 
 @dataclass
 class OtherGateMeasured:
-    """One gate, summed over the samples.
+    """Flips and margin errors of one gate over all samples.
 
     Attributes:
-        flips: fed the same input.
-        free: how many differ running free.
-        error, floor: of the margin, relative to the operands' size, of the sample with the worst ratio.
+        flips: on the same input.
+        free: number of flips running free.
+        error, floor: of the margin, relative to ``|a| + |b|``, on the sample with the worst ratio.
+        compared: whether margins were compared on any sample.
     """
 
     found: Found
@@ -137,12 +139,12 @@ class OtherGateMeasured:
 
 @dataclass
 class Jumped:
-    """What a value differs by beside the jumps of the reference, where a gate could not be fixed; over the samples.
+    """Errors of one value over all samples, where a gate could not be fixed and the reference itself jumps.
 
     Attributes:
-        multiple: the tolerance that limits its ratios; the limit is known when all samples have run.
-        ratio: error in multiples of its noise, the largest of those that the jumps explain; ``words`` of it.
-        beyond: the largest of those that they do not.
+        multiple: the tolerance that limits the ratios; the limit is known when all samples have run.
+        ratio: largest error that the jumps explain, in multiples of the value's noise; ``words`` describes it.
+        beyond: largest error that the jumps do not explain, in the same units.
     """
 
     multiple: str
@@ -151,12 +153,12 @@ class Jumped:
     beyond: float = 0.0
 
     def undecided(self, limit: float) -> bool:
-        """Whether it can be called neither right nor wrong."""
+        """Whether the value can be called neither right nor wrong: only jumps explain an error beyond the limit."""
         return not self.ratio <= limit and self.beyond <= limit
 
 
 def is_other(name: str) -> bool:
-    """Whether a mask of this name is another gate's, and no SRU's."""
+    """Whether a gate of this name belongs to no SRU."""
     return "::" in name
 
 
@@ -169,12 +171,12 @@ def count_flips(
     data: np.dtype,
     unmeasured: bool = False,
 ) -> FlipCount:
-    """What differs on the same input, and what of it rounding does not explain.
+    """Count the flips of a gate on the same input, and those that rounding does not explain.
 
     Args:
-        decided, margin: of the artifact, as the reference would call them.
-        multiple: the tolerance ``other_gates``, of half data ``other_gates_half``.
-        data: the type that the artifact computes in.
+        decided, margin: the artifact's, in the reference's sense (complement and swapped operands undone).
+        multiple: the tolerance ``other_gates``, for half data ``other_gates_half``.
+        data: the dtype that the artifact computes in.
         unmeasured: whether the gate's noise is that of float32 though the data are half.
     """
     differs = decided != gate.decided
@@ -199,17 +201,17 @@ def count_flips(
 
 
 def _as_shown(found: Found, decided: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Whether the artifact decided from the margin that it shows; half data may be rounded only to be shown."""
+    """Whether the artifact's decisions follow from the margin it gives out; half data may be rounded for that alone."""
     own = STEPS[found.kind](-margin if found.mirrored else margin)
     return np.asarray(own == (~decided if found.complement else decided))
 
 
 def _noise(view: View, margin: np.ndarray | None, data: np.dtype) -> np.ndarray:
-    """By channel.
+    """Noise of a margin by channel; broadcasts to the margin.
 
     Args:
-        margin: the artifact's, of half data whose noise was not measured. What it scatters by is then taken for noise,
-            for a half tensor's error grows with what came before it; what a channel is moved by as a whole is not.
+        margin: the artifact's, for half data whose noise was not measured. Its scatter around the reference then counts
+            as noise, because a half tensor's error grows with depth. The shift of a whole channel does not count.
     """
     smallest = UNIT_ROUNDOFF.get(data.name, UNIT_ROUNDOFF["float32"]) * view.scale
     noise = np.maximum(smallest, _ASSUMED * view.scale if view.noise is None else view.noise)
@@ -227,7 +229,7 @@ def channel_axes(dimensions: int) -> tuple[int, ...]:
 
 
 def margin_error(view: View, margin: np.ndarray) -> float:
-    """Relative L2 of a margin, in units of the operands' size, where the reference's is finite."""
+    """L2 error of a margin in units of ``|a| + |b|``, where the reference's is finite."""
     finite = np.isfinite(view.margin)
     if not finite.any():
         return 0.0
@@ -241,14 +243,14 @@ def margin_error(view: View, margin: np.ndarray) -> float:
 
 
 def margin_size(view: View) -> float:
-    """The size of a margin in units of its operands', L2."""
+    """L2 norm of a margin in units of ``|a| + |b|``."""
     finite = np.where(np.isfinite(view.margin), view.margin, 0.0).astype(np.float64)
     norm = float(np.linalg.norm(np.broadcast_to(view.scale, finite.shape).astype(np.float64)))
     return float(np.linalg.norm(finite)) / norm if norm else 0.0
 
 
 def mean_error(view: View, margin: np.ndarray) -> float:
-    """By how much a margin is moved as a whole, in units of the operands' size."""
+    """Mean shift of a margin in units of ``|a| + |b|``."""
     finite = np.isfinite(view.margin) & np.isfinite(margin)
     size = float(np.broadcast_to(view.scale, finite.shape)[finite].astype(np.float64).sum())
     off = abs(float((margin[finite].astype(np.float64) - view.margin[finite]).sum()))
@@ -256,14 +258,14 @@ def mean_error(view: View, margin: np.ndarray) -> float:
 
 
 def of_few(elements: int) -> float:
-    """By how much a noise must be widened that was measured on so few elements, to be as sure as of many.
+    """Factor that widens a noise measured on few elements.
 
-    The ratio of two draws exceeds k with a chance of about 1 / k, that of two pairs of 1 / k**2; from four on k = 32 is
-    as rare as one in a million.
+    The ratio of two draws exceeds k with a probability of about 1 / k, that of two pairs 1 / k**2; from four elements
+    on, k = 32 has one in a million.
     """
     return max(1.0, 1000 / max(elements, 1) ** 6)
 
 
 def masks_of(gates: Mapping[str, OtherGate]) -> dict[str, np.ndarray]:
-    """The decisions by name."""
+    """Decisions by gate name."""
     return {name: gate.decided for name, gate in gates.items()}

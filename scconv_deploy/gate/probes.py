@@ -14,20 +14,20 @@ from torch import Tensor
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import GateVariant, per_channel, statistics
 
-_LARGEST_SHARE = 0.75
-_CARRIED = 0.5  # of a group's variance, by moved elements
+_LARGEST_SHARE = 0.75  # of a group's elements that may be moved
+_CARRIED = 0.5  # share of a group's variance in moved elements
 _FIXED_POINT_STEPS = 60  # each halves the error at least, where half of the variance is carried
 _SOLVED = 1e-9
 _BESIDE_EPS = (1e2, 1.0, 1e-2)
-"""Deviations, in units of the eps, at which it takes its part. In groups of two elements ``n`` is the same for every
-input whose deviation is far larger than eps, so that ddof and eps show nowhere else."""
+"""Deviations of probes in units of eps, at which eps matters. In groups of two elements ``n`` is the same for every
+input whose deviation is far larger than eps, so ddof and eps show nowhere else."""
 
 
 def probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Named inputs of a gate.
+    """Seeded inputs of a gate with their names, ``[N, C, *]`` each.
 
     Args:
-        recorded: one from the model itself, ``[N, C, *]``; comes last.
+        recorded: an input from the model itself, ``[N, C, *]``; it comes last.
     """
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(recorded.shape, generator=generator)
@@ -48,7 +48,7 @@ def probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tenso
 
 def rivals(gate: Gate) -> Iterator[Gate]:
     """The gates that noise cannot tell from this one: the other comparison, and the other order of the sum where it
-    rounds to other weights. Their gate weights are numbers: of two orders of a sum, one can be exactly 0."""
+    rounds to other weights. Those with weights that are not finite are left out: in one order the sum can be 0."""
     variant = gate.variant
     others = [replace(variant, comparison=">" if variant.comparison == ">=" else ">=")]
     if variant.weighting in ("sum", "torch_sum"):
@@ -96,7 +96,7 @@ def _solve_statistics(
     """Mean and s of a group whose moved elements lie at ``mean + s * target``: moving them moves both.
 
     A fixed point over sums of each group. It converges where the moved elements carry half of the variance at most. Few
-    elements carry more by chance, and of two elements neither can lie where it is asked to, unless eps takes its part.
+    elements carry more by chance, and of two elements neither can lie at its target unless eps matters.
 
     Args:
         base, target: float64 ``[N, C, *]``; target is 0 where nothing is moved.

@@ -24,8 +24,8 @@ class RecognizedSRU:
     Attributes:
         path: its name in the model; ``paths`` holds every name it is registered under.
         module: the module itself.
-        gate: what it computes, with its parameters.
-        conv: a convolution of kernel size 1 inside the module, and whether it comes before or after the gate.
+        gate: its variant with gamma and beta.
+        conv: a convolution of kernel size 1 inside the module; ``conv_place`` says where it stands.
     """
 
     path: str
@@ -38,7 +38,7 @@ class RecognizedSRU:
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """What :func:`recognize` found, in the model's order."""
+    """SRUs and refused candidates of a model, in its order."""
 
     srus: tuple[RecognizedSRU, ...] = ()
     refused: tuple[Refusal, ...] = ()
@@ -91,7 +91,7 @@ def _is_inside(path: str, outer: str) -> bool:
 
 
 def _worth_telling(refusal: Refusal, refused: list[Refusal], accepted: list[RecognizedSRU]) -> bool:
-    """One reason is enough: not for what is inside another refused module, nor for what holds an accepted one."""
+    """Whether to report a refusal: not inside another refused module, and not around an accepted SRU."""
     return not any(_is_inside(refusal.path, other.path) for other in refused) and not any(
         _is_inside(found.path, refusal.path) for found in accepted
     )

@@ -19,14 +19,14 @@ from scconv_deploy.records.gates import Refusal
 
 
 class StandIn(nn.Module):
-    """Takes the place of a module in a copy of its model: whatever others read of the module is still there.
+    """Replacement of a module in a copy of its model; all attributes of the module can still be read.
 
     Parameters, buffers and children are the module's own under their own names, other attributes are looked up in it,
     its methods and properties work on this object, and ``isinstance`` takes this object for one of its class.
 
     Args:
-        original: what it stands for.
-        state: whose parameters, buffers and children it holds; the original's, or those of a copy.
+        original: the module that is replaced.
+        state: the module whose parameters, buffers and children it holds: the original, or a copy.
     """
 
     def __init__(self, original: nn.Module, state: nn.Module | None = None) -> None:
@@ -66,8 +66,8 @@ class StandIn(nn.Module):
 
 @functools.lru_cache(maxsize=256)
 def _class_of(stand_in: type, original: type) -> type:
-    """A class of both, whose code is the stand-in's."""
-    if issubclass(original, torch.jit.ScriptModule):  # whose metaclass compiles it
+    """A subclass of both, in which the stand-in's methods come first."""
+    if issubclass(original, torch.jit.ScriptModule):  # its metaclass would compile the subclass
         return original
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (stand_in, original), names)
@@ -111,7 +111,7 @@ class SwappedSRU(StandIn):
 
 
 def site_name(path: str, call: int) -> str:
-    """The name of the call-th use (from 1) of the module at a path: of its node, and of what is recorded of it."""
+    """Name of a site: the module's path, and from the second call on its number, ``path#2``; calls count from 1."""
     return path if call == 1 else f"{path}#{call}"
 
 
@@ -125,12 +125,12 @@ def swap_reachable(
 ) -> tuple[Recognition, nn.Module]:
     """Swap those SRUs that the model keeps calling and treats as before, and leave the others alone with a reason.
 
-    A model may hold a reference of its own to an SRU (a closure, a list), which a swap cannot reach, or treat it as
-    more than a module (look at its type). It is run with each SRU replaced by what calls it: the outputs must be the
+    A model may hold a reference of its own to an SRU (a closure, a list), which a swap cannot reach, or look at the
+    SRU's type. So the model is run with each SRU replaced by a stand-in that calls the SRU: the outputs must be the
     same to the bit.
 
     Args:
-        run: runs a model on the example inputs; raises what it raises.
+        run: runs a model on the example inputs; its exceptions pass through where no SRU causes them.
 
     Returns:
         what was swapped and what was not, and the swapped model.
@@ -148,7 +148,7 @@ def swap_reachable(
                 reasons = _misfits(model, kept, run, expected) or {f.path: _TREATED for f in kept}
             if not reasons:
                 run(swapped)
-        except Exception:  # the user's own code, which does not get along with one of them: find out which
+        except Exception:  # the user's own code fails with a stand-in: find out with which
             reasons = _misfits(model, kept, run, expected)
             if not reasons:
                 raise
@@ -163,13 +163,13 @@ _TREATED = "the model computes something else when another module stands in its 
 
 
 def _repeatable(model: nn.Module, run: Callable[[nn.Module], object]) -> object:
-    """The model's outputs; None where the same inputs give others the next time."""
+    """The model's outputs; None where a second run on the same inputs gives others."""
     first = run(model)
     return first if _same(run(model), first) else None
 
 
 def _same(found: object, expected: object) -> bool:
-    """To the bit; a NaN equals a NaN."""
+    """Whether two outputs agree to the bit; a NaN equals a NaN."""
     (one, form), (other, expected_form) = pytree.tree_flatten(found), pytree.tree_flatten(expected)
     return form == expected_form and all(_same_leaf(a, b) for a, b in zip(one, other, strict=True))
 
@@ -189,7 +189,7 @@ def _same_leaf(found: Any, expected: Any) -> bool:
 
 
 def _called(swapped: nn.Module, run: Callable[[nn.Module], object]) -> tuple[set[str], object]:
-    """Which of the SRUs the model calls, and its outputs where each calls the module that it stands for."""
+    """Paths of the SRUs that the model calls, and its outputs with each stand-in calling its original."""
     reached: set[str] = set()
     modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
     for module in modules:
@@ -207,7 +207,7 @@ def _misfits(
     run: Callable[[nn.Module], object],
     expected: object,
 ) -> dict[str, str]:
-    """Why the model does not get along with a stand-in, one SRU at a time."""
+    """Reasons by SRU why the model does not work with a stand-in, tried one SRU at a time."""
     reasons = {}
     for found in srus:
         swapped = swap(model, Recognition((found,)))
@@ -225,10 +225,10 @@ def _misfits(
 def replace_modules(
     model: nn.Module, replacements: Mapping[int, nn.Module], *, share_tensors: bool = True
 ) -> nn.Module:
-    """A copy of the model, with modules replaced by identity wherever they are registered.
+    """A copy of the model with modules replaced wherever they are registered.
 
     Args:
-        replacements: ``id`` of a module -> what stands in its place; itself, not a copy.
+        replacements: ``id`` of a module -> its replacement, which is not copied.
         share_tensors: parameters and buffers are the model's own, not copies.
 
     Raises:
@@ -236,7 +236,7 @@ def replace_modules(
     """
     shared = (*model.parameters(), *model.buffers()) if share_tensors else ()
     memo: dict[int, Any] = {id(t): t for t in shared}
-    # deepcopy takes what the memo holds for an object as its copy: this is the replacement, at every place at once
+    # deepcopy takes the memo's entry for an object as its copy: so each module is replaced in every place
     memo.update(replacements)
     try:
         return copy.deepcopy(model, memo)

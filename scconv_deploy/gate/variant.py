@@ -1,4 +1,4 @@
-"""Variants of the SRU and their formula in PyTorch: the specification every other form is held against.
+"""Variants of the SRU and their formula in PyTorch: the specification of every other form.
 
 :class:`scconv_deploy.gate.gate.Gate` is one gate with its parameters; the functions here also serve modules that train.
 
@@ -95,7 +95,7 @@ class GateVariant:
 
     @property
     def name(self) -> str:
-        """The published name where there is one, else the list of choices; whose sum it is says the :attr:`label`."""
+        """Published name where there is one, else its choices with hyphens; :attr:`label` adds the order of the sum."""
         weighting = "sum" if self.weighting == "torch_sum" else self.weighting
         statistics = "group_norm" if self.statistics == "biased_variance" else self.statistics
         plain = replace(self, weighting=weighting, statistics=statistics)
@@ -113,7 +113,7 @@ class GateVariant:
 
     @property
     def label(self) -> str:
-        """The name, and whose sum of gamma it divides by where that is not Python's: what files and reports say."""
+        """Name in files and reports: :attr:`name`, with ``(torch.sum)`` where gamma is summed in torch's order."""
         return f"{self.name} (torch.sum)" if self.weighting == "torch_sum" else self.name
 
     def __str__(self) -> str:
@@ -228,7 +228,7 @@ def reweight(normalized: Tensor, weight: Tensor) -> Tensor:
 
 
 def compare(r: Tensor, variant: GateVariant) -> Tensor:
-    """The step: bool ``[N, C, *]``."""
+    """Gate mask of ``r = sigmoid(z)``, bool ``[N, C, *]``."""
     return r >= variant.threshold if variant.comparison == ">=" else r > variant.threshold
 
 
@@ -241,16 +241,16 @@ def cross_reconstruct(x1: Tensor, x2: Tensor) -> Tensor:
 def from_normalized(
     x: Tensor, normalized: Tensor, weight: Tensor, variant: GateVariant, mask: Tensor | None = None
 ) -> Tensor:
-    """The SRU after its normalisation.
+    """SRU output from normalised data.
 
     Args:
         x: ``[N, C, *]``.
-        normalized: what :func:`normalize` makes of it.
+        normalized: output of :func:`normalize` for x, ``[N, C, *]``.
         weight: the gate weight, ``[C]``.
         mask: gates to use instead of the computed ones, bool ``[N, C, *]``.
 
     Returns:
-        ``[N, C, *]``, x's type.
+        ``[N, C, *]``, x's dtype.
     """
     if variant.fusion == "soft" or mask is None:
         r = reweight(normalized, weight)
