@@ -1,1 +1,1 @@
-"""The operator contract and ONNX files."""
+"""ONNX: the operator contract, and reading, checking and changing files."""

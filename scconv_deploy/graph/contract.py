@@ -10,31 +10,30 @@ from scconv_deploy.errors import UsageError
 DOMAIN = "scconv"
 PLUGIN_NAMESPACE = "scconv"
 PLUGIN_VERSION = "1"
-"""What a node must carry so that TensorRT's parser binds the plugin, which it looks up by the node's type and the
-attributes ``plugin_version`` and ``plugin_namespace``; without the namespace TensorRT 10.15 and later prefer the
-function."""
+"""Version and namespace of the plugin, as node attributes. TensorRT's parser looks a plugin up by the node's type,
+``plugin_version`` and ``plugin_namespace``; without the namespace TensorRT 10.15 and later prefer the function."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 DOMAIN_VERSION = 1
 OPERATORS = ("SRU", "SRUNorm", "SRUSoft")
-"""In the order of the numbers that the C interface has for them (``trt_plugins/sru/kernel/sru.h``)."""
+"""Operators of the domain, in the order of their numbers in the C interface (``trt_plugins/sru/kernel/sru.h``)."""
 ATTRIBUTES = ("num_groups", "ddof", "eps_var", "eps_std", "plugin_namespace", "plugin_version")
 OPSETS = range(18, 24)
 IR_VERSION = 10
 LARGEST_PROTO_BYTES = 2**31 - 2**20
-"""What one ONNX file without external data can hold, with room for what is added."""
+"""Largest ONNX file without external data, with room for added nodes."""
 STRADDLE = "straddle"
-"""The overload for groups whose borders lie inside a channel (C % G != 0); right for whole groups too, and taken for
+"""Overload for groups whose borders lie inside a channel (C % G != 0). It is right for whole groups too, and used for
 rows so long that their sums need compensation (:data:`.nodes.LONGEST_ROW`)."""
 OPEN = "sru__open"
-"""The bool ``[N, C, H, W]`` in every body that holds the gates; verification reads and replaces it."""
+"""Name of the gate mask in every function body, bool ``[N, C, H, W]``; verification reads and replaces it."""
 GATED = "sru__xf"
-"""The input in float32 as the gates see it, in every body: a runtime may leave out a rounding to half before it."""
+"""Name of the gates' input in every function body, float32: a runtime may skip the rounding to half before it."""
 SITE = "scconv.site"
 VARIANT = "scconv.variant"
 WEIGHT = "scconv.weight"
-"""Metadata of a node whose gate weight is the file's own constant: its sum(gamma) in a runtime's order."""
+"""Metadata of a node whose gate weight is a constant of the file: its sum(gamma) was added in a runtime's order."""
 REWRITTEN = "scconv_deploy.rewritten"
-"""Metadata of a model: the sites (JSON) that were read from the graph, for recognition knew no module for them."""
+"""Metadata of a model: the sites (JSON) that were read from the graph because no module was recognised for them."""
 MODULE = "scconv.module"
 """Metadata of a node: the path in PyTorch of the module that computes it."""
 MaskForm = Literal["where", "multiply"]
@@ -48,7 +47,7 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class FunctionKey:
-    """Which function: everything that a body depends on."""
+    """Key of a function: everything that its body depends on."""
 
     operator: str
     straddle: bool
@@ -61,7 +60,7 @@ class FunctionKey:
 
 
 def check_opset(opset: int) -> None:
-    """Refuse an opset for which no bodies are generated (UsageError)."""
+    """Refuse an opset for which there are no function bodies (UsageError)."""
     if opset not in OPSETS:
         raise UsageError(
             f"Opset {opset} is not supported; functions exist for {OPSETS[0]} to {OPSETS[-1]}.", "Use --opset 18."
@@ -69,7 +68,7 @@ def check_opset(opset: int) -> None:
 
 
 def node_attributes(num_groups: int, ddof: int, eps_var: float, eps_std: float) -> dict[str, int | float | str]:
-    """Every attribute of a node; none is left to a default, which onnx.reference and onnx.inliner ignore."""
+    """All attributes of an SRU node. None is left to a default, which onnx.reference and onnx.inliner ignore."""
     return {
         "num_groups": num_groups,
         "ddof": ddof,

@@ -1,4 +1,4 @@
-"""Reading an ONNX file that somebody else may have written."""
+"""Read, check and write ONNX files, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scconv_deploy.graph.order import sort_nodes
 from scconv_deploy.graph.unknown import set_apart, with_inner
 
 _MARK_OF_DAMAGE = "TensorProto (tensor name:"
-"""In the checker's words: data that is not as long as its shape says."""
+"""In the checker's message about data that is not as long as its shape says."""
 
 _OTHER_FILES = {
     b"\x1f\x8b": ("compressed by gzip", "Unpack it first: gunzip."),
@@ -39,8 +39,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         UsageError: no such file.
         IntegrityError: empty, truncated, not ONNX, data of a wrong length, or external data outside the model's folder.
-        ModelError: with its external data it is larger than what onnx's tools can hold; it is no valid graph or of a
-            newer ONNX; or an input has no shape, or an output none that follows from the graph.
+        ModelError: larger than 2 GiB with its external data; not a valid graph; of a newer ONNX; an input without a
+            shape, or an output whose shape does not follow from the graph.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
@@ -61,7 +61,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if size > LARGEST_PROTO_BYTES:
         raise ModelError(
             f"{path} has {size / 2**30:.1f} GiB with its external data; checker, simplifier and runtime take 2 GiB.",
-            "Give the part that holds the ScConvs alone.",
+            "Give only the part of the model that holds the ScConvs.",
         )
     try:
         load_external_data_for_model(model, str(path.parent))
@@ -69,7 +69,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise _damaged(path, error) from error
     if not model.graph.output:
         raise ModelError(f"{path} is not a valid graph: it has no outputs.", "Export it again.")
-    if not model.opset_import:  # what comes after the graph in a file
+    if not model.opset_import:  # it comes after the graph in a file
         raise _damaged(path, ValueError("it ends before its opset_import"))
     sort_nodes(model, str(path))
     _import_domains(model, path)
@@ -97,7 +97,7 @@ def _line(error: Exception) -> str:
 
 
 def _check(model: onnx.ModelProto, path: Path) -> None:
-    """onnx's checker, which knows no operators of others; whoever runs or rewrites them sees to those."""
+    """Run onnx's checker without the operators that it does not know; runtimes and rewriter judge those."""
     newest = max(onnx.helper.VERSION_TABLE, key=lambda row: row[1])[1]
     if model.ir_version > newest:
         raise ModelError(
@@ -111,14 +111,14 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
         reason = _line(error)
         if _MARK_OF_DAMAGE in reason:
             raise _damaged(path, error) from error
-        why = "Its tool wrote what ONNX does not allow: export it again, or with another --opset."
-        raise ModelError(f"{path} is not a valid graph: {reason}.", why) from error
+        remedy = "Export it again, or with another --opset."
+        raise ModelError(f"{path} is not a valid graph: {reason}.", remedy) from error
 
 
 def _import_domains(model: onnx.ModelProto, path: Path) -> None:
-    """Say which version of a domain is meant where a file leaves it out, as runtimes do: the newest that is known.
+    """Import the newest known version of each domain that a file uses without an import, as runtimes do.
 
-    The opset of standard operators is not guessed: what they compute depends on it (ModelError).
+    The opset of standard operators is not guessed, because their meaning depends on it (ModelError).
     """
     for holder in (model, *model.functions):
         nodes = holder.graph.node if isinstance(holder, onnx.ModelProto) else holder.node
@@ -126,7 +126,7 @@ def _import_domains(model: onnx.ModelProto, path: Path) -> None:
         opset = next((entry.version for entry in holder.opset_import if entry.domain in STANDARD_DOMAINS), 0)
         if opset < 1 and (node := next((n for n in with_inner(nodes) if n.domain in STANDARD_DOMAINS), None)):
             raise ModelError(
-                f"{path} is not a valid graph: it does not say of which opset its {node.op_type} is.",
+                f"{path} is not a valid graph: it imports no opset for its {node.op_type}.",
                 "Export it again.",
             )
         for domain in sorted({node.domain for node in with_inner(nodes)} - named - set(STANDARD_DOMAINS)):
@@ -135,13 +135,13 @@ def _import_domains(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _complete(model: onnx.ModelProto, path: Path) -> None:
-    """Give outputs that were written without a type or shape those that follow from the graph, as runtimes do.
+    """Infer the types and shapes of outputs that were written without them, as runtimes do.
 
-    ONNX asks for both and some exporters leave them out; onnx's checker would call the file invalid.
+    ONNX asks for both, and onnx's checker refuses a file without them; some exporters leave them out.
     """
     if without := next((value for value in model.graph.input if not _described(value)), None):
         raise ModelError(
-            f"{path}: the input {without.name!r} has no type or shape, so nobody knows what to feed it.",
+            f"{path}: the input {without.name!r} has no type or shape, so no data can be made for it.",
             "Export it with the shapes of its inputs, open axes included.",
         )
     lacking = {value.name for value in model.graph.output if not _described(value)}
@@ -161,7 +161,7 @@ def _complete(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _described(value: onnx.ValueInfoProto) -> bool:
-    """Whether a tensor has its type and a shape, of open axes or not; what is no tensor is left to the checker."""
+    """Whether a tensor has a type and a shape, open axes included; the checker judges other kinds of values."""
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         return kind is not None
@@ -169,7 +169,7 @@ def _described(value: onnx.ValueInfoProto) -> bool:
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, wherever it is: in graphs, functions, attributes, sparse tensors."""
+    """Every tensor of a model: in graphs, functions, attributes and sparse tensors."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
@@ -180,7 +180,7 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
-    """What the tensor takes in memory; 0 for a type that onnx does not know (its checker refuses it)."""
+    """Size of the tensor in memory; 0 for a type that onnx does not know (its checker refuses it)."""
     try:
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except KeyError:
@@ -189,7 +189,7 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Only plain files inside the model's folder: no absolute path, no '..', no link of either kind."""
+    """Refuse external data that is not a plain file inside the model's folder: absolute paths, '..', links."""
     location = next((entry.value for entry in reversed(tensor.external_data) if entry.key == "location"), "")
     name = f"{path}: the external data {location!r} of {tensor.name!r}"
     pure = PurePosixPath(location.replace("\\", "/"))
@@ -210,7 +210,7 @@ def check(proto: onnx.ModelProto, name: str = "exported graph") -> None:
     """Run the full checker, shape inference included (ModelError, which names the node and its module).
 
     Args:
-        name: what the error calls the graph: by the stage that made it, or its file.
+        name: of the graph in the error: the stage that made it, or its file.
     """
     try:
         with set_apart(proto):
@@ -226,7 +226,7 @@ def check(proto: onnx.ModelProto, name: str = "exported graph") -> None:
 
 
 def _refused_node(proto: onnx.ModelProto) -> onnx.NodeProto | None:
-    """The first node that shape inference refuses, by bisection over the beginnings of the graph; None if none is."""
+    """The first node that shape inference refuses, found by bisection over prefixes of the graph; None without one."""
 
     def refuses(count: int) -> bool:
         start = onnx.ModelProto()

@@ -25,10 +25,10 @@ _FOLDINGS = 2
 
 
 def change_mask_form(proto: onnx.ModelProto, form: MaskForm) -> tuple[list[str], list[tuple[str, str]]]:
-    """Replace the bodies of the domain's functions in place by those of a form.
+    """Replace the bodies of the domain's functions by those of a mask form, in place.
 
     Returns:
-        which were replaced, and (function, reason) of those that were not ours to replace.
+        names of the replaced functions, and (function, reason) of those that were left as they are.
     """
     replaced, skipped = [], []
     for function in proto.functions:
@@ -52,7 +52,7 @@ def change_mask_form(proto: onnx.ModelProto, form: MaskForm) -> tuple[list[str],
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with every function expanded: for runtimes that read none. The domain's nodes are gone from it."""
+    """A copy with every function expanded, for runtimes that read none; it holds no node of the domain."""
     expanded = onnx.inliner.inline_local_functions(without_foreign_functions(proto))
     left = sorted({node.op_type for node in expanded.graph.node if node.domain == DOMAIN})
     if left:
@@ -67,12 +67,12 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without_foreign_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every function of another domain expanded; itself where it has none.
+    """The model with every function of another domain expanded; the model itself where it has none.
 
-    onnx_ir's inliner, for onnx's own forgets the defaults of a function's attributes (measured with onnx 1.23).
+    Expanded by onnx_ir, because onnx's own inliner drops the defaults of attributes (measured with onnx 1.23).
 
     Raises:
-        ModelError: a function of another opset, in which its operators mean something else; or one that calls itself.
+        ModelError: a function has another opset, in which its operators mean something else; or it calls itself.
     """
     if not any(is_foreign(function) for function in proto.functions):
         return proto
@@ -90,14 +90,14 @@ def without_foreign_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def is_foreign(function: onnx.FunctionProto | ir.Function) -> bool:
-    """Whether a function is somebody else's; standard operators keep their meaning, whatever a file says of them."""
+    """Whether a function is of another domain than ours. A function that redefines a standard operator is not."""
     if function.domain in STANDARD_DOMAINS:
         return not onnx.defs.has(function.name)
     return function.domain != DOMAIN
 
 
 def _adopt_opset(function: ir.Function, opset: int | None) -> None:
-    """Let a function have the model's opset if its operators mean the same in both."""
+    """Give a function the model's opset if its operators mean the same in both."""
     own = function.opset_imports.get("")
     if opset is None or own in (None, opset):
         return
@@ -109,28 +109,31 @@ def _adopt_opset(function: ir.Function, opset: int | None) -> None:
 
 
 def folded(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A copy with constants computed and sequences of known length resolved; None where the folder fails on it.
+    """A copy with constants folded and sequences of known length resolved; None where folding fails.
 
-    Parsers of engines want axes, shapes and splits as constants. SRU nodes and their functions stay as they are.
+    TensorRT's parsers need axes, shapes and splits as constants. SRU nodes and their functions stay as they are.
     """
     model = ir.from_proto(proto)
     try:
         for _ in range(_FOLDINGS):  # a branch or sequence that was resolved gives more constants
             fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
             RemoveUnusedNodesPass()(model)
-    except Exception:  # onnxscript raises whatever an evaluator raises; the model as it is was refused already
+    except Exception:  # onnxscript raises whatever an evaluator raises
         return None
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return ir.to_proto(model)
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Not the weights of a quantised model; of everything else the folder decides."""
+    """False for the weights of a quantised model; None leaves the decision to onnxscript."""
     return False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
 
 
 def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose SRU nodes have no meaning but a plugin's: TensorRT before 10.7 would prefer the function to it."""
+    """A copy without the domain's functions, so that only a plugin gives its nodes a meaning.
+
+    TensorRT before 10.7 prefers a function to the plugin.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     kept = [function for function in copy.functions if function.domain != DOMAIN]
@@ -138,5 +141,5 @@ def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     copy.functions.extend(kept)
     for node in copy.graph.node:
         if node.domain == DOMAIN:
-            node.overload = ""  # it named a function; a parser knows operators by their name alone
+            node.overload = ""  # parsers know plugins by their name alone
     return copy

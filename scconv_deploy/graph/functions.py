@@ -2,9 +2,9 @@
 
 A runtime with the plugin binds the node; every other one expands the function. Formal names start with ``sru__``,
 because TensorRT before 10.7 binds inputs wrongly when one equals an outer tensor's name. Bodies are generated per
-opset, for the checker refuses a function whose opset is not the model's.
+opset, because the checker refuses a function whose opset is not the model's.
 
-The body, for x of type T and statistics in float32 (DESIGN, the operator contract)::
+The body, for x of type T and statistics in float32::
 
     c      = x - mean0(x)                                    centred but for the rounding of the mean,
     rest   = mean(c)                                         which a second pass finds: mean_g = mean0 + rest
@@ -14,9 +14,9 @@ The body, for x of type T and statistics in float32 (DESIGN, the operator contra
     x2     = data - x1
     y      = x1 + gather(x2, halves [1, 0])                  concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
 
-``x2 = data - x1`` is exact and saves the second mask; gathering the halves of one tensor moves half as much as
-splitting two and concatenating. The two forms agree to the bit, but for the sign of a zero where the input holds -0.0
-(ONNX Runtime's Where does not keep it). Measured beside a naive export: ``python -m benchmarks sru_ort``.
+``x2 = data - x1`` is exact and saves the second mask. Gathering the halves of one tensor moves half as much data as
+splitting two and concatenating. The two forms agree to the bit, except for the sign of a zero where the input holds
+-0.0 (ONNX Runtime's Where does not keep it). Measured against a naive export: ``python -m benchmarks sru_ort``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ _DEVIATION = """
     sru__s = Add (sru__deviation, sru__eps_std)
 """
 
-# s and rest where a channel lies in several groups: a value per element
+# s and rest as one value per element, because a channel can lie in several groups
 _SPREAD_OVER_ELEMENTS = """
     sru__s_wide = Expand (sru__s, sru__grouped_shape)
     sru__s_c = Reshape (sru__s_wide, sru__as_channels)
@@ -127,7 +127,7 @@ _GATE = """
     sru__open = GreaterOrEqual (sru__signed, sru__threshold)
 """
 
-# n * first + second with n = (centred - rest) / s, as one factor and one offset of each channel
+# n * first + second with n = (centred - rest) / s, as one factor and one offset per channel
 _AFFINE = """
     sru__first_c = Reshape ({first}, sru__per_channel)
     sru__second_c = Reshape ({second}, sru__per_channel)
@@ -221,14 +221,14 @@ def function_text(key: FunctionKey) -> str:
 
 
 def function_proto(key: FunctionKey) -> onnx.FunctionProto:
-    """The function; its overload names the straddling form."""
+    """The function of a key as a protobuf message, with the key's overload."""
     function = onnx.parser.parse_function(function_text(key))
     function.overload = key.overload
     return function
 
 
 def fingerprint(function: onnx.FunctionProto) -> str:
-    """SHA-256 of what a function means: signature and nodes, without names of nodes, comments or metadata."""
+    """SHA-256 of a function's signature and nodes, without node names, comments and metadata."""
     digest = hashlib.sha256()
     signature = (function.domain, function.name, function.overload, list(function.input), list(function.output))
     opsets = sorted((o.domain, o.version) for o in function.opset_import)

@@ -1,8 +1,8 @@
-"""Gates of no known SRU in an ONNX graph: found, told apart by what they decide, exposed and injected.
+"""Find, match, expose and inject gates of no known SRU in an ONNX graph.
 
-A gate of the reference is found by behaviour: the node whose decisions and operands on a sample are its own. Names
-prove nothing (exporters give new ones) and order is a hint alone (simplifiers sort); what was matched wrongly cannot
-pass, for a decision put in a wrong place moves the outputs.
+A gate of the reference is found by behaviour: the node with the same decisions and operands on a sample. Names prove
+nothing (exporters give new ones), and order is only a hint (simplifiers sort). A wrong match cannot pass, because a
+decision injected in a wrong place moves the outputs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _COMPARISONS = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEq
 _ROUNDINGS = {"Sign": "sign", "Round": "round", "Floor": "floor", "Ceil": "ceil"}
 _LOOSE = ("ArgMax", "ArgMin", "TopK", "NonZero", "Unique", "Hardmax", "Mod", "Shrink", "ThresholdedRelu",
           "QuantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression")  # fmt: skip
-"""Operators that jump and are not fixed in a replay."""
+"""Operators that jump and whose decisions cannot be injected in a replay."""
 _CAST_LIKE = 15  # opset since which a number can be injected
-_AT_MOST = 2**16  # entries that two gates are compared on to find which is which
+_AT_MOST = 2**16  # entries on which two gates are compared
 _ALIKE = 0.9
-"""Of decisions and operands together, 2 is the same: the share that the operands agree in (1 less their relative L2),
-and the correlation of the decisions. Two gates that have nothing to do with one another reach 0.1; a gate with another
-threshold, or whose operands were damaged by half their size, 1 and more."""
+"""Lowest score of a match: agreement of the operands (1 less their relative L2) plus correlation of the decisions; 2 is
+the same gate. Unrelated gates reach 0.1; a gate with another threshold, or with operands damaged by half their size, 1
+and more."""
 _OPERANDS_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node that may decide a gate: its value, its operands, and what it computes of ``a - b`` (or of a)."""
+    """A node that may decide a gate: its output, its operands, and its kind in :data:`.gate.other_gates.STEPS`."""
 
     value: str
     operands: tuple[str, ...]
@@ -62,12 +62,12 @@ def _candidates(nodes: Iterable[onnx.NodeProto], data: set[str]) -> Iterator[Can
 
 
 def inputs(graph: onnx.GraphProto) -> set[str]:
-    """What a host gives a graph; an input with a default is a constant."""
+    """Names of a graph's inputs; an input with a default counts as a constant."""
     return {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
 
 
 def read(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its subgraphs included."""
+    """Names of the values that a node reads, its subgraphs included."""
     inner = {name for graph in _subgraphs(node) for child in graph.node for name in read(child)}
     return inner | {name for name in node.input if name}
 
@@ -85,7 +85,7 @@ def _kind(node: onnx.NodeProto) -> str:
 
 
 def loose(model: onnx.ModelProto) -> list[str]:
-    """What jumps and is never fixed in a replay: other operators, and comparisons in subgraphs and functions."""
+    """What jumps and cannot be injected in a replay: other operators, and comparisons in subgraphs and functions."""
     names = []
     for node in model.graph.node:
         if node.op_type in _LOOSE:
@@ -112,7 +112,7 @@ def operand_output(name: str, index: int) -> str:
 
 
 def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProto:
-    """A copy that shows candidates under the names of their values, and their operands."""
+    """A copy in which candidates, under the names of their values, and their operands are graph outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     expose(copy, [as_found(one) for one in wanted])
@@ -120,12 +120,12 @@ def shown(model: onnx.ModelProto, wanted: Sequence[Candidate]) -> onnx.ModelProt
 
 
 def as_found(one: Candidate) -> Found:
-    """A candidate of the reference's own graph, by the name of its value."""
+    """A candidate of the reference's own graph as a gate, named after its value."""
     return Found(one.value, one.value, one.operands, one.node, one.kind)
 
 
 def expose(model: onnx.ModelProto, found: Iterable[Found]) -> None:
-    """Give decisions (:func:`.instrument.gate_output`) and operands of gates out as graph outputs, in place."""
+    """Add decisions (:func:`.instrument.gate_output`) and operands of gates to the graph outputs, in place."""
     for one in found:
         if _index_of(model, one) is not None:
             decided = instrument.gate_output(one.name)
@@ -136,8 +136,8 @@ def expose(model: onnx.ModelProto, found: Iterable[Found]) -> None:
 def inject(model: onnx.ModelProto, found: Iterable[Found]) -> None:
     """Take decisions of gates from graph inputs (:func:`.instrument.mask_input`), in place; expose their own too.
 
-    An injected decision is bool, or float32 of a rounding, and what the reference decided; where the graph holds the
-    opposite, its opposite is put in.
+    The input holds the reference's decisions: bool, float32 for a rounding. Where the node decides the complement, the
+    graph inverts them.
     """
     for one in found:
         index = _index_of(model, one)
@@ -168,7 +168,7 @@ def _is_number(kind: str) -> bool:
 
 
 def _injection(one: Found) -> onnx.NodeProto:
-    """From the input to the value that the graph goes on with."""
+    """The node from the injected input to the gate's value."""
     given = mask_input(one.name)
     if _is_number(one.kind):
         return helper.make_node("CastLike", [given, instrument.gate_output(one.name)], [one.value])
@@ -179,8 +179,8 @@ def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], nois
     """Every candidate of a graph as a gate of a reference, by the name of its value.
 
     Args:
-        values: of :func:`shown`.
-        noise: of margins, in units of the operands' size.
+        values: outputs of :func:`shown`.
+        noise: of margins, in units of ``|a| + |b|``.
     """
     found = {}
     for one in wanted:
@@ -196,7 +196,7 @@ def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], nois
 
 
 def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """What an exposed gate decided, as the reference would call it, and the margin it was decided from."""
+    """Decisions of an exposed gate and their margin, in the reference's sense (complement and swap undone)."""
     decided = values[instrument.gate_output(one.name)]
     operands = [values[operand_output(one.name, i)] for i in range(len(one.operands))]
     margin = _margin(operands)
@@ -215,20 +215,20 @@ def _margin(operands: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def of_floats(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray]) -> list[Candidate]:
-    """Those whose operands are floating, as a run shows."""
+    """The candidates whose operands were floating in a run of :func:`shown`."""
     return [one for one in wanted if values[operand_output(one.value, 0)].dtype.kind == "f"]
 
 
 def align(
     gates: Mapping[str, OtherGate], wanted: Sequence[Candidate], values: Mapping[str, np.ndarray]
 ) -> tuple[list[Found], dict[str, str]]:
-    """Which candidate decides which gate.
+    """Match gates with the candidates that decide them.
 
     Args:
-        values: of :func:`shown` on the sample that the gates are of.
+        values: outputs of :func:`shown` on the sample of the gates.
 
     Returns:
-        what was found, and the names of the others with the reason.
+        the matches, and the names of the other gates with the reason.
     """
     scored = []
     for row, (name, gate) in enumerate(gates.items()):
@@ -245,15 +245,15 @@ def align(
             taken.add(found.value)
     missing = {name: gate for name, gate in gates.items() if name not in kept}
     unfound = {
-        name: "no comparison of the graph decides alike" if wanted else "the graph holds no comparison"
+        name: "no comparison in the graph makes its decisions" if wanted else "the graph holds no comparison"
         for name, gate in missing.items()
-        if not any(_same(gate, gates[other]) for other in kept)  # computed once for both
+        if not any(_same(gate, gates[other]) for other in kept)  # the graph computes both once
     }
     return [kept[name] for name in gates if name in kept], unfound
 
 
 def _compare(gate: OtherGate, one: Candidate, values: Mapping[str, np.ndarray]) -> tuple[float, Found | None]:
-    """How alike a gate and a candidate are, and how the one reads as the other."""
+    """Score of a gate and a candidate, and how the candidate's decisions read as the gate's."""
     decided = values[instrument.gate_output(one.value)]
     number = gate.decided.dtype != bool
     if decided.shape != gate.decided.shape or (decided.dtype != bool) != number:
@@ -274,7 +274,7 @@ def _compare(gate: OtherGate, one: Candidate, values: Mapping[str, np.ndarray]) 
 
 
 def _nearest(gate: OtherGate, margin: np.ndarray, number: bool) -> tuple[float, int | None, bool]:
-    """How alike the operands are, in which view, and whether they stand the other way round."""
+    """Agreement of the operands (1 is equal), in which view, and whether they are swapped."""
     best: tuple[float, int | None, bool] = (0.0, None, False)
     for index, view in enumerate(gate.views):
         expected = _some(view.margin)
@@ -295,7 +295,7 @@ def _some(values: np.ndarray) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Of decisions, without its sign; 0 where one of them never changes."""
+    """Absolute correlation of two gates' decisions; 0 where one of them never changes."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     a, b = a - a.mean() if a.size else a, b - b.mean() if b.size else b
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -303,7 +303,7 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _same(one: OtherGate, other: OtherGate) -> bool:
-    """Whether two gates of the reference are one, or each other's opposite."""
+    """Whether two gates of the reference decide the same, or always the opposite."""
     if one.decided.shape != other.decided.shape or one.decided.dtype != other.decided.dtype:
         return False
     same = np.array_equal(one.decided, other.decided)

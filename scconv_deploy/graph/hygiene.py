@@ -1,10 +1,11 @@
-"""What every file with SRU nodes keeps, whatever simplified, rewrote or converted it last.
+"""Invariants of every file with SRU nodes, restored after a simplifier, rewriter or converter.
 
 - An SRU's parameters are initializers of its own, called ``SITE.cut``, ``SITE.sign`` and so on: simplifiers merge equal
   tensors, and then a tool that quantises a BatchNorm's weight quantises a sign.
 - The function for groups that straddle channels comes first: NVIDIA's parser keys functions by name alone and takes the
   first, and that body is right for whole groups too.
-- SRU outputs have their type and shape written down: a runtime that cannot infer a function's output loses fusions.
+- SRU outputs have their type and shape in ``value_info``: a runtime that cannot infer a function's output loses
+  fusions.
 - The IR version is one that runtimes in the field read.
 """
 
@@ -22,7 +23,7 @@ from scconv_deploy.graph.unknown import with_inner
 
 
 def tidy(model: onnx.ModelProto) -> None:
-    """Bring a model into that form, in place; a tidy one is not changed."""
+    """Restore the invariants of a model in place; a tidy model is not changed."""
     nodes = [node for node in with_inner(model.graph.node) if node.domain == DOMAIN]
     if not nodes:
         return
@@ -69,7 +70,7 @@ def _own_parameters(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None
 
 
 def _is_called(name: str, wanted: str) -> bool:
-    """Whether a name is the wanted one, or that with a number because another tensor has it."""
+    """Whether a name is the wanted one, or it with a number because another tensor has it."""
     return name == wanted or re.fullmatch(rf"{re.escape(wanted)}#\d+", name) is not None
 
 
@@ -91,7 +92,7 @@ def _constant(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], name:
 
 
 def _describe_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """An SRU's y has the type and shape of its x."""
+    """Write down y's type and shape, which are those of x."""
     known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
     here = {output for node in graph.node for output in node.output}
     for node in nodes:

@@ -16,18 +16,18 @@ Feed = dict[str, np.ndarray]
 """Arrays by the names of inputs."""
 
 Run = Callable[[Feed], object]
-"""Runs a model; raises ModelError where it refuses its inputs."""
+"""Function that runs a model; it raises ModelError where the model refuses its inputs."""
 
 Sizes = Mapping[str, int]
-"""Of open axes, by their symbols."""
+"""Sizes of open axes by their symbols."""
 
-_FEW, _MANY = 4, 4096  # what a size may be, and what a count may be whose table is not known
-_LARGEST = 4099  # of an open axis: more than half can count, and odd
-_ELEMENTS = 2**16  # of an input whose axes are made large
-_SMALL = (64, 224, 32, 2)  # sizes of open axes but the first, from which a model may take what it can
-_OF_VOLUMES = 16  # the same of inputs with three axes of space, which have as many elements then
+_FEW, _MANY = 4, 4096  # largest drawn size, and largest drawn count where no table limits it
+_LARGEST = 4099  # of an open axis: further than float16 can count, and odd
+_ELEMENTS = 2**16  # most elements of an input whose axes are made large
+_SMALL = (64, 224, 32, 2)  # sizes of all open axes but the first, tried in this order
+_OF_VOLUMES = 16  # the same for inputs with three spatial axes, which then have about as many elements
 _OTHER = (67, 96, 48)  # the first is odd, as images are; networks that halve and double need multiples
-_SHARES = (1.0, 0.25, 0.0)  # of what integers may be, until the model takes them
+_SHARES = (1.0, 0.25, 0.0)  # of the range of integers, tried in this order
 _FACTOR = 4  # a third sample is worth its time if it has an axis this much larger
 
 
@@ -38,18 +38,19 @@ def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def samples(proto: onnx.ModelProto, seed: int, run: Run) -> dict[str, Feed]:
-    """Seeded inputs, by the name of the sample: a small one, another, and a large one where an axis is open.
+    """Seeded inputs by the name of the sample: a small one, another, and a large one where an axis is open.
 
-    Floats are normal numbers. Integers reach as far as the graph lets them: indices to the end of their table, counts
-    and decisions to some thousands, sizes to a few. So do floats that end in an index, from the second sample on. An
-    open axis has one size wherever its symbol stands. What the model refuses is drawn again, tamer.
+    Floats are drawn from a normal distribution. Integers have the range that the graph allows: indices to the end of
+    their table, counts to some thousands, sizes to a few. Floats that become an index have it from the second sample
+    on. An open axis has one size wherever its symbol stands. A sample that the model refuses is drawn again from a
+    smaller range.
 
     Args:
         proto: external data loaded.
-        run: the model, in whatever runtime judges it.
+        run: runs the model in the runtime that judges it.
 
     Raises:
-        ModelError: an input is no tensor of numbers of a known rank.
+        ModelError: an input is not a numeric tensor of a known rank.
     """
     inputs, reach = graph_inputs(proto), reaches(proto)
     for value in inputs:
@@ -57,7 +58,7 @@ def samples(proto: onnx.ModelProto, seed: int, run: Run) -> dict[str, Feed]:
     found: dict[str, Feed] = {}
     for number, (name, sizes) in enumerate(_plans(inputs).items()):
         found |= _first_that_runs(name, inputs, sizes, reach, run, (seed, number))
-    if not found:  # nothing runs: the model's own message is told where it is run
+    if not found:  # nothing runs: the run that follows reports the model's own message
         found["seeded noise"] = _draw(inputs, _sizes(inputs, 2, _SMALL[0]), reach, (seed, 0), 0.0)
     return found
 
@@ -116,11 +117,11 @@ def _draw(
     seed: tuple[int, int],
     share: float,
 ) -> Feed:
-    """One draw.
+    """One sample of seeded inputs.
 
     Args:
         seed: the user's, and the number of the sample.
-        share: of what the graph lets them be is what integers are; 0.0: they are 0, which any table has, and sizes 1.
+        share: of the range of integers that is used; 0.0 makes indices and counts 0, and sizes 1.
     """
     rng = np.random.default_rng(seed)
     feed = {}
@@ -157,11 +158,11 @@ def _integers(
     small = rng.integers(0, 2, shape)
     if reach.is_counted or len(shape) < 2 or dtype.itemsize == 1:  # a step in time, a length, a pixel
         return np.where(rng.random(shape) < 0.25, small, large).astype(dtype)
-    return small.astype(dtype)  # a mask, most likely, of which 1 - mask is taken
+    return small.astype(dtype)  # most likely a mask, whose complement 1 - mask is taken
 
 
 def _sizes(inputs: Sequence[onnx.ValueInfoProto], first: int, others: int) -> dict[str, int]:
-    """Sizes of all symbols: those that stand at axis 0 anywhere, and the others."""
+    """Sizes of all symbols: ``first`` for those at axis 0 of any input, ``others`` for the rest."""
     found: dict[str, int] = {}
     for value in inputs:
         largest = _OF_VOLUMES if len(value.type.tensor_type.shape.dim) > 4 else others
@@ -171,7 +172,7 @@ def _sizes(inputs: Sequence[onnx.ValueInfoProto], first: int, others: int) -> di
 
 
 def _bounded(inputs: Sequence[onnx.ValueInfoProto], sizes: dict[str, int]) -> dict[str, int]:
-    """The same with a batch, and then another axis, so small that each input stays below the largest element count."""
+    """The sizes with the batch, then the longest axis, reduced until each input has at most ``_ELEMENTS`` elements."""
     for value in inputs:
         symbols = _symbols(value)
         axes = value.type.tensor_type.shape.dim
@@ -184,7 +185,7 @@ def _bounded(inputs: Sequence[onnx.ValueInfoProto], sizes: dict[str, int]) -> di
 
 
 def _symbols(value: onnx.ValueInfoProto) -> dict[int, str]:
-    """The open axes of an input, and their symbols; an axis without one has its own."""
+    """Open axes of an input with their symbols; an axis without a symbol gets its own."""
     axes = value.type.tensor_type.shape.dim
     is_open = [not axis.HasField("dim_value") or axis.dim_value < 0 for axis in axes]  # -1 as runtimes read it
     return {i: a.dim_param or f"{value.name}:{i}" for i, a in enumerate(axes) if is_open[i]}
@@ -195,7 +196,7 @@ def _require_numbers(value: onnx.ValueInfoProto) -> None:
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise ModelError(f"Input {value.name} is no tensor of a known rank.", "Give --data.")
     if kind.elem_type == onnx.TensorProto.STRING:
-        raise ModelError(f"Input {value.name} takes texts, for which there is no noise.", "Give --data.")
+        raise ModelError(f"Input {value.name} takes strings, for which there is no noise.", "Give --data.")
 
 
 def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
@@ -206,8 +207,8 @@ def load(source: str, proto: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Read an ``.npz`` with one array per input.
 
     Raises:
-        UsageError: no such file, or other arrays in it, or of other shapes.
-        IntegrityError: it is damaged.
+        UsageError: no such file; or its arrays have other names or shapes than the inputs.
+        IntegrityError: the file is damaged.
     """
     inputs = graph_inputs(proto)
     names = [value.name for value in inputs]

@@ -1,6 +1,6 @@
-"""SRU nodes of an ONNX model: their parameters and functions, their gates exposed as outputs or injected as inputs.
+"""SRU nodes of an ONNX model: their parameters and functions; their gates exposed as outputs or injected as inputs.
 
-Both work on copies of the artifact's function bodies, so that what is tested is what was shipped.
+Gates are exposed and injected in copies of the artifact's function bodies, so that the shipped bodies are tested.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def sites(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def site_of(node: onnx.NodeProto) -> str:
-    """The name of an SRU node's site; a node without one goes by its output."""
+    """The name of an SRU node's site: the node's name, or its output's."""
     return node.name or node.output[0]
 
 
 def function_of(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.FunctionProto | None:
-    """The function that gives a node its meaning."""
+    """The model-local function of a node; None without one."""
     for function in model.functions:
         if (function.domain, function.name, function.overload) == (node.domain, node.op_type, node.overload):
             return function
@@ -38,7 +38,7 @@ def function_of(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.FunctionPr
 
 
 def parameters(model: onnx.ModelProto, node: onnx.NodeProto) -> dict[str, onnx.TensorProto]:
-    """The constants among a node's inputs (initializers, Constant nodes, either behind Identity), by input name."""
+    """Constants among a node's inputs by input name: initializers or Constant nodes, also behind Identity."""
     by_name = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {n.output[0]: n for n in model.graph.node if n.op_type in ("Constant", "Identity") and n.output}
     found = {}
@@ -73,10 +73,10 @@ def module_of(node: onnx.NodeProto) -> str:
 
 
 def expose_gates(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
-    """Copy a model so that SRUs give their gates (:func:`gate_output`) and the gates' input (:func:`gate_input`) out.
+    """Copy a model with the gates of SRUs (:func:`gate_output`) and their input (:func:`gate_input`) as graph outputs.
 
     Args:
-        wanted: sites; those that the model has no node for, or whose body hides its gates, are left as they are.
+        wanted: sites; those without a node, or whose function body has no :data:`.contract.OPEN`, are left as they are.
     """
     copy, changed = _with_bodies(model, wanted, lambda function: _opened(function, *_shown(function)))
     for site, (node, function) in changed.items():
@@ -89,11 +89,11 @@ def expose_gates(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelPro
 def inject_gates(model: onnx.ModelProto, wanted: Sequence[str], values: Sequence[str] = ()) -> onnx.ModelProto:
     """Copy a model so that SRUs take their gates from graph inputs (:func:`mask_input`, bool ``[N, C, H, W]``).
 
-    What would have decided them is a graph output (:func:`gate_input`).
+    The gates' own input is a graph output (:func:`gate_input`).
 
     Args:
-        wanted: as of :func:`expose_gates`.
-        values: further values to give out under their own names.
+        wanted: sites, as in :func:`expose_gates`.
+        values: further values that become graph outputs under their own names.
     """
     copy, changed = _with_bodies(model, wanted, _injected)
     for site, (node, function) in changed.items():
@@ -108,7 +108,7 @@ def inject_gates(model: onnx.ModelProto, wanted: Sequence[str], values: Sequence
 def _with_bodies(
     model: onnx.ModelProto, wanted: Sequence[str], change: Callable[[onnx.FunctionProto], onnx.FunctionProto]
 ) -> tuple[onnx.ModelProto, dict[str, tuple[onnx.NodeProto, onnx.FunctionProto]]]:
-    """A copy whose nodes of these sites call changed functions; the nodes with their functions, by site."""
+    """A copy in which the nodes of these sites call changed functions, and those nodes and functions by site."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     replaced: dict[tuple[str, str], onnx.FunctionProto] = {}
@@ -137,10 +137,9 @@ def _show_input(model: onnx.ModelProto, site: str, node: onnx.NodeProto, functio
 
 
 def gate_probe(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.ModelProto | None:
-    """A model of one SRU alone: its x in, its y and its gates (bool) out; None if its body hides them, or if it has
-    parameters that are not constants.
+    """A model of one SRU alone with x as input, y and the gate mask (bool) as outputs; x and y have the data's type.
 
-    x and y have the type of the model's data.
+    None if the function body has no :data:`.contract.OPEN`, or a parameter is not a constant.
     """
     function = function_of(model, node)
     stored = parameters(model, node)

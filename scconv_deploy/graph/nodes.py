@@ -1,4 +1,4 @@
-"""SRU nodes: their attributes, and the functions that a graph with such nodes needs."""
+"""Attributes of SRU nodes, and the functions that a graph with SRU nodes needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scconv_deploy.graph.functions import function_proto
 
 
 def variant_attributes(variant: GateVariant) -> dict[str, Any]:
-    """The attributes of a variant's node."""
+    """Attributes of an SRU node of a variant."""
     return node_attributes(variant.num_groups, variant.ddof, variant.eps_var, variant.eps_std)
 
 
 LONGEST_ROW = 4096
-"""Elements of a row (the last axis) up to which the body for whole groups adds its squares well enough.
+"""Longest row (last axis, in elements) whose squares the body for whole groups sums accurately enough.
 
 ONNX Runtime's ReduceSumSquare adds a row one by one. Measured (version 1.32, normal data, in units of 2**-24, mean and
 largest of 128 rows): 11 and 39 for 3,136 elements, 25 and 86 for 16,384, 120 and 290 for 65,536; the bound of a gate
@@ -25,7 +25,7 @@ allows some 12 for s. The other body compensates its sums, and its error does no
 
 
 def _is_long(x: ir.Value | None) -> bool:
-    """Whether rows are, or may become, long: those of a signal ``[N, C, 1, L]`` whose length is open."""
+    """Whether rows are longer than ``LONGEST_ROW``, or may be: a signal ``[N, C, 1, L]`` of open length."""
     if x is None or x.shape is None or len(x.shape) != 4:
         return False
     height, width = x.shape[2], x.shape[3]
@@ -33,7 +33,7 @@ def _is_long(x: ir.Value | None) -> bool:
 
 
 def add_functions(model: ir.Model, mask_form: MaskForm, opset: int) -> None:
-    """Give every SRU node its overload and the model the functions that it lacks."""
+    """Set the overload of every SRU node, and add the functions that the model lacks."""
     for node in model.graph:
         if node.domain != DOMAIN:
             continue

@@ -1,4 +1,4 @@
-"""Nodes in topological order: runtimes and tools differ in whether they ask for it, and some tools leave it broken."""
+"""Topological order of nodes: some tools break it, and runtimes differ in whether they ask for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scconv_deploy.errors import ModelError
 
 
 def sort_nodes(model: onnx.ModelProto, name: str) -> bool:
-    """Sort the nodes of every graph and function in place, where they are not; otherwise the order is kept.
+    """Sort the nodes of every graph and function in place; a sorted one keeps its order.
 
     Args:
         name: of the file, for messages.
@@ -22,7 +22,7 @@ def sort_nodes(model: onnx.ModelProto, name: str) -> bool:
         whether anything was moved.
 
     Raises:
-        ModelError: a name is given twice, a node reads one that nothing gives, or nodes wait for each other.
+        ModelError: a value is produced twice, or read and never produced; or the nodes form a cycle.
     """
     inputs = [v.name for v in model.graph.input]
     stored = [t.name for t in model.graph.initializer] + [t.values.name for t in model.graph.sparse_initializer]
@@ -37,7 +37,7 @@ def sort_nodes(model: onnx.ModelProto, name: str) -> bool:
 
 
 def _sort(graph: Any, known: set[str], name: str) -> bool:
-    """Sort a graph or function, and the graphs inside its nodes, to which its own tensors are known."""
+    """Sort a graph or function, and the graphs inside its nodes, which see its tensors."""
     nodes: Sequence[onnx.NodeProto] = graph.node
     producers = _producers(nodes, known, name)
     waits = [sorted({producers[r] for r in _reads(node) if r in producers}) for node in nodes]
@@ -50,7 +50,7 @@ def _sort(graph: Any, known: set[str], name: str) -> bool:
     visible = known | set(producers)
     for node in graph.node:
         if missing := next((r for r in node.input if r and r not in visible), ""):
-            raise _invalid(name, f"node {_label(node)} reads {missing!r}, which nothing gives")
+            raise _invalid(name, f"node {_label(node)} reads {missing!r}, which nothing produces")
         for inner in _graphs(node):
             own = {v.name for v in inner.input} | {t.name for t in inner.initializer}
             moved |= _sort(inner, visible | own, name)
@@ -62,9 +62,9 @@ def _producers(nodes: Iterable[onnx.NodeProto], known: set[str], name: str) -> d
     for index, node in enumerate(nodes):
         for output in filter(None, node.output):
             if output in producers:
-                raise _invalid(name, f"two nodes give {output!r}")
+                raise _invalid(name, f"two nodes produce {output!r}")
             if output in known:
-                raise _invalid(name, f"node {_label(node)} gives {output!r}, which is an input or a constant already")
+                raise _invalid(name, f"node {_label(node)} produces {output!r}, which is an input or a constant")
             producers[output] = index
     return producers
 
@@ -74,7 +74,7 @@ def _is_sorted(waits: Sequence[Sequence[int]]) -> bool:
 
 
 def _order(nodes: Sequence[onnx.NodeProto], waits: Sequence[Sequence[int]], name: str) -> list[int]:
-    """The first order in which every node comes after those that it waits for."""
+    """The topological order that takes, of the nodes that are ready, the first in the present order."""
     left = [len(before) for before in waits]
     followers: list[list[int]] = [[] for _ in nodes]
     for index, before in enumerate(waits):
@@ -92,12 +92,12 @@ def _order(nodes: Sequence[onnx.NodeProto], waits: Sequence[Sequence[int]], name
                 heappush(ready, follower)
     if len(order) < len(nodes):
         waiting = next(index for index, count in enumerate(left) if count)
-        raise _invalid(name, f"node {_label(nodes[waiting])} waits for its own result")
+        raise _invalid(name, f"node {_label(nodes[waiting])} depends on its own result")
     return order
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node needs, what its graphs take from outside included."""
+    """Names of the values that a node needs, those that its inner graphs take from outside included."""
     yield from filter(None, node.input)
     for inner in _graphs(node):
         own = {v.name for v in inner.input} | {t.name for t in inner.initializer}

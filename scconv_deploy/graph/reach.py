@@ -1,4 +1,4 @@
-"""What the numbers of a graph's inputs become in it: indices of a table, sizes, counts."""
+"""Uses of a graph's inputs that limit their values: index of a table, size, count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIZES: dict[str, tuple[int, ...]] = {
     "SplitToSequence": (1,), "SequenceAt": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "Trilu": (1,), "CumSum": (1,),
     "CenterCropPad": (1,), "AffineGrid": (1,), "Loop": (0,),
 }  # fmt: skip
-"""Inputs that say how large something is, or which axis."""
+"""Indices of the inputs that are sizes or axes, by operator."""
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Shape", "Size"}
 _FLOATS = (
@@ -28,12 +28,12 @@ _COUNTING = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "ArgMa
 
 @dataclass
 class Reach:
-    """Of one input.
+    """Uses of one input.
 
     Attributes:
-        table: how many rows the smallest table has that it is an index of; None if it is no index.
-        is_size: whether it says how large something is.
-        is_counted: whether it is compared, made an integer or a bool, or an angle.
+        table: rows of the smallest table that it is an index of; None if it is no index.
+        is_size: whether it is a size or an axis.
+        is_counted: whether it is compared, cast to an integer or a bool, or used as an angle.
     """
 
     table: int | None = None
@@ -42,11 +42,11 @@ class Reach:
 
 
 def reaches(proto: onnx.ModelProto) -> dict[str, Reach]:
-    """What becomes of each input's numbers, as far as element-wise operators and changes of shape carry them."""
+    """Uses of each input's values, as far as element-wise operators and changes of shape carry them."""
     found = {value.name: Reach() for value in proto.graph.input}
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception:  # onnx raises several; tables whose size is not known are then none
+    except Exception:  # onnx raises several; tables of unknown size then count as none
         inferred = proto
     _Reader(found).read(inferred.graph, {name: {name} for name in found})
     return found
@@ -59,7 +59,7 @@ class _Reader:
         self._kinds: dict[str, int] = {}
 
     def read(self, graph: onnx.GraphProto, carried: dict[str, set[str]]) -> dict[str, set[str]]:
-        """Follow a graph's nodes; value -> the inputs whose numbers it carries."""
+        """Follow a graph's nodes. Returns value -> the inputs whose values it carries."""
         for value in (*graph.input, *graph.value_info, *graph.output):
             kind = value.type.tensor_type
             self._shapes[value.name] = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
@@ -99,7 +99,7 @@ class _Reader:
             carried[output] = carried.get(output, set()) | through
 
     def _rows(self, node: onnx.NodeProto) -> int:
-        """How many rows a node's table has along the axis of the index; 0 if it is not known."""
+        """Rows of a node's table along the axis of the index; 0 if unknown."""
         shape = self._shapes.get(node.input[0], [])
         if node.op_type in _TABLES_OF_ROWS:
             return min(shape, default=0)
@@ -107,7 +107,7 @@ class _Reader:
         return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
     def _decides(self, cast: onnx.NodeProto) -> bool:
-        """Whether a cast makes integers of floats, or a decision of anything."""
+        """Whether a cast turns floats into integers, or anything into bool."""
         kind = self._kinds.get(cast.output[0], onnx.TensorProto.FLOAT)
         was_float = self._kinds.get(cast.input[0], onnx.TensorProto.FLOAT) in _FLOATS
         return kind == onnx.TensorProto.BOOL or (kind not in _FLOATS and was_float)

@@ -1,4 +1,4 @@
-"""The types of a model's data, and what each can hold."""
+"""Data types of a model (float32, float16, bfloat16, quantised), and their numeric limits."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ SMALLEST: dict[HalfPrecision, float] = {"fp16": 2.0**-14, "bf16": 2.0**-126}
 """The smallest normal number: below it digits are lost."""
 
 FIRST_OPSET: dict[HalfPrecision, int] = {"fp16": 18, "bf16": 22}
-"""From which the operators of a network take the type: ONNX gives Conv and the poolings bfloat16 with opset 22."""
+"""First opset whose operators take the type: Conv and the poolings take bfloat16 since opset 22."""
 
 
 PRECISION = "scconv_deploy.precision"
-"""Metadata of a converted model: how it was converted (JSON), ``precision`` among it."""
+"""Metadata of a converted model: the conversion's options as JSON, among them ``precision``."""
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
-    """What the model's data are: what its metadata say, if some weight is of that type, else the type of most weights.
+    """Precision of the model's data: by its metadata if it holds that type at all, else the type of most weights.
 
-    A float32 model with one half tensor in it is a float32 model with a fault, and is judged as one; so is one whose
-    metadata call it half and whose weights are not.
+    A float32 model with one half tensor counts as a float32 model with a fault. So does one whose metadata call it half
+    although it holds no half tensor.
     """
     stated = next((entry.value for entry in model.metadata_props if entry.key == PRECISION), "")
     try:
@@ -56,7 +56,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
 
 
 def half_in(model: onnx.ModelProto) -> HalfPrecision | None:
-    """The half type that a model holds anywhere: in an input, an output, a weight or a cast of its graphs."""
+    """The half type of any input, output, weight or cast in a model's graphs; None without one."""
     kinds: set[int] = set()
     for graph in all_graphs(model.graph):
         kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
@@ -79,7 +79,7 @@ def graphs_of(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
 
 
 def data_type(precision: Precision) -> np.dtype:
-    """Its NumPy type."""
+    """NumPy dtype of a precision."""
     return np.dtype(np.float32) if precision == "fp32" else NUMPY[precision]
 
 
@@ -93,10 +93,10 @@ _STORED = {
 
 
 def quantization_of(model: onnx.ModelProto) -> str:
-    """How a model is quantised: ``int8 (Q/DQ)`` with pairs of quantisers, ``int8 (integer operators)``, or "".
+    """Quantisation of a model: ``int8 (Q/DQ)`` with pairs of quantisers, ``int8 (integer operators)``, or "".
 
-    Whatever its domain: ONNX Runtime's tools write quantisers of ``com.microsoft`` too. What lies between them is of
-    the type that :func:`precision_of` says.
+    Quantisers of any domain count: ONNX Runtime's tools write those of ``com.microsoft`` too. The data between them are
+    of the type that :func:`precision_of` gives.
     """
     nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
     pairs = [node for node in nodes if node.op_type in _QUANTIZERS]

@@ -1,7 +1,7 @@
 """Operators of the standard domain that ONNX does not know: TensorRT users write plugins there (EfficientNMS_TRT).
 
-onnx's checker and converter, and the simplifiers built on them, refuse the whole file for one such node. In a domain of
-its own they let a node pass, so it is moved there for as long as they work.
+onnx's checker and converter, and the simplifiers built on them, refuse the whole file for one such node. They let nodes
+of an unknown domain pass, so such nodes are moved into one while these tools run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scconv_deploy.graph.contract import DOMAIN, STANDARD_DOMAINS
 
 _KNOWN_DOMAINS = ("ai.onnx.ml", "com.microsoft")
 APART = "scconv.unknown"
-"""The domain that such nodes have meanwhile."""
+"""The temporary domain of unknown operators."""
 
 
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -34,13 +34,13 @@ def with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[str]:
-    """Types of the standard domain that its opset has no operator for and no function of the model defines."""
+    """Operator types of the standard domain that neither its opset nor a function of the model defines."""
     return sorted({node.op_type for node in _unknown(model)})
 
 
 @contextmanager
 def set_apart(model: onnx.ModelProto) -> Iterator[None]:
-    """Move unknown operators into a domain of their own for the length of a block, in place."""
+    """Move unknown operators into the domain :data:`APART` during a block, in place."""
     move_apart(model)
     try:
         yield
@@ -49,7 +49,7 @@ def set_apart(model: onnx.ModelProto) -> Iterator[None]:
 
 
 def move_apart(model: onnx.ModelProto) -> None:
-    """Move unknown operators into a domain of their own, in place."""
+    """Move unknown operators into the domain :data:`APART`, in place."""
     moved = list(_unknown(model))
     for node in moved:
         node.domain = APART
@@ -59,7 +59,7 @@ def move_apart(model: onnx.ModelProto) -> None:
 
 
 def move_back(model: onnx.ModelProto) -> None:
-    """The inverse, also of a model that was made of the moved one."""
+    """Undo :func:`move_apart`, in place; also for a model that a tool made of the moved one."""
     for node in nodes_of(model):
         if node.domain == APART:
             node.domain = ""
@@ -91,15 +91,15 @@ def _is_known(operator: str, opset: int) -> bool:
 
 
 def foreign_operators(model: onnx.ModelProto) -> list[str]:
-    """Operators that neither ONNX nor ONNX Runtime nor a function of the model defines, ``domain::type``."""
+    """Operators that neither ONNX nor ONNX Runtime nor a function of the model defines, as ``domain::type``."""
     return sorted({f"{n.domain}::{n.op_type}".removeprefix("::") for n in _foreign(model, model.graph.node)})
 
 
 def before_foreign(one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto] | None:
-    """Both models up to their foreign operators: what both compute before them are their outputs; None if nothing is.
+    """Both models cut before their foreign operators, with all values as outputs that both have; None without any.
 
     Args:
-        one, other: the same network; tensors of one name are one tensor.
+        one, other: two forms of one network; equal names mean the same tensor.
     """
     cuts = [_cut(model) for model in (one, other)]
     names = [name for name in cuts[0] if name in cuts[1]]
@@ -110,7 +110,7 @@ def before_foreign(one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[onnx.M
 
 
 def _foreign(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Those of a model's nodes that are foreign, inner ones included."""
+    """Foreign operators among nodes of a model, inner ones included."""
     known = {*STANDARD_DOMAINS, DOMAIN, *_KNOWN_DOMAINS}
     defined = {(function.domain, function.name) for function in model.functions}
     opset = _opset(model)
@@ -123,7 +123,7 @@ def _foreign(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> Iterato
 
 
 def _cut(model: onnx.ModelProto) -> list[str]:
-    """The outputs that no foreign operator has a part in, and what such operators are given."""
+    """Names of the outputs that no foreign operator affects, and of the inputs of foreign operators."""
     lost, found = _lost(model), []
     for node in model.graph.node:
         if lost.intersection(node.output):
@@ -134,7 +134,7 @@ def _cut(model: onnx.ModelProto) -> list[str]:
 
 
 def _lost(model: onnx.ModelProto) -> set[str]:
-    """What foreign operators give, and everything that follows from it; the nodes are in topological order."""
+    """Values that foreign operators affect; the nodes are in topological order."""
     lost: set[str] = set()
     for node in model.graph.node:
         reads = {name for inner in with_inner([node]) for name in inner.input}

@@ -131,17 +131,17 @@ def test_only_damage_is_called_damage(workplace):
 TWO_INITIALIZERS = add_model(tensor())
 TWO_INITIALIZERS.graph.initializer.append(tensor())
 INVALID = {
-    "two nodes give 'y'": text_model("{ y = Relu(x) y = Abs(x) }"),
+    "two nodes produce 'y'": text_model("{ y = Relu(x) y = Abs(x) }"),
     "two initializers are called 'w'": TWO_INITIALIZERS,
-    "node y (Relu) reads 'nowhere', which nothing gives": text_model("{ y = Relu(nowhere) }"),
-    "node y (Abs) gives 'y', which is an input or a constant already": text_model(
+    "node y (Relu) reads 'nowhere', which nothing produces": text_model("{ y = Relu(nowhere) }"),
+    "node y (Abs) produces 'y', which is an input or a constant": text_model(
         "<float[2, 3] y = {1, 2, 3, 4, 5, 6}> { y = Abs(x) }"
     ),
-    "node y (Relu) waits for its own result": text_model("{ y = Relu(m) m = Abs(y) }"),
+    "node y (Relu) depends on its own result": text_model("{ y = Relu(m) m = Abs(y) }"),
     "'y' is not an output of any node": text_model("{ z = Relu(x) }"),
     "Unrecognized attribute: foo": text_model("{ y = Relu <foo = 1> (x) }"),
     "input size 2": text_model("{ y = Relu(x, x) }"),
-    "it does not say of which opset its Relu is": text_model("{ y = Relu(x) }", '"my" : 1'),
+    "it imports no opset for its Relu": text_model("{ y = Relu(x) }", '"my" : 1'),
     "IR version 99, written by a newer ONNX": text_model("{ y = Relu(x) }", ir_version=99),
 }
 

@@ -128,7 +128,7 @@ def test_indices_inside_branches_count():
 
 
 def test_what_has_no_noise_is_named():
-    with pytest.raises(ModelError, match="Input s takes texts"):
+    with pytest.raises(ModelError, match="Input s takes strings"):
         samples(parsed("g (string[n] s) => (string[n] y) { y = Identity (s) }"), 0)
     with pytest.raises(ModelError, match="Input s is no tensor of a known rank"):
         samples(parsed("g (seq(float[n]) s, int64 i) => (float[n] y) { y = SequenceAt (s, i) }"), 0)
