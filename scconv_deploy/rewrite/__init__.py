@@ -1,1 +1,1 @@
-"""Graph to graph. So far: the functions that give the ``scconv`` operators their meaning."""
+"""Rewrite an ONNX graph: SRUs become nodes of the domain ``scconv``."""

@@ -1,7 +1,7 @@
-"""Applies the rules to a graph and keeps account of what they did and what they refused.
+"""Apply the rewrite rules to a graph; record fused SRUs, changed tensors and near misses.
 
-onnxscript's own driver drops the reasons of refusals and stamps rule names into the file; matching, checking and
-replacing are its own.
+Matching, checking and replacing are onnxscript's. Its driver is not used: it drops the reasons of refusals and writes
+rule names into the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scconv_deploy.rewrite.rules import gamma_sum, mask_arithmetic, sigmoid_thre
 
 @dataclass(frozen=True)
 class NearMiss:
-    """A candidate that a rule refused: the node, the rule, and why."""
+    """A candidate that a rule refused: node, rule and reason."""
 
     node: str
     rule: str
@@ -37,9 +37,9 @@ class Fused:
     Attributes:
         site: the node's name.
         x, y: names of its input and its output.
-        mask, mask_opened: name of the comparison that decided its gates, and what it says where they are open.
-        gate: what it decides, with its parameters.
-        note: what was assumed.
+        mask, mask_opened: name of the comparison that decided its gates, and its value where they are open.
+        gate: its variant with gamma and beta.
+        note: assumptions of the reading; "" for none.
     """
 
     site: str
@@ -53,7 +53,7 @@ class Fused:
 
 @dataclass
 class Applied:
-    """What one run of the rules did; ``changed`` holds, by rule, the names of the tensors that it computes anew."""
+    """Result of one run of the rules; ``changed`` holds the names of the replaced tensors by rule."""
 
     fused: list[Fused] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Applied:
         return bool(self.fused or self.changed)
 
     def lines(self) -> list[str]:
-        """For a stage record."""
+        """Fused SRUs and changed places as lines of a stage record."""
         fused = [
             f"{f.site}: {DOMAIN} node [{f.gate.variant.label}]" + (f"; {f.note}" if f.note else "") for f in self.fused
         ]
@@ -71,7 +71,7 @@ class Applied:
 
 
 class _Refusals:
-    """Takes the part of onnxscript's MatchingTracer: hears of every match that a check refused."""
+    """Stand-in for onnxscript's MatchingTracer that collects every match refused by a check."""
 
     def __init__(self) -> None:
         self.found: list[tuple[ir.Node, str, Sequence[Any]]] = []
@@ -116,7 +116,7 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
 
 
 def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[str]:
-    """Try each rule on each node; the names of what was replaced."""
+    """Try each rule on each node. Returns the names of the replaced values."""
     graph = model.graph
     names: list[str] = []
     for node in list(graph):
@@ -137,7 +137,7 @@ def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -
 
 
 def _register(graph: ir.Graph, value: ir.Value) -> None:
-    """Add an initializer under a name that is free."""
+    """Add an initializer under a free name."""
     name, count = value.name or "constant", 1
     while name in graph.initializers:
         count += 1
@@ -147,7 +147,7 @@ def _register(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _name_sites(model: ir.Model, new: Sequence[ir.Node], readings: Mapping[str, sru.SRUReading]) -> list[Fused]:
-    """Name the nodes after their modules, the second call of one ``#2`` and so on, in the graph's order."""
+    """Name new SRU nodes after their modules, in the graph's order; further calls of a module get ``#2`` and so on."""
     taken: dict[str, int] = {node.name: 1 for node in model.graph if node.domain == DOMAIN and node.name}
     taken |= {node.name: 0 for node in new if node.name}
     fused = []
@@ -175,5 +175,5 @@ RULES: dict[str, Sequence[RewriteRule]] = {
 
 
 def rules_for(mask_form: MaskForm) -> dict[str, Sequence[RewriteRule]]:
-    """Those that a mask form asks for: products with a mask stay products in the form ``multiply``."""
+    """The rules for a mask form, by name; in the form ``multiply``, products with a mask stay products."""
     return {name: rules for name, rules in RULES.items() if mask_form == "where" or name != mask_arithmetic.NAME}

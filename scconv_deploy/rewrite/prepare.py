@@ -1,4 +1,4 @@
-"""Brings an ONNX file into the form that the rules read: opset, no foreign functions, folded constants, shapes."""
+"""Prepare an ONNX file for the rules: convert the opset, inline functions, fold constants, infer shapes."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from scconv_deploy.graph.unknown import move_apart, move_back, unknown_operators
 from scconv_deploy.records.stage import OpenStage
 
 _FOLDS_GAMMA = "eliminate_nop_with_unit"
-"""Where beta is 0 it drops an Add, gamma * w then become one constant, and gamma cannot be read any more."""
+"""Skipped pass of onnxsim: where beta is 0 it drops an Add; then gamma * w becomes one constant, and gamma is lost."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of the standard operators that a model imports (0: none)."""
+    """Opset version that a model imports for standard operators; 0 without one."""
     return next((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), 0)
 
 
 def target_opset(proto: onnx.ModelProto, wanted: int | None) -> int:
-    """The opset of the result: the one asked for, else the file's own or 18.
+    """Opset of the result: the wanted one, else the file's own, but at least 18.
 
     Raises:
-        UsageError: no functions exist for the one asked for.
-        ModelError: none for the file's own.
+        UsageError: there are no functions for the wanted opset.
+        ModelError: there are none for the file's own.
     """
     if wanted is not None:
         check_opset(wanted)
@@ -58,7 +58,7 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
     Args:
         proto: external data loaded.
         opset: of the result; see :func:`target_opset`.
-        stage: gets what was done, and what could not be.
+        stage: record that gets the steps done and skipped.
 
     Raises:
         ModelError: too large for one ONNX file, or its opset cannot be converted.
@@ -66,7 +66,7 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
     if proto.ByteSize() > LARGEST_PROTO_BYTES:
         raise ModelError(
             f"The model has {proto.ByteSize() / 2**30:.1f} GiB, more than an ONNX file can hold (2 GiB).",
-            "Rewrite the part that holds the ScConvs alone.",
+            "Rewrite only the part of the model that holds the ScConvs.",
         )
     sites = _sites(proto)
     working = onnx.ModelProto()
@@ -92,7 +92,7 @@ def prepare(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> ir.Model:
 
 
 def strip_sites(model: ir.Model) -> None:
-    """Remove the working marks that :func:`prepare` left on nodes that are no SRU."""
+    """Remove the site marks of :func:`prepare` from nodes that are no SRU."""
     for node in model.graph:
         if node.domain != DOMAIN:
             node.metadata_props.pop(SITE, None)
@@ -118,7 +118,7 @@ def _convert(proto: onnx.ModelProto, opset: int, stage: OpenStage) -> onnx.Model
 
 
 def _inline_foreign(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
-    """Functions of others may hold SRUs, and hide them."""
+    """Inline functions of other domains, which may hold SRUs."""
     foreign = [function for function in proto.functions if is_foreign(function)]
     if foreign:
         stage.applied.append(f"{len(foreign)} functions inlined")
@@ -126,7 +126,7 @@ def _inline_foreign(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto
 
 
 def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
-    """Older exporters list initializers among the inputs, where a caller could override them; nobody does."""
+    """Remove initializers from the inputs. Older exporters list them there; hosts do not use that to override them."""
     names = {tensor.name for tensor in proto.graph.initializer}
     kept = [value for value in proto.graph.input if value.name not in names]
     dropped = len(proto.graph.input) - len(kept)
@@ -137,9 +137,9 @@ def _drop_initializer_inputs(proto: onnx.ModelProto, stage: OpenStage) -> None:
 
 
 def _fold_sums(proto: onnx.ModelProto) -> None:
-    """Replace each sum over a constant by what ``torch.sum`` makes of it, before a simplifier adds in its own order.
+    """Replace each ReduceSum of a constant by the result of ``torch.sum``, before a simplifier adds in its own order.
 
-    Where gamma nearly cancels, the order moves gates. A chain of additions needs nothing: it says its order.
+    Where gamma nearly cancels, the order of the sum flips gates. A chain of additions already fixes its order.
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
@@ -167,7 +167,7 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
     before = len(proto.graph.node)
     try:
         with _without_stderr():
-            # a quantised weight behind its DequantizeLinear is a constant too, and would come out as float
+            # a quantised weight behind its DequantizeLinear is a constant too, and would be folded to float
             quantized = bool(quantization_of(proto))
             simplified, same = onnxsim.simplify(
                 proto, skipped_optimizers=[_FOLDS_GAMMA], skip_constant_folding=quantized
@@ -185,7 +185,7 @@ def _simplify(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """onnxsim writes a line for every node of a sum that it folds later than it first tried; errors are raised."""
+    """Silence stderr: onnxsim writes a line for every node that it does not fold at first. Errors are raised."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -207,7 +207,7 @@ def _infer_shapes(proto: onnx.ModelProto, stage: OpenStage) -> onnx.ModelProto:
 
 
 def _restore(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """What converters and simplifiers drop or add: metadata, names and comments of the file."""
+    """Restore the file's metadata, names and comments, which converters and simplifiers change."""
     model.metadata_props.clear()
     model.metadata_props.update({entry.key: entry.value for entry in proto.metadata_props})
     model.graph.name, model.graph.doc_string = proto.graph.name, proto.graph.doc_string or None
@@ -217,7 +217,7 @@ def _restore(model: ir.Model, proto: onnx.ModelProto) -> None:
 
 
 def _sites(proto: onnx.ModelProto) -> Mapping[str, str]:
-    """Modules by the outputs (and ``node:`` names) of their nodes, where an exporter wrote them down."""
+    """Module paths that the exporter wrote down, by output name and by ``node:NAME`` of the node."""
     found: dict[str, str] = {}
     for node in proto.graph.node:
         if node.op_type != "Concat":  # where an SRU ends
@@ -232,7 +232,7 @@ def _sites(proto: onnx.ModelProto) -> Mapping[str, str]:
 
 
 def _of_scopes(text: str) -> str:
-    """torch.export's: ``['', 'layer1', 'layer1.0', 'layer1.0.SRU', 'cat']``."""
+    """Module path from torch.export's scopes, such as ``['', 'layer1', 'layer1.0', 'layer1.0.SRU', 'cat']``."""
     try:
         scopes = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -241,7 +241,10 @@ def _of_scopes(text: str) -> str:
 
 
 def _of_name(name: str) -> str:
-    """TorchScript's: ``/layer1/layer1.0/SRU/Concat_1``, in which a module of a Sequential repeats its parent's name."""
+    """Module path from a TorchScript node name, such as ``/layer1/layer1.0/SRU/Concat_1``.
+
+    A module of a Sequential repeats its parent's name.
+    """
     if not name.startswith("/"):
         return ""
     path: list[str] = []

@@ -1,1 +1,1 @@
-"""SRUs read from the nodes of a graph."""
+"""Read SRUs from the nodes of a graph."""

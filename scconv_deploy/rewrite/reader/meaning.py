@@ -1,7 +1,7 @@
-"""What the tensors of an SRU mean: the vocabulary in which :mod:`.operators` reads a graph.
+"""Meanings of the tensors of an SRU, such as group mean, deviation, mask: the vocabulary of :mod:`.operators`.
 
-Exporters write the same SRU in many ways (operand orders, decomposed deviations, duplicated masks). Reading each
-tensor as one of these meanings makes the ways equal: two nodes that compute the same mean have the same meaning.
+Exporters write the same SRU in many ways (operand orders, decomposed deviations, duplicated masks). As meanings these
+are equal: two nodes that compute the same mean have the same meaning.
 
 Symbols: x is ``[N, C, *]``; G groups of L elements lie over its flattened channels and positions; SS is a group's sum
 of squares around its mean.
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A number known without x: an initializer, a Constant, or computed from shapes."""
+    """A tensor that does not depend on x's values: an initializer, a Constant, or computed from shapes."""
 
     value: np.ndarray
 
@@ -31,11 +31,11 @@ class Constant:
 
     @property
     def number(self) -> float | None:
-        """The number that it holds in every place; None if they differ."""
+        """The one number of all entries; None if they differ."""
         if not self.value.size:
             return None
         first = self.value[(0,) * self.value.ndim]
-        broadcast = not any(self.value.strides)  # one number, however large it looks
+        broadcast = not any(self.value.strides)  # one entry in memory, whatever the shape
         return float(first) if broadcast or (self.value == first).all() else None
 
     def is_filled_with(self, number: float) -> bool:
@@ -44,7 +44,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Unknown:
-    """None of the meanings; why, and at which node."""
+    """A tensor with none of the meanings: the reason, and the node where it began."""
 
     reason: str
     node: str
@@ -66,7 +66,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class GroupMean:
-    """Of each group, ``[N, G]`` or with ones behind."""
+    """Mean of each group, ``[N, G]`` or ``[N, G, 1, ...]``."""
 
     shape: Shape
 
@@ -87,11 +87,11 @@ class Squares:
 
 @dataclass(frozen=True)
 class Deviation:
-    """``root(per_square * SS + eps_var) + eps_std`` of each group, as far as the graph has come.
+    """Deviation of each group, ``sqrt(per_square * SS + eps_var) + eps_std``, or a part of that computation.
 
     Attributes:
-        rooted: the root was taken; before, it is a variance.
-        inverse: one over it.
+        rooted: whether the root was taken; before, the value is a variance.
+        inverse: whether the value is the reciprocal.
     """
 
     shape: Shape
@@ -110,9 +110,9 @@ Step = tuple[Literal["multiply", "add"], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Normalized:
-    """``(x - mean) / s`` and then ``steps``: multiplied by, or added to, one number per channel each.
+    """``(x - mean) / s`` followed by ``steps``, each of which multiplies by or adds one number per channel.
 
-    ``[N, G, ...]`` before it is brought back to ``[N, C, *]``; only there it has steps.
+    ``[N, G, ...]`` without steps, or ``[N, C, *]``.
     """
 
     shape: Shape
@@ -123,7 +123,7 @@ class Normalized:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Of the normalised and weighted data: r."""
+    """``r``: the sigmoid of normalised and weighted data."""
 
     of: Normalized
 
@@ -134,7 +134,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Mask:
-    """``r >= threshold`` (or ``>``) where ``opened``, its complement where not; bool, or as 0 and 1 where a number."""
+    """``r >= threshold`` (or ``>``) if ``opened``, else its complement; bool, or 0 and 1 if ``number``."""
 
     sigmoid: Sigmoid
     comparison: Comparison
@@ -152,13 +152,13 @@ class Mask:
 
     @property
     def decision(self) -> Mask:
-        """The gate, whichever side of it this is."""
+        """The bool mask of the open gates, for a mask of either side."""
         return replace(self, opened=True, number=False)
 
 
 @dataclass(frozen=True)
 class SoftMask:
-    """``where(open, 1, r)`` or, not ``opened``, ``where(open, 0, r)``."""
+    """``where(open, 1, r)`` if ``opened``, else ``where(open, 0, r)``."""
 
     gate: Mask
     opened: bool
@@ -170,7 +170,7 @@ class SoftMask:
 
 @dataclass(frozen=True)
 class Part:
-    """Masked data: x1 where ``opened``, x2 where not."""
+    """Masked data: x1 if ``opened``, else x2."""
 
     gate: Mask
     opened: bool
@@ -197,7 +197,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Crossed:
-    """``x1[half] + x2[other half]``; ``index`` is x1's half."""
+    """``x1[half] + x2[other half]``; ``index`` is the half of x1."""
 
     open_part: Part
     closed_part: Part
@@ -210,7 +210,7 @@ class Crossed:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The whole SRU: both crossed halves, in their order."""
+    """Output of the SRU: both crossed halves in their order."""
 
     open_part: Part
     closed_part: Part

@@ -1,7 +1,6 @@
-"""What each ONNX operator makes of the meanings of its inputs.
+"""Meaning of each ONNX operator's output from the meanings of its inputs.
 
-Every function takes and returns meanings and gives None where an SRU has no use for the combination. A product, a sum
-and an equality test of meanings do not know which operand came first, so neither do the rules.
+Every function returns None where no SRU has such a combination. Sums and products are read in either operand order.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _FLOAT = 1
 
 
 def apply(call: Call) -> list[Known] | None:
-    """The meanings of a node's outputs; None if an SRU has no such node."""
+    """Meanings of a node's outputs; None if no SRU has such a node."""
     if call.operator == "Split":
         return shape_operators.split(call)
     found = _OPERATORS[call.operator](call) if call.operator in _OPERATORS else None
@@ -47,7 +46,7 @@ def apply(call: Call) -> list[Known] | None:
 
 
 def _channels(value: Constant, shape: Shape) -> tuple[float, ...] | None:
-    """One number per channel of a constant that broadcasts to ``[N, C, *]`` and is the same elsewhere."""
+    """The C numbers of a float32 constant that broadcasts to ``[N, C, *]`` and varies by channel only; else None."""
     array = value.value
     rank = len(shape)
     if array.ndim > rank or array.dtype != np.float32:
@@ -59,12 +58,12 @@ def _channels(value: Constant, shape: Shape) -> tuple[float, ...] | None:
 
 
 def _grouped(value: Known | None) -> Known | None:
-    """x as its groups: where each channel is one, ``[N, G, -1]`` of a signal ``[N, C, L]`` is its own shape."""
+    """x as groups: of a signal ``[N, C, L]`` with a group for each channel, the groups' shape is x's own."""
     return Groups(value.shape) if isinstance(value, Input) and len(value.shape) > 2 else value
 
 
 def _per_group(shape: Shape, groups: Shape) -> bool:
-    """Whether a statistic of this shape meets its own group when it is broadcast over the groups."""
+    """Whether a statistic of this shape broadcasts to its own group."""
     return len(shape) == len(groups) and shape[:2] == groups[:2] and set(shape[2:]) in ({1}, set())
 
 
@@ -228,7 +227,7 @@ def _group_normalization(call: Call) -> Known | None:
     c = value.shape[1]
     if groups < 1 or c % groups or scale.value.size not in (groups, c) or shift.value.size != scale.value.size:
         return None
-    per_channel = [np.repeat(t.value.reshape(-1), c // t.value.size) for t in (scale, shift)]  # opset 18: one a group
+    per_channel = [np.repeat(t.value.reshape(-1), c // t.value.size) for t in (scale, shift)]  # opset 18: per group
     gamma, beta = (tuple(float(v) for v in t) for t in per_channel)
     deviation = Deviation((), groups / math.prod(value.shape[1:]), eps_var=_epsilon(call), rooted=True)
     return Normalized(value.shape, groups, deviation, (("multiply", gamma), ("add", beta)))
@@ -239,7 +238,7 @@ def _sigmoid(call: Call) -> Known | None:
     return Sigmoid(value) if isinstance(value, Normalized) and value.shape == call.sample else None
 
 
-# r OP t: which comparison the gate makes, and on which side of it this is
+# r OP t: the gate's comparison, and whether r OP t is true where the gate is open
 _COMPARISONS: dict[str, tuple[Comparison, bool]] = {
     "GreaterOrEqual": (">=", True),
     "Greater": (">", True),

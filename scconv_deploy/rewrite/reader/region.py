@@ -1,7 +1,7 @@
-"""Reads an SRU out of a graph: from the Concat at its end back to its x, whatever exporter wrote it.
+"""Read an SRU from a graph of any exporter, from the Concat at its end back to its input x.
 
-The region between is evaluated in the vocabulary of :mod:`.meaning`, at several sizes of x, so that a shape that is
-computed and one that is written down read the same. What the Concat then means is an SRU, or the reason why not.
+The nodes between are evaluated as meanings (:mod:`.meaning`) at several sizes of x, so that computed and constant
+shapes read the same. The Concat's meaning is then an SRU, or the reason why it is none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _GATE_SIDE = frozenset(
     (*COMPARISONS, "Add", "Mul", "Sub", "Split", "Slice", "Where", "Cast", "CastLike", "Not", "Identity")
 )
 _LARGEST_REGION = 4000
-"""Nodes. An SRU has 50; one whose gamma is summed channel by channel and was not simplified, two for each channel."""
+"""Most nodes of an SRU. Usual are 50; an unsimplified sum over gamma adds two for each channel."""
 
 _NAMES = {
     Constant: "a constant", Input: "its input", Groups: "its groups", GroupMean: "their mean", Centred: "centred data",
@@ -57,23 +57,23 @@ _NAMES = {
 }  # fmt: skip
 _OF_THE_GATE = (Sigmoid, Mask, SoftMask, Part, Half, Crossed)
 _COMPUTED = (
-    "its gamma, beta or gate weight is computed in the graph ({reason}); cut and sign must be constants, for their "
-    "float64 is not TensorRT's and a sum in another order moves gates"
+    "its gamma, beta or gate weight is computed in the graph ({reason}); cut and sign must be constants, because they "
+    "are computed in float64, which TensorRT lacks, and a sum in another order flips gates"
 )
-Sample = tuple[Shape, Sizes]  # of x, and of every other tensor
+Sample = tuple[Shape, Sizes]  # x's shape, and the sizes of every other tensor
 
 
 @dataclass(frozen=True, eq=False)
 class SRUReading:
-    """An SRU of a graph.
+    """An SRU read from a graph.
 
     Attributes:
         x: its input, ``[N, C, *]`` float32.
-        gate: what it decides, with its parameters.
-        notes: what was assumed.
+        gate: its variant with gamma and beta.
+        notes: assumptions of the reading.
         region: its nodes, producers first, those of its constants included.
-        mask: the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
-        gate_values: its sigmoid, comparisons and what follows them: what must not be needed elsewhere.
+        mask: output of the comparison that decides its gates, bool; they are open where it equals ``mask_opened``.
+        gate_values: its sigmoid, masks and masked data, which nothing outside the SRU may read.
     """
 
     x: ir.Value
@@ -86,7 +86,7 @@ class SRUReading:
 
 
 def is_thresholded(node: ir.Node) -> bool:
-    """Whether this is a sigmoid that is compared with something; in half precision exporters cast it first."""
+    """Whether a node is a sigmoid whose result is compared, in half precision behind a Cast."""
     if node.op_type != "Sigmoid":
         return False
     readers = [use.node for use in node.outputs[0].uses()]
@@ -95,7 +95,7 @@ def is_thresholded(node: ir.Node) -> bool:
 
 
 def find_sigmoid(concat: ir.Node) -> ir.Node | None:
-    """The sigmoid whose comparison decides what this Concat puts together; None if there is none."""
+    """The thresholded sigmoid that a Concat's inputs depend on; None if there is none."""
     seen: set[int] = set()
     queue = [concat]
     for node in queue:
@@ -138,7 +138,7 @@ def _read_between(x: ir.Value, concat: ir.Node) -> SRUReading:
         if isinstance(crossing, Unknown):
             raise UnreadableError(crossing.reason, crossing.node)
         if not isinstance(crossing, Crossing):
-            raise UnreadableError("what its Concat puts together is no cross reconstruction", concat.name or "")
+            raise UnreadableError("its Concat is no cross reconstruction", concat.name or "")
         read = interpret(crossing, sample)
         if found is not None and not _same_variant(found, read):
             raise UnreadableError(
@@ -160,7 +160,7 @@ def _is_assumed(read: Interpreted) -> bool:
 
 
 def _same_variant(one: Interpreted, other: Interpreted) -> bool:
-    """Whether two sizes of x read alike; a size at which L and L - 1 are one number says nothing of the statistics."""
+    """Whether two sizes of x read as one variant; where float32 cannot tell L from L - 1, the statistics are open."""
     ours, theirs = one[0].variant, other[0].variant
     if _is_assumed(one) or _is_assumed(other):
         return replace(ours, statistics=theirs.statistics) == theirs
@@ -168,8 +168,10 @@ def _same_variant(one: Interpreted, other: Interpreted) -> bool:
 
 
 def _find_inputs(sigmoid: ir.Node) -> Iterator[ir.Value]:
-    """What x may be: what the nearest normalisation before the sigmoid takes, behind the Reshape into groups or, where
-    a simplifier took it away (a signal with a group for each channel has its groups' shape), as it is."""
+    """Values that may be x: the input of the nearest normalisation before the sigmoid, before its Reshape into groups.
+
+    A simplifier may have removed that Reshape: of a signal with a group for each channel it changes nothing.
+    """
     seen: set[int] = set()
     queue = [sigmoid]
     for node in queue:
@@ -201,7 +203,7 @@ def _is_normalized(value: ir.Value) -> bool:
 def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple[Shape, Sizes]]:
     """Concrete sizes of x: its own where they are fixed, several where they are open."""
     if x.dtype not in (None, ir.DataType.FLOAT):
-        raise UnreadableError(f"its data is {x.dtype}, and so its gates are rounded; rewrite the float32 model")
+        raise UnreadableError(f"its data is {x.dtype}, which rounds its gates; rewrite the float32 model")
     shape = x.shape if x.shape is not None else y.shape
     if shape is None or len(shape) not in RANKS:
         raise UnreadableError(f"its input {x.name} has {'no known shape' if shape is None else f'shape {shape}'}")
@@ -218,7 +220,7 @@ def _samples(x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> list[tuple
 
 
 def _region(concat: ir.Node, x: ir.Value) -> list[ir.Node]:
-    """Every node between x (or constants) and the Concat, producers first."""
+    """All nodes that the Concat depends on, back to x and constants; producers first."""
     order: list[ir.Node] = []
     state: dict[int, bool] = {}
     stack = [concat]
@@ -246,7 +248,7 @@ def _region(concat: ir.Node, x: ir.Value) -> list[ir.Node]:
 def _evaluate(
     region: Sequence[ir.Node], x: ir.Value, sample: Sample, constants: dict[int, np.ndarray | None]
 ) -> dict[int, Meaning]:
-    """The meaning of every value of the region, by id; ``constants`` keeps those that no size of x changes."""
+    """Meaning of every value of the region by id; ``constants`` caches those that do not depend on x's size."""
     meanings: dict[int, Meaning] = {id(x): Input(sample[0])}
     for node in region:
         inputs: list[Meaning | None] = []
@@ -303,7 +305,7 @@ def _node(
 
 
 def _shape_of(node: ir.Node, sizes: tuple[int | None, ...] | None) -> np.ndarray | None:
-    """What Shape gives for a tensor outside the SRU, of which only the sizes are known."""
+    """Output of a Shape node for a tensor outside the SRU, of which only the sizes are known."""
     if sizes is None:
         return None
     first = node.attributes["start"].as_int() if "start" in node.attributes else 0
@@ -325,13 +327,13 @@ def _compute(node: ir.Node, values: Sequence[np.ndarray | None]) -> list[np.ndar
     """Run one node on constants.
 
     Raises:
-        UnreadableError: onnx.reference cannot.
+        UnreadableError: onnx.reference cannot run it.
     """
     if node.op_type == "Expand" and values[0] is not None and values[0].size == 1 and values[1] is not None:
         return [np.broadcast_to(values[0], np.broadcast_shapes(values[0].shape, tuple(values[1])))]  # no copy
     if node.op_type == "ConstantOfShape" and values[0] is not None:
         value = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
-        return [np.broadcast_to(value.reshape(()), tuple(values[0]))]  # likewise
+        return [np.broadcast_to(value.reshape(()), tuple(values[0]))]  # no copy
     proto: onnx.NodeProto = ir.to_proto(node)
     feeds = {name: value for name, value in zip(proto.input, values, strict=True) if name and value is not None}
     graph = node.graph

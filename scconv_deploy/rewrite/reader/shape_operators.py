@@ -1,4 +1,4 @@
-"""What operators that only move elements make of the meanings of their inputs; see :mod:`.operators`."""
+"""Meanings of the outputs of operators that only move elements; see :mod:`.operators`."""
 
 from __future__ import annotations
 
@@ -121,4 +121,4 @@ OPERATORS: dict[str, Callable[[Call], Known | None]] = {
     "Reshape": _reshape, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze, "Expand": _expand, "Slice": _slice,
     "Concat": _concat,
 }  # fmt: skip
-"""All but Split, which has several outputs."""
+"""Function by operator; without Split, which has several outputs."""

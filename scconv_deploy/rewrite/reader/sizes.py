@@ -1,7 +1,7 @@
-"""Concrete sizes for open axes, the same for the same symbol everywhere in a graph.
+"""Concrete sizes for open axes; a symbol has the same size everywhere in a graph.
 
-torch.export writes the sizes of inner tensors as expressions of the inputs' symbols (``((h - 1)//2) + 1``), and reads
-them from the model's inputs. To follow it, the symbols get numbers and the expressions are computed.
+torch.export writes the sizes of inner tensors as expressions of the inputs' symbols (``((h - 1)//2) + 1``). The symbols
+get numbers here, and the expressions are computed from them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import onnx_ir as ir
 SAMPLES = 3
 _BATCHES = (2, 3, 5)
 _STEP = 32  # spatial sizes are multiples of it, so that strides and numbers of groups divide them
-_VOLUME_STEP = 16  # likewise for five axes and more
-_VOLUME_SIZES = 3  # the axes of a volume take turns: a group must stay small enough to tell L from L - 1
+_VOLUME_STEP = 16  # the same for five axes and more
+_VOLUME_SIZES = 3  # sizes of a volume's axes, in turn: a group must stay small enough to tell L from L - 1
 _OPERATORS: dict[type, Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -30,30 +30,30 @@ class Sizes:
 
     Args:
         inputs: of the graph.
-        sample: 0 to ``SAMPLES - 1``; each gives every symbol another number, and no two symbols the same.
+        sample: 0 to ``SAMPLES - 1``. Each sample gives every symbol another number; symbols of a sample differ.
     """
 
     def __init__(self, inputs: Iterable[ir.Value], sample: int) -> None:
         self._sample = sample
         self._numbers: dict[str, int] = {}
-        self._batches = 0  # of them, how many are of axis 0
+        self._batches = 0  # number of symbols of axis 0
         inputs = list(inputs)
         self._volumes = any(value.shape is not None and len(value.shape) > 4 for value in inputs)
         for value in inputs:
             self.of(value)
 
     def of(self, value: ir.Value) -> tuple[int | None, ...] | None:
-        """The sizes of a tensor; None in place of one that is not known, or for all of them."""
+        """Sizes of a tensor, None for an unknown axis; None for a tensor of unknown rank."""
         return None if value.shape is None else tuple(self._axis(d, axis) for axis, d in enumerate(value.shape))
 
     def place(self, axis: int) -> int:
-        """A number for an axis about which nothing is known."""
+        """A size for an unknown axis."""
         if self._volumes:
             return _BATCHES[self._sample] if axis == 0 else _VOLUME_STEP * (1 + (self._sample + axis) % _VOLUME_SIZES)
         return _BATCHES[self._sample] if axis == 0 else _STEP * (1 + self._sample) + 4 * axis
 
     def _free(self) -> int:
-        """A number for one more symbol."""
+        """A size for one more symbol."""
         if not self._volumes:
             return _STEP * (2 + self._sample + len(self._numbers))
         count = len(self._numbers) - self._batches

@@ -1,4 +1,4 @@
-"""Which variant of the SRU a cross reconstruction is, and with which parameters."""
+"""Variant and parameters of an SRU from the meaning of its Concat."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from scconv_deploy.gate.variant import (
 )
 from scconv_deploy.rewrite.reader.meaning import Crossing, Input, Normalized, Shape
 
-FOLDED = "its gamma and gate weight are one constant, so cut is good to its float32; --reference MODEL restores gamma"
+FOLDED = "its gamma and gate weight are one float32 constant, which limits the cut; --reference MODEL restores gamma"
 """Note of an SRU whose gamma a simplifier has multiplied by the gate weight."""
 LARGE_GROUPS = "its groups are so large that L and L - 1 are one number in float32"
-"""Note of an SRU whose ddof its graph does not show. It changes s by 1 / (2 L) of it, less than the rounding of s."""
-REORDERED = "its sum(gamma) was added up in a runtime's order; cut is that of the file's weight"
-"""Note of an SRU whose gate weight is a constant in an order of the sum that is neither Python's nor torch's here."""
+"""Note of an SRU whose ddof its graph does not show. It changes s by 1 / (2 L) of s, less than the rounding of s."""
+REORDERED = "its sum(gamma) was added up in a runtime's order; its cut is computed from the file's weight"
+"""Note of an SRU whose gate weight is a constant from a sum in neither Python's order nor torch's here."""
 NO_EPS = "the graph holds no eps"
-"""Begin of a note: an exporter dropped it, so that the eps is assumed, and whether it stands below the root."""
+"""Start of a note: an exporter dropped eps, so its size and its place (variance or deviation) are assumed."""
 _DDOF_TOLERANCE = 2.0**-22  # relative: L and 1 / (L - 1) as float32 constants
 _ASSUMED_EPS = 1e-10
 _UNIT_ROUNDOFF = 2.0**-24
@@ -37,7 +37,7 @@ _ORDERS: tuple[Weighting, ...] = ("sum", "torch_sum")
 
 
 class UnreadableError(Exception):
-    """It is no SRU, or none that an operator can stand for; ``node`` is where."""
+    """A part of a graph is no SRU, or none that an operator computes; ``node`` is where it shows."""
 
     def __init__(self, reason: str, node: str = "") -> None:
         super().__init__(reason)
@@ -45,18 +45,18 @@ class UnreadableError(Exception):
 
 
 Interpreted = tuple[Gate, tuple[str, ...]]
-"""What a gate decides, and what was assumed."""
+"""A gate, and the assumptions of its reading."""
 
 
 def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
-    """The gate and what was assumed.
+    """Gate of an SRU, and the assumptions of the reading.
 
     Args:
-        crossing: what the SRU's Concat means.
-        sample: x's shape, for which it means that.
+        crossing: meaning of the SRU's Concat.
+        sample: x's shape for which it was read.
 
     Raises:
-        UnreadableError: no operator stands for it.
+        UnreadableError: no operator computes it.
     """
     part = crossing.open_part
     mask = part.gate
@@ -84,10 +84,10 @@ def interpret(crossing: Crossing, sample: Shape) -> Interpreted:
 
 
 def _parameters(z: Normalized) -> tuple[Weighting, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The weighting of ``z = (n * gamma + beta) * w``, gamma, beta, and w where no known order of the sum gives it.
+    """Weighting, gamma and beta of ``z = (n * gamma + beta) * w``, and w where no known order of the sum gives it.
 
-    Simplifiers drop a gamma of 1 and a beta of 0, and make one constant ``a = gamma * w`` of what is multiplied twice.
-    ``z = n * a + b`` is then all that the graph says: an SRU without a weight, whose cut is ``(tau - b) / a``.
+    Simplifiers drop a gamma of 1 and a beta of 0, and fold gamma and w into one constant ``a = gamma * w``. Then only
+    ``z = n * a + b`` is known: an SRU without a weight, whose cut is ``(tau - b) / a``.
     """
     kinds = tuple(kind for kind, _ in z.steps)
     arrays = [torch.tensor(values, dtype=torch.float32) for _, values in z.steps]
@@ -107,7 +107,7 @@ def _parameters(z: Normalized) -> tuple[Weighting, torch.Tensor, torch.Tensor, t
 
 
 def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[str, ...]]:
-    """Which deviation it is: ``per_square * (L - ddof)`` is 1 for the right ddof."""
+    """Statistics, eps and notes of a deviation: ``per_square * (L - ddof)`` is 1 for the right ddof."""
     deviation = z.deviation
     elements = math.prod(sample[1:]) / z.num_groups
     off = [abs(deviation.per_square * (elements - ddof) - 1) for ddof in (0, 1)]
@@ -130,11 +130,10 @@ def _statistics(z: Normalized, sample: Shape) -> tuple[Statistics, float, tuple[
 
 
 def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, torch.Tensor | None]:
-    """Which function of gamma the gate weight is, and the weight itself where no known order of the sum gives it.
+    """Weighting that gives the gate weight from gamma, and the weight itself where no known order of the sum gives it.
 
-    Python's order and torch's are known to the bit. A chain of additions is folded in its own order by whoever folds
-    it, so that another rounding can only be a ``torch.sum`` in a runtime's order: within what rounding a sum of C
-    numbers can cost.
+    Python's order and torch's are compared to the bit. A folded chain of additions keeps its order, so any other
+    rounding can only be a ``torch.sum`` in a runtime's order: within the rounding error of a sum of C numbers.
     """
     for order in _ORDERS:
         if torch.equal(gate_weight(gamma, order), weight):
@@ -153,11 +152,11 @@ def _weighting(gamma: torch.Tensor, weight: torch.Tensor) -> tuple[Weighting, to
 
 
 def weight_error(gamma: np.ndarray) -> float:
-    """How far, relatively, ``gamma / sum(gamma)`` in float32 can be off: ``|error| <= C u sum|gamma|`` in any order."""
+    """Largest relative error of ``gamma / sum(gamma)`` in float32: ``|error| <= C u sum|gamma|`` in any order."""
     total = abs(gamma.sum())
     return float((len(gamma) + 8) * _UNIT_ROUNDOFF * np.abs(gamma).sum() / total) if total else math.inf
 
 
 def _shortest(value: float) -> float:
-    """The number as its author wrote it: the shortest that rounds to this float32."""
+    """The shortest decimal number that rounds to this float32: as its author wrote it."""
     return float(str(np.float32(value)))

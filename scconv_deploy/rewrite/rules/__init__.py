@@ -1,1 +1,1 @@
-"""One rewrite rule a file, on onnxscript's rewriter; :data:`.apply.RULES` lists them in their order."""
+"""Rewrite rules on onnxscript's rewriter, one a file; :data:`.apply.RULES` lists them in their order."""

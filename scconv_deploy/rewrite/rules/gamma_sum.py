@@ -1,11 +1,11 @@
-"""A sum that was unrolled into one node per channel becomes one: ``Add(Add(g[0], g[1]), ...) -> ReduceSum(g)``.
+"""Fold a sum that was unrolled into one node per channel: ``Add(Add(g[0], g[1]), ...) -> ReduceSum(g)``.
 
 Python's ``sum(gamma)`` iterates over a tensor, and exporters write every step of it. Where gamma is a constant,
-onnxsim folds them all; this rule is for a gamma that is computed. The terms are ``Gather(g, i)``, or ``Squeeze`` of
+onnxsim folds them all; this rule is for a computed gamma. The terms are ``Gather(g, i)``, or ``Squeeze`` of
 ``Slice(g, i, i + 1)`` or of the outputs of ``Split(g)``, along axis 0, with or without the 0 that Python starts from.
 
-The order of the summation changes, and with it the rounding. Refused: fewer than three terms, terms that are not all
-of one tensor's entries in their order.
+The order of the sum changes, and with it the rounding. Refused: fewer than three terms, and terms that are not all
+entries of one tensor in their order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FEWEST = 3
 
 
 class GammaSum(RewriteRuleClassBase):
-    """See the module."""
+    """Rule of this module."""
 
     def __init__(self) -> None:
         super().__init__(NAME, remove_nodes=False)
@@ -53,7 +53,7 @@ class GammaSum(RewriteRuleClassBase):
 
 
 def _terms(y: ir.Value) -> list[ir.Value]:
-    """The summands of a chain of additions, the first one first; without a constant 0 before them."""
+    """Terms of a chain of additions in their order, without a constant 0 at the start."""
     terms: list[ir.Value] = []
     node = y.producer()
     while node is not None and node.op_type == "Add" and None not in node.inputs:
@@ -71,7 +71,7 @@ def _terms(y: ir.Value) -> list[ir.Value]:
 
 
 def _entry(term: ir.Value) -> tuple[ir.Value, int] | None:
-    """(g, i) of g[i] along axis 0."""
+    """(g, i) if the term is ``g[i]`` along axis 0; else None."""
     node = term.producer()
     if node is not None and node.op_type == "Gather" and _attribute(node, "axis") == 0 and node.inputs[0] is not None:
         index = None if node.inputs[1] is None else ir.convenience.get_const_tensor(node.inputs[1])
@@ -88,7 +88,7 @@ def _entry(term: ir.Value) -> tuple[ir.Value, int] | None:
 
 
 def _sliced(node: ir.Node) -> int | None:
-    """i of ``g[i : i + 1]`` along axis 0."""
+    """i if the node is ``g[i : i + 1]`` along axis 0; else None."""
     constants = [None if v is None else ir.convenience.get_const_tensor(v) for v in node.inputs[1:]]
     if len(constants) < 3 or any(c is None or c.size != 1 for c in constants):
         return None
@@ -97,7 +97,7 @@ def _sliced(node: ir.Node) -> int | None:
 
 
 def _length(term: ir.Value) -> int:
-    """How many entries g has; 0 where it is not known."""
+    """Number of entries of g; 0 if unknown."""
     node = term.producer()
     if node is not None and node.op_type == "Squeeze" and node.inputs[0] is not None:
         node = node.inputs[0].producer()

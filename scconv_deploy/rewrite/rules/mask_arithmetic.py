@@ -1,17 +1,17 @@
-"""Masks that are multiplied become masks that select: ``Mul(Cast(c), x) -> Where(c, x, 0)``.
+"""Select by a mask instead of multiplying with it: ``Mul(Cast(c), x) -> Where(c, x, 0)``.
 
 For any thresholded mask, not only an SRU's: c is a comparison, or the Not of one. Also, in either operand order::
 
     Mul(Cast(Not(c)), x)      -> Where(c, 0, x)
     Mul(Sub(1, Cast(c)), x)   -> Where(c, 0, x)
-    Mul(Cast(c'), x)          -> Where(c, 0, x)     where c' is the complement of a comparison c that is there already
+    Mul(Cast(c'), x)          -> Where(c, 0, x)     where the graph also holds c, the complement of the comparison c'
 
-Equal on finite input, but for the sign of a zero (0 * -x is -0). A NaN or an infinity that a closed mask meets stays
-one in the product and becomes 0 in the selection, and a complement is open for NaN: as the file's own masks that
-threshold a sigmoid never are, this rule runs only where the mask form ``where`` was asked for.
+Equal on finite input, except for the sign of a zero (0 * -x is -0). On NaN and infinity the forms differ: a closed mask
+keeps them in the product and gives 0 in the selection, and the complement of a comparison is open for NaN. So this rule
+runs only where the mask form ``where`` was asked for.
 
-Refused: a mask whose condition is no comparison with one constant number, data that would be broadcast to the mask,
-and types that differ.
+Refused: a condition that is no comparison with one constant number, data that would be broadcast to the mask, and mask
+and data of different types.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 
 
 class _SelectByMask(RewriteRuleClassBase):
-    """Args: mask_first: whether the mask is the product's first factor."""
+    """Base of the two patterns; ``mask_first`` says whether the mask is the product's first factor."""
 
     def __init__(self, mask_first: bool) -> None:
         super().__init__(NAME, remove_nodes=False)  # masks are shared
@@ -47,7 +47,7 @@ class _SelectByMask(RewriteRuleClassBase):
     def check(self, context: Any, condition: ir.Value, mask: ir.Value, data: ir.Value, **_: Any) -> MatchResult:
         result = MatchResult()
         if condition.dtype not in (None, ir.DataType.BOOL):
-            return result.fail()  # a Cast of something else: no mask
+            return result.fail()  # a Cast of data
         compared = condition.producer()
         while compared is not None and compared.op_type == "Not":
             compared = _producer(compared.inputs[0])
@@ -77,14 +77,14 @@ class _SelectByMask(RewriteRuleClassBase):
 
 
 class SelectByCast(_SelectByMask):
-    """``Mul(Cast(c), x)``."""
+    """Rule for ``Mul(Cast(c), x)``."""
 
     def pattern(self, op: Any, condition: Any, data: Any) -> Any:
         return self._product(op, op.Cast(condition, _allow_other_attributes=True, _outputs=["mask"]), data)
 
 
 class SelectByRemainder(_SelectByMask):
-    """``Mul(Sub(1, Cast(c)), x)``."""
+    """Rule for ``Mul(Sub(1, Cast(c)), x)``."""
 
     _inverted = True
 
@@ -111,8 +111,8 @@ def _is_number(value: ir.Value | None, number: float | None = None) -> bool:
 
 
 def _complement(comparison: ir.Node | None) -> ir.Value | None:
-    """The output of a comparison of the same two tensors that says the opposite; the driver sorts the graph."""
-    if comparison is None or comparison.op_type not in ("Less", "LessOrEqual"):  # of a pair, one stays
+    """Output of the complementary comparison of the same two tensors, wherever it stands; the graph is sorted later."""
+    if comparison is None or comparison.op_type not in ("Less", "LessOrEqual"):  # one of a pair stays
         return None
     first, second = comparison.inputs
     for node in (use.node for use in first.uses()) if first is not None else ():
@@ -123,7 +123,7 @@ def _complement(comparison: ir.Node | None) -> ir.Value | None:
 
 
 def _equal(a: ir.Value | None, b: ir.Value | None) -> bool:
-    """The same value, or constants of the same number: exporters write a threshold once for each comparison."""
+    """Whether two values are the same or equal constants; exporters write a threshold once per comparison."""
     if a is b:
         return True
     constants = [None if v is None else ir.convenience.get_const_tensor(v) for v in (a, b)]

@@ -1,12 +1,12 @@
-"""A threshold on a sigmoid becomes one on its argument: ``compare(Sigmoid(z), t) -> compare(z, tau)``.
+"""Compare a sigmoid's argument instead of the sigmoid: ``compare(Sigmoid(z), t) -> compare(z, tau)``.
 
 sigmoid is monotone, so with tau the smallest float32 whose float32 ``torch.sigmoid`` passes (:func:`gate.cut.tau`)::
 
     r >= t  <=>  z >= tau(t, >=)        r <  t  <=>  z < tau(t, >=)
     r >  t  <=>  z >= tau(t, >)         r <= t  <=>  z < tau(t, >)
 
-Refused: a sigmoid that is needed elsewhere (its rounding would then decide one thing and tau another), data that is not
-float32, a threshold that is not one number or that no sigmoid passes or fails.
+Refused: a sigmoid that other nodes need (its rounding could then contradict tau), data that is not float32, and a
+threshold that is not one number, or that all sigmoids pass or fail.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ON_ARGUMENT: dict[str, tuple[Comparison, str]] = {
 
 
 class SigmoidThreshold(RewriteRuleClassBase):
-    """See the module.
+    """Rule of this module for one comparison and operand order.
 
     Args:
-        operator: which of the four comparisons.
+        operator: the comparison, a key of ``_ON_ARGUMENT``.
         sigmoid_first: whether the sigmoid is its first operand.
     """
 
@@ -64,7 +64,7 @@ class SigmoidThreshold(RewriteRuleClassBase):
         if others:
             return result.fail(f"its sigmoid {r.name} is also needed by {others[0].name or others[0].op_type}", [r])
         if not math.isfinite(self._tau(number)):
-            return result.fail(f"its threshold {number:g} decides nothing: no sigmoid lies on its other side", [r])
+            return result.fail(f"its threshold {number:g} decides nothing: all sigmoids lie on one side of it", [r])
         return result
 
     def rewrite(self, op: RewriterContext, z: ir.Value, threshold: ir.Value, **_: Any) -> ir.Value:

@@ -1,4 +1,4 @@
-"""The whole SRU becomes one node of the domain ``scconv``.
+"""Fuse an SRU into one node of the domain ``scconv``.
 
 Before, as any exporter writes it (decomposed deviation, InstanceNormalization or GroupNormalization)::
 
@@ -6,12 +6,11 @@ Before, as any exporter writes it (decomposed deviation, InstanceNormalization o
     y  = Concat(x1[:C/2] + x2[C/2:], x1[C/2:] + x2[:C/2])
 
 After: ``y = scconv::SRU(x, cut, sign)``, ``SRUNorm`` where the mask multiplies gn, ``SRUSoft`` where it is
-``where(open, 1, r)``. The algebra is that of :mod:`scconv_deploy.gate.cut`. The operator takes ``[N, C, H, W]``; around
-one of another rank stand the reshapes of :mod:`scconv_deploy.gate.planes`.
+``where(open, 1, r)``. The algebra is that of :mod:`scconv_deploy.gate.cut`. The operator takes ``[N, C, H, W]``; inputs
+of another rank are reshaped before and after it, see :mod:`scconv_deploy.gate.planes`.
 
-Refused, with the reason: anything that :mod:`..reader` cannot read as an SRU, a parameter that no gate can be made of,
-and a gate (its sigmoid, masks or masked data) that is needed elsewhere, for the file would then hold two gates that
-can differ.
+Refused, with the reason: anything that :mod:`..reader` cannot read as an SRU; parameters that define no gate; and an
+SRU whose sigmoid, masks or masked data other nodes need, because the file would then decide one gate twice.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from scconv_deploy.rewrite.reader.variant import UnreadableError
 NAME = "sru"
 NOTE = "scconv.note"
 END = "scconv.end"
-"""Metadata of a new node, until it has its name: what was assumed, and the output that it or its Reshape stands for."""
+"""Temporary metadata of a new node, until it has its name: the notes, and the name of the SRU's output."""
 
 
 class FuseSRU(RewriteRuleClassBase):
-    """See the module."""
+    """Rule of this module."""
 
     def __init__(self) -> None:
         super().__init__(NAME, remove_nodes=False)  # shared constants and statistics may stay
@@ -50,7 +49,7 @@ class FuseSRU(RewriteRuleClassBase):
         concat = y.producer()
         sigmoid = None if concat is None else find_sigmoid(concat)
         if concat is None or sigmoid is None:
-            return result.fail()  # any other Concat: no candidate, no reason
+            return result.fail()  # any other Concat is no candidate
         try:
             reading = read_sru(concat, sigmoid)
             reading.gate.operator_inputs()
@@ -76,7 +75,7 @@ class FuseSRU(RewriteRuleClassBase):
         if shape is None:
             raise ValueError("read_sru() needs a shape")
         planes, back = _as_planes(op, reading.x, len(shape), site)
-        # by attribute: op.op() takes other arguments in each onnxscript
+        # getattr, because op.op() takes other arguments in each version of onnxscript
         variant = reading.gate.variant
         fused = getattr(op, variant.operator)(
             planes, *inputs, **variant_attributes(variant), _domain=DOMAIN, _version=DOMAIN_VERSION
@@ -99,7 +98,7 @@ class FuseSRU(RewriteRuleClassBase):
 def _as_planes(
     op: RewriterContext, x: ir.Value, rank: int, site: str
 ) -> tuple[ir.Value, Callable[[ir.Value], ir.Value]]:
-    """x as ``[N, C, H, W]``, itself where it is that already, and what brings such a value back to x's rank."""
+    """x as ``[N, C, H, W]`` (unchanged at rank 4), and a function that brings such a value back to x's rank."""
     if rank == 4:
         return x, lambda y: y
     if rank < 4:
@@ -117,7 +116,7 @@ def _shape_of_planes(shape: ir.Shape) -> ir.Shape:
 
 
 def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
-    """Which of the gate's tensors something else reads; empty if none."""
+    """The reason if other nodes read one of the gate's tensors; else empty."""
     inside = {id(node) for node in reading.region}
     for value in reading.gate_values:
         if value.is_graph_output():
@@ -129,7 +128,7 @@ def _needed_elsewhere(reading: SRUReading, concat: ir.Node) -> str:
 
 
 def read_all(model: ir.Model) -> dict[str, SRUReading]:
-    """Every SRU that can be read in the main graph, by the name of its output; nothing is changed."""
+    """All readable SRUs of the main graph by the name of their output; the graph is not changed."""
     found = {}
     for node in model.graph:
         sigmoid = find_sigmoid(node) if node.op_type == "Concat" else None
@@ -142,10 +141,10 @@ def read_all(model: ir.Model) -> dict[str, SRUReading]:
 
 
 def uncrossed_gates(model: ir.Model, reported: set[int]) -> Iterator[tuple[str, str]]:
-    """Thresholded sigmoids that no Concat led to: (node, why they are no SRU).
+    """Thresholded sigmoids that belong to no Concat: (node, why they are no SRU).
 
     Args:
-        reported: ids of the sigmoids that have had their reason.
+        reported: ids of the sigmoids whose refusal is reported already.
     """
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if not is_thresholded(node) or id(node) in reported:

@@ -218,7 +218,7 @@ def test_rewriting_again_finds_nothing(script):
 def test_half_precision_is_refused(dynamo):
     module = wild.randomize(wild.OriginalSRU(8, 4)).half()
     _, reason = refusal(onnxsim.simplify(naive.export(module, naive.noise(2, 8, 4, 6).half(), dynamo))[0])
-    assert reason == "its data is FLOAT16, and so its gates are rounded; rewrite the float32 model"
+    assert reason == "its data is FLOAT16, which rounds its gates; rewrite the float32 model"
 
 
 def test_a_float32_gate_on_half_precision_data_is_fused():
