@@ -1,4 +1,4 @@
-"""A float32 model as the converter reads it: one graph with typed values, constants as initializers, no functions."""
+"""Float32 models in the converter's form: typed values, constants as initializers, no foreign functions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIRST_IR_WITH_FREE_INITIALIZERS = 4  # before, each initializer had to be an in
 
 
 def as_ir(proto: onnx.ModelProto) -> ir.Model:
-    """The onnx-ir model of a file; sparse initializers become dense, because onnx-ir has none."""
+    """The onnx-ir model of a protobuf model; sparse initializers become dense, because onnx-ir has none."""
     if any(graph.sparse_initializer for graph in all_protos(proto.graph)):
         dense = onnx.ModelProto()
         dense.CopyFrom(proto)
@@ -37,13 +37,12 @@ def as_ir(proto: onnx.ModelProto) -> ir.Model:
 def typed_float32(model: ir.Model) -> ir.Model:
     """A sorted copy of a model in which every value has its type.
 
-    Standard operators have the domain ``""``. Functions of other domains than ours are inlined, ``Constant`` nodes are
-    initializers (those that are a graph's output aside), ``CastLike`` is the ``Cast`` that it comes to. Where all
-    initializers are inputs too, as old exporters write them, they are inputs no more; where some are, those are
-    defaults that a caller may override.
+    Standard operators get the domain ``""``. Functions of other domains than ours are inlined. ``Constant`` nodes
+    become initializers, except graph outputs; ``CastLike`` becomes ``Cast``. If all initializers are inputs too, as old
+    exporters write them, they are removed from the inputs; if only some are, these stay as defaults.
 
     Raises:
-        ModelError: the model holds half types or int8 arithmetic already, or cannot be brought into this form.
+        ModelError: the model holds half types or int8 arithmetic already, or its functions cannot be inlined.
     """
     copy = ir.from_proto(ir.to_proto(model))
     _name_standard_domain(copy)
@@ -51,7 +50,7 @@ def typed_float32(model: ir.Model) -> ir.Model:
         _inline(copy)
     proto = ir.to_proto(copy)
     _free_initializers(proto)
-    with contextlib.suppress(Exception):  # onnx raises several; what has no type then stays float32, by name
+    with contextlib.suppress(Exception):  # onnx raises several; values without a type then stay float32, with a reason
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     found = ir.from_proto(proto)
     _fill_names(found)
@@ -148,7 +147,7 @@ def _to_cast(node: ir.Node) -> None:
     assert dtype is not None  # noqa: S101  (for the type checker: the caller looked)
     node.resize_inputs(1)
     node.op_type = "Cast"
-    node.attributes.pop("saturate", None)  # of float8 alone
+    node.attributes.pop("saturate", None)  # for float8 only
     node.attributes["to"] = ir.AttrInt64("to", int(dtype))
 
 

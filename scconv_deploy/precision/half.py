@@ -1,11 +1,11 @@
-"""float16 and bfloat16 for an ONNX model: the data in half, the gate and what needs it in float32.
+"""Convert an ONNX model to float16 or bfloat16: data in half, gates and sensitive operators in float32.
 
-Every node gets one type. Where a value meets a node of the other type there is one Cast, however many nodes read it.
-An SRU takes its data in half and its parameters in float32; its function computes statistics and gates in float32.
-Graphs inside a node (branches, loop bodies) are converted like the main one; what enters and leaves them is float32.
+Every node gets one type. A value that nodes of the other type read gets one Cast for all of them. An SRU takes its data
+in half and its parameters in float32; its function computes statistics and gates in float32. Graphs inside a node
+(branches, loop bodies) are converted like the main graph; their inputs and outputs are float32.
 
-Works on the finished float32 graph and not on the module: by then BatchNorms are folded into convolutions in float32
-(in half, a small running variance rounds to 0), and a graph of any exporter goes the same way.
+The finished float32 graph is converted, not the module: its BatchNorms are folded into convolutions in float32 already
+(in half, a small running variance rounds to 0), and graphs of all exporters are treated alike.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ KEPT_OPERATORS: dict[str, str] = {
 }
 """Operators that stay in float32, and why.
 
-Measured (``python -m benchmarks half_keep``): rounding what they give costs nothing; a runtime that also adds up in
-half gets the means of ScConv-ResNet-50 wrong by up to 2 % in float16 and 73 % in bfloat16. Keeping Softmax too costs no
-cast, for it stands between a kept mean and a product. Reasons that name a range follow from the type.
+Measured (``python -m benchmarks half_keep``): rounding their results costs nothing; a runtime that also sums in half
+gets the means of ScConv-ResNet-50 wrong by up to 2 % in float16 and 73 % in bfloat16. Softmax costs no further cast, as
+it stands between a kept mean and a product. Reasons that name a range follow from the type.
 """
 
-_WORST_CONSTANT = 4.0  # in unit roundoffs: a constant that half represents worse than this is not rounded but lost
+_WORST_CONSTANT = 4.0  # relative error in unit roundoffs beyond which a constant counts as lost in half
 _AS_LARGE = "its values may be as large as those of"
 _CARRYING = {
     "Add", "Sub", "Where", "Max", "Min", "Sum", "Neg", "Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
@@ -77,7 +77,7 @@ class HalfOptions:
 
     Attributes:
         precision: ``fp16`` or ``bf16``.
-        io: types of the graph's inputs and outputs; ``half`` saves the casts where the host can give it.
+        io: type of the graph's inputs and outputs; ``half`` saves casts where the host has half data.
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
     """
 
@@ -91,9 +91,9 @@ class Conversion:
     """A converted model.
 
     Attributes:
-        half: how many nodes compute in half.
+        half: number of nodes that compute in half.
         kept: (node, why it stays in float32).
-        casts: how many casts were put in.
+        casts: number of inserted casts.
     """
 
     model: ir.Model
@@ -103,10 +103,10 @@ class Conversion:
 
 
 def converted(model: ir.Model, options: HalfOptions) -> Conversion:
-    """:func:`to_half` of a model, which then says in its metadata what was done to it."""
+    """Convert a copy of a model by :func:`to_half`, and write the options into its metadata."""
     conversion = to_half(model, options)
     if not conversion.half and not conversion.casts:
-        return conversion  # it is the float32 model still, and does not call itself another
+        return conversion  # it is still the float32 model
     conversion.model.metadata_props[PRECISION] = json.dumps(
         {"precision": options.precision, "io": options.io, "keep": list(options.keep)}
     )
@@ -117,8 +117,8 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
     """Convert a copy of a float32 model.
 
     Raises:
-        ModelError: its opset is too low for the type; it holds half types or int8 arithmetic already; or functions of
-            another domain that cannot be inlined.
+        ModelError: its opset is too low for the type; it holds half types or int8 arithmetic already; or its functions
+            cannot be inlined.
         UsageError: a pattern of ``keep`` matches nothing.
     """
     float32_model = typed_float32(model)
@@ -135,10 +135,10 @@ def to_half(model: ir.Model, options: HalfOptions) -> Conversion:
 
 
 class _Conversion:
-    """The state of one conversion; :meth:`run` does it.
+    """One conversion and its state; :meth:`run` converts the model in place.
 
-    Every value gets one type. A node in half has its float inputs and outputs in half, as far as they follow the type
-    of its data; where a value meets the other type there is a cast right behind the value, in the value's own graph.
+    Every value gets one type. A node in half has those float inputs and outputs in half that follow the type of its
+    data. A cast stands right behind the value that it converts, in the value's own graph.
     """
 
     def __init__(self, model: ir.Model, opset: int, options: HalfOptions) -> None:
@@ -205,7 +205,7 @@ class _Conversion:
         if pattern is not None:
             return f"kept by {pattern!r}"
         if graphs_of(node):
-            return "what enters and leaves its graphs is float32"
+            return "the inputs and outputs of its graphs are float32"
         if node in self._protected.nodes:
             return self._protected.nodes[node]
         if node.domain == DOMAIN:
@@ -246,13 +246,13 @@ class _Conversion:
         return bool(of_floats) and all(wanted in allowed[t] for t in of_floats)
 
     def _bad_constant(self, value: ir.Value, node: ir.Node) -> str:
-        """Damage that half would do to a constant beyond rounding, or none; infinity stays infinity in half."""
+        """What half would do to a constant beyond rounding; empty for nothing. Infinity stays infinity in half."""
         if not _is_constant(value) or value.const_value is None:
             return ""
         array = value.const_value.numpy().astype(np.float64)
         finite = array[np.isfinite(array)]
         if np.abs(finite).max(initial=0.0) > LARGEST[self._options.precision]:
-            if node.op_type == "Clip":  # beyond what half can hold is no bound for it, and infinity is none either
+            if node.op_type == "Clip":  # a bound beyond half's range becomes infinity: neither limits half data
                 return ""
             return f"the constant {value.name} overflows half: {np.abs(finite).max():.3g}"
         rounded = finite.astype(self._dtype.numpy()).astype(np.float64)
@@ -260,7 +260,7 @@ class _Conversion:
         if error > _WORST_CONSTANT * UNIT_ROUNDOFF[self._options.precision] * norm:
             return f"the constant {value.name} vanishes in half: {np.abs(finite[finite != 0]).max():.3g}"
         if (finite == np.round(finite)).all() and len(np.unique(rounded)) < len(np.unique(finite)):
-            return f"the constant {value.name} counts further than half can: {np.abs(finite).max():.5g}"
+            return f"the constant {value.name} holds integers that half rounds: up to {np.abs(finite).max():.5g}"
         return ""
 
     # --- types -------------------------------------------------------------------------------------------------
@@ -270,9 +270,9 @@ class _Conversion:
         return [v for i, v in enumerate(node.inputs) if v is not None and v in self._floats and self._follows(node, i)]
 
     def _follows(self, node: ir.Node, index: int) -> bool:
-        """Whether an input has the type of the node's data, as parameters of gates, coordinates and fixed types do not.
+        """Whether an input has the type of the node's data; parameters of gates, coordinates and fixed types do not.
 
-        A coordinate whose type is the data's own, as RoiAlign's, keeps its node in float32 and is not asked for here.
+        A coordinate of the data's own type, as in RoiAlign, keeps its node in float32, so it does not come here.
         """
         if node.domain == DOMAIN:
             return index == 0
@@ -282,7 +282,7 @@ class _Conversion:
         return is_variable and index not in COORDINATES.get(node.op_type, ())
 
     def _type_graph_inputs(self) -> None:
-        """Make graph inputs half, except indices and the like, which no host could give in half."""
+        """Make graph inputs half, except those that become indices, sizes and the like."""
         for value in self._model.graph.inputs:
             if value in self._protected.inputs:
                 self.kept.append((value.name or "input", f"input: {self._protected.inputs[value]}"))
@@ -327,7 +327,7 @@ class _Conversion:
                 node.replace_input_with(index, self._typed(value, wanted))
 
     def _typed(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in another type, by one cast for all nodes that ask for it."""
+        """The value in another type; one cast serves all nodes that need it."""
         key = (value, dtype)
         if key not in self._in_type:
             name = self._new_name(f"{value.name}_{'half' if dtype == self._dtype else 'float'}")
@@ -340,7 +340,7 @@ class _Conversion:
     def _half_constant(self, value: ir.Value, name: str) -> ir.Value:
         assert value.const_value is not None  # noqa: S101  (for the type checker: it is a constant)
         assert value.graph is not None  # noqa: S101  (the same)
-        with np.errstate(over="ignore"):  # of the bounds of a Clip
+        with np.errstate(over="ignore"):  # bounds of a Clip overflow
             tensor = ir.Tensor(value.const_value.numpy().astype(self._dtype.numpy()), name=name)
         half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self._dtype), const_value=tensor)
         value.graph.initializers[name] = half
@@ -367,7 +367,7 @@ class _Conversion:
         return name
 
     def _type_graph_outputs(self, graph: ir.Graph) -> None:
-        """Give graph outputs their expected types under their own names; a node may have asked for such a cast."""
+        """Give graph outputs their expected types under their own names; a cast of another node is reused."""
         in_half = graph is self._model.graph and self._options.io == "half"
         wanted = self._dtype if in_half else ir.DataType.FLOAT
         renamed: dict[ir.Value, ir.Value] = {}
@@ -382,7 +382,7 @@ class _Conversion:
                 graph.outputs[index] = renamed[value] = output
 
     def _drop_replaced_constants(self) -> None:
-        """Keep a constant that only half nodes read once, under its own name."""
+        """Drop float32 constants that only half nodes read; the half constant takes over the name."""
         for (value, _), half in self._in_type.items():
             if _is_constant(value) and _is_constant(half) and not value.uses() and not value.is_graph_output():
                 name, graph = value.name, value.graph
@@ -397,7 +397,7 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """The name, then the name with numbers behind it."""
+    """The name, then the name with a number appended, from 1."""
     yield name
     number = 0
     while True:

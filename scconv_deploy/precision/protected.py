@@ -1,9 +1,9 @@
-"""Float arithmetic that stays float32 because of where its result goes: an index, a decision, a coordinate.
+"""Float arithmetic that stays float32 because its result becomes an index, a decision, a coordinate or the like.
 
-Half has 11 bits: it counts to 2048 and no further, it places a pixel of a large image on its neighbour, and the z of a
-gate, of the order 1/C, rounds away in it. So what ends in such a thing is found by walking back from it, through
-element-wise, shape and reducing operators, to where the data of the network begin: products with many terms, SRUs, and
-the sums that residual networks keep their data in. Those are rounded to half like all data, and what follows is exact.
+float16 has 11 bits: it counts to 2048 only, moves a pixel of a large image to its neighbour, and rounds away the z of a
+gate, which is of the order 1/C. So each such result is followed back through element-wise, shape and reducing
+operators, until the data of the network: products with many terms, SRUs, and the sums of residual connections. Those
+are rounded to half like all data; everything after them stays float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LAYERS = {
     "Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention",
 }  # fmt: skip
 _FEWEST_TERMS = 5
-"""Terms of the smallest product that is a layer. One of fewer is a change of coordinates (a rotation, a homography)."""
+"""Fewest terms of a product that counts as a layer. Fewer are a change of coordinates (a rotation, a homography)."""
 
 _REDUCING = ("Reduce", "Global", "ArgM", "Shape", "Size")
 
@@ -28,20 +28,20 @@ COORDINATES: dict[str, tuple[int, ...]] = {
     "Resize": (1, 2), "Upsample": (1,), "GridSample": (1,), "AffineGrid": (0,), "RoiAlign": (1,), "MaxRoiPool": (1,),
     "Range": (0, 1, 2), "OneHot": (0, 1),
 }  # fmt: skip
-"""Operators with float inputs that are coordinates, sizes or counts, and which inputs."""
+"""Indices of float inputs that are coordinates, sizes or counts, by operator."""
 
 _STEPS = {"Floor", "Ceil", "Round", "Sign", "Mod", "Bernoulli"}
 _PERIODIC = {"Sin", "Cos", "Tan"}
-_OF_NO_VALUE = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}  # what they give depends on no number
+_OF_NO_VALUE = {"Shape", "Size", "SequenceLength", "OptionalHasElement"}  # independent of the values
 _WIDE = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
 
 @dataclass(frozen=True, eq=False)
 class Protected:
-    """Nodes and values that stay in float32 because of what they become, with the reasons.
+    """Nodes and graph inputs that stay in float32 because of their use, with the reasons.
 
     Attributes:
-        nodes: of the main graph and of the graphs in it.
+        nodes: of the main graph and of all graphs in it.
         inputs: of the main graph.
     """
 
@@ -67,14 +67,14 @@ def protected(model: ir.Model) -> Protected:
 
 
 def _own(node: ir.Node) -> str:
-    """The reason if a node itself computes in float32; empty if it does not, or takes any type."""
+    """The reason if a node itself must compute in float32, else empty."""
     if node.op_type in ("Cast", "Resize", "GridSample", "Upsample", "OneHot") or node.domain != "":
         return ""  # coordinates have types of their own there
     return _needs(node)[0]
 
 
 def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
-    """The use of a node's inputs that needs float32, and these inputs; empty without one."""
+    """Why a node needs inputs in float32, and which; empty if it does not."""
     floats = [value for value in node.inputs if value is not None and _carries_floats(value)]
     if not floats or graphs_of(node):
         return "", []
@@ -86,7 +86,7 @@ def _needs(node: ir.Node) -> tuple[str, list[ir.Value]]:
             places = [v for i, v in enumerate(node.inputs) if i in at and v is not None and _carries_floats(v)]
             return ("its result is a coordinate or a size", places) if places else ("", [])
         if node.op_type in _STEPS:
-            return "its result takes a step", floats
+            return "its result goes into a step function", floats
         if node.op_type in _PERIODIC:
             return "its result is an angle", floats
         if node.op_type in _OF_NO_VALUE:
@@ -107,7 +107,7 @@ def _carries_floats(value: ir.Value) -> bool:
 
 
 class _Walk:
-    """Walk from values back to the nodes that they come from: :attr:`nodes` and :attr:`values` collect both."""
+    """Backward walk from values to the nodes that compute them; collected in :attr:`nodes` and :attr:`values`."""
 
     def __init__(self, nodes: list[ir.Node]) -> None:
         self.nodes: dict[ir.Node, str] = {}
@@ -131,7 +131,7 @@ class _Walk:
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Whether a node's results are data of the network: a product with many terms, an SRU, something unknown."""
+    """Whether a node's results are data of the network: a product with many terms, or an operator of another domain."""
     if node.domain != "":
         return True
     if node.op_type not in _LAYERS:
@@ -146,8 +146,8 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def _residual_sums(nodes: list[ir.Node]) -> set[ir.Node]:
-    """Sums of data that go on into a layer: where a residual network keeps its data."""
-    fresh: set[ir.Value] = set()  # data: a layer's results, and what is computed from them element by element
+    """Sums of data that feed a layer: the residual connections."""
+    fresh: set[ir.Value] = set()  # data: results of layers, and of element-wise operators on them
     for node in nodes:
         comes_from_data = not node.op_type.startswith(_REDUCING) and any(v in fresh for v in node.inputs)
         if is_layer(node) or comes_from_data:

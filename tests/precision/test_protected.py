@@ -47,7 +47,7 @@ def test_indices_are_exact(middle):
     assert types(half)["t"] == TensorProto.FLOAT16
     assert kept(conversion)["f"] in (
         "Cast: its result is an index or a count (Cast i)",
-        "Cast: its result takes a step (Floor r)",
+        "Cast: its result goes into a step function (Floor r)",
     )
     (y,) = run(half, id=ROWS, c=np.array(True))
     np.testing.assert_array_equal(y, TABLE[ROWS].astype(np.float16).astype(np.float32))
@@ -157,7 +157,7 @@ def test_the_mean_of_positions():
     model = parsed("g (float[n, 5000] x) => (int64[n, 1] i) { p = Softmax (x)  c = MatMul (p, at)"
                    "  i = Cast <to = 7> (c) }", at=np.arange(5000, dtype=np.float32).reshape(5000, 1))  # fmt: skip
     half, conversion = halved(model)
-    assert kept(conversion)["c"] == "MatMul: the constant at counts further than half can: 4999"
+    assert kept(conversion)["c"] == "MatMul: the constant at holds integers that half rounds: up to 4999"
     x = np.zeros((3, 5000), np.float32)
     x[np.arange(3), [2049, 3001, 4999]] = 60
     assert_same(model, half, x=x)
