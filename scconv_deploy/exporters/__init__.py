@@ -1,1 +1,1 @@
-"""Everything that writes an artifact."""
+"""Export to ONNX, and build engines of TensorRT and TensorRT-RTX."""

@@ -1,8 +1,8 @@
-"""PyTorch to a bare ONNX graph by torch.export, for every size that was declared, and its refusals in words.
+"""Trace a PyTorch model to a bare ONNX graph by torch.export, checked for every declared size; explain refusals.
 
-Open axes are left to torch.export's own inference (``Dim.AUTO``), which notes what it assumed of them and refuses
-nothing; :mod:`.ranges` then holds the notes against the declared ranges. ``torch.export.Dim`` with a range would be
-narrowed by ``torch.onnx.export`` without a word wherever the model's code asks for it.
+Open axes are left to torch.export's inference (``Dim.AUTO``), which records its assumptions as guards and refuses
+nothing; :mod:`.ranges` then checks the guards against the declared ranges. A ``torch.export.Dim`` with a range would be
+narrowed silently by ``torch.onnx.export`` wherever the model's code needs it.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 def capture(model: nn.Module, signature: Signature, output_names: Sequence[str], opset: int) -> ir.Model:
     """Trace a model and translate it to ONNX, with the names of its inputs, outputs and open axes.
 
-    Python is followed as it runs; where that ties the graph to some sizes, its bytecode is read instead
+    Python is traced as it runs (``strict=False``). If that ties the graph to some sizes, its bytecode is traced instead
     (``strict=True``), which keeps ``int(size * 0.5)`` open.
 
     Raises:
-        ModelError: torch.export refuses the model, or what it traced does not hold everywhere in the declared ranges.
+        ModelError: torch.export refuses the model, or the graph does not hold for all declared sizes.
     """
     args, kwargs = _traceable(signature)
     trace = _Trace(model, signature, (args, kwargs))
@@ -66,38 +66,38 @@ def capture(model: nn.Module, signature: Signature, output_names: Sequence[str],
         with _sizes_of_one(), _recurrent_loops(bool(shapes)), trace:
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         doubtful = trace.check(exported)
-        exported.example_inputs = None  # else taking it apart evaluates its guards, which makes new ones
+        exported.example_inputs = None  # else decomposition evaluates its guards, which makes new ones
         program = torch.onnx.export(
             exported, dynamo=True, opset_version=opset, input_names=signature.names, output_names=output_names,
             custom_translation_table=TRANSLATIONS, verbose=False,
         )  # fmt: skip
         assert program is not None  # noqa: S101  (for the type checker: dynamo=True returns a program)
         if program.exported_program is not None:
-            doubtful += trace.check(program.exported_program)  # taking operators apart assumes things too
+            doubtful += trace.check(program.exported_program)  # decomposition adds guards of its own
         trace.check_shapes(exported, output_names, doubtful)
         return program
 
     with quiet():
         try:
             program = translated(strict=False)
-        except Exception as error:  # torch.export raises anything, from its own family to the model's errors
+        except Exception as error:  # torch.export raises its own errors and those of the model's code
             refusal = error if isinstance(error, ModelError) else _refusal(error, trace)
             try:
                 program = translated(strict=True)
-            except Exception:  # what was found first is what the model's code says
+            except Exception:  # the first refusal is in terms of the model's code
                 raise refusal from error
     trace.name_axes(program)
     return program.model
 
 
 def _sizes_of_one() -> contextlib.AbstractContextManager[None]:
-    """An open axis may be 1: a comparison with 1 is noted like any other, as in torch's own exporter."""
+    """Let an open axis be 1: a comparison with 1 becomes a guard like any other, as in torch's own exporter."""
     return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
 def _recurrent_loops(dynamic: bool) -> Iterator[None]:
-    """LSTM and GRU as loops, so that their length may be open, as in torch's own exporter."""
+    """Translate LSTM and GRU to loops, so that their length may be open, as in torch's own exporter."""
     with contextlib.ExitStack() as stack:
         if dynamic:
             with contextlib.suppress(ImportError):  # releases before 2.12 have none
@@ -125,9 +125,9 @@ def _traceable(signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class _Trace:
-    """What a trace assumed of the open axes, and where in the model's code.
+    """Guards of a trace on the open axes, with their places in the model's code.
 
-    A context manager: inside it, each guard is noted with its place as soon as torch.export makes it.
+    A context manager: inside it, each guard is recorded with its place when torch.export makes it.
     """
 
     def __init__(self, model: nn.Module, signature: Signature, arguments: Any) -> None:
@@ -141,7 +141,7 @@ class _Trace:
         self._opened: list[OpenSizes] = []
 
     def dims(self) -> dict[str, Any]:
-        """What torch.export is told of each symbol: its range, and that the rest is its own business."""
+        """Declared range of each symbol as a ``Dim.AUTO``; torch.export infers the rest."""
         return {a.symbol: torch.export.Dim.AUTO(min=a.minimum, max=a.maximum) for a in self._signature.dynamic}
 
     def __enter__(self) -> None:
@@ -151,7 +151,7 @@ class _Trace:
         self._hook.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Remember the symbols before the code can replace them, and watch the guards."""
+        """Record the symbols before the model's code can replace them, and watch the guards."""
         if torch.compiler.is_dynamo_compiling():
             return
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -173,10 +173,10 @@ class _Trace:
     # --- judging -------------------------------------------------------------------------------------------------
 
     def check(self, exported: torch.export.ExportedProgram) -> list[list[int]]:
-        """Raise ModelError where what was traced does not hold for everything that was declared.
+        """Raise ModelError if the graph does not hold for all declared sizes.
 
         Returns:
-            Sizes whose shapes are worth a look, see :func:`.ranges.check_guards`.
+            Sizes whose output shapes must be checked, see :func:`.ranges.check_guards`.
         """
         inputs = set(exported.graph_signature.user_inputs)
         values = [
@@ -185,7 +185,7 @@ class _Trace:
         tensors = [value for value in values if isinstance(value, Tensor)]
         environment = next((found for t in tensors if (found := _environment_of(t)) is not None), None)
         symbols = self._symbols
-        if environment is not self._environment:  # another trace, read as bytecode: what is left of the symbols
+        if environment is not self._environment:  # a trace of bytecode: the symbols that are left
             symbols = self._symbols_of(tensors) if len(tensors) == len(self._inputs) else {}
         self._opened = self._grouped(symbols)
         if not self._opened or environment is None:
@@ -200,7 +200,7 @@ class _Trace:
     def check_shapes(
         self, exported: torch.export.ExportedProgram, output_names: Sequence[str], doubtful: list[list[int]]
     ) -> None:
-        """Raise ModelError where the model returns other shapes than the graph, or refuses its inputs."""
+        """Raise ModelError if the model returns other shapes than the graph, or refuses its inputs."""
         if self._opened:
             shapes, tried = traced_shapes(exported, output_names), [*ends(self._opened), *doubtful]
             check_shapes(self._model, self._signature, shapes, self._opened, tried)
@@ -220,7 +220,7 @@ class _Trace:
         return opened
 
     def _check_open(self, tensors: Sequence[Tensor]) -> None:
-        """What no guard tells: a declared axis that is a number in the graph or follows another's."""
+        """Raise ModelError if a declared axis is a constant in the graph, or follows another axis; no guard says so."""
         taken: dict[Any, str] = {}
         for name, tensor in zip(self._signature.names, tensors, strict=True):
             for axis in self._signature.dynamic:
@@ -233,7 +233,7 @@ class _Trace:
                         f"{where}, but the model's code fixes it to {size}.",
                         "Leave it static, or make the code independent of it.",
                     )
-                if not isinstance(size.node.expr, sympy.Symbol):  # no guard says so: the symbol is gone
+                if not isinstance(size.node.expr, sympy.Symbol):  # the axis has no symbol of its own
                     raise ModelError(
                         f"{where}, but the model's code ties it to the size of another axis (it is {size.node.expr}).",
                         "Leave one of them static, or make the code independent of it.",
@@ -246,7 +246,7 @@ class _Trace:
                     )
 
     def name_axes(self, program: torch.onnx.ONNXProgram) -> None:
-        """Call the graph's open axes by the names of the signature."""
+        """Rename the graph's open axes to the symbols of the signature."""
         names: dict[Any, str] = {}
         for value in program.model.graph.inputs:
             for axis in self._signature.dynamic:
@@ -257,11 +257,11 @@ class _Trace:
     # --- places --------------------------------------------------------------------------------------------------
 
     def place_of_error(self, error: BaseException) -> tuple[str, str]:
-        """Module and line of the user's code that an error came from."""
+        """Module and line of the user's code that raised an error."""
         return _place(self._paths, [frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1])
 
     def fresh_layer(self, error: BaseException) -> nn.Module | None:
-        """A module with parameters that the model's code was using and that is not one of the model's."""
+        """The module with parameters in an error's traceback that is not part of the model; None without one."""
         for frame, _ in traceback.walk_tb(error.__traceback__):
             owner = frame.f_locals.get("self")
             if not isinstance(owner, nn.Module) or id(owner) in self._paths:
@@ -277,7 +277,7 @@ def _environment_of(tensor: Tensor) -> Any:
 
 
 class _NotedGuards(list):
-    """A trace's guards, and the place in the model's code that each one came from."""
+    """List of a trace's guards that also records the place in the model's code of each."""
 
     def __init__(self, paths: dict[int, str], guards: Sequence[Any] = ()) -> None:
         super().__init__(guards)
@@ -301,7 +301,7 @@ def _place(paths: dict[int, str], frames: Iterable[FrameType]) -> tuple[str, str
     module = line = ""
     for frame in frames:
         node, owner = frame.f_locals.get("n"), frame.f_locals.get("self")
-        if isinstance(node, torch.fx.Node):  # an operator is taken apart, after the trace
+        if isinstance(node, torch.fx.Node):  # an operator is decomposed after the trace
             return _module_of(node), _line_of(node)
         if not line and not _is_foreign(frame.f_code.co_filename):
             line = _line(frame.f_code.co_filename, frame.f_lineno)
@@ -328,7 +328,7 @@ def _line_of(node: torch.fx.Node) -> str:
 
 
 def _is_foreign(file: str) -> bool:
-    """Whether a file is not the model's own code: torch, what it runs on, the standard library, this package."""
+    """Whether a file is not the model's code: of torch or its dependencies, the standard library or this package."""
     path = Path(file)
     if file.startswith((_TORCH, "<")) or (path.is_relative_to(_OURS) and path.parent.name != "zoo"):
         return True
@@ -341,7 +341,7 @@ def _is_foreign(file: str) -> bool:
 
 
 def _refusal(error: BaseException, trace: _Trace) -> ModelError:
-    """torch wraps the reason in several layers of advice; the innermost one says it."""
+    """The error for a refused trace. torch wraps the reason in layers of advice; the innermost exception has it."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -353,13 +353,13 @@ def _refusal(error: BaseException, trace: _Trace) -> ModelError:
     fresh = next((layer for one in chain[::-1] if (layer := trace.fresh_layer(one)) is not None), None)
     if fresh is not None:
         return ModelError(
-            f"The model's code makes a layer of its own in each call, {type(fresh).__name__}{where}, and torch.export "
-            "cannot follow parameters that are made while it traces.",
+            f"The model's code makes a new layer in each call, {type(fresh).__name__}{where}, and torch.export cannot "
+            "trace parameters that are made during the trace.",
             f"Build it once, in __init__; or {BY_TORCHSCRIPT}.",
         )
     if any(name in str(chain[-1]) for name in ("SymInt", "SymFloat", "SymBool")):
         return ModelError(
-            f"The model's code takes the size of an open axis for a plain number{where}: "
+            f"The model's code uses the size of an open axis as a plain number{where}: "
             f"{type(chain[-1]).__name__}: {first_line(chain[-1]).rstrip('.')}.",
             "Leave that axis static, or compute with torch there.",
         )
@@ -370,7 +370,7 @@ def _refusal(error: BaseException, trace: _Trace) -> ModelError:
 
 
 def _node_of(error: BaseException) -> torch.fx.Node | None:
-    """The node that was being translated when it was raised."""
+    """The node whose translation raised an error; None without one."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         node = frame.f_locals.get("node")
         if isinstance(node, torch.fx.Node):
@@ -379,7 +379,7 @@ def _node_of(error: BaseException) -> torch.fx.Node | None:
 
 
 def _operator(node: torch.fx.Node) -> str:
-    """The name as PyTorch's documentation has it."""
+    """The name of a node's operator as in PyTorch's documentation."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.removeprefix("aten::")
     return getattr(node.target, "__name__", str(node.target))
@@ -415,7 +415,7 @@ def _export_remedy(text: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's exporter from writing to the terminal; errors are raised, not logged."""
+    """Silence logging, warnings and stdout of torch's exporter; errors are raised, not logged."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     exporter = logging.getLogger("torch.onnx")  # by name too: a model's code may turn logging on again

@@ -1,4 +1,4 @@
-"""ONNX for :func:`scconv_deploy.zoo.nms.non_max_suppression`: standard operators only."""
+"""Translation of :func:`scconv_deploy.zoo.nms.non_max_suppression` to standard ONNX operators."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from scconv_deploy.zoo import nms  # noqa: F401  (registers the operator)
 def _non_max_suppression(
     boxes: Any, scores: Any, max_per_class: int, iou_threshold: float, score_threshold: float
 ) -> Any:
-    """NonMaxSuppression lists ``[S, 3]`` indices (image, class, box); ScatterND marks them in ``[N, C, M]`` zeros.
+    """Mark the selected boxes with ones in ``[N, C, M]`` zeros.
 
-    What follows then has a fixed size, and S, which depends on the data, stays between these two nodes.
+    NonMaxSuppression lists them as ``[S, 3]`` indices (image, class, box), and ScatterND marks them. S depends on the
+    data and stays between these two nodes, so the result has a fixed size.
     """
     limits: list[Any] = [
         op.Constant(value_ints=[max_per_class]),

@@ -1,7 +1,7 @@
-"""PyTorch to ONNX by torch.export, each recognised SRU as one ``scconv`` node with its model-local function.
+"""Export PyTorch to ONNX by torch.export, each recognised SRU as one ``scconv`` node with its model-local function.
 
-The torch exporter's optimiser inlines functions and its version converter drops them, so the nodes go through it
-bare and get their functions afterwards; onnxsim keeps them.
+The torch exporter's optimiser inlines functions and its version converter drops them. So the nodes are exported bare
+and get their functions afterwards; onnxsim keeps them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _ELIMINATED = "its result is not used, or another node computes the same"
 
 
 class _SRUNode(StandIn):
-    """Stands for a :class:`SwappedSRU` in the export: one symbolic node, named after the module and its call.
+    """Replacement of a :class:`SwappedSRU` in the trace: one symbolic node, named after the module and its call.
 
     Args:
-        calls: counts the calls of each path while the model is traced.
+        calls: counter of the calls of each path during the trace.
     """
 
     def __init__(self, swapped: SwappedSRU, calls: Counter[str]) -> None:
@@ -94,7 +94,7 @@ def export_model(
     mask_form: MaskForm = "multiply",
     metadata: dict[str, str] | None = None,
 ) -> ir.Model:
-    """Export a model whose SRUs were swapped.
+    """Export a model with swapped SRUs to ONNX.
 
     Args:
         swapped: from :func:`scconv_deploy.gate.swap`, in eval mode.
@@ -106,7 +106,7 @@ def export_model(
         metadata: further ``metadata_props``.
 
     Returns:
-        A checked model: IR version 10, the functions in it, every node of the domain named after its module.
+        A checked model of IR version 10 with its functions, every node of the domain named after its module.
 
     Raises:
         ModelError: torch.export, onnxsim or the checker refuses the model.
@@ -144,7 +144,7 @@ def export_model(
 
 
 def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[ir.Model, list[str], dict[str, str]]:
-    """The graph with a bare node for each SRU, the sites that tracing came by, and the module of each value."""
+    """The graph with a bare node for each SRU, the sites called in the trace, and the module of each value."""
     output = signature.run(swapped, signature.tensors)
     refuse_what_is_no_tensor(output)
     output_names = tuple(named_outputs(output, signature.names))
@@ -163,7 +163,7 @@ def _export_bare(swapped: nn.Module, signature: Signature, opset: int) -> tuple[
 
 
 def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[str, str]) -> ir.Model:
-    """What onnxsim dropped or added, put right, and the full checker."""
+    """Restore the metadata that onnxsim dropped, remove its own, and run the full checker."""
     for node in model.graph:
         if node.domain == DOMAIN and node.name in sites:
             node.metadata_props[SITE] = node.name
@@ -178,15 +178,15 @@ def _finish(model: ir.Model, sites: dict[str, tuple[str, str]], metadata: dict[s
 
 
 def _modules_of_values(model: ir.Model) -> dict[str, str]:
-    """The module in PyTorch that computes each value, as the exporter notes it: value -> path.
+    """PyTorch module of each value, from the exporter's metadata: value -> path.
 
-    Values, not nodes, for onnxsim renames nodes and drops their metadata but keeps the names of values.
+    Keyed by values, because onnxsim renames nodes and drops their metadata but keeps the names of values.
     """
     found: dict[str, str] = {}
     for node in model.graph:
         try:
             scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        except (ValueError, SyntaxError):  # a text of another release
+        except (ValueError, SyntaxError):  # another release may write another format
             continue
         if isinstance(scopes, list) and len(scopes) > 1 and scopes[-2]:  # the last one is the operator
             found |= {value.name: str(scopes[-2]) for value in node.outputs if value.name}
@@ -194,7 +194,7 @@ def _modules_of_values(model: ir.Model) -> dict[str, str]:
 
 
 def _drop_exporter_metadata(model: ir.Model) -> None:
-    """The exporter notes stack traces with local paths; they are not part of the artifact."""
+    """Remove the exporter's metadata: its stack traces with local paths are not part of the artifact."""
     model.graph.doc_string = None
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.doc_string = None
@@ -207,7 +207,7 @@ def _drop_exporter_metadata(model: ir.Model) -> None:
 
 
 def _name_sites(model: ir.Model) -> dict[str, tuple[str, str]]:
-    """Name each node of the domain after its site; site -> (operator, variant)."""
+    """Name each node of the domain after its site. Returns site -> (operator, variant)."""
     sites: dict[str, tuple[str, str]] = {}
     for node in model.graph:
         if node.domain == DOMAIN:
@@ -227,7 +227,7 @@ def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _metadata(sites: dict[str, tuple[str, str]], further: dict[str, str]) -> dict[str, str]:
-    """What the file says of itself: no times and no paths of this machine, so that equal inputs give equal bytes."""
+    """Metadata of the file, without times and local paths, so that equal inputs give equal bytes."""
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxsim")}
     return {
         "scconv_deploy.version": __version__,

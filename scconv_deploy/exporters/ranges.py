@@ -1,8 +1,8 @@
-"""Open axes: what torch.export assumed of their sizes while it traced, held against what was declared.
+"""Check torch.export's guards on open axes against the declared sizes.
 
-torch.export follows one size of an open axis and notes every condition under which the graph would have come out
-otherwise (a *guard*: ``size % 2 == 0``, ``size <= 2``). Its own solver gives up on many of them and narrows the range
-without a word; here each one is evaluated for every size that was declared.
+torch.export traces one size of an open axis and records every condition that the graph depends on (a *guard*:
+``size % 2 == 0``, ``size <= 2``). Its own solver gives up on many guards and narrows the range silently. Here each
+guard is evaluated for every declared size.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.model.inputs import DynamicAxis
 
 _MOST_SIZES = 2**20
-"""Of one axis that are tried one by one; of a longer one both ends, a seeded choice, and what the condition names."""
+"""Most sizes of one axis that are all tried. Of more: both ends, a seeded choice, and the numbers in the guards."""
 _MOST_PAIRED = 1024
-"""The same where a condition holds several axes."""
+"""The same for each of two axes in one guard."""
 _LARGEST_EXACT = 2**24
-"""Products of two such sizes and a channel count are still exact in int64."""
+"""Largest size for which products of two sizes and a channel count are exact in int64."""
 _STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 256)
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A condition on sizes.
+    """A condition on sizes that a traced graph depends on.
 
     Attributes:
         expression: in the symbols of the trace.
-        module: path of the module whose code asked; "" where it is not known. ``line`` the same of the user's code.
-        internal: torch's own code asked, not the model's.
+        module: path of the module whose code made it; "" if unknown. ``line`` is that of the user's code.
+        internal: whether torch's own code made it, not the model's.
     """
 
     expression: sympy.Basic
@@ -51,7 +51,7 @@ class Guard:
 
     @property
     def is_about_one(self) -> bool:
-        """Whether torch asked if a size is not 1, as it does to choose strides and to broadcast."""
+        """Whether it is torch's own test that a size is not 1, made for strides and broadcasting."""
         return self.internal and isinstance(self.expression, sympy.Ne) and sympy.Integer(1) in _sides(self.expression)
 
 
@@ -60,8 +60,8 @@ class OpenSizes:
     """The open axes of one symbol.
 
     Attributes:
-        axes: all of them.
-        traced: the size that was followed.
+        axes: all axes with the symbol.
+        traced: the size of the trace.
         names: of the symbol in the trace, one for each tensor that has it.
     """
 
@@ -78,7 +78,7 @@ class OpenSizes:
         return _name(self.axis)
 
     def sizes(self, most: int = _MOST_SIZES, named: Sequence[int] = ()) -> np.ndarray:
-        """The declared sizes, int64, or so many of them."""
+        """The declared sizes, int64, or about ``most`` of them, with those around ``named``."""
         axis = self.axis
         first = -(-axis.minimum // axis.step)
         count = axis.maximum // axis.step - first + 1
@@ -92,14 +92,14 @@ class OpenSizes:
 
 
 def check_guards(guards: Sequence[Guard], opened: Sequence[OpenSizes]) -> list[list[int]]:
-    """Every condition holds for all declared sizes.
+    """Check that every guard holds for all declared sizes.
 
     Returns:
-        Sizes of the symbols of ``opened`` where one does not and yet nothing need change: torch takes a size of 1
-        another way to the same result. The shapes there are worth a look.
+        Sizes of the symbols of ``opened`` at which a guard about 1 fails: torch takes another way there, mostly to the
+        same result. The output shapes must be checked there.
 
     Raises:
-        ModelError: one does not; it names the axis, the condition, where it comes from, and the range that would hold.
+        ModelError: a guard fails; it names the axis, the guard, its place, and the range that would hold.
     """
     owner = {name: sizes for sizes in opened for name in sizes.names}
     alone: dict[int, list[Guard]] = {}
@@ -108,7 +108,7 @@ def check_guards(guards: Sequence[Guard], opened: Sequence[OpenSizes]) -> list[l
     for guard in dict.fromkeys(guards):
         involved = [owner.get(symbol) for symbol in guard.expression.free_symbols]
         if None in involved or not involved:
-            continue  # of sizes that depend on values, which the graph computes as PyTorch does
+            continue  # on sizes that depend on values: the graph computes them as PyTorch does
         kept = [sizes for sizes in opened if sizes in involved]
         if guard.is_about_one:
             doubtful += _counterexample(guard, opened, kept)
@@ -124,7 +124,7 @@ def check_guards(guards: Sequence[Guard], opened: Sequence[OpenSizes]) -> list[l
 
 
 def _sides(expression: sympy.Ne) -> list[sympy.Basic]:
-    """Both sides without a common factor: 8*n != 8 asks whether n is 1."""
+    """Both sides of ``!=`` without a common factor: ``8*n != 8`` is ``n != 1``."""
     left, right = (sympy.Integer(side) if side.is_number else side for side in expression.args)
     if right.is_number and right > 1:
         factor = left.as_coeff_Mul()[0]
@@ -133,7 +133,7 @@ def _sides(expression: sympy.Ne) -> list[sympy.Basic]:
 
 
 def _counterexample(guard: Guard, opened: Sequence[OpenSizes], involved: Sequence[OpenSizes]) -> list[list[int]]:
-    """The first sizes where a condition does not hold; the other symbols as they were traced."""
+    """The first sizes at which a guard fails, the other symbols as in the trace; empty if it holds."""
     grids = _grids(guard, involved)
     found = _evaluate(guard.expression, _values(involved, grids)).reshape(-1)
     if found.all():
@@ -158,7 +158,7 @@ def _check_alone(opened: OpenSizes, guards: Sequence[Guard]) -> None:
             hold &= found
     if not broken:
         return
-    # the narrowest tells most: what leaves one size is what fixes the axis
+    # the guard that holds for the fewest sizes explains most
     guard = min(broken, key=lambda g: int(_evaluate(g.expression, dict.fromkeys(opened.names, sizes)).sum()))
     axis, condition = opened.axis, in_words(guard, [opened])
     kept = _narrowed(opened, sizes, hold)
@@ -171,15 +171,15 @@ def _check_alone(opened: OpenSizes, guards: Sequence[Guard]) -> None:
     failing = int(sizes[~hold][0])
     multiples = f" (multiples of {kept.step})" if kept.step > axis.step else ""
     raise ModelError(
-        f"{_title(axis)} was declared dynamic from {axis.minimum} to {axis.maximum}, but what was traced at "
-        f"{opened.traced} holds only where {condition}{guard.where}; {failing} is another case.",
-        f"Declare what holds, {option([_within(a, kept) for a in opened.axes])}{multiples}, "
+        f"{_title(axis)} was declared dynamic from {axis.minimum} to {axis.maximum}, but the graph traced at "
+        f"{opened.traced} holds only where {condition}{guard.where}; it fails for {failing}.",
+        f"Declare a range that holds, {option([_within(a, kept) for a in opened.axes])}{multiples}, "
         "or make the code independent of it.",
     )
 
 
 def _narrowed(opened: OpenSizes, sizes: np.ndarray, hold: np.ndarray) -> DynamicAxis | None:
-    """The part of the range that holds: multiples or a run around the traced size, whichever has more; or None."""
+    """The larger part of a range that holds: multiples of a step, or a run around the traced size; None if neither."""
     axis, traced = opened.axis, opened.traced
     at = int(np.searchsorted(sizes, traced))
     left = at - int(np.argmin(hold[at::-1])) + 1 if not hold[: at + 1].all() else 0
@@ -228,8 +228,8 @@ def _together(guard: Guard, opened: Sequence[OpenSizes]) -> ModelError:
     remedy = "Leave all of them but one static, or make the code independent of their sizes."
     if steps:
         options = " ".join(option([_in_steps(sizes, steps[0]).axis]) for sizes in opened)
-        remedy = f"Declare what holds, {options} (multiples of {steps[0]}), or make the code independent of it."
-    return ModelError(f"{names}: what was traced holds only where {condition}, but {each}.", remedy)
+        remedy = f"Declare ranges that hold, {options} (multiples of {steps[0]}), or make the code independent of them."
+    return ModelError(f"{names}: the traced graph holds only where {condition}, but {each}.", remedy)
 
 
 def _in_steps(opened: OpenSizes, step: int) -> OpenSizes:
@@ -244,7 +244,7 @@ def _holds(guard: Guard, opened: Sequence[OpenSizes]) -> bool:
 
 
 def _grids(guard: Guard, opened: Sequence[OpenSizes]) -> list[np.ndarray]:
-    """All combinations of sizes, or many."""
+    """All combinations of the declared sizes, or a selection where they are too many."""
     most = {1: _MOST_SIZES, 2: _MOST_PAIRED}.get(len(opened), 64)
     named = _numbers(guard.expression)
     return list(np.meshgrid(*(sizes.sizes(most, named) for sizes in opened), indexing="ij"))
@@ -258,7 +258,7 @@ def _values(opened: Sequence[OpenSizes], grids: Sequence[np.ndarray]) -> dict[sy
 
 
 def _numbers(expression: sympy.Basic) -> list[int]:
-    """Integers that the expression names, and their quotients: where it may change its mind."""
+    """Integers in an expression, and their quotients: sizes near which its value may change."""
     found = {abs(int(n)) for n in expression.atoms(sympy.Integer)}
     return sorted(found | {a // b for a in found for b in found if b})
 
@@ -286,11 +286,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Max": lambda *a: reduce(np.maximum, a),
     "Min": lambda *a: reduce(np.minimum, a),
 }
-"""torch's own functions in sizes, which round as Python does."""
+"""NumPy forms of torch's functions on sizes, which round as Python does."""
 
 
 def _evaluate(expression: sympy.Basic, values: Mapping[sympy.Symbol, np.ndarray]) -> np.ndarray:
-    """Whether it holds, for every element of the arrays of its symbols."""
+    """Whether a condition holds, as a bool array over the arrays of its symbols."""
     symbols = [symbol for symbol in values if symbol in expression.free_symbols]
     shape = np.broadcast_shapes(*(values[symbol].shape for symbol in symbols))
     plain = [sympy.Dummy(f"size{index}", integer=True) for index in range(len(symbols))]
@@ -301,7 +301,7 @@ def _evaluate(expression: sympy.Basic, values: Mapping[sympy.Symbol, np.ndarray]
             )
             with np.errstate(all="ignore"):
                 return np.broadcast_to(np.asarray(function(*(values[s] for s in symbols)), dtype=bool), shape)
-        except (NameError, TypeError, AttributeError, ValueError):  # an operation of another release
+        except (NameError, TypeError, AttributeError, ValueError):  # another release may have other operations
             pass
     found = np.ones(shape, dtype=bool)
     columns = [values[symbol].reshape(-1) for symbol in symbols]
@@ -313,7 +313,7 @@ def _evaluate(expression: sympy.Basic, values: Mapping[sympy.Symbol, np.ndarray]
 
 
 def in_words(guard: Guard, opened: Sequence[OpenSizes]) -> str:
-    """The condition as Python writes it, an axis as ``x.shape[3]``."""
+    """The condition in Python's notation, an axis as ``x.shape[3]``."""
     words = {name: sympy.Symbol(_short(sizes.axis), integer=True) for sizes in opened for name in sizes.names}
     text = str(PythonPrinter().doprint(guard.expression.xreplace(words)))
     for call in ("math.", "torch.sym_"):
@@ -322,7 +322,7 @@ def in_words(guard: Guard, opened: Sequence[OpenSizes]) -> str:
 
 
 def _unless_plain(guard: Guard, condition: str) -> str:
-    """The condition, where it says more than the size itself."""
+    """The condition for a message, where it says more than the size itself; else empty."""
     plain = isinstance(guard.expression, sympy.Eq) and all(side.is_Atom for side in guard.expression.args)
     return "" if plain else f": {condition}"
 
@@ -340,7 +340,7 @@ def _title(axis: DynamicAxis) -> str:
 
 
 def option(axes: Sequence[DynamicAxis], minimum: int | None = None) -> str:
-    """How the command line declares axes of one symbol; with another minimum, if one is given."""
+    """The command line option that declares axes of one symbol, with another minimum if given."""
     first = axes[0] if minimum is None else replace(axes[0], minimum=minimum)
     text = f"{first.minimum}:{first.optimum}:{first.maximum}" + (f":{first.step}" if first.step > 1 else "")
     if first.input is None:

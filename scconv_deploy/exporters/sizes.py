@@ -1,7 +1,7 @@
-"""The shapes of a model's outputs at the ends of what was declared, against those of the traced graph.
+"""Compare the output shapes of model and traced graph at the ends of the declared ranges.
 
-Nothing is computed: the model runs on shapes alone (``FakeTensorMode``), so the largest sizes cost no memory. This
-sees what no condition tells: ``squeeze()`` of an axis that may be 1, a size that became text, a refusal of the model.
+The model runs on shapes alone (``FakeTensorMode``), so the largest sizes cost no memory. This finds what no guard
+tells: ``squeeze()`` of an axis that may be 1, a size that became a string, inputs that the model refuses.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _INCAPABLE = (
     fake_tensor.UnsupportedFakeTensorException,
     fake_tensor.UnsupportedOperatorException,
 )
-"""What cannot be told from shapes alone."""
+"""Errors of models that cannot run on shapes alone."""
 _BETWEEN = 3
-"""Seeded choices besides the two ends."""
+"""Number of seeded choices besides the ends."""
 
 
 def ends(opened: Sequence[OpenSizes]) -> list[list[int]]:
-    """Sizes to try, one for each symbol: all at the minimum, all at the maximum, each end alone, and some between."""
+    """Sizes to try, one per symbol: all at the minimum, all at the maximum, one alone at its maximum, some between."""
     low = [int(sizes.sizes()[0]) for sizes in opened]
     high = [int(sizes.sizes()[-1]) for sizes in opened]
     tried = [low, high]
@@ -54,17 +54,17 @@ def check_shapes(
     opened: Sequence[OpenSizes],
     tried: Sequence[Sequence[int]],
 ) -> None:
-    """The model's output shapes are those of the graph.
+    """Check that the model's output shapes are those of the graph.
 
     Args:
         traced: symbolic shapes of the graph's outputs by name.
         tried: sizes of the symbols of ``opened``.
 
     Raises:
-        ModelError: they are not, or the model refuses the sizes; it names them.
+        ModelError: they differ, or the model refuses the sizes; it names the sizes.
     """
     control = _shapes(model, signature, opened, [sizes.traced for sizes in opened])
-    if isinstance(control, Exception):  # shapes alone do not run this model
+    if isinstance(control, Exception):  # the model cannot run on shapes alone
         return
     for sizes in tried:
         found = _shapes(model, signature, opened, sizes)
@@ -81,8 +81,8 @@ def check_shapes(
         for name in dict.fromkeys((*expected, *found)):
             if not _agree(found.get(name), expected.get(name)):
                 raise ModelError(
-                    f"Where {words}, which was declared, the model returns {name} {_text(found.get(name))}, and what "
-                    f"was traced gives {_text(expected.get(name))}.",
+                    f"Where {words}, which was declared, the model returns {name} {_text(found.get(name))}, and the "
+                    f"traced graph {_text(expected.get(name))}.",
                     _remedy(opened, sizes),
                 )
 
@@ -90,7 +90,7 @@ def check_shapes(
 def _shapes(
     model: nn.Module, signature: Signature, opened: Sequence[OpenSizes], sizes: Sequence[int]
 ) -> Shapes | Exception:
-    """The output shapes by name, or what the model raised."""
+    """Output shapes by name, or the model's exception."""
     wanted = {axis.symbol: size for one, size in zip(opened, sizes, strict=True) for axis in one.axes}
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     tensors = {}
@@ -102,7 +102,7 @@ def _shapes(
                     shape[axis.axis] = wanted[axis.symbol]
             tensors[name] = torch.empty(shape, dtype=tensor.dtype)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # what it prints, it has printed before
+            with contextlib.redirect_stdout(io.StringIO()):  # an earlier run has printed the same
                 outputs = signature.call(model, tensors)
         except Exception as error:  # the user's own code, and torch's many kinds
             return error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -110,7 +110,7 @@ def _shapes(
 
 
 def _at(traced: Shapes, opened: Sequence[OpenSizes], sizes: Sequence[int]) -> Shapes:
-    """The symbolic shapes for given sizes; None for what depends on values."""
+    """The symbolic shapes as numbers for given sizes; None for axes that depend on values."""
     values = {name: size for one, size in zip(opened, sizes, strict=True) for name in one.names}
     return {name: [_number(size, values) for size in shape] for name, shape in traced.items()}
 
@@ -133,7 +133,7 @@ def _text(shape: list[Any] | None) -> str:
 
 
 def _remedy(opened: Sequence[OpenSizes], sizes: Sequence[int]) -> str:
-    """The declaration without the end that was tried, where it is one axis."""
+    """Remedy: the declaration without the size that failed, where that is the minimum of a single symbol."""
     if len(opened) == 1:
         axis, (size,) = opened[0].axis, sizes
         if size == opened[0].sizes()[0] and axis.optimum > size:

@@ -209,7 +209,7 @@ def test_an_entry_moved_to_another_key_is_built_anew(workplace):
     again = build_file(Path("m.onnx"), two, replace(OPTIONS, axes=(DynamicAxis(1, 3, 9),)), cache=cache, force=True)
     assert not again.from_cache
     assert again.engine.manifest.profiles[0].maximum[0] == 9
-    assert "holds what was built for something else" in again.notes[0]
+    assert "holds the engine of another build" in again.notes[0]
 
 
 def test_a_damaged_entry_of_the_cache_is_built_again_with_a_note(workplace):

@@ -1,1 +1,1 @@
-"""Engines: options, targets, profiles, network and build."""
+"""Build engines with TensorRT and TensorRT-RTX: options, targets, profiles, network, build and cache."""

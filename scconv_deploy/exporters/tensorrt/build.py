@@ -1,4 +1,4 @@
-"""From a model's bytes to an engine with its manifest, through the cache, without the ``onnx`` library."""
+"""Build an engine with its manifest from a model's bytes, or take it from the cache. No ``onnx``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Prepared = tuple[ModuleType, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """An engine, whether it came from the cache, how long it took, and what is to be said about it."""
+    """An engine, whether it came from the cache, its build time in seconds, and notes for the user."""
 
     engine: EngineArtifact
     from_cache: bool
@@ -47,10 +47,10 @@ class BuildResult:
 
 
 def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
-    """Load the library and refuse what cannot work, before anything takes time.
+    """Load the library, and refuse options that cannot work before anything takes time.
 
     Returns:
-        the module, and notes on the cache.
+        the library's module, and notes on the cache.
 
     Raises:
         MissingRuntimeError, UsageError: see :func:`scconv_deploy.exporters.tensorrt.builder.check_options`.
@@ -76,15 +76,15 @@ def build_network(
     """Build an engine and write it with its manifest, or take it from the cache.
 
     Args:
-        onnx_sha256: of the file that the manifest names.
-        prepared: what :func:`prepare` gave.
+        onnx_sha256: of the ONNX file that the manifest names.
+        prepared: result of :func:`prepare`.
 
     Raises:
         UsageError, ModelError, IntegrityError, BuildError: see :func:`.builder.build_plan`.
     """
     start = time.perf_counter()
     module, notes = prepared
-    writable = cache is not None and not notes  # why it is not has been said
+    writable = cache is not None and not notes  # a note says why the cache cannot be written
     profiles = resolve_profiles(source.facts.shapes, options.shapes, options.axes)
     gpu = device(options)
     if cache is not None and writable and options.backend == "tensorrt" and options.timing_cache is None:
@@ -93,7 +93,7 @@ def build_network(
     key = _key(source, module, options, profiles, gpu)
     found, note = cache.find(key) if cache is not None else (None, "")
     notes += (note,) if note else ()
-    if found is not None and not (options.require_plugin and expanded(found.manifest)):  # the build says why
+    if found is not None and not (options.require_plugin and expanded(found.manifest)):  # else the build refuses
         manifest = replace(found.manifest, command=command, onnx_sha256=onnx_sha256)
         engine = write_engine(output, found.verified_bytes(), manifest)
         return BuildResult(engine, True, time.perf_counter() - start, notes)
@@ -119,7 +119,7 @@ def expanded(manifest: EngineManifest) -> list[EngineSRU]:
 def _key(
     source: NetworkSource, module: ModuleType, options: BuildOptions, profiles: tuple[EngineProfile, ...], gpu: str
 ) -> str:
-    """Of everything that the engine depends on: where the timing cache lies is no part of it, what it runs on is."""
+    """Cache key of everything that the engine depends on; the path of the timing cache is no part of it."""
     chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
     plugin = sha256_of(options.plugin) if options.plugin else ""
     return entry_key(

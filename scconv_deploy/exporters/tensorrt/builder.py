@@ -1,7 +1,7 @@
-"""One builder for TensorRT 10.3 to 11.x and TensorRT-RTX: the module is an argument, what differs is in a table.
+"""Builder for TensorRT 10.3 to 11.x and TensorRT-RTX; :data:`.versions.FEATURES` lists the differences.
 
-Networks are strongly typed in every version: the precision is in the ONNX model, never in flags. TF32 is off unless it
-is asked for (TensorRT-RTX has it on by default, measured). See DESIGN section 8.
+Networks are strongly typed in every version: the precision is in the ONNX model, never in flags. TF32 is off unless
+asked for (TensorRT-RTX has it on by default, measured).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from scconv_deploy.system.signals import held
 
 Result = TypeVar("Result")
 _SLOW_S = 60.0
-_SLOW = "long? SRUs in a row on 4x4 pixels or fewer: see Known in docs/engines.md"
-_SILENT_S, _GRACE_S = 0.5, 5.0  # less in all than the 10 s that docker stop gives
+_SLOW = "slow: consecutive SRUs on 4x4 pixels or fewer? See Known in docs/engines.md"
+_SILENT_S, _GRACE_S = 0.5, 5.0  # together less than the 10 s that docker stop gives
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build gives: the plan's bytes and everything about it that the library was asked for."""
+    """Result of a build: the engine's bytes, and what the library says about it."""
 
     data: bytes
     compute_capabilities: tuple[str, ...]
@@ -52,11 +52,11 @@ class Plan:
 
 
 def check_options(module: ModuleType, options: BuildOptions) -> None:
-    """Refuse what this version, or this machine, cannot do.
+    """Refuse options that this version or this machine cannot serve.
 
     Raises:
         UsageError: an option that the version lacks, or an unknown target.
-        MissingRuntimeError: a GPU that is needed and not there.
+        MissingRuntimeError: a GPU is needed and missing.
     """
     wanted = {
         name: bool(getattr(options, name))
@@ -101,7 +101,7 @@ def _check_gpu(options: BuildOptions, wanted: Iterable[str]) -> None:
 
 
 def compute_capabilities(module: ModuleType, options: BuildOptions) -> tuple[str, ...]:
-    """The names in ``module.ComputeCapability`` that the target stands for; empty for the library's default.
+    """Names in ``module.ComputeCapability`` for the target; empty for the library's default.
 
     Raises:
         UsageError: an unknown target, or one that the backend does not take.
@@ -142,13 +142,13 @@ def build_plan(
 
     Args:
         source: the model.
-        report: told a fraction and the library's name of the phase.
+        report: called with the fraction done and the library's name of the phase.
 
     Raises:
-        UsageError: a plugin is registered that would make TensorRT-RTX's parser end the process.
-        ModelError, IntegrityError: the source cannot give its bytes in the form that this version reads.
-        BuildError: the library refuses the model or the options, or an SRU got no plugin where all must.
-        KeyboardInterrupt: interrupted; the library has stopped, or it did not in time and its thread goes on.
+        UsageError: a registered plugin would crash TensorRT-RTX's parser.
+        ModelError, IntegrityError: the source has no bytes in the form that this version reads.
+        BuildError: the library refuses the model or the options, or an SRU got no plugin with ``require_plugin``.
+        KeyboardInterrupt: interrupted; the library's thread has stopped, or still runs after the grace period.
     """
     log = logs.library_log(module)
     with log.recording() as messages:
@@ -157,7 +157,7 @@ def build_plan(
         form = form_for(module.__version__, options.backend, options.plugin is not None)
         network, parser, folded = _parsed(module, builder, log.logger, source, form, options.backend)
         if folded:
-            messages.clear()  # what was said of the first try is no fault of what is built
+            messages.clear()  # messages of the first try do not apply to the folded model
         layers = layers_of(network)
         srus = srus_of(source.facts, network, options)
         _require_plugins(srus, options)
@@ -168,7 +168,7 @@ def build_plan(
         progress = logs.Progress(report)
         monitor = config.progress_monitor = logs.progress_monitor(module, progress)
         slow = _SLOW if options.backend == "tensorrt-rtx" else ""  # TensorRT times kernels, which takes minutes
-        kept = parser, monitor  # as long as the library works: an interrupt may leave it behind
+        kept = parser, monitor  # alive as long as the library works, which may be longer than this function
 
         def work() -> tuple[Any, object]:
             return builder.build_serialized_network(network, config), kept
@@ -187,10 +187,10 @@ def build_plan(
 def _parsed(
     module: ModuleType, builder: Any, logger: Any, source: NetworkSource, form: Form, backend: Backend
 ) -> tuple[Any, Any, tuple[str, ...]]:
-    """The network and its parser; where the parser refuses the model as it is, with its constants folded.
+    """Parse the model; if the parser refuses it, parse it again with its constants folded.
 
     Returns:
-        network, parser, and what to say of it.
+        network, parser, and a warning that constants were folded.
     """
 
     def read(data: bytes) -> tuple[Any, Any]:
@@ -203,7 +203,7 @@ def _parsed(
         folded = source.folded(form)
         if folded is None:
             raise
-        return *read(folded), (f"constants were folded first, for the parser said: {refusal.message}",)
+        return *read(folded), (f"constants were folded first, because the parser said: {refusal.message}",)
 
 
 def _require_plugins(srus: Sequence[EngineSRU], options: BuildOptions) -> None:
@@ -217,7 +217,7 @@ def _require_plugins(srus: Sequence[EngineSRU], options: BuildOptions) -> None:
 
 
 def _configure(module: ModuleType, config: Any, options: BuildOptions) -> tuple[str, ...]:
-    """Set everything; returns the compute capabilities as the library has them."""
+    """Apply the options to a builder config. Returns the compute capabilities as the library has them."""
     flags = {
         "BuilderFlag.TF32": options.tf32,
         "BuilderFlag.STRIP_PLAN": options.strip,
@@ -235,7 +235,7 @@ def _configure(module: ModuleType, config: Any, options: BuildOptions) -> tuple[
         config.hardware_compatibility_level = lookup(module, names[1])
     if options.serialize_plugin and options.plugin is not None:
         config.plugins_to_serialize = [str(options.plugin.resolve())]
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # what the inspector shows of the built engine
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # for the engine inspector
     names = compute_capabilities(module, options)
     if names:
         config.num_compute_capabilities = len(names)
@@ -251,7 +251,7 @@ def _add_profile(
     builder: Any, config: Any, network: Any, profiles: Sequence[EngineProfile], messages: Sequence[tuple[str, str]]
 ) -> None:
     if all(-1 not in network.get_input(i).shape for i in range(network.num_inputs)):
-        return  # one that fixes an open axis is needed all the same
+        return  # an open axis needs a profile even for a single size
     profile = builder.create_optimization_profile()
     for p in profiles:
         profile.set_shape(p.input, p.minimum, p.optimum, p.maximum)
@@ -261,7 +261,7 @@ def _add_profile(
 
 
 def _attach_timing(config: Any, path: Path | None) -> Any:
-    """A timing cache that fits; one of another device or version is replaced."""
+    """Attach the timing cache of a file; one of another device or version is replaced by an empty one."""
     if path is None:
         return None
     timing = config.create_timing_cache(read_timing(path))
@@ -277,9 +277,9 @@ def _keep_timing(timing: Any, path: Path | None) -> None:
 
 
 def _interruptible(work: Callable[[], Result], progress: logs.Progress, slow: str = "") -> Result:
-    """Work in a thread while this one waits for signals; if it takes long, say so.
+    """Run ``work`` in a thread while this one waits for signals; report ``slow`` if it takes long.
 
-    Python runs signal handlers in the main thread between its own instructions. If the library ran here, that would be
+    Python runs signal handlers in the main thread between its own instructions. If the library ran in it, that would be
     inside the progress monitor, and an exception must not cross the library.
     """
     results: list[Result] = []
@@ -313,14 +313,13 @@ def _interruptible(work: Callable[[], Result], progress: logs.Progress, slow: st
 def _await_stop(done: threading.Event, progress: logs.Progress) -> None:
     """Give the library time to stop; a second interrupt ends the wait.
 
-    It asks the monitor between its own steps only, and one of them can take minutes (measured: 100 s for two SRUs on
-    8x4x4 with a dynamic batch). Nothing is lost when it is left behind: it works in memory, and files are written
-    when it is done.
+    The library asks the monitor between its own steps only, and a step can take minutes (measured: 100 s for two SRUs
+    on 8x4x4 with a dynamic batch). Ending the process then loses nothing: files are written after the build.
     """
     if done.wait(_SILENT_S):
         return
-    with held():  # this is said because of an interrupt
-        progress.say(f"asked to stop; left behind in {_GRACE_S:.0f} s, or at once with another Ctrl-C")
+    with held():  # a second interrupt must not tear this message apart
+        progress.say(f"stopping: waits up to {_GRACE_S:.0f} s for the library; Ctrl-C again ends at once")
     done.wait(_GRACE_S)
 
 
@@ -353,6 +352,6 @@ def _settings(module: ModuleType, config: Any, options: BuildOptions) -> dict[st
 
 
 def device(options: BuildOptions) -> str:
-    """The GPU that a build for ``local`` depends on; "" where it depends on none."""
+    """The GPU that a build for ``local`` depends on; "" for other targets."""
     found = gpus()
     return str(found[0]) if options.resolved_target == "local" and found else ""

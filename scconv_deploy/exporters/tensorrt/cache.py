@@ -1,8 +1,8 @@
-"""Engines that were built before, by what they were built from.
+"""Cache of built engines, keyed by everything that a build depends on.
 
-One folder an entry, written beside its place and renamed into it. Two builds that race for one entry both end well:
-the first rename wins, the second finds the place taken and drops its own. There is no lock, so none is left behind by
-a process that was killed; what it left is a temporary folder that nobody reads, removed after a day.
+Each entry is a folder, written beside its place and renamed into it. Two builds that race for one entry both succeed:
+the first rename wins, the second finds the place taken and drops its own. There is no lock that a killed process could
+leave; its temporary folder is never read, and removed after a day.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class EngineCache:
     """A folder of engines.
 
     Attributes:
-        folder: made when it is first written to.
-        chosen: the user named it, so that it must work; the default one may fail, with a note.
+        folder: made at the first write.
+        chosen: whether the user named it, so that failures are errors; the default one fails with a note.
     """
 
     folder: Path
@@ -42,14 +42,14 @@ class EngineCache:
 
     @classmethod
     def default(cls) -> EngineCache:
-        """The one of :func:`.system.environment.cache_folder`."""
+        """The cache in :func:`.system.environment.cache_folder`."""
         return cls(cache_folder())
 
     def check(self) -> str:
-        """Why it cannot be written to, "" if it can.
+        """Why the cache cannot be written, "" if it can.
 
         Raises:
-            UsageError: the same, where the user chose it.
+            UsageError: it cannot, and the user chose it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,14 +65,14 @@ class EngineCache:
         return ""
 
     def find(self, key: str) -> tuple[EngineArtifact | None, str]:
-        """An entry and a note; one that is damaged, or was stored under another key, is no entry, and is removed."""
+        """The engine stored under a key (None without one) and a note; a damaged or misplaced entry is removed."""
         place = self._place(key)
         try:
             if not place.is_dir():
                 return None, ""
             found = load_engine(place / _ENGINE)
             if not _is_of(place, key):
-                raise IntegrityError(f"{place} holds what was built for something else.", "Build it again.")
+                raise IntegrityError(f"{place} holds the engine of another build.", "Build it again.")
             return found, ""
         except (IntegrityError, UsageError) as error:
             shutil.rmtree(place, ignore_errors=True)
@@ -81,10 +81,10 @@ class EngineCache:
             return None, f"the cache {self.folder} cannot be read: {error.strerror or error}"
 
     def store(self, key: str, data: bytes, manifest: EngineManifest) -> str:
-        """Keep an engine.
+        """Store an engine.
 
         Returns:
-            why it could not be kept, "" if it was (or if somebody else kept the same meanwhile).
+            why it could not be stored, "" if it was, or another process stored the same meanwhile.
         """
         place = self._place(key)
         try:
@@ -96,7 +96,7 @@ class EngineCache:
         try:
             engine = write_engine(temporary / _ENGINE, data, manifest)
             write_file(temporary / _ENTRY, _entry_of(engine.path, key))
-            with suppress(FileExistsError):  # of two that race, the first
+            with suppress(FileExistsError):  # of two that race, the first wins
                 _rename_new(temporary, place)
         except (OSError, UsageError) as error:
             return f"not kept in the cache {self.folder}: {error}"
@@ -105,7 +105,7 @@ class EngineCache:
         return ""
 
     def timing_file(self, key: str) -> Path:
-        """Where the timing cache of a library on a device lies."""
+        """Path of the timing cache for one library version on one GPU."""
         return self.folder / "timing" / f"{key}.cache"
 
     def _place(self, key: str) -> Path:
@@ -113,7 +113,7 @@ class EngineCache:
 
     @staticmethod
     def _sweep(folder: Path) -> None:
-        """Remove what killed processes left; a build takes less than a day."""
+        """Remove temporary folders of killed processes; a build takes less than a day."""
         for left in folder.glob(f"{_PREFIX}*"):
             with suppress(OSError):  # another process may be removing it as well
                 if time.time() - left.stat().st_mtime > _STALE_S:
@@ -121,13 +121,13 @@ class EngineCache:
 
 
 def _entry_of(engine: Path, key: str) -> bytes:
-    """What binds an engine to its key: neither its bytes nor its manifest say what it was asked to be."""
+    """Content of ``entry.json``, which binds an engine to its key; engine and manifest do not hold the key."""
     manifest = sha256_of(sidecar(engine))
     return (json.dumps({"key": key, "manifest_sha256": manifest}) + "\n").encode()
 
 
 def _is_of(place: Path, key: str) -> bool:
-    """Whether an entry was stored under this key, and its engine with it."""
+    """Whether an entry, with its engine, was stored under this key."""
     entry = place / _ENTRY
     return entry.is_file() and entry.read_bytes() == _entry_of(place / _ENGINE, key)
 
@@ -142,15 +142,15 @@ def _rename_new(temporary: Path, place: Path) -> None:
 
 
 def entry_key(facts: Mapping[str, Any]) -> str:
-    """The SHA-256 of everything that a build depends on, JSON values."""
+    """SHA-256 of everything that a build depends on, given as JSON values."""
     return sha256_of(json.dumps(facts, sort_keys=True).encode())
 
 
 def read_timing(path: Path) -> bytes:
-    """A timing cache; empty where there is none yet."""
+    """Bytes of a timing cache; empty if there is no file yet."""
     return path.read_bytes() if path.is_file() else b""
 
 
 def write_timing(path: Path, data: bytes) -> None:
-    """Whole or not at all; of two builds, the last one's."""
+    """Write a timing cache atomically; of two builds, the last one's stays."""
     write_file(path, data)

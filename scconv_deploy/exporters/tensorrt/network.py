@@ -1,4 +1,4 @@
-"""What TensorRT's parser is given and what it makes of it: the model it can read, plugins, refusals, layers, SRUs."""
+"""Parse a model with TensorRT: form of the model, plugins, refusals, and the layers and SRUs of the network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from scconv_deploy.system.backends import BACKENDS, Backend
 from scconv_deploy.system.environment import sha256_of
 
 _READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
-"""What ONNX Runtime's tools write for ONNX's own of that name."""
+"""Operators of ONNX Runtime's tools that mean ONNX's own of the same name."""
 
 _ASSERTION = re.compile(r"^Assertion failed: (?:.*?: (?=[A-Z]))?")
 _CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
 
 
 def form_for(version: str, backend: Backend, plugin: bool) -> Form:
-    """The form of a model that this version reads right.
+    """The form of a model that a library version reads correctly.
 
-    Before 10.7, TensorRT prefers a function over a plugin: with a plugin the functions are left out, without one they
-    are inlined, for it binds their inputs wrongly. Every other version takes the model as it is.
+    TensorRT before 10.7 prefers a function to a plugin, and binds inputs of functions wrongly. So with a plugin the
+    functions are left out, and without one they are inlined. Every other version takes the model as it is.
     """
     if backend == "tensorrt-rtx" or release(version) >= FUNCTIONS_BEHIND_PLUGINS:
         return "whole"
@@ -36,15 +36,15 @@ def form_for(version: str, backend: Backend, plugin: bool) -> Form:
 
 
 def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) -> str:
-    """Load the plugin library through the registry, and look there for what the model needs.
+    """Load the plugin library into the registry, and check that it has all creators that the model needs.
 
     Returns:
         its SHA-256.
 
     Raises:
         UsageError: no such file.
-        IntegrityError: it is no shared library, or truncated.
-        BuildError: the registry refuses it, or it holds no creator for one of the model's operators.
+        IntegrityError: the file is no shared library, or truncated.
+        BuildError: the registry refuses it, or it has no creator for one of the model's operators.
     """
     path = options.plugin
     if path is None or not path.is_file():
@@ -70,8 +70,8 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
     """Fill a network from a model's bytes; the parser must live as long as the network.
 
     Raises:
-        UsageError: a plugin is registered that would make TensorRT-RTX's parser end the process.
-        BuildError: an operator that the library lacks, by name, or its refusal.
+        UsageError: a registered plugin would crash TensorRT-RTX's parser.
+        BuildError: the library lacks an operator, which the message names, or refuses the model.
     """
     if backend == "tensorrt-rtx":
         _refuse_creators(module, facts)
@@ -83,22 +83,22 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
 
 
 def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
-    """Where an operator's name meets a plugin's, TensorRT-RTX's parser opens libtensorrt_rtx.so, and ends the process.
+    """Refuse registered plugins with the name of an operator of the model: they crash TensorRT-RTX's parser.
 
-    Its wheel ships libtensorrt_rtx.so.1 alone. Once the shorter name resolves the builder takes the plugin (measured in
-    1.7.1), but nothing here makes it resolve yet.
+    The parser then opens libtensorrt_rtx.so, and ends the process, because its wheel ships libtensorrt_rtx.so.1 only.
+    With the shorter name present the builder takes the plugin (measured in 1.7.1); nothing here provides it yet.
     """
     used = {kind for _, kind in facts.operators}
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     if clash := sorted(used & registered):
         raise UsageError(
-            f"A plugin named {clash[0]!r} is registered in this process, and TensorRT-RTX's parser would end it.",
-            "Build in a process that loaded none.",
+            f"A plugin named {clash[0]!r} is registered in this process, and would crash TensorRT-RTX's parser.",
+            "Build in a process that has not loaded a plugin.",
         )
 
 
 def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -> None:
-    """The parser looks at an operator's name and not at its domain: com.acme::Relu becomes ONNX's Relu (measured)."""
+    """Refuse undefined operators: the parser ignores the domain, so com.acme::Relu becomes ONNX's Relu (measured)."""
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     for domain, kind in facts.undefined:
         if kind not in registered and (domain, kind) not in _READ_AS_STANDARD:
@@ -107,12 +107,12 @@ def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -
 
 def _undefined_remedy(backend: Backend) -> str:
     if BACKENDS[backend].takes_plugins:
-        return "Give it a meaning as a model-local function, or its plugin with --plugin."
-    return f"Give it a meaning as a model-local function: {BACKENDS[backend].title} gets no plugins here yet."
+        return "Define it by a model-local function, or give its plugin with --plugin."
+    return f"Define it by a model-local function: {BACKENDS[backend].title} gets no plugins here yet."
 
 
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
-    """The parser's errors: an operator that it does not have by name, else its own reason."""
+    """The error for a refused model: the name of an operator that the parser lacks, else the parser's reason."""
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     for error in found:
         operator = error.node_operator()
@@ -133,14 +133,14 @@ def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
 
 
 def _is_unknown(parser: Any, error: Any) -> bool:
-    """Whether the parser lacks the operator; for one that it has, the code "unsupported" means this node alone."""
+    """Whether the parser lacks the operator; for one that it has, the code "unsupported" refers to this node only."""
     if "Plugin not found" in error.desc() or "creator" in error.desc():
         return True
     return error.code().name == "UNSUPPORTED_NODE" and not parser.supports_operator(error.node_operator())
 
 
 def _said(error: Any) -> str:
-    """The node and the parser's words, without the C++ expression that they follow."""
+    """The node and the parser's message, without its leading C++ expression."""
     words = " ".join(error.desc().split())
     reason = _ASSERTION.sub("", words).rstrip(".!")
     node = " ".join(f"{error.node_operator()} {error.node_name()}".split())
@@ -157,7 +157,7 @@ def layers_of(network: Any) -> tuple[EngineLayer, ...]:
 
 
 def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[EngineSRU, ...]:
-    """What the parser made of each SRU: one plugin layer of its name, or the layers of its function."""
+    """Form of each SRU in a parsed network: one plugin layer of its name, or the layers of its function."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     plugins = {layer.name for layer in layers if layer.type.name == "PLUGIN_V3"}
     # the parser writes the calls that lead to a layer into its metadata: [ONNX Layer: NODE | SITE (OPERATOR)]

@@ -18,17 +18,17 @@ from scconv_deploy.system.environment import sha256_of
 
 @dataclass(frozen=True, eq=False)
 class OnnxSource:
-    """A model with its external data loaded; what it holds is read once.
+    """A model with its external data loaded; its facts are read once.
 
-    NVIDIA's parser binds a function's inputs wrongly where a formal name is an outer tensor's, and takes the first of
-    two functions of one name: functions of other domains are expanded, the straddling one of ours stands first.
+    NVIDIA's parser binds a function's inputs wrongly where a formal name equals an outer tensor's, so functions of
+    other domains are expanded. Of two functions with one name it takes the first, so our straddling one stands first.
     """
 
     model: onnx.ModelProto
 
     @cached_property
     def readable(self) -> onnx.ModelProto:
-        """The model as parsers read it right (ModelError: a function cannot be expanded)."""
+        """The model in the form that parsers read correctly (ModelError: a function cannot be expanded)."""
         readable = without_foreign_functions(self.model)
         if readable is self.model:
             readable = onnx.ModelProto()
@@ -49,11 +49,11 @@ class OnnxSource:
         return {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
 
     def read(self, form: Form) -> bytes:
-        """Serialised (ModelError beyond protobuf's 2 GiB)."""
+        """The model's bytes in a form (ModelError beyond protobuf's 2 GiB)."""
         return _bytes(self.proto(form))
 
     def folded(self, form: Form) -> bytes | None:
-        """The same with all constants folded, which parsers want of axes and shapes; None if that is not possible."""
+        """The bytes with all constants folded, because parsers need constant axes and shapes; None if that fails."""
         model = folded(self.readable)
         return None if model is None else OnnxSource(model).read(form)
 
@@ -66,7 +66,7 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 
 
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
-    """What a builder must know of a model."""
+    """The facts of a model that a builder needs."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(GraphInput(v.name, _shape(v)) for v in model.graph.input if v.name not in constants)
     srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)

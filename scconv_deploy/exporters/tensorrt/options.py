@@ -1,4 +1,4 @@
-"""What an engine is asked to be."""
+"""Options of an engine build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
 from scconv_deploy.exporters.tensorrt.targets import target_parts
 from scconv_deploy.system.backends import BACKENDS, Backend
 
-if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+if TYPE_CHECKING:  # this module also runs on the device, without the model package
     from scconv_deploy.model.inputs import DynamicAxis
 
 HardwareCompatibility = Literal["ampere+", "same-cc"]
@@ -18,7 +18,7 @@ HardwareCompatibility = Literal["ampere+", "same-cc"]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built.
+    """Options of one engine build.
 
     Attributes:
         target: ``portable`` (TensorRT-RTX: its default, every GPU from compute capability 8.0 on), ``local`` (this

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scconv_deploy.errors import UsageError
 from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 
-if TYPE_CHECKING:  # it is a model's, and this also runs on the device
+if TYPE_CHECKING:  # this module also runs on the device, without the model package
     from scconv_deploy.model.inputs import DynamicAxis
 
 _EXAMPLE = "Write for example x:1x3x64x64:8x3x224x224:32x3x512x512, or one shape for a static one."
@@ -18,7 +18,7 @@ _EXAMPLE = "Write for example x:1x3x64x64:8x3x224x224:32x3x512x512, or one shape
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """``--shape``: the smallest, the tuned-for and the largest shape of an input."""
+    """Value of ``--shape``: minimum, optimum and maximum shape of an input."""
 
     input: str
     minimum: tuple[int, ...]
@@ -30,7 +30,7 @@ class ShapeRange:
         """Read ``NAME:MIN:OPT:MAX``, each a shape such as ``1x3x224x224``, or ``NAME:SHAPE``.
 
         Raises:
-            UsageError: it is written in another way, or not MIN <= OPT <= MAX on every axis.
+            UsageError: another syntax, or not MIN <= OPT <= MAX on every axis.
         """
         match = re.fullmatch(r"(.+?):(\d+(?:x\d+)*)(?::(\d+(?:x\d+)*):(\d+(?:x\d+)*))?", text)
         if match is None:
@@ -51,15 +51,15 @@ def _sizes(text: str) -> tuple[int, ...]:
 def resolve_profiles(
     inputs: Mapping[str, tuple[int, ...]], shapes: Sequence[ShapeRange], axes: Sequence[DynamicAxis]
 ) -> tuple[EngineProfile, ...]:
-    """One profile for every input of a graph.
+    """Optimization profile for every input of a graph.
 
     Args:
-        inputs: of the graph, see :attr:`.source.GraphFacts.shapes`.
-        shapes: whole shapes by name; they win over ``axes``.
-        axes: single axes; one without a name is axis 0 of every input that has it open.
+        inputs: shapes of the graph's inputs, see :attr:`.source.GraphFacts.shapes`.
+        shapes: ranges of whole shapes; they take precedence over ``axes``.
+        axes: ranges of single axes; one without an input is axis 0 of every input that has it open.
 
     Raises:
-        UsageError: an open axis that nobody gave, a name or axis that the graph does not have, or a size that
+        UsageError: an open axis without a range, a name or axis that the graph does not have, or a size that
             contradicts a static one.
     """
     named = [s.input for s in shapes] + [a.input for a in axes if a.input is not None]

@@ -1,4 +1,4 @@
-"""A model as a builder is given it: bytes in the form that a version reads, and the few facts that it must know.
+"""Input of an engine build: the model's bytes in the form that a version reads, and a few facts about its graph.
 
 Standard library only: a device builds an engine from a bundle without the ``onnx`` library.
 """
@@ -14,12 +14,13 @@ from scconv_deploy.errors import IntegrityError
 from scconv_deploy.system.environment import sha256_of
 
 Form = Literal["whole", "plugin", "inlined"]
-"""``whole``: as it is. For TensorRT before 10.7: ``plugin``, the SRUs' functions left out; ``inlined``, expanded."""
+"""Form of a model. ``whole``: as it is. For TensorRT before 10.7 ``plugin``: without the SRUs' functions, or
+``inlined``: with functions expanded."""
 
 
 @dataclass(frozen=True)
 class SRUNode:
-    """A node of the domain ``scconv``: its name (its first output's where it has none) and its operator."""
+    """A node of the domain ``scconv``: its name (without one, its first output's) and its operator."""
 
     name: str
     operator: str
@@ -27,7 +28,7 @@ class SRUNode:
 
 @dataclass(frozen=True)
 class GraphInput:
-    """Input of a graph; an open axis is -1."""
+    """Input of a graph; open axes are -1."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,13 +36,13 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What is known of a graph without reading it.
+    """Facts of a graph that a builder needs without the ``onnx`` library.
 
     Attributes:
         inputs: in the graph's order, without initializers.
         srus: in the graph's order.
         operators: (domain, type) of each operator, those of functions included.
-        undefined: those of them that neither ONNX nor a function of the model defines.
+        undefined: the operators that neither ONNX nor a function of the model defines.
     """
 
     inputs: tuple[GraphInput, ...]
@@ -56,7 +57,7 @@ class GraphFacts:
 
 
 class NetworkSource(Protocol):
-    """A model that an engine is built from; ``content_sha256`` is of what the engine depends on."""
+    """A model that an engine is built from; ``content_sha256`` covers everything that the engine depends on."""
 
     @property
     def facts(self) -> GraphFacts: ...
@@ -65,17 +66,17 @@ class NetworkSource(Protocol):
     def content_sha256(self) -> str: ...
 
     def read(self, form: Form) -> bytes:
-        """The model's bytes."""
+        """The model's bytes in a form."""
         ...
 
     def folded(self, form: Form) -> bytes | None:
-        """The same with constants folded; None where that cannot be done."""
+        """The model's bytes with constants folded; None if they cannot be folded."""
         ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files that were written earlier, one a form."""
+    """Model files on disk, one for each form."""
 
     facts: GraphFacts
     files: Mapping[Form, Path]
@@ -85,7 +86,7 @@ class FileSource:
         return sha256_of(self.read("whole"))
 
     def read(self, form: Form) -> bytes:
-        """The file of a form (IntegrityError where there is none)."""
+        """The bytes of a form's file (IntegrityError if it is missing)."""
         path = self.files.get(form)
         if path is None or not path.is_file():
             raise IntegrityError(
@@ -95,4 +96,4 @@ class FileSource:
         return path.read_bytes()
 
     def folded(self, form: Form) -> None:
-        """None: without the ``onnx`` library nothing can be folded."""
+        """Return None: folding needs the ``onnx`` library."""

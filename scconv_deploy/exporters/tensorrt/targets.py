@@ -1,6 +1,6 @@
-"""Where an engine will run: what ``--target`` takes, and what each JetPack brings.
+"""Targets of an engine: the values of ``--target``, and the versions in each JetPack.
 
-On a Jetson, JetPack decides and not the board: an Orin under JetPack 6 has TensorRT 10.3, under JetPack 7 it has 10.16.
+On a Jetson, the JetPack decides, not the board: an Orin has TensorRT 10.3 under JetPack 6, and 10.16 under JetPack 7.
 Sources: NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack/downloads: JetPack 7.0 is Jetson Linux 38.2,
 7.1 is 38.4), Torch-TensorRT's page on Jetson (JetPack 6.1: CUDA 12.6, TensorRT 10.3), the support matrix of TensorRT
 Edge-LLM 0.10 (JetPack 7.0 and 7.1: CUDA 13.0; 7.2, the first for Orin: CUDA 13.2), and NVIDIA's table of compute
@@ -21,7 +21,7 @@ from scconv_deploy.system.backends import BACKENDS
 
 @dataclass(frozen=True)
 class DeviceTarget:
-    """A device that builds its engine itself: the oldest JetPack of its line that is supported, and what it brings.
+    """A device that builds its engine itself, with the oldest supported JetPack of its line and the versions in that.
 
     Attributes:
         linux: major releases of Jetson Linux.
@@ -39,7 +39,7 @@ class DeviceTarget:
 
     @property
     def needs_adapted_files(self) -> bool:
-        """Whether its TensorRT reads functions wrongly, see :func:`.network.form_for`."""
+        """Whether the device's TensorRT reads functions wrongly, see :func:`.network.form_for`."""
         return release(self.tensorrt) < FUNCTIONS_BEHIND_PLUGINS
 
 
@@ -52,17 +52,17 @@ DEVICES = {
     )
 }
 TAKES = {name: (*facts.targets, *(DEVICES if facts.for_devices else ())) for name, facts in BACKENDS.items()}
-"""What each backend takes as a target."""
+"""Targets by backend."""
 
 
 def jetpack_of(linux: str) -> str | None:
-    """The JetPack of a release of Jetson Linux, ``JetPack 6`` for ``36.4``; None where it is not known here."""
+    """The JetPack of a release of Jetson Linux, ``JetPack 6`` for ``36.4``; None if unknown."""
     major = linux.split(".")[0]
     return next((f"JetPack {d.jetpack[0]}" for d in DEVICES.values() if major in map(str, d.linux)), None)
 
 
 def target_parts(target: str) -> tuple[str, ...]:
-    """The parts of ``--target``, each once; none of "" (UsageError for an empty one among others)."""
+    """The parts of ``--target`` in lower case, each once; none for "" (UsageError for an empty part)."""
     parts = [part.strip().lower() for part in target.split(",")] if target else []
     if "" in parts:
         raise UsageError(f"--target {target!r}: its part {parts.index('') + 1} is empty.", "Leave out the comma.")
@@ -70,10 +70,10 @@ def target_parts(target: str) -> tuple[str, ...]:
 
 
 def check_build_target(backend: str, target: str) -> None:
-    """Refuse what cannot be built for, before the library is looked for.
+    """Refuse targets that no engine can be built for, before the library is loaded.
 
     Raises:
-        UsageError: a device, which builds its engine itself; a name that means all or one beside others; an empty part.
+        UsageError: a device, which builds its engine itself; ``local`` or ``portable`` beside others; an empty part.
     """
     parts = target_parts(target)
     if device := next((part for part in parts if part in DEVICES), None):
@@ -83,7 +83,7 @@ def check_build_target(backend: str, target: str) -> None:
         )
     alone = next((part for part in parts if part in ("local", "portable")), None)
     if alone and len(parts) > 1:
-        raise UsageError(f"--target {target}: {alone} stands alone.", f"Give {alone}, or the others without it.")
+        raise UsageError(f"--target {target}: {alone} cannot be combined with others.", f"Give {alone}, or the others.")
     if backend == "tensorrt" and parts not in ((), ("local",)):
         raise UsageError(
             f"--target {target}: TensorRT builds for the GPU of this machine.",
@@ -102,7 +102,7 @@ def split_targets(backends: Sequence[str], target: str) -> dict[str, tuple[str, 
         backend -> its parts, in the order given, each once.
 
     Raises:
-        UsageError: a part that is not known, or that none of the backends takes; or a backend that no part is for.
+        UsageError: a part that is unknown, or that none of the backends takes; or a backend without a part.
     """
     parts = target_parts(target)
     for part in parts:

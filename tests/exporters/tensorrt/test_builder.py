@@ -252,7 +252,7 @@ def test_a_build_that_takes_long_says_why_it_may(monkeypatch):
     told = []
     monkeypatch.setattr("scconv_deploy.exporters.tensorrt.builder._SLOW_S", 0.0)
     build(sru_model(), BuildOptions("tensorrt-rtx", "sm89", axes=BATCH), lambda fraction, phase: told.append(phase))
-    remark = "long? SRUs in a row on 4x4 pixels or fewer: see Known in docs/engines.md"
+    remark = "slow: consecutive SRUs on 4x4 pixels or fewer? See Known in docs/engines.md"
     assert remark in told
     assert told[-1].endswith(f" ({remark})")
 
@@ -301,7 +301,7 @@ def stuck(monkeypatch):
 def test_a_library_that_does_not_stop_is_left_behind_and_that_is_said_once(stuck):
     seconds, said = stuck(0.5, 0.2)
     assert 0.7 <= seconds < 5
-    assert said == ["phase", "asked to stop; left behind in 0 s, or at once with another Ctrl-C"]
+    assert said == ["phase", "stopping: waits up to 0 s for the library; Ctrl-C again ends at once"]
 
 
 def test_a_second_interrupt_does_not_wait(stuck):

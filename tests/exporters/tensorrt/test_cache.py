@@ -56,7 +56,7 @@ def test_what_was_stored_under_another_key_is_dropped(cache, moved):
         (place / "entry.json").unlink()
     found, note = cache.find("k")
     assert found is None
-    assert "holds what was built for something else" in note
+    assert "holds the engine of another build" in note
     assert cache.find("k") == (None, "")  # said once
     cache.store("k", DATA, manifest_of(DATA))
     assert cache.find("k")[0].verified_bytes() == DATA
