@@ -1,1 +1,1 @@
-"""What travels: atomic writes and the manifest. Standard library only, for it also runs on the device."""
+"""Bundles: folder, manifest, reference, and the program that finishes them on a device. No torch, no onnx."""

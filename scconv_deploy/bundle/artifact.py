@@ -1,4 +1,4 @@
-"""The ONNX file in a bundle."""
+"""The ONNX file of a bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from scconv_deploy.errors import UsageError
 
 
 def bundled_model(bundle: Path) -> tuple[Path, dict[str, str]]:
-    """The ONNX file of a bundle. Files that differ from the manifest are judged all the same, with a note."""
+    """Path of a bundle's ONNX file, and a note for the report if files differ from the manifest.
+
+    Raises:
+        UsageError: the folder is no bundle, or holds no ONNX file.
+    """
     manifest = read_manifest(bundle)
     path = next((bundle / n for n in (MODEL, MODEL + REJECTED) if (bundle / n).is_file()), None)
     if path is None:

@@ -1,4 +1,4 @@
-"""What a bundle carries for a device, see :mod:`.contents`."""
+"""Write the files that a bundle carries for a device, see :mod:`.contents`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RUN = Path(__file__).with_name("run.py")
 
 
 def write_run_script(folder: Path) -> None:
-    """Write ``run.py``, which is this package's own file."""
+    """Write ``run.py``, a copy of this package's own file."""
     write_file(folder / RUN_SCRIPT, _RUN.read_bytes())
 
 
 def write_device_files(folder: Path, source: NetworkSource, plan: DevicePlan) -> None:
-    """Write everything that the targets of a plan need besides ``model.onnx``.
+    """Write all files that the targets of a plan need besides ``model.onnx``.
 
     Raises:
-        ModelError: the model cannot be given in a form that a target needs.
+        ModelError: the model cannot be converted to a form that a target needs.
     """
     for form in plan.forms:
         if plan.file_of(form) != MODEL:

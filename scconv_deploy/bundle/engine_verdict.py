@@ -1,4 +1,4 @@
-"""An engine judged against the reference that travels in a bundle. No onnx."""
+"""Judge an engine against the reference in a bundle. No onnx."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def judge_with_bundle(
     """Judge an engine against the ``reference/`` of a bundle; see :func:`judge_engine`.
 
     Raises:
-        IntegrityError: a file of ``reference/`` is not the one that was sealed: nothing can be judged by it.
+        IntegrityError: a file of ``reference/`` differs from the manifest.
     """
     source = read_sealed_reference(bundle)
     facts = {"reference": f"{REFERENCE}/ of {bundle}"} | dict(provenance or {})

@@ -1,4 +1,4 @@
-"""Bundle folders: checked before any work, written whole or not at all."""
+"""Bundle folders: checked before any work, written atomically."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def check_output_folder(path: Path, force: bool) -> None:
 
 
 def _check_bundle(path: Path) -> None:
-    """A manifest of that name is not enough: browser extensions have one too."""
+    """Refuse to replace a folder that is no bundle, or holds other files (UsageError).
+
+    A file named ``manifest.json`` proves nothing: browser extensions have one too.
+    """
     try:
         manifest = read_manifest(path)
     except (UsageError, IntegrityError) as error:
@@ -62,7 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Rename, with an existing folder out of the way until the new one is in its place."""
+    """Rename the new folder to the target; an existing one is moved aside first, and deleted afterwards."""
     if not target.exists():
         os.replace(new, target)
         return
@@ -75,5 +78,5 @@ def _replace_folder(new: Path, target: Path) -> None:
             os.replace(aside / "old", target)
         shutil.rmtree(aside)
         raise
-    # ignore_errors: a rest of the old folder must not turn a success into a failure
+    # ignore_errors: a remnant of the old folder must not turn a success into a failure
     shutil.rmtree(aside, ignore_errors=True)

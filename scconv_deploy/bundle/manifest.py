@@ -1,4 +1,4 @@
-"""The bundle's seal: SHA-256 of every file, versions and command."""
+"""Manifest of a bundle: SHA-256 of every file, versions and command; write and check it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _SealedFile:
 
 @dataclass(frozen=True)
 class _Sealed:
-    """What every manifest holds, whatever else is written into it."""
+    """Keys that every manifest has."""
 
     files: dict[str, _SealedFile]
 
@@ -33,7 +33,7 @@ def manifest_bytes(folder: Path, facts: Mapping[str, Any]) -> bytes:
     """The manifest of the files in a folder.
 
     Args:
-        facts: versions, command and whatever else belongs to the bundle, as JSON values.
+        facts: versions, command and other facts of the bundle, as JSON values.
     """
     files = {name: folder / name for name in _files(folder)}
     document = {
@@ -68,13 +68,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
-    """Files that are missing, whose bytes are not the ones that were sealed, or that nobody sealed.
+    """Names of the files that are missing, differ from the manifest, or are not in it.
 
     Args:
-        prefix: of the names to look at; the others are not read.
+        prefix: only files whose names start with it are checked.
 
     Raises:
-        IntegrityError: one that was sealed is a link now, whatever its bytes are.
+        IntegrityError: a file of the manifest is a link, whatever its content.
     """
     sealed = {name: entry for name, entry in manifest["files"].items() if name.startswith(prefix)}
     _refuse_links(folder, [MANIFEST, *sealed])
@@ -88,9 +88,9 @@ def differing_files(folder: Path, manifest: Mapping[str, Any], prefix: str = "")
 
 
 def _refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Only plain files of the folder (DESIGN section 10): what a link shares with a place outside changes from there.
+    """Refuse symbolic links, and hard links to files outside the folder, whose content can be changed from there.
 
-    Hard links to each other within the folder are its own.
+    Hard links between files of the folder are allowed.
     """
     remedy = "Replace it by a copy of the file, from where you trust it."
     places = [folder / name for name in (MANIFEST, *_files(folder))]
@@ -107,12 +107,12 @@ def _refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def bundle_digest(folder: Path) -> str:
-    """The SHA-256 of a bundle's manifest, which is what stands for the bundle."""
+    """Digest of a bundle: the SHA-256 of its manifest."""
     return sha256_of(folder / MANIFEST)
 
 
 def check_digest(folder: Path, digest: str) -> str:
-    """Refuse a bundle whose manifest is not the one of this digest ("" for any); returns its own."""
+    """Refuse a bundle with another digest (IntegrityError); "" accepts any. Returns the bundle's digest."""
     read_manifest(folder)
     found = bundle_digest(folder)
     if digest and found != digest.strip().lower():
@@ -124,17 +124,17 @@ def check_digest(folder: Path, digest: str) -> str:
 
 
 def check_bundle(folder: Path, digest: str = "") -> str:
-    """Refuse a bundle that is not the one that was sealed.
+    """Refuse a bundle whose files differ from its manifest, or whose manifest differs from the digest.
 
     Args:
-        digest: what ``deploy`` printed; "" where nobody wrote it down, so that only accidents are found.
+        digest: as ``deploy`` printed it; "" finds accidents only, no tampering.
 
     Returns:
-        its digest.
+        the bundle's digest.
 
     Raises:
         UsageError: the folder is no bundle.
-        IntegrityError: the manifest is not the one of this digest, or a file differs from it.
+        IntegrityError: the manifest has another digest, or a file differs from the manifest.
     """
     manifest = read_manifest(folder)
     found = check_digest(folder, digest)
@@ -151,13 +151,13 @@ def check_bundle(folder: Path, digest: str = "") -> str:
 
 
 def extra_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files in the folder that neither the manifest nor the device's names."""
+    """Files in the folder that neither its manifest nor that of ``device/`` names."""
     known = {*manifest["files"], *_device_files(folder)}
     return tuple(name for name in _files(folder) if name not in known)
 
 
 def _device_files(folder: Path) -> list[str]:
-    """What a device added in ``device/``, as its own manifest has it: the first one is sealed before."""
+    """Files that a device added in ``device/``, by the manifest there; the bundle's own was written before."""
     try:
         added = read_manifest(folder / DEVICE)
     except (UsageError, IntegrityError):  # none, or none that could be trusted

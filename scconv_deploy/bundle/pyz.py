@@ -1,7 +1,7 @@
-"""``finish.pyz``: the modules that :mod:`.finish` needs, in one file that Python runs (PEP 441).
+"""Write ``finish.pyz``: all modules that :mod:`.device.finish` needs, in one file that Python runs (PEP 441).
 
-Which modules those are is read from their import statements, so that the file cannot lag behind them; what only type
-checkers read is left out. Nothing but the standard library, NumPy and TensorRT may be imported by any of them.
+The modules are found by their import statements, without those for type checkers. They may import nothing but each
+other, the standard library, NumPy and TensorRT.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scconv_deploy.bundle.contents import FINISH
 PACKAGE_FOLDER = Path(__file__).parents[1]
 ENTRY = "scconv_deploy.bundle.device.entry"
 _PACKAGE = PACKAGE_FOLDER.name
-_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows: identical modules give identical bytes
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that identical modules give identical bytes; the format's earliest
 _MAIN = f"""import sys
 
 if sys.version_info < (3, 10):
@@ -36,7 +36,7 @@ main()
 
 
 def pyz_bytes() -> bytes:
-    """The archive. Nothing in it is compressed, for zlib's versions differ in what they make."""
+    """Bytes of ``finish.pyz``; uncompressed, because versions of zlib compress differently."""
     buffer = io.BytesIO(b"#!/usr/bin/env python3\n")
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
@@ -62,7 +62,7 @@ def module_files() -> list[Path]:
 
 
 def imported_modules(source: str) -> list[str]:
-    """Modules of this package that a source imports anywhere but for type checkers."""
+    """Modules of this package that a source imports anywhere, except for type checkers."""
     names = []
     for node in _runtime_nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -94,6 +94,6 @@ def _file(name: str) -> Path:
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     entry = zipfile.ZipInfo(name, _DATE)
-    entry.create_system = 3  # Unix, wherever it is made
+    entry.create_system = 3  # Unix, on every system
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, data)

@@ -1,18 +1,26 @@
-"""The reference that travels: what PyTorch computed, in ``reference/`` of a bundle. Standard library and NumPy only.
+"""Write and read ``reference/`` of a bundle: PyTorch's results for the samples. Standard library and NumPy only.
 
-``reference.json`` names what is there; ``sample-K.npz`` holds of each sample ``input:I``, ``given:I`` (the model as
-given), ``output:I`` (with its SRUs swapped), of a half artifact ``rounded:I`` (with every value rounded too), and of
-each SRU ``open:S`` (gates, packed bits), ``x:S`` (the gate's input) and ``margin:S`` (float16: the margin in units of
-the rounding bound, NaN in ill-conditioned groups: a gate within 1 may flip). ``sites.npz`` holds the parameters of each
-SRU's node (``P:S``) and ``reach:S``. I and S count from 0 in the order of ``reference.json``. Only the first sample has
-``x`` and ``margin``, as far as the size goes.
-Of each gate K of no known SRU there are ``decided:K`` (packed bits, or numbers of a rounding) and, in the first sample,
-of each of its views V ``operand:K:V`` (the margin), ``scale:K:V`` and ``noise:K:V``, see
-:mod:`scconv_deploy.gate.other_gates`.
+``reference.json`` lists the contents. Indices count from 0 in its order: I inputs or outputs, S SRUs, K gates of no
+known SRU, V their views (:mod:`scconv_deploy.gate.other_gates`).
 
-For engines there are ``sru-S.FORM.onnx``, the SRU alone for an input like ``x:S`` (forms: ``function``, ``plugin``,
-``inlined``; see :mod:`scconv_deploy.verification.engine.sru_alone`), for the device has no onnx to make them with, and
-the noise that their outputs are held against.
+``sample-N.npz``, one per sample::
+
+    input:I                  inputs
+    given:I, output:I        outputs of the model as given, and with its SRUs swapped
+    rounded:I                for a half artifact: outputs with every value rounded
+    open:S                   gate mask, packed bits
+    x:S                      the gate's input
+    margin:S                 float16: margin in units of the rounding bound (within 1 a gate may flip); NaN in
+                             ill-conditioned groups
+    decided:K                decisions, packed bits; float32 for roundings
+    operand:K:V, scale:K:V, noise:K:V        margin, scale and noise of a view
+    rounded noise:K:V        for a half artifact: noise of the rounded margin
+
+Only the first sample has ``x``, ``margin`` and the views, as far as the size limit allows.
+
+``sites.npz`` holds the parameters of each SRU's node (``P:S``, P a parameter's name), and its ``GateForm.cut_scale`` as
+``reach:S``. ``sru-S.FORM.onnx``, for engines, is the SRU alone for an input like ``x:S`` (forms ``function``,
+``plugin``, ``inlined``; see :mod:`scconv_deploy.verification.engine.sru_alone`), because the device has no onnx.
 """
 
 from __future__ import annotations
@@ -49,11 +57,12 @@ LARGEST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class EngineInputs:
-    """What an engine of the artifact will be judged by.
+    """Further inputs of a reference that engines of the artifact are judged by.
 
     Attributes:
         data: the type of the artifact's data, ``float32``, ``float16`` or ``bfloat16``.
-        sru_models: the ONNX model of a site for an x of this shape, by form; empty where the artifact has no node.
+        sru_models: function from a site and x's shape to the SRU's ONNX model by form; empty if the artifact has no
+            node for it.
     """
 
     data: str
@@ -72,12 +81,12 @@ def write_reference(
     """Run the reference on samples and write ``reference/``.
 
     Args:
-        bundle: the folder to write it in.
-        samples: the first one is always kept, further ones as far as the size goes.
+        bundle: folder of the bundle.
+        samples: the first one is always kept, further ones as far as the size limit allows.
         nodes: the sites that the artifact has a node for.
-        largest_bytes: of the whole folder; inputs, outputs and gates of the first sample are kept beyond it.
-        engines: None writes nothing for them.
-        rounded_to: the type of a half artifact's data (``float16``, ``bfloat16``), in whose arithmetic it is judged.
+        largest_bytes: size limit of ``reference/``; inputs, outputs and gates of the first sample are always kept.
+        engines: data for engines; None writes none.
+        rounded_to: the data type of a half artifact (``float16``, ``bfloat16``), in whose arithmetic it is judged.
     """
     folder = bundle / REFERENCE
     left = largest_bytes
@@ -139,7 +148,7 @@ def _packed(decided: np.ndarray) -> np.ndarray:
 
 
 def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: int) -> int:
-    """Inputs and margins of SRUs, in the model's order, until the size is used up; the bytes added."""
+    """Add inputs and margins of SRUs, in the model's order, up to ``left`` bytes. Returns the bytes added."""
     used = 0
     for index, site in enumerate(run.sites.values()):
         if site.x is None or not np.isfinite(site.x).all() or used + site.x.nbytes * 3 // 2 > left:
@@ -161,7 +170,7 @@ def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: in
 
 
 def _write_sru_models(folder: Path, arrays: Arrays, run: ReferenceRun, engines: EngineInputs) -> int:
-    """Of the SRUs whose inputs are kept, which are all that can be judged; the bytes written."""
+    """Write ONNX models of the SRUs whose inputs are kept; only these can be judged. Returns the bytes written."""
     used = 0
     for index, site in enumerate(run.sites.values()):
         if f"x:{index}" in arrays:
@@ -191,7 +200,7 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RecordedReference:
-    """A :class:`scconv_deploy.verification.reference.run.ReferenceSource` that reads what was written."""
+    """A :class:`scconv_deploy.verification.reference.run.ReferenceSource` that reads a bundle's ``reference/``."""
 
     name: str
     left_alone: tuple[Refusal, ...]
@@ -212,7 +221,7 @@ class RecordedReference:
 
     @property
     def samples(self) -> range:
-        """What :meth:`run` takes."""
+        """Sample numbers for :meth:`run`."""
         return range(len(self.entries))
 
     def run(self, sample: object) -> ReferenceRun:
@@ -248,10 +257,10 @@ class RecordedReference:
         return {name: self.why_redundant[name] for name in missing if name in self.why_redundant}
 
     def sru(self, site: Site, x: np.ndarray) -> None:
-        """Nothing: PyTorch is not here."""
+        """None: the model in PyTorch is not at hand."""
 
     def sru_models(self, site: Site, shape: tuple[int, ...]) -> dict[Any, bytes]:
-        """The ONNX model of an SRU alone by form, for the input that was recorded; empty where none was written."""
+        """ONNX models of one SRU by form, for the recorded input; empty if none were written."""
         index = list(self.sites).index(site.name)
         places = {form: self.folder / _model_file(index, form) for form in _FORMS}
         if not all(place.is_file() for place in places.values()):
@@ -259,16 +268,16 @@ class RecordedReference:
         return {form: place.read_bytes() for form, place in places.items()}
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
-        """What was recorded for the artifact's own type; nothing for another one."""
+        """Recorded noise of an engine's outputs, by name; empty for another data type than the artifact's."""
         entry = next(entry for entry in self.entries if entry.name == run.sample)
         return dict(entry.free_noise) if rounding == self.engine_data else {}
 
     def jumps(self, run: ReferenceRun, free: Sequence[str], data: str) -> dict[str, float]:
-        """Nothing: PyTorch is not here."""
+        """Empty: the model in PyTorch is not at hand."""
         return {}
 
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
-        """What was recorded for the artifact's own type, without the inputs of gates; None for another one."""
+        """Recorded results with every value rounded, without gate inputs; None for another type than the artifact's."""
         number, entry = next((n, entry) for n, entry in enumerate(self.entries) if entry.name == run.sample)
         found = entry.rounded
         if found is None or found.data != data:
@@ -280,7 +289,7 @@ class RecordedReference:
             return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
-        """Nothing: PyTorch is not here."""
+        """Empty: the model in PyTorch is not at hand."""
         return iter(())
 
 
@@ -312,11 +321,11 @@ def read_reference(bundle: Path) -> RecordedReference:
 
 
 def read_sealed_reference(bundle: Path) -> RecordedReference:
-    """The same, of a bundle that is to be judged by it.
+    """Check ``reference/`` of a bundle against the manifest, and read it.
 
     Raises:
         UsageError: the folder is no bundle, or it has no ``reference/``.
-        IntegrityError: a file of ``reference/`` is not the one that was sealed, or damaged.
+        IntegrityError: a file of ``reference/`` is damaged, or differs from the manifest.
     """
     changed = differing_files(bundle, read_manifest(bundle), f"{REFERENCE}/")
     if changed:
@@ -355,7 +364,7 @@ def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _with_rounded_noise(
     others: Mapping[str, OtherGate], errors: Mapping[str, Sequence[float | None]], arrays: Arrays
 ) -> dict[str, OtherGate]:
-    """Gates with the noise of rounded margins; the margins, which were not kept, stay float32's, within that noise."""
+    """Gates with the noise of rounded margins. The rounded margins were not kept; float32's lie within that noise."""
     found = {}
     for index, (name, gate) in enumerate(others.items()):
         noise = [arrays.get(f"rounded noise:{index}:{number}") for number in range(len(gate.views))]

@@ -130,12 +130,12 @@ class SiteEntry:
 
 @dataclass(frozen=True)
 class ReferenceDocument:
-    """The whole file.
+    """Content of ``reference.json``.
 
     Attributes:
         left_alone: (path, reason) of candidates that were not recognised.
         redundant: why sites without a node need none, by name.
-        engine_data: type of the data of the engines that the reference was recorded for, "" for none.
+        engine_data: data type of the engines that the reference was recorded for, "" for none.
     """
 
     schema_version: Literal[1]
@@ -148,11 +148,11 @@ class ReferenceDocument:
 
     @classmethod
     def read(cls, content: bytes) -> ReferenceDocument:
-        """The document of a file's content (DecodeError)."""
+        """Decode the content of ``reference.json`` (DecodeError)."""
         return decode(cls, parse(content))
 
     def as_bytes(self) -> bytes:
-        """``reference.json``."""
+        """Encode as the content of ``reference.json``."""
         document = encode(self)
         for sample in document["samples"]:
             if sample["rounded"] is None:

@@ -5,9 +5,9 @@
     python3 run.py inputs.npz -o outputs.npz                arrays by the names of the model's inputs
     python3 run.py --engine device/model.tensorrt.engine --plugin device/libscconv_sru.so
 
-Needs NumPy, and onnxruntime or tensorrt with the CUDA runtime. It is meant to be read and taken as a start; what proves
-the model is `scconv-deploy verify` and `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file that is not there,
-3 a library or GPU that is missing or refuses, 4 the model cannot be run, 7 a file that is not what its manifest says.
+Needs NumPy, and onnxruntime or tensorrt with the CUDA runtime. It is an example to read and to change; the proof is
+`scconv-deploy verify` or `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file is missing, 3 a library or GPU
+is missing or refuses, 4 the model cannot be run, 7 a file differs from its manifest.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from pathlib import Path
 
 
 def stop(code, message):
-    """One line on stderr, and the exit code."""
+    """Print one line on stderr, and exit with the code."""
     sys.stderr.write(f"run.py: {message}\n")
     sys.exit(code)
 
 
 def needed(module, remedy):
-    """A module, or the line that says how to get it."""
+    """Import a module, or stop with a line that says how to install it."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a library that it loads by itself
@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main():
-    """Read the arguments, run, say what came out."""
+    """Parse the arguments, run the model, print its outputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="?", type=Path, help="an .npz; the bundle's first sample by default")
     parser.add_argument("-o", "--output", type=Path, help="an .npz to write")
@@ -69,7 +69,7 @@ def main():
 
 
 def first_sample():
-    """What the bundle recorded: inputs, and what PyTorch made of them."""
+    """Inputs of the bundle's first sample, and PyTorch's outputs for them."""
     document = json.loads((HERE / "reference" / "reference.json").read_text(encoding="utf-8"))["samples"][0]
     with np.load(HERE / "reference" / "sample-0.npz", allow_pickle=False) as archive:
         inputs = {name: archive[f"input:{i}"] for i, name in enumerate(document["inputs"])}
@@ -77,7 +77,7 @@ def first_sample():
 
 
 def run_onnx(inputs):
-    """ONNX Runtime, with whatever provider it has; the SRUs' functions are expanded by it."""
+    """Run the ONNX file in ONNX Runtime with its available providers; it expands the SRUs' functions."""
     onnxruntime = needed("onnxruntime", "{} -m pip install onnxruntime.")
     path = next(p for p in (HERE / "model.onnx", HERE / "model.onnx.rejected") if p.is_file())
     session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
@@ -86,7 +86,7 @@ def run_onnx(inputs):
 
 
 def run_engine(path, plugin, inputs):
-    """TensorRT. An engine is native code, so its bytes are held against its manifest before they are used."""
+    """Run an engine in TensorRT. It is native code, so its bytes are compared with its manifest first."""
     data = path.read_bytes()
     beside = path.with_name(path.name + ".json")
     if not beside.is_file():
@@ -94,8 +94,8 @@ def run_engine(path, plugin, inputs):
     manifest = json.loads(beside.read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         stop(7, f"{path} is not the engine that {beside.name} describes. Copy both again.")
-    host_code = "VERSION_COMPATIBLE" in manifest.get("flags", ())  # which TensorRT refuses unless it is allowed
-    inside = host_code and bool(manifest.get("settings", {}).get("plugins_to_serialize"))  # no other engine takes them
+    host_code = "VERSION_COMPATIBLE" in manifest.get("flags", ())  # TensorRT refuses host code unless it is allowed
+    inside = host_code and bool(manifest.get("settings", {}).get("plugins_to_serialize"))  # the engine holds its plugin
     if manifest["plugin_sha256"] and plugin is None and not inside:
         stop(3, f"{path} was built with a plugin: add --plugin FILE.")
     if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
@@ -124,7 +124,7 @@ def run_engine(path, plugin, inputs):
 
 
 def numpy_type(tensorrt, kind, name):
-    """Of one input or output; NumPy has no bfloat16."""
+    """NumPy dtype of an input or output; NumPy has no bfloat16."""
     try:
         return tensorrt.nptype(kind)
     except TypeError:

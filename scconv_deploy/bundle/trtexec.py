@@ -1,4 +1,4 @@
-"""``trtexec.txt``: lines for NVIDIA's own tool, for who builds without :mod:`.finish`."""
+"""``trtexec.txt``: command lines to build and time engines with NVIDIA's trtexec instead of ``finish``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 from scconv_deploy.trt_plugins.build import LIBRARY
 
 _ENGINE = "../model.engine"
-"""Beside the bundle: a file that was added to it would make it another one."""
+"""Path beside the bundle, because a bundle with an added file no longer matches its manifest."""
 
 
 def trtexec_text(plan: DevicePlan) -> str:
@@ -47,7 +47,7 @@ def _pair(plan: DevicePlan, target: DeviceTarget, plugin: bool) -> Iterator[str]
 
 
 def _ranges(profiles: Sequence[EngineProfile]) -> tuple[str, ...]:
-    """None where every input is static: trtexec takes the model's own shapes then."""
+    """Shape options of a build; none if every input is static, for which trtexec takes the model's own shapes."""
     if all(p.minimum == p.maximum for p in profiles):
         return ()
     sides = {"--minShapes": "minimum", "--optShapes": "optimum", "--maxShapes": "maximum"}
@@ -59,5 +59,5 @@ def _shapes(profiles: Sequence[EngineProfile], side: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """trtexec splits at colons, unless the name stands in quotes that the shell must leave."""
+    """An input's name for trtexec, which splits at colons outside quotes; outer quotes protect these in the shell."""
     return name if name.replace("_", "").replace(".", "").isalnum() else f"\"'{name}'\""

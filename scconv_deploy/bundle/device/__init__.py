@@ -1,1 +1,1 @@
-"""The program that a bundle runs on the device. No torch, no onnx."""
+"""The program that finishes a bundle on a device. No torch, no onnx."""

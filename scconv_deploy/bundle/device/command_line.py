@@ -23,14 +23,14 @@ from scconv_deploy.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Parse, finish, print, and exit with the codes of the command line."""
+    """Parse the arguments, finish the bundle, print the result, and exit with its code."""
     signals = Signals.install(FINISH)
     open_standard_streams()
     signals.leave(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """The same in a process that goes on: the exit code."""
+    """Parse the arguments, finish the bundle, print the result. Returns the exit code."""
     if wrong := empty_argument(arguments):
         return report_failure(Failure(UsageError.exit_code, wrong, EMPTY_REMEDY), FINISH, "--json" in arguments)
     try:
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _show(text: str) -> bool:
-    """Print on stdout; False if nobody reads it."""
+    """Print on stdout. Returns False if its reader has closed it."""
     try:
         sys.stdout.write(f"{text}\n")
     except BrokenPipeError:
@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     here = Path(sys.argv[0]).parent if sys.argv[0].endswith(FINISH) else Path()
     parser.add_argument(
-        "bundle", nargs="?", type=Path, default=here, help="its folder; by default the one this lies in"
+        "bundle", nargs="?", type=Path, default=here, help="folder of the bundle; by default that of this file"
     )
-    parser.add_argument("--digest", default="", help=f"of the bundle's {MANIFEST}, as deploy printed it")
+    parser.add_argument("--digest", default="", help=f"SHA-256 of the bundle's {MANIFEST}, as deploy printed it")
     parser.add_argument("--no-plugin", action="store_true", help="build without the fused SRU")
     parser.add_argument("--tensorrt-include", type=Path, metavar="FOLDER", help="where NvInfer.h is")
     parser.add_argument("--rounds", type=_at_least(1), default=100, help="timed runs (100)")
-    parser.add_argument("--warmup", type=_at_least(0), default=10, help="runs before them (10)")
+    parser.add_argument("--warmup", type=_at_least(0), default=10, help="untimed runs before them (10)")
     parser.add_argument("--force", action="store_true", help="replace an earlier device/")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     parser.add_argument("--quiet", action="store_true", help="errors only")
@@ -106,7 +106,7 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors are one line, as the others; argparse prints its usage besides."""
+    """Argument parser whose errors are one line; argparse also prints the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message.rstrip('.')}.", f"See {FINISH} --help.")
@@ -114,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
 
 @contextmanager
 def _progress(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
-    """One line that is written again and again on a terminal, lines now and then elsewhere."""
+    """Show progress on stderr: one rewritten line on a terminal, occasional lines elsewhere."""
     if options.json or options.quiet:
         yield lambda message: None
     elif not sys.stderr.isatty():

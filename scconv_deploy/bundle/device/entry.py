@@ -1,4 +1,4 @@
-"""Where ``finish.pyz`` starts: what must be there before the rest can be imported. Standard library only."""
+"""Entry point of ``finish.pyz``: signals and the check for NumPy, before other imports. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scconv_deploy.system.streams import open_standard_streams
 
 
 def main() -> NoReturn:
-    """Handle signals before what takes a while to import, look for NumPy, and go on with :mod:`.command_line`."""
+    """Install signal handlers, require NumPy, then import and run :mod:`.command_line`."""
     signals = Signals.install(FINISH)
     open_standard_streams()
     try:
@@ -26,7 +26,7 @@ def main() -> NoReturn:
 
 
 def require_numpy() -> None:
-    """Refuse a Python without NumPy, or with one that does not load in it (MissingRuntimeError)."""
+    """Refuse a Python in which NumPy is missing or does not load (MissingRuntimeError)."""
     try:
         import numpy  # noqa: F401
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""``finish``: what a bundle leaves for the device is done there. Standard library, NumPy and TensorRT only.
+"""Finish a bundle on its device: build plugin and engine, judge and time the engine.
 
-The hashes are checked before anything is built or loaded; plugin, engine, report and their manifest are written beside
-each other and take their place as ``device/`` in one step; the bundle's own seal never changes. See DESIGN section 7.
+Standard library, NumPy and TensorRT only. The hashes are checked before anything is built or loaded. Plugin, engine,
+report and their manifest appear as ``device/`` in one step; the bundle's own manifest never changes.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ WITHOUT = "or build without it: --no-plugin"
 
 @dataclass(frozen=True)
 class FinishOptions:
-    """How a bundle is finished.
+    """Options of finishing a bundle.
 
     Attributes:
-        plugin: with the fused SRU; without it only where the user says so.
+        plugin: whether to build with the fused SRU.
         tensorrt_include: the folder of NvInfer.h; None to look for it.
         digest: the bundle's, as deploy printed it; "" leaves it unchecked.
-        rounds, warmup: timed runs of the engine, and runs before them.
+        rounds, warmup: timed runs of the engine, and untimed runs before them.
         force: replace an earlier ``device/``.
     """
 
@@ -64,7 +64,7 @@ class FinishOptions:
 
 @dataclass(frozen=True)
 class FinishResult:
-    """What the device added; its truth value is the verdict on the engine."""
+    """Result of finishing a bundle: ``device/`` with its digest, engine and report; true if the engine passed."""
 
     folder: Path
     engine: EngineManifest
@@ -77,7 +77,7 @@ class FinishResult:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """For people: the link's checks, which SRUs got the plugin, latency, where it is."""
+        """Lines for the terminal: checks, SRUs by form, latency, notes, folder and digest."""
         rows = [(link.name, c.status, c.reason) for link in self.report.links for c in link.checks or (link,)]
         lines = [f"{name:<12} {status:<8} {reason}" for name, status, reason in rows]
         for form in ("plugin", "expanded"):
@@ -104,14 +104,14 @@ class FinishResult:
 def judge(
     bundle: Path, engine: EngineArtifact, plugin: Path | None, log: StageLog, facts: Mapping[str, str]
 ) -> ParityReport:
-    """Hold an engine against what the bundle recorded."""
+    """Judge an engine against the bundle's reference."""
     return judge_with_bundle(bundle, engine, log, plugin=plugin, provenance=facts)
 
 
 def time_engine(
     engine: EngineArtifact, plugin: Path | None, inputs: Mapping[str, np.ndarray], options: FinishOptions
 ) -> Latency:
-    """Time an engine by itself on one sample."""
+    """Measure the latency of an engine on one sample."""
     with TensorRTRunner(engine, plugin=plugin) as runner:
         runner.bind(inputs)
         return measure(runner.timed, inputs, options.rounds, options.warmup)
@@ -119,12 +119,12 @@ def time_engine(
 
 @dataclass(frozen=True)
 class Device:
-    """What of the device is used; tests answer in its place.
+    """Access to the device, replaceable in tests.
 
     Attributes:
         backend: the library that builds.
-        load: gives its module.
-        judge, time: run the engine.
+        load: loads the library's module.
+        judge, time: judge and time the engine.
     """
 
     backend: Backend = "tensorrt"
@@ -142,13 +142,13 @@ def finish_bundle(
     progress: Progress = lambda _: None,
     device: Device | None = None,
 ) -> FinishResult:
-    """``scconv-deploy finish`` and ``finish.pyz``.
+    """Build plugin and engine of a bundle, judge and time the engine, and write ``device/``.
 
     Raises:
-        UsageError: no bundle, one that was made for no device, or an output that exists or cannot be written.
+        UsageError: no bundle, one for no device, or ``device/`` exists or cannot be written.
         MissingRuntimeError: no TensorRT, GPU, nvcc or header.
         BuildError: nvcc or TensorRT refuses.
-        ParityError: the bundle's own model failed.
+        ParityError: the bundle's model failed parity.
         IntegrityError: a file differs from the manifest, or the manifest from the digest.
     """
     device = device or Device()
@@ -197,7 +197,7 @@ def _build_engine(
     command: str,
     progress: Progress,
 ) -> EngineArtifact:
-    """Without the cache: what is measured here was built here. The manifest names ``model.onnx``, whatever its form."""
+    """Build the engine on this device, without the cache. Its manifest names ``model.onnx``, whatever the form."""
     sealed = sha256_of(bundle / MODEL)
     path = folder / f"model.{wanted.backend}.engine"
     built = build_network(
@@ -215,7 +215,7 @@ def _build_plugin(
     log: StageLog,
     progress: Progress,
 ) -> Path | None:
-    """The fused SRU with this device's nvcc and headers; None where the model needs none, or the user wants none."""
+    """Compile the fused SRU with this device's nvcc and headers; None without SRUs, or if the user wants no plugin."""
     with log.stage("plugin") as stage:
         if not plan.facts.srus or not options.plugin:
             why = "--no-plugin" if plan.facts.srus else "the model has no SRU"
@@ -254,7 +254,7 @@ def _timed(
 
 
 def _notes(plan: DevicePlan, module: ModuleType, device: Device) -> tuple[str, ...]:
-    """Where this device is none that the bundle was made for: it is judged as any other, but that is said."""
+    """A note if the bundle was made for other devices; the engine is built and judged all the same."""
     here = {gpu.compute_capability.replace(".", "") for gpu in gpus()}
     linux = (jetson_linux(device.machine) or "").split(".")[0]
     fitting = [t.name for t in plan.targets if t.compute_capability in here and linux in map(str, t.linux)]

@@ -1,4 +1,4 @@
-"""``device.json``: what a bundle leaves for the device, and what the builder there must know. Standard library only."""
+"""``device.json``: steps left for the device, and facts that its builder needs. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ FORM_FILES: dict[Form, str] = {"whole": MODEL, "plugin": PLUGIN_MODEL, "inlined"
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What is left for one target, in the order in which it is done there.
+    """Steps left for one target.
 
     Attributes:
+        left: the steps in their order.
         needs: what the device must have.
-        command: to be run there, in the bundle's folder.
+        command: to be run on the device, in the bundle's folder.
     """
 
     target: str
@@ -41,12 +42,12 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What a device builds from a bundle.
+    """Plan of the engine that a device builds from a bundle.
 
     Attributes:
-        targets: the devices that it was made for.
+        targets: the devices that the bundle was made for.
         facts: of the graph.
-        profiles: the shapes that the engine shall take.
+        profiles: the shapes that the engine takes.
     """
 
     targets: tuple[DeviceTarget, ...]
@@ -60,15 +61,15 @@ class DevicePlan:
         return ("whole", "plugin", "inlined") if adapted else ("whole",)
 
     def file_of(self, form: Form) -> str:
-        """The name of a form's file; a model without SRUs has no function, so that its forms are all the same."""
+        """File name of a form; a model without SRUs has no functions, so all its forms are one file."""
         return FORM_FILES[form] if self.facts.srus else MODEL
 
     def source(self, bundle: Path) -> FileSource:
-        """The model in a bundle."""
+        """The bundle's model files as the source of an engine build."""
         return FileSource(self.facts, {form: bundle / self.file_of(form) for form in FORM_FILES})
 
     def unfinished(self) -> tuple[Unfinished, ...]:
-        """What is left, target by target."""
+        """Steps left for each target."""
         left = (*(("plugin",) if self.facts.srus else ()), "engine", "parity", "latency")
         return tuple(
             Unfinished(t.name, left, f"JetPack {t.jetpack} or later of {t.jetpack[0]}", f"python3 {FINISH}")
@@ -76,7 +77,7 @@ class DevicePlan:
         )
 
     def as_bytes(self) -> bytes:
-        """``device.json``."""
+        """Encode as the content of ``device.json``."""
         names = tuple(target.name for target in self.targets)
         content = _Content(1, names, self.facts, self.profiles, self.unfinished())
         return (json.dumps(encode(content), indent=1) + "\n").encode()
