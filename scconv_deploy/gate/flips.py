@@ -16,7 +16,7 @@ def relative_l2(y: Tensor, expected: Tensor) -> float:
 
 
 _ROUNDING = {torch.float16: 2**-9, torch.bfloat16: 2**-6}
-"""How far rounding may move an output, relative to the data of both channels: twice a unit in the last place."""
+"""Largest change of an output by rounding, relative to the data of both channels: twice a unit in the last place."""
 _MASKED, _COMPUTED = 1e-6, 1e-4
 """The same in float32: where a mask multiplies x, an output is a sum of two numbers, rounded once; else its data are
 computed, and lose digits where the mean is large."""

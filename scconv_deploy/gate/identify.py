@@ -1,4 +1,4 @@
-"""Which variant a candidate computes, decided by running it.
+"""Identify the variant of a candidate by running it.
 
 The candidate and each hypothesis are compared on seeded inputs, among them large means and values right at the
 threshold. A hypothesis is accepted when no gate differs beyond what rounding explains and the values agree to 1e-6
@@ -73,7 +73,7 @@ _CANCELLED = 1e-4  # how far two orders of a sum are apart, relatively, before n
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a candidate may compute: the variant, which parameter is gamma, and where its convolution stands."""
+    """Hypothesis on a candidate: its variant, which parameter is gamma, and where its convolution stands."""
 
     variant: GateVariant
     swapped_affine: bool = False
@@ -215,7 +215,7 @@ def small_numbers(module: nn.Module) -> frozenset[float]:
 
 
 def _hypotheses(candidate: Candidate) -> Iterator[Hypothesis]:
-    """Everything a candidate may compute, with one eps; :func:`_with_every_eps` adds the others."""
+    """All hypotheses on a candidate, with one eps each; :func:`_with_every_eps` adds the others."""
     numbers = _numbers(candidate.module)
     channels = candidate.affine[0].numel()
     divisors = [g for g in range(1, channels + 1) if channels % g == 0]
@@ -419,8 +419,8 @@ def _require_near(distance: float, where: str) -> None:
 
 
 def _can_decide(gate: Gate, x: Tensor) -> bool:
-    """Whether >= and > differ at all: the sigmoid skips every other float32, and no element of L lies further than
-    sqrt(L - 1) deviations out."""
+    """Whether any input can tell >= from >: the sigmoid skips some float32 thresholds, and no element of L lies further
+    than sqrt(L - 1) deviations out."""
     threshold = gate.variant.threshold
     elements = x[0].numel() / gate.variant.num_groups
     with np.errstate(invalid="ignore"):

@@ -50,7 +50,7 @@ MARGIN_EDGES = tuple(2.0**k for k in range(_SMALLEST_EXPONENT, _LARGEST_EXPONENT
 
 @dataclass(frozen=True, eq=False)
 class GateForm:
-    """Everything that a gate's margin depends on besides x.
+    """Parameters of a gate's margin.
 
     Attributes:
         num_groups, ddof, eps_var, eps_std: of ``s = sqrt(SS / (L - ddof) + eps_var) + eps_std``.
@@ -180,7 +180,7 @@ def _count(
 
 
 def histogram(x: np.ndarray, form: GateForm) -> np.ndarray:
-    """How many gates have ``|margin| / s`` in each bin of :data:`MARGIN_EDGES`; int64, one fewer than edges.
+    """Histogram of ``|margin| / s`` with the bin edges :data:`MARGIN_EDGES`; int64, one fewer than edges.
 
     In float32: a histogram needs no more, and it is taken of every gate. The bins are powers of two, so that the
     exponent of a float32 is its bin.

@@ -39,7 +39,7 @@ class StandIn(nn.Module):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """What isinstance asks besides the type; torch.export derives the proxies of shared modules from it."""
+        """The class that isinstance sees besides the type; torch.export derives proxies of shared modules from it."""
         found = self.__dict__.get("_original")
         return type(self) if found is None else _class_of(type(self), type(found[0]))  # type: ignore[arg-type]
 

@@ -39,7 +39,7 @@ _SHORT_NAMES: dict[Statistics, str] = {
 
 @dataclass(frozen=True)
 class GateVariant:
-    """Everything that tells two SRUs with the same parameters apart.
+    """All choices in which two SRUs with the same gamma and beta can differ.
 
     Attributes:
         statistics: ``group_batchnorm`` divides by ``std(ddof=1) + eps`` (the original code), ``group_norm`` by

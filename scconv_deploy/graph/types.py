@@ -41,7 +41,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     stated = next((entry.value for entry in model.metadata_props if entry.key == PRECISION), "")
     try:
         precision = json.loads(stated or "{}").get("precision")
-    except (ValueError, AttributeError):  # somebody else's
+    except (ValueError, AttributeError):  # another tool's metadata
         precision = None
     if precision in ELEMENT and half_in(model) == precision:
         return precision

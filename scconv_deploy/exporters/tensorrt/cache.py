@@ -46,10 +46,10 @@ class EngineCache:
         return cls(cache_folder())
 
     def check(self) -> str:
-        """Why the cache cannot be written, "" if it can.
+        """Check that the cache can be written. Returns the reason if not, else "".
 
         Raises:
-            UsageError: it cannot, and the user chose it.
+            UsageError: it cannot be written, and the user chose it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
