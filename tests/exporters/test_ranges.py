@@ -59,11 +59,11 @@ def test_conditions_that_hold_everywhere(condition):
     [
         (sympy.Eq(Mod(W, 2), 0), "(x.shape[3] % 2) == 0; it fails for 9", "x:3=8:16:64:2 (multiples of 2)"),
         (sympy.Eq(W, 8 * FloorDiv(W, 8)), "x.shape[3] == (8*(x.shape[3] // 8))", "x:3=8:16:64:8 (multiples of 8)"),
-        (W <= 20, "x.shape[3] <= 20; 21 is", "--dynamic x:3=8:16:20,"),
-        (W >= 12, "x.shape[3] >= 12; 8 is", "--dynamic x:3=12:16:64,"),
-        (sympy.Ne(W, 32), "x.shape[3] != 32; 32 is", "--dynamic x:3=8:16:31,"),
-        (N <= 2, "batch <= 2; 3 is", "--batch 1:2:2,"),
-        (sympy.Ne(N, 1), "batch != 1; 1 is", "--batch 2:2:8,"),
+        (W <= 20, "x.shape[3] <= 20; it fails for 21", "--dynamic x:3=8:16:20,"),
+        (W >= 12, "x.shape[3] >= 12; it fails for 8", "--dynamic x:3=12:16:64,"),
+        (sympy.Ne(W, 32), "x.shape[3] != 32; it fails for 32", "--dynamic x:3=8:16:31,"),
+        (N <= 2, "batch <= 2; it fails for 3", "--batch 1:2:2,"),
+        (sympy.Ne(N, 1), "batch != 1; it fails for 1", "--batch 2:2:8,"),
         (sympy.Eq(TruncToInt(0.5 * ToFloat(W)), 8), "trunc(0.5", "--dynamic x:3=16:16:17,"),
     ],
 )
