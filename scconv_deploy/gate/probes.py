@@ -38,6 +38,9 @@ def probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tenso
     scales |= {f"near-threshold (deviations of {factor:g} eps)": factor * eps for factor in _BESIDE_EPS}
     for name, scale in scales.items():
         yield name, near_threshold(base * scale, gate, generator)
+    for rival in rivals(gate):
+        if rival.variant.weighting != gate.variant.weighting:
+            yield "mirrored near-threshold", mirrored(base, gate, rival, generator)
     alternate = (torch.arange(len(base)) % 2).float()
     yield "constant", alternate.reshape(-1, *(1,) * (base.dim() - 1)).expand_as(base).contiguous()
     yield "large-mean", base + 100
@@ -65,13 +68,9 @@ def near_threshold(base: Tensor, gate: Gate, generator: torch.Generator) -> Tens
     Of the moved elements, half lie around the boundary at relative distances from 1e-6 to 0.1 (they tell ddof and
     eps apart) and half between this boundary and that of one of the :func:`rivals` (they tell these apart).
     """
-
-    def boundary(of: Gate) -> Tensor:
-        return per_channel(torch.as_tensor(of.form.sign * of.form.cut).double(), base)
-
     variant = gate.variant
-    near = boundary(gate)
-    others = torch.stack([boundary(rival).expand(base.shape) for rival in rivals(gate)])
+    near = _boundary(gate, base)
+    others = torch.stack([_boundary(rival, base).expand(base.shape) for rival in rivals(gate)])
     chosen = torch.randint(len(others), base.shape, generator=generator)
     far = others.gather(0, chosen[None])[0]
     # moved elements must not carry the deviation alone: share * boundary^2 < 1; NaN (sign 0) compares false
@@ -88,6 +87,39 @@ def near_threshold(base: Tensor, gate: Gate, generator: torch.Generator) -> Tens
     placed = (mean + s * target.reshape(base.shape[0], variant.num_groups, -1)).reshape(base.shape)
     moved = (moved.reshape(base.shape[0], variant.num_groups, -1) & solved).reshape(base.shape)
     return torch.where(moved, placed, base.double()).float()
+
+
+def mirrored(base: Tensor, gate: Gate, rival: Gate, generator: torch.Generator) -> Tensor:
+    """Noise in neighbours ``v, -v``, a quarter of which lies between the gate's boundary and a rival's.
+
+    Two orders of a sum move a boundary by millionths of itself, and with t = 0.5 and beta = 0 the boundary is about
+    1e-7 deviations from the mean. Only where the mean is 0 does float32 have numbers there; so the sum of a group must
+    cancel to the bit, which neighbours do in every order of adding them that processors use.
+    """
+    elements = base[0].numel() // gate.variant.num_groups
+    grouped = base.double().reshape(len(base), gate.variant.num_groups, elements).clone()
+    near, far = (_boundary(of, base).expand(base.shape).reshape(grouped.shape) for of in (gate, rival))
+    along = torch.rand(grouped.shape, generator=generator, dtype=torch.float64)
+    target = near + along * (far - near)
+    moved = (torch.rand(grouped.shape, generator=generator) < 0.5) & (target.square() < _CARRIED)  # NaN compares false
+    moved[..., 1::2] = False
+    grouped[..., elements - elements % 2 :] = 0
+    value = grouped.where(~moved, 0.0)
+    squares, moved_squares = (
+        (2 * part.square()[..., : elements - elements % 2 : 2]).sum(dim=2, keepdim=True)
+        for part in (value, target.where(moved, 0.0))
+    )
+    # s^2 = (squares + s^2 * moved_squares) / freedom: what eps adds is left out, for deviations here are about 1
+    s = (squares / (elements - gate.variant.ddof - moved_squares).clamp(min=1)).sqrt()
+    placed = torch.where(moved, s * target, grouped).float()
+    pairs = elements // 2
+    placed[..., 1 : 2 * pairs : 2] = -placed[..., : 2 * pairs : 2]
+    return placed.reshape(base.shape)
+
+
+def _boundary(gate: Gate, like: Tensor) -> Tensor:
+    """Where the gate opens, in deviations from the mean: float64, for each channel."""
+    return per_channel(torch.as_tensor(gate.form.sign * gate.form.cut).double(), like)
 
 
 def _solve_statistics(

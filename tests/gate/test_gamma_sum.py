@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from scconv_deploy.gate.cut import open_by_cut
 from scconv_deploy.gate.gamma_sum import sum_in_order
 from scconv_deploy.gate.gate import Gate
-from scconv_deploy.gate.probes import near_threshold
+from scconv_deploy.gate.probes import mirrored, near_threshold
 from scconv_deploy.gate.recognize import recognize
 from scconv_deploy.gate.swap import swap
 from scconv_deploy.gate.variant import VARIANTS, GateVariant, from_normalized, gate_weight, normalize
@@ -116,6 +116,20 @@ def test_none_is_refused_or_taken_for_another(order, threshold):
     )
     assert [found.gate.variant for found in recognition.srus] == [expected] * len(gammas)
     assert torch.equal(swap(model, recognition)(x), model(x))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.45])
+@pytest.mark.parametrize("shape", [(8, 32, 8, 8), (4, 32, 3, 5), (2, 32, 7)])
+def test_mirrored_noise_tells_the_orders_apart(threshold, shape):
+    """Its groups sum to 0 to the bit; with t = 0.5 and beta = 0 nothing else lies between the two boundaries."""
+    (gamma,) = near_cancelling(1)
+    variant = replace(VARIANTS["groupbn-hard"], threshold=threshold)
+    ours, theirs = (Gate(replace(variant, weighting=w), gamma, torch.zeros(32)) for w in ("sum", "torch_sum"))
+    base = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    x = mirrored(base, ours, theirs, torch.Generator().manual_seed(4))
+    assert x.shape == shape
+    assert float(x.reshape(shape[0], 16, -1).sum(dim=2).abs().max()) == 0.0
+    assert float((ours.mask(x) != theirs.mask(x)).float().mean()) > 0.02
 
 
 def test_orders_that_agree_to_the_bit_have_the_plain_name():
