@@ -44,7 +44,7 @@ _COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated; empty for none")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--seeds", type=int, default=1, help="of weights and inputs (default 1)")
     parser.add_argument("--large", action="store_true", help="ResNet-50 of ImageNet, plain and with ScConv, too")
@@ -81,7 +81,7 @@ def summary(rows: list[dict]) -> dict[str, dict[str, float | int]]:
 
 def _rows(options: argparse.Namespace) -> Iterator[dict]:
     for seed in range(options.seed, options.seed + options.seeds):
-        for name in options.networks.split(","):
+        for name in filter(None, options.networks.split(",")):
             for calibrated in (True, False):
                 model, image = network(name, seed, calibrated), _noise(2, 32, seed)
                 label = name if calibrated else f"{name}, as PyTorch begins"
@@ -106,8 +106,8 @@ def _of_network(
 ) -> Iterator[dict]:
     for precision in options.precisions.split(","):
         exporting = ExportOptions(precision=precision)
-        float32_model = export_to_ir(reference, exporting, StageLog())
-        model = ir.to_proto(in_precision(float32_model, exporting, StageLog()))
+        single = export_to_ir(reference, exporting, StageLog())
+        model = ir.to_proto(in_precision(single, exporting, StageLog()))
         for level in ("all", "none"):
             yield _judged("healthy", label, precision, level, reference, model, image)
         for name, damage in FAULTS.items() if faults else ():
