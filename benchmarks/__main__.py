@@ -23,6 +23,7 @@ BENCHMARKS = {
     "engine_noise": "the end-to-end limit of engines: healthy artifacts, and faults, as multiples of the noise",
     "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",
     "rewrite_forms": "naive exports of ScConv-ResNet-20 in every form: SRUs fused, gates changed, parity with PyTorch",
+    "read_by_behaviour": "SRUs of graphs read from their nodes and by behaviour: right, refused, wrong; seconds, lines",
     "build_time": "seconds to build a TensorRT-RTX engine of ScConv-ResNet-50 beside the plain ResNet-50",
     "half_error": "float16 and bfloat16 by converter: error of outputs, gates and SRUs, validity, size",
     "half_keep": "what keeping an operator in float32 is worth in a half file",
