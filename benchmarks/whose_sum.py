@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    gammas = [_draw(seed) for seed in range(options.seed, options.seed + options.draws)]
-    apart = [gamma for gamma in gammas if _distance(gamma) > APART]
+    gammas = [draw(seed) for seed in range(options.seed, options.seed + options.draws)]
+    apart = [gamma for gamma in gammas if distance(gamma) > APART]
     rows = [
         {"order": order, "threshold": t, "draws": len(gammas), "apart": len(apart), **_recognised(apart, order, t)}
         for order in _WEIGHTING
@@ -55,11 +55,11 @@ def run(options: argparse.Namespace) -> int:
     return int(any(row["refused"] or row["another"] or row["changed"] for row in rows))
 
 
-def _draw(seed: int) -> Tensor:
+def draw(seed: int) -> Tensor:
     return torch.randn(CHANNELS, generator=torch.Generator().manual_seed(seed))
 
 
-def _distance(gamma: Tensor) -> float:
+def distance(gamma: Tensor) -> float:
     """Of the two sums, relatively; through the weights, which are what an SRU computes with."""
     ours, theirs = (gate_weight(gamma, weighting) for weighting in _WEIGHTING.values())
     return float(((ours - theirs) / ours).abs().max())
