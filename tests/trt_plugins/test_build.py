@@ -266,8 +266,14 @@ def test_an_interrupt_ends_the_compiler_and_its_children_and_leaves_nothing(mach
 
 
 @pytest.mark.nvcc
-def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path):
-    """The extra `cuda` alone: nothing on PATH but the host's compiler, no CUDA_HOME, no toolkit on the system."""
+def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path, monkeypatch):
+    """The extra `cuda` alone: nothing on PATH but the host's compiler, no CUDA_HOME, no toolkit on the system.
+
+    Not optimised, for speed.
+    """
+    unoptimised = ("-O0", "-Xcicc", "-O0", "-Xptxas", "-O0")
+    flags = [part for flag in module.COMPILE_FLAGS for part in (unoptimised if flag == "-O3" else (flag,))]
+    monkeypatch.setattr(module, "COMPILE_FLAGS", tuple(flags))
     alone = Machine(which=lambda name: None, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, root=tmp_path)
     if find_nvcc(alone) is None:
         pytest.skip("the extra `cuda` is not installed")

@@ -271,7 +271,7 @@ def test_the_sanitizers_find_nothing(tmp_path):
     probe = ["g++", *SANITIZE, "-x", "c++", "-", "-o", str(tmp_path / "probe")]
     if subprocess.run(probe, input="int main() {}", text=True, capture_output=True, check=False).returncode:
         pytest.skip("g++ has no sanitizers here")
-    objects = compile_kernels(tmp_path / "objects", "-O1", *SANITIZE, sources=[EMULATION / "sweep.cpp"])
+    objects = compile_kernels(tmp_path / "objects", "-O0", *SANITIZE, sources=[EMULATION / "sweep.cpp"])
     subprocess.run(["g++", *SANITIZE, *objects, "-o", str(tmp_path / "sweep")], check=True)
     done = subprocess.run([tmp_path / "sweep"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "192 of 192\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "48 of 48\n"), done.stderr

@@ -289,14 +289,22 @@ def test_check_takes_what_plugin_build_registers_with(harness, nvcc):
     assert rows["linked to one TensorRT"][1] == f"libnvinfer.so.{harness.version.split('.')[0]}"
 
 
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)
+ASSEMBLED = {"float": (75, 87, 100, 121), "half": (80, 89, 110), "bfloat16": (86, 90, 120)}
+"""The architectures whose machine code is made too, once each: the sources hold no assembly that ptxas alone reads."""
+
+
 @pytest.mark.nvcc
-@pytest.mark.parametrize("data_type", ["float", "half", "bfloat16"])
+@pytest.mark.parametrize("data_type", ASSEMBLED)
 def test_the_kernels_compile_for_every_architecture_without_a_warning_and_without_tensorrt(nvcc, data_type, tmp_path):
-    """Not optimised, for speed; `python -m benchmarks sru_registers` compiles them as they ship."""
+    """To PTX, and to the machine code of some; not optimised, for speed.
+
+    `python -m benchmarks sru_registers` compiles them as they ship.
+    """
     targets = [
         part
-        for architecture in (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)
-        for part in ("-gencode", f"arch=compute_{architecture},code=sm_{architecture}")
+        for a in ARCHITECTURES
+        for part in ("-gencode", f"arch=compute_{a},code={'sm' if a in ASSEMBLED[data_type] else 'compute'}_{a}")
     ]
     source = SOURCES / "kernel" / f"sru_{data_type}.cu"
     command = [nvcc, "-std=c++17", "-Werror", "all-warnings", "-Xcicc", "-O0", "-Xptxas", "-O0", "--threads", "0",
@@ -304,6 +312,11 @@ def test_the_kernels_compile_for_every_architecture_without_a_warning_and_withou
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.fatbin").stat().st_size > 10_000
+
+
+def test_every_architecture_is_assembled_and_no_source_holds_assembly():
+    assert sorted(a for several in ASSEMBLED.values() for a in several) == list(ARCHITECTURES)
+    assert not [path.name for path in (SOURCES / "kernel").iterdir() if re.search(r"\basm\b", path.read_text())]
 
 
 LAYERS = {
