@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import signal
@@ -72,12 +73,34 @@ def no_lines_of_progress():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def pictures_left_blank():
+    """Pages have empty pictures: drawing takes half a second a page. Where they are tested: :func:`drawn_pictures`."""
+    try:
+        from scconv_deploy.report import pictures
+    except ImportError:  # a GPU's machine has no matplotlib
+        yield None
+        return
+    draw = pictures._svg
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_svg", lambda name, rows, draw: '<svg role="img"></svg>')
+        yield draw
+
+
+@pytest.fixture(scope="module")
+def drawn_pictures(pictures_left_blank):
+    """Pages have their pictures, in a whole module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scconv_deploy.report.pictures._svg", pictures_left_blank)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def exports_once(tmp_path_factory):
     """The same export is not made twice. For tests about exporting there is :func:`exports_anew`."""
     try:
         import onnx
         import onnx_ir as ir
-        from torch.onnx._internal.exporter import _registration
+        from torch.onnx._internal.exporter import _constants, _registration
 
         from scconv_deploy.records.stage import StageLog
         from scconv_deploy.workflows import export
@@ -95,12 +118,19 @@ def exports_once(tmp_path_factory):
         log.records += records
         return ir.from_proto(onnx.load_model_from_string(content))
 
-    export_anew, folder, apis = export.export_model, tmp_path_factory.getbasetemp(), _registration.onnxscript_apis
+    export_anew, folder, registry = export.export_model, tmp_path_factory.getbasetemp(), _registration.ONNXRegistry
+    of_torchlib = functools.cache(registry.from_torchlib)
+
+    def from_torchlib(opset_version=_constants.TORCHLIB_OPSET):
+        own = copy.copy(of_torchlib(opset_version))
+        own.functions = {target: [*functions] for target, functions in own.functions.items()}
+        return own
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
         # of all operators, whose sources torch.onnx parses again with every export: a second each
-        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
         yield export_anew
 
 

@@ -314,10 +314,10 @@ def test_options_of_a_model_mean_nothing_to_an_artifact(run, fails):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_said():
+def test_a_full_disk_is_said(artifact):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "scconv_deploy", "inspect", "resnet20", "--json"],
+            [sys.executable, "-m", "scconv_deploy", "inspect", str(artifact), "--json"],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -19,6 +19,7 @@ from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 pytest.importorskip("matplotlib", reason="the pictures are drawn by matplotlib")
+pytestmark = pytest.mark.usefixtures("drawn_pictures")
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import time
 
@@ -13,6 +12,8 @@ import pytest
 from scconv_deploy.system import progress_lines as log_lines
 from scconv_deploy.system.progress_lines import LogLines
 from scconv_deploy.verification.samples import with_progress
+from scconv_deploy.zoo import catalogue
+from tests.command_line import run
 
 
 @pytest.fixture
@@ -71,21 +72,18 @@ def test_percent_and_time_left(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "lines"), [([], True), (["--quiet"], False), (["--json"], False)])
-def test_the_command_line_writes_them_to_stderr(options, lines, tmp_path):
-    code = (
-        "from scconv_deploy import __main__, zoo; from scconv_deploy.system import progress_lines; import time\n"
-        "progress_lines.EVERY_S = 0.05\n"
-        "from scconv_deploy.zoo import catalogue\n"
-        "for name in list(zoo.MODELS)[1:]:\n"  # one is quick to count
-        "    del zoo.MODELS[name]\n"
-        "real = catalogue.list_models\n"
-        "def slow(progress):\n"
-        "    progress('counting'); time.sleep(0.6); return real(progress=progress)\n"
-        "catalogue.list_models = slow\n"
-        "__main__.main()\n"
-    )
-    command = [sys.executable, "-c", code, "models", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+def test_the_command_line_writes_them_to_stderr(options, lines, monkeypatch):
+    def slow(progress):
+        progress("counting")
+        time.sleep(0.6)
+        return count(progress=progress)
+
+    count = catalogue.list_models
+    monkeypatch.setattr(catalogue, "list_models", slow)
+    monkeypatch.setattr(catalogue, "MODELS", dict(list(catalogue.MODELS.items())[:1]))  # one is quick to count
+    monkeypatch.setattr(log_lines, "EVERY_S", 0.05)
+    done = run("models", *options)
+    assert done.exit_code == 0, done.output
     said = done.stderr.splitlines()
     assert bool(said) == lines
     assert all(re.fullmatch(r"\[\d+:\d\d\] counting.*", line) for line in said)

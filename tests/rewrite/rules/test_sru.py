@@ -281,7 +281,7 @@ def mutate(proto, rng):
     return operator
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**31), steps=st.integers(1, 2))
 def test_a_mutated_pattern_is_refused_or_computes_the_same(script, seed, steps):
     """Never a wrong fusion: whatever was changed, the result computes what the changed graph computes."""
