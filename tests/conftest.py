@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tests import made_once, wild
 from tests.made_once import key_of, once
 from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
 
+REFERENCE_ROOMS = ("gate", "model", "verification/reference", "verification/checks")
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:  # one process a core: threads within them would only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
@@ -138,6 +141,59 @@ def exports_once(tmp_path_factory):
 def exports_anew(exports_once, monkeypatch):
     """Every export is made, though it is the same."""
     monkeypatch.setattr("scconv_deploy.workflows.export.export_model", exports_once)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def references_run_once():
+    """The same sample is not run in PyTorch twice, for its noise takes ten runs. Yields the switch."""
+    try:
+        from scconv_deploy.verification.reference.pytorch import TorchReference
+        from scconv_deploy.verification.samples import Sample
+    except ImportError:  # a GPU's machine has no onnx
+        yield {}
+        return
+
+    def run(self, sample):
+        noise, exact = self._noise, self._float64
+
+        def state():  # what a source knows of the samples before
+            return noise._samples, dict(noise._earlier), exact._by_rows
+
+        def made():
+            return run_anew(self, sample), state()
+
+        keyed = settings["once"] and isinstance(sample, Sample) and sample.deep
+        key = key_of("run", self._reference, sample, state()) if keyed else None
+        found, (noise._samples, earlier, exact._by_rows) = once(key, made)
+        noise._earlier.update(earlier)
+        return found
+
+    def rounded(self, run, artifact, data):
+        rows_apart = self._float64.rows_apart
+
+        def made():
+            return rounded_anew(self, run, artifact, data), self._rounded._samples
+
+        state = self._rounded._samples, rows_apart, data
+        key = key_of("rounded", self._reference, run, state) if settings["once"] else None
+        found, self._rounded._samples = once(key, made)
+        return found
+
+    run_anew, rounded_anew, settings = TorchReference.run, TorchReference.rounded, {"once": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchReference, "run", run)
+        patch.setattr(TorchReference, "rounded", rounded)
+        yield settings
+
+
+@pytest.fixture(autouse=True)
+def references_anew(request, references_run_once):
+    """Every reference is run in the rooms that test it, and where a test itself replaces a part of the package."""
+    own = {*inspect.signature(request.function).parameters} if hasattr(request, "function") else set()
+    room = "/".join(request.path.relative_to(Path(__file__).parent).parts[:-1])
+    references_run_once["once"] = "monkeypatch" not in own and room not in REFERENCE_ROOMS
+    yield
+    references_run_once["once"] = True
 
 
 @pytest.fixture(scope="session")

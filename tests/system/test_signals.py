@@ -89,8 +89,8 @@ FACTORY = """
             time.sleep(60)
         except BaseException:
             pass  # as careless code does
-        from scconv_deploy.zoo import MODELS
-        return MODELS["scconv_resnet20"].factory()
+        from torch import nn
+        return nn.Conv2d(3, 4, 1)
 """
 
 

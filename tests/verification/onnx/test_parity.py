@@ -70,11 +70,11 @@ def test_healthy_exports_of_many_seeds_pass():
     net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), wild.randomize(wild.OriginalScConv(32)), nn.ReLU()).eval()
     reference, log = reference_from_module(net, torch.randn(2, 3, 12, 12))
     model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(mask_form="where"), log)))
-    images = [torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
+    images = [torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     samples = [Sample("drawn", {"input": scale * image}) for image in images for scale in (1e-2, 1.0, 50.0)]
     report = judge(reference, model, samples)
     assert report, report.failures
-    assert report.srus[0].teacher_forced.gates == 36 * 2 * 32 * 144
+    assert report.srus[0].teacher_forced.gates == 12 * 2 * 32 * 144
 
 
 def test_recognition_and_swap_are_what_the_reference_holds(tiny_reference):
