@@ -76,8 +76,20 @@ TimingCache = Annotated[
     typer.Option(metavar="FILE", help="Timing cache file, instead of the one in the cache.", rich_help_panel=_TUNING),
 ]
 _PLUGIN = "Fused SRU"
+BuildPlugin = Annotated[
+    str | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE|auto",
+        help="The plugin library; auto takes it from the cache or compiles it for the target.",
+        rich_help_panel=_PLUGIN,
+    ),
+]
 Plugin = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The plugin library (tensorrt).", rich_help_panel=_PLUGIN)
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The engine's plugin library, where it is not beside it.", rich_help_panel=_PLUGIN
+    ),
 ]
 SerializePlugin = Annotated[
     bool, typer.Option("--serialize-plugin", help="Put the library into the engine.", rich_help_panel=_PLUGIN)
@@ -122,7 +134,7 @@ def engine_request(
     backends: Sequence[str],
     targets: Sequence[str] | None,
     axes: Sequence[Any],
-    plugin: Path | None = None,
+    plugin: str | None = None,
     require_plugin: bool = False,
 ) -> EngineRequest:
     """Engines requested of deploy: one for each backend but onnx, built here or on the named devices."""
@@ -157,7 +169,7 @@ def build(
     hardware_compatibility: Hardware = None,
     version_compatible: VersionCompatible = False,
     timing_cache: TimingCache = None,
-    plugin: Plugin = None,
+    plugin: BuildPlugin = None,
     serialize_plugin: SerializePlugin = False,
     require_plugin: RequirePlugin = False,
     cache: CacheFolder = None,
@@ -179,20 +191,19 @@ def build(
         options = BuildOptions(
             backend,
             ",".join(target or ()),
-            tuple(ShapeRange.parse(text) for text in shape or ()),
-            (*axes, *(axis for text in dynamic or () for axis in DynamicAxis.parse_all(text))),
-            tf32,
-            strip,
-            refit,
-            optimization_level,
-            None if workspace is None else parse_size("--workspace", workspace),
-            hardware_compatibility,
-            version_compatible,
-            plugin,
-            serialize_plugin,
-            require_plugin,
-            timing_cache,
-        )
+            shapes=tuple(ShapeRange.parse(text) for text in shape or ()),
+            axes=(*axes, *(axis for text in dynamic or () for axis in DynamicAxis.parse_all(text))),
+            tf32=tf32,
+            strip=strip,
+            refit=refit,
+            optimization_level=optimization_level,
+            workspace_bytes=None if workspace is None else parse_size("--workspace", workspace),
+            hardware_compatibility=hardware_compatibility,
+            version_compatible=version_compatible,
+            serialize_plugin=serialize_plugin,
+            require_plugin=require_plugin,
+            timing_cache=timing_cache,
+        ).with_plugin(plugin)
         kept = chosen_cache(cache, no_cache)
         result = build_file(
             source, output, options, cache=kept, force=force, command=command_line(), progress=session.progress

@@ -9,6 +9,7 @@ import typer
 
 from scconv_deploy.commands.engines import (
     Backends,
+    BuildPlugin,
     CacheFolder,
     NoCache,
     Plugin,
@@ -43,7 +44,7 @@ def deploy(
     graph: GraphOptions = GraphOptions(),
     backend: Backends = None,
     target: Targets = None,
-    plugin: Plugin = None,
+    plugin: BuildPlugin = None,
     require_plugin: RequirePlugin = False,
     cache: CacheFolder = None,
     no_cache: NoCache = False,

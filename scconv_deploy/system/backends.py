@@ -1,4 +1,4 @@
-"""The libraries that build and run engines: names, installation, targets, GPU, plugins. Standard library only."""
+"""The libraries that build and run engines: names, installation, targets, GPU. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class BackendFacts:
         targets: what ``--target`` takes on this machine, the default first.
         for_devices: whether ``--target`` also takes a device, which builds its engine itself.
         why_gpu: why every build needs a GPU, "" where it does not.
-        takes_plugins: whether the fused SRU goes into its engines.
     """
 
     title: str
@@ -30,7 +29,6 @@ class BackendFacts:
     targets: tuple[str, ...]
     for_devices: bool
     why_gpu: str
-    takes_plugins: bool
 
 
 BACKENDS: dict[str, BackendFacts] = {
@@ -42,16 +40,14 @@ BACKENDS: dict[str, BackendFacts] = {
         targets=("local",),
         for_devices=True,
         why_gpu="it times its kernels on the GPU that it builds for",
-        takes_plugins=True,
     ),
     "tensorrt-rtx": BackendFacts(
         title="TensorRT-RTX",
         module="tensorrt_rtx",
         install="pip install 'scconv-deploy[rtx]'",
-        purpose="engines for RTX GPUs, built without one",
+        purpose="engines for RTX GPUs with the fused SRU, built without one",
         targets=("portable", "local", "smNN"),
         for_devices=False,
         why_gpu="",
-        takes_plugins=False,
     ),
 }

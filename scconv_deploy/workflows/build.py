@@ -15,6 +15,7 @@ from scconv_deploy.exporters.tensorrt.build import BuildResult, Prepared, Progre
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.plugin_choice import with_plugin
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.graph.file import check, read_onnx
@@ -58,6 +59,7 @@ def build_file(
         check_output_file(path, force)
     if output.suffix == ".onnx" or output.resolve() == source.resolve():
         raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
+    (options,) = with_plugin([options], progress)
     prepared = prepare(options, cache)
     model = read_onnx(source)
     digest = sha256_of(source)
@@ -91,13 +93,13 @@ class EngineRequest:
         backends: Sequence[str],
         target: str,
         axes: tuple[DynamicAxis, ...],
-        plugin: Path | None = None,
+        plugin: str | Path | None = None,
         require_plugin: bool = False,
     ) -> EngineRequest:
         """Make a request from the options of the command line.
 
         Args:
-            plugin, require_plugin: options of the engine that TensorRT builds here; devices build their own plugin.
+            plugin, require_plugin: of the engines that are built here, ``auto`` or a file; devices build their own plugin.
 
         Raises:
             UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or no engine built here uses a plugin.
@@ -108,16 +110,13 @@ class EngineRequest:
             devices += [DEVICES[part] for part in parts if part in DEVICES]
             rest = ",".join(part for part in parts if part not in DEVICES)
             if rest or not parts:
-                options = BuildOptions(backend, rest, axes=axes)  # type: ignore[arg-type]
-                if backend == "tensorrt":
-                    options = replace(options, plugin=plugin, require_plugin=require_plugin)
-                here.append(options)
-        if (plugin is not None or require_plugin) and not any(options.backend == "tensorrt" for options in here):
+                options = BuildOptions(backend, rest, axes=axes, require_plugin=require_plugin)  # type: ignore[arg-type]
+                here.append(options.with_plugin(plugin))
+        if (plugin is not None or require_plugin) and not here:
             raise UsageError(
-                f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that TensorRT builds on this "
+                f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that is built on this "
                 "machine, and none is asked for.",
-                "Add --backend tensorrt, or leave it out: TensorRT-RTX gets no plugins here yet, and devices build "
-                "their own.",
+                "Add --backend tensorrt-rtx or tensorrt, or leave it out: devices build their own.",
             )
         return cls(tuple(here), tuple(devices), axes)
 
@@ -151,8 +150,8 @@ class EngineBuilder:
         command: str,
         progress: Progress = lambda message: None,
     ) -> EngineBuilder:
-        """Prepare a request; refuse what cannot be built before any work is done, see :func:`prepare`."""
-        prepared = [(wanted, prepare(wanted, cache)) for wanted in request.here]
+        """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
+        prepared = [(wanted, prepare(wanted, cache)) for wanted in with_plugin(request.here, progress)]
         return cls(prepared, request.devices, request.axes, cache, command, progress)
 
     def build(

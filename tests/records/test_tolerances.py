@@ -106,7 +106,7 @@ def run_on_an_engine(limits, kind, size, noise):
 
 def alone_in_an_engine(limits, data, size):
     engine = SimpleNamespace(manifest=SimpleNamespace(data_type=data))
-    srus = LoneSRUs(engine, None, None, None, shared_by(limits))
+    srus = LoneSRUs(engine, None, None, shared_by(limits))
     srus.counts["a"] = FlipCount(8)
     srus._apart["a"], srus._foreign["a"] = size, 0
     return failed(srus.checks())

@@ -121,6 +121,7 @@ def _key(
 ) -> str:
     """Cache key of everything that the engine depends on; the path of the timing cache is no part of it."""
     chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
+    del chosen["auto_plugin"]
     plugin = sha256_of(options.plugin) if options.plugin else ""
     return entry_key(
         {

@@ -21,8 +21,9 @@ from scconv_deploy.exporters.tensorrt.source import Form, NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor
+from scconv_deploy.runtimes.tensorrt.plugin_library import is_registered
 from scconv_deploy.runtimes.tensorrt.versions import FEATURES, lookup, require, require_gpu
-from scconv_deploy.system.backends import BACKENDS, Backend
+from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.system.signals import held
 
@@ -72,8 +73,8 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
         level = options.optimization_level
         raise UsageError(f"--optimization-level {level}: expected 0 to 5.", "Use 3, the default, or leave it out.")
     if options.serialize_plugin and options.plugin is None:
-        raise UsageError("--serialize-plugin needs a plugin.", "Add --plugin FILE.")
-    if options.serialize_plugin and not options.version_compatible:
+        raise UsageError("--serialize-plugin needs a plugin.", "Add --plugin FILE or --plugin auto.")
+    if options.serialize_plugin and options.backend == "tensorrt" and not options.version_compatible:
         # NvInfer.h, IBuilderConfig::setPluginsToSerialize: "to be serialized with version-compatible engines"
         raise UsageError(
             "--serialize-plugin: TensorRT puts a plugin into version-compatible engines only.",
@@ -145,17 +146,18 @@ def build_plan(
         report: called with the fraction done and the library's name of the phase.
 
     Raises:
-        UsageError: a registered plugin would crash TensorRT-RTX's parser.
-        ModelError, IntegrityError: the source has no bytes in the form that this version reads.
-        BuildError: the library refuses the model or the options, or an SRU got no plugin with ``require_plugin``.
-        KeyboardInterrupt: interrupted; the library's thread has stopped, or still runs after the grace period.
+        UsageError: a plugin of somebody else's is registered for one of the model's operators.
+        MissingRuntimeError: this release of TensorRT-RTX takes no plugins.
+        ModelError, IntegrityError: the source cannot give its bytes in the form that this version reads.
+        BuildError: the library refuses the model or the options, or an SRU got no plugin where all must.
+        KeyboardInterrupt: interrupted; the library has stopped, or it did not in time and its thread goes on.
     """
     log = logs.library_log(module)
     with log.recording() as messages:
-        digest = load_plugin(module, options, source.facts) if options.plugin else ""
+        digest = load_plugin(module, options, source) if options.plugin else ""
         builder = module.Builder(log.logger)
-        form = form_for(module.__version__, options.backend, options.plugin is not None)
-        network, parser, folded = _parsed(module, builder, log.logger, source, form, options.backend)
+        form = form_for(module.__version__, options.backend, options.plugin is not None, is_registered(module))
+        network, parser, folded = _parsed(module, builder, log.logger, source, form, options)
         if folded:
             messages.clear()  # messages of the first try do not apply to the folded model
         layers = layers_of(network)
@@ -185,7 +187,7 @@ def build_plan(
 
 
 def _parsed(
-    module: ModuleType, builder: Any, logger: Any, source: NetworkSource, form: Form, backend: Backend
+    module: ModuleType, builder: Any, logger: Any, source: NetworkSource, form: Form, options: BuildOptions
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """Parse the model; if the parser refuses it, parse it again with its constants folded.
 
@@ -195,7 +197,7 @@ def _parsed(
 
     def read(data: bytes) -> tuple[Any, Any]:
         network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        return network, parse(module, network, logger, data, source.facts, backend)
+        return network, parse(module, network, logger, data, source.facts, options)
 
     try:
         return *read(source.read(form)), ()
@@ -212,7 +214,7 @@ def _require_plugins(srus: Sequence[EngineSRU], options: BuildOptions) -> None:
         raise BuildError(
             f"--require-plugin: {len(expanded)} of {len(srus)} SRUs were expanded, the first is {expanded[0].site}: "
             f"{expanded[0].reason}.",
-            "Leave out --require-plugin, or build with --backend tensorrt --plugin FILE.",
+            "Leave out --require-plugin, or add --plugin auto.",
         )
 
 
@@ -345,9 +347,9 @@ def _settings(module: ModuleType, config: Any, options: BuildOptions) -> dict[st
         "optimization_level": config.builder_optimization_level,
         "workspace_bytes": config.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE),
     }
+    settings["plugins_to_serialize"] = [Path(p).name for p in config.plugins_to_serialize]
     if options.backend == "tensorrt":  # TensorRT-RTX warns when it is asked
         settings["hardware_compatibility"] = config.hardware_compatibility_level.name
-        settings["plugins_to_serialize"] = [Path(p).name for p in config.plugins_to_serialize]
     return settings
 
 

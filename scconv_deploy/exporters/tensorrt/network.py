@@ -9,54 +9,65 @@ from typing import Any
 
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
-from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts
-from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.exporters.tensorrt.plugin_probe import require_plugins
+from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, NetworkSource
+from scconv_deploy.graph.contract import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineSRU, EngineTensor
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
 from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, release
 from scconv_deploy.system.backends import BACKENDS, Backend
 from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.trt_plugins.elf import read_library
 
 _READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 """Operators of ONNX Runtime's tools that mean ONNX's own of the same name."""
 
+_UNDEFINED = "Define it by a model-local function, or give its plugin with --plugin."
 _ASSERTION = re.compile(r"^Assertion failed: (?:.*?: (?=[A-Z]))?")
 _CALLED_FROM = re.compile(r"\| (.+) \(SRU(?:Norm|Soft)?\)")
 
 
-def form_for(version: str, backend: Backend, plugin: bool) -> Form:
-    """The form of a model that a library version reads correctly.
+def form_for(version: str, backend: Backend, plugin: bool, registered: bool = False) -> Form:
+    """The form of a model that this version reads right.
 
-    TensorRT before 10.7 prefers a function to a plugin, and binds inputs of functions wrongly. So with a plugin the
-    functions are left out, and without one they are inlined. Every other version takes the model as it is.
+    Before 10.7, TensorRT prefers a function over a plugin: with a plugin the functions are left out, without one they
+    are inlined, for it binds their inputs wrongly. Every other version takes the model as it is.
+
+    Args:
+        plugin: whether the engine shall have the plugin.
+        registered: whether the process has a plugin in its registry, be it for another engine; a parser would take it.
     """
     if backend == "tensorrt-rtx" or release(version) >= FUNCTIONS_BEHIND_PLUGINS:
-        return "whole"
+        return "inlined" if registered and not plugin else "whole"
     return "plugin" if plugin else "inlined"
 
 
-def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) -> str:
-    """Load the plugin library into the registry, and check that it has all creators that the model needs.
+def load_plugin(module: ModuleType, options: BuildOptions, source: NetworkSource) -> str:
+    """Load the plugin library through the registry, and look there for what the model needs.
 
     Returns:
         its SHA-256.
 
     Raises:
         UsageError: no such file.
-        IntegrityError: the file is no shared library, or truncated.
-        BuildError: the registry refuses it, or it has no creator for one of the model's operators.
+        MissingRuntimeError: this release of TensorRT-RTX takes no plugins.
+        IntegrityError: it is no shared library, or truncated.
+        BuildError: the registry refuses it, or it holds no creator for one of the model's operators.
     """
     path = options.plugin
     if path is None or not path.is_file():
         raise UsageError(f"--plugin {path} does not exist.", "Build it with scconv-deploy plugin build.")
     digest = sha256_of(path)
+    if options.backend == "tensorrt-rtx" and source.facts.srus:
+        read_library(path)
+        require_plugins(module, path, source.read("whole"))
     if refused := load_once(module, path):
         raise BuildError(
-            f"TensorRT cannot load the plugin {path}: {refused}.",
+            f"{BACKENDS[options.backend].title} cannot load the plugin {path}: {refused}.",
             "Check it with scconv-deploy plugin check; one process takes one build of it.",
         )
     registry = module.get_plugin_registry()
-    for operator in sorted({node.operator for node in facts.srus}):
+    for operator in sorted({node.operator for node in source.facts.srus}):
         if registry.get_creator(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
             raise BuildError(
                 f"{path} was loaded, but the registry has no creator {PLUGIN_NAMESPACE}::{operator} "
@@ -66,14 +77,15 @@ def load_plugin(module: ModuleType, options: BuildOptions, facts: GraphFacts) ->
     return digest
 
 
-def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: GraphFacts, backend: Backend) -> Any:
+def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: GraphFacts, options: BuildOptions) -> Any:
     """Fill a network from a model's bytes; the parser must live as long as the network.
 
     Raises:
-        UsageError: a registered plugin would crash TensorRT-RTX's parser.
-        BuildError: the library lacks an operator, which the message names, or refuses the model.
+        UsageError: a plugin is registered that could make TensorRT-RTX's parser end the process.
+        BuildError: an operator that the library lacks, by name, or its refusal.
     """
-    if backend == "tensorrt-rtx":
+    backend = options.backend
+    if backend == "tensorrt-rtx" and options.plugin is None:
         _refuse_creators(module, facts)
     _refuse_namesakes(module, facts, backend)
     parser = module.OnnxParser(network, logger)
@@ -83,17 +95,17 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
 
 
 def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
-    """Refuse registered plugins with the name of an operator of the model: they crash TensorRT-RTX's parser.
+    """Refuse a plugin of an operator's name that somebody else registered: the parser would take it, or end the process.
 
-    The parser then opens libtensorrt_rtx.so, and ends the process, because its wheel ships libtensorrt_rtx.so.1 only.
-    With the shorter name present the builder takes the plugin (measured in 1.7.1); nothing here provides it yet.
+    SRUs are no concern: without a plugin of ours they are inlined, see :func:`form_for`.
     """
-    used = {kind for _, kind in facts.operators}
+    used = {kind for domain, kind in facts.operators if domain != DOMAIN}
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     if clash := sorted(used & registered):
         raise UsageError(
-            f"A plugin named {clash[0]!r} is registered in this process, and would crash TensorRT-RTX's parser.",
-            "Build in a process that has not loaded a plugin.",
+            f"A plugin named {clash[0]!r} is registered in this process; TensorRT-RTX's parser would take it for the "
+            "operator of that name, or end the process.",
+            "Build in a process that loaded none.",
         )
 
 
@@ -102,13 +114,7 @@ def _refuse_namesakes(module: ModuleType, facts: GraphFacts, backend: Backend) -
     registered = {creator.name for creator in module.get_plugin_registry().all_creators}
     for domain, kind in facts.undefined:
         if kind not in registered and (domain, kind) not in _READ_AS_STANDARD:
-            raise BuildError(f"{BACKENDS[backend].title} has no operator {domain}::{kind}.", _undefined_remedy(backend))
-
-
-def _undefined_remedy(backend: Backend) -> str:
-    if BACKENDS[backend].takes_plugins:
-        return "Define it by a model-local function, or give its plugin with --plugin."
-    return f"Define it by a model-local function: {BACKENDS[backend].title} gets no plugins here yet."
+            raise BuildError(f"{BACKENDS[backend].title} has no operator {domain}::{kind}.", _UNDEFINED)
 
 
 def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
@@ -122,7 +128,7 @@ def _refusal(parser: Any, facts: GraphFacts, backend: Backend) -> BuildError:
         if domain in ("", "ai.onnx"):
             remedy = "Export with another --opset, replace it in the model, or run the model in ONNX Runtime."
         else:
-            remedy = _undefined_remedy(backend)
+            remedy = _UNDEFINED
         name = f"{domain}::{operator}" if domain else operator
         return BuildError(
             f"{BACKENDS[backend].title} has no operator {name} (node {error.node_name() or '?'}).", remedy
@@ -162,12 +168,8 @@ def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[Eng
     plugins = {layer.name for layer in layers if layer.type.name == "PLUGIN_V3"}
     # the parser writes the calls that lead to a layer into its metadata: [ONNX Layer: NODE | SITE (OPERATOR)]
     counts = Counter(found[1] for layer in layers if (found := _CALLED_FROM.search(layer.metadata)))
-    library = BACKENDS[options.backend]
-    if not library.takes_plugins:
-        why = f"{library.title} gets no plugins here yet; its compiler fuses the function's nodes"
-    elif options.plugin is None:
-        why = "no plugin was given (--plugin)"
-    else:
+    why = "no plugin was given (--plugin)"
+    if options.plugin is not None:
         why = "the parser took the function although the plugin is registered"
     return tuple(
         EngineSRU(node.name, "plugin", f"plugin layer {node.name}", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from scconv_deploy.system.backends import BACKENDS, Backend
 if TYPE_CHECKING:  # this module also runs on the device, without the model package
     from scconv_deploy.model.inputs import DynamicAxis
 
+AUTO = "auto"
 HardwareCompatibility = Literal["ampere+", "same-cc"]
 
 
@@ -26,7 +27,8 @@ class BuildOptions:
             ``local`` for TensorRT.
         shapes, axes: see :func:`scconv_deploy.exporters.tensorrt.profiles.resolve_profiles`.
         optimization_level: 0 to 5; the library's default where None.
-        plugin: the library with the fused SRU; ``plugin_sha256`` is taken when it is loaded.
+        plugin: the library with the fused SRU.
+        auto_plugin: take it from the cache or compile it, see :mod:`.plugin_choice`.
         timing_cache: where to read and keep tactic timings; None for none.
     """
 
@@ -42,9 +44,16 @@ class BuildOptions:
     hardware_compatibility: HardwareCompatibility | None = None
     version_compatible: bool = False
     plugin: Path | None = None
+    auto_plugin: bool = False
     serialize_plugin: bool = False
     require_plugin: bool = False
     timing_cache: Path | None = None
+
+    def with_plugin(self, given: str | Path | None) -> BuildOptions:
+        """The options with what ``--plugin`` says: ``auto`` or a file."""
+        if given is None or given == AUTO:
+            return replace(self, plugin=None, auto_plugin=given == AUTO)
+        return replace(self, plugin=Path(given), auto_plugin=False)
 
     @property
     def resolved_target(self) -> str:

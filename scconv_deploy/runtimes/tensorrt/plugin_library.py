@@ -11,11 +11,11 @@ import functools
 from pathlib import Path
 from types import ModuleType
 
-from scconv_deploy.graph.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.graph.contract import OPERATORS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.runtimes.tensorrt import rtx_library
+from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.trt_plugins.elf import read_library
-
-_FIRST_OPERATOR = "SRU"
 
 
 @functools.cache
@@ -25,7 +25,10 @@ def _loaded(module: ModuleType) -> set[str]:
 
 
 def load_once(module: ModuleType, path: Path) -> str:
-    """Load a plugin library unless it is loaded already; return the reason if the registry refuses it, else "".
+    """Load a library unless its bytes are loaded; return the reason if it cannot be used, else "".
+
+    For TensorRT-RTX the name is made to resolve first under which its parser reaches plugins: with a plugin in the
+    registry and without that name, the parser ends the process.
 
     Raises:
         IntegrityError: the file is no shared library, or truncated (the system's loader would end the process).
@@ -34,9 +37,16 @@ def load_once(module: ModuleType, path: Path) -> str:
     if digest in loaded:
         return ""
     read_library(path)
-    registry = module.get_plugin_registry()
-    there = registry.get_creator(_FIRST_OPERATOR, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None
-    if registry.load_library(str(path.resolve())) is None:
+    if module.__name__ == BACKENDS["tensorrt-rtx"].module and (reason := rtx_library.resolve()):
+        return reason
+    there = is_registered(module)
+    if module.get_plugin_registry().load_library(str(path.resolve())) is None:
         return "another library of this plugin is loaded in this process" if there else "the registry refuses it"
     loaded.add(digest)
     return ""
+
+
+def is_registered(module: ModuleType) -> bool:
+    """Whether the module's registry has a creator for an SRU, whoever put it there."""
+    registry = module.get_plugin_registry()
+    return any(registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None for name in OPERATORS)

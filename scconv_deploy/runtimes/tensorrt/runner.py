@@ -63,7 +63,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
     Args:
         artifact: engine; its bytes are checked against its manifest before the library gets them.
         cuda_graph: capture the launches once for each set of shapes and replay them.
-        plugin: plugin library that the engine was built with, byte for byte.
+        plugin: the library that the engine was built with, byte for byte; None to look for it beside the engine.
 
     Raises:
         IntegrityError: the engine or the plugin is not what the manifest says.
@@ -261,16 +261,18 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def holds_host_code(manifest: EngineManifest) -> bool:
-    """Whether an engine holds host code; see :attr:`Plan.host_code`."""
-    return "VERSION_COMPATIBLE" in manifest.flags
+    """Whether the engine holds host code; see :class:`Plan`."""
+    return "VERSION_COMPATIBLE" in manifest.flags or carries_plugin(manifest)
 
 
 def carries_plugin(manifest: EngineManifest) -> bool:
     """Whether the plugin library is serialized in the engine.
 
-    Only version-compatible engines can hold one (NvInfer.h, setPluginsToSerialize); others ignore the setting.
+    Of TensorRT, version-compatible engines alone take one (NvInfer.h, setPluginsToSerialize); of others the list means
+    nothing. TensorRT-RTX puts it into every engine (measured in 1.7.1: the plan holds the library's bytes).
     """
-    return holds_host_code(manifest) and bool(manifest.settings.get("plugins_to_serialize"))
+    takes = manifest.backend == "tensorrt-rtx" or "VERSION_COMPATIBLE" in manifest.flags
+    return takes and bool(manifest.settings.get("plugins_to_serialize"))
 
 
 def require_runtime(artifact: EngineArtifact) -> ModuleType:
@@ -324,13 +326,21 @@ def check_plugin_of(artifact: EngineArtifact, plugin: Path) -> None:
         )
 
 
+def _beside(artifact: EngineArtifact) -> Path | None:
+    """The engine's plugin in its own folder, which the manifest knows by its SHA-256."""
+    found = sorted(artifact.path.parent.glob("*.so"))
+    return next((path for path in found if sha256_of(path) == artifact.manifest.plugin_sha256), None)
+
+
 def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
     wanted = artifact.manifest.plugin_sha256
     if not wanted or carries_plugin(artifact.manifest):
         return
+    plugin = plugin or _beside(artifact)
     if plugin is None:
         raise MissingRuntimeError(
-            f"{artifact.path} was built with a plugin, which was not given.", "Add --plugin FILE."
+            f"{artifact.path} was built with a plugin, which was not given and does not lie beside it.",
+            "Add --plugin FILE.",
         )
     check_plugin_of(artifact, plugin)
     if refused := load_once(module, plugin):

@@ -76,12 +76,10 @@ FEATURES: dict[str, Feature] = {
         in_rtx="it comes without the lean runtime that this needs",
     ),
     "plugin": Feature(
-        "--plugin", ("IPluginRegistry.load_library", "IPluginRegistry.get_creator"),
-        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
+        "--plugin", ("IPluginRegistry.load_library", "IPluginRegistry.get_creator"), _BOTH
     ),
     "serialize_plugin": Feature(
-        "--serialize-plugin", ("IBuilderConfig.plugins_to_serialize",),
-        in_rtx="it gets no plugins here yet, the SRU's function is expanded",
+        "--serialize-plugin", ("IBuilderConfig.plugins_to_serialize",), _BOTH
     ),
     "compute_capabilities": Feature(
         "--target smNN", ("IBuilderConfig.set_compute_capability", "ComputeCapability"), "tensorrt-rtx 1.0 and later"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from scconv_deploy.errors import BuildError
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.runtimes.tensorrt.cuda import load_cuda
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineProfile, EngineTensor
+from scconv_deploy.runtimes.tensorrt.plugin_library import is_registered
 from scconv_deploy.runtimes.tensorrt.runner import Plan, TensorRTRunner
 from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, load_module, release
 from scconv_deploy.system.backends import BACKENDS
@@ -28,13 +28,12 @@ FORMS: tuple[Form, ...] = ("function", "plugin", "inlined")
 
 
 @contextmanager
-def lone_sru(engine: EngineArtifact, site: str, models: Mapping[Form, bytes], plugin: Path | None) -> Iterator[Any]:
-    """Build one SRU with the engine's library, in the form (fused or expanded) that it has in the engine.
+def lone_sru(engine: EngineArtifact, site: str, models: Mapping[Form, bytes]) -> Iterator[Any]:
+    """Build one SRU as the engine's library builds it, with the plugin if the engine got the plugin for it.
 
     Args:
-        engine: whole engine, already opened in this process (which loaded its plugin).
-        models: the SRU's ONNX model in each form, with one input and one output of static shape.
-        plugin: plugin library of the engine; None without one.
+        engine: the whole one, already opened in this process (which loaded its plugin).
+        models: the SRU's ONNX model in each form, one input and one output of static shape.
 
     Yields:
         Runner of the SRU.
@@ -46,7 +45,7 @@ def lone_sru(engine: EngineArtifact, site: str, models: Mapping[Form, bytes], pl
     backend = engine.manifest.backend
     module = load_module(backend)  # type: ignore[arg-type]
     fused = any(sru.site == site and sru.form == "plugin" for sru in engine.manifest.srus)
-    form = form_of(module, backend, fused, plugin is not None)
+    form = form_of(module, backend, fused, is_registered(module))
     plan = build_sru(module, backend, site, models[form])
     with TensorRTRunner.of_plan(module, plan, load_cuda()) as runner:
         yield runner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from scconv_deploy.verification.reference.run import Site, SiteRun
 
 Models = Mapping[Form, bytes]
 SRUModels = Callable[[Site, tuple[int, ...]], Models]
-"""(site, shape of x) -> ONNX model of the SRU in each form; empty if there is none."""
-SRUBuilder = Callable[[EngineArtifact, str, Models, Path | None], AbstractContextManager[Any]]
-"""Builds the SRU of a site in the form that it has in the engine, and yields its runner."""
+"""The ONNX model of a site for an x of this shape, in each form; empty where there is none."""
+SRUBuilder = Callable[[EngineArtifact, str, Models], AbstractContextManager[Any]]
+"""Builds a site's models as the engine was built, and runs them."""
 GATES = "teacher-forced gates"
 """Name of the check of gates."""
 
@@ -40,10 +39,8 @@ class LoneSRUs:
         counts: flip counts by site.
     """
 
-    def __init__(
-        self, engine: EngineArtifact, plugin: Path | None, models: SRUModels, build: SRUBuilder, shared: Shared
-    ) -> None:
-        self._engine, self._plugin, self._models, self._build = engine, plugin, models, build
+    def __init__(self, engine: EngineArtifact, models: SRUModels, build: SRUBuilder, shared: Shared) -> None:
+        self._engine, self._models, self._build = engine, models, build
         self._shared = shared
         self.counts: dict[str, FlipCount] = {}
         self._apart: dict[str, float] = {}
@@ -71,7 +68,7 @@ class LoneSRUs:
         site, data = run.site, self._engine.manifest.data_type
         fed = _rounded(x, data)
         expected = run.mask if data == "float32" else decide(fed, site.form)
-        with self._build(self._engine, site.name, models, self._plugin) as runner:
+        with self._build(self._engine, site.name, models) as runner:
             (name,) = runner.inputs
             (y,) = runner.run({name: fed}).values()
         found = decode(y, fed, site, data)

@@ -82,7 +82,7 @@ def judge_engine(
     """
     shared = Shared(tolerances.table(overrides))
     outputs = EndToEnd(engine.manifest, shared)
-    srus = LoneSRUs(engine, plugin, sru_models, build_sru, shared)
+    srus = LoneSRUs(engine, sru_models, build_sru, shared)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     first: ReferenceRun | None = None
