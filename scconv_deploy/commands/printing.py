@@ -133,6 +133,8 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
         reasons.setdefault((sru.form, sru.reason if sru.form == "expanded" else ""), []).append(sru.site)
     for (form, reason), sites in reasons.items():
         print_line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
+    if manifest.plan is not None:
+        print_line(console, f"plan     {manifest.plan}")
     for warning in manifest.warnings:
         print_line(console, f"warning  {warning}")
 

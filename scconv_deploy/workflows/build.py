@@ -99,7 +99,7 @@ class EngineRequest:
         """Make a request from the options of the command line.
 
         Args:
-            plugin, require_plugin: of the engines that are built here, ``auto`` or a file; devices build their own plugin.
+            plugin, require_plugin: of the engines built here, ``auto`` or a file; devices build their own plugin.
 
         Raises:
             UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or no engine built here uses a plugin.

@@ -23,6 +23,7 @@ from scconv_deploy.graph.unknown import foreign_operators
 from scconv_deploy.model.prepare import Reference, reference_from_spec
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.codec import encode
 from scconv_deploy.records.stage import Progress, StageRecord, silent, weights_lines
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_plugin_of
@@ -85,7 +86,8 @@ class EngineInspection:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "kind": "engine", **self.engine.as_json(), "layers_of_the_engine": list(self.layers),
+            "kind": "engine", **self.engine.as_json(), "plan": encode(self.engine.manifest.plan),
+            "layers_of_the_engine": list(self.layers),
             "unopened": self.unopened,
         }  # fmt: skip
 

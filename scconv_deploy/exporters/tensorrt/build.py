@@ -167,4 +167,5 @@ def _manifest(
         warnings=plan.warnings,
         build_seconds=seconds,
         versions={"scconv-deploy": __version__, "python": platform_facts()["python"]},
+        plan=plan.compiled,
     )

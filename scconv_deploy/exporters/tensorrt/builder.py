@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.cache import read_timing, write_timing
+from scconv_deploy.exporters.tensorrt.compiled_plan import compiled_plan, open_batch
 from scconv_deploy.exporters.tensorrt.network import form_for, layers_of, load_plugin, parse, srus_of, tensors_of
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.source import Form, NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt import log as logs
-from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor
+from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineLayer, EngineProfile, EngineSRU, EngineTensor
 from scconv_deploy.runtimes.tensorrt.plugin_library import is_registered
 from scconv_deploy.runtimes.tensorrt.versions import FEATURES, lookup, require, require_gpu
 from scconv_deploy.system.backends import BACKENDS
@@ -47,6 +48,7 @@ class Plan:
     srus: tuple[EngineSRU, ...]
     plugin_sha256: str
     warnings: tuple[str, ...]
+    compiled: CompiledPlan | None = None
 
 
 # --- before anything is done -------------------------------------------------------------------------------------
@@ -183,7 +185,8 @@ def build_plan(
         read_back = _flags(module, config), _settings(module, config, options)
         tensors = tensors_of(network)
     warnings = (*folded, *logs.warnings(messages))
-    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings)
+    compiled = compiled_plan(messages, open_batch(profiles))
+    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled)
 
 
 def _parsed(

@@ -95,7 +95,7 @@ def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: Gra
 
 
 def _refuse_creators(module: ModuleType, facts: GraphFacts) -> None:
-    """Refuse a plugin of an operator's name that somebody else registered: the parser would take it, or end the process.
+    """Refuse foreign plugins with the name of an operator of the model: the parser takes them, or ends the process.
 
     SRUs are no concern: without a plugin of ours they are inlined, see :func:`form_for`.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.system.gpu import gpus
-from scconv_deploy.system.machine import Machine
+from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import BuildRequest, build, built_libraries
 from scconv_deploy.trt_plugins.check import ENTRY_POINTS
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
@@ -18,6 +18,12 @@ PORTABLE = ("80", "120")
 """Architectures for TensorRT-RTX's target ``portable``: machine code of 8.0 runs on 8.6 and 8.9, of 12.0 on 12.1
 (CUDA C++ Programming Guide, binary compatibility: within a major version, upwards)."""
 
+HEADERS = (
+    "git clone --depth 1 --branch v10.3.0 https://github.com/NVIDIA/TensorRT, and set TENSORRT_INCLUDE_DIR to its folder "
+    "include"
+)
+"""What brings NVIDIA's headers, which no package on PyPI has."""
+
 
 def with_plugin(
     wanted: Sequence[BuildOptions], progress: Callable[[str], None], machine: Machine | None = None
@@ -25,7 +31,7 @@ def with_plugin(
     """The options with the library in place of ``auto``; one library serves all of them.
 
     Raises:
-        MissingRuntimeError: none in the cache fits, and it cannot be compiled here: no nvcc, header or GPU to build for.
+        MissingRuntimeError: none in the cache fits, and none can be compiled: no nvcc, no header, no GPU to build for.
         BuildError: the compiler failed.
     """
     asking = [options for options in wanted if options.auto_plugin]
@@ -39,9 +45,9 @@ def with_plugin(
         try:
             plugin = build(BuildRequest(architectures), machine=machine).path
         except MissingRuntimeError as error:
-            raise MissingRuntimeError(
-                f"--plugin auto: {error.message}", f"{error.remedy.rstrip('.')}, or leave --plugin out."
-            ) from error
+            found = find_nvcc(machine) is None or find_tensorrt_headers(machine) is not None
+            remedy = error.remedy.rstrip(".") if found else HEADERS
+            raise MissingRuntimeError(f"--plugin auto: {error.message}", f"{remedy}, or leave --plugin out.") from error
     return [
         replace(options, plugin=plugin, auto_plugin=False) if options.auto_plugin else options for options in wanted
     ]

@@ -1,8 +1,8 @@
 """Whether a release of TensorRT-RTX takes plugins, found out in a child process.
 
 A release whose parser does not find the plugin interface ends its process (measured in 1.7.1 without
-:mod:`scconv_deploy.runtimes.tensorrt.rtx_library`). So a child parses the model with the plugin first, and the answer is
-kept for the release. Standard library and the bindings only: it also runs on the device.
+:mod:`scconv_deploy.runtimes.tensorrt.rtx_library`). So a child parses the model with the plugin first, and the answer
+is kept for the release. Standard library and the bindings only: it also runs on the device.
 """
 
 from __future__ import annotations
@@ -96,4 +96,5 @@ def parse_with_plugin(plugin: str, model: str) -> None:
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, logger)
     parser.parse(Path(model).read_bytes())
-    print(_SURVIVED, flush=True)
+    sys.stdout.write(_SURVIVED)
+    sys.stdout.flush()

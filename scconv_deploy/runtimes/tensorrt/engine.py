@@ -61,6 +61,45 @@ class EngineSRU:
 
 
 @dataclass(frozen=True)
+class PlanLayer:
+    """A kernel of a compiled plan.
+
+    Attributes:
+        name, kind: in the library's words.
+        bytes_moved: of its inputs and outputs, weights not counted; None where an open axis hides them.
+        nodes: ONNX nodes that it computes, or takes part in.
+    """
+
+    name: str
+    kind: str
+    bytes_moved: int | None
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """What a builder compiled.
+
+    Attributes:
+        bytes_moved: of all layers; None where an open axis hides those of one.
+        launches: kernels that run, in one pass.
+        batch: what an open batch axis counts as in the bytes; None where no axis is open, or another one is.
+        layers: in the order of their launches.
+    """
+
+    bytes_moved: int | None
+    launches: int
+    batch: int | None
+    layers: tuple[PlanLayer, ...]
+
+    def __str__(self) -> str:
+        if self.bytes_moved is None:
+            return f"{self.launches} kernels; open axes hide the bytes that they move"
+        at = "" if self.batch is None else f" at batch {self.batch}"
+        return f"{self.launches} kernels move {self.bytes_moved / 1e6:.1f} MB{at}, weights not counted"
+
+
+@dataclass(frozen=True)
 class EngineManifest:
     """Manifest of an engine; its settings were read back from the library.
 
@@ -99,6 +138,7 @@ class EngineManifest:
     warnings: tuple[str, ...] = ()
     build_seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    plan: CompiledPlan | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of the manifest, with a seal (a hash of the rest) that reveals edits."""

@@ -1,0 +1,81 @@
+"""Kernels of a compiled plan and the bytes that they move, read from the builder's own log. Needs no GPU.
+
+With detailed profiling, TensorRT and TensorRT-RTX end a build with one verbose message that lists each kernel with its
+inputs, constants and outputs (measured: TensorRT-RTX 1.7.1). The bytes of a kernel are those of its inputs and outputs:
+at the sizes of these networks, memory traffic is what a fused or an unfused operator costs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineProfile, PlanLayer
+
+_START = "Layers:\n"
+_LINE = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
+    r"Outputs: \[(?P<outputs>.*?)\](?:, (?:TacticName|StreamId|Metadata): .*?)*?(?:, Metadata: (?P<nodes>.*))?$"
+)
+_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], .*?Datatype: (?P<type>\w+), ")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_BYTES = {
+    "Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "UInt8": 1, "FP8": 1, "Bool": 1, "Int32": 4, "Int64": 8,
+}  # fmt: skip
+_NO_KERNELS = ("signal", "wait")
+"""Kinds of entries that order streams and launch nothing."""
+
+
+def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> CompiledPlan | None:
+    """The kernels that a builder listed.
+
+    Args:
+        messages: severity and text of the build's log.
+        optimum: what an open batch counts as, see :func:`open_batch`.
+
+    Returns:
+        None if this library listed none, or lists them in words that are not known here.
+    """
+    text = next((text for _, text in messages if text.startswith(_START)), "")
+    layers: list[PlanLayer] = []
+    for line in text.splitlines():
+        if not line.startswith("Name: "):
+            if layers:
+                break  # the tensors of the engine follow
+            continue
+        found = _LINE.match(line)
+        if found is None:
+            return None
+        if found["kind"] in _NO_KERNELS:
+            continue
+        moved = _bytes(_TENSOR.findall(found["inputs"]) + _TENSOR.findall(found["outputs"]), optimum)
+        nodes = tuple(dict.fromkeys(_NODE.findall(found["nodes"] or "")))
+        layers.append(PlanLayer(found["name"], found["kind"], moved, nodes))
+    if not layers:
+        return None
+    total = sum(layer.bytes_moved or 0 for layer in layers)
+    known = all(layer.bytes_moved is not None for layer in layers)
+    return CompiledPlan(total if known else None, len(layers), optimum, tuple(layers))
+
+
+def open_batch(profiles: Sequence[EngineProfile]) -> int | None:
+    """The optimum of an open batch; None where no axis is open, or another one is, or inputs differ in it."""
+    optima = set()
+    for profile in profiles:
+        sizes = list(zip(profile.minimum, profile.optimum, profile.maximum, strict=True))
+        if any(len(set(size)) > 1 for size in sizes[1:]):
+            return None
+        if sizes and len(set(sizes[0])) > 1:
+            optima.add(sizes[0][1])
+    return optima.pop() if len(optima) == 1 else None
+
+
+def _bytes(tensors: Sequence[tuple[str, str, str]], optimum: int | None) -> int | None:
+    total = 0
+    for _, shape, kind in tensors:
+        sizes = [int(size) for size in shape.split(",") if size]
+        if -1 in sizes[1:] or (-1 in sizes and optimum is None) or kind not in _BYTES:
+            return None
+        total += _BYTES[kind] * math.prod(optimum if size == -1 and optimum else size for size in sizes)
+    return total
