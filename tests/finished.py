@@ -67,7 +67,7 @@ class InOnnxRuntime:
         return judge_with_bundle(
             bundle, engine, log, plugin=plugin, provenance=facts,
             opener=lambda engine, plugin: self.open((bundle / "model.onnx").read_bytes()),
-            build_sru=lambda engine, site, models, plugin: self.open(models["function"]),
+            build_sru=lambda engine, site, models: self.open(models["function"]),
         )  # fmt: skip
 
     def time(self, engine, plugin, inputs, options):

@@ -58,7 +58,7 @@ def ort_builder(damage=lambda model: None):
     """An :data:`.engine_srus.SRUBuilder` that does so with single SRUs, as a builder with a fault would make them."""
 
     @contextmanager
-    def build(engine, site, models, plugin):
+    def build(engine, site, models):
         model = onnx.load_model_from_string(models["function"])
         damage(model)
         with runner_of(model) as runner:

@@ -79,7 +79,13 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
     shown = run("inspect", "s.engine")
     assert shown.exit_code == 0
     assert "profile  x: 1x8x8x8 to 2x8x8x8 to 8x8x8x8" in shown.stdout
-    assert "block.sru: TensorRT-RTX gets no plugins here yet" in shown.stdout
+    assert "expanded block.sru: no plugin was given (--plugin)" in shown.stdout
+    plan = json.loads(run("inspect", "s.engine", "--json").stdout)["plan"]
+    assert plan["batch"] == 2
+    assert plan["launches"] == len(plan["layers"]) >= 2
+    assert plan["bytes_moved"] == sum(layer["bytes_moved"] for layer in plan["layers"])
+    assert plan["bytes_moved"] >= 2 * 2 * 8 * 8 * 8 * 4  # x is read and y is written
+    assert f"{plan['launches']} kernels move {plan['bytes_moved'] / 1e6:.1f} MB at batch 2" in shown.stdout
     if not gpu.gpus():
         assert "its own layers are not shown: TensorRT-RTX needs a GPU here" in shown.stdout
 
@@ -141,7 +147,8 @@ def test_targets_given_one_by_one_are_all_built_for(workplace):
         ((*BUILD, "--cache", "m.onnx/cache"), 2, "cannot be written"),
         ((*BUILD, "--cache", "c", "--no-cache"), 2, "exclude each other"),
         ((*BUILD, "--version-compatible"), 2, "Versions that have it: tensorrt 10.3"),
-        ((*BUILD, "--plugin", "p.so"), 2, "it gets no plugins here yet"),
+        ((*BUILD, "--plugin", "p.so"), 2, "--plugin p.so is not a file"),
+        ((*BUILD, "--serialize-plugin"), 2, "--serialize-plugin needs a plugin"),
         (("--backend", "tensorrt", "--batch", "1:2:8"), 3, "pip install tensorrt"),
     ],
 )
@@ -306,7 +313,7 @@ def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(work
     build = next(stage for stage in document["report"]["stages"] if stage["name"] == "build")
     assert [
         "tensorrt-rtx: sru",
-        "TensorRT-RTX gets no plugins here yet; its compiler fuses the function's nodes",
+        "no plugin was given (--plugin)",
     ] in build["skipped"]
     sealed = json.loads(Path("bundle/manifest.json").read_text())["files"]
     assert {"model.tensorrt-rtx.engine", "model.tensorrt-rtx.engine.json"} <= set(sealed)
@@ -355,7 +362,7 @@ def test_the_python_api_builds_engines_too(tiny_reference, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--plugin", "p.so"), 2, "--plugin is for an engine that TensorRT builds on this machine"),
+        (("--plugin", "p.so"), 2, "--plugin is for an engine that is built on this machine"),
         (("--batch", "4:4:4"), 2, "leaves nothing open"),
         (("--backend", "tensorrt-rtx", "--target", "orin"), 2, "'orin' is not known"),
         (("--target", "sm89"), 2, "none is asked for"),

@@ -139,8 +139,10 @@ def test_the_plugin_is_given_the_node_alone(module, recorded, tmp_path):
     assert module.loaded == [str(plugin)]
     parsed = [onnx.load_model_from_string(data) for data in module.parsed]
     assert [(len(m.graph.node) == 1, len(m.functions)) for m in parsed] == [(True, 0)] + [(False, 0)] * 3  # inlined
-    failed(run("verify", engine.path, "--reference", bundle), 3, "was built with a plugin, which was not given")
+    beside = run("verify", engine.path, "--reference", bundle, "--json")
+    assert beside.exit_code == 0, beside.output  # the plugin lies beside the engine, which names it by its hash
     plugin.write_bytes(b"another")
+    failed(run("verify", engine.path, "--reference", bundle), 3, "was built with a plugin, which was not given")
     failed(run("verify", engine.path, "--reference", bundle, "--plugin", plugin), 7, "is not the plugin that")
 
 
@@ -157,11 +159,12 @@ def test_inspect_shows_the_layers_of_an_engine_with_the_plugin(module, recorded,
     assert '{"JSON": "SRU a.SRU"}' in shown.stdout
     assert "settings optimization_level 3, plugins_to_serialize none\n" in shown.stdout
     assert "warning  weights are shared\n" in shown.stdout
+    assert run("inspect", engine.path).stdout == shown.stdout  # it lies beside the engine
+    plugin.write_bytes(b"another")
     without = run("inspect", engine.path)
     assert without.exit_code == 0
     assert "its own layers are not shown" in without.stdout
-    assert "was built with a plugin, which was not given" in without.stdout
-    plugin.write_bytes(b"another")
+    assert "was built with a plugin, which was not given and does not lie beside it" in without.stdout
     failed(run("inspect", engine.path, "--plugin", plugin), 7, "is not the plugin that")
     failed(run("inspect", engine.path, "--plugin", tmp_path / "nope.so"), 2, "nope.so does not exist")
 

@@ -19,8 +19,8 @@ PORTABLE = ("80", "120")
 (CUDA C++ Programming Guide, binary compatibility: within a major version, upwards)."""
 
 HEADERS = (
-    "git clone --depth 1 --branch v10.3.0 https://github.com/NVIDIA/TensorRT, and set TENSORRT_INCLUDE_DIR to its folder "
-    "include"
+    "git clone --depth 1 --branch v10.3.0 https://github.com/NVIDIA/TensorRT, and set TENSORRT_INCLUDE_DIR to the "
+    "folder include in it"
 )
 """What brings NVIDIA's headers, which no package on PyPI has."""
 

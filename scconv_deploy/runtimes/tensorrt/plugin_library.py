@@ -11,7 +11,7 @@ import functools
 from pathlib import Path
 from types import ModuleType
 
-from scconv_deploy.graph.contract import OPERATORS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from scconv_deploy.graph.contract import OPERATORS, PLUGIN_NAMESPACE
 from scconv_deploy.runtimes.tensorrt import rtx_library
 from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.environment import sha256_of
@@ -48,5 +48,5 @@ def load_once(module: ModuleType, path: Path) -> str:
 
 def is_registered(module: ModuleType) -> bool:
     """Whether the module's registry has a creator for an SRU, whoever put it there."""
-    registry = module.get_plugin_registry()
-    return any(registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None for name in OPERATORS)
+    creators = module.get_plugin_registry().all_creators  # get_creator() logs an error where there is none
+    return any(c.name in OPERATORS and c.plugin_namespace == PLUGIN_NAMESPACE for c in creators)

@@ -26,6 +26,7 @@ class Recorded(SimpleNamespace):
     """A stand-in of a module; what is kept by module needs its hash."""
 
     __hash__ = object.__hash__
+    __name__ = "tensorrt"
 
 
 def recorded(name):

@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,7 +143,7 @@ def test_a_small_workspace_is_refused_by_the_library_with_a_remedy():
     "changes",
     [
         {"version_compatible": True}, {"hardware_compatibility": "ampere+"}, {"hardware_compatibility": "same-cc"},
-        {"plugin": "p.so"}, {"timing_cache": "t.cache"}, {"serialize_plugin": True},
+        {"timing_cache": "t.cache"},
     ],
 )  # fmt: skip
 def test_what_rtx_cannot_do_is_refused(changes):
@@ -210,7 +212,7 @@ def test_layers_before_fusion_and_srus_expanded():
 
 
 def test_require_plugin_fails_before_anything_is_built():
-    with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: TensorRT-RTX gets no"):
+    with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: no plugin was given"):
         plan_of(sru_model(), require_plugin=True)
 
 
@@ -224,17 +226,28 @@ def test_an_unsupported_operator_is_named_with_a_remedy(domain, message):
     assert "plugin not found" not in str(refused.value).lower()
 
 
-def test_a_registered_plugin_is_refused_before_the_parser_aborts_the_process(monkeypatch):
-    class Creator:
-        name = "SRU"
-
+def test_a_plugin_that_others_registered_is_refused_before_the_parser_aborts_the_process(monkeypatch):
     class Registry:
-        all_creators = (Creator(),)
+        all_creators = (SimpleNamespace(name="Conv", plugin_namespace="theirs"),)
 
     monkeypatch.setattr(trt, "get_plugin_registry", Registry)
-    with pytest.raises(UsageError, match="A plugin named 'SRU' is registered"):
-        plan_of(sru_model())
-    plan_of(conv_model())  # nothing of that name in it
+    with pytest.raises(UsageError, match="A plugin named 'Conv' is registered"):
+        plan_of(conv_model())
+    plan_of(sru_model())  # nothing of that name in it
+
+
+def test_without_a_plugin_an_engine_gets_none_whatever_the_process_has_loaded(monkeypatch):
+    """The parser would take a registered SRU; its function is inlined instead."""
+
+    class Registry:
+        all_creators = (SimpleNamespace(name="SRU", plugin_namespace="scconv"),)
+
+    expanded = plan_of(sru_model())
+    monkeypatch.setattr(trt, "get_plugin_registry", Registry)
+    inlined = plan_of(sru_model())
+    assert [sru.form for sru in (*expanded.srus, *inlined.srus)] == ["expanded", "expanded"]
+    kinds = [Counter(layer.type for layer in plan.layers) for plan in (expanded, inlined)]
+    assert kinds[0] == kinds[1]
 
 
 def test_progress_ends_at_one_and_names_phases():

@@ -29,7 +29,7 @@ def network_of(data, facts):
     logger = logs.library_log(trt).logger
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return network, parse(trt, network, logger, data, facts, "tensorrt-rtx"), builder
+    return network, parse(trt, network, logger, data, facts, BuildOptions("tensorrt-rtx")), builder
 
 
 def test_an_axis_that_is_no_constant_is_folded_where_it_can_be():

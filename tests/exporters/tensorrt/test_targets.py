@@ -72,14 +72,14 @@ def test_a_request_has_what_is_built_here_and_what_is_left():
     assert [options.target for options in EngineRequest.of(BOTH, "", axes).here] == ["", ""]
 
 
-def test_a_plugin_is_for_what_tensorrt_builds_here():
+def test_a_plugin_is_for_what_is_built_here():
     path = Path("p.so")
     both = EngineRequest.of(BOTH, "sm89,local,orin-jp6", (), path, require_plugin=True)
     assert [(o.backend, o.plugin, o.require_plugin) for o in both.here] == [
-        ("tensorrt-rtx", None, False), ("tensorrt", path, True),
+        ("tensorrt-rtx", path, True), ("tensorrt", path, True),
     ]  # fmt: skip
-    for backends, target in ((("tensorrt-rtx",), ""), (("tensorrt",), "orin-jp6"), ((), "")):
-        with pytest.raises(UsageError, match="--plugin is for an engine that TensorRT builds on this machine"):
+    for backends, target in ((("tensorrt",), "orin-jp6"), ((), "")):
+        with pytest.raises(UsageError, match="--plugin is for an engine that is built on this machine"):
             EngineRequest.of(backends, target, (), path)
         with pytest.raises(UsageError, match="--require-plugin is for an engine"):
             EngineRequest.of(backends, target, (), None, require_plugin=True)

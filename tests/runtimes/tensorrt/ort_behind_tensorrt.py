@@ -39,6 +39,8 @@ class Module:
         plugins: names that its registry knows; a node of that name without a function is then computed by ``expand``.
     """
 
+    __name__ = "tensorrt"
+
     class ILogger:
         pass
 
@@ -107,6 +109,7 @@ class Module:
         return SimpleNamespace(
             load_library=lambda path: None if self.loaded else self.loaded.append(path) or path,
             get_creator=lambda name, version, space: name if self.loaded else None,
+            all_creators=[SimpleNamespace(name="SRU", plugin_namespace="scconv")] if self.loaded else [],
         )
 
 

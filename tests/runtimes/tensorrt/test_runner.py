@@ -82,11 +82,12 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     plugin = tmp_path / "plugin.so"
     plugin.write_bytes(elf_library())
     loaded = []
-    registry = SimpleNamespace(
-        load_library=lambda path: None if loaded else loaded.append(path) or path,  # the real one takes one as well
-        get_creator=lambda name, version, space: name if loaded else None,
+    module = Recorded(
+        get_plugin_registry=lambda: SimpleNamespace(
+            load_library=lambda path: None if loaded else loaded.append(path) or path,  # the real one takes one as well
+            all_creators=[SimpleNamespace(name="SRU", plugin_namespace="scconv")] if loaded else [],
+        )
     )
-    module = Recorded(get_plugin_registry=lambda: registry)
     artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
     with pytest.raises(MissingRuntimeError, match="built with a plugin"):
         runners._load_plugin(module, artifact, None)
@@ -278,9 +279,11 @@ def test_code_for_the_host_is_allowed_where_the_engine_holds_some_and_nowhere_el
     assert holds_host_code(manifest_of(DATA, flags=("VERSION_COMPATIBLE",)))
 
 
-def test_only_a_version_compatible_engine_carries_its_plugin(tmp_path):
+def test_of_tensorrts_engines_only_a_version_compatible_one_carries_its_plugin(tmp_path):
     """What another one was told to serialize is not in it, so it must be given."""
-    inside = {"settings": {"plugins_to_serialize": ["libscconv_sru.so"]}, "plugin_sha256": "0" * 64}
+    plugin = {"settings": {"plugins_to_serialize": ["libscconv_sru.so"]}, "plugin_sha256": "0" * 64}
+    assert holds_host_code(manifest_of(DATA, backend="tensorrt-rtx", **plugin))  # every one of TensorRT-RTX's
+    inside = {"backend": "tensorrt", **plugin}
     compatible = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, flags=("VERSION_COMPATIBLE",), **inside))
     runners._load_plugin(SimpleNamespace(), compatible, None)
     other = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, **inside))

@@ -188,6 +188,10 @@ def test_before_10_7_functions_are_inlined_or_left_to_the_plugin():
 
     for version in ("10.7.0", "10.16.1.2", "11.4"):
         assert {form_for(version, "tensorrt", plugin) for plugin in (True, False)} == {"whole"}
+        assert (
+            form_for(version, "tensorrt", plugin=False, registered=True) == "inlined"
+        )  # else it would take the plugin
+        assert form_for(version, "tensorrt", plugin=True, registered=True) == "whole"
     assert source.read("whole") == model.SerializeToString()
 
 
@@ -199,6 +203,10 @@ class Registry:
 
     def load_library(self, path):
         return object() if self._loads else None
+
+    @property
+    def all_creators(self):
+        return [SimpleNamespace(name=name, plugin_namespace=space) for name, _, space in self._creators]
 
     def get_creator(self, name, version, namespace):
         return (name, version, namespace) if (name, version, namespace) in self._creators else None
@@ -218,10 +226,10 @@ def test_a_plugin_is_looked_up_after_it_was_loaded(registry, message, tmp_path):
     module.get_plugin_registry = lambda: registry
     options = BuildOptions("tensorrt", plugin=plugin)
     with pytest.raises(tensorrt.BuildError, match=message):
-        tensorrt_network.load_plugin(module, options, graph_facts(sru_model()))
+        tensorrt_network.load_plugin(module, options, OnnxSource(sru_model()))
     module.get_plugin_registry = lambda: Registry([("SRU", "1", "scconv")])
     digest = hashlib.sha256(elf_library()).hexdigest()
-    assert tensorrt_network.load_plugin(module, options, graph_facts(sru_model())) == digest
+    assert tensorrt_network.load_plugin(module, options, OnnxSource(sru_model())) == digest
 
 
 def test_a_truncated_plugin_never_reaches_the_registry(tmp_path):
@@ -229,9 +237,9 @@ def test_a_truncated_plugin_never_reaches_the_registry(tmp_path):
     module, plugin = recorded("tensorrt-10.15"), tmp_path / "plugin.so"
     plugin.write_bytes(elf_library()[:64])
     loaded = []
-    module.get_plugin_registry = lambda: SimpleNamespace(load_library=loaded.append, get_creator=lambda *_: None)
+    module.get_plugin_registry = lambda: SimpleNamespace(load_library=loaded.append, all_creators=[])
     with pytest.raises(IntegrityError, match=r"plugin\.so is damaged") as refused:
-        tensorrt_network.load_plugin(module, BuildOptions("tensorrt", plugin=plugin), graph_facts(sru_model()))
+        tensorrt_network.load_plugin(module, BuildOptions("tensorrt", plugin=plugin), OnnxSource(sru_model()))
     assert (loaded, refused.value.exit_code) == ([], 7)
 
 

@@ -266,10 +266,10 @@ def test_gates_that_rounding_changes_do_not_fail_a_healthy_engine(tmp_path):
 
 def test_an_sru_that_cannot_be_built_alone_is_not_run_and_said(tiny_reference, model, tmp_path):
     @contextmanager
-    def refusing(engine, site, models, plugin):
+    def refusing(engine, site, models):
         if site == "b.SRU":
             raise BuildError("TensorRT cannot build the SRU b.SRU alone: out of tactics", "Change it.")
-        with ort_builder()(engine, site, models, plugin) as runner:
+        with ort_builder()(engine, site, models) as runner:
             yield runner
 
     source = TorchReference(tiny_reference[0])
@@ -298,7 +298,7 @@ def test_an_engine_of_whose_gates_none_was_seen_is_not_signed(tiny_reference, mo
     """It passes end to end, the check of its gates was not run, and whoever requires the engine is told."""
 
     @contextmanager
-    def refusing(engine, site, models, plugin):
+    def refusing(engine, site, models):
         raise BuildError(f"TensorRT cannot build the SRU {site} alone: out of tactics", "Change it.")
         yield
 
@@ -344,7 +344,7 @@ def test_gates_that_all_hide_in_the_output_were_not_seen(tiny_reference, model, 
     shared = Shared(tolerances.table({}))
     shared.sites.add(run)
     srus = LoneSRUs(
-        engine_of(model, tmp_path), None, lambda s, shape: {"function": lone(model, s, shape)}, ort_builder(), shared
+        engine_of(model, tmp_path), lambda s, shape: {"function": lone(model, s, shape)}, ort_builder(), shared
     )
     site = run.sites["a.SRU"]
     srus.judge(replace(site, x=np.zeros_like(site.x)))

@@ -1,0 +1,154 @@
+"""NVIDIA's own builder with this project's plugin, on the CPU: every operator, type, form of group, static and dynamic.
+
+The plugin is the real one but for its kernels, which building does not run. One child process builds everything: a
+registered plugin would be there for every later test of this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from scconv_deploy.graph.contract import PARAMETERS, FunctionKey, node_attributes
+from scconv_deploy.graph.functions import function_proto
+from scconv_deploy.runtimes.tensorrt.engine import load_engine
+from tests.command_line import run
+from tests.exporters.tensorrt.engines import save, sru_model
+from tests.trt_plugins.conftest import harness, nvcc, tensorrt_headers  # noqa: F401
+
+pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+pytestmark = [pytest.mark.tensorrt, pytest.mark.nvcc]
+
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+DATA = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+CASES = [
+    (operator, kind, groups, dynamic)
+    for operator in PARAMETERS
+    for kind in TYPES
+    for groups in ((4,), (3,), (4, 3))  # of 8 channels: whole, straddling, and both in one model
+    for dynamic in (False, True)
+]
+CHILD = """
+import json, sys
+from pathlib import Path
+import onnx
+from scconv_deploy.exporters.tensorrt.builder import build_plan, check_options
+from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
+from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, resolve_profiles
+from scconv_deploy.runtimes.tensorrt.versions import load_module
+module, (plugin, folder) = load_module("tensorrt-rtx"), sys.argv[1:]
+for path in sorted(Path(folder).glob("*.onnx")):
+    source = OnnxSource(onnx.load(path))
+    ranges = (ShapeRange.parse("x:1x8x6x6:2x8x12x6:8x8x24x24"),) if -1 in source.facts.shapes["x"] else ()
+    options = BuildOptions("tensorrt-rtx", "sm89", shapes=ranges, plugin=Path(plugin), require_plugin=True)
+    check_options(module, options)
+    plan = build_plan(module, source, options, resolve_profiles(source.facts.shapes, options.shapes, ()))
+    kinds = [layer.type for layer in plan.layers]
+    print(json.dumps({
+        "case": path.stem, "forms": [sru.form for sru in plan.srus], "plugins": kinds.count("PLUGIN_V3"),
+        "reduces": kinds.count("REDUCE"), "types": [t.dtype for t in (*plan.inputs, *plan.outputs)],
+        "custom": [layer.kind for layer in plan.compiled.layers].count("custom_layer"), "bytes": len(plan.data),
+    }))
+"""
+
+
+def model_of(operator, kind, groups, dynamic):
+    """SRUs in a row, one a number of groups, each with its function; the parameters are float32 in every type."""
+    rng = np.random.default_rng(0)
+    names = PARAMETERS[operator]
+    values = [numpy_helper.from_array(rng.standard_normal(8).astype("float32"), f"p{i}") for i in range(len(names))]
+    nodes = []
+    for i, count in enumerate(groups):
+        node = helper.make_node(
+            operator, [f"x{i}" if i else "x", *(value.name for value in values)], [f"x{i + 1}"], domain="scconv",
+            name=f"{i}.SRU", **node_attributes(count, 1, 0.0, 1e-10),
+        )  # fmt: skip
+        node.overload = "straddle" if 8 % count else ""
+        nodes.append(node)
+    opset = 22 if kind == "bfloat16" else 18
+    functions = [function_proto(FunctionKey(operator, bool(8 % count), "where", opset)) for count in groups]
+    shape = ["N", 8, "H", "W"] if dynamic else [2, 8, 12, 6]
+    tensors = [helper.make_tensor_value_info(name, TYPES[kind], shape) for name in ("x", nodes[-1].output[0])]
+    graph = helper.make_graph(nodes, "srus", tensors[:1], tensors[1:], values)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("scconv", 1)]
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+
+
+def name_of(operator, kind, groups, dynamic):
+    return f"{operator}-{kind}-{'-'.join(map(str, groups))}-{'dynamic' if dynamic else 'static'}"
+
+
+@pytest.fixture(scope="module")
+def built(harness, tmp_path_factory):  # noqa: F811
+    """What a child says of each case."""
+    folder = tmp_path_factory.mktemp("cases")
+    for case in CASES:
+        save(model_of(*case), folder / f"{name_of(*case)}.onnx")
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-c", CHILD, str(harness.plugin), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {found["case"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(*case))
+def test_nvidias_builder_takes_the_plugin(built, case):
+    _, kind, groups, _ = case
+    found = built[name_of(*case)]
+    assert found["forms"] == ["plugin"] * len(groups)
+    assert (found["plugins"], found["custom"], found["reduces"]) == (len(groups), len(groups), 0)
+    assert found["types"] == [DATA[kind]] * 2
+    assert found["bytes"] > 1000
+
+
+def test_the_command_line_builds_with_it_ships_it_and_says_so(harness, tmp_path, monkeypatch):  # noqa: F811
+    """In children, for a plugin stays registered in the process that loaded it."""
+    monkeypatch.chdir(tmp_path)
+    save(sru_model(("a.SRU", "b.SRU")), tmp_path / "m.onnx")
+
+    def shell(*arguments):
+        command = [sys.executable, "-m", "scconv_deploy", *map(str, arguments)]
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    base = ("build", "m.onnx", "--backend", "tensorrt-rtx", "--target", "sm89", "--batch", "1:2:8", "--json")
+    plain = json.loads(shell(*base, "-o", "plain.engine").stdout)
+    fused = json.loads(shell(*base, "-o", "fused.engine", "--plugin", harness.plugin, "--require-plugin").stdout)
+    inside = json.loads(shell(*base, "-o", "inside.engine", "--plugin", harness.plugin, "--serialize-plugin").stdout)
+    forms = [[sru["form"] for sru in made["manifest"]["srus"]] for made in (plain, fused, inside)]
+    assert forms == [["expanded"] * 2, ["plugin"] * 2, ["plugin"] * 2]
+    plans = [made["manifest"]["plan"] for made in (plain, fused)]
+    assert plans[1]["launches"] < plans[0]["launches"]
+    assert plans[1]["bytes_moved"] < plans[0]["bytes_moved"]
+    library = harness.plugin.read_bytes()
+    assert library not in Path("fused.engine").read_bytes()
+    assert library in Path("inside.engine").read_bytes()
+    assert inside["manifest"]["settings"]["plugins_to_serialize"] == ["libscconv_sru.so"]
+    assert load_engine(Path("fused.engine")).manifest.plugin_sha256 == inside["manifest"]["plugin_sha256"] != ""
+    shown = run("inspect", "fused.engine")
+    assert "plugin   a.SRU, b.SRU" in shown.stdout
+
+
+def test_a_release_that_ends_its_process_is_found_out_by_a_child(harness, tmp_path):  # noqa: F811
+    """TensorRT-RTX 1.7.1 itself, its library's name not made to resolve: the parser ends the process."""
+    save(sru_model(), tmp_path / "m.onnx")
+    code = (
+        "from scconv_deploy.runtimes.tensorrt import rtx_library\n"
+        "rtx_library.resolve = lambda: ''\n"
+        "from scconv_deploy.exporters.tensorrt.plugin_probe import parse_with_plugin\n"
+        f"parse_with_plugin({str(harness.plugin)!r}, {str(tmp_path / 'm.onnx')!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    import tensorrt_rtx
+
+    if done.returncode == 0:
+        pytest.skip(f"tensorrt-rtx {tensorrt_rtx.__version__} finds its library by itself")
+    assert done.returncode < 0
