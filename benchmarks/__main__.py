@@ -25,6 +25,7 @@ BENCHMARKS = {
     "rewrite_forms": "naive exports of ScConv-ResNet-20 in every form: SRUs fused, gates changed, parity with PyTorch",
     "read_by_behaviour": "SRUs of graphs read from their nodes and by behaviour: right, refused, wrong; seconds, lines",
     "build_time": "seconds to build a TensorRT-RTX engine of ScConv-ResNet-50 beside the plain ResNet-50",
+    "plan_traffic": "bytes and launches of TensorRT-RTX's compiled plan: ScConv-ResNet-50 in every form beside plain",
     "half_error": "float16 and bfloat16 by converter: error of outputs, gates and SRUs, validity, size",
     "half_keep": "what keeping an operator in float32 is worth in a half file",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",

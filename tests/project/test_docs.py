@@ -87,7 +87,8 @@ def options(command) -> set[str]:
 
 
 ELSEWHERE = {  # options of other programs that the text names
-    "--backend-config", "--branch", "--depth", "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins", "--versionCompatible",
+    "--backend-config", "--branch", "--depth", "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins",
+    "--versionCompatible",
 }  # fmt: skip
 
 

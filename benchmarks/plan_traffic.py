@@ -1,0 +1,114 @@
+"""What TensorRT-RTX's compiled plan moves: ScConv-ResNet-50 in every form beside plain ResNet-50. Needs no GPU.
+
+Bytes are those of each kernel's inputs and outputs, weights not counted, as the builder lists them
+(``scconv_deploy.exporters.tensorrt.compiled_plan``). Each network is exported once in each precision through this
+project's pipeline, and built with static shapes for each batch. ``--plugin FILE`` (or ``auto``) adds the fused SRU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.harness import Row, write
+
+_COLUMNS = {
+    "network": "network",
+    "SRUs": "srus",
+    "precision": "precision",
+    "batch": "batch",
+    "MB": "megabytes",
+    "times plain": "times_plain",
+    "launches": "launches",
+    "SRUs' MB": "sru_megabytes",
+    "SRUs' launches": "sru_launches",
+    "build": "build_s",
+}
+_CHILD = """
+import json, sys, time
+from scconv_deploy.workflows.build import build_file
+from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
+from pathlib import Path
+source, target, shape, plugin, folder = sys.argv[1:]
+options = BuildOptions("tensorrt-rtx", target, shapes=(ShapeRange.parse(shape),)).with_plugin(plugin or None)
+first = build_file(Path(source), Path(folder) / "first.engine", options, cache=None, force=True)
+start = time.perf_counter()
+made = build_file(Path(source), Path(folder) / "again.engine", options, cache=None, force=True)
+print(json.dumps({"seconds": time.perf_counter() - start, "manifest": made.engine.manifest.as_json()}))
+"""
+"""A process of its own for each: a plugin stays registered. The first build warms the library up."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", choices=("resnet50", "resnet20"), default="resnet50", help="resnet20 is quick")
+    parser.add_argument("--target", default="sm89")
+    parser.add_argument("--plugin", default="", metavar="FILE|auto", help="also with the fused SRU")
+    parser.add_argument("--precisions", default="fp32,fp16")
+    parser.add_argument("--batches", default="1,8")
+
+
+def run(options: argparse.Namespace) -> None:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in options.precisions.split(","):
+            files = {
+                name: _exported(name, precision, Path(folder), options.seed)
+                for name in (options.network, f"scconv_{options.network}")
+            }
+            for batch in map(int, options.batches.split(",")):
+                rows += _of_batch(files, precision, batch, options, Path(folder))
+    library = version("tensorrt-rtx")
+    write(options.results, rows, _COLUMNS, target=options.target, seed=options.seed, tensorrt_rtx=library)
+
+
+def _exported(name: str, precision: str, folder: Path, seed: int) -> Path:
+    path = folder / f"{name}-{precision}.onnx"
+    command = ("export", name, "-o", path, "--batch", "1:8:32", "--precision", precision, "--mask-form", "where")
+    _run("-m", "scconv_deploy", *command, "--seed", seed, "--quiet")
+    return path
+
+
+def _of_batch(
+    files: dict[str, Path], precision: str, batch: int, options: argparse.Namespace, folder: Path
+) -> list[Row]:
+    plain, ours = files
+    forms = [(plain, "", "none"), (ours, "", "expanded")]
+    forms += [(ours, options.plugin, "plugin")] if options.plugin else []
+    side = 224 if options.network == "resnet50" else 32
+    rows: list[Row] = []
+    for name, plugin, form in forms:
+        shape = f"image:{batch}x3x{side}x{side}"
+        made = _json(_run("-c", _CHILD, files[name], options.target, shape, plugin, folder))
+        plan = made["manifest"]["plan"]
+        srus = [layer for layer in plan["layers"] if _is_sru(layer)]
+        row = {
+            "network": name, "srus": form, "precision": precision, "batch": batch,
+            "megabytes": plan["bytes_moved"] / 1e6, "launches": plan["launches"],
+            "sru_megabytes": sum(layer["bytes_moved"] for layer in srus) / 1e6, "sru_launches": len(srus),
+            "build_s": made["seconds"],
+        }  # fmt: skip
+        rows.append(row | {"times_plain": row["megabytes"] / (rows[0] if rows else row)["megabytes"]})
+    return rows
+
+
+def _is_sru(layer: Row) -> bool:
+    """Whether a kernel takes part in an SRU: its plugin, or nodes of its function."""
+    return layer["kind"] == "custom_layer" or any("(SRU" in node for node in layer["nodes"])
+
+
+def _run(*arguments: object) -> str:
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def _json(text: str) -> Row:
+    found: Row = json.loads(text.strip().splitlines()[-1])
+    return found
