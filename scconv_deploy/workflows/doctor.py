@@ -120,7 +120,12 @@ print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_availab
              for i in range(torch.cuda.device_count())]}))
 """
 _ORT = "import json, onnxruntime; print(json.dumps({'providers': onnxruntime.get_available_providers()}))"
-_TENSORRT = "import json, {0} as trt; trt.Logger(); print(json.dumps({{'version': trt.__version__}}))"
+_TENSORRT = """
+import json, {0} as trt
+from scconv_deploy.runtimes.tensorrt.rtx_library import resolve
+trt.Logger()
+print(json.dumps({{"version": trt.__version__, "no_plugins": resolve() if "{0}" == "tensorrt_rtx" else ""}}))
+"""
 
 
 def _runtimes(machine: Machine) -> Iterator[Finding]:
@@ -143,8 +148,11 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
         if answer is None:
             found = "installed, but its libraries do not load"
             yield Finding("runtime", f"{package}-run", "missing", found, "engines", facts.install)
+        elif answer["no_plugins"]:
+            found = f"{answer['version']}, takes no plugins: {answer['no_plugins']}"
+            yield Finding("runtime", f"{package}-run", "warning", found, remedy="build without --plugin")
         else:
-            yield Finding("runtime", f"{package}-run", "ok", answer["version"])
+            yield Finding("runtime", f"{package}-run", "ok", f"{answer['version']}, takes the fused SRU's plugin")
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ CONTRADICTIONS = {
     "a GPU that RTX leaves out": (
         {
             "smi": "NVIDIA H200, 9.0, 570.10, 143771 MiB", "torch": TORCH_CUDA,
-            "installed": INSTALLED | {"tensorrt-rtx": "1.7.1"}, "trt": '{"version": "1.7.1"}',
+            "installed": INSTALLED | {"tensorrt-rtx": "1.7.1"}, "trt": '{"version": "1.7.1", "no_plugins": ""}',
         },
         "tensorrt-rtx", "no support for compute capability 9.0",
     ),
@@ -132,7 +132,7 @@ def test_headers_of_another_tensorrt(tmp_path):
     (tmp_path / "NvInferVersion.h").write_text(
         "#define NV_TENSORRT_MAJOR 11\n#define NV_TENSORRT_MINOR 1\n#define NV_TENSORRT_PATCH 0\n"
     )
-    options = {"environ": {"TENSORRT_INCLUDE_DIR": str(tmp_path)}, "trt": '{"version": "10.3.0"}'}
+    options = {"environ": {"TENSORRT_INCLUDE_DIR": str(tmp_path)}, "trt": '{"version": "10.3.0", "no_plugins": ""}'}
     diagnosis = diagnose(machine(tmp_path, installed=INSTALLED | {"tensorrt": "10.3.0"}, **options))
     (warning,) = by_name(diagnosis, "versions").values()
     assert warning.found == "TensorRT is 10.3.0, its headers 11.1.0"
@@ -158,3 +158,18 @@ def test_here_the_doctor_finds_what_runs_this_test():
     assert found["python"].found.startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
     assert found["onnxruntime-run"].status == "ok"
     assert "CPUExecutionProvider" in found["onnxruntime-run"].found
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "found"),
+    [
+        ("", "ok", "1.7.1, takes the fused SRU's plugin"),
+        ("it is hidden", "warning", "1.7.1, takes no plugins: it is hidden"),
+    ],
+)
+def test_whether_tensorrt_rtx_takes_plugins_is_said(tmp_path, reason, status, found):
+    answer = json.dumps({"version": "1.7.1", "no_plugins": reason})
+    diagnosis = diagnose(machine(tmp_path, installed=INSTALLED | {"tensorrt-rtx": "1.7.1"}, trt=answer))
+    finding = by_name(diagnosis)["tensorrt-rtx-run"]
+    assert (finding.status, finding.found) == (status, found)
+    assert bool(finding.remedy) == bool(reason)
