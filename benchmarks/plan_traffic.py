@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.harness import Row, write
+from scconv_deploy.runtimes.tensorrt.engine import PlanLayer
 
 _COLUMNS = {
     "network": "network",
@@ -86,20 +87,15 @@ def _of_batch(
         shape = f"image:{batch}x3x{side}x{side}"
         made = _json(_run("-c", _CHILD, files[name], options.target, shape, plugin, folder))
         plan = made["manifest"]["plan"]
-        srus = [layer for layer in plan["layers"] if _is_sru(layer)]
+        srus = [layer for layer in (PlanLayer(**found) for found in plan["layers"]) if layer.of_sru]
         row = {
             "network": name, "srus": form, "precision": precision, "batch": batch,
             "megabytes": plan["bytes_moved"] / 1e6, "launches": plan["launches"],
-            "sru_megabytes": sum(layer["bytes_moved"] for layer in srus) / 1e6, "sru_launches": len(srus),
+            "sru_megabytes": sum(layer.bytes_moved or 0 for layer in srus) / 1e6, "sru_launches": len(srus),
             "build_s": made["seconds"],
         }  # fmt: skip
         rows.append(row | {"times_plain": row["megabytes"] / (rows[0] if rows else row)["megabytes"]})
     return rows
-
-
-def _is_sru(layer: Row) -> bool:
-    """Whether a kernel takes part in an SRU: its plugin, or nodes of its function."""
-    return layer["kind"] == "custom_layer" or any("(SRU" in node for node in layer["nodes"])
 
 
 def _run(*arguments: object) -> str:

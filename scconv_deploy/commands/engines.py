@@ -91,6 +91,13 @@ Plugin = Annotated[
         metavar="FILE", help="The engine's plugin library, where it is not beside it.", rich_help_panel=_PLUGIN
     ),
 ]
+Baseline = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL", help="Compare the bytes that the engine's plan moves with this network's.",
+        rich_help_panel=_ENGINE,
+    ),
+]  # fmt: skip
 SerializePlugin = Annotated[
     bool, typer.Option("--serialize-plugin", help="Put the library into the engine.", rich_help_panel=_PLUGIN)
 ]

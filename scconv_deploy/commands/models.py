@@ -9,6 +9,7 @@ import typer
 
 from scconv_deploy.commands.engines import (
     Backends,
+    Baseline,
     BuildPlugin,
     CacheFolder,
     NoCache,
@@ -46,6 +47,7 @@ def deploy(
     target: Targets = None,
     plugin: BuildPlugin = None,
     require_plugin: RequirePlugin = False,
+    baseline: Baseline = "",
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     force: Force = False,
@@ -65,6 +67,7 @@ def deploy(
             output,
             graph.export(backends),
             engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin),
+            baseline=baseline,
             cache=chosen_cache(cache, no_cache),
             checks=judged.checks(),
             force=force,

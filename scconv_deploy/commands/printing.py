@@ -134,7 +134,7 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
     for (form, reason), sites in reasons.items():
         print_line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
     if manifest.plan is not None:
-        print_line(console, f"plan     {manifest.plan}")
+        print_line(console, f"plan     moves {manifest.plan.traffic('', manifest.backend)}, weights not counted")
     for warning in manifest.warnings:
         print_line(console, f"warning  {warning}")
 

@@ -1,4 +1,4 @@
-"""Latency and output errors of an engine."""
+"""Latency, output errors and memory traffic of an engine."""
 
 from __future__ import annotations
 
@@ -47,3 +47,34 @@ class EngineOutput:
     metrics: OutputMetrics
     noise: float
     noise_measured: bool
+
+
+@dataclass(frozen=True)
+class PlanTraffic:
+    """Memory traffic of a compiled plan: inputs and outputs of its kernels, weights not counted.
+
+    Attributes:
+        name: file of the engine, or name of the baseline.
+        backend: library that compiled it.
+        baseline: True for the network that the others are compared with.
+        batch: what an open batch axis counts as; None if no axis is open.
+        bytes_moved: of all kernels, in one pass; None if an open axis hides those of one.
+        launches: number of kernels.
+        kernels: bytes of each kernel, in the order of the launches.
+        srus: positions in ``kernels`` of those that compute an SRU.
+    """
+
+    name: str
+    backend: str
+    baseline: bool
+    batch: int | None
+    bytes_moved: int | None
+    launches: int
+    kernels: tuple[int | None, ...]
+    srus: tuple[int, ...]
+
+    def __str__(self) -> str:
+        if self.bytes_moved is None:
+            return f"{self.launches} kernels, whose bytes open axes hide"
+        at = "" if self.batch is None else f" at batch {self.batch}"
+        return f"{self.bytes_moved / 1e6:.1f} MB{at} in {self.launches} kernels"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from scconv_deploy.records import tolerances as table
 from scconv_deploy.records.codec import encode
-from scconv_deploy.records.engine import EngineOutput, Latency
+from scconv_deploy.records.engine import EngineOutput, Latency, PlanTraffic
 from scconv_deploy.records.gates import FlipCount, Refusal
 from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.stage import StageRecord
@@ -290,6 +290,7 @@ class ParityReport:
         tolerances: table of tolerances before the overrides.
         engines: measurements of engines that ran.
         other_gates: gates that belong to no known SRU.
+        plans: memory traffic of the engines that were compiled, and of the baseline.
     """
 
     model: str
@@ -310,6 +311,7 @@ class ParityReport:
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: table.ALL | table.FIXED)
     engines: tuple[EngineParity, ...] = ()
     other_gates: tuple[OtherGateParity, ...] = ()
+    plans: tuple[PlanTraffic, ...] = ()
 
     @property
     def verdict(self) -> Status:

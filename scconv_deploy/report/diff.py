@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scconv_deploy.records.parity import OutputParity, ParityReport, SRUParity
-from scconv_deploy.report.engine_facts import engine_facts
+from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 
 _OF_OUTPUTS = {"relative_l2": "relative L2", "max_abs": "max abs", "top1_agreement": "top-1 agrees",
                "top5_agreement": "top-5 agrees"}  # fmt: skip
@@ -76,6 +76,7 @@ def _sections(report: ParityReport) -> list[Facts]:
             for name, text in engine_facts(engine).items()
             if name != "engine latency"
         ],
+        list(plan_facts(report).items()),
         [(f"left alone {refusal.path}", refusal.reason) for refusal in report.left_alone],
         [("model", report.model), ("artifact sha256", report.artifact_sha256)],
         sorted(report.provenance.items(), key=lambda item: (item[0] in _RUN_FACTS, item[0])),

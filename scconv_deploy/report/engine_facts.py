@@ -1,9 +1,10 @@
-"""Facts of an engine that ran, as text for every report format."""
+"""Facts of engines that ran, and of plans that were compiled, as text for every report format."""
 
 from __future__ import annotations
 
+from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.gates import FlipCount
-from scconv_deploy.records.parity import EngineOutput, EngineParity
+from scconv_deploy.records.parity import EngineOutput, EngineParity, ParityReport
 
 
 def engine_facts(engine: EngineParity) -> dict[str, str]:
@@ -31,3 +32,19 @@ def _output(output: EngineOutput) -> str:
     assumed = "" if output.noise_measured else " (assumed)"
     apart = f"relative L2 {metrics.relative_l2:.1e}, max abs {metrics.max_abs:.1e}"
     return f"{apart}, noise of explained gate changes {output.noise:.1e}{assumed}{top1}"
+
+
+def plan_facts(report: ParityReport) -> dict[str, str]:
+    """Memory traffic of each compiled plan, and how many times the baseline's it is."""
+    bases = {plan.backend: plan for plan in report.plans if plan.baseline}
+    return {
+        f"plan {plan.name}": f"{plan}, weights not counted{_times(plan, bases.get(plan.backend))}"
+        for plan in report.plans
+    }
+
+
+def _times(plan: PlanTraffic, base: PlanTraffic | None) -> str:
+    if base is None or plan.baseline or not base.bytes_moved or plan.bytes_moved is None:
+        return ""
+    moved, launches = plan.bytes_moved / base.bytes_moved, plan.launches / base.launches
+    return f"; {moved:.2f}x the bytes and {launches:.1f}x the kernels of {base.name}"

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.report.engine_facts import engine_facts
+from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
@@ -30,7 +30,8 @@ def html_page(report: ParityReport) -> str:
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
     deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
     return environment.get_template("report.html.j2").render(
-        report=report, pictures=drawn, engine_facts=engine_facts, meanings=meanings_of(report), terms=TERMS,
+        report=report, pictures=drawn, engine_facts=engine_facts, plan_facts=plan_facts(report),
+        meanings=meanings_of(report), terms=TERMS,
         steps=STEPS, deciding=deciding | set(report.overrides),
     )  # fmt: skip
 

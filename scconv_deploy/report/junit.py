@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from xml.etree import ElementTree
 
 from scconv_deploy.records.parity import Check, ParityReport
-from scconv_deploy.report.engine_facts import engine_facts
+from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.explained import CHECKS
 
@@ -41,6 +41,7 @@ def _add_suite(root: ElementTree.Element, report: ParityReport, name: str, check
     for engine in report.engines:
         if engine.backend == name:
             facts |= engine_facts(engine) | {f"engine {key}": value for key, value in engine.provenance.items()}
+    facts |= plan_facts(report)
     facts |= {f"tolerance {key}": f"{value:g}" for key, value in report.overrides.items()}
     for key, value in facts.items():
         ElementTree.SubElement(properties, "property", name=visible(key), value=visible(value))

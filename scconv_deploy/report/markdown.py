@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from scconv_deploy.records.parity import Check, OtherGateParity, ParityReport
-from scconv_deploy.report.engine_facts import engine_facts
+from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 from scconv_deploy.report.escaping import code, markdown
 
 
@@ -36,6 +36,9 @@ def to_markdown(report: ParityReport) -> str:
         measured = [(markdown(name), markdown(value)) for name, value in engine_facts(engine).items()]
         measured += [(markdown(name), code(value)) for name, value in engine.provenance.items()]
         lines += _folded(f"Engine: {markdown(engine.artifact)}", _table(("what", "value"), measured))
+    if report.plans:
+        plans = [(markdown(name), markdown(value)) for name, value in plan_facts(report).items()]
+        lines += _folded("Compiled plans", _table(("plan", "memory traffic"), plans))
     if report.left_alone:
         rows = [(code(refusal.path), markdown(refusal.reason)) for refusal in report.left_alone]
         lines += _folded("Modules left alone", _table(("module", "why"), rows))

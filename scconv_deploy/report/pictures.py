@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import matplotlib
@@ -42,7 +42,7 @@ class Picture:
 
 
 def pictures(report: ParityReport) -> dict[str, Picture]:
-    """Draw the pictures that a report has data for: ``flips``, ``margins``, ``layers``, ``worst``."""
+    """Draw the pictures that a report has data for: ``flips``, ``margins``, ``layers``, ``worst``, ``plans``."""
     drawn: dict[str, Picture] = {}
     if any(count.flips for sru in report.srus for count in (sru.teacher_forced, sru.free_running) if count):
         drawn["flips"] = Picture(
@@ -70,6 +70,13 @@ def pictures(report: ParityReport) -> dict[str, Picture]:
             "Worst inputs",
             "Relative L2 of the whole model, running free, on the inputs where it is largest.",
             _svg("worst", len(report.worst_inputs), lambda axes: _worst(axes, report)),
+        )
+    if any(plan.bytes_moved for plan in report.plans):
+        drawn["plans"] = Picture(
+            "Bytes moved, kernel by kernel",
+            "The sum of inputs and outputs of the kernels so far, in the order in which they run. A line's end is its "
+            "plan's total; the thick pieces are SRUs.",
+            _svg("plans", 11, lambda axes: _plans(axes, report)),
         )
     return drawn
 
@@ -223,6 +230,24 @@ def _shortened(names: list[str]) -> list[str]:
         tail = next((k for k in range(most) if len({tuple(p[-k - 1 :]) for p in parts}) > 1), most)
         names = [".".join(p[head : len(p) - tail]) for p in parts]
     return [name if len(name) <= _LONGEST_NAME else f"{name[:8]}...{name[11 - _LONGEST_NAME :]}" for name in names]
+
+
+def _plans(axes: Axes, report: ParityReport) -> None:
+    for plan in report.plans:
+        if plan.bytes_moved is None:
+            continue
+        sums = [0.0, *accumulate((moved or 0) / 1e6 for moved in plan.kernels)]
+        colour = _FAINT if plan.baseline else _GOOD
+        axes.plot(range(len(sums)), sums, "-", lw=1, color=colour, label=f"{visible(plan.name)}, {plan}")
+        for index in plan.srus:
+            axes.plot([index, index + 1], sums[index : index + 2], "-", lw=3, color=colour)
+    axes.set_xlim(0, None)
+    axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("kernels")
+    axes.set_ylabel("MB")
+    axes.figure.legend(loc="outside lower center", ncols=1)
 
 
 def _svg(name: str, rows: int, draw: Callable[[Axes], None]) -> str:

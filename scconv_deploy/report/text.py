@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scconv_deploy.records.parity import Check
-from scconv_deploy.report.engine_facts import engine_facts
+from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 from scconv_deploy.report.tables import print_embedding, print_left_alone, print_line, styled_status, table_of
 
 if TYPE_CHECKING:  # not at run time: these modules import torch
@@ -78,6 +78,8 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     for gate in report.other_gates:
         print_line(console, f"gate     {gate.sentence}")
     for fact in (fact for engine in report.engines for fact in engine_facts(engine).items()):
+        print_line(console, ": ".join(fact))
+    for fact in plan_facts(report).items():
         print_line(console, ": ".join(fact))
     if report.first_departure:
         print_line(console, f"departs first: {report.first_departure}")

@@ -12,14 +12,17 @@ from scconv_deploy.bundle.device.plan import DevicePlan, Unfinished
 from scconv_deploy.bundle.device_files import write_device_files
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.tensorrt.build import BuildResult, Prepared, Progress, build_network, expanded, prepare
+from scconv_deploy.exporters.tensorrt.builder import build_plan
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.plugin_choice import with_plugin
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
+from scconv_deploy.exporters.tensorrt.source import NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.model.inputs import DynamicAxis
+from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, reject, sidecar
@@ -122,6 +125,14 @@ class EngineRequest:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A network whose compiled plan an engine's is compared with; ``source`` exports it."""
+
+    name: str
+    source: Callable[[], NetworkSource]
+
+
+@dataclass(frozen=True)
 class BuiltEngines:
     """Result of :class:`EngineBuilder`; the report includes its stages and the links of engines."""
 
@@ -141,6 +152,7 @@ class EngineBuilder:
     cache: EngineCache | None = None
     command: str = ""
     progress: Progress = lambda message: None
+    baseline: Baseline | None = None
 
     @classmethod
     def of(
@@ -149,10 +161,16 @@ class EngineBuilder:
         cache: EngineCache | None,
         command: str,
         progress: Progress = lambda message: None,
+        baseline: Baseline | None = None,
     ) -> EngineBuilder:
         """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
         prepared = [(wanted, prepare(wanted, cache)) for wanted in with_plugin(request.here, progress)]
-        return cls(prepared, request.devices, request.axes, cache, command, progress)
+        if baseline is not None and not prepared:
+            raise UsageError(
+                f"--baseline {baseline.name} is compared with an engine that is built here, and none is asked for.",
+                "Add --backend tensorrt-rtx, or leave it out.",
+            )
+        return cls(prepared, request.devices, request.axes, cache, command, progress, baseline)
 
     def build(
         self, model: onnx.ModelProto, data: bytes, folder: Path, report: ParityReport, judge: Judge | None = None
@@ -204,7 +222,31 @@ class EngineBuilder:
         for engine, plugin in made:
             report = with_engine(report, *self._judge(engine, plugin, judge))
         manifests = tuple(engine.manifest for engine, _ in made)
+        if plans := self._plans([engine for engine, _ in made]):
+            report = replace(report, plans=plans)
         return BuiltEngines(report, manifests, tuple(notes), left)
+
+    def _plans(self, engines: Sequence[EngineArtifact]) -> tuple[PlanTraffic, ...]:
+        """The plans of the engines that list them, and each library's plan of the baseline."""
+        plans = [
+            engine.manifest.plan.traffic(engine.path.name, engine.manifest.backend)
+            for engine in engines
+            if engine.manifest.plan is not None
+        ]
+        if self.baseline is None or not plans:
+            return tuple(plans)
+        self.progress(f"exporting the baseline {self.baseline.name}")
+        source = self.baseline.source()
+        for options, (module, _) in self.wanted:
+            if not any(plan.backend == options.backend for plan in plans):
+                continue
+            self.progress(f"building the baseline {self.baseline.name}")
+            plain = replace(options, plugin=None, require_plugin=False, serialize_plugin=False)
+            profiles = resolve_profiles(source.facts.shapes, plain.shapes, plain.axes)
+            compiled = build_plan(module, source, plain, profiles).compiled
+            if compiled is not None:
+                plans.append(compiled.traffic(self.baseline.name, options.backend, baseline=True))
+        return tuple(plans)
 
     def _judge(
         self, engine: EngineArtifact, plugin: Path | None, judge: Judge | None

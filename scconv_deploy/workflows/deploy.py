@@ -24,6 +24,8 @@ from scconv_deploy.bundle.manifest import manifest_bytes
 from scconv_deploy.bundle.reference import EngineInputs, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
+from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
+from scconv_deploy.exporters.tensorrt.source import NetworkSource
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.graph.types import data_type
@@ -43,7 +45,7 @@ from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
-from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
+from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.workflows.provenance import provenance_of, versions
 from scconv_deploy.zoo.embed import EmbedResult
@@ -86,6 +88,7 @@ def deploy_spec(
     *,
     checks: Checks = Checks(),
     engines: EngineRequest = EngineRequest(),
+    baseline: str = "",
     cache: EngineCache | None = None,
     force: bool = False,
     command: str = "",
@@ -94,10 +97,13 @@ def deploy_spec(
     """Export a model, verify it, build engines, and write a bundle; ``scconv-deploy deploy``.
 
     An artifact that fails is named ``*.rejected``, and no engine is built from it.
+
+    Args:
+        baseline: a model, named like ``spec``'s, whose compiled plan the engines' plans are compared with; "" for none.
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
-    builder = EngineBuilder.of(engines, cache, command, progress)
+    builder = EngineBuilder.of(engines, cache, command, progress, _baseline(baseline, spec, options))
     reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
 
@@ -105,6 +111,19 @@ def deploy_spec(
         return checks.samples(reference, spec.seed, spec.source)
 
     return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
+
+
+def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline | None:
+    """Another network with the same inputs, exported alike; only its plan counts, so its weights are random."""
+    if not source:
+        return None
+    other = ModelSpec(source, inputs=spec.inputs, dynamic=spec.dynamic, seed=spec.seed)
+
+    def export() -> NetworkSource:
+        reference, log = reference_from_spec(other)
+        return OnnxSource(ir.to_proto(in_precision(export_to_ir(reference, options, log), options, log)))
+
+    return Baseline(other.label, export)
 
 
 def deploy(

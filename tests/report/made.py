@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.gates import FlipCount, Refusal
 from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import (
@@ -91,6 +92,10 @@ def full_report(ratio: float = 2.0, unexplained: int = 0) -> ParityReport:
         overrides={"replay_multiple": 8.5},
         tolerances=TOLERANCES,
         engines=(engine,),
+        plans=(
+            PlanTraffic("model.engine", "tensorrt-rtx", False, 8, 3_000_000, 4, (10**6, 5 * 10**5) * 2, (1,)),
+            PlanTraffic("resnet20", "tensorrt-rtx", True, 8, 2_000_000, 2, (15 * 10**5, 5 * 10**5), ()),
+        ),
     )
 
 
@@ -121,4 +126,5 @@ def hostile_report() -> ParityReport:
                 latency=replace(made.engines[0].latency, shapes=(text,)),
             ),
         ),
+        plans=(replace(made.plans[0], name=text, backend=text),),
     )  # fmt: skip

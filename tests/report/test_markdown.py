@@ -40,7 +40,7 @@ def test_several_failures_are_all_listed_and_caveats_too():
 
 
 def test_without_srus_and_outputs_there_is_no_empty_table():
-    bare = replace(full_report(), srus=(), outputs=(), left_alone=(), overrides={}, engines=())
+    bare = replace(full_report(), srus=(), outputs=(), left_alone=(), overrides={}, engines=(), plans=())
     bare = replace(bare, links=(Link.of("onnxruntime", [Check("contract", "failed", "output is missing")]),))
     text = to_markdown(bare)
     assert text.splitlines()[:3] == ["### Parity failed: `net.py:make`", "", "onnxruntime: output is missing"]

@@ -85,7 +85,7 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
     assert plan["launches"] == len(plan["layers"]) >= 2
     assert plan["bytes_moved"] == sum(layer["bytes_moved"] for layer in plan["layers"])
     assert plan["bytes_moved"] >= 2 * 2 * 8 * 8 * 8 * 4  # x is read and y is written
-    assert f"{plan['launches']} kernels move {plan['bytes_moved'] / 1e6:.1f} MB at batch 2" in shown.stdout
+    assert f"plan     moves {plan['bytes_moved'] / 1e6:.1f} MB at batch 2 in {plan['launches']} kernels" in shown.stdout
     if not gpu.gpus():
         assert "its own layers are not shown: TensorRT-RTX needs a GPU here" in shown.stdout
 
@@ -317,6 +317,22 @@ def test_deploy_puts_engines_into_the_bundle_and_says_that_they_did_not_run(work
     ] in build["skipped"]
     sealed = json.loads(Path("bundle/manifest.json").read_text())["files"]
     assert {"model.tensorrt-rtx.engine", "model.tensorrt-rtx.engine.json"} <= set(sealed)
+
+
+def test_deploy_compares_the_plan_with_a_baselines(workplace):
+    """The baseline is the same network here, so the ratio is 1; it leaves nothing in the bundle but its numbers."""
+    Path("engine_net.py").write_text(NET)
+    deploy = ("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", "--json")
+    result = run(*deploy, "--backend", "tensorrt-rtx", "--target", "sm89", "--baseline", "engine_net.py:Net")
+    assert result.exit_code == 0, result.output
+    ours, theirs = json.loads(result.stdout)["report"]["plans"]
+    assert (ours["name"], ours["baseline"]) == ("model.tensorrt-rtx.engine", False)
+    assert (theirs["name"], theirs["baseline"]) == ("engine_net.py:Net", True)
+    assert ours["kernels"] == theirs["kernels"]
+    assert ours["bytes_moved"] == sum(ours["kernels"]) > 0
+    assert ours["srus"]
+    assert len(list(Path("bundle").glob("*.engine"))) == 1
+    failed(run(*deploy, "--force", "--baseline", "resnet20"), 2, "--baseline resnet20 is compared with an engine")
 
 
 def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):

@@ -6,6 +6,7 @@ An engine is native code, and deserialising an engine runs it. TensorRT gets onl
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, Literal
 
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.records.codec import DecodeError, decode, encode, parse
+from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
+_SRU_NODE = re.compile(r"\| .+ \(SRU(?:Norm|Soft)?\)$")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class PlanLayer:
     bytes_moved: int | None
     nodes: tuple[str, ...] = ()
 
+    @property
+    def of_sru(self) -> bool:
+        """Whether it takes part in an SRU: its plugin, or nodes that the parser called from its function."""
+        return self.kind == "custom_layer" or any(_SRU_NODE.search(node) for node in self.nodes)
+
 
 @dataclass(frozen=True)
 class CompiledPlan:
@@ -92,11 +100,11 @@ class CompiledPlan:
     batch: int | None
     layers: tuple[PlanLayer, ...]
 
-    def __str__(self) -> str:
-        if self.bytes_moved is None:
-            return f"{self.launches} kernels; open axes hide the bytes that they move"
-        at = "" if self.batch is None else f" at batch {self.batch}"
-        return f"{self.launches} kernels move {self.bytes_moved / 1e6:.1f} MB{at}, weights not counted"
+    def traffic(self, name: str, backend: str, baseline: bool = False) -> PlanTraffic:
+        """The plan as a report has it."""
+        kernels = tuple(layer.bytes_moved for layer in self.layers)
+        srus = tuple(index for index, layer in enumerate(self.layers) if layer.of_sru)
+        return PlanTraffic(name, backend, baseline, self.batch, self.bytes_moved, self.launches, kernels, srus)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def test_bytes_are_those_of_inputs_and_outputs_and_streams_launch_nothing():
     assert mean == 2 * (8 * 16 * 2 * 2 + 1) + 4 * 8 * 16  # a tensor without axes has one element
     assert (plan.bytes_moved, plan.launches, plan.batch) == (conv + mean, 2, None)
     assert plan.layers[0].nodes == ("node_conv", "node_of_sru__mean | a.SRU (SRU)")
+    assert plan.traffic("m.engine", "tensorrt-rtx").srus == (0,)
+    assert plan.traffic("m.engine", "tensorrt-rtx").kernels == (conv, mean)
 
 
 def test_an_open_batch_counts_as_its_optimum_and_another_open_axis_hides_the_bytes():
@@ -52,7 +54,7 @@ def test_an_open_batch_counts_as_its_optimum_and_another_open_axis_hides_the_byt
     assert compiled_plan([("VERBOSE", of_batch)], 8).bytes_moved == compiled_plan([("VERBOSE", TEXT)], 8).bytes_moved
     hidden = compiled_plan([("VERBOSE", of_batch)], None)
     assert (hidden.bytes_moved, hidden.launches) == (None, 2)
-    assert "open axes hide" in str(hidden)
+    assert "open axes hide" in str(hidden.traffic("m", "tensorrt-rtx"))
     sides = compiled_plan([("VERBOSE", TEXT.replace("8,16,2,2", "8,16,-1,-1"))], 8)
     assert [found.bytes_moved for found in sides.layers] == [None, None]
 
