@@ -95,10 +95,11 @@ def test_it_needs_no_network_and_no_script(real_report):
 def test_pictures_name_their_rows_and_their_references_are_in_the_same_picture():
     text = render.to_html(full_report())
     drawn = re.findall("<svg.*?</svg>", text, re.S)
-    assert len(drawn) == 5  # flips, margins, layers, worst inputs, plans
+    assert len(drawn) == 5  # flips, margins, layers, plans, worst inputs
     assert all("layer1.SRU" in svg and "currentColor" in svg for svg in drawn[:2])
     assert {"1e-04", "1e-03", "1e-02", "1e-01"} <= set(re.findall(r">(1e-\d\d)<", drawn[1]))  # the rare bins too
-    assert "seeded noise [1]" in drawn[3]
+    assert "resnet20, 2.0 MB at batch 8 in 2 kernels" in drawn[3]
+    assert "seeded noise [1]" in drawn[4]
     identities = [set(re.findall(r' id="([^"]+)"', svg)) for svg in drawn]
     for svg, own in zip(drawn, identities, strict=True):
         assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
