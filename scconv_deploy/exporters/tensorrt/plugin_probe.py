@@ -1,8 +1,9 @@
 """Whether a release of TensorRT-RTX takes plugins, found out in a child process.
 
 A release whose parser does not find the plugin interface ends its process (measured in 1.7.1 without
-:mod:`scconv_deploy.runtimes.tensorrt.rtx_library`). So a child parses the model with the plugin first, and the answer
-is kept for the release. Standard library and the bindings only: it also runs on the device.
+:mod:`scconv_deploy.runtimes.tensorrt.rtx_library`). So a child parses the model with the plugin first. That it lives is
+kept for the release; that it ended is asked again, for it takes a second. Standard library and the bindings only: it
+also runs on the device.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.environment import cache_folder, platform_facts, sha256_of
 from scconv_deploy.version import __version__
 
-_SURVIVED = "the parser came back"
+_SURVIVED, _NOT_TRIED = "the parser came back", "the registry refuses the library"
 _TIMEOUT_S = 300
 _CHILD = (
     f"import sys; sys.path[:0] = {{path!r}}; from {__name__} import parse_with_plugin; "
@@ -41,30 +42,25 @@ def require_plugins(module: ModuleType, plugin: Path, model: bytes) -> None:
     Raises:
         MissingRuntimeError: with what the child said.
     """
-    kept = _answer_file(module)
-    reason = _kept_answer(kept)
-    if reason is None:
-        reason = _ask_child(plugin, model)
-        with suppress(Exception):  # an answer that cannot be kept is asked for again
-            write_file(kept, (json.dumps({"reason": reason}) + "\n").encode())
+    known = _answer_file(module)
+    if known.is_file():
+        return
+    reason = _ask_child(plugin, model)
+    if reason == _NOT_TRIED:
+        return
     if reason:
         raise MissingRuntimeError(
             f"{BACKENDS['tensorrt-rtx'].title} {module.__version__} takes no plugins here: {reason}.",
             f"Build without --plugin, or install another release: {BACKENDS['tensorrt-rtx'].install}.",
         )
+    with suppress(Exception):  # an answer that cannot be kept is asked for again
+        write_file(known, f"{module.__version__} takes plugins\n".encode())
 
 
 def _answer_file(module: ModuleType) -> Path:
-    """One file for each release, copy of it, and version of this package."""
+    """One file for each release, copy of it, and version of this package; it is there if the release takes plugins."""
     facts = (module.__version__, module.__file__, platform_facts()["machine"], __version__)
-    return cache_folder() / "plugin-probes" / f"{sha256_of(json.dumps(facts).encode())[:16]}.json"
-
-
-def _kept_answer(place: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        reason = json.loads(place.read_text(encoding="utf-8"))["reason"]
-        return reason if isinstance(reason, str) else None
-    return None
+    return cache_folder() / "plugin-probes" / sha256_of(json.dumps(facts).encode())[:16]
 
 
 def _ask_child(plugin: Path, model: bytes) -> str:
@@ -79,8 +75,8 @@ def _ask_child(plugin: Path, model: bytes) -> str:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"a process that tries it cannot be asked ({error})"
-    if _SURVIVED in done.stdout:
-        return ""
+    if done.returncode == 0 and done.stdout in (_SURVIVED, _NOT_TRIED):
+        return "" if done.stdout == _SURVIVED else _NOT_TRIED
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]
     ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
     return f"a process that tries it ends with {ended} ({last})"
@@ -90,8 +86,9 @@ def parse_with_plugin(plugin: str, model: str) -> None:
     """The child: load the plugin and parse the model; that it gets to its end is the answer."""
     module = load_module("tensorrt-rtx")
     logger = module.Logger(module.Logger.ERROR)
-    if refused := load_once(module, Path(plugin)):
-        raise SystemExit(refused)
+    if load_once(module, Path(plugin)):
+        sys.stdout.write(_NOT_TRIED)  # the caller is told why when it loads the library
+        return
     builder = module.Builder(logger)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, logger)
