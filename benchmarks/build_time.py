@@ -3,8 +3,9 @@
 Both are exported first, through our pipeline, with the mask form that TensorRT backends get. The library keeps
 thread pools and compiled pieces between builds in one process, which hits both alike.
 
-``--bodies`` also builds the ScConv network with less in its SRUs, to tell what of the time is whose. None of them is an
-SRU: they are there to be timed.
+``--plugin`` builds the ScConv network with the fused SRU in place of the expanded one: a plugin stays registered in the
+process. ``--bodies`` also builds the ScConv network with less in its SRUs, to tell what of the time is whose. None of
+them is an SRU: they are there to be timed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.harness import Row, interleave, write
 from scconv_deploy.exporters.tensorrt.builder import Plan, build_plan, check_options
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.plugin_choice import with_plugin
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.model.inputs import DynamicAxis
@@ -89,12 +91,13 @@ _COLUMNS = {
 class _Build:
     """One variant: builds, and keeps the last plan."""
 
-    def __init__(self, name: str, seed: int, target: str) -> None:
+    def __init__(self, name: str, seed: int, target: str, plugin: str = "") -> None:
         batch = DynamicAxis(1, 8, 32)
         reference, log = reference_from_spec(ModelSpec(name, dynamic=(batch,), seed=seed))
         options = ExportOptions(backends=("onnx", "tensorrt-rtx"))
         self.model = onnx.load_model_from_string(serialize(export_to_ir(reference, options, log)))
-        self.options = BuildOptions("tensorrt-rtx", target, axes=(batch,))
+        wanted = BuildOptions("tensorrt-rtx", target, axes=(batch,), require_plugin=bool(plugin))
+        (self.options,) = with_plugin([wanted.with_plugin(plugin or None)], lambda text: None)
         self.module = load_module("tensorrt-rtx")
         check_options(self.module, self.options)
         self.plan: Plan | None = None
@@ -123,6 +126,7 @@ class _Build:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("resnet50", "resnet20"), default="resnet50", help="resnet20 is quick")
     parser.add_argument("--target", default="sm89,sm120")
+    parser.add_argument("--plugin", default="", metavar="FILE|auto", help="the fused SRU, not the expanded one")
     parser.add_argument("--bodies", action="store_true", help="also less in the SRUs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
@@ -130,7 +134,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     names = (options.network, f"scconv_{options.network}")
-    builds = {name: _Build(name, options.seed, options.target) for name in names}
+    builds = {names[0]: _Build(names[0], options.seed, options.target)}
+    builds[names[1]] = _Build(names[1], options.seed, options.target, options.plugin)
     if options.bodies:
         network = builds[names[1]]
         builds |= {f"{names[1]}, {what}": network.with_body(body) for what, body in BODIES.items()}
