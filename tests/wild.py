@@ -54,18 +54,20 @@ class OriginalSRU(nn.Module):
 
 
 class OriginalCRU(nn.Module):
+    conv, pool = nn.Conv2d, nn.AdaptiveAvgPool2d
+
     def __init__(self, op_channel, alpha=1 / 2, squeeze_radio=2, group_size=2, group_kernel_size=3):
         super().__init__()
         self.up_channel = up = int(alpha * op_channel)
         self.low_channel = low = op_channel - up
-        self.squeeze1 = nn.Conv2d(up, up // squeeze_radio, 1, bias=False)
-        self.squeeze2 = nn.Conv2d(low, low // squeeze_radio, 1, bias=False)
-        self.GWC = nn.Conv2d(
+        self.squeeze1 = self.conv(up, up // squeeze_radio, 1, bias=False)
+        self.squeeze2 = self.conv(low, low // squeeze_radio, 1, bias=False)
+        self.GWC = self.conv(
             up // squeeze_radio, op_channel, group_kernel_size, 1, group_kernel_size // 2, groups=group_size
         )
-        self.PWC1 = nn.Conv2d(up // squeeze_radio, op_channel, 1, bias=False)
-        self.PWC2 = nn.Conv2d(low // squeeze_radio, op_channel - low // squeeze_radio, 1, bias=False)
-        self.advavg = nn.AdaptiveAvgPool2d(1)
+        self.PWC1 = self.conv(up // squeeze_radio, op_channel, 1, bias=False)
+        self.PWC2 = self.conv(low // squeeze_radio, op_channel - low // squeeze_radio, 1, bias=False)
+        self.advavg = self.pool(1)
 
     def forward(self, x):
         up, low = torch.split(x, [self.up_channel, self.low_channel], dim=1)

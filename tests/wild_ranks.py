@@ -6,10 +6,9 @@ Nothing here uses the package; see :mod:`tests.wild`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from tests.wild import cross
+from tests.wild import OriginalCRU, cross
 
 
 class GroupBatchnorm3d(nn.Module):
@@ -51,29 +50,8 @@ class SRU3d(nn.Module):
         return cross(info_mask * x, noninfo_mask * x)
 
 
-class CRU3d(nn.Module):
-    def __init__(self, op_channel, alpha=1 / 2, squeeze_radio=2, group_size=2, group_kernel_size=3):
-        super().__init__()
-        self.up_channel = up = int(alpha * op_channel)
-        self.low_channel = low = op_channel - up
-        self.squeeze1 = nn.Conv3d(up, up // squeeze_radio, kernel_size=1, bias=False)
-        self.squeeze2 = nn.Conv3d(low, low // squeeze_radio, kernel_size=1, bias=False)
-        self.GWC = nn.Conv3d(
-            up // squeeze_radio, op_channel, group_kernel_size, 1, group_kernel_size // 2, groups=group_size
-        )
-        self.PWC1 = nn.Conv3d(up // squeeze_radio, op_channel, kernel_size=1, bias=False)
-        self.PWC2 = nn.Conv3d(low // squeeze_radio, op_channel - low // squeeze_radio, kernel_size=1, bias=False)
-        self.advavg = nn.AdaptiveAvgPool3d(1)
-
-    def forward(self, x):
-        up, low = torch.split(x, [self.up_channel, self.low_channel], dim=1)
-        up, low = self.squeeze1(up), self.squeeze2(low)
-        y1 = self.GWC(up) + self.PWC1(up)
-        y2 = torch.cat([self.PWC2(low), low], dim=1)
-        out = torch.cat([y1, y2], dim=1)
-        out = F.softmax(self.advavg(out), dim=1) * out
-        out1, out2 = torch.split(out, out.size(1) // 2, dim=1)
-        return out1 + out2
+class CRU3d(OriginalCRU):
+    conv, pool = nn.Conv3d, nn.AdaptiveAvgPool3d
 
 
 class ScConv3d(nn.Module):
@@ -115,27 +93,8 @@ class SRU1d(nn.Module):
         return cross((r >= self.gate_treshold) * x, (r < self.gate_treshold) * x)
 
 
-class CRU1d(nn.Module):
-    def __init__(self, op_channel, alpha=1 / 2, squeeze_radio=2, group_size=2, group_kernel_size=3):
-        super().__init__()
-        self.up_channel = up = int(alpha * op_channel)
-        self.low_channel = low = op_channel - up
-        self.squeeze1 = nn.Conv1d(up, up // squeeze_radio, 1, bias=False)
-        self.squeeze2 = nn.Conv1d(low, low // squeeze_radio, 1, bias=False)
-        self.GWC = nn.Conv1d(
-            up // squeeze_radio, op_channel, group_kernel_size, padding=group_kernel_size // 2, groups=group_size
-        )
-        self.PWC1 = nn.Conv1d(up // squeeze_radio, op_channel, 1, bias=False)
-        self.PWC2 = nn.Conv1d(low // squeeze_radio, op_channel - low // squeeze_radio, 1, bias=False)
-        self.advavg = nn.AdaptiveAvgPool1d(1)
-
-    def forward(self, x):
-        up, low = torch.split(x, [self.up_channel, self.low_channel], dim=1)
-        up, low = self.squeeze1(up), self.squeeze2(low)
-        out = torch.cat([self.GWC(up) + self.PWC1(up), self.PWC2(low), low], dim=1)
-        out = F.softmax(self.advavg(out), dim=1) * out
-        out1, out2 = torch.split(out, out.size(1) // 2, dim=1)
-        return out1 + out2
+class CRU1d(OriginalCRU):
+    conv, pool = nn.Conv1d, nn.AdaptiveAvgPool1d
 
 
 class ScConv1d(nn.Module):
