@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Run this bundle's model: in ONNX Runtime, or an engine in TensorRT.
+"""Run this bundle's model: in ONNX Runtime, or an engine in TensorRT or TensorRT-RTX.
 
     python3 run.py                                          the bundle's own first sample, compared with PyTorch
     python3 run.py inputs.npz -o outputs.npz                arrays by the names of the model's inputs
     python3 run.py --engine device/model.tensorrt.engine --plugin device/libscconv_sru.so
 
-Needs NumPy, and onnxruntime or tensorrt with the CUDA runtime. It is an example to read and to change; the proof is
+Needs NumPy, and onnxruntime, or tensorrt or tensorrt-rtx with the CUDA runtime. It is an example to read and to change; the proof is
 `scconv-deploy verify` or `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file is missing, 3 a library or GPU
 is missing or refuses, 4 the model cannot be run, 7 a file differs from its manifest.
 """
@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="?", type=Path, help="an .npz; the bundle's first sample by default")
     parser.add_argument("-o", "--output", type=Path, help="an .npz to write")
-    parser.add_argument("--engine", type=Path, help="a TensorRT engine instead of model.onnx")
+    parser.add_argument("--engine", type=Path, help="an engine instead of model.onnx")
     parser.add_argument("--plugin", type=Path, help="the plugin library that it was built with")
     options = parser.parse_args()
     for path in filter(None, (options.inputs, options.engine, options.plugin)):
@@ -86,7 +86,7 @@ def run_onnx(inputs):
 
 
 def run_engine(path, plugin, inputs):
-    """Run an engine in TensorRT. It is native code, so its bytes are compared with its manifest first."""
+    """Run an engine in its library. It is native code, so its bytes are compared with its manifest first."""
     data = path.read_bytes()
     beside = path.with_name(path.name + ".json")
     if not beside.is_file():
@@ -94,23 +94,25 @@ def run_engine(path, plugin, inputs):
     manifest = json.loads(beside.read_text(encoding="utf-8"))
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         stop(7, f"{path} is not the engine that {beside.name} describes. Copy both again.")
-    host_code = "VERSION_COMPATIBLE" in manifest.get("flags", ())  # TensorRT refuses host code unless it is allowed
-    inside = host_code and bool(manifest.get("settings", {}).get("plugins_to_serialize"))  # the engine holds its plugin
+    rtx = manifest.get("backend") == "tensorrt-rtx"
+    compatible = "VERSION_COMPATIBLE" in manifest.get("flags", ())
+    # of TensorRT's engines only a version-compatible one holds its plugin
+    inside = (rtx or compatible) and bool(manifest.get("settings", {}).get("plugins_to_serialize"))
     if manifest["plugin_sha256"] and plugin is None and not inside:
         stop(3, f"{path} was built with a plugin: add --plugin FILE.")
     if plugin is not None and hashlib.sha256(plugin.read_bytes()).hexdigest() != manifest["plugin_sha256"]:
         stop(7, f"{plugin} is not the plugin that {path} was built with. Give that one.")
     get = "{} -m pip install tensorrt --extra-index-url https://pypi.nvidia.com (on a Jetson: apt install tensorrt)."
-    tensorrt = needed("tensorrt", get)
+    tensorrt = needed("tensorrt_rtx", "{} -m pip install tensorrt-rtx.") if rtx else needed("tensorrt", get)
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     if plugin is not None and not inside:
         tensorrt.get_plugin_registry().load_library(str(plugin.resolve()))
     runtime = tensorrt.Runtime(logger)
-    if host_code:
+    if compatible or inside:  # code for the host, which the library refuses unless it is allowed
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        stop(3, f"TensorRT cannot open {path} here; its reason is above. Build it with this TensorRT on this GPU.")
+        stop(3, f"{tensorrt.__name__} cannot open {path} here; its reason is above. Build it with this release.")
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     types = {name: numpy_type(tensorrt, engine.get_tensor_dtype(name), name) for name in names}

@@ -141,6 +141,7 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     loaded = []
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
     trt = SimpleNamespace(
+        __name__="tensorrt",
         Logger=type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None}),
         Runtime=lambda logger: runtime,
         get_plugin_registry=lambda: SimpleNamespace(load_library=loaded.append), nptype=lambda kind: np.float32,
@@ -204,6 +205,16 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     assert len(loaded) == 1
     assert runtime.engine_host_code_allowed is True
 
+    # every engine of TensorRT-RTX holds a plugin that was put into it
+    with monkeypatch.context() as only_rtx:
+        only_rtx.delitem(sys.modules, "tensorrt")
+        only_rtx.setitem(sys.modules, "tensorrt_rtx", trt)
+        del runtime.engine_host_code_allowed
+        (tmp_path / "m.engine.json").write_text(json.dumps(inside | {"backend": "tensorrt-rtx"}))
+        np.testing.assert_array_equal(script["run_engine"](tmp_path / "m.engine", None, {"x": x})["y"], x * 2)
+        assert runtime.engine_host_code_allowed is True
+    (tmp_path / "m.engine.json").write_text(json.dumps(inside | {"flags": ["VERSION_COMPATIBLE"]}))
+
     def no_numpy_type(kind):
         raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
 
@@ -212,4 +223,4 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     trt.nptype = no_numpy_type
     assert "x is float, which NumPy does not have" in refused(4, None)
     runtime.deserialize_cuda_engine = lambda data: None
-    assert "TensorRT cannot open" in refused(3, None)
+    assert "tensorrt cannot open" in refused(3, None)
