@@ -6,8 +6,8 @@
     python3 run.py --engine device/model.tensorrt.engine --plugin device/libscconv_sru.so
 
 Needs NumPy, and onnxruntime, or tensorrt or tensorrt-rtx with the CUDA runtime. It is an example to read and to change;
-the proof is `scconv-deploy verify` or `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file is missing, 3 a library or GPU
-is missing or refuses, 4 the model cannot be run, 7 a file differs from its manifest.
+the proof is `scconv-deploy verify` or `finish.pyz`. Exit codes are those of scconv-deploy: 2 a file is missing, 3 a
+library or GPU is missing or refuses, 4 the model cannot be run, 7 a file differs from its manifest.
 """
 
 import argparse
