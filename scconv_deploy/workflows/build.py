@@ -62,12 +62,20 @@ def build_file(
         check_output_file(path, force)
     if output.suffix == ".onnx" or output.resolve() == source.resolve():
         raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
-    (options,) = with_plugin([options], progress)
-    prepared = prepare(options, cache)
+    ((options, prepared),) = _prepared([options], cache, progress)
     model = read_onnx(source)
     digest = sha256_of(source)
     network = OnnxSource(model)
     return build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+
+
+def _prepared(
+    wanted: Sequence[BuildOptions], cache: EngineCache | None, progress: Progress
+) -> list[tuple[BuildOptions, Prepared]]:
+    """Options with their plugin; what cannot work is refused before a plugin is compiled, which takes a minute."""
+    for options in wanted:
+        prepare(options, cache)
+    return [(options, prepare(options, cache)) for options in with_plugin(wanted, progress)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class EngineBuilder:
         baseline: Baseline | None = None,
     ) -> EngineBuilder:
         """For a request; what cannot be built is refused here, before anything takes time, see :func:`prepare`."""
-        prepared = [(wanted, prepare(wanted, cache)) for wanted in with_plugin(request.here, progress)]
+        prepared = _prepared(request.here, cache, progress)
         if baseline is not None and not prepared:
             raise UsageError(
                 f"--baseline {baseline.name} is compared with an engine that is built here, and none is asked for.",

@@ -74,7 +74,7 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
         level = options.optimization_level
         raise UsageError(f"--optimization-level {level}: expected 0 to 5.", "Use 3, the default, or leave it out.")
-    if options.serialize_plugin and options.plugin is None:
+    if options.serialize_plugin and options.plugin is None and not options.auto_plugin:
         raise UsageError("--serialize-plugin needs a plugin.", "Add --plugin FILE or --plugin auto.")
     if options.serialize_plugin and options.backend == "tensorrt" and not options.version_compatible:
         # NvInfer.h, IBuilderConfig::setPluginsToSerialize: "to be serialized with version-compatible engines"
