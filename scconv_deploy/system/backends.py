@@ -10,7 +10,7 @@ Backend = Literal["tensorrt", "tensorrt-rtx"]
 
 @dataclass(frozen=True)
 class BackendFacts:
-    """What tells one library from the other before it is imported.
+    """Facts of a library that are known before it is imported.
 
     Attributes:
         title: in messages.

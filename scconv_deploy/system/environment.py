@@ -45,5 +45,5 @@ def platform_facts() -> dict[str, str]:
 
 
 def environment_facts() -> dict[str, str]:
-    """What every report says of where it was made: scconv-deploy, Python, machine."""
+    """Versions and machine for every report: scconv-deploy, Python, operating system."""
     return {"scconv_deploy": __version__, **platform_facts()}

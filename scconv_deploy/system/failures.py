@@ -16,7 +16,7 @@ from scconv_deploy.system.streams import flush
 
 @dataclass(frozen=True)
 class Failure:
-    """What is said of an error.
+    """Message, remedy and exit code of an error.
 
     Attributes:
         details: lines shown before the message: a compiler's, or the traceback of a bug.

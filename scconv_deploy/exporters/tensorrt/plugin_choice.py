@@ -22,7 +22,7 @@ HEADERS = (
     "git clone --depth 1 --branch v10.3.0 https://github.com/NVIDIA/TensorRT, and set TENSORRT_INCLUDE_DIR to the "
     "folder include in it"
 )
-"""What brings NVIDIA's headers, which no package on PyPI has."""
+"""Commands that bring NVIDIA's headers, which no package on PyPI has."""
 
 
 def with_plugin(

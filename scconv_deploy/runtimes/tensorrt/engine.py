@@ -86,7 +86,7 @@ class PlanLayer:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """What a builder compiled.
+    """Kernels of a compiled plan, and the bytes that they move.
 
     Attributes:
         bytes_moved: of all layers; None where an open axis hides those of one.
