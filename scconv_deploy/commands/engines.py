@@ -55,6 +55,15 @@ Shapes = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME:MIN:OPT:MAX,...",
+        help="One optimization profile, with every open input; repeatable. Instead of --batch, --dynamic and --shape.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Tf32 = Annotated[bool, typer.Option("--tf32", help="Let fp32 convolutions use TF32.", rich_help_panel=_TUNING)]
 Strip = Annotated[
     bool, typer.Option("--strip", help="Leave the weights out; refit before use.", rich_help_panel=_TUNING)
@@ -168,6 +177,7 @@ def build(
         typer.Option(metavar="NAME:AXIS=MIN:OPT:MAX", help="Range of another open axis.", rich_help_panel=_ENGINE),
     ] = None,
     shape: Shapes = None,
+    profile: Profiles = None,
     tf32: Tf32 = False,
     strip: Strip = False,
     refit: Refit = False,
@@ -190,7 +200,7 @@ def build(
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.exporters.tensorrt.options import BuildOptions
-        from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
+        from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, parse_profile
         from scconv_deploy.model.inputs import DynamicAxis
         from scconv_deploy.workflows.build import build_file
 
@@ -200,6 +210,7 @@ def build(
             ",".join(target or ()),
             shapes=tuple(ShapeRange.parse(text) for text in shape or ()),
             axes=(*axes, *(axis for text in dynamic or () for axis in DynamicAxis.parse_all(text))),
+            profiles=tuple(map(parse_profile, profile or ())),
             tf32=tf32,
             strip=strip,
             refit=refit,

@@ -122,9 +122,11 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
     print_line(console, manifest.summary)
     for tensor in (*manifest.inputs, *manifest.outputs):
         print_line(console, f"tensor   {tensor.name}: {tensor.dtype}[{', '.join(map(str, tensor.shape))}]")
+    several = any(profile.index for profile in manifest.profiles)
     for profile in manifest.profiles:
         shapes = ("x".join(map(str, shape)) for shape in (profile.minimum, profile.optimum, profile.maximum))
-        print_line(console, f"profile  {profile.input}: {' to '.join(dict.fromkeys(shapes))}")
+        number = f"{profile.index}, " if several else ""
+        print_line(console, f"profile  {number}{profile.input}: {' to '.join(dict.fromkeys(shapes))}")
     print_line(console, f"flags    {', '.join(manifest.flags) or 'none'}; {len(manifest.layers)} layers before fusion")
     settings = ", ".join(f"{name} {_setting(value)}" for name, value in manifest.settings.items())
     print_line(console, f"settings {settings or 'none'}")

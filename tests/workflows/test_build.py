@@ -70,7 +70,7 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
     assert run("build", "sru.onnx", "-o", "s.engine", *BUILD).exit_code == 0
     manifest = json.loads(Path("s.engine.json").read_text())
     assert manifest["profiles"] == [
-        {"input": "x", "minimum": [1, 8, 8, 8], "optimum": [2, 8, 8, 8], "maximum": [8, 8, 8, 8]}
+        {"input": "x", "minimum": [1, 8, 8, 8], "optimum": [2, 8, 8, 8], "maximum": [8, 8, 8, 8], "index": 0}
     ]
     assert manifest["compute_capabilities"] == ["sm89"]
     assert [s["form"] for s in manifest["srus"]] == ["expanded"]
@@ -123,6 +123,25 @@ def test_one_size_of_an_open_axis_gives_an_engine_for_it(workplace, shape):
     assert made.exit_code == 0, made.output
     (profile,) = load_engine(Path("m.engine")).manifest.profiles
     assert (profile.minimum, profile.maximum) == ((2, 16, 8, 8), (2, 16, 8, 8))
+
+
+def test_several_profiles_are_in_the_sidecar_in_inspect_and_in_the_cache_key(workplace):
+    first, second = "x:1x16x8x8:2x16x8x8:4x16x8x8", "x:8x16x8x8:8x16x8x8:32x16x8x8"
+    build = ("build", "m.onnx", "--backend", "tensorrt-rtx", "--target", "sm89")
+    made = run(*build, "-o", "m.engine", "--profile", first, "--profile", second)
+    assert made.exit_code == 0, made.output
+    assert [(p.index, p.optimum[0]) for p in load_engine(Path("m.engine")).manifest.profiles] == [(0, 2), (1, 8)]
+    shown = run("inspect", "m.engine").stdout
+    assert "profile  0, x: 1x16x8x8 to 2x16x8x8 to 4x16x8x8\nprofile  1, x: 8x16x8x8 to 32x16x8x8" in shown
+    again = json.loads(run(*build, "-o", "n.engine", "--profile", first, "--profile", second, "--json").stdout)
+    swapped = json.loads(run(*build, "-o", "o.engine", "--profile", second, "--profile", first, "--json").stdout)
+    alone = json.loads(run(*build, "-o", "p.engine", "--profile", first, "--json").stdout)
+    assert [r["from_cache"] for r in (again, swapped, alone)] == [True, False, False]
+    assert run(*build, "-o", "q.engine", "--shape", first, "--json").exit_code == 0
+    refused = run(*build, "-o", "r.engine", "--profile", first, "--batch", "1:2:8")
+    assert refused.exit_code == 2
+    assert "--profile excludes --shape, --batch and --dynamic" in refused.stderr
+    assert not Path("r.engine").exists()
 
 
 def test_targets_given_one_by_one_are_all_built_for(workplace):

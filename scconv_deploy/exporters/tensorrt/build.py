@@ -12,7 +12,7 @@ from typing import Any
 from scconv_deploy.exporters.tensorrt.builder import Plan, build_plan, check_options, device
 from scconv_deploy.exporters.tensorrt.cache import EngineCache, entry_key
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
-from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
+from scconv_deploy.exporters.tensorrt.profiles import check_ranges, resolve_profiles
 from scconv_deploy.exporters.tensorrt.source import NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import check_build_target
 from scconv_deploy.runtimes.tensorrt.engine import (
@@ -56,6 +56,7 @@ def prepare(options: BuildOptions, cache: EngineCache | None) -> Prepared:
         MissingRuntimeError, UsageError: see :func:`scconv_deploy.exporters.tensorrt.builder.check_options`.
     """
     check_build_target(options.backend, options.target)
+    check_ranges(options.shapes, options.axes, options.profiles)
     module = load_module(options.backend)
     check_options(module, options)
     note = cache.check() if cache is not None else ""
@@ -85,7 +86,7 @@ def build_network(
     start = time.perf_counter()
     module, notes = prepared
     writable = cache is not None and not notes  # a note says why the cache cannot be written
-    profiles = resolve_profiles(source.facts.shapes, options.shapes, options.axes)
+    profiles = resolve_profiles(source.facts.shapes, options.shapes, options.axes, options.profiles)
     gpu = device(options)
     if cache is not None and writable and options.backend == "tensorrt" and options.timing_cache is None:
         key = entry_key({"version": module.__version__, "gpu": gpu})
@@ -120,8 +121,9 @@ def _key(
     source: NetworkSource, module: ModuleType, options: BuildOptions, profiles: tuple[EngineProfile, ...], gpu: str
 ) -> str:
     """Cache key of everything that the engine depends on; the path of the timing cache is no part of it."""
-    chosen = asdict(replace(options, plugin=None, timing_cache=None, shapes=(), axes=(), require_plugin=False))
-    del chosen["auto_plugin"]
+    chosen = asdict(replace(options, plugin=None, timing_cache=None, require_plugin=False))
+    for name in ("auto_plugin", "shapes", "axes", "profiles"):  # the resolved profiles stand for the last three
+        del chosen[name]
     plugin = sha256_of(options.plugin) if options.plugin else ""
     return entry_key(
         {

@@ -167,7 +167,7 @@ def build_plan(
         _require_plugins(srus, options)
         config = builder.create_builder_config()
         capabilities = _configure(module, config, options)
-        _add_profile(builder, config, network, profiles, messages)
+        _add_profiles(builder, config, network, profiles, messages)
         timing = _attach_timing(config, options.timing_cache)
         progress = logs.Progress(report)
         monitor = config.progress_monitor = logs.progress_monitor(module, progress)
@@ -252,17 +252,21 @@ def _configure(module: ModuleType, config: Any, options: BuildOptions) -> tuple[
     return ()
 
 
-def _add_profile(
+def _add_profiles(
     builder: Any, config: Any, network: Any, profiles: Sequence[EngineProfile], messages: Sequence[tuple[str, str]]
 ) -> None:
     if all(-1 not in network.get_input(i).shape for i in range(network.num_inputs)):
         return  # an open axis needs a profile even for a single size
-    profile = builder.create_optimization_profile()
-    for p in profiles:
-        profile.set_shape(p.input, p.minimum, p.optimum, p.maximum)
-    if config.add_optimization_profile(profile) < 0:
-        reason = next(iter(logs.errors(messages)), "no reason given")
-        raise BuildError(f"The library refuses the profile: {reason}", "Check --batch, --dynamic and --shape.")
+    for index in sorted({p.index for p in profiles}):
+        profile = builder.create_optimization_profile()
+        for p in profiles:
+            if p.index == index:
+                profile.set_shape(p.input, p.minimum, p.optimum, p.maximum)
+        if config.add_optimization_profile(profile) != index:
+            reason = next(iter(logs.errors(messages)), "no reason given")
+            raise BuildError(
+                f"The library refuses the profile: {reason}", "Check --batch, --dynamic, --shape and --profile."
+            )
 
 
 def _attach_timing(config: Any, path: Path | None) -> Any:

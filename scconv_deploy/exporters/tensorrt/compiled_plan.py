@@ -19,6 +19,7 @@ _LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\](?:, (?:TacticName|StreamId|Metadata): .*?)*?(?:, Metadata: (?P<nodes>.*))?$"
 )
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], .*?Datatype: (?P<type>\w+), ")
+_FURTHER_PROFILE = re.compile(r" \[profile [1-9]\d*\]")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _BYTES = {
     "Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "UInt8": 1, "FP8": 1, "Bool": 1, "Int32": 4, "Int64": 8,
@@ -28,7 +29,9 @@ _NO_KERNELS = ("signal", "wait")
 
 
 def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> CompiledPlan | None:
-    """The kernels that a builder listed.
+    """The kernels that a builder listed, those of the first optimization profile where there are several.
+
+    The kernels of each further profile follow, and name the engine's tensors with ``[profile N]`` (measured).
 
     Args:
         messages: severity and text of the build's log.
@@ -47,6 +50,10 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
         found = _LINE.match(line)
         if found is None:
             return None
+        if _FURTHER_PROFILE.search(line):
+            while layers and layers[-1].bytes_moved == 0:
+                layers.pop()  # a profile begins with the kernels of its shapes, which have no tensors
+            break
         if found["kind"] in _NO_KERNELS:
             continue
         moved = _bytes(_TENSOR.findall(found["inputs"]) + _TENSOR.findall(found["outputs"]), optimum)
@@ -60,14 +67,20 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
 
 
 def open_batch(profiles: Sequence[EngineProfile]) -> int | None:
-    """The optimum of an open batch; None where no axis is open, or another one is, or inputs differ in it."""
+    """The optimum of an open batch in the first optimization profile.
+
+    None where no axis is open, or another one is, or inputs differ in it. An axis is open if the profiles, taken
+    together, have several sizes for it.
+    """
     optima = set()
-    for profile in profiles:
-        sizes = list(zip(profile.minimum, profile.optimum, profile.maximum, strict=True))
-        if any(len(set(size)) > 1 for size in sizes[1:]):
+    for first in (profile for profile in profiles if profile.index == 0):
+        own = [profile for profile in profiles if profile.input == first.input]
+        shapes = [shape for profile in own for shape in (profile.minimum, profile.optimum, profile.maximum)]
+        is_open = [len(set(sizes)) > 1 for sizes in zip(*shapes, strict=True)]
+        if any(is_open[1:]):
             return None
-        if sizes and len(set(sizes[0])) > 1:
-            optima.add(sizes[0][1])
+        if any(is_open):
+            optima.add(first.optimum[0])
     return optima.pop() if len(optima) == 1 else None
 
 

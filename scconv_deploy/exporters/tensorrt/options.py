@@ -25,7 +25,7 @@ class BuildOptions:
         target: ``portable`` (TensorRT-RTX: its default, every GPU from compute capability 8.0 on), ``local`` (this
             machine's GPU), or compute capabilities such as ``sm89,sm120``; "" is ``portable`` for TensorRT-RTX and
             ``local`` for TensorRT.
-        shapes, axes: see :func:`scconv_deploy.exporters.tensorrt.profiles.resolve_profiles`.
+        shapes, axes, profiles: see :func:`scconv_deploy.exporters.tensorrt.profiles.resolve_profiles`.
         optimization_level: 0 to 5; the library's default where None.
         plugin: the library with the fused SRU.
         auto_plugin: take it from the cache or compile it, see :mod:`.plugin_choice`.
@@ -36,6 +36,7 @@ class BuildOptions:
     target: str = ""
     shapes: tuple[ShapeRange, ...] = ()
     axes: tuple[DynamicAxis, ...] = ()
+    profiles: tuple[tuple[ShapeRange, ...], ...] = ()
     tf32: bool = False
     strip: bool = False
     refit: bool = False

@@ -24,12 +24,22 @@ _SRU_NODE = re.compile(r"\| .+ \(SRU(?:Norm|Soft)?\)$")
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """Optimization profile of one input: smallest, best and largest shape; equal if the input is static."""
+    """Range of one input in an optimization profile: smallest, best and largest shape; equal if the input is static.
+
+    ``index`` counts the engine's optimization profiles from 0; each of them has a range for every input.
+    """
 
     input: str
     minimum: tuple[int, ...]
     optimum: tuple[int, ...]
     maximum: tuple[int, ...]
+    index: int = 0
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether a shape is inside the range."""
+        return len(shape) == len(self.minimum) and all(
+            low <= size <= high for low, size, high in zip(self.minimum, shape, self.maximum, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class PlanLayer:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """Kernels of a compiled plan, and the bytes that they move.
+    """Kernels of a compiled plan, and the bytes that they move, for the first optimization profile.
 
     Attributes:
         bytes_moved: of all layers; None where an open axis hides those of one.
@@ -240,19 +250,50 @@ def check_bytes(path: Path, data: bytes, manifest: EngineManifest) -> None:
         )
 
 
-def check_shapes(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse input shapes outside an engine's profiles (UsageError)."""
+def choose_profile(profiles: Sequence[EngineProfile], shapes: Mapping[str, Sequence[int]]) -> int:
+    """Index of the optimization profile that input shapes run with.
+
+    Of several that take the shapes it is the one whose best shapes are nearest (the sum of the differences of sizes),
+    then the first.
+
+    Raises:
+        UsageError: an input is missing, or no profile takes the shapes.
+    """
+    names = list(dict.fromkeys(profile.input for profile in profiles))
+    for name in names:
+        if name not in shapes:
+            raise UsageError(f"The engine's input {name!r} was not given.", f"Inputs: {', '.join(names)}.")
+    distances: dict[int, int] = {}
+    refused: set[int] = set()
     for profile in profiles:
-        if profile.input not in shapes:
-            known = ", ".join(p.input for p in profiles)
-            raise UsageError(f"The engine's input {profile.input!r} was not given.", f"Inputs: {known}.")
         shape = tuple(shapes[profile.input])
-        ranges = zip(profile.minimum, shape, profile.maximum, strict=False)
-        if len(shape) != len(profile.minimum) or any(not low <= size <= high for low, size, high in ranges):
-            raise UsageError(
-                f"Input {profile.input!r} is {shape}, the engine takes {profile.minimum} to {profile.maximum}.",
+        if not profile.takes(shape):
+            refused.add(profile.index)
+            continue
+        away = sum(abs(size - best) for size, best in zip(shape, profile.optimum, strict=True))
+        distances[profile.index] = distances.get(profile.index, 0) + away
+    fitting = [index for index in distances if index not in refused]
+    if refused and not fitting:
+        raise _outside(profiles, names, shapes)
+    return min(fitting, key=lambda index: (distances[index], index), default=0)
+
+
+def _outside(
+    profiles: Sequence[EngineProfile], names: Sequence[str], shapes: Mapping[str, Sequence[int]]
+) -> UsageError:
+    for name in names:
+        own, shape = [p for p in profiles if p.input == name], tuple(shapes[name])
+        if not any(profile.takes(shape) for profile in own):
+            ranges = " or ".join(dict.fromkeys(f"{p.minimum} to {p.maximum}" for p in own))
+            return UsageError(
+                f"Input {name!r} is {shape}, the engine takes {ranges}.",
                 "Give another shape, or build the engine for this one.",
             )
+    given = ", ".join(f"{name} {tuple(shapes[name])}" for name in names)
+    return UsageError(
+        f"No optimization profile of the engine takes {given} together.",
+        "Give shapes of one profile (scconv-deploy inspect lists them), or build the engine for these.",
+    )
 
 
 def _read(path: Path) -> bytes:

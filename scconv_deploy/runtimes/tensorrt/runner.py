@@ -22,7 +22,7 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     EngineManifest,
     EngineProfile,
     EngineTensor,
-    check_shapes,
+    choose_profile,
 )
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
 from scconv_deploy.runtimes.tensorrt.versions import load_module, require_gpu
@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         name: name for error messages.
         data: bytes of the engine; the caller has checked them.
-        profiles: one optimization profile for each input.
+        profiles: the range of each input in each optimization profile.
         host_code: whether the engine holds host code, which TensorRT refuses unless allowed: the lean runtime of a
             version-compatible engine, and plugin libraries in it.
     """
@@ -99,6 +99,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         self._graph: Graph | None = None
         self._buffers: dict[str, Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._profile = 0  # the first context of an engine starts with this one
         log = logs.library_log(module)
         with log.recording() as messages:
             self._runtime = module.Runtime(log.logger)
@@ -138,7 +139,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         Floating inputs are rounded to the engine's type. bfloat16 outputs come back as float32.
 
         Raises:
-            UsageError: an input is missing, or its shape is outside the profile.
+            UsageError: an input is missing, or no optimization profile takes the shapes.
             ModelError: the size of an output depends on the data, or the library refuses.
             CudaError: the launch failed on the device.
         """
@@ -151,11 +152,11 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         return {n: from_bfloat16(array) if self._dtypes[n] == "BF16" else array for n, array in stored.items()}
 
     def bind(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Copy inputs to the device; new shapes get new buffers and, if requested, a new CUDA graph."""
-        check_shapes(self._plan.profiles, {name: array.shape for name, array in tensors.items()})
+        """Copy inputs to the device; new shapes get their profile, new buffers and, if requested, a new CUDA graph."""
+        profile = choose_profile(self._plan.profiles, {name: array.shape for name, array in tensors.items()})
         same = all(self._shapes.get(name) == tensors[name].shape for name in self.inputs)
         if not same:
-            self._allocate({name: tensors[name].shape for name in self.inputs})
+            self._allocate(profile, {name: tensors[name].shape for name in self.inputs})
         stored = {name: as_stored(tensors[name], self._dtypes[name]) for name in self.inputs}
         for name, array in stored.items():
             self._buffers[name].upload(array, self._stream)
@@ -195,8 +196,14 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)
 
-    def _allocate(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _allocate(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._release()
+        if profile != self._profile:  # before the shapes, which another profile drops
+            if not self._context.set_optimization_profile_async(profile, self._stream.address):
+                raise ModelError(
+                    f"{BACKENDS[self.name].title} refuses the optimization profile {profile}.", "Build it again."
+                )
+            self._profile = profile
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise ModelError(

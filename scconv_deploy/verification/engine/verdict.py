@@ -21,7 +21,7 @@ from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, EngineParity, Link, ParityReport, SRUParity
 from scconv_deploy.records.stage import StageLog
-from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, check_shapes
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, choose_profile
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from scconv_deploy.system.environment import environment_facts
 from scconv_deploy.system.gpu import gpus
@@ -147,7 +147,7 @@ def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
                 "Give the model that this engine was built from.",
             )
     try:
-        check_shapes(engine.manifest.profiles, {name: value.shape for name, value in run.inputs.items()})
+        choose_profile(engine.manifest.profiles, {name: value.shape for name, value in run.inputs.items()})
     except UsageError as error:
         return error.message
     return ""

@@ -15,7 +15,7 @@ from scconv_deploy.exporters.tensorrt import builder as tensorrt
 from scconv_deploy.exporters.tensorrt.builder import _attach_timing, _keep_timing, build_plan, check_options
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource, graph_facts
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
-from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, resolve_profiles
+from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, parse_profile, resolve_profiles
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.system import gpu
@@ -32,14 +32,14 @@ without_gpu = pytest.mark.skipif(bool(gpu.gpus()), reason="this machine has a GP
 
 def plan_of(model=None, **changes):
     model = model or conv_model()
-    options = BuildOptions("tensorrt-rtx", axes=BATCH, **{"target": "sm89"} | changes)
+    options = BuildOptions("tensorrt-rtx", **{"target": "sm89", "axes": BATCH} | changes)
     check_options(trt, options)
     return build(model, options)
 
 
 def build(model, options, *more, profiles=None):
     source = OnnxSource(model)
-    profiles = profiles or resolve_profiles(source.facts.shapes, options.shapes, options.axes)
+    profiles = profiles or resolve_profiles(source.facts.shapes, options.shapes, options.axes, options.profiles)
     return build_plan(trt, source, options, profiles, *more)
 
 
@@ -153,15 +153,16 @@ def test_what_rtx_cannot_do_is_refused(changes):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "axes", "expected"),
+    ("shapes", "axes", "more", "expected"),
     [
-        ((), ("batch 1:2:8",), [(1, 16, 8, 8), (2, 16, 8, 8), (8, 16, 8, 8)]),
-        ((), ("x:0=2:3:4",), [(2, 16, 8, 8), (3, 16, 8, 8), (4, 16, 8, 8)]),
-        (("x:1x16x8x8:5x16x8x8:6x16x8x8",), (), [(1, 16, 8, 8), (5, 16, 8, 8), (6, 16, 8, 8)]),
-        (("x:3x16x8x8",), (), [(3, 16, 8, 8)] * 3),
+        ((), ("batch 1:2:8",), (), [(1, 2, 8)]),
+        ((), ("x:0=2:3:4",), (), [(2, 3, 4)]),
+        (("x:1x16x8x8:5x16x8x8:6x16x8x8",), (), (), [(1, 5, 6)]),
+        (("x:3x16x8x8",), (), (), [(3, 3, 3)]),
+        ((), (), ("x:1x16x8x8", "x:2x16x8x8:8x16x8x8:32x16x8x8"), [(1, 1, 1), (2, 8, 32)]),
     ],
 )
-def test_the_library_has_the_profile_that_was_asked_for(shapes, axes, expected):
+def test_the_library_has_the_profiles_that_were_asked_for(shapes, axes, more, expected):
     model, builder, kept = conv_model(), trt.Builder(logger()), []
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger())
@@ -171,16 +172,30 @@ def test_the_library_has_the_profile_that_was_asked_for(shapes, axes, expected):
     class Keeping:
         def create_optimization_profile(self):
             kept.append(builder.create_optimization_profile())
-            return kept[0]
+            return kept[-1]
 
     ranges = [
         DynamicAxis.parse_batch(a.removeprefix("batch ")) if a.startswith("batch") else DynamicAxis.parse(a)
         for a in axes
     ]
-    profiles = resolve_profiles(graph_facts(model).shapes, [ShapeRange.parse(s) for s in shapes], ranges)
-    tensorrt._add_profile(Keeping(), config, network, profiles, [])
-    assert config.num_optimization_profiles == 1
-    assert [tuple(dims) for dims in kept[0].get_shape("x")] == expected
+    given = [ShapeRange.parse(s) for s in shapes]
+    profiles = resolve_profiles(graph_facts(model).shapes, given, ranges, [parse_profile(text) for text in more])
+    tensorrt._add_profiles(Keeping(), config, network, profiles, [])
+    assert config.num_optimization_profiles == len(expected)
+    assert [[tuple(dims) for dims in one.get_shape("x")] for one in kept] == [
+        [(rows, 16, 8, 8) for rows in rows_of] for rows_of in expected
+    ]
+
+
+def test_the_compiled_plan_of_two_profiles_is_that_of_the_first():
+    """The kernels of both are in the builder's log."""
+    first, second = "x:1x8x8x8:2x8x8x8:4x8x8x8", "x:8x8x8x8:16x8x8x8:32x8x8x8"
+    one, two = (
+        plan_of(sru_model(), axes=(), profiles=tuple(map(parse_profile, texts))).compiled
+        for texts in ((first,), (first, second))
+    )
+    assert two == one
+    assert (two.batch, two.launches > 2, two.bytes_moved > 2 * 2 * 8 * 8 * 8 * 4) == (2, True, True)
 
 
 def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):

@@ -81,4 +81,26 @@ def test_an_unknown_type_hides_the_bytes():
     ],
 )
 def test_the_open_batch_is_the_profiles(ranges, batch):
-    assert open_batch([EngineProfile("x", *sizes) for sizes in ranges]) == batch
+    assert open_batch([EngineProfile(f"x{i}", *sizes) for i, sizes in enumerate(ranges)]) == batch
+
+
+@pytest.mark.parametrize(
+    ("second", "batch"),
+    [
+        (((8, 3), (16, 3), (32, 3)), 4),
+        (((8, 9), (16, 9), (32, 9)), None),  # each profile has one size of axis 1, and the axis is open all the same
+    ],
+)
+def test_of_several_profiles_the_open_batch_is_the_firsts(second, batch):
+    first = EngineProfile("x", (4, 3), (4, 3), (4, 3))
+    assert open_batch([first, EngineProfile("x", *second, index=1)]) == batch
+
+
+def test_the_kernels_of_further_profiles_are_not_counted():
+    of_shapes = layer("shapes", "shape_call", [], [])
+    again = TEXT.replace("Name: x,", "Name: x [profile 1],").replace("Layers:\n", "").replace("Name: conv", "Name: c2")
+    first = TEXT.split("\n\n")[0]
+    both = "\n".join([first.replace("Layers:\n", f"Layers:\n{of_shapes}\n"), of_shapes, again])
+    found, alone = compiled_plan([("VERBOSE", both)], None), compiled_plan([("VERBOSE", TEXT)], None)
+    assert [kernel.name for kernel in found.layers] == ["shapes", "conv", "mean"]
+    assert found.bytes_moved == alone.bytes_moved

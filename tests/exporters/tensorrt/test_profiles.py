@@ -4,7 +4,7 @@ import pytest
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
-from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, resolve_profiles
+from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, parse_profile, resolve_profiles
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.runtimes.tensorrt.engine import EngineProfile
 from tests.exporters.tensorrt.engines import conv_model
@@ -68,3 +68,50 @@ def test_what_does_not_fit_the_graph_is_refused(shapes, axes, message):
 def test_batch_without_an_open_axis_is_refused():
     with pytest.raises(UsageError, match="no input has an open axis 0"):
         resolve_profiles(graph_facts(conv_model(batch=2)).shapes, (), (DynamicAxis(1, 2, 4),))
+
+
+# --- several profiles ---------------------------------------------------------------------------------------------
+
+
+def test_each_profile_has_a_range_for_every_input_and_static_ones_need_none():
+    first, second = map(parse_profile, ("x:1x3:2x3:4x3,y:5x5", "x:8x3:16x3:32x3"))
+    assert first == (ShapeRange("x", (1, 3), (2, 3), (4, 3)), ShapeRange("y", (5, 5), (5, 5), (5, 5)))
+    assert resolve_profiles({"x": (-1, 3), "y": (5, 5)}, (), (), (first, second)) == (
+        EngineProfile("x", (1, 3), (2, 3), (4, 3), 0), EngineProfile("y", (5, 5), (5, 5), (5, 5), 0),
+        EngineProfile("x", (8, 3), (16, 3), (32, 3), 1), EngineProfile("y", (5, 5), (5, 5), (5, 5), 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [
+        (("x:1x16x8x8", "z:1x16x8x8"), r"no input 'z'"),
+        (("x:1x16x8x8", "x:1x16x8x8,x:2x16x8x8"), "--profile: an input is given twice"),
+        (("x:1x8x8x8",), "--profile x: the model's input is -1x16x8x8"),
+    ],
+)
+def test_a_profile_that_does_not_fit_the_graph_is_refused(profiles, message):
+    with pytest.raises(UsageError, match=message):
+        resolve_profiles(graph_facts(conv_model()).shapes, (), (), tuple(map(parse_profile, profiles)))
+
+
+def test_a_profile_without_an_open_input_names_it():
+    with pytest.raises(UsageError, match=r"'y' is -1: .* in one --profile\. Add y:MIN:OPT:MAX to it, after a comma"):
+        resolve_profiles({"x": (-1,), "y": (-1,)}, (), (), (parse_profile("x:1:2:4"),))
+
+
+def test_profiles_exclude_other_ranges_and_static_models():
+    profile = parse_profile("x:2x16x8x8")
+    shapes = graph_facts(conv_model()).shapes
+    with pytest.raises(UsageError, match="--profile excludes --shape, --batch and --dynamic"):
+        resolve_profiles(shapes, (), (DynamicAxis(1, 2, 8),), (profile,))
+    with pytest.raises(UsageError, match="--profile excludes"):
+        resolve_profiles(shapes, profile, (), (profile,))
+    with pytest.raises(UsageError, match="no input of the model has an open axis"):
+        resolve_profiles(graph_facts(conv_model(batch=2)).shapes, (), (), (profile,))
+
+
+@pytest.mark.parametrize("text", ["x:1x3:2x3:4x3,", "x:", "x"])
+def test_a_bad_profile_is_refused_under_its_own_name(text):
+    with pytest.raises(UsageError, match=r"--profile '.*' is not NAME:MIN:OPT:MAX"):
+        parse_profile(text)

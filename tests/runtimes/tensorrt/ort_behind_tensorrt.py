@@ -68,6 +68,7 @@ class Module:
         self.refuse = ""  # what the parser says to everything
         self.expand = None  # how to compute a node without a function
         self.open = True
+        self.num_profiles = 2  # of each engine
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -150,6 +151,14 @@ class Context:
     def __init__(self, engine):
         self.engine, self.addresses, self.shapes = engine, {}, {}
         self.executions = 0
+        self.profiles = [0]  # of the first context; the last one is in use
+
+    def set_optimization_profile_async(self, index, stream):
+        """Drop the shapes, as another profile does."""
+        self.engine.module.host.launch(stream, lambda: None)
+        self.profiles.append(index)
+        self.shapes = {}
+        return index < self.engine.module.num_profiles
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape

@@ -45,6 +45,14 @@ def test_a_manifest_is_read_back_as_it_was_written(built):
     assert load_engine(built.path).verified_bytes() == DATA
 
 
+def test_a_manifest_of_one_profile_without_its_index_is_still_read(built):
+    document = json.loads(sidecar(built.path).read_text())
+    document.pop("seal")
+    del document["profiles"][0]["index"]
+    sidecar(built.path).write_text(json.dumps(document | {"seal": engines._seal(document)}))
+    assert load_engine(built.path).manifest.profiles == built.manifest.profiles
+
+
 def test_a_tampered_byte_a_truncated_file_and_a_missing_manifest_are_refused(built):
     changed = bytearray(DATA)
     changed[100] ^= 1

@@ -17,7 +17,7 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     EngineArtifact,
     EngineProfile,
     EngineTensor,
-    check_shapes,
+    choose_profile,
     write_engine,
 )
 from scconv_deploy.runtimes.tensorrt.runner import (
@@ -113,12 +113,50 @@ def test_a_plugin_that_is_not_there_is_exit_2(tmp_path):
 
 def test_shapes_are_held_against_the_profile():
     profiles = manifest_of(DATA).profiles
-    check_shapes(profiles, {"x": (8, 3)})
+    choose_profile(profiles, {"x": (8, 3)})
     for shape in ((9, 3), (0, 3), (2, 4), (2,)):
         with pytest.raises(UsageError, match="the engine takes"):
-            check_shapes(profiles, {"x": shape})
+            choose_profile(profiles, {"x": shape})
     with pytest.raises(UsageError, match="'x' was not given"):
-        check_shapes(profiles, {})
+        choose_profile(profiles, {})
+
+
+def ranges(*profiles, name="x"):
+    return tuple(EngineProfile(name, *shapes, index=index) for index, shapes in enumerate(profiles))
+
+
+SMALL, LARGE = ((1, 3), (2, 3), (8, 3)), ((4, 3), (16, 3), (32, 3))
+
+
+@pytest.mark.parametrize(
+    ("rows", "index"),
+    [
+        (1, 0), (3, 0), (32, 1),
+        (8, 0),  # both take it, 6 from the first one's optimum and 8 from the other's
+        (9, 1),  # both would be as near, but the first does not take it
+    ],
+)  # fmt: skip
+def test_shapes_choose_the_profile_whose_optimum_is_nearest(rows, index):
+    assert choose_profile(ranges(SMALL, LARGE), {"x": (rows, 3)}) == index
+    swapped = choose_profile(ranges(LARGE, SMALL), {"x": (rows, 3)})
+    assert swapped == 1 - index
+
+
+def test_of_equally_near_profiles_it_is_the_first():
+    assert choose_profile(ranges(SMALL, SMALL), {"x": (3, 3)}) == 0
+    assert choose_profile((), {}) == 0  # an engine without inputs
+
+
+def test_a_profile_takes_all_inputs_or_none():
+    profiles = ranges(SMALL, LARGE, name="a") + ranges(SMALL, LARGE, name="b")
+    assert choose_profile(profiles, {"a": (2, 3), "b": (2, 3)}) == 0
+    assert choose_profile(profiles, {"a": (9, 3), "b": (4, 3)}) == 1  # the first takes b alone
+    with pytest.raises(UsageError, match=r"No optimization profile .* takes a \(1, 3\), b \(32, 3\) together"):
+        choose_profile(profiles, {"a": (1, 3), "b": (32, 3)})
+    with pytest.raises(UsageError, match=r"'b' is \(33, 3\), .* \(1, 3\) to \(8, 3\) or \(4, 3\) to \(32, 3\)"):
+        choose_profile(profiles, {"a": (1, 3), "b": (33, 3)})
+    with pytest.raises(UsageError, match=r"'b' was not given\. Inputs: a, b\."):
+        choose_profile(profiles, {"a": (1, 3)})
 
 
 # --- through the whole runner, ONNX Runtime behind TensorRT's names and the host behind CUDA's --------------------
@@ -136,10 +174,13 @@ def two_inputs(element=TensorProto.FLOAT):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
-def opened(host_cuda, element=TensorProto.FLOAT, graph=False, module=None, backend="tensorrt", host_code=False):
+def opened(
+    host_cuda, element=TensorProto.FLOAT, graph=False, module=None, backend="tensorrt", host_code=False, large=False
+):
     kind = NAMES[element]
     tensors = [EngineTensor(name, kind, (-1, 3)) for name in ("a", "b", "y", "z")]
-    profiles = tuple(EngineProfile(n, (1, 3), (2, 3), (8, 3)) for n in ("a", "b"))
+    taken = (SMALL, LARGE) if large else (SMALL,)
+    profiles = ranges(*taken, name="a") + ranges(*taken, name="b")
     data = two_inputs(element)
     plan = Plan("m.engine", backend, data, tuple(tensors[:2]), tuple(tensors[2:]), profiles, host_code)
     return TensorRTRunner.of_plan(module or Module(host_cuda), plan, host_cuda.cuda, graph)
@@ -172,6 +213,28 @@ def test_buffers_are_kept_while_the_shape_stays_and_given_back_when_it_changes(h
         runner.run(feed(3))
         calls = host_cuda.calls()
         assert (calls.count("cudaMalloc"), calls.count("cudaFree")) == (4, 4)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_shapes_of_another_profile_switch_to_it_before_they_are_set(host_cuda, graph):
+    """The stand-in drops the shapes at a switch, so shapes set before it would be missing."""
+    with opened(host_cuda, graph=graph, large=True) as runner:
+        for rows, used in ((2, [0]), (20, [0, 1]), (21, [0, 1]), (21, [0, 1]), (1, [0, 1, 0])):
+            given = feed(rows)
+            found = runner.run(given)
+            np.testing.assert_array_equal(found["y"], given["a"] * np.float32(2) + given["b"])
+            assert runner._context.profiles == used
+        with pytest.raises(UsageError, match=r"\(33, 3\), the engine takes \(1, 3\) to \(8, 3\) or \(4, 3\) to"):
+            runner.run(feed(33))
+
+
+def test_a_profile_that_the_library_refuses_is_an_error(host_cuda):
+    module = Module(host_cuda)
+    module.num_profiles = 1
+    with opened(host_cuda, module=module, large=True) as runner:
+        with pytest.raises(ModelError, match="TensorRT refuses the optimization profile 1"):
+            runner.run(feed(20))
+        np.testing.assert_array_equal(runner.run(feed(2))["z"], -feed(2)["b"])
 
 
 def test_a_graph_is_captured_once_for_a_shape_and_replayed(host_cuda):
