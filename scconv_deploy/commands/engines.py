@@ -242,6 +242,7 @@ def bench(
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Models also through torch.compile.")] = False,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Engines also as a CUDA graph.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also the layers of engines and ONNX files.")] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run; auto is cuda where there is a GPU.")
     ] = "auto",
@@ -272,7 +273,7 @@ def bench(
             check_output_file(output, force)
         options = BenchOptions(
             batch, tuple(inputs or ()), compiled, cuda_graph, device, rounds, warmup, threads, seed, provider, plugin,
-            of_models.spec, of_models.given,
+            of_models.spec, of_models.given, layers,
         )  # fmt: skip
         result = bench_artifacts(artifacts, options, command_line(), session.progress)
         if output is not None:

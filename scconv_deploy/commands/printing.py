@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from scconv_deploy.records.stage import weights_lines
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.trt_plugins.build import BuildResult as PluginBuild
     from scconv_deploy.trt_plugins.check import PluginReport
     from scconv_deploy.verification.rewrite_guard import GuardReport
-    from scconv_deploy.workflows.bench import BenchResult
+    from scconv_deploy.workflows.bench import BenchResult, BenchRow
     from scconv_deploy.workflows.convert import ConvertResult
     from scconv_deploy.workflows.deploy import DeployResult
     from scconv_deploy.workflows.doctor import Diagnosis
@@ -27,6 +28,10 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.workflows.inspect import EngineInspection, ModelInspection, OnnxInspection
     from scconv_deploy.workflows.rewrite import RewriteResult
     from scconv_deploy.zoo.catalogue import Listing
+
+
+_LAYERS = 20
+"""Layers of a benchmark that are printed."""
 
 
 def print_export(console: Console, result: ExportResult) -> None:
@@ -168,7 +173,24 @@ def print_bench(console: Console, result: BenchResult) -> None:
         times = (f"{value:.3f} ms" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
         table.add_row(Text(row.name), *times, f"{row.items_per_s:,.1f}", device, memory, f"{row.load_s:.2f} s")
     console.print(table)
+    for row in result.rows:
+        if row.layers:
+            _print_layers(console, row)
     print_line(console, "; ".join(f"{name} {value}" for name, value in result.environment.items()))
+
+
+def _print_layers(console: Console, row: BenchRow) -> None:
+    """Print the longest layers; the JSON has all."""
+    total = sum(layer.p50_ms for layer in row.layers)
+    title = f"Layers of {escape(row.name)}, under the profiler: {len(row.layers)}, together {total:.3f} ms"
+    table = table_of(title, "layer", "type", "p50", "share")
+    for layer in row.layers[:_LAYERS]:
+        table.add_row(Text(layer.name), Text(layer.kind or "-"), f"{layer.p50_ms:.3f} ms", f"{layer.share:.1%}")
+    rest = row.layers[_LAYERS:]
+    if rest:
+        time, share = sum(layer.p50_ms for layer in rest), sum(layer.share for layer in rest)
+        table.add_row(f"{len(rest)} more", "", f"{time:.3f} ms", f"{share:.1%}")
+    console.print(table)
 
 
 def print_onnx(console: Console, result: OnnxInspection) -> None:

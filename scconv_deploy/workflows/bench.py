@@ -23,10 +23,10 @@ from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.records.stage import Progress, silent
-from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions, profile_layers
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
-from scconv_deploy.runtimes.timing import latency
+from scconv_deploy.runtimes.timing import LayerTime, latency
 from scconv_deploy.system.environment import platform_facts
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.system.progress_lines import Notice
@@ -56,6 +56,7 @@ class BenchRow:
         memory_bytes: growth of the memory that ``memory_of`` names (resident set of the process, or the device's) since
             before the subject was loaded; None if unknown.
         load_s: time from loading to ready for the first run.
+        layers: times of its layers, the longest first, if they were asked for: from further runs, under a profiler.
     """
 
     name: str
@@ -69,6 +70,7 @@ class BenchRow:
     memory_bytes: int | None
     memory_of: Literal["process", "device"]
     load_s: float
+    layers: tuple[LayerTime, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ class BenchResult:
 
 @dataclass
 class _Subject:
-    """Subject that is ready to run: ``run`` runs it once and returns seconds on the device, if there is one."""
+    """Subject that is ready to run: ``run`` runs it once and returns seconds on the device, if there is one.
+
+    ``layers`` times its layers; None if this subject has none to show.
+    """
 
     name: str
     kind: str
@@ -96,6 +101,7 @@ class _Subject:
     memory_bytes: int | None
     memory_of: Literal["process", "device"]
     load_s: float
+    layers: Callable[[], tuple[LayerTime, ...]] | None = None
 
 
 def bench_artifacts(
@@ -124,7 +130,9 @@ def bench_artifacts(
             progress(f"loading {name}")
             subjects += _subjects(name, contents.pop(name), options, stack, progress)
         times, device_times = _measure(subjects, options, progress)
-    rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
+        rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
+        if options.layers:  # last: a profiler would slow the timed runs
+            rows = tuple(_with_layers(row, s, progress) for row, s in zip(rows, subjects, strict=True))
     return BenchResult(options.batch, options.rounds, options.warmup, rows, _environment(options, command))
 
 
@@ -142,7 +150,8 @@ def _subjects(
 
 def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
     before, start = _resident(), time.perf_counter()
-    runner = stack.enter_context(OnnxRuntimeRunner(model, RuntimeOptions(options.provider, options.threads)))
+    settings = RuntimeOptions(options.provider, options.threads)
+    runner = stack.enter_context(OnnxRuntimeRunner(model, settings))
     shapes = shapes_of(inputs_of(model), options)
     dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
     feed = _feed(shapes, dtypes, options.seed)
@@ -155,7 +164,14 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     seconds = time.perf_counter() - start
     items = _items(shapes.values())
     where = "" if options.provider.lower().removesuffix("executionprovider") == "cpu" else f", {options.provider}"
-    return _Subject(f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds)
+
+    def layers() -> tuple[LayerTime, ...]:
+        return profile_layers(model, settings, feed, options.rounds, options.warmup)
+
+    return _Subject(
+        f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds,
+        layers if options.layers else None,  # it would keep the model in memory
+    )  # fmt: skip
 
 
 def _feed(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
@@ -181,7 +197,14 @@ def _engine(name: str, artifact: EngineArtifact, graph: bool, options: BenchOpti
     memory = runner.device_memory_bytes + artifact.manifest.file_bytes
     label = f"{name} ({runner.name}{', CUDA graph' if graph else ''})"
     items = _items(shapes.values())
-    return _Subject(label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start)
+
+    def layers() -> tuple[LayerTime, ...]:
+        return runner.profile_layers(feed, options.rounds, options.warmup)
+
+    return _Subject(
+        label, runner.name, items, runner.timed, memory, "device", time.perf_counter() - start,
+        None if graph else layers,  # a captured graph runs the same layers, out of the profiler's sight
+    )  # fmt: skip
 
 
 def _plugin_of(artifact: EngineArtifact, options: BenchOptions) -> Path | None:
@@ -292,6 +315,13 @@ def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -
         subject.items / (found.mean_ms * 1e-3), found.device_p50_ms,
         subject.memory_bytes, subject.memory_of, subject.load_s,
     )  # fmt: skip
+
+
+def _with_layers(row: BenchRow, subject: _Subject, progress: Progress) -> BenchRow:
+    if subject.layers is None:
+        return row
+    progress(f"timing the layers of {subject.name}")
+    return replace(row, layers=subject.layers())
 
 
 def _environment(options: BenchOptions, command: str) -> dict[str, str]:

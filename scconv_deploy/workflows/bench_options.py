@@ -39,6 +39,7 @@ class BenchOptions:
         plugin: plugin library that the engines were built with.
         spec: make the ModelSpec of a name from the model options (factory arguments, weights, embedding).
         of_models: model options that were given, as on the command line.
+        layers: also time the layers of engines and ONNX files.
     """
 
     batch: int = 1
@@ -54,6 +55,7 @@ class BenchOptions:
     plugin: Path | None = None
     spec: Callable[[str], ModelSpec] = ModelSpec
     of_models: tuple[str, ...] = ()
+    layers: bool = False
 
     @property
     def resolved_device(self) -> str:
@@ -64,6 +66,13 @@ class BenchOptions:
 
 def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], options: BenchOptions) -> None:
     """Refuse options for kinds of subjects that are not given (UsageError)."""
+    on_cpu = options.provider.lower().removesuffix("executionprovider") == "cpu"
+    if options.layers and not on_cpu:
+        raise UsageError(
+            f"--layers: with --provider {options.provider}, ONNX Runtime says when kernels are launched, not how long "
+            "they run.",
+            "Leave out --provider or --layers; the layers of an engine are timed on its device.",
+        )
     users = {
         "engines": any(isinstance(subject, Engine) for subject in subjects),
         "ONNX files": any(isinstance(subject, (OnnxFile, Bundle)) for subject in subjects),
@@ -75,7 +84,8 @@ def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], opti
         ("--device", ("models",), options.device != "auto"),
         ("--cuda-graph", ("engines",), options.cuda_graph),
         ("--plugin", ("engines",), options.plugin is not None),
-        ("--provider", ("ONNX files",), options.provider.lower().removesuffix("executionprovider") != "cpu"),
+        ("--layers", ("engines", "ONNX files"), options.layers),
+        ("--provider", ("ONNX files",), not on_cpu),
         ("--threads", ("ONNX files", "models"), options.threads != 0),
     ):
         if given and not any(users[owner] for owner in owners):

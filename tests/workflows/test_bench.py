@@ -18,7 +18,7 @@ from scconv_deploy.workflows import bench as benchmarking
 from scconv_deploy.workflows.bench import _measure, _row, _Subject
 from scconv_deploy.workflows.bench_options import BenchOptions, shapes_of
 from tests.command_line import failed, run
-from tests.exporters.tensorrt.engines import conv_model, save
+from tests.exporters.tensorrt.engines import conv_model, save, sru_model
 from tests.runtimes.tensorrt.ort_behind_tensorrt import Module
 from tests.verification.engine_cases import engine_of
 
@@ -154,6 +154,33 @@ def test_engines_take_turns_with_the_rest(workplace, host_cuda, monkeypatch):
     assert calls.count("cudaEventCreate") == 4
 
 
+def test_layers_of_engines_and_of_files(workplace, host_cuda, monkeypatch):
+    monkeypatch.setattr(runners, "load_module", lambda backend, module=Module(host_cuda): module)
+    monkeypatch.setattr(runners, "load_cuda", lambda: host_cuda.cuda)
+    monkeypatch.setattr(tensorrt_versions, "gpus", lambda: (Gpu("a GPU", "8.9"),))
+    engine_of(sru_model(), workplace)
+    save(sru_model(), Path("sru.onnx"))
+    result = bench("sru.onnx", "m.engine", "--cuda-graph", "--batch", "2", "--layers", "--json")
+    assert result.exit_code == 0, result.output
+    file, plain, graph = json.loads(result.stdout)["rows"]
+    assert {"ReduceMean", "Sqrt", "Where"} <= {layer["kind"] for layer in file["layers"]}
+    assert [layer["name"] for layer in plain["layers"]] == ["block.sru"]
+    assert graph["layers"] == []
+    for layers in (file["layers"], plain["layers"]):
+        assert sum(layer["share"] for layer in layers) == pytest.approx(1)
+        assert layers == sorted(layers, key=lambda layer: -layer["p50_ms"])
+    shown = bench("sru.onnx", "--batch", "2", "--layers").stdout
+    assert f"Layers of sru.onnx (ONNX Runtime), under the profiler: {len(file['layers'])}, together" in " ".join(
+        shown.split()
+    )
+    assert f"{len(file['layers']) - 20} more" in shown
+    assert json.loads(bench("sru.onnx", "--json").stdout)["rows"][0]["layers"] == []
+
+
+def test_layers_in_another_provider_are_refused(workplace):
+    failed(bench("m.onnx", "--layers", "--provider", "cuda"), 2, "ONNX Runtime says when kernels are launched")
+
+
 def test_an_open_axis_needs_a_size():
     with pytest.raises(UsageError, match=r"Input 'x' is -1x3x-1x-1\. Add --input x:SHAPE"):
         shapes_of({"x": (-1, 3, -1, -1)}, BenchOptions())
@@ -239,6 +266,7 @@ def test_a_shape_that_the_model_refuses_is_exit_4(workplace):
         ("m.onnx", ("--input", "2x16x8x8", "--input", "3x3"), "--input 3x3: no artifact has an input left for it."),
         ("m.onnx", ("--device", "cuda"), "--device belongs to models, and none is among the artifacts."),
         ("m.onnx", ("--compile",), "--compile belongs to models"),
+        ("bench_net.py:make", ("--layers",), "--layers belongs to engines and ONNX files"),
         ("m.onnx", ("--weights", "w.pt"), "--weights belongs to models"),
         ("m.onnx", ("--kwargs", '{"a": 1}'), "--kwargs belongs to models"),
         ("m.onnx", ("--non-strict",), "--non-strict belongs to models"),

@@ -24,8 +24,10 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     EngineTensor,
     choose_profile,
 )
+from scconv_deploy.runtimes.tensorrt.layers import layer_profiler
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
 from scconv_deploy.runtimes.tensorrt.versions import load_module, require_gpu
+from scconv_deploy.runtimes.timing import LayerTime, layer_times
 from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.environment import sha256_of
 
@@ -99,6 +101,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         self._graph: Graph | None = None
         self._buffers: dict[str, Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._profiler: Any = None
         self._profile = 0  # the first context of an engine starts with this one
         log = logs.library_log(module)
         with log.recording() as messages:
@@ -183,6 +186,25 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         after.record(self._stream)
         self._stream.synchronize()
         return after.seconds_since(before)
+
+    def profile_layers(self, tensors: Mapping[str, np.ndarray], rounds: int, warmup: int) -> tuple[LayerTime, ...]:
+        """Times of the engine's layers, from runs under the library's profiler, without a CUDA graph.
+
+        The profiler stays attached and slows later runs, so this comes last.
+
+        Args:
+            rounds, warmup: number of runs that count, and of runs before them.
+        """
+        self.bind(tensors)
+        reported: list[tuple[str, str, float]] = []
+        runs: list[list[tuple[str, str, float]]] = []
+        self._profiler = self._context.profiler = layer_profiler(self._module, reported)
+        for _ in range(warmup + rounds):
+            reported.clear()
+            self._execute()  # with a profiler it returns when the run has ended, and has reported it
+            self._stream.synchronize()
+            runs.append(list(reported))
+        return layer_times(runs[warmup:])
 
     def _new_context(self) -> Any:
         if self.name != "tensorrt-rtx":

@@ -44,6 +44,9 @@ class Module:
     class ILogger:
         pass
 
+    class IProfiler:
+        pass
+
     class BuilderFlag:
         TF32 = "TF32"
 
@@ -151,6 +154,7 @@ class Context:
     def __init__(self, engine):
         self.engine, self.addresses, self.shapes = engine, {}, {}
         self.executions = 0
+        self.profiler = None  # told 1 ms for the first node of the first run, and one more for each further node or run
         self.profiles = [0]  # of the first context; the last one is in use
 
     def set_optimization_profile_async(self, index, stream):
@@ -183,6 +187,9 @@ class Context:
                 at(self.addresses[name], value.shape, _STORED[kind])[...] = (
                     to_bfloat16(value) if kind == "BF16" else value
                 )
+            if self.profiler is not None:
+                for index, node in enumerate(self.engine.nodes):
+                    self.profiler.report_layer_time(node.name or node.op_type, float(self.executions + index))
 
         self.engine.module.host.launch(stream, kernel)
         return True

@@ -258,6 +258,24 @@ def test_device_time_is_that_of_one_run(host_cuda):
         assert runner.timed() == pytest.approx(2e-3)
 
 
+def test_layers_are_timed_by_the_librarys_profiler_after_the_warm_up(host_cuda):
+    with opened(host_cuda) as runner:
+        layers = runner.profile_layers(feed(2), rounds=3, warmup=2)
+        assert runner._context.executions == 2 + 3
+        assert [(layer.name, layer.p50_ms) for layer in layers] == [("Neg", 6.0), ("Add", 5.0), ("Mul", 4.0)]
+        assert [layer.share for layer in layers] == [6 / 15, 5 / 15, 4 / 15]
+        given = feed(4, 1)
+        np.testing.assert_array_equal(runner.run(given)["z"], -given["b"])
+
+
+def test_a_captured_graph_is_not_what_is_profiled(host_cuda):
+    with opened(host_cuda, graph=True) as runner:
+        runner.run(feed(2))
+        host_cuda.calls()
+        assert len(runner.profile_layers(feed(2), rounds=3, warmup=0)) == 3
+        assert "cudaGraphLaunch" not in host_cuda.calls()
+
+
 @pytest.mark.parametrize(("element", "dtype"), [(TensorProto.FLOAT16, np.float16), (TensorProto.BFLOAT16, np.float32)])
 def test_half_inputs_are_rounded_and_half_outputs_read(host_cuda, element, dtype):
     given = feed(2)
