@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from scconv_deploy.commands.artifacts import convert, rewrite, verify
-from scconv_deploy.commands.engines import bench, build, finish
+from scconv_deploy.commands.engines import bench, build, finish, refit
 from scconv_deploy.commands.machine import doctor
 from scconv_deploy.commands.models import deploy, export, inspect, models
 from scconv_deploy.commands.plugin import plugin
@@ -88,7 +88,7 @@ def _main(
     """The options that need no command."""
 
 
-for command in (deploy, export, rewrite, convert, verify, inspect, doctor, models, build, bench, finish):
+for command in (deploy, export, rewrite, convert, verify, inspect, doctor, models, build, refit, bench, finish):
     app.command()(command)
 app.add_typer(plugin, name="plugin")
 app.add_typer(reports, name="report")

@@ -1,4 +1,4 @@
-"""Commands that build and time engines: build, bench, finish."""
+"""Commands that build and time engines: build, refit, bench, finish."""
 
 from __future__ import annotations
 
@@ -227,6 +227,27 @@ def build(
             source, output, options, cache=kept, force=force, command=command_line(), progress=session.progress
         )
         session.show(result, print_build)
+
+
+def refit(
+    engine: Annotated[Path, typer.Argument(metavar="F.engine", help="The engine, built with --refit or --strip.")],
+    source: Annotated[Path, typer.Option("--from", metavar="F.onnx", help="The same network with the new weights.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The refitted engine.")],
+    plugin: Plugin = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Replace the weights of an engine without building it again; it needs the GPU that the engine is for."""
+    from scconv_deploy.commands.printing import print_refit
+
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.workflows.refit import refit_file
+
+        result = refit_file(
+            engine, source, output, plugin=plugin, force=force, command=command_line(), progress=session.progress
+        )
+        session.show(result, print_refit)
 
 
 @grouped

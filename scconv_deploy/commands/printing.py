@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from scconv_deploy.records.stage import weights_lines
@@ -26,6 +25,7 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.workflows.doctor import Diagnosis
     from scconv_deploy.workflows.export import ExportResult
     from scconv_deploy.workflows.inspect import EngineInspection, ModelInspection, OnnxInspection
+    from scconv_deploy.workflows.refit import RefitResult
     from scconv_deploy.workflows.rewrite import RewriteResult
     from scconv_deploy.zoo.catalogue import Listing
 
@@ -123,6 +123,13 @@ def print_build(console: Console, result: BuildResult) -> None:
     print_line(console, f"sha256   {manifest.sha256}")
 
 
+def print_refit(console: Console, result: RefitResult) -> None:
+    """Print a refitted engine."""
+    _print_engine(console, result.engine.manifest)
+    print_line(console, f"{result.engine.path}: refitted in {result.seconds:.2f} s")
+    print_line(console, f"sha256   {result.engine.manifest.sha256}")
+
+
 def _print_engine(console: Console, manifest: EngineManifest) -> None:
     print_line(console, manifest.summary)
     for tensor in (*manifest.inputs, *manifest.outputs):
@@ -142,6 +149,8 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
         print_line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
     if manifest.plan is not None:
         print_line(console, f"plan     moves {manifest.plan.traffic('', manifest.backend)}, weights not counted")
+    if manifest.refitted_from:
+        print_line(console, f"refitted from the engine with sha256 {manifest.refitted_from}")
     for warning in manifest.warnings:
         print_line(console, f"warning  {warning}")
 
@@ -182,8 +191,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
 def _print_layers(console: Console, row: BenchRow) -> None:
     """Print the longest layers; the JSON has all."""
     total = sum(layer.p50_ms for layer in row.layers)
-    title = f"Layers of {escape(row.name)}, under the profiler: {len(row.layers)}, together {total:.3f} ms"
-    table = table_of(title, "layer", "type", "p50", "share")
+    print_line(console, f"Layers of {row.name}, under the profiler: {len(row.layers)}, together {total:.3f} ms")
+    table = table_of("", "layer", "type", "p50", "share")
     for layer in row.layers[:_LAYERS]:
         table.add_row(Text(layer.name), Text(layer.kind or "-"), f"{layer.p50_ms:.3f} ms", f"{layer.share:.1%}")
     rest = row.layers[_LAYERS:]

@@ -47,6 +47,12 @@ CASES = [
         f"Argument 8 (--target) {UNSET}",
     ),
     (("inspect", ""), 2, f"Argument 2 (inspect) {UNSET}"),
+    (
+        ("build", "net.onnx", "-o", "e", "--backend", "tensorrt-rtx", "--profile", "x"),
+        2,
+        "--profile 'x' is not NAME:MIN:",
+    ),
+    (("refit", "net.onnx", "--from", "net.onnx", "-o", "e"), 7, "net.onnx has no manifest net.onnx.json"),
     # no stdout for -
     (
         ("export", "net.py:make", "-o", "-", *SHAPE),

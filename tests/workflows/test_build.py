@@ -73,6 +73,7 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
         {"input": "x", "minimum": [1, 8, 8, 8], "optimum": [2, 8, 8, 8], "maximum": [8, 8, 8, 8], "index": 0}
     ]
     assert manifest["compute_capabilities"] == ["sm89"]
+    assert (manifest["structure_sha256"], manifest["refitted_from"]) == (OnnxSource(sru_model()).structure_sha256, "")
     assert [s["form"] for s in manifest["srus"]] == ["expanded"]
     assert manifest["file_bytes"] == Path("s.engine").stat().st_size
     assert len(manifest["layers"]) > 20

@@ -106,6 +106,7 @@ def build_network(
     plan = build_plan(module, source, options, profiles, tell)
     seconds = time.perf_counter() - start
     manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
+    manifest = replace(manifest, structure_sha256=source.structure_sha256)
     if cache is not None and writable:
         kept = cache.store(key, plan.data, manifest)
         notes += (kept,) if kept else ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
+from onnx import TensorProto
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, GraphInput, SRUNode
@@ -14,6 +15,10 @@ from scconv_deploy.graph.forms import folded, inlined, without_foreign_functions
 from scconv_deploy.graph.hygiene import straddling_first
 from scconv_deploy.graph.unknown import with_inner
 from scconv_deploy.system.environment import sha256_of
+
+_FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_READS_SETTINGS = ("Resize", "Upsample", "QuantizeLinear", "DequantizeLinear")
+"""Operators whose inputs after the first are sizes or scales."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,11 @@ class OnnxSource:
     def content_sha256(self) -> str:
         return sha256_of(self.readable.SerializeToString(deterministic=True))
 
+    @cached_property
+    def structure_sha256(self) -> str:
+        """SHA-256 of everything that weights of the same names, shapes and types leave as it is."""
+        return sha256_of(_skeleton(self.readable).SerializeToString(deterministic=True))
+
     def proto(self, form: Form) -> onnx.ModelProto:
         """The model in a form (ModelError: a node has no function to expand)."""
         return {"whole": lambda model: model, "plugin": without_functions, "inlined": inlined}[form](self.readable)
@@ -56,6 +66,34 @@ class OnnxSource:
         """The bytes with all constants folded, because parsers need constant axes and shapes; None if that fails."""
         model = folded(self.readable)
         return None if model is None else OnnxSource(model).read(form)
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the values of its weights, and without names that an exporter numbers anew in each export.
+
+    Scalars and sizes are no weights: parsers read them when they build, so no refit replaces them.
+    """
+    copy, graph = onnx.ModelProto(), model.graph
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    for field in ("node", "input", "output"):
+        getattr(copy.graph, field).extend(getattr(graph, field))
+    settings = {name for node in graph.node if node.op_type in _READS_SETTINGS for name in node.input[1:]}
+    names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    for tensor in graph.initializer:
+        if tensor.data_type in _FLOATING and tensor.dims and tensor.name not in settings:
+            names[tensor.name] = tensor.name
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            kept = copy.graph.initializer.add()
+            kept.CopyFrom(tensor)
+            kept.name = names.setdefault(tensor.name, f"%{len(names)}")
+    for node in copy.graph.node:
+        for field in ("name", "doc_string", "metadata_props"):
+            node.ClearField(field)
+        for values in (node.input, node.output):
+            values[:] = [names.setdefault(name, f"%{len(names)}") for name in values]
+    return copy
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

@@ -57,13 +57,20 @@ class GraphFacts:
 
 
 class NetworkSource(Protocol):
-    """A model that an engine is built from; ``content_sha256`` covers everything that the engine depends on."""
+    """A model that an engine is built from.
+
+    ``content_sha256`` covers everything that the engine depends on, ``structure_sha256`` all of it but the values of
+    weights; "" if that is not known.
+    """
 
     @property
     def facts(self) -> GraphFacts: ...
 
     @property
     def content_sha256(self) -> str: ...
+
+    @property
+    def structure_sha256(self) -> str: ...
 
     def read(self, form: Form) -> bytes:
         """The model's bytes in a form."""
@@ -84,6 +91,11 @@ class FileSource:
     @property
     def content_sha256(self) -> str:
         return sha256_of(self.read("whole"))
+
+    @property
+    def structure_sha256(self) -> str:
+        """ "": reading it needs the ``onnx`` library."""
+        return ""
 
     def read(self, form: Form) -> bytes:
         """The bytes of a form's file (IntegrityError if it is missing)."""

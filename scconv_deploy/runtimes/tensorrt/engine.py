@@ -131,9 +131,11 @@ class EngineManifest:
         settings: optimization level, workspace in bytes and the like.
         layers: layers before fusion.
         plugin_sha256: SHA-256 of the plugin library; "" without a plugin.
-        onnx_sha256: SHA-256 of the ONNX file.
+        onnx_sha256: SHA-256 of the ONNX file that the weights come from.
         warnings: warnings of the library, each once.
         versions: versions of scconv-deploy and Python.
+        structure_sha256: SHA-256 of the model without the values of its weights; "" if an engine was built on a device.
+        refitted_from: SHA-256 of the engine whose weights were replaced by those of the ONNX file; "" if none were.
     """
 
     sha256: str
@@ -157,6 +159,8 @@ class EngineManifest:
     build_seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     plan: CompiledPlan | None = None
+    structure_sha256: str = ""
+    refitted_from: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of the manifest, with a seal (a hash of the rest) that reveals edits."""

@@ -78,7 +78,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         data = artifact.verified_bytes()
         module = require_runtime(artifact)
         with logs.library_log(module).recording():
-            _load_plugin(module, artifact, plugin)
+            load_plugin_of(module, artifact, plugin)
         plan = Plan(
             str(artifact.path), manifest.backend, data, manifest.inputs, manifest.outputs, manifest.profiles,
             holds_host_code(manifest),
@@ -311,15 +311,24 @@ def require_runtime(artifact: EngineArtifact) -> ModuleType:
         MissingRuntimeError: the library is not installed or of another version, there is no GPU, or the engine has no
             weights.
     """
-    backend = artifact.manifest.backend
     if "STRIP_PLAN" in artifact.manifest.flags:  # it would run on uninitialized weights
         raise MissingRuntimeError(
             f"{artifact.path} holds no weights: it was built with --strip.",
-            "Refit it (IRefitter, with the ONNX file that it was built from), or build it without --strip.",
+            "Refit it (scconv-deploy refit --from the ONNX file that it was built from), or build it without --strip.",
         )
+    return require_library(artifact, "an engine runs on nothing else")
+
+
+def require_library(artifact: EngineArtifact, why_gpu: str) -> ModuleType:
+    """Import the library that opens an engine.
+
+    Raises:
+        MissingRuntimeError: the library is not installed or of another version, or there is no GPU.
+    """
+    backend = artifact.manifest.backend
     module = load_module(backend)  # type: ignore[arg-type]
     _check_version(module, artifact)
-    require_gpu(backend, "an engine runs on nothing else", "Run this on a machine with a GPU.")  # type: ignore[arg-type]
+    require_gpu(backend, why_gpu, "Run this on a machine with a GPU.")  # type: ignore[arg-type]
     return module
 
 
@@ -361,7 +370,16 @@ def _beside(artifact: EngineArtifact) -> Path | None:
     return next((path for path in found if sha256_of(path) == artifact.manifest.plugin_sha256), None)
 
 
-def _load_plugin(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
+def load_plugin_of(module: ModuleType, artifact: EngineArtifact, plugin: Path | None) -> None:
+    """Load the plugin library that an engine was built with, unless the engine holds it.
+
+    Args:
+        plugin: the library; None to look for it beside the engine.
+
+    Raises:
+        MissingRuntimeError: it was not found, or cannot be loaded.
+        IntegrityError: the engine was built with another one.
+    """
     wanted = artifact.manifest.plugin_sha256
     if not wanted or carries_plugin(artifact.manifest):
         return

@@ -12,6 +12,7 @@ from scconv_deploy.exporters.tensorrt.source import FileSource, GraphFacts, Grap
 from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.functions import function_proto
 from scconv_deploy.records.codec import decode, encode
+from tests.command_line import run
 from tests.exporters.tensorrt.engines import conv_model, sru_model
 
 
@@ -37,6 +38,89 @@ def test_the_forms_of_a_model_and_what_the_engine_depends_on():
     del stripped.functions[:]
     with pytest.raises(ModelError, match="have no function"):
         OnnxSource(stripped).read("inlined")
+
+
+def structure(change=lambda model: None):
+    """Of a convolution with a bias, its output added to a constant and resized."""
+    text = """<ir_version: 10, opset_import: ["" : 18]> g (float[N, 2, 8, 8] x) => (float[N, 2, 16, 16] y)
+    <float[2, 2, 1, 1] w = {1, 2, 3, 4}, float eps = {0.5}, float[4] scales = {1, 1, 2, 2}, int64[1] axis = {1}> {
+        a = Conv <pads = [0, 0, 0, 0]> (x, w)  b = Add(a, eps)  c = ReduceMean(b, axis)  d = Mul(b, c)
+        y = Resize(d, , scales)
+    }"""
+    model = onnx.parser.parse_model(text)
+    change(model)
+    return OnnxSource(model).structure_sha256
+
+
+def value(name, *values):
+    def change(model):
+        (tensor,) = (t for t in model.graph.initializer if t.name == name)
+        field = tensor.int64_data if tensor.data_type == onnx.TensorProto.INT64 else tensor.float_data
+        field[:] = values
+
+    return change
+
+
+def attribute(model):
+    model.graph.node[0].attribute[0].ints[0] = 1
+
+
+def opset(model):
+    model.opset_import[0].version = 19
+
+
+def shape(model):
+    model.graph.initializer[0].dims[:] = [4, 1, 1, 1]
+
+
+def provenance(model):
+    model.metadata_props.add(key="weights", value="another file")
+    model.graph.node[0].doc_string = "line 3"
+    model.graph.node[0].metadata_props.add(key="stack", value="line 3")
+
+
+def numbers(model):
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_7"
+        for names in (node.input, node.output):
+            names[:] = [{"a": "_v_1", "d": "_v_2", "axis": "val_3", "eps": "val_4"}.get(name, name) for name in names]
+    for tensor in model.graph.initializer:
+        tensor.name = {"axis": "val_3", "eps": "val_4"}.get(tensor.name, tensor.name)
+
+
+def wiring(model):
+    model.graph.node[3].input[:] = ["c", "b"]
+
+
+def weight_name(model):
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "kernel"
+
+
+@pytest.mark.parametrize("change", [value("w", 5, 6, 7, 8), provenance, numbers])
+def test_weights_provenance_and_numbers_are_no_part_of_the_structure(change):
+    assert structure(change) == structure()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [value("eps", 0.25), value("scales", 1, 1, 4, 4), value("axis", 2), attribute, opset, shape, wiring, weight_name],
+)
+def test_what_a_parser_reads_when_it_builds_is_part_of_the_structure(change):
+    assert structure(change) != structure()
+
+
+def test_exports_of_one_network_with_other_weights_have_one_structure(tmp_path):
+    """Weights, cuts and signs differ."""
+    sources = []
+    for seed in (0, 1):
+        path, values = tmp_path / f"{seed}.onnx", f'{{"blocks_per_stage": 1, "side": 16, "seed": {seed}}}'
+        net = ("tests.mutations:two_heads", "--kwargs", values, "--input", "1x3x16x16")
+        made = run("export", *net, "-o", str(path), "--quiet")
+        assert made.exit_code == 0, made.output
+        sources.append(OnnxSource(onnx.load(path)))
+    first, second = sources
+    assert first.structure_sha256 == second.structure_sha256
+    assert first.content_sha256 != second.content_sha256
 
 
 def test_files_in_place_of_a_model(tmp_path):

@@ -7,6 +7,7 @@ It is a real computation through the real runner, and no evidence about TensorRT
 from __future__ import annotations
 
 import ctypes
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,6 +76,23 @@ class Module:
 
     # --- running -------------------------------------------------------------------------------------------------
 
+    class SerializationFlag:
+        EXCLUDE_WEIGHTS = "EXCLUDE_WEIGHTS"
+        INCLUDE_REFIT = "INCLUDE_REFIT"
+
+    def Refitter(self, engine, logger):
+        return Refitter(engine)
+
+    def OnnxParserRefitter(self, refitter, logger):
+        def refit_from_bytes(data):
+            refitter.given = {tensor.name: tensor for tensor in onnx.load_model_from_string(data).graph.initializer}
+            return not self.refuse
+
+        error = SimpleNamespace(desc=lambda: self.refuse)
+        return SimpleNamespace(
+            refit_from_bytes=refit_from_bytes, num_errors=1 if self.refuse else 0, get_error=lambda index: error
+        )
+
     def Runtime(self, logger):
         self.runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: Engine(self, data) if self.open else None)
         return self.runtime
@@ -124,9 +142,26 @@ class Engine:
         model = onnx.load_model_from_string(bytes(data))
         if module.expand is not None:
             model = module.expand(model)
-        self.module, self.nodes = module, model.graph.node
-        self.runner = runner_of(model, RuntimeOptions(optimization="basic"))
+        self.module, self.model, self.nodes = module, model, model.graph.node
+        self.refittable = any(entry.key == "refittable" for entry in model.metadata_props)
         self.types = {v.name: NAMES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
+
+    @cached_property
+    def runner(self):
+        """Not for an engine without weights."""
+        return runner_of(self.model, RuntimeOptions(optimization="basic"))
+
+    def create_serialization_config(self):
+        flags = {"EXCLUDE_WEIGHTS"}  # as of a stripped engine
+        return SimpleNamespace(flags=flags, clear_flag=flags.discard, set_flag=flags.add)
+
+    def serialize_with_config(self, config):
+        """Refittable if asked for."""
+        assert "EXCLUDE_WEIGHTS" not in config.flags
+        del self.model.metadata_props[:]
+        if "INCLUDE_REFIT" in config.flags:
+            self.model.metadata_props.add(key="refittable", value="yes")
+        return self.model.SerializeToString()
 
     @property
     def num_layers(self):
@@ -148,6 +183,23 @@ class Engine:
 
     def get_tensor_location(self, name):
         return SimpleNamespace(name="DEVICE")
+
+
+class Refitter:
+    """Missing are the weights that the engine lacks (a stripped one), not those that nobody gave."""
+
+    def __init__(self, engine):
+        self.engine, self.given = engine, {}
+
+    def get_missing_weights(self):
+        own = self.engine.model.graph.initializer
+        return [tensor.name for tensor in own if not tensor.raw_data and tensor.name not in self.given]
+
+    def refit_cuda_engine(self):
+        for tensor in self.engine.model.graph.initializer:
+            if tensor.name in self.given:
+                tensor.CopyFrom(self.given[tensor.name])
+        return True
 
 
 class Context:

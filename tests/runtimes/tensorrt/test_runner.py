@@ -90,25 +90,25 @@ def test_the_plugin_must_be_the_one_it_was_built_with(tmp_path):
     )
     artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
     with pytest.raises(MissingRuntimeError, match="built with a plugin"):
-        runners._load_plugin(module, artifact, None)
+        runners.load_plugin_of(module, artifact, None)
     with pytest.raises(IntegrityError, match="is not the plugin that"):
-        runners._load_plugin(module, artifact, plugin)
+        runners.load_plugin_of(module, artifact, plugin)
     assert loaded == []
     digest = hashlib.sha256(elf_library()).hexdigest()
-    runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
+    runners.load_plugin_of(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]
-    runners._load_plugin(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
+    runners.load_plugin_of(module, EngineArtifact(artifact.path, manifest_of(DATA, plugin_sha256=digest)), plugin)
     assert loaded == [str(plugin)]  # it is there already: a second time the registry would refuse it
     plugin.write_bytes(elf_library(b"another build"))
     other = manifest_of(DATA, plugin_sha256=hashlib.sha256(elf_library(b"another build")).hexdigest())
     with pytest.raises(MissingRuntimeError, match="another library of this plugin is loaded in this process"):
-        runners._load_plugin(module, EngineArtifact(artifact.path, other), plugin)
+        runners.load_plugin_of(module, EngineArtifact(artifact.path, other), plugin)
 
 
 def test_a_plugin_that_is_not_there_is_exit_2(tmp_path):
     artifact = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, plugin_sha256="0" * 64))
     with pytest.raises(UsageError, match=r"gone\.so does not exist"):
-        runners._load_plugin(SimpleNamespace(), artifact, tmp_path / "gone.so")
+        runners.load_plugin_of(SimpleNamespace(), artifact, tmp_path / "gone.so")
 
 
 def test_shapes_are_held_against_the_profile():
@@ -366,11 +366,11 @@ def test_of_tensorrts_engines_only_a_version_compatible_one_carries_its_plugin(t
     assert holds_host_code(manifest_of(DATA, backend="tensorrt-rtx", **plugin))  # every one of TensorRT-RTX's
     inside = {"backend": "tensorrt", **plugin}
     compatible = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, flags=("VERSION_COMPATIBLE",), **inside))
-    runners._load_plugin(SimpleNamespace(), compatible, None)
+    runners.load_plugin_of(SimpleNamespace(), compatible, None)
     other = EngineArtifact(tmp_path / "m.engine", manifest_of(DATA, **inside))
     assert not holds_host_code(other.manifest)
     with pytest.raises(MissingRuntimeError, match="built with a plugin, which was not given"):
-        runners._load_plugin(SimpleNamespace(), other, None)
+        runners.load_plugin_of(SimpleNamespace(), other, None)
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40))
