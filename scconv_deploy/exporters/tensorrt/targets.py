@@ -5,7 +5,8 @@ Sources: NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack/downloa
 7.1 is 38.4), Torch-TensorRT's page on Jetson (JetPack 6.1: CUDA 12.6, TensorRT 10.3), the support matrix of TensorRT
 Edge-LLM 0.10 (JetPack 7.0 and 7.1: CUDA 13.0; 7.2, the first for Orin: CUDA 13.2), and NVIDIA's table of compute
 capabilities (developer.nvidia.com/cuda-gpus: Orin 8.7, Thor 11.0). Those of TensorRT 10.13 in JetPack 7.0 and 10.16 in
-7.2 stand in docs/hosts/jetson.md.
+7.2 stand in docs/hosts/jetson.md. TensorRT 11.4.1 is for JetPack 7.2.2 and later, as an installation of its own: the
+device builds with the TensorRT that Python imports (NVIDIA's page on migrating Jetson to TensorRT 11, November 2026).
 """
 
 from __future__ import annotations
