@@ -65,6 +65,20 @@ def test_the_rtx_path_finds_what_only_it_uses():
     assert RTX_ONLY - names_of("tensorrt-rtx-1.7") == set()
 
 
+@pytest.mark.parametrize("name", VERSIONS)
+def test_every_version_refits_from_onnx_and_times_layers(name):
+    classes = surface(name)["classes"]
+    assert classes["IProfiler"] == ["report_layer_time"]
+    assert {"profiler", "set_optimization_profile_async"} <= set(classes["IExecutionContext"])
+    assert {"refit_cuda_engine", "get_missing_weights"} <= set(classes["Refitter"])
+    assert {"refit_from_bytes", "num_errors", "get_error"} <= set(classes["OnnxParserRefitter"])
+    assert {"clear_flag", "set_flag"} <= set(classes["ISerializationConfig"])
+    flags = classes["SerializationFlag"]
+    assert "EXCLUDE_WEIGHTS" in flags
+    lacks = name in ("tensorrt-10.3", "tensorrt-10.7", "tensorrt-10.9", "tensorrt-10.13")
+    assert ("INCLUDE_REFIT" in flags) is not lacks  # docs/engines.md says so
+
+
 @pytest.mark.parametrize("name", TENSORRT)
 def test_versions_that_have_same_cc_are_those_that_the_error_names(name):
     module = recorded(name)
