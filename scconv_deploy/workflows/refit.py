@@ -71,7 +71,7 @@ def refit_file(
         )
     if plugin is not None:
         check_plugin_of(artifact, plugin)
-    network = OnnxSource(read_onnx(source))
+    network, digest = OnnxSource(read_onnx(source)), sha256_of(source)
     _check_structure(artifact, source, network)
     module = require_library(artifact, "refitting deserialises the engine")
     progress(f"refitting {path.name}")
@@ -85,7 +85,7 @@ def refit_file(
         sha256=sha256_of(plan.data),
         file_bytes=len(plan.data),
         flags=tuple(sorted(flags)),
-        onnx_sha256=sha256_of(source),
+        onnx_sha256=digest,
         command=command,
         warnings=plan.warnings,
         refitted_from=manifest.sha256,

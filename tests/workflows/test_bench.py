@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from scconv_deploy import cli
 from scconv_deploy.errors import UsageError
+from scconv_deploy.exporters.tensorrt.profiles import parse_profile, resolve_profiles
 from scconv_deploy.runtimes.tensorrt import runner as runners
 from scconv_deploy.runtimes.tensorrt import versions as tensorrt_versions
 from scconv_deploy.system.gpu import Gpu
@@ -19,7 +20,7 @@ from scconv_deploy.workflows.bench import _measure, _row, _Subject
 from scconv_deploy.workflows.bench_options import BenchOptions, shapes_of
 from tests.command_line import failed, run
 from tests.exporters.tensorrt.engines import conv_model, save, sru_model
-from tests.runtimes.tensorrt.ort_behind_tensorrt import Module
+from tests.runtimes.tensorrt.ort_behind_tensorrt import Context, Module
 from tests.verification.engine_cases import engine_of
 
 
@@ -152,6 +153,26 @@ def test_engines_take_turns_with_the_rest(workplace, host_cuda, monkeypatch):
     calls = host_cuda.calls()
     assert calls.count("cudaGraphLaunch") == 1 + 2 + 4
     assert calls.count("cudaEventCreate") == 4
+
+
+def test_an_engine_of_two_profiles_runs_in_the_one_that_takes_the_batch(workplace, host_cuda, monkeypatch):
+    module = Module(host_cuda)
+    monkeypatch.setattr(runners, "load_module", lambda backend: module)
+    monkeypatch.setattr(runners, "load_cuda", lambda: host_cuda.cuda)
+    monkeypatch.setattr(tensorrt_versions, "gpus", lambda: (Gpu("a GPU", "8.9"),))
+    first, second = ("x:1x16x8x8:2x16x8x8", "x:8x16x8x8:16x16x8x8:32x16x8x8")
+    profiles = resolve_profiles({"x": (-1, 16, 8, 8)}, (), (), tuple(map(parse_profile, (f"{first}:4x16x8x8", second))))
+    engine_of(conv_model(), workplace, profiles=profiles)
+    switched = []
+    switch = Context.set_optimization_profile_async
+    monkeypatch.setattr(
+        Context, "set_optimization_profile_async",
+        lambda self, index, stream: switched.append(index) or switch(self, index, stream),
+    )  # fmt: skip
+    for batch, used in ((2, []), (20, [1])):
+        assert bench("m.engine", "--batch", str(batch)).exit_code == 0
+        assert switched == used
+    failed(bench("m.engine", "--batch", "6"), 2, "Input 'x' is (6, 16, 8, 8), the engine takes (1, 16, 8, 8) to (4,")
 
 
 def test_layers_of_engines_and_of_files(workplace, host_cuda, monkeypatch):

@@ -89,7 +89,9 @@ def test_a_stripped_engine_has_weights_afterwards_and_runs(workplace, module):
     engine = refittable(workplace, content=stripped(conv_model()), flags=("REFIT", "STRIP_PLAN"))
     with pytest.raises(MissingRuntimeError, match=r"holds no weights: .* Refit it \(scconv-deploy refit"):
         TensorRTRunner(engine)
-    assert run(*REFIT).exit_code == 0
+    shown = run(*REFIT)
+    assert shown.exit_code == 0
+    assert "out.engine: refitted in" in shown.stdout
     refitted = load_engine(Path("out.engine"))
     assert refitted.manifest.flags == ("REFIT",)
     with TensorRTRunner(refitted) as runner:

@@ -94,7 +94,7 @@ class FileSource:
 
     @property
     def structure_sha256(self) -> str:
-        """ "": reading it needs the ``onnx`` library."""
+        """Empty: it takes the ``onnx`` library to know it."""
         return ""
 
     def read(self, form: Form) -> bytes:
