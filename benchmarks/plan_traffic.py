@@ -2,7 +2,8 @@
 
 Bytes are those of each kernel's inputs and outputs, weights not counted, as the builder lists them
 (``scconv_deploy.exporters.tensorrt.compiled_plan``). Each network is exported once in each precision through this
-project's pipeline, and built with static shapes for each batch. ``--plugin FILE`` (or ``auto``) adds the fused SRU.
+project's pipeline, and built with static shapes for each batch. ``--plugin FILE`` (or ``auto``) adds the fused SRU,
+``--debug-tensors`` each form again with the ends of the SRUs marked (``build --debug-tensors srus``).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ _COLUMNS = {
     "SRUs": "srus",
     "precision": "precision",
     "batch": "batch",
+    "marked": "marked",
     "MB": "megabytes",
     "times plain": "times_plain",
     "launches": "launches",
     "SRUs' MB": "sru_megabytes",
     "SRUs' launches": "sru_launches",
+    "engine's bytes": "file_bytes",
     "build": "build_s",
 }
 _CHILD = """
@@ -36,8 +39,9 @@ from scconv_deploy.workflows.build import build_file
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import ShapeRange
 from pathlib import Path
-source, target, shape, plugin, folder = sys.argv[1:]
-options = BuildOptions("tensorrt-rtx", target, shapes=(ShapeRange.parse(shape),)).with_plugin(plugin or None)
+source, target, shape, plugin, debug, folder = sys.argv[1:]
+options = BuildOptions("tensorrt-rtx", target, shapes=(ShapeRange.parse(shape),), debug_tensors=debug or None)
+options = options.with_plugin(plugin or None)
 first = build_file(Path(source), Path(folder) / "first.engine", options, cache=None, force=True)
 start = time.perf_counter()
 made = build_file(Path(source), Path(folder) / "again.engine", options, cache=None, force=True)
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("resnet50", "resnet20"), default="resnet50", help="resnet20 is quick")
     parser.add_argument("--target", default="sm89")
     parser.add_argument("--plugin", default="", metavar="FILE|auto", help="also with the fused SRU")
+    parser.add_argument("--debug-tensors", action="store_true", help="also with the ends of the SRUs marked")
     parser.add_argument("--precisions", default="fp32,fp16")
     parser.add_argument("--batches", default="1,8")
 
@@ -79,20 +84,22 @@ def _of_batch(
     files: dict[str, Path], precision: str, batch: int, options: argparse.Namespace, folder: Path
 ) -> list[Row]:
     plain, ours = files
-    forms = [(plain, "", "none"), (ours, "", "expanded")]
-    forms += [(ours, options.plugin, "plugin")] if options.plugin else []
+    forms = [(plain, "", "none", "")]
+    for form, plugin in {"expanded": "", **({"plugin": options.plugin} if options.plugin else {})}.items():
+        forms += [(ours, plugin, form, debug) for debug in (("", "srus") if options.debug_tensors else ("",))]
     side = 224 if options.network == "resnet50" else 32
     rows: list[Row] = []
-    for name, plugin, form in forms:
+    for name, plugin, form, debug in forms:
         shape = f"image:{batch}x3x{side}x{side}"
-        made = _json(_run("-c", _CHILD, files[name], options.target, shape, plugin, folder))
-        plan = made["manifest"]["plan"]
+        made = _json(_run("-c", _CHILD, files[name], options.target, shape, plugin, debug, folder))
+        plan, marked = made["manifest"]["plan"], made["manifest"]["debug_tensors"]
         srus = [layer for layer in (PlanLayer(**found) for found in plan["layers"]) if layer.of_sru]
         row = {
             "network": name, "srus": form, "precision": precision, "batch": batch,
+            "marked": len({tensor["name"] for tensor in marked}),
             "megabytes": plan["bytes_moved"] / 1e6, "launches": plan["launches"],
             "sru_megabytes": sum(layer.bytes_moved or 0 for layer in srus) / 1e6, "sru_launches": len(srus),
-            "build_s": made["seconds"],
+            "file_bytes": made["manifest"]["file_bytes"], "build_s": made["seconds"],
         }  # fmt: skip
         rows.append(row | {"times_plain": row["megabytes"] / (rows[0] if rows else row)["megabytes"]})
     return rows

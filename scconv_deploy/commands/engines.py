@@ -114,6 +114,15 @@ RequirePlugin = Annotated[
     bool, typer.Option("--require-plugin", help="Exit 5 if an SRU got no plugin.", rich_help_panel=_PLUGIN)
 ]
 
+DebugTensors = Annotated[
+    Literal["srus"] | None,
+    typer.Option(
+        "--debug-tensors",
+        help="Mark the inputs and outputs of the SRUs, so that verify can judge the inside of the engine.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+
 
 def parse_size(option: str, text: str) -> int:
     """Read a size such as ``512M``, ``2G`` or a plain number as bytes (UsageError otherwise)."""
@@ -152,6 +161,7 @@ def engine_request(
     axes: Sequence[Any],
     plugin: str | None = None,
     require_plugin: bool = False,
+    debug_tensors: Literal["srus"] | None = None,
 ) -> EngineRequest:
     """Engines requested of deploy: one for each backend but onnx, built here or on the named devices."""
     from scconv_deploy.workflows.build import EngineRequest
@@ -161,7 +171,7 @@ def engine_request(
         raise UsageError(
             f"--target {target} is for engines, and none is asked for.", "Add --backend tensorrt or tensorrt-rtx."
         )
-    return EngineRequest.of(wanted, target, tuple(axes), plugin, require_plugin)
+    return EngineRequest.of(wanted, target, tuple(axes), plugin, require_plugin, debug_tensors)
 
 
 def build(
@@ -189,6 +199,7 @@ def build(
     plugin: BuildPlugin = None,
     serialize_plugin: SerializePlugin = False,
     require_plugin: RequirePlugin = False,
+    debug_tensors: DebugTensors = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     force: Force = False,
@@ -220,6 +231,7 @@ def build(
             version_compatible=version_compatible,
             serialize_plugin=serialize_plugin,
             require_plugin=require_plugin,
+            debug_tensors=debug_tensors,
             timing_cache=timing_cache,
         ).with_plugin(plugin)
         kept = chosen_cache(cache, no_cache)

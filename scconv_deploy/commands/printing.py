@@ -147,6 +147,9 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
         reasons.setdefault((sru.form, sru.reason if sru.form == "expanded" else ""), []).append(sru.site)
     for (form, reason), sites in reasons.items():
         print_line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
+    if manifest.debug_tensors:
+        shown = len({tensor.site for tensor in manifest.debug_tensors})
+        print_line(console, f"debug    {len(manifest.debug_tensors)} ends of {shown} SRUs can be read")
     if manifest.plan is not None:
         print_line(console, f"plan     moves {manifest.plan.traffic('', manifest.backend)}, weights not counted")
     if manifest.refitted_from:

@@ -15,7 +15,7 @@ from scconv_deploy.exporters.tensorrt.build import BuildResult, Prepared, Progre
 from scconv_deploy.exporters.tensorrt.builder import build_plan
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
-from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.options import BuildOptions, DebugTensors
 from scconv_deploy.exporters.tensorrt.plugin_choice import with_plugin
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt.source import NetworkSource
@@ -106,11 +106,13 @@ class EngineRequest:
         axes: tuple[DynamicAxis, ...],
         plugin: str | Path | None = None,
         require_plugin: bool = False,
+        debug_tensors: DebugTensors | None = None,
     ) -> EngineRequest:
         """Make a request from the options of the command line.
 
         Args:
             plugin, require_plugin: of the engines built here, ``auto`` or a file; devices build their own plugin.
+            debug_tensors: of the engines built here; those of devices have none.
 
         Raises:
             UsageError: see :func:`.exporters.tensorrt.targets.split_targets`; or no engine built here uses a plugin.
@@ -122,11 +124,12 @@ class EngineRequest:
             rest = ",".join(part for part in parts if part not in DEVICES)
             if rest or not parts:
                 options = BuildOptions(backend, rest, axes=axes, require_plugin=require_plugin)  # type: ignore[arg-type]
+                options = replace(options, debug_tensors=debug_tensors)
                 here.append(options.with_plugin(plugin))
-        if (plugin is not None or require_plugin) and not here:
+        local = {"--plugin": plugin, "--require-plugin": require_plugin, "--debug-tensors": debug_tensors}
+        if not here and (asked := [name for name, value in local.items() if value]):
             raise UsageError(
-                f"{'--require-plugin' if plugin is None else '--plugin'} is for an engine that is built on this "
-                "machine, and none is asked for.",
+                f"{asked[0]} is for an engine that is built on this machine, and none is asked for.",
                 "Add --backend tensorrt-rtx or tensorrt, or leave it out: devices build their own.",
             )
         return cls(tuple(here), tuple(devices), axes)

@@ -171,4 +171,5 @@ def _manifest(
         build_seconds=seconds,
         versions={"scconv-deploy": __version__, "python": platform_facts()["python"]},
         plan=plan.compiled,
+        debug_tensors=plan.debug_tensors,
     )

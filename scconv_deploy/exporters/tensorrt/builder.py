@@ -16,12 +16,27 @@ from typing import Any, TypeVar
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.cache import read_timing, write_timing
 from scconv_deploy.exporters.tensorrt.compiled_plan import compiled_plan, open_batch
-from scconv_deploy.exporters.tensorrt.network import form_for, layers_of, load_plugin, parse, srus_of, tensors_of
+from scconv_deploy.exporters.tensorrt.network import (
+    form_for,
+    layers_of,
+    load_plugin,
+    mark_srus,
+    parse,
+    srus_of,
+    tensors_of,
+)
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.source import Form, NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt import log as logs
-from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineLayer, EngineProfile, EngineSRU, EngineTensor
+from scconv_deploy.runtimes.tensorrt.engine import (
+    CompiledPlan,
+    DebugTensor,
+    EngineLayer,
+    EngineProfile,
+    EngineSRU,
+    EngineTensor,
+)
 from scconv_deploy.runtimes.tensorrt.plugin_library import is_registered
 from scconv_deploy.runtimes.tensorrt.versions import FEATURES, lookup, require, require_gpu
 from scconv_deploy.system.backends import BACKENDS
@@ -49,6 +64,7 @@ class Plan:
     plugin_sha256: str
     warnings: tuple[str, ...]
     compiled: CompiledPlan | None = None
+    debug_tensors: tuple[DebugTensor, ...] = ()
 
 
 # --- before anything is done -------------------------------------------------------------------------------------
@@ -65,7 +81,8 @@ def check_options(module: ModuleType, options: BuildOptions) -> None:
         name: bool(getattr(options, name))
         for name in ("tf32", "strip", "refit", "version_compatible", "plugin", "serialize_plugin", "timing_cache")
     }
-    wanted |= {name: getattr(options, name) is not None for name in ("optimization_level", "workspace_bytes")}
+    given = ("optimization_level", "workspace_bytes", "debug_tensors")
+    wanted |= {name: getattr(options, name) is not None for name in given}
     if options.hardware_compatibility is not None:
         wanted[options.hardware_compatibility] = True
     for name, asked in wanted.items():
@@ -165,6 +182,7 @@ def build_plan(
         layers = layers_of(network)
         srus = srus_of(source.facts, network, options)
         _require_plugins(srus, options)
+        debug_tensors = mark_srus(network, source.facts) if options.debug_tensors == "srus" else ()
         config = builder.create_builder_config()
         capabilities = _configure(module, config, options)
         _add_profiles(builder, config, network, profiles, messages)
@@ -186,7 +204,7 @@ def build_plan(
         tensors = tensors_of(network)
     warnings = (*folded, *logs.warnings(messages))
     compiled = compiled_plan(messages, open_batch(profiles))
-    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled)
+    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled, debug_tensors)
 
 
 def _parsed(

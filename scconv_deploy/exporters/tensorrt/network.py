@@ -12,7 +12,7 @@ from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.plugin_probe import require_plugins
 from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, NetworkSource
 from scconv_deploy.graph.contract import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineSRU, EngineTensor
+from scconv_deploy.runtimes.tensorrt.engine import DebugTensor, EngineLayer, EngineSRU, EngineTensor
 from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
 from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, release
 from scconv_deploy.system.backends import BACKENDS, Backend
@@ -177,6 +177,27 @@ def srus_of(facts: GraphFacts, network: Any, options: BuildOptions) -> tuple[Eng
         else EngineSRU(node.name, "expanded", why, counts[node.name])
         for node in facts.srus
     )
+
+
+def mark_srus(network: Any, facts: GraphFacts) -> tuple[DebugTensor, ...]:
+    """Mark the input and the output of each SRU as debug tensors; returns the ends that can be read.
+
+    The parser keeps the names of the graph's tensors, whether an SRU became a plugin or layers. A tensor that it
+    dropped, or that the library refuses to mark, is left out. Two SRUs may share a tensor. The network's own inputs and
+    outputs can be read without a mark; TensorRT-RTX does not build with an input marked (measured in 1.7.1).
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    inner = {(t := layer.get_output(i)).name: t for layer in layers for i in range(layer.num_outputs)}
+    outer = {network.get_input(i).name for i in range(network.num_inputs)}
+    outer |= {network.get_output(i).name for i in range(network.num_outputs)}
+    ends = [
+        end
+        for sru in facts.srus
+        for end in (DebugTensor(sru.x, sru.name, "x"), DebugTensor(sru.y, sru.name, "y"))
+        if end.name in inner or end.name in outer
+    ]
+    marked = {name: name in outer or network.mark_debug(inner[name]) for name in dict.fromkeys(e.name for e in ends)}
+    return tuple(end for end in ends if marked[end.name])
 
 
 def tensors_of(network: Any) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:

@@ -107,7 +107,11 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     """The facts of a model that a builder needs."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(GraphInput(v.name, _shape(v)) for v in model.graph.input if v.name not in constants)
-    srus = tuple(SRUNode(n.name or n.output[0], n.op_type) for n in model.graph.node if n.domain == DOMAIN)
+    srus = tuple(
+        SRUNode(n.name or n.output[0], n.op_type, n.input[0], n.output[0])
+        for n in model.graph.node
+        if n.domain == DOMAIN
+    )
     nodes = [node for graph in (model.graph, *model.functions) for node in with_inner(graph.node)]
     operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))
     defined = {(function.domain, function.name) for function in model.functions}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # this module also runs on the device, without the model pack
 
 AUTO = "auto"
 HardwareCompatibility = Literal["ampere+", "same-cc"]
+DebugTensors = Literal["srus"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class BuildOptions:
         optimization_level: 0 to 5; the library's default where None.
         plugin: the library with the fused SRU.
         auto_plugin: take it from the cache or compile it, see :mod:`.plugin_choice`.
+        debug_tensors: ``srus`` marks the input and the output of each SRU, so that ``verify`` can read them.
         timing_cache: where to read and keep tactic timings; None for none.
     """
 
@@ -48,6 +50,7 @@ class BuildOptions:
     auto_plugin: bool = False
     serialize_plugin: bool = False
     require_plugin: bool = False
+    debug_tensors: DebugTensors | None = None
     timing_cache: Path | None = None
 
     def with_plugin(self, given: str | Path | None) -> BuildOptions:

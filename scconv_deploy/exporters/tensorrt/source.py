@@ -20,10 +20,17 @@ Form = Literal["whole", "plugin", "inlined"]
 
 @dataclass(frozen=True)
 class SRUNode:
-    """A node of the domain ``scconv``: its name (without one, its first output's) and its operator."""
+    """A node of the domain ``scconv``.
+
+    Attributes:
+        name: its own, or its first output's.
+        x, y: names of its input and output; "" in a device's plan of before they were kept.
+    """
 
     name: str
     operator: str
+    x: str = ""
+    y: str = ""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,18 @@ class EngineSRU:
 
 
 @dataclass(frozen=True)
+class DebugTensor:
+    """End of an SRU that can be read from an engine: its input x or its output y.
+
+    It is an input or an output of the engine, or was marked as a debug tensor.
+    """
+
+    name: str
+    site: str
+    side: Literal["x", "y"]
+
+
+@dataclass(frozen=True)
 class PlanLayer:
     """A kernel of a compiled plan.
 
@@ -136,6 +148,7 @@ class EngineManifest:
         versions: versions of scconv-deploy and Python.
         structure_sha256: SHA-256 of the model without the values of its weights; "" if an engine was built on a device.
         refitted_from: SHA-256 of the engine whose weights were replaced by those of the ONNX file; "" if none were.
+        debug_tensors: ends of SRUs that can be read, with ``--debug-tensors``, in the order of the SRUs.
     """
 
     sha256: str
@@ -161,6 +174,7 @@ class EngineManifest:
     plan: CompiledPlan | None = None
     structure_sha256: str = ""
     refitted_from: str = ""
+    debug_tensors: tuple[DebugTensor, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of the manifest, with a seal (a hash of the rest) that reveals edits."""

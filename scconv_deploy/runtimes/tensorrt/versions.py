@@ -81,6 +81,12 @@ FEATURES: dict[str, Feature] = {
     "serialize_plugin": Feature(
         "--serialize-plugin", ("IBuilderConfig.plugins_to_serialize",), _BOTH
     ),
+    "debug_tensors": Feature(
+        "--debug-tensors",
+        ("INetworkDefinition.mark_debug", "IExecutionContext.set_debug_listener",
+         "IExecutionContext.set_tensor_debug_state"),
+        _BOTH,
+    ),
     "compute_capabilities": Feature(
         "--target smNN", ("IBuilderConfig.set_compute_capability", "ComputeCapability"), "tensorrt-rtx 1.0 and later"
     ),

@@ -226,6 +226,35 @@ def test_layers_before_fusion_and_srus_expanded():
     assert plan.warnings == again.warnings == ()  # whatever was built in this process before
 
 
+def test_the_ends_of_srus_are_marked_and_the_manifest_can_say_which():
+    """x of the first SRU is the engine's input, y of the last its output: those are read without a mark."""
+    names = ("first.sru", "second.sru", "third.sru")
+    marked, plain = plan_of(sru_model(names), debug_tensors="srus"), plan_of(sru_model(names))
+    assert [(t.site, t.side, t.name) for t in marked.debug_tensors] == [
+        (site, side, name)
+        for i, site in enumerate(names)
+        for side, name in (("x", f"x{i}" if i else "x"), ("y", f"x{i + 1}"))
+    ]
+    assert plain.debug_tensors == ()
+    assert marked.data != plain.data
+    assert [layer.name for layer in marked.layers] == [layer.name for layer in plain.layers]
+
+
+def test_what_the_parser_dropped_or_the_library_refuses_is_left_out():
+    source = OnnxSource(sru_model(("a", "b", "c")))
+    log = logger()
+    network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    options = BuildOptions("tensorrt-rtx")
+    parser = tensorrt.parse(trt, network, log, source.read("whole"), source.facts, options)
+    assert len(tensorrt.mark_srus(network, source.facts)) == 6
+    tensors = [network.get_layer(i).get_output(0) for i in range(network.num_layers)]
+    assert {t.name for t in tensors if network.is_debug_tensor(t)} == {"x1", "x2"}
+    assert not network.is_debug_tensor(network.get_input(0))
+    gone = dataclasses.replace(source.facts, srus=(dataclasses.replace(source.facts.srus[0], y="gone"),))
+    assert [(t.name, t.side) for t in tensorrt.mark_srus(network, gone)] == [("x", "x")]
+    del parser  # the network depends on it until here
+
+
 def test_require_plugin_fails_before_anything_is_built():
     with pytest.raises(BuildError, match=r"1 of 1 SRUs were expanded, the first is block\.sru: no plugin was given"):
         plan_of(sru_model(), require_plugin=True)

@@ -123,6 +123,14 @@ def test_the_command_line_builds_with_it_ships_it_and_says_so(harness, tmp_path,
     plain = json.loads(shell(*base, "-o", "plain.engine").stdout)
     fused = json.loads(shell(*base, "-o", "fused.engine", "--plugin", harness.plugin, "--require-plugin").stdout)
     inside = json.loads(shell(*base, "-o", "inside.engine", "--plugin", harness.plugin, "--serialize-plugin").stdout)
+    marked = json.loads(
+        shell(*base, "-o", "marked.engine", "--plugin", harness.plugin, "--debug-tensors", "srus").stdout
+    )
+    ends = [(t["site"], t["side"], t["name"]) for t in marked["manifest"]["debug_tensors"]]
+    assert ends == [("a.SRU", "x", "x"), ("a.SRU", "y", "x1"), ("b.SRU", "x", "x1"), ("b.SRU", "y", "x2")]
+    assert [fused["manifest"]["debug_tensors"], plain["manifest"]["debug_tensors"]] == [[], []]
+    cost = [(m["manifest"]["plan"]["launches"], m["manifest"]["plan"]["bytes_moved"]) for m in (marked, fused)]
+    assert cost[0] == cost[1]
     forms = [[sru["form"] for sru in made["manifest"]["srus"]] for made in (plain, fused, inside)]
     assert forms == [["expanded"] * 2, ["plugin"] * 2, ["plugin"] * 2]
     plans = [made["manifest"]["plan"] for made in (plain, fused)]

@@ -83,6 +83,8 @@ def test_a_plugin_is_for_what_is_built_here():
             EngineRequest.of(backends, target, (), path)
         with pytest.raises(UsageError, match="--require-plugin is for an engine"):
             EngineRequest.of(backends, target, (), None, require_plugin=True)
+        with pytest.raises(UsageError, match="--debug-tensors is for an engine"):
+            EngineRequest.of(backends, target, (), debug_tensors="srus")
 
 
 @pytest.mark.parametrize(
