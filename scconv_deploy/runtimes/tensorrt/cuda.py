@@ -93,6 +93,12 @@ class Cuda:
         text = (self._library.cudaGetErrorString(code) or b"unknown error").decode(errors="replace")
         raise CudaError(f"{name} failed: {text} (error {code}).", _what_to_do(code), code)
 
+    def read(self, array: np.ndarray, address: int, stream: int) -> None:
+        """Copy device memory to a C-contiguous array in the turn of a stream of the library's, and wait for it."""
+        if array.nbytes:
+            self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, _TO_HOST, stream)
+        self.call("cudaStreamSynchronize", stream)
+
     @property
     def release(self) -> tuple[int, int]:
         """CUDA runtime version, e.g. ``(12, 6)``; needs no driver."""

@@ -5,8 +5,8 @@ Standard library, NumPy and the library's bindings only: it also runs on the dev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError, UsageError
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Event, Graph, Stream, close_all, load_cuda
+from scconv_deploy.runtimes.tensorrt.debug import Shown, debug_listener
 from scconv_deploy.runtimes.tensorrt.engine import (
     EngineArtifact,
     EngineManifest,
@@ -118,12 +119,14 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             )
         self._stream = Stream(cuda)
         self._events: tuple[Event, ...] = ()
+        self._listener, self._shown = None, Shown()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._release(*self._events, self._stream, error=error)
         finally:
             del self._context, self._engine, self._runtime  # in this order: each depends on the next
+            self._listener = None  # the context called it
 
     @property
     def device_memory_bytes(self) -> int:
@@ -148,6 +151,56 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         """
         self.bind(tensors)
         self.enqueue()
+        return self._outputs()
+
+    def run_watched(
+        self, tensors: Mapping[str, np.ndarray], watched: Iterable[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run once as :meth:`run` does, without a CUDA graph, and copy debug tensors.
+
+        Args:
+            watched: names of tensors that were marked when the engine was built; other runs do not show them.
+
+        Returns:
+            the outputs, and the watched tensors that the library showed, by name; bfloat16 as float32.
+
+        Raises:
+            ModelError: the engine has no such debug tensor, or the library takes no listener.
+        """
+        self.bind(tensors)
+        with self._watching(watched) as shown:
+            try:
+                self._execute()
+            finally:  # the library itself has no better reason
+                if shown.failure is not None:
+                    raise shown.failure
+            outputs = self._outputs()
+        return outputs, {
+            name: from_bfloat16(array) if shown.dtypes[name] == "BF16" else array
+            for name, array in shown.tensors.items()
+        }
+
+    @contextmanager
+    def _watching(self, watched: Iterable[str]) -> Iterator[Shown]:
+        """Switch debug tensors on; they are off again afterwards, and the listener stays with the context."""
+        title, on = BACKENDS[self.name].title, []
+        if self._listener is None:
+            listener = debug_listener(self._module, self._cuda, _STORED, self._shown)
+            if not self._context.set_debug_listener(listener):
+                raise ModelError(f"{title} takes no listener for debug tensors.", "Build without --debug-tensors.")
+            self._listener = listener
+        self._shown.clear()
+        try:
+            for name in watched:
+                if not self._context.set_tensor_debug_state(name, True):
+                    raise ModelError(f"{title} has no debug tensor {name!r} in the engine.", "Build the engine again.")
+                on.append(name)
+            yield self._shown
+        finally:
+            for name in on:
+                self._context.set_tensor_debug_state(name, False)
+
+    def _outputs(self) -> dict[str, np.ndarray]:
         stored: dict[str, np.ndarray] = {n: np.empty(self._shapes[n], _STORED[self._dtypes[n]]) for n in self.outputs}
         for name, array in stored.items():
             self._buffers[name].download(array, self._stream)

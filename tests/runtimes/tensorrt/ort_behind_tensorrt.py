@@ -7,15 +7,17 @@ It is a real computation through the real runner, and no evidence about TensorRT
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from scconv_deploy.graph.types import precision_of
 from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.runtimes.tensorrt.cuda import Buffer
 from scconv_deploy.runtimes.tensorrt.runner import from_bfloat16, to_bfloat16
 
 NAMES = {
@@ -23,6 +25,21 @@ NAMES = {
     TensorProto.BOOL: "BOOL",
 }  # fmt: skip
 _STORED = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT64": np.int64, "BOOL": np.bool_}
+
+
+MARKED = "debug tensors"
+"""Key of a plan's metadata: names of the tensors that ``mark_debug`` was called with."""
+_HALVES = {"fp16": "HALF", "bf16": "BF16"}
+_capsule = ctypes.pythonapi.PyCapsule_New
+_capsule.argtypes, _capsule.restype = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p), ctypes.py_object
+
+
+def marked(model, names):
+    """A plan with these tensors marked, as ``mark_debug`` leaves it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.metadata_props.add(key=MARKED, value="\n".join(names))
+    return copy
 
 
 def at(address, shape, dtype):
@@ -46,6 +63,9 @@ class Module:
         pass
 
     class IProfiler:
+        pass
+
+    class IDebugListener:
         pass
 
     class BuilderFlag:
@@ -101,11 +121,11 @@ class Module:
 
     def Builder(self, logger):
         return SimpleNamespace(
-            create_network=lambda flags: SimpleNamespace(flags=flags),
+            create_network=lambda flags: Network(flags),
             create_builder_config=lambda: SimpleNamespace(
                 clear_flag=self.cleared.append, set_compute_capability=lambda name, index: True
             ),
-            build_serialized_network=lambda network, config: network.data,
+            build_serialized_network=lambda network, config: network.serialized(),
         )
 
     def OnnxParser(self, network, logger):
@@ -135,6 +155,27 @@ class Module:
         )
 
 
+class Network(SimpleNamespace):
+    """A network that the parser fills."""
+
+    def __init__(self, flags):
+        super().__init__(flags=flags, debug=[])
+
+    def mark_debug(self, tensor):
+        self.debug.append(tensor.name)
+        return True
+
+    def serialized(self):
+        """The plan's bytes: the model, with what was marked."""
+        if not self.debug:
+            return self.data
+        return marked(onnx.load_model_from_string(self.data), self.debug).SerializeToString()
+
+
+def _write(memory, content):
+    memory[...] = content[0]
+
+
 class Engine:
     device_memory_size_v2 = 1000
 
@@ -144,6 +185,13 @@ class Engine:
             model = module.expand(model)
         self.module, self.model, self.nodes = module, model, model.graph.node
         self.refittable = any(entry.key == "refittable" for entry in model.metadata_props)
+        self.debug = [n for p in model.metadata_props if p.key == MARKED for n in p.value.split("\n")]
+        self.hidden = set()  # debug tensors that the listener is never shown
+        inner = onnx.ModelProto()
+        inner.CopyFrom(model)
+        inner.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.debug)
+        self.inside = runner_of(inner, RuntimeOptions(optimization="basic")) if self.debug else None
+        self.data = _HALVES.get(precision_of(model), "FLOAT")
         self.types = {v.name: NAMES[v.type.tensor_type.elem_type] for v in (*model.graph.input, *model.graph.output)}
 
     @cached_property
@@ -208,6 +256,7 @@ class Context:
         self.executions = 0
         self.profiler = None  # told 1 ms for the first node of the first run, and one more for each further node or run
         self.profiles = [0]  # of the first context; the last one is in use
+        self.listener, self.watched = None, set()
 
     def set_optimization_profile_async(self, index, stream):
         """Drop the shapes, as another profile does."""
@@ -215,6 +264,33 @@ class Context:
         self.profiles.append(index)
         self.shapes = {}
         return index < self.engine.module.num_profiles
+
+    def set_debug_listener(self, listener):
+        assert isinstance(listener, Module.IDebugListener)
+        self.listener = listener
+        return True
+
+    def set_tensor_debug_state(self, name, on):
+        if name not in self.engine.debug:
+            return False
+        (self.watched.add if on else self.watched.discard)(name)
+        return True
+
+    def _show(self, stream):
+        """Call the listener with memory that holds the tensor during the call only, in the stream's turn."""
+        host = self.engine.module.host
+        found = self.engine.inside.run({n: self._read(n, self.shapes[n]) for n in self.engine.runner.inputs})
+        for name in sorted(self.watched - self.engine.hidden):
+            kind = self.engine.data
+            value = to_bfloat16(found[name]) if kind == "BF16" else found[name].astype(_STORED[kind])
+            with Buffer(host.cuda, value.nbytes) as memory:
+                content = [value]
+                host.launch(stream, partial(_write, at(memory.address, value.shape, value.dtype), content))
+                place, dtype = SimpleNamespace(name="DEVICE"), SimpleNamespace(name=kind)
+                address = _capsule(memory.address, None, None)
+                self.listener.process_debug_tensor(address, place, dtype, value.shape, name, stream)
+                content[:] = [np.zeros_like(value)]  # what a copy gets that nobody waited for
+                host.cuda.call("cudaStreamSynchronize", stream)
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -244,6 +320,8 @@ class Context:
                     self.profiler.report_layer_time(node.name or node.op_type, float(self.executions + index))
 
         self.engine.module.host.launch(stream, kernel)
+        if self.watched:
+            self._show(stream)
         return True
 
     def _numpy(self, name):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from scconv_deploy.runtimes.tensorrt.runner import (
 )
 from scconv_deploy.system import gpu
 from tests.exporters.tensorrt.engines import Recorded, elf_library
-from tests.runtimes.tensorrt.ort_behind_tensorrt import NAMES, Module
+from tests.runtimes.tensorrt.ort_behind_tensorrt import NAMES, Module, marked
 from tests.runtimes.tensorrt.test_engine import DATA, manifest_of
 
 
@@ -175,13 +176,22 @@ def two_inputs(element=TensorProto.FLOAT):
 
 
 def opened(
-    host_cuda, element=TensorProto.FLOAT, graph=False, module=None, backend="tensorrt", host_code=False, large=False
+    host_cuda,
+    element=TensorProto.FLOAT,
+    graph=False,
+    module=None,
+    backend="tensorrt",
+    host_code=False,
+    large=False,
+    debug=(),
 ):
     kind = NAMES[element]
     tensors = [EngineTensor(name, kind, (-1, 3)) for name in ("a", "b", "y", "z")]
     taken = (SMALL, LARGE) if large else (SMALL,)
     profiles = ranges(*taken, name="a") + ranges(*taken, name="b")
     data = two_inputs(element)
+    if debug:
+        data = marked(onnx.load_model_from_string(data), debug).SerializeToString()
     plan = Plan("m.engine", backend, data, tuple(tensors[:2]), tuple(tensors[2:]), profiles, host_code)
     return TensorRTRunner.of_plan(module or Module(host_cuda), plan, host_cuda.cuda, graph)
 
@@ -288,6 +298,55 @@ def test_half_inputs_are_rounded_and_half_outputs_read(host_cuda, element, dtype
     else:
         np.testing.assert_array_equal(found["z"], -given["b"].astype(ml_dtypes.bfloat16).astype(np.float32))
     np.testing.assert_allclose(found["y"], given["a"] * 2 + given["b"], atol=8 * roundoff)
+
+
+# --- debug tensors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("element", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_debug_tensor_is_copied_while_it_is_there_and_only_where_it_is_watched(host_cuda, element, graph):
+    """Its memory is given back as soon as the listener returns; a replayed graph calls no listener."""
+    given = feed(2)
+    with opened(host_cuda, element, graph, debug=("t",)) as runner:
+        plain = runner.run(given)
+        outputs, shown = runner.run_watched(given, ["t"])
+        assert list(shown) == ["t"]
+        assert runner._context.watched == set()
+        listener = runner._context.listener
+        again, shown_again = runner.run_watched(feed(3, 1), ["t"])
+        assert runner._context.listener is listener
+        np.testing.assert_array_equal(runner.run(given)["y"], plain["y"])
+        assert runner.run_watched(given, [])[1] == {}
+    for name, value in plain.items():
+        np.testing.assert_array_equal(outputs[name], value)
+    assert (again["y"].shape, shown_again["t"].shape) == ((3, 3), (3, 3))
+    kind = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}.get(element, np.float32)
+    np.testing.assert_array_equal(shown["t"], (given["a"].astype(kind) * kind(2)).astype(shown["t"].dtype))
+
+
+def test_what_an_engine_does_not_show_is_missing_and_a_failing_copy_is_raised(host_cuda, monkeypatch):
+    with opened(host_cuda, debug=("t",)) as runner:
+        with pytest.raises(ModelError, match="TensorRT has no debug tensor 'u' in the engine"):
+            runner.run_watched(feed(2), ["t", "u"])
+        assert runner._context.watched == set()
+        runner._engine.hidden.add("t")
+        assert runner.run_watched(feed(2), ["t"])[1] == {}
+        runner._engine.hidden.clear()
+
+        def lost(*_):
+            raise CudaError("cudaMemcpyAsync failed: illegal address (error 700).", "Start again.", 700)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(host_cuda.cuda), "read", lost)
+            with pytest.raises(CudaError, match="illegal address"):
+                runner.run_watched(feed(2), ["t"])
+        assert runner._context.watched == set()
+        assert list(runner.run_watched(feed(2), ["t"])[1]) == ["t"]
+    with opened(host_cuda, debug=("t",)) as runner:
+        runner._context.set_debug_listener = lambda listener: False
+        with pytest.raises(ModelError, match="TensorRT takes no listener for debug tensors"):
+            runner.run_watched(feed(2), ["t"])
 
 
 def test_errors_leave_nothing_behind(host_cuda):

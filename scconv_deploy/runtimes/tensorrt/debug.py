@@ -1,0 +1,66 @@
+"""Listener for an engine's debug tensors: copies each to the host while the engine runs. No run on a GPU yet.
+
+The library calls it from ``execute_async_v3``, with the tensor's address and the stream; the content of the address is
+valid during the call only (the bindings' docstring of ``process_debug_tensor``). So each call waits for the stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from scconv_deploy.runtimes.tensorrt.cuda import Cuda
+
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.argtypes, _pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
+
+
+class Shown:
+    """What a listener was shown.
+
+    Attributes:
+        tensors: arrays as stored, by name; bfloat16 as uint16.
+        dtypes: the library's names of their types.
+        failure: first exception in the listener, which must not cross the library.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, np.ndarray] = {}
+        self.dtypes: dict[str, str] = {}
+        self.failure: Exception | None = None
+
+    def clear(self) -> None:
+        """Forget the tensors of the last run."""
+        self.__init__()  # type: ignore[misc]
+
+
+def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any], shown: Shown) -> Any:
+    """Make an ``IDebugListener`` of the module; keep it as long as the execution context.
+
+    Args:
+        stored: NumPy dtype of each TensorRT dtype on the host.
+        shown: takes the tensors.
+    """
+
+    class Listener(module.IDebugListener):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.IDebugListener.__init__(self)
+
+        def process_debug_tensor(self, addr: Any, location: Any, type: Any, shape: Any, name: str, stream: int) -> bool:
+            try:
+                array = np.empty(tuple(shape), stored[type.name])
+                address = addr if isinstance(addr, int) else _pointer(addr, None)
+                if location.name == "HOST":
+                    ctypes.memmove(array.ctypes.data, address, array.nbytes)
+                else:
+                    cuda.read(array, address, stream)
+                shown.tensors[name], shown.dtypes[name] = array, type.name
+            except Exception as error:  # raised again by the runner, once the library has returned
+                shown.failure = shown.failure or error
+                return False
+            return True
+
+    return Listener()
