@@ -276,6 +276,9 @@ class RecordedReference:
         """Empty: the model in PyTorch is not at hand."""
         return {}
 
+    def between(self, run: ReferenceRun, outputs: Arrays) -> None:
+        """None: the model in PyTorch is not at hand."""
+
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
         """Recorded results with every value rounded, without gate inputs; None for another type than the artifact's."""
         number, entry = next((n, entry) for n, entry in enumerate(self.entries) if entry.name == run.sample)

@@ -81,6 +81,7 @@ class SwappedSRU(StandIn):
         gate: the gate, with its parameters.
         on_gate: if set, called with the path and the gate's input as ``[N, C, H, W]`` (:mod:`.planes`); a mask that
             it returns is used instead of the computed one.
+        on_output: if set, called with the same; what it returns is the output of the gate, which is not computed.
         on_call: if set, called with the path; the module itself then computes the output.
     """
 
@@ -91,10 +92,13 @@ class SwappedSRU(StandIn):
         self.gate = found.gate
         self.conv_place = found.conv_place
         self.on_gate: Callable[[str, Tensor], Tensor | None] | None = None
+        self.on_output: Callable[[str, Tensor], Tensor] | None = None
         self.on_call: Callable[[str], None] | None = None
 
     def _gated(self, x: Tensor) -> Tensor:
         planes = as_planes(x)
+        if self.on_output is not None:
+            return from_planes(self.on_output(self.path, planes), x)
         mask = self.on_gate(self.path, planes) if self.on_gate is not None else None
         return from_planes(self.gate.apply(planes, mask), x)
 

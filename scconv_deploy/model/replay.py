@@ -95,6 +95,37 @@ def replay(
         return signature.call(swapped, tensors)
 
 
+def run_between(
+    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run the swapped model with given tensors as the outputs of its SRUs.
+
+    Args:
+        outputs: by site, ``[N, C, H, W]``.
+
+    Returns:
+        the input of each SRU's gate by site, and the model's outputs by name.
+    """
+    calls: Counter[str] = Counter()
+    inputs: dict[str, Tensor] = {}
+
+    def on_output(path: str, x: Tensor) -> Tensor:
+        calls[path] += 1
+        site = site_name(path, calls[path])
+        inputs[site] = x.clone()  # cloned: code in the wild writes into its tensors in place
+        return outputs[site].clone()
+
+    modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
+    for module in modules:
+        module.on_output = on_output
+    try:
+        with torch.no_grad():
+            return inputs, signature.call(swapped, tensors)
+    finally:
+        for module in modules:
+            module.on_output = None
+
+
 def run_disturbed(
     swapped: nn.Module,
     signature: Signature,

@@ -240,6 +240,34 @@ CHECKS: dict[str, Meaning] = {
         "",
         "Verify with `--reference MODEL`, unless the reason names something else.",
     ),
+    "gates inside": Meaning(
+        _ENGINE,
+        "Each SRU inside the engine (`build --debug-tensors srus`), gate by gate: its output with the gates of the "
+        "engine's own input. No error of the layers before counts.",
+        "a gate changed that rounding cannot move",
+        "The library computes this SRU otherwise within the whole engine. Build again without the plugin, or with "
+        "`--optimization-level` lower.",
+    ),
+    "values inside": Meaning(
+        _ENGINE,
+        "The output of each SRU inside the engine with the nearest output that the engine's own input allows, for any "
+        "gates.",
+        "the distance is more than `engine_sru` of its type",
+        "As for `gates inside`.",
+    ),
+    "SRUs inside": Meaning(
+        _ENGINE,
+        "Nothing for the SRUs named: their ends were not marked when the engine was built, or not shown when it ran.",
+        "",
+        "The SRUs alone and the outputs judge them.",
+    ),
+    "segments": Meaning(
+        _ENGINE,
+        "The input of each SRU, and the outputs, with those that PyTorch computes from the engine's own outputs of the "
+        "SRUs: the layers in between, without a gate. Not run where the reference is not a model in PyTorch.",
+        "an error is more than `engine_multiple` times the rounding of the engine's type (`engine_noise`)",
+        "The first one named is where the fault is. Build again with `--optimization-level` lower.",
+    ),
     "end to end": Meaning(
         _ENGINE,
         "The outputs of the whole engine with PyTorch's. The noise is the change that explained flips cause in "

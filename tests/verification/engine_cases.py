@@ -12,7 +12,14 @@ from scconv_deploy.graph import instrument
 from scconv_deploy.graph.types import precision_of
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.half import runner_of
-from scconv_deploy.runtimes.tensorrt.engine import EngineLayer, EngineProfile, EngineSRU, EngineTensor, write_engine
+from scconv_deploy.runtimes.tensorrt.engine import (
+    DebugTensor,
+    EngineLayer,
+    EngineProfile,
+    EngineSRU,
+    EngineTensor,
+    write_engine,
+)
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.reference.pytorch import TorchReference
@@ -52,6 +59,46 @@ def engine_of(model, folder, **changes):
 def ort_opener(engine, plugin):
     """An :data:`.engine.Opener` that runs the engine's bytes in ONNX Runtime."""
     return runner_of(onnx.load_model_from_string(engine.verified_bytes()))
+
+
+class Watched:
+    """A runner in ONNX Runtime of a model whose inner tensors are shown where they are watched; ``hidden`` are not."""
+
+    def __init__(self, model, watched, hidden=()):
+        shown = copy_of(model)
+        shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
+        self._runner, self._hidden = runner_of(shown), set(hidden)
+        self.inputs, self.outputs = self._runner.inputs, tuple(value.name for value in model.graph.output)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self._runner.__exit__(*exc)
+
+    def run(self, tensors):
+        return self.run_watched(tensors, ())[0]
+
+    def run_watched(self, tensors, watched):
+        found = self._runner.run(tensors)
+        shown = {name: found[name] for name in watched if name not in self._hidden}
+        return {name: found[name] for name in self.outputs}, shown
+
+
+def watched_opener(engine, plugin, hidden=()):
+    """:func:`ort_opener` of an engine with debug tensors."""
+    inner = {tensor.name for tensor in engine.manifest.debug_tensors}
+    inner -= {tensor.name for tensor in (*engine.manifest.inputs, *engine.manifest.outputs)}
+    return Watched(onnx.load_model_from_string(engine.verified_bytes()), sorted(inner), hidden)
+
+
+def ends_of(model):
+    """The ends of a model's SRUs, as ``build --debug-tensors srus`` writes them into a manifest."""
+    return tuple(
+        DebugTensor(name, site, side)
+        for site, node in instrument.sites(model).items()
+        for side, name in (("x", node.input[0]), ("y", node.output[0]))
+    )
 
 
 def ort_builder(damage=lambda model: None):

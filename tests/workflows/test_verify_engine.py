@@ -34,8 +34,8 @@ from scconv_deploy.workflows import build as building
 from scconv_deploy.workflows.build import EngineBuilder
 from tests.command_line import failed, run
 from tests.exporters.tensorrt.engines import elf_library
-from tests.runtimes.tensorrt.ort_behind_tensorrt import Module
-from tests.verification.engine_cases import copy_of, engine_of
+from tests.runtimes.tensorrt.ort_behind_tensorrt import Module, marked
+from tests.verification.engine_cases import copy_of, ends_of, engine_of
 from tests.verification.judging import damage_weight, edit_body
 
 MODEL = f"{Path(__file__).parents[1] / 'conftest.py'}:tiny_net"
@@ -206,6 +206,52 @@ def test_an_engine_against_a_model_and_against_an_onnx_file(module, recorded, tm
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert {output["noise_measured"] for output in report["engines"][0]["outputs"]} == {False}
+
+
+def marked_engine(model, folder):
+    """The model as an engine that ``build --debug-tensors srus`` made."""
+    ends = ends_of(model)
+    inner = dict.fromkeys(end.name for end in ends if end.name not in {v.name for v in model.graph.output})
+    return engine_of(marked(model, inner), folder, debug_tensors=ends)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_inside_of_an_engine_through_its_debug_tensors(module, recorded, tmp_path, precision):
+    """The runner's listener copies what the library shows; a model in PyTorch judges the segments as well."""
+    bundle, model = recorded[precision]
+    engine = marked_engine(model, tmp_path)
+
+    def checks(*reference):
+        result = run("verify", engine.path, *reference, "--json")
+        assert result.exit_code == 0, result.output
+        (link,) = json.loads(result.stdout)["links"]
+        return {check["name"]: (check["status"], check["reason"]) for check in link["checks"]}
+
+    against_model, against_bundle = checks(*REFERENCE), checks("--reference", bundle)
+    for found in (against_model, against_bundle):
+        assert found["gates inside"][0] == found["values inside"][0] == found["teacher-forced gates"][0] == "passed"
+        assert found["gates inside"][1].startswith("4 SRUs inside the engine, same input, gates changed: ")
+    assert against_model["segments"][1].startswith("6 segments from the engine's own tensors")
+    assert against_bundle["segments"] == (
+        "not run", "the reference is no model in PyTorch, so it cannot start from an engine's tensor",
+    )  # fmt: skip
+
+
+def test_a_fault_inside_is_exit_6_and_named(module, recorded, tmp_path):
+    _, model = recorded["fp32"]
+    damaged = copy_of(model)
+    damage_weight(damaged, 1e-2)
+    failed(run("verify", marked_engine(damaged, tmp_path).path, *REFERENCE, "--quiet"), 6, "departs first: relative L2")
+    inverted = copy_of(model)
+    edit_body(inverted, "GreaterOrEqual (sru__signed", "Less (sru__signed")
+    module.expand = lambda given: with_body_of(given, inverted)
+    result = run("verify", marked_engine(model, tmp_path).path, *REFERENCE, "--json")
+    assert result.exit_code == 6
+    (link,) = json.loads(result.stdout)["links"]
+    found = {check["name"]: (check["status"], check["reason"]) for check in link["checks"]}
+    assert found["gates inside"][0] == "failed"
+    assert "; worst a.SRU" in found["gates inside"][1]
+    assert found["segments"][0] == "passed"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Gates decoded from an SRU's output, because an engine's inner tensors are not read. NumPy only.
+"""Gates decoded from an SRU's output: an engine shows no gate, with the fused plugin not even inside. NumPy only.
 
 The outputs of the channels c and c' = c + C/2 depend on x and the gates of these two channels alone::
 

@@ -1,6 +1,6 @@
 """End-to-end check of an engine's outputs. NumPy only: it also runs on the device.
 
-The gates inside an engine are not read, and rounding flips some of them. So the outputs are compared with the *noise*
+Rounding flips some gates of an engine, and its gates cannot be fixed. So the outputs are compared with the *noise*
 of the reference: the change of PyTorch's free-running outputs when its gates' inputs are disturbed as the engine's
 rounding disturbs them. A fault of that size does not show in the outputs; the SRUs alone (:mod:`.srus`) are judged gate
 by gate.
@@ -37,6 +37,11 @@ class _Found:
         return self.error / self.noise
 
 
+def noise_kind(manifest: EngineManifest) -> str:
+    """Arithmetic of an engine's layers, as in the names of ``engine_noise``."""
+    return "tf32" if "TF32" in manifest.flags and manifest.data_type == "float32" else manifest.data_type
+
+
 class EndToEnd:
     """Collector of an engine's output errors, sample by sample.
 
@@ -46,7 +51,7 @@ class EndToEnd:
 
     def __init__(self, manifest: EngineManifest, shared: Shared) -> None:
         self._limits, self._shared = shared.limits, shared
-        self._kind = "tf32" if "TF32" in manifest.flags and manifest.data_type == "float32" else manifest.data_type
+        self._kind = noise_kind(manifest)
         self._worst: dict[str, _Found] = {}
         self._agreeing = self._rows = 0
         self._changed: list[str] = []

@@ -1,9 +1,9 @@
 """Verdict on an engine. Standard library, NumPy and the engine's library only: it also runs on the device.
 
-An engine's inner tensors are not read (TensorRT's mark_debug and set_debug_listener are not used yet). An engine is
-judged in two ways, see DESIGN section 6: end to end (:mod:`.outputs`), and each SRU built alone at the engine's
-precision and fed the recorded input (:mod:`.srus`). An engine that cannot be opened or crashes has no verdict: that is
-an error, or a link that was not run, never a parity failure.
+An engine is judged end to end (:mod:`.outputs`), and by each SRU built alone at the engine's precision and fed the
+recorded input (:mod:`.srus`). One that was built with ``--debug-tensors srus`` is also judged inside: each SRU on the
+engine's own input (:mod:`.inside`), and each segment between SRUs (:mod:`.segments`). An engine that cannot be opened
+or crashes has no verdict: that is an error, or a link that was not run, never a parity failure.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from scconv_deploy.system.environment import environment_facts
 from scconv_deploy.system.gpu import gpus
 from scconv_deploy.verification.checks.gates import SiteGates
 from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.engine.inside import InsideSRUs
 from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.segments import Segments
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource, Site
 
 Opener = Callable[[EngineArtifact, Path | None], AbstractContextManager[Any]]
-"""Opens an engine with its plugin; yields a runner with ``inputs``, ``outputs`` and ``run``."""
+"""Opens an engine with its plugin; yields a runner with ``inputs``, ``outputs``, ``run`` and, for an engine with debug
+tensors, ``run_watched``."""
 ENGINE_LINK = "engine"
 """Link of a chain without an engine, or whose engine a device builds; other engine links are named by backend."""
 HIDDEN = "an engine hides its parameters"
@@ -83,6 +86,7 @@ def judge_engine(
     shared = Shared(tolerances.table(overrides))
     outputs = EndToEnd(engine.manifest, shared)
     srus = LoneSRUs(engine, sru_models, build_sru, shared)
+    inside, segments = InsideSRUs(engine.manifest, shared), Segments(engine.manifest, source, shared)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     first: ReferenceRun | None = None
@@ -98,7 +102,14 @@ def judge_engine(
                 shared.samples.add(run)
                 if run.deep or not noise:
                     noise = dict(source.free_noise(run, outputs.rounding))
-                outputs.add(run, runner.run(run.inputs), noise)
+                if engine.manifest.debug_tensors and run.deep:
+                    found, shown = runner.run_watched(run.inputs, inside.watched)
+                    ends = inside.ends(run, found, shown)
+                    inside.add(run, ends)
+                    segments.add(run, ends, found)
+                else:
+                    found = runner.run(run.inputs)
+                outputs.add(run, found, noise)
                 recorded = recorded or _add_sites(shared, run)
                 first = first or run
         if not shared.samples.names:
@@ -110,7 +121,7 @@ def judge_engine(
         for site in judged.sites.values() if judged is not None else ():
             srus.judge(site)
         stage.applied += shared.samples.names
-    checks = [*srus.checks(), *outputs.checks()]
+    checks = [*srus.checks(), *inside.checks(), *segments.checks(), *outputs.checks()]
     if unfit:
         checks.append(Check("samples", "not run", f"{len(unfit)} outside the engine's profile: {unfit[0]}"))
     link = Link.of(engine.manifest.backend, checks)

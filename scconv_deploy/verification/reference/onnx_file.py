@@ -130,6 +130,9 @@ class OnnxReference:
                     found[name] = max(found[name], apart if np.isfinite(apart) else 0.0)
         return found
 
+    def between(self, run: ReferenceRun, outputs: Arrays) -> None:
+        """None: a file has no modules to start from."""
+
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """Run the file with the values rounded that the artifact holds in half, see :mod:`.onnx_noise`.
 

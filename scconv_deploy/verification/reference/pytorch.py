@@ -28,6 +28,7 @@ from scconv_deploy.model.replay import (
     record_modules,
     replay,
     run_as_given,
+    run_between,
     run_disturbed,
 )
 from scconv_deploy.records.gates import FlipCount
@@ -255,6 +256,13 @@ class TorchReference:
             return gate.mask(x + noise)
 
         return decide
+
+    def between(self, run: ReferenceRun, outputs: Arrays) -> tuple[Arrays, Arrays]:
+        """Inputs of SRUs by site and outputs of the swapped model, with these tensors as its SRUs' outputs."""
+        tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        given = {name: torch.from_numpy(value) for name, value in outputs.items()}
+        inputs, found = run_between(self._reference.swapped, self._reference.signature, tensors, given)
+        return _arrays(inputs), align_rows(_arrays(found), run.given)
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """Run the swapped model with every value rounded to half, see :mod:`.rounding`."""

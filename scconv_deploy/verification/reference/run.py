@@ -209,6 +209,17 @@ class ReferenceSource(Protocol):
         """
         ...
 
+    def between(self, run: ReferenceRun, outputs: Arrays) -> tuple[Arrays, Arrays] | None:
+        """Run the sample with these tensors in place of the SRUs' outputs.
+
+        Args:
+            outputs: output of every SRU by site, float32 ``[N, C, H, W]``.
+
+        Returns:
+            The input of each SRU by site, and the model's outputs; None if the reference cannot start from there.
+        """
+        ...
+
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:
         """Run the sample in the arithmetic of a half file (float16 or bfloat16); None if not available.
 

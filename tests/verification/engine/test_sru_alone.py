@@ -59,7 +59,7 @@ def test_the_node_that_a_site_must_have_computes_its_gates(operator, groups, dat
 
 
 def _rounded(x, data):
-    from scconv_deploy.verification.engine.srus import _rounded as as_engine
+    from scconv_deploy.verification.engine.srus import rounded as as_engine
 
     return as_engine(x, data)
 

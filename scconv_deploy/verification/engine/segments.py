@@ -1,0 +1,80 @@
+"""Check of an engine's segments: the layers between its SRUs, from the engine's own tensors. NumPy only.
+
+PyTorch runs with the engine's output in place of each SRU's. So each SRU's input in PyTorch follows from the engine's
+own tensors through one segment, without a gate in between, and is compared with the engine's. A fault shows in the
+segment where it is and in none after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from scconv_deploy.records.parity import Check, Quantity
+from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
+from scconv_deploy.verification import metrics
+from scconv_deploy.verification.checks.shared import Shared
+from scconv_deploy.verification.engine.inside import Ends
+from scconv_deploy.verification.engine.outputs import noise_kind
+from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource
+
+_NO_PYTORCH = "the reference is no model in PyTorch, so it cannot start from an engine's tensor"
+_OTHER_GATES = "the model has gates of no known SRU, which an engine does not show"
+
+
+class Segments:
+    """Collector of the errors of an engine's segments."""
+
+    def __init__(self, manifest: EngineManifest, source: ReferenceSource, shared: Shared) -> None:
+        self._manifest, self._source, self._limits = manifest, source, shared.limits
+        self._kind = noise_kind(manifest)
+        self._errors: dict[str, float] = {}
+        self._not_run = ""
+
+    def add(self, run: ReferenceRun, ends: Mapping[str, Ends], found: Arrays) -> None:
+        """Compare the end of each segment on one sample.
+
+        Args:
+            ends: of the engine's SRUs.
+            found: the engine's outputs. They end the last segments, unless some are indices, which jump.
+        """
+        missing = [name for name in run.sites if name not in ends]
+        if missing or run.others:
+            self._not_run = f"the ends of {missing[0]} cannot be read" if missing else _OTHER_GATES
+            return
+        expected = self._source.between(run, {name: end.y for name, end in ends.items()})
+        if expected is None:
+            self._not_run = _NO_PYTORCH
+            return
+        inputs, outputs = expected
+        for name, x in inputs.items():
+            self._compare(f"before {name}", ends[name].x, x)
+        if all(value.dtype.kind == "f" and value.shape == found[name].shape for name, value in outputs.items()):
+            for name, value in outputs.items():
+                self._compare(f"before output {name}", found[name], value)
+
+    def _compare(self, place: str, y: np.ndarray, expected: np.ndarray) -> None:
+        error = metrics.distance(y, expected)
+        self._errors[place] = max(self._errors.get(place, 0.0), error)
+
+    def checks(self) -> list[Check]:
+        """Check of the segments; empty for an engine built without debug tensors."""
+        if not self._manifest.debug_tensors:
+            return []
+        name = "segments"
+        if self._not_run or not self._errors:
+            return [Check(name, "not run", self._not_run or "no sample was run in full")]
+        noise, limit = self._limits[f"engine_noise.{self._kind}"].value, self._limits["engine_multiple"].value
+        worst = max(self._errors.values())
+        decided = Quantity("engine_multiple", worst / noise, limit)
+        departing = [place for place, error in self._errors.items() if not error / noise <= limit]
+        place = departing[0] if departing else max(self._errors, key=self._errors.__getitem__)
+        error = self._errors[place]
+        size = f"relative L2 {error:.1e}, {error / noise:.2g}x the rounding of {self._kind} (limit {limit:g}x)"
+        if not departing:
+            count = len(self._errors)
+            text = f"{count} segments from the engine's own tensors: the worst, {place}, {size}"
+            return [Check(name, "passed", text, (decided,))]
+        more = f"; so do {len(departing) - 1} more" if len(departing) > 1 else ""
+        return [Check(name, "failed", f"the segment {place} departs first: {size}{more}", (decided,))]
