@@ -2,7 +2,8 @@
 could have, as multiples of the noise that the reference allows (``engine_multiple`` of them is the limit).
 
 No engine runs here: ONNX Runtime, at each of its optimisation levels, runs the same ONNX files with an engine's
-manifest, and the verdict is the one that engines get. A fault that the library would make wherever it meets an SRU is
+manifest, and the verdict is the one that engines get. With ``--inside`` they show the ends of their SRUs, as
+``build --debug-tensors srus`` makes them. A fault that the library would make wherever it meets an SRU is
 in the SRUs alone too, the others are in the whole artifact only.
 """
 
@@ -31,7 +32,6 @@ from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.stage import StageLog
-from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import Optimization, RuntimeOptions
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine, no_models
@@ -41,10 +41,11 @@ from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_preci
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
 from scconv_deploy.zoo.layers import initialize, scconv3x3
 from tests.mutations import two_heads
-from tests.verification.engine_cases import copy_of, engine_of, ort_builder
+from tests.verification.engine_cases import copy_of, ends_of, engine_of, ort_builder, watched_opener
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 LEVELS: tuple[Optimization, ...] = ("none", "basic", "extended", "all")
+INSIDE = {"gates inside", "values inside", "segments"}
 TWO_HEADS = "with two heads"
 _COLUMNS = {
     "artifact": "artifact",
@@ -53,8 +54,10 @@ _COLUMNS = {
     "least": "least_ratio",
     "median": "median_ratio",
     "largest": "largest_ratio",
+    "largest segment": "largest_segment",
     "limit": "limit",
     "runs that fail end to end": "end_to_end",
+    "runs that fail inside": "inside",
     "runs that fail": "failed",
     "checks that fail": "checks",
 }
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of each network: its weights and its inputs (default 3)")
     parser.add_argument("--blocks", type=int, default=3, help="a stage, of the network with faults: 3 is ResNet-20")
     parser.add_argument("--few", action="store_true", help="the network with faults alone")
+    parser.add_argument("--inside", action="store_true", help="of engines with debug tensors: their inside too")
     parser.add_argument("--zoo", metavar="NAME", help="a network of the zoo instead of all these, healthy")
 
 
@@ -72,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, references in _networks(seeds, options).items():
-            subjects = [_Subject(reference, Path(folder)) for reference in references]
+            subjects = [_Subject(reference, Path(folder), options.inside) for reference in references]
             rows += [_row(f"healthy {name}", p, _healthy(subjects, p)) for p in PRECISIONS]
             if name.endswith(TWO_HEADS):
                 for fault, precision in itertools.product(FAULTS, PRECISIONS):
@@ -120,7 +124,7 @@ class _Remembered(TorchReference):
     def __init__(self, reference: Reference) -> None:
         super().__init__(reference)
         self._runs: dict[str, Any] = {}
-        self._noise: dict[tuple[str, str], dict[str, float]] = {}
+        self._free_noise: dict[tuple[str, str], dict[str, float]] = {}
 
     def run(self, sample: Any) -> Any:
         if sample.name not in self._runs:
@@ -128,16 +132,16 @@ class _Remembered(TorchReference):
         return self._runs[sample.name]
 
     def free_noise(self, run: Any, rounding: str) -> dict[str, float]:
-        if (run.sample, rounding) not in self._noise:
-            self._noise[run.sample, rounding] = super().free_noise(run, rounding)
-        return self._noise[run.sample, rounding]
+        if (run.sample, rounding) not in self._free_noise:
+            self._free_noise[run.sample, rounding] = super().free_noise(run, rounding)
+        return self._free_noise[run.sample, rounding]
 
 
 class _Subject:
     """One network of one seed, its artifacts and its reference."""
 
-    def __init__(self, reference: Reference, folder: Path) -> None:
-        self.reference, self._folder = reference, folder
+    def __init__(self, reference: Reference, folder: Path, inside: bool = False) -> None:
+        self.reference, self._folder, self._inside = reference, folder, inside
         self._source = _Remembered(reference)
         self._exported: dict[int, ir.Model] = {}
         self._models: dict[str, onnx.ModelProto] = {}
@@ -161,12 +165,10 @@ class _Subject:
             fault.damage(built, self.reference.model)
         alone = fault.damage if fault is not None and fault.everywhere else lambda model, torch_model: None
         return judge_engine(
-            self._source, engine_of(built, self._folder),
+            self._source, engine_of(built, self._folder, debug_tensors=ends_of(built) if self._inside else ()),
             noise_samples(self.reference.signature, 0), StageLog(),
             sru_models=no_models if fault is None else lambda site, shape: sru_models.of_artifact(model, site, shape),
-            opener=lambda engine, plugin: runner_of(
-                onnx.load_model_from_string(engine.verified_bytes()), RuntimeOptions(optimization=level)
-            ),
+            opener=lambda engine, plugin: watched_opener(engine, plugin, options=RuntimeOptions(optimization=level)),
             build_sru=ort_builder(lambda lone: alone(lone, self.reference.model)),
         )  # fmt: skip
 
@@ -178,11 +180,13 @@ def _healthy(subjects: Iterable[_Subject], precision: Precision) -> list[ParityR
 def _row(artifact: str, precision: Precision, reports: Iterable[ParityReport]) -> Row:
     """Of each run its output with the largest ratio; none where no output could be compared."""
     ratios: list[float] = []
+    segments: list[float] = []
     failed: list[set[str]] = []
     for report in reports:
         checks = [check for link in report.links for check in link.checks]
-        found = [q.value for check in checks for q in check.quantities if q.tolerance == "engine_multiple"]
-        ratios += [max(found)] if found else []
+        for name, kept in (("end to end", ratios), ("segments", segments)):
+            found = [q.value for c in checks for q in c.quantities if c.name == name]
+            kept += [max(found)] if found else []
         failed.append({check.name for check in checks if check.status == "failed"})
     return {
         "artifact": artifact,
@@ -191,8 +195,10 @@ def _row(artifact: str, precision: Precision, reports: Iterable[ParityReport]) -
         "least_ratio": min(ratios, default=None),
         "median_ratio": statistics.median(ratios) if ratios else None,
         "largest_ratio": max(ratios, default=None),
+        "largest_segment": max(segments, default=None),
         "limit": tolerances.ALL["engine_multiple"].value,
         "end_to_end": sum("end to end" in names for names in failed),
+        "inside": sum(bool(names & INSIDE) for names in failed),
         "failed": sum(map(bool, failed)),
         "checks": ", ".join(sorted(set().union(*failed))),
     }

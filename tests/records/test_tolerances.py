@@ -30,7 +30,7 @@ from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.teacher_forced import TeacherForced
 from scconv_deploy.verification.detections import align_rows
 from scconv_deploy.verification.engine.outputs import EndToEnd
-from scconv_deploy.verification.engine.srus import LoneSRUs
+from scconv_deploy.verification.engine.readings import Readings, readings_values
 from scconv_deploy.verification.metrics import compare
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, verify_onnx
 from scconv_deploy.verification.reference import pytorch as torch_reference
@@ -105,11 +105,9 @@ def run_on_an_engine(limits, kind, size, noise):
 
 
 def alone_in_an_engine(limits, data, size):
-    engine = SimpleNamespace(manifest=SimpleNamespace(data_type=data))
-    srus = LoneSRUs(engine, None, None, shared_by(limits))
-    srus.counts["a"] = FlipCount(8)
-    srus._apart["a"], srus._foreign["a"] = size, 0
-    return failed(srus.checks())
+    readings = Readings(data, "alone", shared_by(limits))
+    readings.apart["a"], readings.foreign["a"] = size, 0
+    return failed([readings_values("values of SRUs", readings)])
 
 
 def off_by_ulps(limits, ulps):

@@ -12,6 +12,7 @@ from scconv_deploy.graph import instrument
 from scconv_deploy.graph.types import precision_of
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.runtimes.tensorrt.engine import (
     DebugTensor,
     EngineLayer,
@@ -64,10 +65,10 @@ def ort_opener(engine, plugin):
 class Watched:
     """A runner in ONNX Runtime of a model whose inner tensors are shown where they are watched; ``hidden`` are not."""
 
-    def __init__(self, model, watched, hidden=()):
+    def __init__(self, model, watched, hidden=(), options=RuntimeOptions()):
         shown = copy_of(model)
         shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched)
-        self._runner, self._hidden = runner_of(shown), set(hidden)
+        self._runner, self._hidden = runner_of(shown, options), set(hidden)
         self.inputs, self.outputs = self._runner.inputs, tuple(value.name for value in model.graph.output)
 
     def __enter__(self):
@@ -85,11 +86,11 @@ class Watched:
         return {name: found[name] for name in self.outputs}, shown
 
 
-def watched_opener(engine, plugin, hidden=()):
+def watched_opener(engine, plugin, hidden=(), options=RuntimeOptions()):
     """:func:`ort_opener` of an engine with debug tensors."""
     inner = {tensor.name for tensor in engine.manifest.debug_tensors}
     inner -= {tensor.name for tensor in (*engine.manifest.inputs, *engine.manifest.outputs)}
-    return Watched(onnx.load_model_from_string(engine.verified_bytes()), sorted(inner), hidden)
+    return Watched(onnx.load_model_from_string(engine.verified_bytes()), sorted(inner), hidden, options)
 
 
 def ends_of(model):
