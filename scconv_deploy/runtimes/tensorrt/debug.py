@@ -7,6 +7,7 @@ valid during the call only (the bindings' docstring of ``process_debug_tensor``)
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +19,9 @@ _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.argtypes, _pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
 
 
+@dataclass
 class Shown:
-    """What a listener was shown.
+    """Debug tensors of one run.
 
     Attributes:
         tensors: arrays as stored, by name; bfloat16 as uint16.
@@ -27,27 +29,24 @@ class Shown:
         failure: first exception in the listener, which must not cross the library.
     """
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, np.ndarray] = {}
-        self.dtypes: dict[str, str] = {}
-        self.failure: Exception | None = None
-
-    def clear(self) -> None:
-        """Forget the tensors of the last run."""
-        self.__init__()  # type: ignore[misc]
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
 
 
-def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any], shown: Shown) -> Any:
-    """Make an ``IDebugListener`` of the module; keep it as long as the execution context.
+def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any]) -> Any:
+    """Make an ``IDebugListener`` of the module, which fills its attribute ``shown``.
+
+    Keep it as long as the execution context, and give it a new :class:`Shown` for each run.
 
     Args:
         stored: NumPy dtype of each TensorRT dtype on the host.
-        shown: takes the tensors.
     """
 
     class Listener(module.IDebugListener):  # type: ignore[name-defined]
         def __init__(self) -> None:
             module.IDebugListener.__init__(self)
+            self.shown = Shown()
 
         def process_debug_tensor(self, addr: Any, location: Any, type: Any, shape: Any, name: str, stream: int) -> bool:
             try:
@@ -57,9 +56,9 @@ def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any], shown
                     ctypes.memmove(array.ctypes.data, address, array.nbytes)
                 else:
                     cuda.read(array, address, stream)
-                shown.tensors[name], shown.dtypes[name] = array, type.name
+                self.shown.tensors[name], self.shown.dtypes[name] = array, type.name
             except Exception as error:  # raised again by the runner, once the library has returned
-                shown.failure = shown.failure or error
+                self.shown.failure = self.shown.failure or error
                 return False
             return True
 

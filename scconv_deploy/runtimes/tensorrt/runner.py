@@ -119,7 +119,7 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
             )
         self._stream = Stream(cuda)
         self._events: tuple[Event, ...] = ()
-        self._listener, self._shown = None, Shown()
+        self._listener: Any = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
@@ -185,17 +185,17 @@ class TensorRTRunner(AbstractContextManager["TensorRTRunner"]):
         """Switch debug tensors on; they are off again afterwards, and the listener stays with the context."""
         title, on = BACKENDS[self.name].title, []
         if self._listener is None:
-            listener = debug_listener(self._module, self._cuda, _STORED, self._shown)
+            listener = debug_listener(self._module, self._cuda, _STORED)
             if not self._context.set_debug_listener(listener):
                 raise ModelError(f"{title} takes no listener for debug tensors.", "Build without --debug-tensors.")
             self._listener = listener
-        self._shown.clear()
+        self._listener.shown = Shown()
         try:
             for name in watched:
                 if not self._context.set_tensor_debug_state(name, True):
                     raise ModelError(f"{title} has no debug tensor {name!r} in the engine.", "Build the engine again.")
                 on.append(name)
-            yield self._shown
+            yield self._listener.shown
         finally:
             for name in on:
                 self._context.set_tensor_debug_state(name, False)
