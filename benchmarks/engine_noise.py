@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -185,7 +186,7 @@ def _row(artifact: str, precision: Precision, reports: Iterable[ParityReport]) -
     for report in reports:
         checks = [check for link in report.links for check in link.checks]
         for name, kept in (("end to end", ratios), ("segments", segments)):
-            found = [q.value for c in checks for q in c.quantities if c.name == name]
+            found = [q.value for c in checks for q in c.quantities if c.name == name and math.isfinite(q.value)]
             kept += [max(found)] if found else []
         failed.append({check.name for check in checks if check.status == "failed"})
     return {

@@ -369,11 +369,17 @@ def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):
     build_network = building.build_network
     monkeypatch.setattr(building, "build_network", instead)
     monkeypatch.setattr("scconv_deploy.workflows.build.prepare", lambda options, cache: prepare(OPTIONS, cache))
-    arguments = ("--backend", "tensorrt", "--plugin", "p.so", "--require-plugin")
+    arguments = ("--backend", "tensorrt", "--plugin", "p.so", "--require-plugin", "--debug-tensors", "srus")
     result = run("deploy", "engine_net.py:Net", "--input", "2x3x8x8", "--batch", "1:2:8", "-o", "bundle", *arguments)
     assert result.exit_code == 0, result.output
     (options,) = asked
     assert (options.backend, options.plugin, options.require_plugin) == ("tensorrt", Path("p.so"), True)
+    manifest = load_engine(Path("bundle/model.tensorrt.engine")).manifest
+    assert (
+        {(end.site, end.side) for end in manifest.debug_tensors}
+        == {(sru.site, side) for sru in manifest.srus for side in ("x", "y")}
+        != set()
+    )
     sealed = json.loads(Path("bundle/manifest.json").read_text())["files"]
     assert Path("bundle/libscconv_sru.so").read_bytes() == b"a plugin library"
     assert "libscconv_sru.so" in sealed
