@@ -13,3 +13,5 @@ SMALL_NETWORK = {"rtol": 1e-5, "atol": 1e-5}
 """The same for outputs that are sums over features of size 1 to 10: the absolute part grows with these."""
 NETWORK = {"rtol": 1e-4, "atol": 1e-5}
 """float32, layer after layer in another runtime: each passes on what the ones before it rounded."""
+HALF_STEP = {"rtol": 2**-9, "atol": 1e-2}
+"""float16, data of size 1 to 10 that two computations round to neighbours: a step of 2^-10 each, before a sum."""

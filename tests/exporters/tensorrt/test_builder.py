@@ -1,6 +1,7 @@
 """Every option against the real TensorRT-RTX: read back from its configuration, from the plan, or as its refusal."""
 
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from onnx import TensorProto
 
 from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
 from scconv_deploy.exporters.tensorrt import builder as tensorrt
@@ -16,10 +18,12 @@ from scconv_deploy.exporters.tensorrt.builder import _attach_timing, _keep_timin
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource, graph_facts
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, parse_profile, resolve_profiles
+from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.runtimes.tensorrt import log as logs
 from scconv_deploy.system import gpu
 from tests.exporters.tensorrt.engines import conv_model, sru_model
+from tests.graph.test_functions import case, single
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
 pytestmark = [
@@ -385,3 +389,23 @@ def test_srus_of_volumes_and_signals_are_built(dims, size):
     plan = plan_of(model)
     assert [(sru.site, sru.form) for sru in plan.srus] == [("a", "expanded"), ("b", "expanded")]
     assert [tuple(tensor.shape) for tensor in plan.inputs] == [(-1, 1, *size)]
+
+
+@pytest.mark.parametrize(
+    ("operator", "straddle", "shape"),
+    [
+        ("SRU", False, (8, 256, 56, 56)),
+        ("SRU", True, (8, 24, 56, 56)),
+        ("SRU", False, (1, 64, 200, 200)),
+        ("SRUNorm", False, (8, 256, 28, 28)),
+        ("SRUSoft", False, (8, 256, 28, 28)),
+    ],
+)
+def test_an_expanded_sru_in_half_reads_x_twice_and_writes_y_once(operator, straddle, shape):
+    """Statistics and gate have a kernel each; a third, of statistics alone, may join the moments of pieces."""
+    gate, _ = case(operator, straddle, shape=(1, shape[1], 1, 1))
+    model = single(FunctionKey(operator, straddle, "where", 18), gate, TensorProto.FLOAT16)
+    text = "x:" + "x".join(map(str, shape))
+    plan = build(model, BuildOptions("tensorrt-rtx", "sm89", shapes=(ShapeRange.parse(text),))).compiled
+    assert plan.launches <= 3
+    assert plan.bytes_moved < 3.1 * 2 * math.prod(shape)
