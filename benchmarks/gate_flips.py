@@ -65,7 +65,11 @@ def _one_model(beta: str, seed: int) -> dict[tuple[int, str], FlipCount]:
         torch.nn.init.normal_(model.gn.beta)
     noise = subjects.noise(SHAPE, seed)
     naive, _ = subjects.naive_onnx(model, noise)
-    files = {"naive export in ORT": naive, "ours in ORT": subjects.our_onnx(model, noise)}
+    files = {
+        "naive export in ORT": naive,
+        "ours in ORT": subjects.our_onnx(model, noise),
+        "ours (where) in ORT": subjects.our_onnx(model, noise, "where"),
+    }
     gate = Gate(VARIANT, model.gn.gamma, model.gn.beta)
     folded = Gate(_UNWEIGHTED, gate.gamma * gate.weight, gate.beta * gate.weight)
     found = {}

@@ -3,7 +3,8 @@
 Bytes are those of each kernel's inputs and outputs, weights not counted, as the builder lists them
 (``scconv_deploy.exporters.tensorrt.compiled_plan``). Each network is exported once in each precision through this
 project's pipeline, and built with static shapes for each batch. ``--plugin FILE`` (or ``auto``) adds the fused SRU,
-``--debug-tensors`` each form again with the ends of the SRUs marked (``build --debug-tensors srus``).
+``--debug-tensors`` each form again with the ends of the SRUs marked (``build --debug-tensors srus``), ``--bodies`` other
+bodies of the same meaning, to tell what each part of the body saves.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import onnx
+import onnx.parser
+
 from benchmarks.harness import Row, write
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.functions import function_text
 from scconv_deploy.runtimes.tensorrt.engine import PlanLayer
 
 _COLUMNS = {
@@ -50,11 +57,39 @@ print(json.dumps({"seconds": time.perf_counter() - start, "manifest": made.engin
 """A process of its own for each: a plugin stays registered. The first build warms the library up."""
 
 
+def _where(opset: int, *changes: tuple[str, str]) -> str:
+    """The body for TensorRT's compilers, parts of its text replaced."""
+    text = function_text(FunctionKey("SRU", False, "where", opset))
+    for old, new in changes:
+        if text.count(old) != 1:
+            raise ValueError(f"{old!r} is not once in the body")
+        text = text.replace(old, new)
+    return text
+
+
+BODIES: dict[str, Callable[[int], str]] = {
+    "body for ONNX Runtime": lambda opset: function_text(FunctionKey("SRU", False, "multiply", opset)),
+    "one conversion to float32": lambda opset: _where(
+        opset, ("sru__x_measured = Cast <to = 1> (sru__x)", "sru__x_measured = Identity (sru__xf)")
+    ),
+    "data in x's type": lambda opset: _where(
+        opset,
+        ("CastLike (sru__closed_f, sru__xf)", "CastLike (sru__closed_f, sru__x)"),
+        ("Where (sru__open, sru__xf, sru__closed)", "Where (sru__open, sru__x, sru__closed)"),
+        ("Sub (sru__xf, sru__x1)", "Sub (sru__x, sru__x1)"),
+    ),
+    "a row a piece": lambda opset: _where(opset, ("value_ints = [16384]", "value_ints = [1]")),
+    "a group a piece": lambda opset: function_text(FunctionKey("SRU", True, "where", opset)),
+}
+"""In the place of the body for TensorRT's compilers: each computes the paper's SRU."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("resnet50", "resnet20"), default="resnet50", help="resnet20 is quick")
     parser.add_argument("--target", default="sm89")
     parser.add_argument("--plugin", default="", metavar="FILE|auto", help="also with the fused SRU")
     parser.add_argument("--debug-tensors", action="store_true", help="also with the ends of the SRUs marked")
+    parser.add_argument("--bodies", action="store_true", help="also with other bodies of the same meaning")
     parser.add_argument("--precisions", default="fp32,fp16")
     parser.add_argument("--batches", default="1,8")
 
@@ -84,14 +119,17 @@ def _of_batch(
     files: dict[str, Path], precision: str, batch: int, options: argparse.Namespace, folder: Path
 ) -> list[Row]:
     plain, ours = files
-    forms = [(plain, "", "none", "")]
+    built = [(files[plain], plain, "", "none", "")]
     for form, plugin in {"expanded": "", **({"plugin": options.plugin} if options.plugin else {})}.items():
-        forms += [(ours, plugin, form, debug) for debug in (("", "srus") if options.debug_tensors else ("",))]
+        for debug in ("", "srus") if options.debug_tensors else ("",):
+            built.append((files[ours], ours, plugin, form, debug))
+    if options.bodies:
+        built += [(_with_body(files[ours], body, folder), ours, "", f"expanded, {body}", "") for body in BODIES]
     side = 224 if options.network == "resnet50" else 32
     rows: list[Row] = []
-    for name, plugin, form, debug in forms:
+    for file, name, plugin, form, debug in built:
         shape = f"image:{batch}x3x{side}x{side}"
-        made = _json(_run("-c", _CHILD, files[name], options.target, shape, plugin, debug, folder))
+        made = _json(_run("-c", _CHILD, file, options.target, shape, plugin, debug, folder))
         plan, marked = made["manifest"]["plan"], made["manifest"]["debug_tensors"]
         srus = [layer for layer in (PlanLayer(**found) for found in plan["layers"]) if layer.of_sru]
         row = {
@@ -103,6 +141,15 @@ def _of_batch(
         }  # fmt: skip
         rows.append(row | {"times_plain": row["megabytes"] / (rows[0] if rows else row)["megabytes"]})
     return rows
+
+
+def _with_body(file: Path, body: str, folder: Path) -> Path:
+    model = onnx.load(file)
+    (function,) = model.functions
+    function.CopyFrom(onnx.parser.parse_function(BODIES[body](function.opset_import[0].version)))
+    path = folder / f"{file.stem}-{list(BODIES).index(body)}.onnx"
+    onnx.save(model, path)
+    return path
 
 
 def _run(*arguments: object) -> str:
