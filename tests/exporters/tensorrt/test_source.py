@@ -22,7 +22,7 @@ def test_facts_of_a_graph_and_back_from_json():
     assert facts.shapes == {"x": (-1, 8, 8, 8)}
     assert facts.srus == (SRUNode("a", "SRU", "x", "x1"), SRUNode("b", "SRU", "x1", "x2"))
     assert ("scconv", "SRU") in facts.operators
-    assert ("", "ReduceSumSquare") in facts.operators  # of the function
+    assert ("", "GreaterOrEqual") in facts.operators  # of the function
     assert decode(GraphFacts, json.loads(json.dumps(encode(facts)))) == facts
     unnamed = sru_model(("",))
     assert graph_facts(unnamed).srus == (SRUNode("x1", "SRU", "x", "x1"),)  # by its output, as the parser has it
