@@ -24,8 +24,8 @@ _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _BYTES = {
     "Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "UInt8": 1, "FP8": 1, "Bool": 1, "Int32": 4, "Int64": 8,
 }  # fmt: skip
-_NO_KERNELS = ("signal", "wait")
-"""Kinds of entries that order streams and launch nothing."""
+_NO_KERNEL = re.compile(r"^Name: .*?, LayerType: (signal|wait|shape_call|ShapeHostToDevice), ")
+"""Entries that launch nothing: they order streams, or compute shapes on the host (of an open height) and copy them."""
 
 
 def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> CompiledPlan | None:
@@ -47,6 +47,8 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
             if layers:
                 break  # the tensors of the engine follow
             continue
+        if _NO_KERNEL.match(line):
+            continue
         found = _LINE.match(line)
         if found is None:
             return None
@@ -54,8 +56,6 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
             while layers and layers[-1].bytes_moved == 0:
                 layers.pop()  # a profile begins with the kernels of its shapes, which have no tensors
             break
-        if found["kind"] in _NO_KERNELS:
-            continue
         moved = _bytes(_TENSOR.findall(found["inputs"]) + _TENSOR.findall(found["outputs"]), optimum)
         nodes = tuple(dict.fromkeys(_NODE.findall(found["nodes"] or "")))
         layers.append(PlanLayer(found["name"], found["kind"], moved, nodes))

@@ -64,6 +64,19 @@ def test_words_that_are_not_known_give_no_plan_rather_than_a_wrong_one(text):
     assert compiled_plan([("VERBOSE", text)], None) is None
 
 
+def test_shapes_that_the_host_computes_launch_nothing():
+    """As TensorRT-RTX 1.7.1 lists them where height and width are open; they have no list of constants."""
+    shapes = (
+        "Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: f, "
+        "Location: Device, Dimensions: [1], Datatype: Int64, Format: Format not available due to dynamic shapes }], "
+        "ParameterType: ShapeH2D, shapeValues0: [-19], TacticValue: 0x0000000000000000, StreamId: 0, Metadata: \n"
+        "Name: __mye2827_0_myl1_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , "
+        "StreamId: 0, Metadata: \n"
+    )
+    plan = compiled_plan([("VERBOSE", TEXT.replace("Layers:\n", "Layers:\n" + shapes))], None)
+    assert plan == compiled_plan([("VERBOSE", TEXT)], None)
+
+
 def test_an_unknown_type_hides_the_bytes():
     plan = compiled_plan([("VERBOSE", TEXT.replace("Datatype: Float", "Datatype: FP4"))], None)
     assert [found.bytes_moved is None for found in plan.layers] == [False, True]
