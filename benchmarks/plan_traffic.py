@@ -3,8 +3,8 @@
 Bytes are those of each kernel's inputs and outputs, weights not counted, as the builder lists them
 (``scconv_deploy.exporters.tensorrt.compiled_plan``). Each network is exported once in each precision through this
 project's pipeline, and built with static shapes for each batch. ``--plugin FILE`` (or ``auto``) adds the fused SRU,
-``--debug-tensors`` each form again with the ends of the SRUs marked (``build --debug-tensors srus``), ``--bodies`` other
-bodies of the same meaning, to tell what each part of the body saves.
+``--debug-tensors`` each form again with the ends of the SRUs marked (``build --debug-tensors srus``), ``--bodies``
+other bodies of the same meaning, to tell what each part of the body saves.
 """
 
 from __future__ import annotations

@@ -53,8 +53,6 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
         if found is None:
             return None
         if _FURTHER_PROFILE.search(line):
-            while layers and layers[-1].bytes_moved == 0:
-                layers.pop()  # a profile begins with the kernels of its shapes, which have no tensors
             break
         moved = _bytes(_TENSOR.findall(found["inputs"]) + _TENSOR.findall(found["outputs"]), optimum)
         nodes = tuple(dict.fromkeys(_NODE.findall(found["nodes"] or "")))

@@ -199,7 +199,7 @@ def test_the_compiled_plan_of_two_profiles_is_that_of_the_first():
         for texts in ((first,), (first, second))
     )
     assert two == one
-    assert (two.batch, two.launches > 2, two.bytes_moved > 2 * 2 * 8 * 8 * 8 * 4) == (2, True, True)
+    assert (two.batch, two.launches >= 2, two.bytes_moved > 2 * 2 * 8 * 8 * 8 * 4) == (2, True, True)
 
 
 def test_a_static_model_needs_no_profile_and_a_profile_is_in_the_plan(plain):
