@@ -11,6 +11,7 @@ import typer
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
+    Cru,
     Data,
     Digest,
     Force,
@@ -42,6 +43,7 @@ def rewrite(
         typer.Option(min=0, help="Fail (exit 4) if the result holds fewer SRU nodes; default: 1, or another gate."),
     ] = None,
     mask_form: MaskForm = "auto",
+    cru: Cru = "auto",
     inline: Annotated[bool, typer.Option("--inline", help="Expand the functions.")] = False,
     adapted: Annotated[
         bool, typer.Option("--adapted", help="Also write FILE.plugin.onnx and FILE.inlined.onnx (TensorRT < 10.7).")
@@ -70,7 +72,7 @@ def rewrite(
         result = rewrite_onnx(
             source,
             output,
-            options=RewriteOptions(opset, mask_form, inline, adapted, expect, of_model.seed),
+            options=RewriteOptions(opset, mask_form, inline, adapted, expect, of_model.seed, cru),
             reference=None if reference is None else of_model.spec(reference),
             data=data,
             force=force,

@@ -100,6 +100,10 @@ Opset = Annotated[
     int | None,
     typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),
 ]
+Cru = Annotated[
+    Literal["auto", "as-is", "halves"],
+    typer.Option(help="How CRUs fuse their paths; halves: without a concatenation of 2C channels."),
+]
 MaskForm = Annotated[
     Literal["auto", "where", "multiply"],
     typer.Option(help="How a mask is applied: Where (for TensorRT) or Cast and Mul (faster in ONNX Runtime)."),
@@ -252,8 +256,10 @@ class GraphOptions:
     precision: Precision = "fp32"
     io: Io = "float32"
     keep: Keep = None
+    cru: Cru = "auto"
 
     def export(self, backends: tuple[str, ...] = ("onnx",)) -> ExportOptions:
         from scconv_deploy.workflows.export import ExportOptions
 
-        return ExportOptions(self.opset, self.mask_form, backends, self.precision, self.io, tuple(self.keep or ()))
+        keep = tuple(self.keep or ())
+        return ExportOptions(self.opset, self.mask_form, backends, self.precision, self.io, keep, self.cru)

@@ -16,9 +16,10 @@ from onnxscript.rewriter import RewriteRule
 
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.swap import site_name
-from scconv_deploy.graph.contract import DOMAIN, SITE, MaskForm
+from scconv_deploy.graph.contract import DOMAIN, MODULE, SITE, CruForm, MaskForm
+from scconv_deploy.graph.cru import module_of
 from scconv_deploy.graph.nodes import add_functions
-from scconv_deploy.rewrite.rules import gamma_sum, mask_arithmetic, sigmoid_threshold, sru
+from scconv_deploy.rewrite.rules import cru_halves, gamma_sum, mask_arithmetic, sigmoid_threshold, sru
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,27 @@ class Fused:
 
 @dataclass
 class Applied:
-    """Result of one run of the rules; ``changed`` holds the names of the replaced tensors by rule."""
+    """Result of one run of the rules.
+
+    Attributes:
+        changed: names of the replaced tensors by rule, without those of CRUs.
+        crus: names of the replaced places of CRUs by rule: their modules, or tensors if the file does not say.
+        near_misses: candidates of a gate that were refused.
+        left_alone: CRUs that stay as they are. Nothing is wrong with them: they could only be faster.
+    """
 
     fused: list[Fused] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
+    crus: dict[str, list[str]] = field(default_factory=dict)
     near_misses: list[NearMiss] = field(default_factory=list)
+    left_alone: list[NearMiss] = field(default_factory=list)
 
     def __bool__(self) -> bool:
+        return bool(self.gates or self.crus)
+
+    @property
+    def gates(self) -> bool:
+        """Whether a gate was rewritten."""
         return bool(self.fused or self.changed)
 
     def lines(self) -> list[str]:
@@ -67,7 +82,12 @@ class Applied:
         fused = [
             f"{f.site}: {DOMAIN} node [{f.gate.variant.label}]" + (f"; {f.note}" if f.note else "") for f in self.fused
         ]
-        return fused + [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
+        changed = [f"{rule}: {len(names)} places" for rule, names in self.changed.items()]
+        return fused + changed + [f"{rule}: {', '.join(names)}" for rule, names in self.crus.items()]
+
+    def refusals(self) -> list[tuple[str, str]]:
+        """Refused candidates as (place, reason) of a stage record."""
+        return [(f"{miss.node} ({miss.rule})", miss.reason) for miss in (*self.near_misses, *self.left_alone)]
 
 
 class _Refusals:
@@ -81,20 +101,27 @@ class _Refusals:
             self.found.append((node, match.reason, match.failure_nodes_and_values))
 
 
-def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
+def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int, cru: CruForm = "halves") -> Applied:
     """Rewrite the main graph in place; SRU nodes get their functions.
 
     Args:
         model: with inferred types and shapes.
         opset: the model's own.
+        cru: form of the CRUs.
     """
     applied = Applied()
     existing = {id(node) for node in model.graph if node.domain == DOMAIN}
     reported: set[int] = set()
     readings = sru.read_all(model)
-    for name, rules in rules_for(mask_form).items():
+    for name, rules in rules_for(mask_form, cru).items():
         refusals = _Refusals()
         names = _apply(model, rules, refusals)
+        if name in CRU_RULES:
+            applied.left_alone += [NearMiss(module_of(node), name, reason) for node, reason, _ in refusals.found]
+            if names:
+                applied.crus[name] = names
+                RemoveUnusedNodesPass()(model)
+            continue
         for node, reason, sources in refusals.found:
             reported |= {id(source) for source in sources}
             applied.near_misses.append(NearMiss(_name(node), name, reason))
@@ -116,7 +143,7 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int) -> Applied:
 
 
 def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[str]:
-    """Try each rule on each node. Returns the names of the replaced values."""
+    """Try each rule on each node. Returns the names of the replaced values, or of the modules that the file names."""
     graph = model.graph
     names: list[str] = []
     for node in list(graph):
@@ -128,10 +155,13 @@ def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -
                 continue
             for value in delta.new_initializers:
                 _register(graph, value)
+            module = node.metadata_props.get(MODULE)
+            for new in delta.new_nodes if module else ():
+                new.metadata_props.setdefault(MODULE, module)
             ir.convenience.replace_nodes_and_values(
                 graph, node, [], delta.new_nodes, delta.match.outputs, delta.new_outputs
             )
-            names += [value.name or "" for value in delta.new_outputs]
+            names += [module] if module else [value.name or "" for value in delta.new_outputs]
             break
     return names
 
@@ -172,8 +202,13 @@ RULES: dict[str, Sequence[RewriteRule]] = {
     sigmoid_threshold.NAME: sigmoid_threshold.RULES,
     mask_arithmetic.NAME: mask_arithmetic.RULES,
 }
+CRU_RULES: dict[str, Sequence[RewriteRule]] = {cru_halves.NAME: cru_halves.RULES}
 
 
-def rules_for(mask_form: MaskForm) -> dict[str, Sequence[RewriteRule]]:
-    """The rules for a mask form, by name; in the form ``multiply``, products with a mask stay products."""
-    return {name: rules for name, rules in RULES.items() if mask_form == "where" or name != mask_arithmetic.NAME}
+def rules_for(mask_form: MaskForm, cru: CruForm) -> dict[str, Sequence[RewriteRule]]:
+    """The rules for a mask form and a form of CRUs, by name.
+
+    In the mask form ``multiply``, products with a mask stay products.
+    """
+    of_gates = {name: rules for name, rules in RULES.items() if mask_form == "where" or name != mask_arithmetic.NAME}
+    return of_gates | ({} if cru == "as-is" else CRU_RULES)

@@ -13,7 +13,7 @@ from torch import nn
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import export_model
-from scconv_deploy.graph.contract import OPSETS, REWRITTEN, MaskForm
+from scconv_deploy.graph.contract import OPSETS, REWRITTEN, CruForm, MaskForm
 from scconv_deploy.graph.file import check, serialize
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import FIRST_OPSET, IoTypes, Precision
@@ -28,6 +28,7 @@ from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.zoo.embed import EmbedResult
 
 MaskFormChoice = Literal["auto", "where", "multiply"]
+CruFormChoice = Literal["auto", "as-is", "halves"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ExportOptions:
         precision: type of the data; statistics, gates and parameters of SRUs stay in float32.
         io: types of the graph's inputs and outputs if the precision is half.
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
+        cru: form of the CRUs; ``auto`` is ``halves``, without the concatenation of 2C channels, in every backend.
 
     Raises:
         UsageError: an unknown value, or options that contradict each other.
@@ -53,12 +55,14 @@ class ExportOptions:
     precision: Precision = "fp32"
     io: IoTypes = "float32"
     keep: tuple[str, ...] = ()
+    cru: CruFormChoice = "auto"
 
     def __post_init__(self) -> None:
         for name, known in (
             ("precision", Precision),
             ("io", Literal["float32", "half"]),
             ("mask_form", MaskFormChoice),
+            ("cru", CruFormChoice),
         ):
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} is {getattr(self, name)!r}.", f"There are {', '.join(get_args(known))}.")
@@ -89,6 +93,10 @@ class ExportOptions:
         if self.mask_form != "auto":
             return self.mask_form
         return "where" if self.builds_engines else "multiply"
+
+    @property
+    def resolved_cru(self) -> CruForm:
+        return "halves" if self.cru == "auto" else self.cru
 
     @property
     def builds_engines(self) -> bool:
@@ -133,13 +141,17 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         log,
         opset=options.resolved_opset,
         mask_form=options.resolved_mask_form,
-        metadata={"scconv_deploy.source": reference.name, "scconv_deploy.mask_form": options.resolved_mask_form},
+        metadata={
+            "scconv_deploy.source": reference.name,
+            "scconv_deploy.mask_form": options.resolved_mask_form,
+            "scconv_deploy.cru": options.resolved_cru,
+        },
     )
     with log.stage("rewrite") as stage:
-        applied = apply_rules(model, options.resolved_mask_form, options.resolved_opset)
+        applied = apply_rules(model, options.resolved_mask_form, options.resolved_opset, options.resolved_cru)
         stage.applied += applied.lines() or ["nothing to do"]
-        stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
-        if applied:
+        stage.skipped += applied.refusals()
+        if applied.gates:
             found = {one.site: one.gate.variant.label for one in applied.fused}
             sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)

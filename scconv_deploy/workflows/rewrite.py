@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.graph import inputs, instrument
-from scconv_deploy.graph.contract import IR_VERSION
+from scconv_deploy.graph.contract import IR_VERSION, MaskForm
 from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.forms import change_mask_form, inlined, without_functions
 from scconv_deploy.graph.hygiene import tidy
@@ -39,7 +39,7 @@ from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.rewrite_guard import GuardReport, compare_graphs
 from scconv_deploy.verification.samples import with_progress
 from scconv_deploy.version import __version__
-from scconv_deploy.workflows.export import MaskFormChoice
+from scconv_deploy.workflows.export import CruFormChoice, MaskFormChoice
 
 _GUARD_SAMPLES = 16
 """Number of samples of a user's data that are also compared with the original file."""
@@ -56,6 +56,7 @@ class RewriteOptions:
         adapted: also write ``NAME.plugin.onnx`` and ``NAME.inlined.onnx`` for TensorRT before 10.7.
         expect: smallest number of SRU nodes in the result; None requires one, or another rewritten gate.
         seed: seed of the inputs on which both files are compared.
+        cru: form of the CRUs; ``auto`` is ``halves``, equal to the bit in ONNX Runtime.
     """
 
     opset: int | None = None
@@ -64,6 +65,7 @@ class RewriteOptions:
     adapted: bool = False
     expect: int | None = None
     seed: int = 0
+    cru: CruFormChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def rewrite_onnx(
     if options.expect is not None and len(sites) < options.expect:
         short = f"{len(sites)} of {options.expect} expected SRUs were fused"
         raise ModelError(f"{short}: {_refused(applied.near_misses)}", "Use --expect 0 to accept this.")
-    if options.expect is None and not sites and not applied:
+    if options.expect is None and not sites and not applied.gates:
         nothing = f"{source} holds no gate to rewrite, expected at least one"
         raise ModelError(f"{nothing}: {_refused(applied.near_misses)}", "Use --expect 0 to accept this.")
     if reference is not None:
@@ -217,10 +219,11 @@ def rewrite_graph(
     """
     opset = target_opset(original, options.opset)
     model = prepare(original, opset, stage)
-    applied = apply_rules(model, "where" if options.mask_form == "where" else "multiply", opset)
+    mask_form: MaskForm = "where" if options.mask_form == "where" else "multiply"
+    applied = apply_rules(model, mask_form, opset, "halves" if options.cru == "auto" else options.cru)
     strip_sites(model)
     stage.applied += applied.lines()
-    stage.skipped += [(f"{miss.node} ({miss.rule})", miss.reason) for miss in applied.near_misses]
+    stage.skipped += applied.refusals()
     converted = options.opset is not None and options.opset != opset_of(original)
     if applied or converted:
         proto = ir.to_proto(model)

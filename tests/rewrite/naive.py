@@ -60,11 +60,11 @@ def run(proto, x):
     return session.run(None, {"x": x.numpy() if isinstance(x, torch.Tensor) else np.asarray(x)})[0]
 
 
-def rewritten(proto, mask_form="multiply"):
+def rewritten(proto, mask_form="multiply", cru="halves"):
     """The rules applied to a model with inferred shapes; (model, what was done)."""
     opset = proto.opset_import[0].version
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
-    applied = apply_rules(model, mask_form, opset)
+    applied = apply_rules(model, mask_form, opset, cru)
     result = ir.to_proto(model)
     result.ir_version = 10
     onnx.checker.check_model(result, full_check=True)
