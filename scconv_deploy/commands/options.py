@@ -101,8 +101,8 @@ Opset = Annotated[
     typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),
 ]
 Cru = Annotated[
-    Literal["auto", "as-is", "halves"],
-    typer.Option(help="How CRUs fuse their paths; halves: without a concatenation of 2C channels."),
+    Literal["auto", "as-is", "halves", "merged"],
+    typer.Option(help="Form of CRUs: halves (for ONNX Runtime: less concatenation), merged (for TensorRT)."),
 ]
 MaskForm = Annotated[
     Literal["auto", "where", "multiply"],

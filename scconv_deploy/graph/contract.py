@@ -36,8 +36,8 @@ REWRITTEN = "scconv_deploy.rewritten"
 """Metadata of a model: the sites (JSON) that were read from the graph because no module was recognised for them."""
 MODULE = "scconv.module"
 """Metadata of a node: the path in PyTorch of the module that computes it."""
-CruForm = Literal["as-is", "halves"]
-"""Form of a CRU: as the exporter writes it, or without the concatenation of 2C channels."""
+CruForm = Literal["as-is", "halves", "merged"]
+"""Form of a CRU: as the exporter writes it, without the concatenation of 2C channels, or as two convolutions."""
 MaskForm = Literal["where", "multiply"]
 MASK_FORMS: tuple[MaskForm, ...] = ("where", "multiply")
 PARAMETERS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,15 +19,95 @@ _PASSED_ON = ("Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape")
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
-    """A fusion in halves: its paths, each ``[N, C, *]``, and its nodes."""
+class Fusion:
+    """A fusion of two paths of C channels.
 
-    y1: ir.Value
-    y2: ir.Value
+    Attributes:
+        first, second: the parts that a path is concatenated of.
+        mean: node of a mean, which shows its spelling.
+        nodes: its nodes, the Add first.
+    """
+
+    first: tuple[ir.Value, ...]
+    second: tuple[ir.Value, ...]
+    channels: int
+    mean: ir.Node
     nodes: tuple[ir.Node, ...]
 
 
-def read_halves(add: ir.Node) -> Halves | None:
+def read_concatenated(add: ir.Node) -> Fusion | str | None:
+    """The fusion that ends in an Add, as public code writes it; why a candidate is none; None for any other Add."""
+    halves = [_half(value) for value in add.inputs]
+    if halves[0] is None or halves[1] is None:
+        return None
+    product, first, one = halves[0]
+    other, second, two = halves[1]
+    softmax, weighted = _factors(product)
+    if product is not other or {first, second} != {0, 1} or softmax is None or weighted is None:
+        return None
+    concat = weighted.producer()
+    if not along_channels(softmax, -1):
+        return f"its softmax runs along axis {attribute(softmax, 'axis', -1)}, expected the channels"
+    mean = node_before(softmax)
+    if mean is None or mean_of(mean) is not weighted:
+        return "its softmax is not over the means of the features that it weights"
+    if concat is not None and concat.op_type == "Conv":
+        return None  # one convolution computes both paths
+    if concat is None or concat.op_type != "Concat" or not along_channels(concat, 0):
+        return "its features are no concatenation along the channels"
+    sizes = [channels(part) for part in concat.inputs]
+    total = channels(weighted)
+    if total is None or None in sizes:
+        return "its number of channels is not known"
+    ends = [sum(size for size in sizes[: count + 1] if size is not None) for count in range(len(sizes))]
+    if total // 2 not in ends:
+        return f"no border of its concatenation lies at {total // 2}, half of its channels"
+    pooling = mean_nodes(mean)
+    inside = [add, softmax, *pooling, concat, one, two, *filter(None, [product.producer()])]
+    means = (node.outputs[0] for node in pooling)
+    values = (weighted, *means, softmax.outputs[0], product, *one.outputs, *two.outputs)
+    if needed := needed_elsewhere(values, inside):
+        return needed
+    parts = [part for part in concat.inputs if part is not None]
+    border = ends.index(total // 2) + 1
+    return Fusion(tuple(parts[:border]), tuple(parts[border:]), total // 2, mean, tuple(inside))
+
+
+def _half(value: ir.Value | None) -> tuple[ir.Value, int, ir.Node] | None:
+    """(tensor, 0 or 1, node) if a value is the first or the second half of a tensor's channels."""
+    node = None if value is None else value.producer()
+    if node is None or value is None or node.op_type not in ("Split", "Slice") or node.inputs[0] is None:
+        return None
+    if is_split_in_halves(node):
+        return node.inputs[0], value.index() or 0, node
+    total = channels(node.inputs[0])
+    if node.op_type != "Slice" or total is None or total % 2:
+        return None
+    bounds = [constant(given) for given in node.inputs[1:]]
+    if len(bounds) < 3 or any(bound is None or bound.size != 1 for bound in bounds):
+        return None
+    start, end, axis, *step = [int(bound[0]) for bound in bounds if bound is not None]
+    shape = node.inputs[0].shape
+    if shape is None or axis % len(shape) != 1 or step not in ([], [1]):
+        return None
+    here = (start % total if start < 0 else start, min(end % total if end < 0 else end, total))
+    order = [(0, total // 2), (total // 2, total)]
+    return (node.inputs[0], order.index(here), node) if here in order else None
+
+
+def _factors(product: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
+    """(Softmax, other factor) of a product with a softmax."""
+    node = product.producer()
+    if node is None or node.op_type != "Mul":
+        return None, None
+    for weight, weighted in (node.inputs, node.inputs[::-1]):
+        softmax = None if weight is None else weight.producer()
+        if softmax is not None and softmax.op_type == "Softmax":
+            return softmax, weighted
+    return None, None
+
+
+def read_halves(add: ir.Node) -> Fusion | None:
     """The fusion that ends in this Add, if it is one in halves."""
     products = [_producer(value, "Mul") for value in add.inputs]
     if add.op_type != "Add" or products[0] is None or products[1] is None:
@@ -47,17 +128,10 @@ def read_halves(add: ir.Node) -> Halves | None:
     if [None if mean is None else mean_of(mean) for mean in means] != [y1, y2]:
         return None
     nodes = (add, *products, split, softmax, concat, *means)
-    return Halves(y1, y2, tuple(node for node in nodes if node is not None))
-
-
-def fusion_of_path(value: ir.Value) -> Halves | None:
-    """The fusion in halves of which this value is a path."""
-    for product in (use.node for use in value.uses() if use.node.op_type == "Mul"):
-        for add in (use.node for use in product.outputs[0].uses() if use.node.op_type == "Add"):
-            fusion = read_halves(add)
-            if fusion is not None and (fusion.y1 is value or fusion.y2 is value):
-                return fusion
-    return None
+    size = channels(y1)
+    if size is None or means[0] is None:
+        return None
+    return Fusion((y1,), (y2,), size, means[0], tuple(node for node in nodes if node is not None))
 
 
 def _weighted(product: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
@@ -97,6 +171,16 @@ def _mean_of_planes(squeeze: ir.Node) -> ir.Value | None:
     if removed is None or added is None or not np.array_equal(removed, added):
         return None
     return None if {0, 1} & set(removed.tolist()) else unsqueeze.inputs[0]
+
+
+def mean_like(mean: ir.Node, op: Any, path: ir.Value) -> ir.Value:
+    """The mean of a path by a rewriter's builder, spelled as another mean."""
+    if mean.op_type == "GlobalAveragePool":
+        return op.GlobalAveragePool(path)
+    if mean.op_type == "ReduceMean":
+        return op.ReduceMean(path, mean.inputs[1], keepdims=1)
+    axes = np.arange(2, 3 if path.shape is None else len(path.shape))
+    return op.ReduceMean(path, op.initializer(ir.tensor(axes), name=f"{path.name}.axes"), keepdims=1)
 
 
 def mean_nodes(node: ir.Node) -> list[ir.Node]:

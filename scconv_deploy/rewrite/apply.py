@@ -19,7 +19,7 @@ from scconv_deploy.gate.swap import site_name
 from scconv_deploy.graph.contract import DOMAIN, MODULE, SITE, CruForm, MaskForm
 from scconv_deploy.graph.cru import module_of
 from scconv_deploy.graph.nodes import add_functions
-from scconv_deploy.rewrite.rules import cru_halves, gamma_sum, mask_arithmetic, sigmoid_threshold, sru
+from scconv_deploy.rewrite.rules import cru_halves, cru_merged, gamma_sum, mask_arithmetic, sigmoid_threshold, sru
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,10 @@ RULES: dict[str, Sequence[RewriteRule]] = {
     sigmoid_threshold.NAME: sigmoid_threshold.RULES,
     mask_arithmetic.NAME: mask_arithmetic.RULES,
 }
-CRU_RULES: dict[str, Sequence[RewriteRule]] = {cru_halves.NAME: cru_halves.RULES}
+CRU_RULES: dict[str, Sequence[RewriteRule]] = {
+    cru_merged.NAME: cru_merged.RULES,
+    cru_halves.NAME: cru_halves.RULES,
+}
 
 
 def rules_for(mask_form: MaskForm, cru: CruForm) -> dict[str, Sequence[RewriteRule]]:
@@ -211,4 +214,5 @@ def rules_for(mask_form: MaskForm, cru: CruForm) -> dict[str, Sequence[RewriteRu
     In the mask form ``multiply``, products with a mask stay products.
     """
     of_gates = {name: rules for name, rules in RULES.items() if mask_form == "where" or name != mask_arithmetic.NAME}
-    return of_gates | ({} if cru == "as-is" else CRU_RULES)
+    of_crus = {} if cru == "as-is" else CRU_RULES
+    return of_gates | {name: rules for name, rules in of_crus.items() if cru == "merged" or name != cru_merged.NAME}

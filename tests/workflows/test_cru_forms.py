@@ -23,7 +23,7 @@ from scconv_deploy.workflows.export import export_to_ir
 from tests.mutations import two_heads
 from tests.rewrite import naive
 
-FORMS = ("as-is", "halves")
+FORMS = ("as-is", "halves", "merged")
 SITES = [f"net.layer{stage}.0.conv2.CRU" for stage in (1, 2, 3)]
 
 
@@ -58,11 +58,13 @@ def outputs(model, image):
 def test_the_graph_its_metadata_and_the_record(exported):
     assert concatenated(exported["as-is"][0]) == [32, 64, 128]
     assert concatenated(exported["halves"][0]) == [16, 32, 64]
+    assert concatenated(exported["merged"][0]) == []
     for form, (model, stage) in exported.items():
         assert {p.key: p.value for p in model.metadata_props}["scconv_deploy.cru"] == form
         assert stage.skipped == ()
     assert exported["as-is"][1].applied == ("nothing to do",)
     assert exported["halves"][1].applied == (f"cru halves: {', '.join(SITES)}",)
+    assert exported["merged"][1].applied == (f"cru merged: {', '.join(SITES)}",)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -82,6 +84,7 @@ def test_halves_are_equal_to_the_bit(exported):
 
 def test_auto_and_unknown_forms():
     assert ExportOptions().resolved_cru == "halves"
+    assert ExportOptions(backends=("onnx", "tensorrt-rtx")).resolved_cru == "merged"
     assert ExportOptions(cru="as-is", backends=("tensorrt",)).resolved_cru == "as-is"
     with pytest.raises(UsageError, match="cru is 'thirds'"):
         ExportOptions(cru="thirds")

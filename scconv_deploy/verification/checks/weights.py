@@ -1,5 +1,7 @@
 """Static check of the weights: each stored weight is the reference's, or the reference's with a BatchNorm folded in.
 
+Weights of a CRU's merged convolutions (:mod:`scconv_deploy.graph.merged`) are computed again from the reference's.
+
 Only this check finds a wrong low bit of one weight: in the outputs it is below the rounding of sums.
 """
 
@@ -13,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from scconv_deploy.graph import merged
 from scconv_deploy.graph.types import NUMPY
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck
@@ -58,9 +61,11 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     """
     same = folded = 0
     rounded = ""
-    worst = 0.0
     problems, others = [], []
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    of_crus = _Merged(stored, weights)
+    problems += of_crus.problems
+    worst = np.inf if problems else 0.0
     for tensor in stored.values():
         expected = weights.get(tensor.name)
         if expected is None or expected.dtype not in (np.float32, *NUMPY.values()):
@@ -91,10 +96,63 @@ def check(model: onnx.ModelProto, weights: Arrays, limit_ulps: float) -> Check:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         return Check(NAME, "failed", problems[0] + more, decided)
-    if not same and not folded:
+    if not same and not folded and not of_crus.same:
         return Check(NAME, "not run", "no stored weight has the name of one of the reference's")
     text = f"{same} weights are the reference's bit for bit{rounded}, {folded} but for a factor of each channel"
-    return Check(NAME, "passed", text + _not_compared(stored, weights, others), decided)
+    if of_crus.same:
+        text += f", {of_crus.same} of merged convolutions are what the reference's give"
+    others += of_crus.unknown
+    return Check(NAME, "passed", text + _not_compared({*stored, *of_crus.parts}, weights, others), decided)
+
+
+class _Merged:
+    """Merged weights of CRUs against those computed from the reference's.
+
+    Attributes:
+        same: how many are equal bit for bit.
+        problems: the others.
+        unknown: names of merged weights of none of whose parts the reference knows.
+        parts: names of the reference's weights that were merged.
+    """
+
+    def __init__(self, stored: Mapping[str, onnx.TensorProto], weights: Arrays) -> None:
+        self.same = 0
+        self.problems: list[str] = []
+        self.unknown: list[str] = []
+        self.parts: set[str] = set()
+        for name, tensor in stored.items():
+            found = merged.parts_of(name)
+            if found is None:
+                continue
+            kind, parts = found
+            if not any(part in weights for part in parts):
+                self.unknown.append(name)
+                continue
+            self.parts |= set(parts)
+            if problem := _merge_problem(numpy_helper.to_array(tensor), kind, [weights.get(part) for part in parts]):
+                self.problems.append(f"{name} {problem}")
+            else:
+                self.same += 1
+
+
+def _merge_problem(actual: np.ndarray, kind: str, parts: Sequence[np.ndarray | None]) -> str:
+    """Why a merged weight is not what the reference's weights give; "" if it is, bit for bit."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return "is merged of weights of which the reference does not know all"
+    try:
+        expected = merged.MERGES[kind](*known)
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        ZeroDivisionError,
+    ) as error:  # NumPy's reasons, of weights of other shapes
+        return f"cannot be merged of the reference's weights: {error}"
+    with np.errstate(over="ignore"):
+        expected = expected.astype(actual.dtype)
+    same = actual.shape == expected.shape and _same_bits(actual, expected)
+    return "" if same else "is not what the reference's weights give, bit for bit"
 
 
 def _not_compared(stored: Container[str], weights: Arrays, others: Sequence[str]) -> str:
