@@ -59,11 +59,19 @@ class Timing:
         }
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> Timing:
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
     """Run every variant once a round, in a seeded random order; warm-up rounds are not counted.
 
     A round that other processes disturbed is left out and run again, at most until ``_PATIENCE`` times as many have
     run; then the least disturbed ones count. What decides is the others' use of the machine, never the time measured.
+
+    Args:
+        clock: ``time.thread_time`` for variants of one thread on a machine that others load: it stops while they run.
     """
     for _ in range(warmup):
         for run in variants.values():
@@ -72,7 +80,7 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup
     done: list[tuple[dict[str, float], float | None]] = []
     while sum((others or 0.0) <= _QUIET_CORES for _, others in done) < rounds and len(done) < rounds * _PATIENCE:
         shuffle(order)
-        done.append(other_cores(lambda: {name: _seconds(variants[name]) for name in order}))
+        done.append(other_cores(lambda: {name: _seconds(variants[name], clock) for name in order}))
     chosen = sorted(done, key=lambda one: one[1] or 0.0)[:rounds]
     others = [cores for _, cores in chosen if cores is not None]
     return Timing(
@@ -82,11 +90,11 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup
     )
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
     time.sleep(_SETTLE_S)
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def write(

@@ -18,6 +18,7 @@ from scconv_deploy.gate.gate import Gate
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.functions import function_text
+from scconv_deploy.graph.merged import merged_name
 from scconv_deploy.graph.types import PRECISION
 from scconv_deploy.nn import ScConv
 from scconv_deploy.zoo.cifar_resnet import CifarResNet
@@ -249,10 +250,80 @@ MUTATIONS = {
     ),
 }  # fmt: skip
 
+CRU = "net.layer2.0.conv2.CRU"
+MERGED = {
+    kind: merged_name(kind, [f"{CRU}.{part}" for part in parts])
+    for kind, parts in {
+        "squeeze": ("squeeze1.weight", "squeeze2.weight"),
+        "paths": ("GWC.weight", "PWC1.weight", "PWC2.weight"),
+        "bias": ("GWC.bias",),
+    }.items()
+}
+
+
+def without_the_1x1(weight: np.ndarray, torch_model: nn.Module) -> np.ndarray:
+    pwc1 = torch_model.get_submodule(CRU).PWC1.weight.detach().numpy()
+    weight[: len(pwc1), :, 1, 1] -= pwc1[:, :, 0, 0]
+    return weight
+
+
+def entry_of(*index: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(weight: np.ndarray) -> np.ndarray:
+        weight[index] = value
+        return weight
+
+    return change
+
+
+def convolution_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if name in node.input)
+
+
+def padded_aside(model: onnx.ModelProto) -> None:
+    pads = next(a for a in convolution_of(model, MERGED["paths"]).attribute if a.name == "pads")
+    pads.ints[:] = [0, 1, 2, 1]
+
+
+def paths_swapped(model: onnx.ModelProto) -> None:
+    """Each path with the other's weights of the softmax."""
+    product = next(n for n in model.graph.node if n.op_type == "Mul" and instrument.module_of(n) == CRU)
+    weights = product.input[0]
+    index = list(model.graph.node).index(product)
+    product.input[0] = "swapped"
+    model.graph.node.insert(index, helper.make_node("Split", [weights], ["share1", "share2"], axis=1, num_outputs=2))
+    model.graph.node.insert(index + 1, helper.make_node("Concat", ["share2", "share1"], ["swapped"], axis=1))
+
+
+_SMALL = "one part in 1e7 of one of thousands of weights"
+MERGED_MUTATIONS = {
+    "a dense tap, its lowest bit": Mutation(
+        lambda m, _: edit(m, MERGED["paths"], flip_bit(0)), "weights", "not what the reference's weights give", _SMALL
+    ),
+    "a squeeze, its lowest bit": Mutation(
+        lambda m, _: edit(m, MERGED["squeeze"], flip_bit(0)), "weights", "not what the reference's weights give", _SMALL
+    ),
+    "the bias, one bit": Mutation(
+        lambda m, _: edit(m, MERGED["bias"], flip_bit(9)), "weights", "not what the reference's weights give", _SMALL
+    ),
+    "PWC1 left out of the centre": Mutation(
+        lambda m, t: edit(m, MERGED["paths"], lambda w: without_the_1x1(w, t)), "replay", "noise floor"
+    ),
+    "the identity off by one unit in the last place": Mutation(
+        lambda m, _: edit(m, MERGED["paths"], entry_of(32 + 24, 0, 1, 1, value=1 + 2.0**-23)), "weights",
+        "not what the reference's weights give", "it is below the rounding of any sum",
+    ),
+    "a zero of the lower path that is none": Mutation(
+        lambda m, _: edit(m, MERGED["paths"], entry_of(32, 0, 0, 0, value=1e-3)), "weights",
+        "not what the reference's weights give",
+    ),
+    "padding moved by a row": Mutation(lambda m, _: padded_aside(m), "replay", "noise floor"),
+    "weights of the paths swapped": Mutation(lambda m, _: paths_swapped(m), "replay", "noise floor"),
+}  # fmt: skip
+
 IN_THE_ROUNDING = (
     "a bit below 8 units in the last place, of a weight that has a BatchNorm folded in: the folding itself rounds "
     "differently in NumPy, onnxscript and onnxsim, so a file that differs there is a healthy export",
     lambda m: edit(m, STEM, flip_bit(0)),
 )
 
-__all__ = ["IN_THE_ROUNDING", "MUTATIONS", "SITE", "Mutation", "RankResNet", "two_heads"]
+__all__ = ["IN_THE_ROUNDING", "MERGED_MUTATIONS", "MUTATIONS", "SITE", "Mutation", "RankResNet", "two_heads"]
