@@ -110,7 +110,7 @@ CHECKS: dict[str, Meaning] = {
     "weights": Meaning(
         _ARTIFACT,
         "Each stored weight with the model's weight of that name, bit for bit; where a BatchNorm was folded in, up to "
-        "one factor per channel.",
+        "one factor per channel. Weights of a CRU's merged convolutions are computed anew from the model's.",
         "a weight is off by a bit, or by more than `weight_ulps` where a BatchNorm was folded in or the weight is in "
         "half",
         _EXPORT_AGAIN,
