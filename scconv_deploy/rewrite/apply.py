@@ -115,11 +115,12 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int, cru: CruForm =
     readings = sru.read_all(model)
     for name, rules in rules_for(mask_form, cru).items():
         refusals = _Refusals()
-        names = _apply(model, rules, refusals)
+        replaced = _apply(model, rules, refusals)
+        names = [value for value, _ in replaced]
         if name in CRU_RULES:
             applied.left_alone += [NearMiss(module_of(node), name, reason) for node, reason, _ in refusals.found]
-            if names:
-                applied.crus[name] = names
+            if replaced:
+                applied.crus[name] = [module or value for value, module in replaced]
                 RemoveUnusedNodesPass()(model)
             continue
         for node, reason, sources in refusals.found:
@@ -142,10 +143,10 @@ def apply_rules(model: ir.Model, mask_form: MaskForm, opset: int, cru: CruForm =
     return applied
 
 
-def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[str]:
-    """Try each rule on each node. Returns the names of the replaced values, or of the modules that the file names."""
+def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -> list[tuple[str, str]]:
+    """Try each rule on each node. Returns the name and the module ("" if unknown) of each replaced value."""
     graph = model.graph
-    names: list[str] = []
+    replaced: list[tuple[str, str]] = []
     for node in list(graph):
         if node.graph is not graph or node.domain not in ("", "ai.onnx"):
             continue
@@ -155,15 +156,15 @@ def _apply(model: ir.Model, rules: Sequence[RewriteRule], refusals: _Refusals) -
                 continue
             for value in delta.new_initializers:
                 _register(graph, value)
-            module = node.metadata_props.get(MODULE)
+            module = node.metadata_props.get(MODULE, "")
             for new in delta.new_nodes if module else ():
                 new.metadata_props.setdefault(MODULE, module)
             ir.convenience.replace_nodes_and_values(
                 graph, node, [], delta.new_nodes, delta.match.outputs, delta.new_outputs
             )
-            names += [module] if module else [value.name or "" for value in delta.new_outputs]
+            replaced += [(value.name or "", module) for value in delta.new_outputs]
             break
-    return names
+    return replaced
 
 
 def _register(graph: ir.Graph, value: ir.Value) -> None:

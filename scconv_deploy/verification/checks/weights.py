@@ -121,7 +121,7 @@ class _Merged:
         self.unknown: list[str] = []
         self.parts: set[str] = set()
         for name, tensor in stored.items():
-            found = merged.parts_of(name)
+            found = None if name in weights else merged.parts_of(name)
             if found is None:
                 continue
             kind, parts = found

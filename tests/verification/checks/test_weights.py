@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from scconv_deploy.graph import merged
 from scconv_deploy.verification.checks import weights
 
 LIMIT = 8.0
@@ -117,3 +118,19 @@ def test_a_reference_in_half_is_compared_too():
     damaged = weight.copy()
     damaged[1, 2] *= np.float16(1.05)
     assert check(damaged, weight).status == "failed"
+
+
+def test_merged_weights_of_a_file_against_that_of_a_reference_that_is_merged_itself():
+    name, weight = merged.merged_name("squeeze", ["squeeze1.weight", "squeeze2.weight"]), draw(8, 4, 1, 1)
+    found = weights.check(model_of(**{name: weight}), {name: weight}, LIMIT)
+    assert (found.status, "not compared" in found.reason) == ("passed", False)
+    other = weight.copy()
+    other.flat[3] *= np.float32(1 + 1e-5)
+    assert weights.check(model_of(**{name: other}), {name: weight}, LIMIT).status == "failed"
+
+
+def test_merged_weights_of_parts_that_the_reference_does_not_know_are_not_compared():
+    name = merged.merged_name("bias", ["onnx::Conv_12"])
+    found = weights.check(model_of(**{name: draw(8), "w": np.float32([1])}), {"w": np.float32([1])}, LIMIT)
+    assert found.status == "passed"
+    assert f"not compared, of another form: {name}" in found.reason
