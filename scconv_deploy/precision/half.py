@@ -221,6 +221,8 @@ class _Conversion:
             return "its type is an attribute"
         if node.op_type in KEPT_OPERATORS:
             return KEPT_OPERATORS[node.op_type]
+        if node.op_type == "Concat" and _between_kept(node):
+            return "it joins values of float32 for readers in float32"
         if not self._schema_allows(node):
             return "the operator has no half type"
         if why := next((why for v in self._variable_inputs(node) if (why := self._bad_constant(v, node))), ""):
@@ -403,6 +405,15 @@ def _numbered(name: str) -> Iterator[str]:
     while True:
         number += 1
         yield f"{name}_{number}"
+
+
+def _between_kept(node: ir.Node) -> bool:
+    """Whether all inputs come from kept operators and only kept operators read the result: half would only round it."""
+    sources = [None if value is None else value.producer() for value in node.inputs]
+    readers = [use.node for output in node.outputs for use in output.uses()]
+    around = [*sources, *readers]
+    inner = readers and not any(output.is_graph_output() for output in node.outputs)
+    return bool(inner) and all(n is not None and n.domain == "" and n.op_type in KEPT_OPERATORS for n in around)
 
 
 def _matches(node: ir.Node, pattern: str) -> bool:

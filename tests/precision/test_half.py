@@ -177,3 +177,21 @@ def test_bfloat16_needs_an_opset_that_has_it():
     newer.opset_import[0].version = 22
     half, conversion = converted(newer, "bf16")
     assert (conversion.kept, types(half)) == ((), {"w": "BFLOAT16"})
+
+
+MEANS = """g (float[n, 4, h, w] a, float[n, 4, h, w] b) => (float[n, k, o, p] y{output}) {{
+    m = GlobalAveragePool (a)  q = GlobalAveragePool (b)  c = Concat <axis = 1> (m, q)  s = Softmax <axis = 1> (c)
+    d = Concat <axis = 1> (a, b)  y = Mul (s, d) }}"""
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+def test_means_that_are_joined_for_a_softmax_are_not_rounded_in_between(is_output):
+    model = parsed(MEANS.format(output=", float[n, k, o, p] c" if is_output else ""))
+    half, conversion = converted(model)
+    kept = [name for name, reason in conversion.kept if reason.startswith("Concat: it joins values of float32")]
+    producers = {name: node.op_type for node in half.graph.node for name in node.output}
+    joined = next(node for node in half.graph.node if node.output[0].startswith("c"))
+    assert bool(kept) == (not is_output)
+    assert {producers[name] for name in joined.input} == ({"Cast"} if is_output else {"GlobalAveragePool"})
+    x = RNG.normal(size=(1, 4, 5, 5)).astype(np.float32)
+    assert np.abs(run(half, a=x, b=x)[0] - run(model, a=x, b=x)[0]).max() < 2**-11
