@@ -122,7 +122,7 @@ def read_halves(add: ir.Node) -> Fusion | None:
     y1, y2 = (path, other_path) if first == 0 else (other_path, path)
     softmax = _producer(split.inputs[0], "Softmax")
     concat = None if softmax is None else _producer(softmax.inputs[0], "Concat")
-    if softmax is None or concat is None or len(concat.inputs) != 2 or not (is_of_channels(softmax, concat)):
+    if softmax is None or concat is None or len(concat.inputs) != 2 or not is_of_channels(softmax, concat):
         return None
     means = [None if value is None else value.producer() for value in concat.inputs]
     if [None if mean is None else mean_of(mean) for mean in means] != [y1, y2]:
@@ -138,7 +138,8 @@ def _weighted(product: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
     """(Split, which of its outputs, path) of a product of a weight and a path."""
     for weight, path in (product.inputs, product.inputs[::-1]):
         split = _producer(weight, "Split")
-        if split is not None and path is not None and weight is not None:
+        of_softmax = split is not None and _producer(split.inputs[0], "Softmax") is not None
+        if split is not None and of_softmax and path is not None and weight is not None:
             return split, weight.index() or 0, path
     return None
 
