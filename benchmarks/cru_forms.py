@@ -41,8 +41,10 @@ _COLUMNS = {
     "RTX MB": "megabytes",
     "launches": "launches",
 }
-_KERNEL = re.compile(r"^Name: .*?, LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
-                     r"Outputs: \[(?P<outputs>.*?)\]")  # fmt: skip
+_KERNEL = re.compile(
+    r"^Name: .*?, LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
+    r"Outputs: \[(?P<outputs>.*?)\](?:, (?:TacticName|StreamId|Metadata): .*)?$"
+)
 _TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\], .*?Datatype: (?P<type>\w+), ")
 _BYTES = {"Float": 4, "Half": 2, "Bool": 1, "Int32": 4, "Int64": 8}
 
