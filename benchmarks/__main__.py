@@ -14,7 +14,7 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
-    "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, bytes and launches of TensorRT-RTX's plan",
+    "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, and that outputs are equal",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",

@@ -1,19 +1,14 @@
-"""The CRU's forms (``--cru``): ONNX Runtime's time on one thread, and what TensorRT-RTX's compiled plan moves.
+"""The CRU's forms (``--cru``): ONNX Runtime's time on one thread; ``plan_traffic`` has what their engines move.
 
 Every form of a network is exported once, and all forms take turns in ONNX Runtime; what is measured is the time of its
-one thread, which stands still while others have the core. For the plan the same network is
-exported for TensorRT in float16, its SRUs expanded; the bytes are those of each kernel's inputs and outputs, as the
-builder lists them. It builds without a GPU, so there is no time of an engine.
+one thread, which stands still while others have the core.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,22 +33,13 @@ _COLUMNS = {
     "p25": "speedup_p25",
     "p75": "speedup_p75",
     "differs by": "max_abs_error",
-    "RTX MB": "megabytes",
-    "launches": "launches",
 }
-_KERNEL = re.compile(
-    r"^Name: .*?, LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
-    r"Outputs: \[(?P<outputs>.*?)\](?:, (?:TacticName|StreamId|Metadata): .*)?$"
-)
-_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\], .*?Datatype: (?P<type>\w+), ")
-_BYTES = {"Float": 4, "Half": 2, "Bool": 1, "Int32": 4, "Int64": 8}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", default="resnet20:32,resnet50:1,resnet50:8", help="network:batch, comma-separated")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--plan", action="store_true", help="also TensorRT-RTX's plan for sm89 in float16")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -77,8 +63,6 @@ def _case(network: str, batch: int, options: argparse.Namespace) -> list[Row]:
     for form in files:
         row = {"network": network, "batch": batch, **timing.row(form, BASELINE)}
         row["max_abs_error"] = float(np.abs(outputs[form] - outputs[BASELINE]).max())
-        if options.plan:
-            row |= _plan(_exported(network, shape, options.seed, form, backends=("tensorrt-rtx",), precision="fp16"))
         rows.append(row)
         print(" ".join(str(row.get(key)) for key in _COLUMNS.values()), flush=True)
     return rows
@@ -95,35 +79,3 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
-def _plan(data: bytes) -> Mapping[str, float]:
-    """Megabytes and launches of the plan for sm89."""
-    import tensorrt_rtx as trt
-
-    messages: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: Any, text: str) -> None:
-            messages.append(text)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    if not trt.OnnxParser(network, log).parse(data):
-        raise RuntimeError(f"TensorRT-RTX does not parse the model: {messages[-1]}")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    if builder.build_serialized_network(network, config) is None:
-        raise RuntimeError(f"TensorRT-RTX does not build the model: {messages[-1]}")
-    listed = next(text for text in messages if text.startswith("Layers:\n"))
-    kernels = [found for line in listed.splitlines() if (found := _KERNEL.match(line))]
-    launched = [kernel for kernel in kernels if kernel["kind"] not in ("signal", "wait")]
-    moved = sum(
-        _BYTES[kind] * math.prod(int(size) for size in shape.split(",") if size)
-        for kernel in launched
-        for shape, kind in _TENSOR.findall(kernel["inputs"]) + _TENSOR.findall(kernel["outputs"])
-    )
-    return {"megabytes": moved / 1e6, "launches": len(launched)}

@@ -28,6 +28,7 @@ from scconv_deploy.runtimes.tensorrt.engine import PlanLayer
 
 _COLUMNS = {
     "network": "network",
+    "CRUs": "cru",
     "SRUs": "srus",
     "precision": "precision",
     "batch": "batch",
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", default="", metavar="FILE|auto", help="also with the fused SRU")
     parser.add_argument("--debug-tensors", action="store_true", help="also with the ends of the SRUs marked")
     parser.add_argument("--bodies", action="store_true", help="also with other bodies of the same meaning")
+    parser.add_argument("--cru", default="as-is,merged", help="forms of the CRU, comma-separated (export --cru)")
     parser.add_argument("--precisions", default="fp32,fp16")
     parser.add_argument("--batches", default="1,8")
 
@@ -98,42 +100,44 @@ def run(options: argparse.Namespace) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for precision in options.precisions.split(","):
-            files = {
-                name: _exported(name, precision, Path(folder), options.seed)
-                for name in (options.network, f"scconv_{options.network}")
-            }
+            plain, ours = options.network, f"scconv_{options.network}"
+            files = {(plain, ""): _exported(plain, "as-is", precision, Path(folder), options.seed)}
+            for cru in options.cru.split(","):
+                files[ours, cru] = _exported(ours, cru, precision, Path(folder), options.seed)
             for batch in map(int, options.batches.split(",")):
                 rows += _of_batch(files, precision, batch, options, Path(folder))
     library = version("tensorrt-rtx")
     write(options.results, rows, _COLUMNS, target=options.target, seed=options.seed, tensorrt_rtx=library)
 
 
-def _exported(name: str, precision: str, folder: Path, seed: int) -> Path:
-    path = folder / f"{name}-{precision}.onnx"
+def _exported(name: str, cru: str, precision: str, folder: Path, seed: int) -> Path:
+    path = folder / f"{name}-{cru}-{precision}.onnx"
     command = ("export", name, "-o", path, "--batch", "1:8:32", "--precision", precision, "--mask-form", "where")
-    _run("-m", "scconv_deploy", *command, "--seed", seed, "--quiet")
+    _run("-m", "scconv_deploy", *command, "--cru", cru, "--seed", seed, "--quiet")
     return path
 
 
 def _of_batch(
-    files: dict[str, Path], precision: str, batch: int, options: argparse.Namespace, folder: Path
+    files: dict[tuple[str, str], Path], precision: str, batch: int, options: argparse.Namespace, folder: Path
 ) -> list[Row]:
-    plain, ours = files
-    built = [(files[plain], plain, "", "none", "")]
-    for form, plugin in {"expanded": "", **({"plugin": options.plugin} if options.plugin else {})}.items():
-        for debug in ("", "srus") if options.debug_tensors else ("",):
-            built.append((files[ours], ours, plugin, form, debug))
-    if options.bodies:
-        built += [(_with_body(files[ours], body, folder), ours, "", f"expanded, {body}", "") for body in BODIES]
+    (plain, _), *ours = files
+    built = [(files[plain, ""], plain, "", "", "none", "")]
+    for name, cru in ours:
+        file = files[name, cru]
+        for form, plugin in {"expanded": "", **({"plugin": options.plugin} if options.plugin else {})}.items():
+            for debug in ("", "srus") if options.debug_tensors else ("",):
+                built.append((file, name, cru, plugin, form, debug))
+        if options.bodies:
+            built += [(_with_body(file, body, folder), name, cru, "", f"expanded, {body}", "") for body in BODIES]
     side = 224 if options.network == "resnet50" else 32
     rows: list[Row] = []
-    for file, name, plugin, form, debug in built:
+    for file, name, cru, plugin, form, debug in built:
         shape = f"image:{batch}x3x{side}x{side}"
         made = _json(_run("-c", _CHILD, file, options.target, shape, plugin, debug, folder))
         plan, marked = made["manifest"]["plan"], made["manifest"]["debug_tensors"]
         srus = [layer for layer in (PlanLayer(**found) for found in plan["layers"]) if layer.of_sru]
         row = {
-            "network": name, "srus": form, "precision": precision, "batch": batch,
+            "network": name, "cru": cru, "srus": form, "precision": precision, "batch": batch,
             "marked": len({tensor["name"] for tensor in marked}),
             "megabytes": plan["bytes_moved"] / 1e6, "launches": plan["launches"],
             "sru_megabytes": sum(layer.bytes_moved or 0 for layer in srus) / 1e6, "sru_launches": len(srus),
