@@ -52,7 +52,7 @@ def test_manifest_and_plan_say_what_is_left(device_bundle):
     plan = read_device_plan(device_bundle)
     assert plan.targets == (DEVICES["orin-jp6"], DEVICES["thor-jp7"])
     assert plan.facts == graph_facts(read_onnx(device_bundle / contents.MODEL))
-    assert plan.facts.srus == (SRUNode("sru", "SRU"),)
+    assert plan.facts.srus == (SRUNode("sru", "SRU", "conv2d", "_symbolic"),)
     assert plan.profiles == (EngineProfile("x", (1, 3, 8, 8), (2, 3, 8, 8), (8, 3, 8, 8)),)
     left = read_manifest(device_bundle)["unfinished"]
     assert left == json.loads((device_bundle / contents.DEVICE_PLAN).read_text())["unfinished"]

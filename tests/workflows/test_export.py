@@ -96,8 +96,8 @@ def test_both_mask_forms_agree_in_half(tiny_reference, tiny_fp16):
         onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
         for model in (where, tiny_fp16[1])
     ]
-    for one, other in zip(*outputs, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for one, other in zip(*outputs, strict=True):  # their statistics sum in other orders; a changed gate moves far more
+        np.testing.assert_allclose(one, other, rtol=2**-11, atol=2**-11 * float(np.abs(other).max()))
 
 
 def test_export_writes_what_convert_makes_of_the_float32_file(tiny_fp16, tiny_bytes, tmp_path):
