@@ -175,7 +175,8 @@ def build_plan(
     with log.recording() as messages:
         digest = load_plugin(module, options, source) if options.plugin else ""
         builder = module.Builder(log.logger)
-        form = form_for(module.__version__, options.backend, options.plugin is not None, is_registered(module))
+        registered = bool(source.facts.srus) and is_registered(module)
+        form = form_for(module.__version__, options.backend, options.plugin is not None, registered)
         network, parser, folded = _parsed(module, builder, log.logger, source, form, options)
         if folded:
             messages.clear()  # messages of the first try do not apply to the folded model

@@ -60,7 +60,7 @@ def load_plugin(module: ModuleType, options: BuildOptions, source: NetworkSource
     digest = sha256_of(path)
     if options.backend == "tensorrt-rtx" and source.facts.srus:
         read_library(path)
-        require_plugins(module, path, source.read("whole"))
+        require_plugins(module, path, lambda: source.read("whole"))
     if refused := load_once(module, path):
         raise BuildError(
             f"{BACKENDS[options.backend].title} cannot load the plugin {path}: {refused}.",

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -32,12 +33,12 @@ _CHILD = (
 )
 
 
-def require_plugins(module: ModuleType, plugin: Path, model: bytes) -> None:
+def require_plugins(module: ModuleType, plugin: Path, model: Callable[[], bytes]) -> None:
     """Refuse a release of TensorRT-RTX whose parser would end this process.
 
     Args:
         plugin: a library that can be loaded.
-        model: an ONNX model with at least one node that the plugin is for.
+        model: gives an ONNX model with at least one node that the plugin is for.
 
     Raises:
         MissingRuntimeError: with what the child said.
@@ -45,7 +46,7 @@ def require_plugins(module: ModuleType, plugin: Path, model: bytes) -> None:
     known = _answer_file(module)
     if known.is_file():
         return
-    reason = _ask_child(plugin, model)
+    reason = _ask_child(plugin, model())
     if reason == _NOT_TRIED:
         return
     if reason:

@@ -20,7 +20,7 @@ def module(tmp_path, monkeypatch):
 
 
 def ask(module, tmp_path):
-    plugin_probe.require_plugins(module, tmp_path / "p.so", b"a model")
+    plugin_probe.require_plugins(module, tmp_path / "p.so", lambda: b"a model")
 
 
 @pytest.mark.parametrize(
