@@ -21,6 +21,7 @@ from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.exporters.tensorrt.source import NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.graph.file import check, read_onnx
+from scconv_deploy.graph.forms import change_mask_form
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.parity import Link, ParityReport
@@ -66,7 +67,19 @@ def build_file(
     model = read_onnx(source)
     digest = sha256_of(source)
     network = OnnxSource(model)
-    return build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+    result = build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+    if expanded(result.engine.manifest) and _for_onnx_runtime(model):
+        better = f"scconv-deploy rewrite {source} --mask-form where --cru merged -o FILE"
+        note = f"its SRUs' functions are those for ONNX Runtime; TensorRT's compilers fuse what this writes: {better}"
+        return replace(result, notes=(*result.notes, note))
+    return result
+
+
+def _for_onnx_runtime(model: onnx.ModelProto) -> bool:
+    """Whether a function of an SRU has the body that ONNX Runtime is fast with, and TensorRT's compilers are not."""
+    bodies = onnx.ModelProto()
+    bodies.functions.extend(model.functions)
+    return bool(change_mask_form(bodies, "where")[0])
 
 
 def _prepared(

@@ -25,6 +25,8 @@ from scconv_deploy.exporters.tensorrt.build import prepare
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.graph.contract import FunctionKey
+from scconv_deploy.graph.functions import function_proto
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.runtimes.tensorrt.engine import load_engine
 from scconv_deploy.system import gpu
@@ -89,6 +91,22 @@ def test_the_sidecar_says_what_the_engine_is(workplace):
     assert f"plan     moves {plan['bytes_moved'] / 1e6:.1f} MB at batch 2 in {plan['launches']} kernels" in shown.stdout
     if not gpu.gpus():
         assert "its own layers are not shown: TensorRT-RTX needs a GPU here" in shown.stdout
+
+
+def test_an_engine_of_the_body_for_onnx_runtime_is_told_of_the_other(workplace):
+    model = sru_model()
+    save(model, workplace / "where.onnx")
+    model.functions[0].CopyFrom(function_proto(FunctionKey("SRU", False, "multiply", 18)))
+    save(model, workplace / "multiply.onnx")
+    told = {form: run("build", f"{form}.onnx", "-o", f"{form}.engine", *BUILD) for form in ("where", "multiply")}
+    note = "rewrite multiply.onnx --mask-form where --cru merged -o FILE"
+    assert note in " ".join(told["multiply"].stdout.split())
+    assert "note" not in told["where"].stdout
+    rewritten = run(
+        "rewrite", "multiply.onnx", "--mask-form", "where", "--cru", "merged", "-o", "again.onnx", "--quiet"
+    )
+    assert rewritten.exit_code == 0, rewritten.output
+    assert onnx.load("again.onnx").functions == onnx.load("where.onnx").functions
 
 
 def test_a_small_scconv_network_builds_in_both_half_types(workplace):
