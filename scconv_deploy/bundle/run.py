@@ -116,8 +116,15 @@ def run_engine(path, plugin, inputs):
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     types = {name: numpy_type(tensorrt, engine.get_tensor_dtype(name), name) for name in names}
-    for name, value in inputs.items():
-        context.set_input_shape(name, value.shape)
+    wanted = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
+    if set(wanted) != set(inputs):
+        stop(4, f"The engine takes {', '.join(wanted)}; given were {', '.join(inputs) or 'none'}.")
+    for name in wanted:
+        if not context.set_input_shape(name, inputs[name].shape):
+            stop(4, f"The engine's first profile does not take {name} of shape {inputs[name].shape}.")
+    for name in names:
+        if -1 in tuple(context.get_tensor_shape(name)):
+            stop(4, f"The size of {name} is not known for these inputs.")
     arrays = {n: np.ascontiguousarray(inputs[n], types[n]) if n in inputs else None for n in names}
     outputs = {n: np.empty(tuple(context.get_tensor_shape(n)), types[n]) for n in names if n not in inputs}
     arrays.update(outputs)

@@ -63,8 +63,10 @@ def build_file(
         check_output_file(path, force)
     if output.suffix == ".onnx" or output.resolve() == source.resolve():
         raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
-    ((options, prepared),) = _prepared([options], cache, progress)
+    if options.plugin is not None and output.resolve() == options.plugin.resolve():
+        raise UsageError(f"{output} would replace the plugin.", "Name the engine for example model.engine.")
     model = read_onnx(source)
+    ((options, prepared),) = _prepared([options], cache, progress)
     digest = sha256_of(source)
     network = OnnxSource(model)
     result = build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)

@@ -117,7 +117,8 @@ def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline 
     """Another network with the same inputs, exported alike; only its plan counts, so its weights are random."""
     if not source:
         return None
-    other = ModelSpec(source, inputs=spec.inputs, dynamic=spec.dynamic, seed=spec.seed)
+    other = ModelSpec(source, inputs=spec.resolved().inputs, dynamic=spec.dynamic, seed=spec.seed)
+    other.resolved()  # an unknown name is refused before any work is done
 
     def export() -> NetworkSource:
         reference, log = reference_from_spec(other)

@@ -98,7 +98,9 @@ def _check_structure(artifact: EngineArtifact, source: Path, network: OnnxSource
     known = artifact.manifest.structure_sha256
     if not known:
         raise UsageError(
-            f"The manifest of {artifact.path} does not say which network it is.", "Build the engine again."
+            f"The manifest of {artifact.path} does not say which network it is: it was built on a device, or its "
+            "constants were folded.",
+            "Build another engine from the new file.",
         )
     if network.structure_sha256 != known:
         raise UsageError(

@@ -121,6 +121,7 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     class Context:
         def set_input_shape(self, name, shape):
             told.append(("shape", name, tuple(shape)))
+            return tuple(shape) == (2, 3)
 
         def get_tensor_shape(self, name):
             return (2, 3)
@@ -136,6 +137,7 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
 
     engine = SimpleNamespace(
         num_io_tensors=2, get_tensor_name=("x", "y").__getitem__, get_tensor_dtype=lambda name: "float",
+        get_tensor_mode=lambda name: SimpleNamespace(name="INPUT" if name == "x" else "OUTPUT"),
         create_execution_context=Context,
     )  # fmt: skip
     loaded = []
@@ -182,9 +184,9 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     script = runpy.run_path(str(bundle / "run.py"))
     x = np.arange(6, dtype="float32").reshape(2, 3)
 
-    def refused(code, plugin):
+    def refused(code, plugin, **given):
         with pytest.raises(SystemExit) as left:
-            script["run_engine"](tmp_path / "m.engine", plugin, {"x": x})
+            script["run_engine"](tmp_path / "m.engine", plugin, given or {"x": x})
         assert left.value.code == code
         return capsys.readouterr().err
 
@@ -192,6 +194,10 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     np.testing.assert_array_equal(found["y"], x * 2)
     assert told == [("shape", "x", (2, 3)), "run", "free", "free"]
     assert loaded == [str(tmp_path / "p.so")]
+    plugin = tmp_path / "p.so"
+    assert "The engine takes x; given were input." in refused(4, plugin, input=x)
+    assert "does not take x of shape (1, 3)" in refused(4, plugin, x=x[:1])
+    del loaded[1:]
     assert not hasattr(runtime, "engine_host_code_allowed")
 
     # an engine that holds its plugin, which is code for the host, needs no other; only a version-compatible one does

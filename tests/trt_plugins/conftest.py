@@ -87,7 +87,7 @@ def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
     flags = compiler(nvcc, include)
     stand_in = f"libnvinfer.so.{version.split('.')[0]}"
     compile_all(
-        [*flags, *HIDDEN, f"-DSCCONV_SRU_REVISION={HARNESS_REVISION}",
+        [*flags, *HIDDEN, "-arch=sm_89", f"-DSCCONV_SRU_REVISION={HARNESS_REVISION}",
          *(str(SOURCES / source) for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")),
          str(Path(__file__).parent / "no_device.cpp"), "-Xlinker=-soname=libscconv_sru.so",
          "-o", str(folder / "libscconv_sru.so")],

@@ -106,7 +106,10 @@ def build_network(
     plan = build_plan(module, source, options, profiles, tell)
     seconds = time.perf_counter() - start
     manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
-    manifest = replace(manifest, structure_sha256=source.structure_sha256)
+    if not plan.folded:  # else its weights are not the file's, and it cannot be refitted from one
+        manifest = replace(manifest, structure_sha256=source.structure_sha256)
+    if options.debug_tensors and not plan.debug_tensors:
+        notes += ("--debug-tensors marked nothing: no SRU in the graph has an end that can be marked",)
     if cache is not None and writable:
         kept = cache.store(key, plan.data, manifest)
         notes += (kept,) if kept else ()

@@ -26,6 +26,7 @@ from scconv_deploy.exporters.tensorrt.network import (
     tensors_of,
 )
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.plugin_probe import require_plugins
 from scconv_deploy.exporters.tensorrt.source import Form, NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES
 from scconv_deploy.runtimes.tensorrt import log as logs
@@ -64,6 +65,7 @@ class Plan:
     plugin_sha256: str
     warnings: tuple[str, ...]
     compiled: CompiledPlan | None = None
+    folded: bool = False
     debug_tensors: tuple[DebugTensor, ...] = ()
 
 
@@ -205,7 +207,9 @@ def build_plan(
         tensors = tensors_of(network)
     warnings = (*folded, *logs.warnings(messages))
     compiled = compiled_plan(messages, open_batch(profiles))
-    return Plan(data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled, debug_tensors)
+    return Plan(
+        data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled, bool(folded), debug_tensors
+    )
 
 
 def _parsed(
@@ -227,6 +231,8 @@ def _parsed(
         folded = source.folded(form)
         if folded is None:
             raise
+        if options.plugin is not None and options.backend == "tensorrt-rtx":
+            require_plugins(module, options.plugin, lambda: folded)  # the first child did not come to an SRU
         return *read(folded), (f"constants were folded first, because the parser said: {refusal.message}",)
 
 

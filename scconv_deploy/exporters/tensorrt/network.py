@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
+from scconv_deploy.exporters.tensorrt.plugin_choice import architectures_of
 from scconv_deploy.exporters.tensorrt.plugin_probe import require_plugins
 from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, NetworkSource
 from scconv_deploy.graph.contract import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
@@ -17,7 +19,7 @@ from scconv_deploy.runtimes.tensorrt.plugin_library import load_once
 from scconv_deploy.runtimes.tensorrt.versions import FUNCTIONS_BEHIND_PLUGINS, release
 from scconv_deploy.system.backends import BACKENDS, Backend
 from scconv_deploy.system.environment import sha256_of
-from scconv_deploy.trt_plugins.elf import read_library
+from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
 
 _READ_AS_STANDARD = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 """Operators of ONNX Runtime's tools that mean ONNX's own of the same name."""
@@ -58,8 +60,8 @@ def load_plugin(module: ModuleType, options: BuildOptions, source: NetworkSource
     if path is None or not path.is_file():
         raise UsageError(f"--plugin {path} does not exist.", "Build it with scconv-deploy plugin build.")
     digest = sha256_of(path)
+    _check_gpu_code(path, read_library(path), options)
     if options.backend == "tensorrt-rtx" and source.facts.srus:
-        read_library(path)
         require_plugins(module, path, lambda: source.read("whole"))
     if refused := load_once(module, path):
         raise BuildError(
@@ -75,6 +77,21 @@ def load_plugin(module: ModuleType, options: BuildOptions, source: NetworkSource
                 "Build the plugin of this scconv-deploy: scconv-deploy plugin build.",
             )
     return digest
+
+
+def _check_gpu_code(path: Path, library: SharedLibrary, options: BuildOptions) -> None:
+    """Refuse a plugin without code for a GPU that the engine is for (UsageError).
+
+    Machine code runs on later GPUs of its major version, PTX on all later ones (CUDA C++ Programming Guide).
+    """
+    cubins, ptx = ([int(c.replace(".", "")) for c in found] for found in (library.cubins, library.ptx))
+    for wanted in map(int, architectures_of(options) if cubins or ptx else ()):
+        if not any(c <= wanted and c // 10 == wanted // 10 for c in cubins) and not any(c <= wanted for c in ptx):
+            held = ", ".join((*(f"sm_{c}" for c in cubins), *(f"PTX {c}" for c in ptx)))
+            raise UsageError(
+                f"--plugin {path} has no code for sm_{wanted}, which the engine is for: it holds {held}.",
+                f"scconv-deploy plugin build --arch {wanted}, or --plugin auto.",
+            )
 
 
 def parse(module: ModuleType, network: Any, logger: Any, data: bytes, facts: GraphFacts, options: BuildOptions) -> Any:

@@ -25,11 +25,11 @@ from scconv_deploy.system.backends import BACKENDS
 from scconv_deploy.system.environment import cache_folder, platform_facts, sha256_of
 from scconv_deploy.version import __version__
 
-_SURVIVED, _NOT_TRIED = "the parser came back", "the registry refuses the library"
+_TAKEN, _NOT_TRIED = "the parser takes the plugin", "the parser did not come to the plugin"
 _TIMEOUT_S = 300
 _CHILD = (
     f"import sys; sys.path[:0] = {{path!r}}; from {__name__} import parse_with_plugin; "
-    "parse_with_plugin({plugin!r}, {model!r})"
+    "parse_with_plugin({plugin!r}, {model!r}, {answer!r})"
 )
 
 
@@ -46,12 +46,12 @@ def require_plugins(module: ModuleType, plugin: Path, model: Callable[[], bytes]
     known = _answer_file(module)
     if known.is_file():
         return
-    reason = _ask_child(plugin, model())
-    if reason == _NOT_TRIED:
-        return
-    if reason:
+    answer = _ask_child(plugin, model())
+    if answer == _NOT_TRIED:
+        return  # it lives, and the caller is told why when it does the same
+    if answer != _TAKEN:
         raise MissingRuntimeError(
-            f"{BACKENDS['tensorrt-rtx'].title} {module.__version__} takes no plugins here: {reason}.",
+            f"{BACKENDS['tensorrt-rtx'].title} {module.__version__} takes no plugins here: {answer}.",
             f"Build without --plugin, or install another release: {BACKENDS['tensorrt-rtx'].install}.",
         )
     with suppress(Exception):  # an answer that cannot be kept is asked for again
@@ -65,34 +65,34 @@ def _answer_file(module: ModuleType) -> Path:
 
 
 def _ask_child(plugin: Path, model: bytes) -> str:
-    """ "" if a child that parses the model with the plugin lives on, else what became of it."""
+    """Answer of a child that parses the model with the plugin, see :func:`parse_with_plugin`; else how it ended."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "model.onnx"
+        file, answer = Path(folder) / "model.onnx", Path(folder) / "answer"
         file.write_bytes(model)
-        code = _CHILD.format(path=sys.path, plugin=str(plugin.resolve()), model=str(file))
+        code = _CHILD.format(path=sys.path, plugin=str(plugin.resolve()), model=str(file), answer=str(answer))
         try:
             done = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"a process that tries it cannot be asked ({error})"
-    if done.returncode == 0 and done.stdout in (_SURVIVED, _NOT_TRIED):
-        return "" if done.stdout == _SURVIVED else _NOT_TRIED
+        if done.returncode == 0 and answer.is_file():
+            return answer.read_text(encoding="utf-8")
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]
     ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}"
     return f"a process that tries it ends with {ended} ({last})"
 
 
-def parse_with_plugin(plugin: str, model: str) -> None:
-    """The child: load the plugin and parse the model; that it gets to its end is the answer."""
+def parse_with_plugin(plugin: str, model: str, answer: str) -> None:
+    """The child: load the plugin, parse the model, and write to a file how far that came."""
     module = load_module("tensorrt-rtx")
-    logger = module.Logger(module.Logger.ERROR)
-    if load_once(module, Path(plugin)):
-        sys.stdout.write(_NOT_TRIED)  # the caller is told why when it loads the library
-        return
-    builder = module.Builder(logger)
-    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = module.OnnxParser(network, logger)
-    parser.parse(Path(model).read_bytes())
-    sys.stdout.write(_SURVIVED)
-    sys.stdout.flush()
+    found = _NOT_TRIED
+    if not load_once(module, Path(plugin)):
+        logger = module.Logger(module.Logger.ERROR)
+        builder = module.Builder(logger)
+        network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = module.OnnxParser(network, logger)
+        parser.parse(Path(model).read_bytes())
+        if any(network.get_layer(i).type.name == "PLUGIN_V3" for i in range(network.num_layers)):
+            found = _TAKEN
+    Path(answer).write_text(found, encoding="utf-8")

@@ -45,7 +45,13 @@ class ShapeRange:
             raise UsageError(f"{option} {text!r}: the three shapes differ in rank.", _EXAMPLE)
         if any(not 1 <= a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
             raise UsageError(f"{option} {text!r}: expected 1 <= MIN <= OPT <= MAX on every axis.", _EXAMPLE)
+        if any(size > _LARGEST_SIZE for size in high):
+            raise UsageError(f"{option} {text!r}: an axis is larger than {_LARGEST_SIZE:,}.", "Give a smaller size.")
         return cls(match[1], low, best, high)
+
+
+_LARGEST_SIZE = 2**31 - 1
+"""Of an axis in TensorRT, whose dimensions were 32 bits wide."""
 
 
 def parse_profile(text: str) -> tuple[ShapeRange, ...]:

@@ -15,6 +15,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 from pathlib import Path
 
 NAME = "libtensorrt_rtx.so"
@@ -42,14 +43,14 @@ def resolve() -> str:
     loaded = _loaded_as()
     if not loaded:
         return "TensorRT-RTX's library is not loaded"
-    file = os.memfd_create(NAME)
     try:
-        os.write(file, empty_library(NAME, loaded, os.uname().machine))
-        ctypes.CDLL(f"/proc/self/fd/{file}", os.RTLD_NOW | os.RTLD_GLOBAL)
+        # a file that is gone once it is loaded; not in memory, for Pythons built for an old glibc have no memfd_create
+        with tempfile.NamedTemporaryFile(suffix=".so") as file:
+            file.write(empty_library(NAME, loaded, os.uname().machine))
+            file.flush()
+            ctypes.CDLL(file.name, os.RTLD_NOW | os.RTLD_GLOBAL)
     except OSError as error:
         return f"{NAME} cannot be made to stand for {loaded}: {error}"
-    finally:
-        os.close(file)
     return ""
 
 

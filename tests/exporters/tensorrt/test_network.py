@@ -1,18 +1,21 @@
 """What the real parser of TensorRT-RTX makes of a file: its own reasons, and what is put right before it reads."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import helper
 
-from scconv_deploy.errors import BuildError
+from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.builder import build_plan
-from scconv_deploy.exporters.tensorrt.network import parse
+from scconv_deploy.exporters.tensorrt.network import _check_gpu_code, parse
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import resolve_profiles
 from scconv_deploy.graph.contract import FunctionKey, node_attributes
 from scconv_deploy.graph.functions import function_proto
 from scconv_deploy.runtimes.tensorrt import log as logs
+from scconv_deploy.trt_plugins.elf import SharedLibrary
 from tests.exporters.tensorrt.engines import sru_model
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
@@ -97,3 +100,26 @@ def test_whole_and_straddling_groups_in_one_model():
     network, parser, builder = network_of(source.read("whole"), source.facts)
     assert tuple(network.get_output(0).shape) == (-1, 8, 8, 8)
     del network, parser, builder
+
+
+@pytest.mark.parametrize(
+    ("cubins", "ptx", "target", "missing"),
+    [
+        (("8.9",), (), "sm89", ""),
+        (("8.0",), (), "sm89,sm86", ""),  # machine code runs on later GPUs of its major version
+        (("8.9",), ("8.9",), "sm120", ""),  # PTX on all later ones
+        (("8.9",), ("8.9",), "sm86", "sm_86"),
+        (("8.9",), (), "sm120", "sm_120"),
+        (("8.9",), ("8.9",), "portable", "sm_80"),
+        ((), (), "sm86", ""),  # nothing is known of a library without GPU code; plugin check names it
+    ],
+)
+def test_a_plugin_without_code_for_the_engines_gpu_is_refused(cubins, ptx, target, missing):
+    library = SharedLibrary("x86-64", "", (), frozenset(), frozenset(), {}, cubins, ptx)
+    options = BuildOptions("tensorrt-rtx", target)
+    if not missing:
+        _check_gpu_code(Path("p.so"), library, options)
+        return
+    with pytest.raises(UsageError, match=f"has no code for {missing}, which the engine is for") as refused:
+        _check_gpu_code(Path("p.so"), library, options)
+    assert f"plugin build --arch {missing.removeprefix('sm_')}" in refused.value.remedy

@@ -8,7 +8,10 @@ from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt import plugin_probe
 from tests.exporters.tensorrt.engines import recorded
 
-LIVES, NOT_TRIED = (f"print({word!r}, end='')" for word in (plugin_probe._SURVIVED, plugin_probe._NOT_TRIED))
+LIVES, NOT_TRIED = (
+    f"print('[TRT] [E] on stdout'); open({{answer!r}}, 'w').write({word!r})"
+    for word in (plugin_probe._TAKEN, plugin_probe._NOT_TRIED)
+)
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_a_child_that_does_not_come_back_is_exit_3_with_its_fate(module, tmp_pat
     ask(module, tmp_path)  # what did not work once is tried again
 
 
-def test_a_library_that_the_registry_refuses_says_nothing_of_the_release(module, tmp_path, monkeypatch):
+def test_a_model_that_is_refused_before_its_first_sru_says_nothing_of_the_release(module, tmp_path, monkeypatch):
     monkeypatch.setattr(plugin_probe, "_CHILD", NOT_TRIED)
     ask(module, tmp_path)
     monkeypatch.setattr(plugin_probe, "_CHILD", "import os; os.abort()")

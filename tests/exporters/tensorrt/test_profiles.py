@@ -115,3 +115,9 @@ def test_profiles_exclude_other_ranges_and_static_models():
 def test_a_bad_profile_is_refused_under_its_own_name(text):
     with pytest.raises(UsageError, match=r"--profile '.*' is not NAME:MIN:OPT:MAX"):
         parse_profile(text)
+
+
+@pytest.mark.parametrize("size", [2**31, 10**30])
+def test_a_size_that_no_library_takes_is_refused(size):
+    with pytest.raises(UsageError, match="an axis is larger than 2,147,483,647"):
+        ShapeRange.parse(f"x:1x8:1x8:{size}x8")

@@ -152,7 +152,7 @@ def test_a_release_that_ends_its_process_is_found_out_by_a_child(harness, tmp_pa
         "from scconv_deploy.runtimes.tensorrt import rtx_library\n"
         "rtx_library.resolve = lambda: ''\n"
         "from scconv_deploy.exporters.tensorrt.plugin_probe import parse_with_plugin\n"
-        f"parse_with_plugin({str(harness.plugin)!r}, {str(tmp_path / 'm.onnx')!r})\n"
+        f"parse_with_plugin({str(harness.plugin)!r}, {str(tmp_path / 'm.onnx')!r}, {str(tmp_path / 'answer')!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     import tensorrt_rtx
