@@ -34,6 +34,8 @@ WEIGHT = "scconv.weight"
 """Metadata of a node whose gate weight is a constant of the file: its sum(gamma) was added in a runtime's order."""
 REWRITTEN = "scconv_deploy.rewritten"
 """Metadata of a model: the sites (JSON) that were read from the graph because no module was recognised for them."""
+CRU_FORM = "scconv_deploy.cru"
+"""Metadata of a model: the form of its CRUs when it was exported."""
 MODULE = "scconv.module"
 """Metadata of a node: the path in PyTorch of the module that computes it."""
 CruForm = Literal["as-is", "halves", "merged"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from scconv_deploy.graph.contract import MODULE
+from scconv_deploy.graph.contract import MODULE, STANDARD_DOMAINS
 
 _PASSED_ON = ("Split", "Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape")
 
@@ -51,9 +51,9 @@ def read_concatenated(add: ir.Node) -> Fusion | str | None:
     mean = node_before(softmax)
     if mean is None or mean_of(mean) is not weighted:
         return "its softmax is not over the means of the features that it weights"
-    if concat is not None and concat.op_type == "Conv":
+    if concat is not None and operator(concat) == "Conv":
         return None  # one convolution computes both paths
-    if concat is None or concat.op_type != "Concat" or not along_channels(concat, 0):
+    if concat is None or operator(concat) != "Concat" or not along_channels(concat, 0):
         return "its features are no concatenation along the channels"
     sizes = [channels(part) for part in concat.inputs]
     total = channels(weighted)
@@ -76,12 +76,12 @@ def read_concatenated(add: ir.Node) -> Fusion | str | None:
 def _half(value: ir.Value | None) -> tuple[ir.Value, int, ir.Node] | None:
     """(tensor, 0 or 1, node) if a value is the first or the second half of a tensor's channels."""
     node = None if value is None else value.producer()
-    if node is None or value is None or node.op_type not in ("Split", "Slice") or node.inputs[0] is None:
+    if node is None or value is None or operator(node) not in ("Split", "Slice") or node.inputs[0] is None:
         return None
     if is_split_in_halves(node):
         return node.inputs[0], value.index() or 0, node
     total = channels(node.inputs[0])
-    if node.op_type != "Slice" or total is None or total % 2:
+    if operator(node) != "Slice" or total is None or total % 2:
         return None
     bounds = [constant(given) for given in node.inputs[1:]]
     if len(bounds) < 3 or any(bound is None or bound.size != 1 for bound in bounds):
@@ -98,11 +98,11 @@ def _half(value: ir.Value | None) -> tuple[ir.Value, int, ir.Node] | None:
 def _factors(product: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
     """(Softmax, other factor) of a product with a softmax."""
     node = product.producer()
-    if node is None or node.op_type != "Mul":
+    if node is None or operator(node) != "Mul":
         return None, None
     for weight, weighted in (node.inputs, node.inputs[::-1]):
         softmax = None if weight is None else weight.producer()
-        if softmax is not None and softmax.op_type == "Softmax":
+        if softmax is not None and operator(softmax) == "Softmax":
             return softmax, weighted
     return None, None
 
@@ -110,7 +110,7 @@ def _factors(product: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
 def read_halves(add: ir.Node) -> Fusion | None:
     """The fusion that ends in this Add, if it is one in halves."""
     products = [_producer(value, "Mul") for value in add.inputs]
-    if add.op_type != "Add" or products[0] is None or products[1] is None:
+    if operator(add) != "Add" or products[0] is None or products[1] is None:
         return None
     weighted = [_weighted(product) for product in products if product is not None]
     if weighted[0] is None or weighted[1] is None:
@@ -150,11 +150,11 @@ def mean_of(node: ir.Node) -> ir.Value | None:
     torch.export writes the mean of a signal between an Unsqueeze and a Squeeze.
     """
     x = node.inputs[0] if node.inputs else None
-    if x is None or node.op_type == "GlobalAveragePool":
+    if x is None or operator(node) == "GlobalAveragePool":
         return x
-    if node.op_type == "Squeeze":
+    if operator(node) == "Squeeze":
         return _mean_of_planes(node)
-    axes = constant(node.inputs[1]) if node.op_type == "ReduceMean" and len(node.inputs) > 1 else None
+    axes = constant(node.inputs[1]) if operator(node) == "ReduceMean" and len(node.inputs) > 1 else None
     if axes is None or x.shape is None or attribute(node, "keepdims", 1) != 1:
         return None
     rank = len(x.shape)
@@ -163,22 +163,25 @@ def mean_of(node: ir.Node) -> ir.Value | None:
 
 def _mean_of_planes(squeeze: ir.Node) -> ir.Value | None:
     mean = node_before(squeeze)
-    if mean is None or mean.op_type not in ("ReduceMean", "GlobalAveragePool"):
+    if mean is None or operator(mean) not in ("ReduceMean", "GlobalAveragePool"):
         return None
     unsqueeze = _producer(mean_of(mean), "Unsqueeze")
     if unsqueeze is None:
         return None
-    removed, added = constant(squeeze.inputs[1]), constant(unsqueeze.inputs[1])
-    if removed is None or added is None or not np.array_equal(removed, added):
+    x = unsqueeze.inputs[0]
+    removed, added = (constant(node.inputs[1]) if len(node.inputs) > 1 else None for node in (squeeze, unsqueeze))
+    if x is None or x.shape is None or removed is None or added is None:
         return None
-    return None if {0, 1} & set(removed.tolist()) else unsqueeze.inputs[0]
+    rank = len(x.shape) + len(added)
+    taken, given = ({int(axis) % rank for axis in axes} for axes in (removed, added))
+    return x if taken == given and not {0, 1} & given else None
 
 
 def mean_like(mean: ir.Node, op: Any, path: ir.Value) -> ir.Value:
     """The mean of a path by a rewriter's builder, spelled as another mean."""
-    if mean.op_type == "GlobalAveragePool":
+    if operator(mean) == "GlobalAveragePool":
         return op.GlobalAveragePool(path)
-    if mean.op_type == "ReduceMean":
+    if operator(mean) == "ReduceMean":
         return op.ReduceMean(path, mean.inputs[1], keepdims=1)
     axes = np.arange(2, 3 if path.shape is None else len(path.shape))
     return op.ReduceMean(path, op.initializer(ir.tensor(axes), name=f"{path.name}.axes"), keepdims=1)
@@ -187,7 +190,7 @@ def mean_like(mean: ir.Node, op: Any, path: ir.Value) -> ir.Value:
 def mean_nodes(node: ir.Node) -> list[ir.Node]:
     """The nodes of a mean: itself, and those between an Unsqueeze and a Squeeze."""
     nodes = [node]
-    while nodes[0].op_type == "Squeeze" or (len(nodes) == 2 and nodes[1].op_type == "Squeeze"):
+    while operator(nodes[0]) == "Squeeze" or (len(nodes) == 2 and operator(nodes[1]) == "Squeeze"):
         before = node_before(nodes[0])
         if before is None:
             break
@@ -209,7 +212,7 @@ def along_channels(node: ir.Node, default: int) -> bool:
 
 def is_split_in_halves(node: ir.Node) -> bool:
     """Whether a node splits the channels into two halves."""
-    if node.op_type != "Split" or len(node.outputs) != 2 or not along_channels(node, 0):
+    if operator(node) != "Split" or len(node.outputs) != 2 or not along_channels(node, 0):
         return False
     sizes = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
     if sizes is not None:
@@ -221,9 +224,9 @@ def is_split_in_halves(node: ir.Node) -> bool:
 def softmax_behind(value: ir.Value | None) -> ir.Node | None:
     """The Softmax whose result a value is, or a part of it in another shape."""
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in _PASSED_ON:
+    while node is not None and operator(node) in _PASSED_ON:
         node = node_before(node)
-    return node if node is not None and node.op_type == "Softmax" else None
+    return node if node is not None and operator(node) == "Softmax" else None
 
 
 def needed_elsewhere(values: Iterable[ir.Value], inside: Collection[ir.Node | None]) -> str:
@@ -271,11 +274,16 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy().reshape(-1)
 
 
+def operator(node: ir.Node) -> str:
+    """Type of a node of ONNX's own domain; "" for any other, whose name says nothing of what it computes."""
+    return node.op_type if node.domain in STANDARD_DOMAINS else ""
+
+
 def attribute(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return node.attributes[name].as_int() if name in node.attributes else default
 
 
-def _producer(value: ir.Value | None, operator: str) -> ir.Node | None:
+def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
     node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == operator else None
+    return node if node is not None and node.op_type == kind and operator(node) else None

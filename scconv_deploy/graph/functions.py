@@ -128,7 +128,10 @@ _STATISTICS_OF_PIECES = """
     sru__rest_grouped_square = Mul (sru__rest_grouped, sru__rest_grouped)
     sru__square_added = Sub (sru__between_square, sru__rest_grouped_square)
     sru__square_about = Add (sru__square_grouped, sru__square_added)
-    sru__square_mean = ReduceMean <keepdims = 1> (sru__square_about, sru__group_axis)
+    sru__square_mean0 = ReduceMean <keepdims = 1> (sru__square_about, sru__group_axis)
+    sru__square_off = Sub (sru__square_about, sru__square_mean0)
+    sru__square_left = ReduceMean <keepdims = 1> (sru__square_off, sru__group_axis)
+    sru__square_mean = Add (sru__square_mean0, sru__square_left)
     sru__squares0 = Mul (sru__square_mean, sru__group_size_f)
 """
 

@@ -175,7 +175,22 @@ def compare_graphs(
         ):
             return _compare(original, rewritten, readable, masks, others, samples, (before, after, forced), unread)
     except ModelError as error:
+        if _runs(exposed, samples):
+            raise ModelError(
+                f"The rewritten file does not run, and the original does: {error.message}",
+                "This is a fault of the rewrite: please report it with the file.",
+            ) from error
         return GuardReport(not_run=str(error), unread=unread)
+
+
+def _runs(model: onnx.ModelProto, samples: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+    try:
+        with OnnxRuntimeRunner(model) as runner:
+            for feeds in samples.values():
+                runner.run(feeds)
+    except ModelError:
+        return False
+    return True
 
 
 def _compare(

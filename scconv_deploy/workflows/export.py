@@ -13,7 +13,7 @@ from torch import nn
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import export_model
-from scconv_deploy.graph.contract import OPSETS, REWRITTEN, CruForm, MaskForm
+from scconv_deploy.graph.contract import CRU_FORM, OPSETS, REWRITTEN, CruForm, MaskForm
 from scconv_deploy.graph.file import check, serialize
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import FIRST_OPSET, IoTypes, Precision
@@ -147,7 +147,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         metadata={
             "scconv_deploy.source": reference.name,
             "scconv_deploy.mask_form": options.resolved_mask_form,
-            "scconv_deploy.cru": options.resolved_cru,
+            CRU_FORM: options.resolved_cru,
         },
     )
     with log.stage("rewrite") as stage:

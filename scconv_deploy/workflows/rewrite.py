@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from scconv_deploy.errors import ModelError, ParityError, UsageError
 from scconv_deploy.graph import inputs, instrument
-from scconv_deploy.graph.contract import IR_VERSION, MaskForm
+from scconv_deploy.graph.contract import CRU_FORM, IR_VERSION, MaskForm
 from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.forms import change_mask_form, inlined, without_functions
 from scconv_deploy.graph.hygiene import tidy
@@ -231,6 +231,10 @@ def rewrite_graph(
         stage.applied[:] = []
         proto = onnx.ModelProto()
         proto.CopyFrom(original)
+    if applied.crus:  # the form that the exporter noted is no longer theirs
+        kept = [entry for entry in proto.metadata_props if entry.key != CRU_FORM]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
     reformed: list[str] = []
     if options.mask_form != "auto":
         reformed, skipped = change_mask_form(proto, options.mask_form)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from scconv_deploy.errors import UsageError
+from scconv_deploy.gate.flips import compare_outputs
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.graph.contract import ATTRIBUTES, MASK_FORMS, OPERATORS, OPSETS, FunctionKey, node_attributes
@@ -242,3 +243,15 @@ def test_fingerprint_sees_meaning_and_nothing_else():
 def test_other_opsets_are_refused(opset):
     with pytest.raises(UsageError, match="18 to 23"):
         function_text(FunctionKey("SRU", False, "where", opset))
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((1, 64, 8192, 2), 1), ((1, 32, 16384, 1), 1)])
+def test_moments_of_very_many_pieces_change_no_gate(shape, groups):
+    """Planes this long are measured by rows; the mean of half a million squares must be compensated too."""
+    variant = replace(VARIANT_OF["SRU"], num_groups=groups)
+    generator = torch.Generator().manual_seed(0)
+    gate = Gate(variant, *(torch.randn(shape[1], generator=generator) for _ in range(2)))
+    x = torch.randn(shape, generator=generator).relu() + 0.5
+    y = run_ort(single(FunctionKey("SRU", False, "where", 18), gate), x)
+    count, distance = compare_outputs(torch.from_numpy(y), gate.apply(x), x, gate)
+    assert (count.unexplained, distance < 1e-6) == (0, True)

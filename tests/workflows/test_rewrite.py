@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from scconv_deploy import RewriteOptions, rewrite_onnx
 from scconv_deploy.cli import app
 from scconv_deploy.errors import IntegrityError, ModelError, ParityError, UsageError
+from scconv_deploy.rewrite.apply import Applied
 from scconv_deploy.verification.rewrite_guard import compare_graphs
 from scconv_deploy.workflows import rewrite as rewriting
 from tests import wild
@@ -334,3 +335,14 @@ def test_a_reference_with_other_weights_fails_parity(tmp_path):
     assert run.exit_code == ParityError.exit_code
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["in.onnx", *(f"out.{form}onnx.rejected" for form in ("inlined.", "", "plugin."))]
+
+
+def test_a_result_that_does_not_run_is_no_result():
+    """Where the original does not run either, nothing can be compared, which is said; that is another case."""
+    original = naive.parse("g (float[2, 4] x) => (float[2, 4] y) { y = Relu(x) }")
+    text = "g (float[2, 4] x) => (float[2, 4] y) <int64[1] five = {5}> { z = Reshape(x, five) y = Relu(z) }"
+    broken, feeds = naive.parse(text), {"noise": {"x": np.ones((2, 4), np.float32)}}
+    with pytest.raises(ModelError, match="The rewritten file does not run, and the original does") as refused:
+        compare_graphs(original, broken, Applied(), {}, feeds)
+    assert refused.value.exit_code == 4
+    assert compare_graphs(broken, broken, Applied(), {}, feeds).not_run

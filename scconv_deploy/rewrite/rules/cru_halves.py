@@ -25,6 +25,7 @@ from scconv_deploy.graph.cru import (
     mean_like,
     mean_of,
     node_before,
+    operator,
     read_concatenated,
     read_halves,
     softmax_behind,
@@ -82,21 +83,21 @@ def _other_fusion(add: ir.Node) -> str | None:
     products = [None if value is None else value.producer() for value in add.inputs]
     softmaxes = []
     for product in products:
-        factors = product.inputs if product is not None and product.op_type == "Mul" else ()
+        factors = product.inputs if product is not None and operator(product) == "Mul" else ()
         softmaxes.append(next((found for found in map(softmax_behind, factors) if found is not None), None))
     if softmaxes[0] is None or softmaxes[0] is not softmaxes[1] or read_halves(add) is not None:
         return None
     joined = node_before(softmaxes[0])
-    if joined is None or joined.op_type != "Concat" or not all(_is_mean(value) for value in joined.inputs):
+    if joined is None or operator(joined) != "Concat" or not all(_is_mean(value) for value in joined.inputs):
         return None
     return _PAIRWISE
 
 
 def _is_mean(value: ir.Value | None) -> bool:
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in ("Unsqueeze", "Reshape"):
+    while node is not None and operator(node) in ("Unsqueeze", "Reshape"):
         node = node_before(node)
-    return node is not None and node.op_type in ("GlobalAveragePool", "ReduceMean") and mean_of(node) is not None
+    return node is not None and operator(node) in ("GlobalAveragePool", "ReduceMean") and mean_of(node) is not None
 
 
 RULES = (FuseHalves.rule(),)

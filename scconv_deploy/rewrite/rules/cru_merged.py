@@ -34,6 +34,7 @@ from scconv_deploy.graph.cru import (
     channels,
     mean_like,
     needed_elsewhere,
+    operator,
     read_concatenated,
     read_halves,
     with_channels,
@@ -103,8 +104,8 @@ def _read(fusion: Fusion) -> _Convolutions | str:
     """The convolutions before a fusion, or why they are not a CRU's."""
     added = fusion.first[0].producer() if len(fusion.first) == 1 else None
     upper = [None if value is None else value.producer() for value in added.inputs] if added is not None else []
-    pair = [node for node in upper if node is not None and node.op_type == "Conv"]
-    if added is None or added.op_type != "Add" or len(pair) != 2 or pair[0].inputs[0] is not pair[1].inputs[0]:
+    pair = [node for node in upper if node is not None and operator(node) == "Conv"]
+    if added is None or operator(added) != "Add" or len(pair) != 2 or pair[0].inputs[0] is not pair[1].inputs[0]:
         return "its upper path is no sum of two convolutions of one tensor"
     gwc, pwc1 = pair if _is_pointwise(pair[1]) else pair[::-1]
     if not _is_pointwise(pwc1) or not _keeps_the_size(gwc):
@@ -119,7 +120,7 @@ def _read(fusion: Fusion) -> _Convolutions | str:
     if first is None or second is None or not _is_pointwise(first) or not _is_pointwise(second):
         return "its squeezes are no 1x1 convolutions without a bias"
     split = None if first.inputs[0] is None else first.inputs[0].producer()
-    if split is None or split.op_type != "Split" or len(split.outputs) != 2 or not along_channels(split, 0):
+    if split is None or operator(split) != "Split" or len(split.outputs) != 2 or not along_channels(split, 0):
         return "its squeezes are not of the two parts of one tensor"
     if [first.inputs[0], second.inputs[0]] != list(split.outputs) or split.inputs[0] is None or up is None:
         return "its squeezes are not of the two parts of one tensor, in their order"
@@ -135,6 +136,12 @@ def _read(fusion: Fusion) -> _Convolutions | str:
                 return f"the weights {value.name if value else ''} are no float32 constant"
     if channels(split.inputs[0]) is None:
         return "its number of channels is not known"
+    wide = channels(low) if pwc2 is None else _rows(pwc2) + (channels(low) or 0)
+    if {_rows(gwc), _rows(pwc1), wide} != {fusion.channels}:
+        return "its convolutions do not give as many channels as its paths have"
+    weights = [value for node in (first, second, gwc, pwc1, pwc2) if node is not None for value in node.inputs[1:]]
+    if any("," in (value.name or "") for value in weights if value is not None):
+        return "the names of its weights hold a comma, which separates the parts of a merged weight"
     return _Convolutions(split.inputs[0], up, (first, second), gwc, pwc1, pwc2)
 
 
@@ -142,7 +149,7 @@ def _lower(fusion: Fusion) -> tuple[ir.Node | None, ir.Value, ir.Node | None] | 
     """(PWC2, squeezed lower channels, Concat) of the lower path; PWC2 and the Concat are None if there is none."""
     parts, joined = list(fusion.second), None
     node = parts[0].producer()
-    if len(parts) == 1 and node is not None and node.op_type == "Concat" and along_channels(node, 0):
+    if len(parts) == 1 and node is not None and operator(node) == "Concat" and along_channels(node, 0):
         parts, joined = [part for part in node.inputs if part is not None], node
     if len(parts) == 1:
         return None, parts[0], None
@@ -162,12 +169,19 @@ def _is_pointwise(node: ir.Node) -> bool:
 def _keeps_the_size(node: ir.Node) -> bool:
     """Whether a node is a convolution with an odd kernel that keeps the size of its input."""
     kernel = _ints(node, "kernel_shape")
-    if node.op_type != "Conv" or kernel is None or not all(size % 2 for size in kernel):
+    if operator(node) != "Conv" or kernel is None or not all(size % 2 for size in kernel):
         return False
     padding = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
     ones = [_ints(node, name) or [1] for name in ("strides", "dilations")]
     pads = _ints(node, "pads") or [0] * (2 * len(kernel))
     return padding == "NOTSET" and {*ones[0], *ones[1]} == {1} and pads == [size // 2 for size in kernel] * 2
+
+
+def _rows(node: ir.Node) -> int:
+    """Channels that a convolution with constant weights gives."""
+    weight = node.inputs[1]
+    tensor = None if weight is None else ir.convenience.get_const_tensor(weight)
+    return 0 if tensor is None else len(tensor.numpy())
 
 
 def _ints(node: ir.Node, name: str) -> list[int] | None:

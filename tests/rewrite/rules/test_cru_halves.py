@@ -179,3 +179,24 @@ def test_as_is_is_left_alone_without_a_word():
     _, applied = naive.rewritten(graph(PLAIN), cru="as-is")
     assert not applied
     assert not applied.left_alone
+
+
+@pytest.mark.parametrize("operator", ["Concat", "GlobalAveragePool", "Softmax", "Mul", "Split"])
+def test_an_operator_of_another_domain_is_none_of_onnxs(operator):
+    """Nobody knows what my.Softmax computes, and no runtime here can compare the result."""
+    text = HEAD.format(body=re.sub(rf"= {operator}\b", f"= my.{operator}", PLAIN), more="")
+    proto = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 18, "my" : 1]>\n' + text)
+    assert f"my.{operator}" in {f"{node.domain}.{node.op_type}" for node in proto.graph.node}
+    result, applied = naive.rewritten(proto)
+    assert not applied.crus
+    assert operators(result) == operators(proto)
+
+
+def test_a_squeeze_without_axes_and_axes_from_the_end_are_no_mean_of_planes():
+    lone = "z = Concat<axis = 1>(a, b) u = Unsqueeze(z, {axis}) n = ReduceMean(u, axes) m = Squeeze(n{again})"
+    rest = " s = Softmax<axis = 1>(m) p = Mul(s, z)" + TAIL
+    signal = HEAD.replace("H, W]", "L]").replace("axes = {{2, 3}}", "axes = {{2, 3}}, int64[1] front = {{-3}}")
+    for axis, again in (("rows", ""), ("front", ", front")):
+        body = lone.format(axis=axis, again=again) + rest
+        proto = naive.parse(signal.format(body=body, more=""))
+        assert operators(naive.rewritten(proto)[0]) == operators(proto)

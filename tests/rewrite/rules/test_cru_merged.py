@@ -170,3 +170,17 @@ def test_half_weights_are_left_alone():
     _, applied = naive.rewritten(proto, cru="merged")
     assert "cru merged" not in applied.crus
     assert [m.reason for m in applied.left_alone] == ["the weights cru.squeeze1.weight are no float32 constant"]
+
+
+def test_names_with_a_comma_are_left_alone():
+    """A merged weight's name says its parts, with commas between them."""
+    proto = made(MAKES["nn"])
+    old = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("GWC.weight"))
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old.name:
+                node.input[index] = "x,y"
+    old.name = "x,y"
+    result, applied = naive.rewritten(proto, cru="merged")
+    assert "comma" in applied.left_alone[0].reason
+    assert not [tensor.name for tensor in result.graph.initializer if merged.parts_of(tensor.name)]
