@@ -31,7 +31,7 @@ class Shown:
 
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
 
 def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any]) -> Any:
@@ -57,7 +57,7 @@ def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any]) -> An
                 else:
                     cuda.read(array, address, stream)
                 self.shown.tensors[name], self.shown.dtypes[name] = array, type.name
-            except Exception as error:  # raised again by the runner, once the library has returned
+            except BaseException as error:  # an interrupt too: raised again by the runner, once the library has returned
                 self.shown.failure = self.shown.failure or error
                 return False
             return True

@@ -63,12 +63,12 @@ class Segments:
         if not self._manifest.debug_tensors:
             return []
         name = "segments"
-        if self._not_run or not self._errors:
-            return [Check(name, "not run", self._not_run or "no sample was run in full")]
         noise, limit = self._limits[f"engine_noise.{self._kind}"].value, self._limits["engine_multiple"].value
-        worst = max(self._errors.values())
+        worst = max(self._errors.values(), default=0.0)
         decided = Quantity("engine_multiple", worst / noise, limit)
         departing = [place for place, error in self._errors.items() if not error / noise <= limit]
+        if not departing and (self._not_run or not self._errors):
+            return [Check(name, "not run", self._not_run or "no sample was run in full")]
         place = departing[0] if departing else max(self._errors, key=self._errors.__getitem__)
         error = self._errors[place]
         size = f"relative L2 {error:.1e}, {error / noise:.2g}x the rounding of {self._kind} (limit {limit:g}x)"
