@@ -57,7 +57,7 @@ def debug_listener(module: ModuleType, cuda: Cuda, stored: dict[str, Any]) -> An
                 else:
                     cuda.read(array, address, stream)
                 self.shown.tensors[name], self.shown.dtypes[name] = array, type.name
-            except BaseException as error:  # an interrupt too: raised again by the runner, once the library has returned
+            except BaseException as error:  # an interrupt too; raised again by the runner, after the library
                 self.shown.failure = self.shown.failure or error
                 return False
             return True
