@@ -26,8 +26,8 @@ from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
-from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, reject, sidecar
-from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, check_engine_output, reject
+from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.backends import Backend
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.system.gpu import gpus
@@ -59,10 +59,7 @@ def build_file(
         MissingRuntimeError: the library, or a GPU that the options need, is missing.
         BuildError: the library refuses the model.
     """
-    for path in (output, sidecar(output)):
-        check_output_file(path, force)
-    if output.suffix == ".onnx" or output.resolve() == source.resolve():
-        raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
+    check_engine_output(output, source, force)
     if options.plugin is not None and output.resolve() == options.plugin.resolve():
         raise UsageError(f"{output} would replace the plugin.", "Name the engine for example model.engine.")
     model = read_onnx(source)

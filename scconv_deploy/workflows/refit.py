@@ -14,10 +14,15 @@ from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.refit import refit_plan
 from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.runtimes.tensorrt import log as logs
-from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest, load_engine, sidecar, write_engine
+from scconv_deploy.runtimes.tensorrt.engine import (
+    EngineArtifact,
+    EngineManifest,
+    check_engine_output,
+    load_engine,
+    write_engine,
+)
 from scconv_deploy.runtimes.tensorrt.plugin_library import is_registered
 from scconv_deploy.runtimes.tensorrt.runner import check_plugin_of, holds_host_code, load_plugin_of, require_library
-from scconv_deploy.system.atomic import check_output_file
 from scconv_deploy.system.environment import sha256_of
 
 _REFITTABLE = {"REFIT", "STRIP_PLAN"}
@@ -58,10 +63,7 @@ def refit_file(
         BuildError: the library refuses the weights.
     """
     start = time.perf_counter()
-    for place in (output, sidecar(output)):
-        check_output_file(place, force)
-    if output.suffix == ".onnx" or output.resolve() == source.resolve():
-        raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
+    check_engine_output(output, source, force)
     artifact = load_engine(path)
     manifest = artifact.manifest
     if not _REFITTABLE & set(manifest.flags):

@@ -517,3 +517,11 @@ def test_verify_holds_a_bundle_against_its_digest(device_bundle):
     assert run("verify", device_bundle, "--digest", digest, "--quiet").exit_code == 0
     failed(run("verify", device_bundle, "--digest", "0" * 64), 7, "is not the bundle of digest 000000000000")
     failed(run("verify", device_bundle / "model.onnx", "--digest", digest), 2, "is not a bundle")
+
+
+def test_debug_tensors_that_mark_nothing_are_told_from_the_cache_too(workplace):
+    build = ("build", "m.onnx", *BUILD, "--debug-tensors", "srus", "--json")
+    for name in ("a", "b"):
+        made = json.loads(run(*build, "-o", f"{name}.engine").stdout)
+        assert made["from_cache"] == (name == "b")
+        assert "--debug-tensors marked nothing" in made["notes"][-1]

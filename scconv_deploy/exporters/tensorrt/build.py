@@ -97,7 +97,7 @@ def build_network(
     if found is not None and not (options.require_plugin and expanded(found.manifest)):  # else the build refuses
         manifest = replace(found.manifest, command=command, onnx_sha256=onnx_sha256)
         engine = write_engine(output, found.verified_bytes(), manifest)
-        return BuildResult(engine, True, time.perf_counter() - start, notes)
+        return BuildResult(engine, True, time.perf_counter() - start, notes + _unmarked(options, manifest))
 
     def tell(fraction: float, phase: str) -> None:
         done = round(fraction * _BAR)
@@ -108,12 +108,18 @@ def build_network(
     manifest = _manifest(plan, module, options, profiles, gpu, onnx_sha256, command, seconds)
     if not plan.folded:  # else its weights are not the file's, and it cannot be refitted from one
         manifest = replace(manifest, structure_sha256=source.structure_sha256)
-    if options.debug_tensors and not plan.debug_tensors:
-        notes += ("--debug-tensors marked nothing: no SRU in the graph has an end that can be marked",)
     if cache is not None and writable:
         kept = cache.store(key, plan.data, manifest)
         notes += (kept,) if kept else ()
+    notes += _unmarked(options, manifest)
     return BuildResult(write_engine(output, plan.data, manifest), False, seconds, notes)
+
+
+def _unmarked(options: BuildOptions, manifest: EngineManifest) -> tuple[str, ...]:
+    """Note that nothing could be marked, though it was asked for; whether the engine came from the cache or not."""
+    if not options.debug_tensors or manifest.debug_tensors:
+        return ()
+    return ("--debug-tensors marked nothing: no SRU in the graph has an end that can be marked",)
 
 
 def expanded(manifest: EngineManifest) -> list[EngineSRU]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.records.codec import DecodeError, decode, encode, parse
 from scconv_deploy.records.engine import PlanTraffic
-from scconv_deploy.system.atomic import write_file
+from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import sha256_of
 
 SCHEMA_VERSION = 1
@@ -146,7 +146,8 @@ class EngineManifest:
         onnx_sha256: SHA-256 of the ONNX file that the weights come from.
         warnings: warnings of the library, each once.
         versions: versions of scconv-deploy and Python.
-        structure_sha256: SHA-256 of the model without the values of its weights; "" if an engine was built on a device.
+        structure_sha256: SHA-256 of the model without the values of its weights; "" if an engine was
+            built on a device, or from folded constants.
         refitted_from: SHA-256 of the engine whose weights were replaced by those of the ONNX file; "" if none were.
         debug_tensors: ends of SRUs that can be read, with ``--debug-tensors``, in the order of the SRUs.
     """
@@ -225,6 +226,14 @@ def write_engine(path: Path, data: bytes, manifest: EngineManifest) -> EngineArt
     write_file(path, data)
     write_file(sidecar(path), (json.dumps(manifest.as_json(), indent=1) + "\n").encode())
     return EngineArtifact(path, manifest)
+
+
+def check_engine_output(output: Path, source: Path, force: bool) -> None:
+    """Refuse an engine's path before anything takes time (UsageError): it exists, or is an ONNX file's name."""
+    for path in (output, sidecar(output)):
+        check_output_file(path, force)
+    if output.suffix == ".onnx" or output.resolve() == source.resolve():
+        raise UsageError(f"{output} would be an engine under an ONNX file's name.", "Name it for example model.engine.")
 
 
 def reject(engine: EngineArtifact) -> EngineArtifact:

@@ -17,7 +17,7 @@ from scconv_deploy.records.parity import Check
 from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.readings import Readings, readings_gates, readings_values
-from scconv_deploy.verification.engine.srus import rounded
+from scconv_deploy.verification.engine.srus import not_run, rounded
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -89,10 +89,4 @@ class InsideSRUs:
         if self._readings.apart:
             checks.append(readings_gates("gates inside", self._readings, f"{len(self._readings.apart)} SRUs inside"))
             checks.append(readings_values("values inside", self._readings))
-        reasons: dict[str, list[str]] = {}
-        for site, reason in self._unread.items():
-            reasons.setdefault(reason, []).append(site)
-        for reason, sites in reasons.items():
-            more = f" (and {len(sites) - 3} more)" if len(sites) > 3 else ""
-            checks.append(Check("SRUs inside", "not run", f"{', '.join(sites[:3])}{more}: {reason}"))
-        return checks
+        return [*checks, *not_run("SRUs inside", self._unread)]

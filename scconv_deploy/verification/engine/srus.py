@@ -84,13 +84,19 @@ class LoneSRUs:
         elif self._sites:
             why = f"none of the {len(self._sites)} SRUs was compared alone: no gate was seen"
             checks = [Check(GATES, "not run", why)]
-        reasons: dict[str, list[str]] = {}
-        for site, reason in self._not_run.items():
-            reasons.setdefault(reason, []).append(site)
-        for reason, sites in reasons.items():
-            more = f" (and {len(sites) - 3} more)" if len(sites) > 3 else ""
-            checks.append(Check("SRUs alone", "not run", f"{', '.join(sites[:3])}{more}: {reason}"))
-        return checks
+        return [*checks, *not_run("SRUs alone", self._not_run)]
+
+
+def not_run(name: str, reasons: Mapping[str, str]) -> list[Check]:
+    """Checks of SRUs that were not judged, one a reason, from site -> reason."""
+    sites_of: dict[str, list[str]] = {}
+    for site, reason in reasons.items():
+        sites_of.setdefault(reason, []).append(site)
+    checks = []
+    for reason, sites in sites_of.items():
+        more = f" (and {len(sites) - 3} more)" if len(sites) > 3 else ""
+        checks.append(Check(name, "not run", f"{', '.join(sites[:3])}{more}: {reason}"))
+    return checks
 
 
 def rounded(x: np.ndarray, data: str) -> np.ndarray:
