@@ -99,7 +99,7 @@ template <typename T, int V>
 using Raw = typename RawOf<static_cast<int>(sizeof(T)) * V>::type;
 
 template <typename T, int V>
-__device__ __forceinline__ void unpack(const Raw<T, V>& raw, float (&value)[V])
+__device__ __forceinline__ void unpack(Raw<T, V> raw, float (&value)[V])
 {
     T lane[V];
     memcpy(lane, &raw, sizeof(lane));

@@ -14,8 +14,6 @@
 
 namespace scconv {
 
-constexpr uint32_t kPiece = kWarp * kPieceVectors; // vectors
-
 // Channels of a block's slice: their thresholds in shared memory, of the lower group, then of the upper.
 template <Operator op>
 struct ChannelTable
@@ -49,32 +47,15 @@ struct ChannelTable
     }
 };
 
-template <typename T, int V, bool whole>
-__device__ __forceinline__ void load_piece(
-    const Raw<T, V>* lower, const Raw<T, V>* upper, uint32_t vectors, Piece<T, V>& piece)
+template <typename T, int V>
+__device__ __forceinline__ void load_piece(const Raw<T, V>* lower, const Raw<T, V>* upper, Piece<T, V>& piece)
 {
-    const uint32_t lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int u = 0; u < kPieceVectors; ++u)
-        if (whole || u * kWarp + lane < vectors)
-        {
-            piece.lower[u] = lower[u * kWarp + lane];
-            piece.upper[u] = upper[u * kWarp + lane];
-        }
-}
-
-template <typename T, int V, bool whole>
-__device__ __forceinline__ void keep_piece(
-    const Piece<T, V>& piece, uint32_t vectors, Raw<T, V>* lower, Raw<T, V>* upper)
-{
-    const uint32_t lane = threadIdx.x % kWarp;
-#pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-        if (whole || u * kWarp + lane < vectors)
-        {
-            lower[u * kWarp + lane] = piece.lower[u];
-            upper[u * kWarp + lane] = piece.upper[u];
-        }
+    {
+        piece.lower[u] = lower[u * kWarp + threadIdx.x % kWarp];
+        piece.upper[u] = upper[u * kWarp + threadIdx.x % kWarp];
+    }
 }
 
 // A block's slice of a pair: pieces [first, end), the warp's first one, and where they lie.
@@ -113,21 +94,38 @@ __device__ __forceinline__ void ask(const Slice<T, V>& slice)
     __syncwarp();
 }
 
-template <typename T, int V, bool bulk, bool whole>
+// Moments of a piece, which lies in shared memory afterwards: where it was copied in bulk, it does already.
+template <typename T, int V, bool bulk>
 __device__ __forceinline__ Moments take(const Slice<T, V>& slice, uint32_t piece)
 {
-    const uint32_t at = (piece - slice.first) * kPiece, vectors = slice.size(piece);
-    Piece<T, V> data;
-    if constexpr (bulk)
+    const uint32_t vectors = slice.size(piece), lane = threadIdx.x % kWarp;
+    const Raw<T, V>* lower_x = slice.lower_x + piece * kPiece;
+    const Raw<T, V>* upper_x = slice.upper_x + piece * kPiece;
+    Raw<T, V>* lower = slice.lower + (piece - slice.first) * kPiece;
+    Raw<T, V>* upper = slice.upper + (piece - slice.first) * kPiece;
+    if (vectors == kPiece)
     {
-        load_piece<T, V, whole>(slice.lower + at, slice.upper + at, vectors, data);
+        if constexpr (!bulk)
+        {
+            Piece<T, V> data;
+            load_piece<T, V>(lower_x, upper_x, data);
+#pragma unroll
+            for (int u = 0; u < kPieceVectors; ++u)
+            {
+                lower[u * kWarp + lane] = data.lower[u];
+                upper[u * kWarp + lane] = data.upper[u];
+            }
+        }
+        return measure_shared<T, V>(lower, upper);
     }
-    else
-    {
-        load_piece<T, V, whole>(slice.lower_x + piece * kPiece, slice.upper_x + piece * kPiece, vectors, data);
-        keep_piece<T, V, whole>(data, vectors, slice.lower + at, slice.upper + at);
-    }
-    return measure<T, V, whole>(data, vectors);
+    if constexpr (!bulk)
+#pragma unroll 1
+        for (uint32_t i = lane; i < vectors; i += kWarp)
+        {
+            lower[i] = lower_x[i];
+            upper[i] = upper_x[i];
+        }
+    return measure_part<T, V>(lower, upper, vectors);
 }
 
 // Moments of the block's pieces, to every block of the cluster: of the lower group, then of the upper.
@@ -142,8 +140,7 @@ __device__ __forceinline__ void gather(const KernelParams& p, const Slice<T, V>&
     {
         if constexpr (bulk)
             bulk_wait(slice.barriers + (piece - slice.first));
-        const Moments moments = slice.size(piece) == kPiece ? take<T, V, bulk, true>(slice, piece)
-                                                            : take<T, V, bulk, false>(slice, piece);
+        const Moments moments = take<T, V, bulk>(slice, piece);
         const uint32_t lane = threadIdx.x % kWarp;
         if (lane % 16 < 8)
             publish(p, found + lane / 16 * p.pieces_per_group + piece, moments);
@@ -239,17 +236,16 @@ __global__ void __launch_bounds__(kSplitThreads) statistics_kernel(const __grid_
     const auto place = [&](int64_t which) {
         return reinterpret_cast<const Data*>(static_cast<const T*>(p.x) + which * p.length) + piece * kPiece;
     };
-    Piece<T, V> data;
     Moments found;
     if (vectors == kPiece)
     {
-        load_piece<T, V, true>(place(group), place(partner), vectors, data);
-        found = measure<T, V, true>(data, vectors);
+        Piece<T, V> data;
+        load_piece<T, V>(place(group), place(partner), data);
+        found = measure_whole<T, V>(data);
     }
     else
     {
-        load_piece<T, V, false>(place(group), place(partner), vectors, data);
-        found = measure<T, V, false>(data, vectors);
+        found = measure_part<T, V>(place(group), place(partner), vectors);
     }
     const uint32_t lane = threadIdx.x % kWarp;
     if (lane == 0 || lane == 16)

@@ -29,6 +29,8 @@ __device__ __forceinline__ float halve(float a, float b, int offset)
     return add(second ? b : a, from_lane(second ? a : b, offset));
 }
 
+constexpr uint32_t kPiece = kWarp * kPieceVectors; // vectors
+
 // A warp's vectors of a lower and an upper group (or of any two).
 template <typename T, int V>
 struct Piece
@@ -37,55 +39,111 @@ struct Piece
     Raw<T, V> upper[kPieceVectors];
 };
 
-// Moments of both, of `vectors` vectors each, lane after lane: lanes 0 to 7 return the lower group's, 16 to 23 the upper's.
-// whole: all vectors are there, and the count is a power of two, so that multiplying divides exactly.
-template <typename T, int V, bool whole>
-__device__ __forceinline__ Moments measure(const Piece<T, V>& piece, uint32_t vectors)
+// A warp's two sums, of a and of b: lanes 0 to 15 return a's, the others b's.
+__device__ __forceinline__ float sum_both(float a, float b)
 {
-    constexpr float kCount = kWarp * kPieceVectors * V, kInverse = 1.0f / kCount;
-    const uint32_t lane = threadIdx.x % kWarp;
-    const float count = whole ? kCount : static_cast<float>(vectors * V);
-    const auto average = [&](float sum) { return whole ? multiply(sum, kInverse) : divide(sum, count); };
-    float a[V], b[V];
-
-    float lower_sum = 0.0f, upper_sum = 0.0f;
-#pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-        if (whole || u * kWarp + lane < vectors)
-        {
-            unpack<T, V>(piece.lower[u], a);
-            unpack<T, V>(piece.upper[u], b);
-            lower_sum = add(lower_sum, sum_of<V>(a));
-            upper_sum = add(upper_sum, sum_of<V>(b));
-        }
-    float sum = halve(lower_sum, upper_sum, 16);
+    float sum = halve(a, b, 16);
 #pragma unroll
     for (int offset = 8; offset > 0; offset /= 2)
         sum = add(sum, from_lane(sum, offset));
-    const float mean = average(sum);
-    const float lower_mean = __shfl_sync(0xffffffffu, mean, 0), upper_mean = __shfl_sync(0xffffffffu, mean, 16);
+    return sum;
+}
 
-    CentredSums lower{}, upper{};
-#pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-        if (whole || u * kWarp + lane < vectors)
-        {
-            unpack<T, V>(piece.lower[u], a);
-            unpack<T, V>(piece.upper[u], b);
-#pragma unroll
-            for (int i = 0; i < V; ++i)
-            {
-                accumulate(lower, a[i], lower_mean);
-                accumulate(upper, b[i], upper_mean);
-            }
-        }
-    const float sums = halve(lower.sum, upper.sum, 16), squares = halve(lower.squares, upper.squares, 16);
-    float total = halve(sums, squares, 8);
+// The same of two sums each: lanes 0 to 7 return a's, 16 to 23 b's.
+__device__ __forceinline__ CentredSums sum_both(const CentredSums& a, const CentredSums& b)
+{
+    float total = halve(halve(a.sum, b.sum, 16), halve(a.squares, b.squares, 16), 8);
 #pragma unroll
     for (int offset = 4; offset > 0; offset /= 2)
         total = add(total, from_lane(total, offset));
-    const CentredSums centred{total, from_lane(total, 8)};
-    return moments(count, mean, centred, average(centred.sum));
+    return {total, from_lane(total, 8)};
+}
+
+// Moments of a warp's piece of a lower and an upper group (or of any two), of vectors that visit(unpacked) hands out, twice
+// and in the same order: lanes 0 to 7 return the lower group's, 16 to 23 the upper's. average(sum) divides by count.
+template <int V, typename Visit, typename Average>
+__device__ __forceinline__ Moments measure(float count, Visit visit, Average average)
+{
+    float lower_sum = 0.0f, upper_sum = 0.0f;
+    visit([&](const float(&a)[V], const float(&b)[V]) {
+        lower_sum = add(lower_sum, sum_of<V>(a));
+        upper_sum = add(upper_sum, sum_of<V>(b));
+    });
+    const float mean = average(sum_both(lower_sum, upper_sum));
+    const float lower_mean = __shfl_sync(0xffffffffu, mean, 0), upper_mean = __shfl_sync(0xffffffffu, mean, 16);
+    CentredSums lower{}, upper{};
+    visit([&](const float(&a)[V], const float(&b)[V]) {
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+        {
+            accumulate(lower, a[i], lower_mean);
+            accumulate(upper, b[i], upper_mean);
+        }
+    });
+    const CentredSums sums = sum_both(lower, upper);
+    return moments(count, mean, sums, average(sums.sum));
+}
+
+// Of a whole piece, in registers. The count is a power of two, so that multiplying divides exactly.
+template <typename T, int V>
+__device__ __forceinline__ Moments measure_whole(const Piece<T, V>& piece)
+{
+    constexpr float kCount = kPiece * V;
+    return measure<V>(
+        kCount,
+        [&](auto use) {
+#pragma unroll
+            for (int u = 0; u < kPieceVectors; ++u)
+            {
+                float a[V], b[V];
+                unpack<T, V>(piece.lower[u], a);
+                unpack<T, V>(piece.upper[u], b);
+                use(a, b);
+            }
+        },
+        [](float sum) { return multiply(sum, 1.0f / kCount); });
+}
+
+// Of a whole piece in shared memory: read twice, which costs less than the registers.
+template <typename T, int V>
+__device__ __forceinline__ Moments measure_shared(const Raw<T, V>* lower, const Raw<T, V>* upper)
+{
+    constexpr float kCount = kPiece * V;
+    const uint32_t lane = threadIdx.x % kWarp;
+    return measure<V>(
+        kCount,
+        [&](auto use) {
+#pragma unroll
+            for (int u = 0; u < kPieceVectors; ++u)
+            {
+                float a[V], b[V];
+                unpack<T, V>(lower[u * kWarp + lane], a);
+                unpack<T, V>(upper[u * kWarp + lane], b);
+                use(a, b);
+            }
+            __syncwarp(); // without it the assembler keeps what it has converted
+        },
+        [](float sum) { return multiply(sum, 1.0f / kCount); });
+}
+
+// Of a group's last piece, wherever it lies.
+template <typename T, int V>
+__device__ __forceinline__ Moments measure_part(const Raw<T, V>* lower, const Raw<T, V>* upper, uint32_t vectors)
+{
+    const float count = static_cast<float>(vectors * V);
+    return measure<V>(
+        count,
+        [&](auto use) {
+#pragma unroll 1
+            for (uint32_t i = threadIdx.x % kWarp; i < vectors; i += kWarp)
+            {
+                float a[V], b[V];
+                unpack<T, V>(lower[i], a);
+                unpack<T, V>(upper[i], b);
+                use(a, b);
+            }
+        },
+        [=](float sum) { return divide(sum, count); });
 }
 
 // A group's statistics from its pieces, by one warp; every lane returns them.
