@@ -203,11 +203,11 @@ inline Plan make_sums(const Problem& problem)
 // Workspace of the split algorithm for these sizes or smaller ones: moments of each piece, then statistics of each group.
 inline uint64_t workspace_bytes(const Problem& problem)
 {
-    // smaller sizes may have narrower vectors and so more pieces: one element a vector is the worst
     const int64_t groups = problem.batch * problem.num_groups;
+    // LINEAR: smaller sizes may have narrower vectors and so more pieces: one element a vector is the worst
     const int64_t pieces = problem.layout == Layout::kLinear
         ? ceil_divide(problem.group_elements(), kWarp * kPieceVectors)
-        : ceil_divide(problem.pixels, kPieceVectors);
+        : int64_t{make_sums(problem).pieces};
     return static_cast<uint64_t>(groups * (pieces + 1)) * sizeof(Moments);
 }
 
