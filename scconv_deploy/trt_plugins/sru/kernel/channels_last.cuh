@@ -218,8 +218,13 @@ struct OwnChannels
     }
 };
 
+// Blocks that a multiprocessor's registers should hold: thresholds of 16 channels leave room for two, affine maps or sums of
+// each channel for one.
+template <Operator op, bool whole>
+constexpr int blocks_at_once = op == Operator::kSru && whole ? 2 : 1;
+
 template <typename T, Operator op, int V, int run>
-__global__ void __launch_bounds__(kTileThreads) tile_fused_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>) tile_fused_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     unsigned char* shared = dynamic_shared();
@@ -284,7 +289,7 @@ __global__ void __launch_bounds__(kTileThreads) tile_fused_kernel(const __grid_c
 }
 
 template <typename T, int V, int run>
-__global__ void __launch_bounds__(kTileThreads) tile_statistics_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<Operator::kSru, run == V>) tile_statistics_kernel(const __grid_constant__ KernelParams p)
 {
     const uint32_t item = blockIdx.x / p.pieces_per_group, tile = blockIdx.x % p.pieces_per_group;
     const int64_t sample = item / p.tile.blocks;
@@ -299,7 +304,7 @@ __global__ void __launch_bounds__(kTileThreads) tile_statistics_kernel(const __g
 }
 
 template <typename T, Operator op, int V>
-__global__ void __launch_bounds__(kTileThreads) tile_apply_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, true>) tile_apply_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     const uint32_t block = gridDim.x - 1 - blockIdx.x; // as apply_kernel

@@ -72,77 +72,69 @@ float sum_of(const float* value, int width)
     return width == 1 ? value[0] : add(sum_of(value, width / 2), sum_of(value + width / 2, width / 2));
 }
 
-// Moments of runs of elements that threads take one after the other. thread_of[i] has run i; where each has the sum of a
-// warp's lane, the lanes are threads, else lane t % 32 adds up those of the threads t.
-Moments measure(const std::vector<std::vector<float>>& runs, const std::vector<size_t>& thread_of, size_t threads)
+// Moments of runs of elements that threads take one after the other: thread_of[i] has the i-th run. Where there are more
+// threads than a warp's lanes, lane t % 32 adds up the sums of the threads t.
+Moments measure(const std::vector<float>& values, int32_t run, const std::vector<int32_t>& thread_of, int32_t threads)
 {
     std::vector<float> sums(threads, 0.0f), squares(threads, 0.0f);
-    const auto total = [&](const std::vector<float>& values) {
+    const auto total = [&](const std::vector<float>& of_threads) {
         if (threads == kWarp)
-            return sum_warp(values);
+            return sum_warp(of_threads);
         std::vector<float> lanes(kWarp, 0.0f);
-        for (size_t i = 0; i < threads; ++i)
-            lanes[i % kWarp] = add(lanes[i % kWarp], values[i]);
+        for (int32_t i = 0; i < threads; ++i)
+            lanes[i % kWarp] = add(lanes[i % kWarp], of_threads[i]);
         return sum_warp(lanes);
     };
-    size_t count = 0;
-    for (size_t i = 0; i < runs.size(); ++i)
+    const float count = static_cast<float>(values.size());
+    for (size_t i = 0; i < thread_of.size(); ++i)
     {
         float& sum = sums[thread_of[i]];
-        sum = add(sum, sum_of(runs[i].data(), static_cast<int>(runs[i].size())));
-        count += runs[i].size();
+        sum = add(sum, sum_of(&values[i * run], run));
     }
-    const float number = static_cast<float>(count), mean = divide(total(sums), number);
+    const float mean = divide(total(sums), count);
     std::fill(sums.begin(), sums.end(), 0.0f);
-    for (size_t i = 0; i < runs.size(); ++i)
-        for (const float x : runs[i])
-        {
-            CentredSums centred{sums[thread_of[i]], squares[thread_of[i]]};
-            accumulate(centred, x, mean);
-            sums[thread_of[i]] = centred.sum;
-            squares[thread_of[i]] = centred.squares;
-        }
+    for (size_t i = 0; i < thread_of.size(); ++i)
+    {
+        CentredSums centred{sums[thread_of[i]], squares[thread_of[i]]};
+        for (int32_t k = 0; k < run; ++k)
+            accumulate(centred, values[i * run + k], mean);
+        sums[thread_of[i]] = centred.sum;
+        squares[thread_of[i]] = centred.squares;
+    }
     const CentredSums centred{total(sums), total(squares)};
-    return moments(number, mean, centred, divide(centred.sum, number));
+    return moments(count, mean, centred, divide(centred.sum, count));
 }
 
 // A piece of linear.cuh: 128 vectors, lane after lane.
 Moments linear_piece(const float* group, int64_t length, const Plan& plan, int64_t piece)
 {
-    const int64_t vectors = length / plan.vector, first = piece * kWarp * kPieceVectors;
-    std::vector<std::vector<float>> runs;
-    std::vector<size_t> lanes;
-    for (int64_t v = first; v < std::min(first + kWarp * kPieceVectors, vectors); ++v)
-    {
-        runs.emplace_back(group + v * plan.vector, group + (v + 1) * plan.vector);
-        lanes.push_back(static_cast<size_t>((v - first) % kWarp));
-    }
-    return measure(runs, lanes, kWarp);
+    const int64_t size = int64_t{kWarp} * kPieceVectors * plan.vector, first = piece * size;
+    const std::vector<float> values(group + first, group + std::min(first + size, length));
+    std::vector<int32_t> lanes(values.size() / plan.vector);
+    for (size_t i = 0; i < lanes.size(); ++i)
+        lanes[i] = static_cast<int32_t>(i % kWarp);
+    return measure(values, plan.vector, lanes, kWarp);
 }
 
 // A tile of channels_last.cuh, the columns of one group: slot after slot.
 Moments tile_piece(const float* group, const Problem& problem, const Plan& plan, int64_t tile)
 {
     const int64_t wide = problem.group_channels() / plan.run, slots = plan.tile.slots;
-    std::vector<std::vector<float>> runs;
-    std::vector<size_t> columns;
+    std::vector<float> values;
+    std::vector<int32_t> columns;
     for (int64_t u = 0; u < kPieceVectors; ++u)
         for (int64_t slot = 0; slot < slots; ++slot)
         {
             const int64_t pixel = (tile * kPieceVectors + u) * slots + slot;
             for (int64_t k = 0; pixel < problem.pixels && k < wide; ++k)
             {
-                std::vector<float> run;
                 for (int64_t i = 0; i < plan.run; ++i)
-                    run.push_back(group[(k * plan.run + i) * problem.pixels + pixel]);
-                runs.push_back(run);
-                columns.push_back(static_cast<size_t>(slot * wide + k));
+                    values.push_back(group[(k * plan.run + i) * problem.pixels + pixel]);
+                columns.push_back(static_cast<int32_t>(slot * wide + k));
             }
         }
-    const size_t threads = static_cast<size_t>(slots * wide);
-    if (threads < kWarp) // lanes without a column add nothing
-        return measure(runs, columns, kWarp);
-    return measure(runs, columns, threads);
+    // lanes without a column add nothing
+    return measure(values, plan.run, columns, static_cast<int32_t>(std::max<int64_t>(slots * wide, kWarp)));
 }
 
 // merge_group() of moments.cuh.
