@@ -13,7 +13,7 @@ import pytest
 from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders, revision
 from tests.trt_plugins.emulated import HERE as EMULATION
-from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels
+from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
 
 
@@ -37,6 +37,43 @@ def emulated(emulated_library) -> EmulatedLibrary:
     """The kernels themselves on the CPU, on an H200's limits."""
     emulated_library.device()
     return emulated_library
+
+
+@dataclass(frozen=True)
+class RaceRunner:
+    """Runs programs that were compiled with ThreadSanitizer, where the addresses that the system gives out allow it."""
+
+    prefix: tuple[str, ...]
+
+    def run(self, program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*self.prefix, str(program), *map(str, arguments)]
+        environment = dict(os.environ) | {"TSAN_OPTIONS": "exitcode=66"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def races(tmp_path_factory) -> RaceRunner:
+    program = tmp_path_factory.mktemp("races") / "program"
+    compile_empty(program, *RACES)
+    for prefix in (("setarch", "-R"), ()):  # unpredictable addresses are none that this sanitizer expects
+        if (not prefix or shutil.which(prefix[0])) and not RaceRunner(prefix).run(program).returncode:
+            return RaceRunner(prefix)
+    pytest.skip("ThreadSanitizer does not run here")
+
+
+@pytest.fixture(scope="session")
+def memory_sanitizers(tmp_path_factory) -> tuple[str, ...]:
+    """Flags of the address and the undefined-behaviour sanitizer."""
+    compile_empty(tmp_path_factory.mktemp("memory") / "program", *SANITIZE)
+    return SANITIZE
+
+
+def compile_empty(program: Path, *flags: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    command = ["g++", *flags, "-x", "c++", "-", "-o", str(program)]
+    if subprocess.run(command, input="int main() {}", text=True, capture_output=True, check=False).returncode:
+        pytest.skip(f"g++ has no {' '.join(flags)} here")
 
 
 @pytest.fixture(scope="session")
