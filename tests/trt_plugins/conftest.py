@@ -96,9 +96,9 @@ class Harness:
     def plugin(self) -> Path:
         return self.folder / "libscconv_sru.so"
 
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
         command = [str(self.folder / "sru_harness"), *map(str, arguments)]
-        environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")}
+        environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")} | environ
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -134,6 +134,30 @@ def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
          "-o", str(folder / "stand_in" / stand_in)],
     )  # fmt: skip
     return Harness(folder, version, include)
+
+
+@pytest.fixture(scope="session")
+def plugin_on_a_gpu(nvcc, tensorrt_headers, tmp_path_factory) -> Path:
+    """The plugin without kernels on an H200 that answers until something is launched (one_device.cpp).
+
+    What CUDA says of the kernels is SCCONV_TEST_STATUS.
+    """
+    product = tmp_path_factory.mktemp("on_a_gpu") / "libscconv_sru.so"
+    sources = [SOURCES / source for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")]
+    sources += [Path(__file__).parent / name for name in ("no_device.cpp", "one_device.cpp")]
+    flags = [*compiler(nvcc, tensorrt_headers[0]), *HIDDEN, "-cudart=none"]
+    compile_all([*flags, f"-DSCCONV_SRU_REVISION={HARNESS_REVISION}", *map(str, sources), "-o", str(product)])
+    return product
+
+
+@pytest.fixture(scope="session")
+def rtx_stand_in(nvcc, tmp_path_factory) -> Path:
+    """An empty library of the name by which the plugin knows TensorRT-RTX."""
+    folder = tmp_path_factory.mktemp("rtx")
+    (folder / "empty.cpp").touch()
+    product = folder / "libtensorrt_rtx.so.1"
+    compile_all([nvcc, "-shared", "-cudart=none", str(folder / "empty.cpp"), "-o", str(product)])
+    return product
 
 
 @pytest.fixture(scope="session")
