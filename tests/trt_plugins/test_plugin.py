@@ -138,7 +138,7 @@ def test_the_c_interface_through_ctypes(harness):
         ({"type": 7}, "data type is none of"),
         ({"op": 3}, "operator is unknown"),
         ({"layout": 2}, "layout is neither linear nor"),
-        ({"layout": 1, "num_groups": 7, "pixels": 7}, "straddle"),
+        ({"layout": 1, "num_groups": 7, "pixels": 7}, "channels-last: num_groups does not divide the channels"),
         ({"algorithm": 3}, "algorithm is unknown"),
     ):
         refused = SruParams(**(SMALL | change))

@@ -263,18 +263,25 @@ int32_t SruPlugin::getOutputShapes(const DimsExprs* in, int32_t inputs, const Di
     return 0;
 }
 
-// Channels-last is what convolutions have around an SRU; a group that straddles channels is no range of it.
+// Whether the kernels take a number of channels channels-last, whatever the batch and the pixels, which may be unknown.
+bool SruPlugin::takes_channels_last(const PluginTensorDesc& x) const noexcept
+{
+    if (x.dims.nbDims != 4 || x.dims.d[1] < 0)
+        return false;
+    ScconvSruParams params{};
+    const PluginTensorDesc desc{{}, x.type, TensorFormat::kHWC, 1.0f};
+    return fill({4, {1, x.dims.d[1], 2, 1}}, desc, params) && scconv_sru_refusal(&params) == nullptr;
+}
+
+// Channels-last is what convolutions have on both sides of an SRU.
 bool SruPlugin::supports_format(const PluginTensorDesc& x) const noexcept
 {
-    const int64_t channels = x.dims.nbDims == 4 ? x.dims.d[1] : -1;
-    const bool channels_last = channels > 0 && channels % 2 == 0 && channels % attributes_.num_groups == 0;
-    const bool only_channels_last = channels_last && builder_is_rtx();
     switch (x.format)
     {
-    case TensorFormat::kLINEAR: return !only_channels_last;
-    case TensorFormat::kHWC: return channels_last;
-    case TensorFormat::kHWC8: // the same memory where 8 divides the channels; TensorRT-RTX copies to and from it
-        return channels_last && !only_channels_last && channels % 8 == 0 && x.type != DataType::kFLOAT;
+    case TensorFormat::kLINEAR: return !builder_is_rtx() || !takes_channels_last(x);
+    case TensorFormat::kHWC: return takes_channels_last(x);
+    case TensorFormat::kHWC8: // the same memory where 8 divides the channels; TensorRT-RTX copies to it and back
+        return !builder_is_rtx() && x.type != DataType::kFLOAT && x.dims.d[1] % 8 == 0 && takes_channels_last(x);
     default: return false;
     }
 }

@@ -78,6 +78,7 @@ private:
     bool check_shapes(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc& desc,
         const nvinfer1::PluginTensorDesc* parameters, bool dynamic) const noexcept;
     bool fill(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc& desc, ScconvSruParams& params) const noexcept;
+    bool takes_channels_last(const nvinfer1::PluginTensorDesc& x) const noexcept;
     bool supports_format(const nvinfer1::PluginTensorDesc& x) const noexcept;
     bool configure_for_device(ScconvSruParams& params) noexcept;
 
