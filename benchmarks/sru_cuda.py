@@ -249,8 +249,8 @@ def _timed(record: Record, command: list[str], environment: dict[str, str], limi
     found = f"{measured} of {len(cases())} cases"
     if status is None:
         return Step(name, "not run", f"{found}, then the budget of {limit.seconds:.0f} s was used up")
-    if status:
-        return Step(name, "failed", f"{found}, then exit status {status}: {lines[-1]}" if lines else f"{found}")
+    if status or measured < len(cases()):
+        return Step(name, "failed", f"{found}, then exit status {status}: {lines[-1] if lines else 'no output'}")
     return Step(name, "passed", found)
 
 

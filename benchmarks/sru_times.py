@@ -153,7 +153,7 @@ def times(
         variant = f"fused, {algorithm}"
         settings = SruSettings.of(VARIANT, algorithm)
         calls[variant] = lambda data, settings=settings: library.sru(data, inputs, settings)
-        found[variant] = {"algorithm": chosen} | _judge(calls[variant], x, gate)
+        found[variant] = {"algorithm": chosen} | _judge(calls[variant], x, gate, LAYOUTS[case.layout])
     eager = eager_call(x, gate)
     calls |= {COPY: torch.clone, EAGER: eager}
     if not compile_error:
@@ -194,12 +194,12 @@ def _times(seconds: Sequence[float], medians: Mapping[str, float], size: int) ->
     return row
 
 
-def _judge(call: Call, x: Tensor, gate: Gate) -> dict[str, Any]:
+def _judge(call: Call, x: Tensor, gate: Gate, layout: torch.memory_format) -> dict[str, Any]:
     """Gates and values against PyTorch's on the CPU, of at most two samples."""
     try:
         y = call(x)
-        if y.stride() != x.stride():
-            return {"error": f"y has strides {y.stride()}, x {x.stride()}"}
+        if not y.is_contiguous(memory_format=layout):
+            return {"error": f"y is not in x's layout: strides {y.stride()}, of x {x.stride()}"}
         y = y[:2].cpu()
     except RuntimeError as error:
         if x.is_cuda and not usable():
