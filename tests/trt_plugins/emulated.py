@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,10 +82,13 @@ def link(objects: Sequence[str], program: Path, *flags: str) -> Path:
 class EmulatedLibrary(SruLibrary):
     """Takes CPU tensors; what lies around the output and the workspace is checked after every call."""
 
-    def __init__(self, folder: Path) -> None:
-        objects = compile_kernels(folder / "objects", "-O2")
+    def __init__(self, folder: Path, compiled: Path | None = None) -> None:
         path = folder / "libscconv_sru_emulated.so"
-        subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
+        if compiled is not None:  # a copy is another library, which has seen no device yet
+            shutil.copy(compiled, path)
+        else:
+            objects = compile_kernels(folder / "objects", "-O2")
+            subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
         super().__init__(path)
         self.device()
 
@@ -126,6 +130,10 @@ class EmulatedLibrary(SruLibrary):
 
     def enqueue(self, params: SruParams) -> int:
         return self._library.scconv_sru_enqueue(ctypes.byref(params), None)
+
+    def choose(self, params: SruParams) -> int:
+        """CUDA's status of scconv_sru_choose."""
+        return self._library.scconv_sru_choose(ctypes.byref(params), ctypes.byref(ctypes.c_int32()))
 
     def chosen(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> int:
         return ALGORITHMS.index(self.chosen_algorithm(sru_params(x, parameters, settings)))
