@@ -56,6 +56,7 @@ class Reference:
         self._library = ctypes.CDLL(str(file))
         self._library.reference_refusal.restype = ctypes.c_char_p
         self._library.reference_workspace_bytes.restype = ctypes.c_uint64
+        self._library.reference_differences.restype = ctypes.c_int64
         self.quotient = self._library.reference_quotient
         self.quotient.restype = ctypes.c_uint32
         self.quotient.argtypes = [ctypes.c_uint32, ctypes.c_uint32]
@@ -88,6 +89,11 @@ class Reference:
         params.op = OPERATORS.index(variant.operator)
         self._library.reference_sru(ctypes.byref(params))
         return y.to(x.dtype), opened
+
+    def differences(self, values: Tensor) -> int:
+        """How often the cheap arithmetic of sru_math.h differs from the plain one, over all triples of float32 values."""
+        count = ctypes.c_int64(values.numel())
+        return self._library.reference_differences(ctypes.c_void_p(values.data_ptr()), count)
 
     @staticmethod
     def _params(shape, num_groups, dtype, algorithm, layout, limits) -> _Params:

@@ -173,3 +173,14 @@ def test_division_by_multiplication_is_exact(reference, divisor):
     for n in (0, 1, divisor - 1, divisor, divisor + 1, 7 * divisor - 1, 2**31 - 1, *range(12345, 2**31, 99999989)):
         if n < 2**31:
             assert reference.quotient(n, divisor) == n // divisor
+
+
+def test_the_cheap_arithmetic_is_the_plain_one(reference):
+    """10 million triples: NaN, infinities, zeros, subnormal numbers, neighbours, and bits at random."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (120,), generator=generator).to(torch.int32).view(torch.float32)
+    near = torch.randn(30, generator=generator)
+    ends = torch.tensor([0.0, 1.0, 1e-45, 1e-40, 1.1754944e-38, 3.4028235e38, 2.0**24, 0.1, torch.inf, torch.nan])
+    values = torch.cat([bits, near, torch.nextafter(near, torch.tensor(9.0)), ends, -ends]).contiguous()
+    assert reference.differences(values) == 0
+    assert reference.differences(torch.tensor([1e-45, 3e38, -3e38])) == 0

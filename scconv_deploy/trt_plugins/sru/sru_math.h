@@ -10,8 +10,9 @@
 // Why the mean is kept in two parts: where |mean| >> s, x - mean0 is exact, but mean0 alone is off by up to an ulp of
 // the mean, which may be many ulps of x - mean. The comparison is then sign * (x - mean0) >= s * cut + sign * rest.
 //
-// What is cheaper and equal to the bit, for every value, NaN and Inf included (tests/trt_plugins/test_math.py):
-//   sign * (x - mean0) == fma(x, sign, -(sign * mean0))     sign is -1, 0 or 1, so that the product is exact
+// What is cheaper and equal to the bit, NaN and Inf included (tests/trt_plugins/test_math.py):
+//   sign * (x - mean0) == fma(x, sign, -(sign * mean0))     sign is -1, 0 or 1, so that the product is exact; but where
+//                                                           finite x - mean0 overflows and sign is 0
 //   1 - open is the closed mask, and open * a + closed * b == fma(open, a, closed * b), the first product being exact
 //
 // Why masks multiply: PyTorch writes mask * x, so that a closed gate on Inf is NaN and on -3 is -0. Multiplying costs

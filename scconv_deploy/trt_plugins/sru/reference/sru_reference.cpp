@@ -4,6 +4,7 @@
 // Compile with -ffp-contract=off, or the compiler rounds elsewhere than the GPU does.
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -224,6 +225,35 @@ void reference_plan(const ReferenceParams* p, int64_t* out)
     const int64_t values[] = {static_cast<int64_t>(plan.algorithm), plan.vector, plan.run, plan.pieces, plan.threads,
         plan.blocks, plan.cluster, plan.pieces_per_block, plan.shared_bytes};
     std::copy(std::begin(values), std::end(values), out);
+}
+
+// How often the cheap forms of sru_math.h give another gate or value than the plain ones, over all triples of values: of
+// sign * (x - mean) >= threshold, where x - mean is finite or sign is not 0, and of open * a + closed * b. Bits are
+// compared, but for those of a NaN.
+int64_t reference_differences(const float* values, int64_t count)
+{
+    const auto same = [](float a, float b) { return (a != a && b != b) || std::memcmp(&a, &b, sizeof(a)) == 0; };
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < count; ++j)
+        {
+            const float a = values[i], b = values[j];
+            for (const float open : {0.0f, 1.0f})
+            {
+                const float closed = open != 0.0f ? 0.0f : 1.0f;
+                const Gated own{open, subtract(1.0f, open), a}, other{open, subtract(1.0f, open), b};
+                found += !same(reconstruct<Operator::kSru>(own, other), add(multiply(open, a), multiply(closed, b)));
+            }
+            for (const float sign : {-1.0f, 0.0f, 1.0f})
+                for (int64_t k = 0; k < count && (sign != 0.0f || std::isfinite(subtract(a, b)) || !std::isfinite(a)
+                                                  || !std::isfinite(b));
+                     ++k)
+                {
+                    const bool plain = multiply(sign, subtract(a, b)) >= values[k];
+                    found += plain != (at_least(multiply_add(a, sign, -multiply(sign, b)), values[k]) != 0.0f);
+                }
+        }
+    return found;
 }
 
 uint32_t reference_quotient(uint32_t n, uint32_t divisor)
