@@ -56,10 +56,10 @@ class SharedLibrary:
     @property
     def code(self) -> str:
         """The GPU code and the GPUs that it serves, in words."""
+        machine_code = f"machine code for {', '.join(self.cubins) or 'none'}"
         if not self.ptx:
-            return f"machine code for {', '.join(self.cubins) or 'none'}, no PTX for newer GPUs"
-        oldest = min(self.ptx, key=_number)
-        return f"machine code for {', '.join(self.cubins) or 'none'}, PTX {', '.join(self.ptx)} for every GPU from {oldest}"
+            return f"{machine_code}, no PTX for newer GPUs"
+        return f"{machine_code}, PTX {', '.join(self.ptx)} for every GPU from {min(self.ptx, key=_number)}"
 
 
 def _number(capability: str) -> int:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +38,30 @@ CASES = [
     for groups in ((4,), (3,), (4, 3))  # of 8 channels: whole, straddling, and both in one model
     for dynamic in (False, True)
 ]
+CONVOLUTIONS = [
+    (operator, kind, dynamic) for operator in PARAMETERS for kind in ("float32", "float16") for dynamic in (False, True)
+]
 CHILD = """
 import json, sys
 from pathlib import Path
 import onnx
+from scconv_deploy.exporters.tensorrt import builder
 from scconv_deploy.exporters.tensorrt.builder import build_plan, check_options
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
 from scconv_deploy.exporters.tensorrt.options import BuildOptions
 from scconv_deploy.exporters.tensorrt.profiles import ShapeRange, resolve_profiles
 from scconv_deploy.runtimes.tensorrt.versions import load_module
 module, (plugin, folder) = load_module("tensorrt-rtx"), sys.argv[1:]
+listed, read = [], builder.compiled_plan
+def kept(messages, optimum):
+    listed[:] = [text for _, text in messages if text.startswith("Layers:")]
+    return read(messages, optimum)
+builder.compiled_plan = kept
 for path in sorted(Path(folder).glob("*.onnx")):
     source = OnnxSource(onnx.load(path))
-    ranges = (ShapeRange.parse("x:1x8x6x6:2x8x12x6:8x8x24x24"),) if -1 in source.facts.shapes["x"] else ()
+    channels = source.facts.shapes["x"][1]
+    sizes = f"x:1x{channels}x6x6:2x{channels}x12x6:8x{channels}x24x24"
+    ranges = (ShapeRange.parse(sizes),) if -1 in source.facts.shapes["x"] else ()
     options = BuildOptions("tensorrt-rtx", "sm89", shapes=ranges, plugin=Path(plugin), require_plugin=True)
     check_options(module, options)
     plan = build_plan(module, source, options, resolve_profiles(source.facts.shapes, options.shapes, ()))
@@ -56,6 +70,7 @@ for path in sorted(Path(folder).glob("*.onnx")):
         "case": path.stem, "forms": [sru.form for sru in plan.srus], "plugins": kinds.count("PLUGIN_V3"),
         "reduces": kinds.count("REDUCE"), "types": [t.dtype for t in (*plan.inputs, *plan.outputs)],
         "custom": [layer.kind for layer in plan.compiled.layers].count("custom_layer"), "bytes": len(plan.data),
+        "listed": listed[0],
     }))
 """
 
@@ -86,12 +101,73 @@ def name_of(operator, kind, groups, dynamic):
     return f"{operator}-{kind}-{'-'.join(map(str, groups))}-{'dynamic' if dynamic else 'static'}"
 
 
+def convolutions_of(operator, kind, dynamic):
+    """SRUs between convolutions that change the number of channels, as in a network."""
+    rng = np.random.default_rng(0)
+    wide, values, nodes = (3, 16, 16, 32), [], []
+    for i, (inside, outside) in enumerate(pairwise(wide)):
+        weights = rng.standard_normal((outside, inside, 3, 3)).astype("float32")
+        values.append(numpy_helper.from_array(weights.astype(kind), f"w{i}"))
+        x = f"x{i}" if i else "x"
+        nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1] * 4))
+        names = [f"{name}{i}" for name in PARAMETERS[operator]]
+        values += [numpy_helper.from_array(rng.standard_normal(outside).astype("float32"), name) for name in names]
+        nodes.append(helper.make_node(
+            operator, [f"c{i}", *names], [f"x{i + 1}"], domain="scconv", name=f"{i}.SRU",
+            **node_attributes(4, 1, 0.0, 1e-10),
+        ))  # fmt: skip
+    last = rng.standard_normal((8, wide[-1], 1, 1)).astype(kind)
+    values.append(numpy_helper.from_array(last, "last"))
+    nodes.append(helper.make_node("Conv", [nodes[-1].output[0], "last"], ["y"], name="last"))
+    open_sizes, fixed = ("N", "H", "W"), (2, 12, 6)
+    n, h, w = open_sizes if dynamic else fixed
+    tensors = [helper.make_tensor_value_info("x", TYPES[kind], [n, 3, h, w]),
+               helper.make_tensor_value_info("y", TYPES[kind], [n, 8, h, w])]  # fmt: skip
+    graph = helper.make_graph(nodes, "net", tensors[:1], tensors[1:], values)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("scconv", 1)]
+    functions = [function_proto(FunctionKey(operator, False, "where", 18))]
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+
+
+LAYER = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?(?:Metadata: (?P<nodes>.*))?$"
+)
+TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: .*?, Format: \((?P<format>\w+)\)")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of the compiled plan, with its tensors by name and format."""
+
+    kind: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    nodes: tuple[str, ...]
+
+
+def kernels(found):
+    read = [LAYER.match(line) for line in found["listed"].splitlines() if line.startswith("Name: ")]
+    return [
+        Kernel(line["kind"], dict(TENSOR.findall(line["inputs"])), dict(TENSOR.findall(line["outputs"])),
+               tuple(re.findall(r"\[ONNX Layer: (.*?)\]", line["nodes"] or "")))
+        for line in read if line
+    ]  # fmt: skip
+
+
+def formats(kernel):
+    """Formats of an SRU's x and y; the workspace is an output too."""
+    return next(iter(kernel.inputs.values())), next(iter(kernel.outputs.values()))
+
+
 @pytest.fixture(scope="module")
 def built(harness, tmp_path_factory):  # noqa: F811
     """What a child says of each case."""
     folder = tmp_path_factory.mktemp("cases")
     for case in CASES:
         save(model_of(*case), folder / f"{name_of(*case)}.onnx")
+    for case in CONVOLUTIONS:
+        save(convolutions_of(*case), folder / f"{'-'.join(map(str, case))}.onnx")
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-c", CHILD, str(harness.plugin), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -107,6 +183,20 @@ def test_nvidias_builder_takes_the_plugin(built, case):
     assert (found["plugins"], found["custom"], found["reduces"]) == (len(groups), len(groups), 0)
     assert found["types"] == [DATA[kind]] * 2
     assert found["bytes"] > 1000
+    chosen = [formats(kernel) for kernel in kernels(found) if kernel.kind == "custom_layer"]
+    last = kind != "bfloat16"  # of which TensorRT-RTX 1.7.1 asks for no HWC
+    assert chosen == [("NHWC", "NHWC") if last and 8 % count == 0 else ("Linear", "Linear") for count in groups]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: "-".join(map(str, case)))
+def test_between_convolutions_no_kernel_transposes_an_srus_tensors(built, case):
+    plan = kernels(built["-".join(map(str, case))])
+    srus = [kernel for kernel in plan if kernel.kind == "custom_layer"]
+    assert [formats(kernel) for kernel in srus] == [("NHWC", "NHWC")] * 3
+    ends = {name for kernel in srus for name in (next(iter(kernel.inputs)), next(iter(kernel.outputs)))}
+    beside = [kernel for kernel in plan if kernel not in srus and ends & {*kernel.inputs, *kernel.outputs}]
+    convolutions = ("conv0", "conv1", "conv2", "last")
+    assert [(kernel.kind, kernel.nodes) for kernel in beside] == [("correlation", (name,)) for name in convolutions]
 
 
 def test_the_command_line_builds_with_it_ships_it_and_says_so(harness, tmp_path, monkeypatch):  # noqa: F811

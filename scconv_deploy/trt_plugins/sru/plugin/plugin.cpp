@@ -273,15 +273,18 @@ bool SruPlugin::takes_channels_last(const PluginTensorDesc& x) const noexcept
     return fill({4, {1, x.dims.d[1], 2, 1}}, desc, params) && scconv_sru_refusal(&params) == nullptr;
 }
 
-// Channels-last is what convolutions have on both sides of an SRU.
+// Channels-last is what convolutions have on both sides of an SRU. TensorRT-RTX would take LINEAR before HWC, and HWC8
+// before it too, and transpose at every SRU, so it is offered HWC alone; of bfloat16 it never asks for HWC.
 bool SruPlugin::supports_format(const PluginTensorDesc& x) const noexcept
 {
+    const bool channels_last = takes_channels_last(x);
+    const bool hwc_alone = channels_last && x.type != DataType::kBF16 && builder_is_rtx();
     switch (x.format)
     {
-    case TensorFormat::kLINEAR: return !builder_is_rtx() || !takes_channels_last(x);
-    case TensorFormat::kHWC: return takes_channels_last(x);
-    case TensorFormat::kHWC8: // the same memory where 8 divides the channels; TensorRT-RTX copies to it and back
-        return !builder_is_rtx() && x.type != DataType::kFLOAT && x.dims.d[1] % 8 == 0 && takes_channels_last(x);
+    case TensorFormat::kLINEAR: return !hwc_alone;
+    case TensorFormat::kHWC: return channels_last;
+    case TensorFormat::kHWC8: // the same memory where 8 divides the channels
+        return channels_last && !hwc_alone && x.type != DataType::kFLOAT && x.dims.d[1] % 8 == 0;
     default: return false;
     }
 }
