@@ -170,28 +170,29 @@ def passes_of(function: Function, bits: int, elements: int) -> Passes:
         bits: of a vector.
         elements: of a vector.
 
-    Vectors count for the innermost loop. Of several loops in one phase with the same kinds of accesses (one that the
-    compiler unrolled and what is left of it, a fast one and a general one) the cheapest counts.
+    Vectors count for the innermost loop. A loop within a step that does the same is for the ragged end. Of several loops
+    in one phase with the same kinds of accesses (one that the compiler unrolled and what is left of it) the cheapest
+    counts.
     """
     flow = Flow(function, bits)
-    steps: dict[tuple[frozenset[str], int], Step] = {}
+    found: list[tuple[frozenset[int], Step]] = []
     within: set[int] = set()
     for loop in reversed(flow.loops):  # inner ones first
         step = flow.pass_of(loop, within)
-        if step is None or not step.vectors(elements):
-            continue
-        within |= loop.blocks
-        key = frozenset(step.accesses), step.phase
-        steps[key] = min(steps.get(key, step), step, key=lambda one: one.fewest / one.vectors(elements))
-    found = sorted(steps.values(), key=lambda one: one.address)
+        if step is not None and step.vectors(elements):
+            found.append((loop.blocks, step))
+            within |= loop.blocks
     outside = flow.pass_of(None, within)
-    if (
-        outside is not None
-        and (outside.accesses.get("STG") or outside.accesses.get("LDG"))
-        and outside.vectors(elements)
-    ):
-        return Passes((*found, outside), 0, elements)
-    return Passes(tuple(found), 0 if outside is None else outside.fewest, elements)
+    rest = 0 if outside is None else outside.fewest
+    if outside is not None and (outside.accesses.keys() & {"LDG", "STG"}) and outside.vectors(elements):
+        found.append((flow.blocks, outside))
+        rest = 0
+    versions: dict[tuple[frozenset[str], int], Step] = {}
+    for blocks, step in found:
+        if not any(blocks < others and step.accesses.keys() <= other.accesses.keys() for others, other in found):
+            key = frozenset(step.accesses), step.phase
+            versions[key] = min(versions.get(key, step), step, key=lambda one: one.fewest / one.vectors(elements))
+    return Passes(tuple(sorted(versions.values(), key=lambda one: one.address)), rest, elements)
 
 
 # --- control flow ---
@@ -215,6 +216,7 @@ class Flow:
         self._graph = self._reached()
         self.loops = _loops(self._graph)
         """Outer before inner."""
+        self.blocks = frozenset(self._graph)
         self._forward = self._graph.copy()
         self._forward.remove_edges_from([(back, loop.head) for loop in self.loops for back in loop.ways_back])
         self._order = list(nx.topological_sort(self._forward))

@@ -208,6 +208,15 @@ def test_a_loop_around_a_loop_over_vectors_is_no_step():
     assert steps(".L_outer:", "IADD3 R1, R1, 1, RZ", *inner, "@P1 BRA `(.L_outer)", END) == [(16, 1, 3, 3)]
 
 
+def test_the_ragged_end_of_a_step_is_no_step_of_its_own():
+    """A piece of four vectors, or what is left of them one by one; but sums of what a loop has copied are another step."""
+    left = ["@P1 BRA `(.L_left)", *[LOAD, STORE] * 4, "BRA `(.L_next)", ".L_left:", LOAD, STORE, "@P2 BRA `(.L_left)"]
+    assert steps(".L_loop:", *left, ".L_next:", BACK, END) == [(0, 4, 11, 11)]
+    sums = [".L_sums:", "LDS.128 R4, [R2]", *["FADD R0, R0, R4"] * 8, "@P2 BRA `(.L_sums)"]
+    found = steps(".L_loop:", LOAD, "STS.128 [R2], R4", *sums, BACK, END)
+    assert found == [(0, 1, 3, 3), (32, 1, 10, 10)]
+
+
 def test_what_waits_for_a_copy_passes_once():
     wait = [".L_wait:", "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R41+URZ], R36", "@!P0 BRA `(.L_wait)"]
     assert steps(".L_loop:", *wait, LOAD, STORE, BACK, END) == [(0, 1, 5, 5)]
