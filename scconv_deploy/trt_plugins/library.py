@@ -25,9 +25,11 @@ from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.trt_plugins.build import built_libraries
 from scconv_deploy.trt_plugins.elf import read_library
 
-ABI_VERSION = 1
-ALGORITHMS = ("auto", "on_chip", "split", "general")
+ABI_VERSION = 2
+ALGORITHMS = ("auto", "on_chip", "split")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+_ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class SruParams(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "pixels")),
         *((name, ctypes.c_int32) for name in ("num_groups", "ddof")),
         *((name, ctypes.c_float) for name in ("eps_var", "eps_std")),
-        *((name, ctypes.c_int32) for name in ("op", "type", "parameter_type", "algorithm")),
+        *((name, ctypes.c_int32) for name in ("op", "type", "layout", "algorithm")),
     )
 
 
@@ -114,11 +116,13 @@ class SruLibrary:
         """Enqueue the operator on x's GPU and its current stream.
 
         Args:
-            x: ``[N, C, H, W]``, float32, float16 or bfloat16, on a GPU.
-            parameters: cut, sign and what the operator takes more, ``[C]`` each, float32 or of x's type.
+            x: ``[N, C, H, W]``, float32, float16 or bfloat16, on a GPU. The kernels read x as it is if it is contiguous
+                or channels-last, and aligned to 16 bytes, as every tensor is that PyTorch allocates. A view that is
+                not, another layout, and a channels-last x whose groups straddle channels are copied first.
+            parameters: cut, sign and what the operator takes more, ``[C]`` each, float32.
 
         Returns:
-            ``[N, C, H, W]``, x's type.
+            ``[N, C, H, W]``, x's type; channels-last if x is, else contiguous.
 
         Raises:
             ConfigurationError: sizes, types or devices that the kernels refuse.
@@ -130,8 +134,12 @@ class SruLibrary:
                 f"Fused SRU: x and its parameters are on {', '.join(devices)}, expected one GPU.",
                 "Move them to one GPU.",
             )
-        x, parameters = x.contiguous(), [p.contiguous() for p in parameters]
+        promised = memory_format(x)
+        x, parameters = kernel_input(x, promised), [p.contiguous() for p in parameters]
         params = sru_params(x, parameters, settings)
+        if promised is torch.channels_last and self.refusal(params):
+            x = kernel_input(x, torch.contiguous_format)
+            params = sru_params(x, parameters, settings)
         if reason := self.refusal(params):
             raise ConfigurationError(
                 f"Fused SRU on {list(x.shape)}, num_groups {settings.num_groups}: {reason}.",
@@ -144,7 +152,19 @@ class SruLibrary:
             stream = torch.cuda.current_stream().cuda_stream
             if status := self._library.scconv_sru_enqueue(ctypes.byref(params), stream):
                 raise torch.cuda.CudaError(status)
-        return y
+        return y.contiguous(memory_format=promised)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout of the operator's output for x: channels-last if x is, and not contiguous too."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def kernel_input(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """x in a layout and aligned to 16 bytes: itself where it is, else a copy."""
+    x = x.contiguous(memory_format=layout)
+    return x.clone(memory_format=layout) if x.data_ptr() % _ALIGNMENT_BYTES else x
 
 
 def sru_params(x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> SruParams:
@@ -154,7 +174,7 @@ def sru_params(x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -
     params = SruParams(
         batch=batch, channels=channels, pixels=height * width, num_groups=settings.num_groups, ddof=settings.ddof,
         eps_var=settings.eps_var, eps_std=settings.eps_std, op=OPERATORS.index(settings.operator),
-        type=TYPES.index(x.dtype), parameter_type=TYPES.index(parameters[0].dtype),
+        type=TYPES.index(x.dtype), layout=LAYOUTS.index(memory_format(x)),
         algorithm=ALGORITHMS.index(settings.algorithm),
     )  # fmt: skip
     params.x = x.data_ptr()
@@ -183,11 +203,11 @@ def _check_arguments(x: Tensor, parameters: Sequence[Tensor], settings: SruSetti
             f"Fused SRU: parameters have shapes {shapes}, expected {count} times ({x.shape[1]},) for {operator}.",
             "Pass one value per channel: cut and sign, then what the operator takes more.",
         )
-    types = {p.dtype for p in parameters}
-    if len(types) > 1 or not types <= {torch.float32, x.dtype}:
+    if any(p.dtype is not torch.float32 for p in parameters):
         raise ConfigurationError(
-            f"Fused SRU: parameters are {sorted(map(str, types))}, expected torch.float32 or all of x's {x.dtype}.",
-            "Cast all of them to float32.",
+            f"Fused SRU: parameters are {', '.join(sorted({str(p.dtype) for p in parameters}))}, expected "
+            "torch.float32: rounded to 16 bits a cut is another cut, and gates change.",
+            "Compute them from the model's float32 gamma and beta, and leave them out of half() and to().",
         )
 
 
@@ -237,21 +257,22 @@ def _sru_on_cpu(
     eps_var: float,
     eps_std: float,
 ) -> Tensor:
-    """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type."""
+    """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type and memory format."""
     _check_arguments(x, parameters, SruSettings(operator, num_groups, ddof, eps_var, eps_std))
     channels, elements = x.shape[1], math.prod(x.shape[1:])
     check_halves(channels, "Fused SRU")
     check_groups(channels, num_groups, elements, "Fused SRU")
-    x = x.contiguous()  # as the fake promises
+    y = torch.empty_like(x, memory_format=memory_format(x))  # as the fake promises
     if x.shape[0] == 0:
-        return torch.empty_like(x)
+        return y
+    x = x.contiguous()
     wide = x.float()
     groups = wide.reshape(x.shape[0], num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
     s = torch.sqrt(groups.var(dim=2, correction=ddof, keepdim=True) + eps_var) + eps_std
     centred = (groups - mean).reshape(x.shape)
     spread = s.expand_as(groups).reshape(x.shape)
-    cut, sign, *affine = (p.float().reshape(1, -1, 1, 1) for p in parameters)
+    cut, sign, *affine = (p.reshape(1, -1, 1, 1) for p in parameters)
     opened = sign * centred >= spread * cut
     data = x
     if affine:
@@ -259,9 +280,9 @@ def _sru_on_cpu(
         if operator == "SRUSoft":
             r = torch.sigmoid(normalized)
             x1, x2 = (torch.where(opened, fixed, r) * wide for fixed in (1.0, 0.0))
-            return cross_reconstruct(x1, x2).to(x.dtype)
+            return y.copy_(cross_reconstruct(x1, x2))
         data = normalized.to(x.dtype)
-    return cross_reconstruct(opened * data, (~opened) * data)
+    return y.copy_(cross_reconstruct(opened * data, (~opened) * data))
 
 
 @sru.register_fake
@@ -274,7 +295,7 @@ def _sru_fake(
     eps_var: float,
     eps_std: float,
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=memory_format(x))
 
 
 class FusedSRU(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
 from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders, revision
 from tests.trt_plugins.emulated import HERE as EMULATION
-from tests.trt_plugins.emulated import EmulatedLibrary, compile_kernels
+from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
 
 
@@ -39,6 +39,43 @@ def emulated(emulated_library) -> EmulatedLibrary:
     return emulated_library
 
 
+@dataclass(frozen=True)
+class RaceRunner:
+    """Runs programs that were compiled with ThreadSanitizer, where the addresses that the system gives out allow it."""
+
+    prefix: tuple[str, ...]
+
+    def run(self, program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*self.prefix, str(program), *map(str, arguments)]
+        environment = dict(os.environ) | {"TSAN_OPTIONS": "exitcode=66"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def races(tmp_path_factory) -> RaceRunner:
+    program = tmp_path_factory.mktemp("races") / "program"
+    compile_empty(program, *RACES)
+    for prefix in (("setarch", "-R"), ()):  # unpredictable addresses are none that this sanitizer expects
+        if (not prefix or shutil.which(prefix[0])) and not RaceRunner(prefix).run(program).returncode:
+            return RaceRunner(prefix)
+    pytest.skip("ThreadSanitizer does not run here")
+
+
+@pytest.fixture(scope="session")
+def memory_sanitizers(tmp_path_factory) -> tuple[str, ...]:
+    """Flags of the address and the undefined-behaviour sanitizer."""
+    compile_empty(tmp_path_factory.mktemp("memory") / "program", *SANITIZE)
+    return SANITIZE
+
+
+def compile_empty(program: Path, *flags: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    command = ["g++", *flags, "-x", "c++", "-", "-o", str(program)]
+    if subprocess.run(command, input="int main() {}", text=True, capture_output=True, check=False).returncode:
+        pytest.skip(f"g++ has no {' '.join(flags)} here")
+
+
 @pytest.fixture(scope="session")
 def nvcc() -> str:
     found = find_nvcc(Machine())
@@ -59,9 +96,9 @@ class Harness:
     def plugin(self) -> Path:
         return self.folder / "libscconv_sru.so"
 
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
         command = [str(self.folder / "sru_harness"), *map(str, arguments)]
-        environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")}
+        environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")} | environ
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -97,6 +134,30 @@ def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
          "-o", str(folder / "stand_in" / stand_in)],
     )  # fmt: skip
     return Harness(folder, version, include)
+
+
+@pytest.fixture(scope="session")
+def plugin_on_a_gpu(nvcc, tensorrt_headers, tmp_path_factory) -> Path:
+    """The plugin without kernels on an H200 that answers until something is launched (one_device.cpp).
+
+    What CUDA says of the kernels is SCCONV_TEST_STATUS.
+    """
+    product = tmp_path_factory.mktemp("on_a_gpu") / "libscconv_sru.so"
+    sources = [SOURCES / source for source in (*PLUGIN_SOURCES, "kernel/sru.cpp")]
+    sources += [Path(__file__).parent / name for name in ("no_device.cpp", "one_device.cpp")]
+    flags = [*compiler(nvcc, tensorrt_headers[0]), *HIDDEN, "-cudart=none"]
+    compile_all([*flags, f"-DSCCONV_SRU_REVISION={HARNESS_REVISION}", *map(str, sources), "-o", str(product)])
+    return product
+
+
+@pytest.fixture(scope="session")
+def rtx_stand_in(nvcc, tmp_path_factory) -> Path:
+    """An empty library of the name by which the plugin knows TensorRT-RTX."""
+    folder = tmp_path_factory.mktemp("rtx")
+    (folder / "empty.cpp").touch()
+    product = folder / "libtensorrt_rtx.so.1"
+    compile_all([nvcc, "-shared", "-cudart=none", str(folder / "empty.cpp"), "-o", str(product)])
+    return product
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,28 +27,55 @@ FLAGS = (
     "-Wno-maybe-uninitialized",
 )  # which says what loops the optimiser has unrolled
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+RACES = ("-fsanitize=thread",)
+EMULATION = [HERE / f"{name}.cpp" for name in ("fibers", "cluster", "emulation")]
 GUARD, PATTERN = 256, 0xA5
 """Bytes before and after what a kernel may write, and what they hold."""
 
 
-def compile_kernels(folder: Path, *flags: str, sources: Sequence[Path] = ()) -> list[str]:
-    """Objects of the kernels, the C interface, the emulation and further sources; compiled side by side."""
+def copy_kernels(folder: Path, changes: Mapping[str, tuple[str, str]] | None = None) -> None:
+    """The kernels' sources with the emulation's intrinsics.
+
+    changes: file in kernel/ -> text that it holds once, and what replaces it.
+    """
     (folder / "kernel").mkdir(parents=True)
     (folder / "sru_math.h").write_text((SOURCES / "sru_math.h").read_text())
-    for path in (SOURCES / "kernel").iterdir():  # C++ has no extern variable with another storage class
-        text = path.read_text().replace("extern __shared__", "extern")
-        (folder / "kernel" / path.name).write_text(text)
-    files = [*(folder / name for name in KERNEL_SOURCES), HERE / "emulation.cpp", *sources]
+    for path in (SOURCES / "kernel").iterdir():
+        (folder / "kernel" / path.name).write_text(path.read_text())
+    (folder / "kernel" / "intrinsics.cuh").write_text((HERE / "intrinsics.cuh").read_text())
+    for name, (old, new) in (changes or {}).items():
+        text = (folder / "kernel" / name).read_text()
+        assert text.count(old) == 1, f"{name} does not hold {old!r} once"
+        (folder / "kernel" / name).write_text(text.replace(old, new))
+
+
+def compile_files(folder: Path, files: Sequence[Path], *flags: str) -> list[str]:
+    """Objects of some files, compiled side by side. The emulation's own do not race: see emulation/races.h."""
+    folder.mkdir(parents=True, exist_ok=True)
     objects = [str(folder / f"{path.stem}.o") for path in files]
+    own = ["-DEMULATION_RACES" if flag in RACES else flag for flag in flags]
     commands = [
-        ["g++", *FLAGS, *flags, "-I", str(HERE), "-I", str(folder / "kernel"), "-x", "c++", "-c", str(path), "-o", name]
+        ["g++", *FLAGS, *(own if path in EMULATION else flags), "-I", str(HERE), "-I", str(folder / "kernel"),
+         "-x", "c++", "-c", str(path), "-o", name]
         for path, name in zip(files, objects, strict=True)
-    ]
+    ]  # fmt: skip
     running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
     outputs = [process.communicate()[0] for process in running]
     assert not any(process.returncode for process in running), "\n".join(outputs)
     assert not any(outputs), "\n".join(outputs)  # no warning either
     return objects
+
+
+def compile_kernels(folder: Path, *flags: str, sources: Sequence[Path] = ()) -> list[str]:
+    """Objects of the kernels, the C interface, the emulation and further sources."""
+    copy_kernels(folder)
+    return compile_files(folder, [*(folder / name for name in KERNEL_SOURCES), *EMULATION, *sources], *flags)
+
+
+def link(objects: Sequence[str], program: Path, *flags: str) -> Path:
+    """A program of these objects."""
+    subprocess.run(["g++", *flags, *objects, "-o", str(program)], check=True)
+    return program
 
 
 class EmulatedLibrary(SruLibrary):
@@ -61,9 +88,20 @@ class EmulatedLibrary(SruLibrary):
         super().__init__(path)
         self.device()
 
-    def device(self, multiprocessors: int = H200[0], shared_bytes: int = H200[1], order: int = 0) -> None:
-        """Another GPU, and the order in which a block's threads run (0, 1 or 2)."""
+    def device(
+        self,
+        multiprocessors: int = H200[0],
+        shared_bytes: int = H200[1],
+        order: int = 0,
+        capability: int = 90,
+        compiled_for: int | None = None,
+    ) -> None:
+        """Another GPU, and the order in which threads run (0, 1 or 2).
+
+        capability: e.g. 89. compiled_for: the architecture of the kernels' code, by default the GPU's; 0: none runs.
+        """
         self._library.emulation_device(multiprocessors, shared_bytes, order)
+        self._library.emulation_architecture(capability, capability if compiled_for is None else compiled_for)
 
     def permits(self) -> tuple[int, int, int]:
         """Calls of cudaFuncSetAttribute since :meth:`device`, and the least and most bytes they permitted."""

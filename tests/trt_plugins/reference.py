@@ -14,9 +14,11 @@ from scconv_deploy.graph.contract import OPERATORS
 
 SOURCES = Path(__file__).parents[2] / "scconv_deploy" / "trt_plugins" / "sru"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-AUTO, ON_CHIP, SPLIT, GENERAL = range(4)
-H200 = (132, 227 << 10)
-"""Multiprocessors and shared memory that a block may use."""
+AUTO, ON_CHIP, SPLIT = range(3)
+LINEAR, CHANNELS_LAST = range(2)
+H200 = (132, 227 << 10, True)
+L4 = (58, 99 << 10, False)
+"""Multiprocessors, shared memory that a block may use, clusters."""
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror")
 
 
@@ -26,7 +28,8 @@ class _Params(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "pixels")),
         *((name, ctypes.c_int32) for name in ("num_groups", "ddof")),
         *((name, ctypes.c_float) for name in ("eps_var", "eps_std")),
-        *((n, ctypes.c_int32) for n in ("op", "type", "algorithm", "alignment", "multiprocessors", "shared_bytes")),
+        *((n, ctypes.c_int32) for n in ("op", "type", "layout", "algorithm")),
+        *((n, ctypes.c_int32) for n in ("multiprocessors", "shared_bytes", "clusters")),
     )
 
 
@@ -34,11 +37,13 @@ class _Params(ctypes.Structure):
 class Plan:
     algorithm: int
     vector: int
-    rows: int
-    threads: int
-    shared_bytes: int
-    blocks: int
+    run: int
     pieces: int
+    threads: int
+    blocks: int
+    cluster: int
+    pieces_per_block: int
+    shared_bytes: int
 
 
 class Reference:
@@ -55,27 +60,27 @@ class Reference:
         self.quotient.restype = ctypes.c_uint32
         self.quotient.argtypes = [ctypes.c_uint32, ctypes.c_uint32]
 
-    def plan(self, shape, num_groups, dtype=torch.float32, algorithm=AUTO, alignment=16, limits=H200) -> Plan:
-        params = self._params(shape, num_groups, dtype, algorithm, alignment, limits)
-        found = (ctypes.c_int64 * 7)()
+    def plan(self, shape, num_groups, dtype=torch.float32, algorithm=AUTO, layout=LINEAR, limits=H200) -> Plan:
+        params = self._params(shape, num_groups, dtype, algorithm, layout, limits)
+        found = (ctypes.c_int64 * 9)()
         self._library.reference_plan(ctypes.byref(params), found)
         return Plan(*found)
 
-    def refusal(self, shape, num_groups, ddof=1) -> str | None:
-        params = self._params(shape, num_groups, torch.float32, AUTO, 16, H200)
+    def refusal(self, shape, num_groups, ddof=1, layout=LINEAR) -> str | None:
+        params = self._params(shape, num_groups, torch.float32, AUTO, layout, H200)
         params.ddof = ddof
         found = self._library.reference_refusal(ctypes.byref(params))
         return found.decode() if found else None
 
-    def workspace_bytes(self, shape, num_groups) -> int:
-        params = self._params(shape, num_groups, torch.float32, AUTO, 16, H200)
+    def workspace_bytes(self, shape, num_groups, dtype=torch.float32, layout=LINEAR) -> int:
+        params = self._params(shape, num_groups, dtype, AUTO, layout, H200)
         return self._library.reference_workspace_bytes(ctypes.byref(params))
 
-    def sru(self, x: Tensor, inputs, variant, algorithm=AUTO, alignment=16, limits=H200) -> tuple[Tensor, Tensor]:
-        """y, of x's type, and the open gates, bool ``[N, C, H, W]``."""
+    def sru(self, x: Tensor, inputs, variant, layout=LINEAR) -> tuple[Tensor, Tensor]:
+        """y, of x's type, and the open gates, bool ``[N, C, H, W]``; layout: in whose order sums are added up."""
         data, y = x.float().contiguous(), torch.empty(x.shape)
         opened = torch.empty(x.shape, dtype=torch.bool)
-        params = self._params(x.shape, variant.num_groups, x.dtype, algorithm, alignment, limits)
+        params = self._params(x.shape, variant.num_groups, x.dtype, AUTO, layout, H200)
         params.x, params.y, params.open = data.data_ptr(), y.data_ptr(), opened.data_ptr()
         for name, value in zip(("cut", "sign", "first", "second"), inputs.values(), strict=False):
             setattr(params, name, value.data_ptr())
@@ -85,8 +90,8 @@ class Reference:
         return y.to(x.dtype), opened
 
     @staticmethod
-    def _params(shape, num_groups, dtype, algorithm, alignment, limits) -> _Params:
+    def _params(shape, num_groups, dtype, algorithm, layout, limits) -> _Params:
         batch, channels, height, width = shape
         sizes = {"batch": batch, "channels": channels, "pixels": height * width, "num_groups": num_groups, "ddof": 1}
-        return _Params(**sizes, type=TYPES.index(dtype), algorithm=algorithm, alignment=alignment,
-                       multiprocessors=limits[0], shared_bytes=limits[1])  # fmt: skip
+        return _Params(**sizes, type=TYPES.index(dtype), layout=layout, algorithm=algorithm,
+                       multiprocessors=limits[0], shared_bytes=limits[1], clusters=limits[2])  # fmt: skip

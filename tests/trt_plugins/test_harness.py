@@ -25,20 +25,29 @@ def host(request):
     return harness, harness.plugin
 
 
-def run(host, folder, x, type_name, parameters, variant, tactic, how):
-    """The host's own checks, and y."""
+def run(host, folder, x, type_name, parameters, variant, tactic, how, layout="LINEAR"):
+    """The host's own checks, and y; x and y lie in memory as ``layout`` says."""
     harness, plugin = host
     folder.mkdir()
-    (folder / "x.bin").write_bytes(x.view(torch.uint8).numpy().tobytes())
+    stored = x if layout == "LINEAR" else x.permute(0, 2, 3, 1).contiguous()
+    (folder / "x.bin").write_bytes(stored.view(torch.uint8).numpy().tobytes())
     for name, value in zip(("cut", "sign", "first", "second"), parameters, strict=False):
         (folder / f"{name}.bin").write_bytes(value.view(torch.uint8).numpy().tobytes())
     parameter_type = next(name for name, dtype in TYPES.items() if dtype == parameters[0].dtype)
-    done = harness.run("run", plugin, variant.operator, type_name, parameter_type, *x.shape, variant.num_groups,
+    done = harness.run("run", plugin, variant.operator, type_name, parameter_type, layout, *x.shape, variant.num_groups,
                        variant.ddof, variant.eps_var, variant.eps_std, tactic, how, folder)  # fmt: skip
     assert [line for line in done.stdout.splitlines() if not line.startswith("passed")] == []
     assert done.returncode == 0, done.stderr
     assert "passed enqueue" in done.stdout
-    return torch.frombuffer(bytearray((folder / "y.bin").read_bytes()), dtype=x.dtype).reshape(x.shape)
+    y = torch.frombuffer(bytearray((folder / "y.bin").read_bytes()), dtype=x.dtype).reshape(stored.shape)
+    return y if layout == "LINEAR" else y.permute(0, 3, 1, 2).contiguous()
+
+
+def layouts(channels, groups, type_name):
+    """Formats in which the plugin takes x."""
+    if channels % groups:
+        return ("LINEAR",)
+    return ("LINEAR", "HWC") if type_name == "float" or channels % 8 else ("LINEAR", "HWC", "HWC8")
 
 
 @pytest.mark.nvcc
@@ -53,9 +62,10 @@ def test_the_plugin_computes_in_a_hosts_hands(host, tmp_path, name, how):
         for type_name, dtype in TYPES.items():
             for tactic in (0, 1, 2):
                 data, parameters = x.to(dtype), list(Gate(variant, gamma, beta).operator_inputs().values())
-                folder = tmp_path / f"{type_name}{tactic}{groups}"
-                y = run(host, folder, data, type_name, parameters, variant, tactic, how)
-                judge(y, data, gamma, beta, variant)
+                for layout in layouts(shape[1], groups, type_name):
+                    folder = tmp_path / f"{type_name}{tactic}{groups}{layout}"
+                    y = run(host, folder, data, type_name, parameters, variant, tactic, how, layout)
+                    judge(y, data, gamma, beta, variant)
 
 
 @pytest.mark.nvcc

@@ -88,7 +88,8 @@ def test_a_modules_parameters_stay_fp32():
         ({"operator": "SRUHard"}, "unknown"),
         ({"operator": "SRUNorm"}, "expected 4 times"),
         ({"parameters": [torch.zeros(16), torch.zeros(15)]}, "expected 2 times \\(16,\\)"),
-        ({"parameters": [torch.zeros(16), torch.zeros(16).half()]}, "expected torch.float32 or all"),
+        ({"parameters": [torch.zeros(16), torch.zeros(16).half()]}, r"are torch\.float16, torch\.float32, expected"),
+        ({"x": torch.zeros(SHAPE).half(), "parameters": [torch.zeros(16).half()] * 2}, "another cut.*float32 gamma"),
         ({"num_groups": 5}, "not a multiple"),
         ({"num_groups": 17}, "fewer than"),
     ],
@@ -106,12 +107,60 @@ def test_an_empty_batch_gives_an_empty_batch():
         assert (y.shape, y.dtype) == ((0, 16, 9, 7), dtype)
 
 
-def test_channels_last_input_gives_what_its_fake_promises():
+LAST = torch.channels_last
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 24, 4, 4)])  # 16 groups of 24 channels straddle them
+def test_channels_last_goes_in_and_comes_out(name, dtype, shape):
+    x, gamma, beta = draw(shape)
+    x, each = x.to(dtype), arguments(gamma, beta, replace(VARIANTS[name], num_groups=16))
+    last = x.contiguous(memory_format=LAST)
+    y = sru(last, *each)
+    assert y.stride() == last.stride()
+    assert torch.equal(y, sru(x, *each))
+    assert sru(x, *each).is_contiguous()
+    torch.library.opcheck(sru, (last, *each), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_layout_of_neither_kind_comes_out_contiguous():
     x, gamma, beta = draw()
     each = arguments(gamma, beta, HARD)
-    y = sru(x.contiguous(memory_format=torch.channels_last), *each)
-    assert y.is_contiguous()
-    assert torch.equal(y, sru(x, *each))
+    for other in (x.transpose(2, 3), x[:, :, ::2], x.contiguous(memory_format=LAST)[:, :, 1:]):
+        y = sru(other, *each)
+        assert y.is_contiguous()
+        assert torch.equal(y, sru(other.contiguous(), *each))
+        torch.library.opcheck(sru, (other, *each), test_utils=("test_faketensor",))
+
+
+def test_a_single_pixel_and_a_single_channel_are_contiguous():
+    """Both layouts are the same memory there."""
+    for shape in ((2, 16, 1, 1), (2, 1, 4, 4)):
+        assert library.memory_format(torch.zeros(shape).contiguous(memory_format=LAST)) is torch.contiguous_format
+
+
+def test_the_module_keeps_channels_last_and_compiles():
+    x, gamma, beta = draw()
+    fused, last = FusedSRU(Gate(HARD, gamma, beta)), x.contiguous(memory_format=LAST)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    assert compiled(last).stride() == fused(last).stride() == last.stride()
+    assert torch.equal(compiled(last), fused(x))
+
+
+@pytest.mark.parametrize("layout", library.LAYOUTS)
+def test_the_kernels_get_x_itself_or_a_copy_that_is_aligned(layout):
+    room = torch.arange(2016.0 + 4)
+    for start in (0, 1, 2, 4):
+        x = room[start : start + 2016].view(2, 9, 7, 16).permute(0, 3, 1, 2)
+        x = x if layout is LAST else room[start : start + 2016].view(SHAPE)
+        found = library.kernel_input(x, layout)
+        assert torch.equal(found, x)
+        assert found.stride() == x.stride()
+        assert (found.data_ptr() == x.data_ptr()) is (start % 4 == 0)
+        assert found.data_ptr() % 16 == 0
+    other = library.LAYOUTS[1 - library.LAYOUTS.index(layout)]
+    assert library.kernel_input(x, other).is_contiguous(memory_format=other)
 
 
 def test_settings_are_those_of_the_variant():
@@ -133,13 +182,16 @@ def test_the_struct_carries_what_it_is_given():
     params = sru_params(x.half(), inputs, SruSettings(*rest, algorithm="split"))
     header = (SOURCES / "kernel" / "sru.h").read_text()
     struct = header[header.index("typedef struct") : header.index("} ScconvSruParams")]
-    declared = re.findall(r"^    (const void\*|void\*|\w+) (\w+);", struct, re.MULTILINE)
-    c_types = {"const void*": ctypes.c_void_p, "void*": ctypes.c_void_p, "float": ctypes.c_float,
+    declared = re.findall(r"^    (const \w+\*|void\*|\w+) (\w+);", struct, re.MULTILINE)
+    c_types = {**dict.fromkeys(("const void*", "const float*", "void*"), ctypes.c_void_p), "float": ctypes.c_float,
                "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64}  # fmt: skip
     assert [(name, c_types[kind]) for kind, name in declared] == list(SruParams._fields_)
     assert ctypes.sizeof(SruParams) == 120  # a static_assert in sru.cpp
     assert (params.batch, params.channels, params.pixels, params.num_groups) == (2, 16, 63, 8)
-    assert (params.op, params.type, params.parameter_type, params.algorithm) == (2, 1, 0, 2)
+    assert (params.op, params.type, params.layout, params.algorithm) == (2, 1, 0, 2)
+    last = x.half().contiguous(memory_format=LAST)
+    params = sru_params(last, inputs, SruSettings(*rest))
+    assert (params.x, params.layout, params.algorithm, params.pixels) == (last.data_ptr(), 1, 0, 63)
     assert (params.ddof, params.eps_std) == (0, 0.0)
     assert params.eps_var == pytest.approx(1e-5)
     assert params.second == inputs[3].data_ptr()

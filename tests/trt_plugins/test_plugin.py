@@ -35,12 +35,69 @@ def test_a_host_finds_every_operator_type_and_shape_as_it_should(harness):
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("passed")] == []
     assert done.returncode == 0
-    assert len(lines) > 600  # 3 operators, 3 types, whole and straddling groups
+    assert len(lines) > 1500  # 3 operators, 3 types, whole groups in every format, and straddling ones
+    assert "passed SRU half HWC8 is configured" in lines
     ids = {line.rpartition(" ")[2] for line in lines if "timing cache id" in line}
     assert {f"scconv-{op}-1-{HARNESS_REVISION}-groups16" for op in ("SRU", "SRUNorm", "SRUSoft")} == ids
     # what was refused was refused in words
     assert "scconv::SRU: the input has 3 dimensions, expected [N, C, H, W]." in done.stderr
     assert "field groups is unknown; expected num_groups, ddof, eps_var and eps_std" in done.stderr
+
+
+OFFERS = re.compile(r"SRUSoft offers for (.*): (.*)")
+
+
+def offers(harness, **environ):
+    return dict(OFFERS.findall(harness.run("check", harness.plugin, **environ).stdout))
+
+
+@pytest.mark.nvcc
+def test_channels_last_is_offered_beside_linear_and_alone_to_tensorrt_rtx(harness, rtx_stand_in):
+    """TensorRT times what is offered; TensorRT-RTX takes the first format that is not refused."""
+    assert offers(harness)["32 channels in 4 groups, half"] == "LINEAR HWC8 HWC"
+    found = offers(harness, LD_PRELOAD=str(rtx_stand_in))
+    kinds = ("float", "half", "bfloat16")
+    whole = {f"{c} channels in {g} groups, {kind}": "HWC" for c, g in ((32, 4), (12, 3)) for kind in kinds}
+    others = ((24, 16), (9, 3), (-1, 4))  # straddling, odd, unknown
+    assert found == whole | {f"{c} channels in {g} groups, {kind}": "LINEAR" for c, g in others for kind in kinds}
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("status", [209, 98, 222])  # no image, an invalid device function, PTX of a newer CUDA
+def test_a_gpu_without_kernels_is_refused_when_the_plugin_is_configured(harness, plugin_on_a_gpu, status):
+    done = harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS=str(status))
+    assert "FAILED SRUNorm half HWC is configured" in done.stdout.splitlines()
+    assert {line for line in done.stderr.splitlines() if "no code" in line} == {
+        f"scconv::{op}: this library has no code that GPU 0, of compute capability 9.0, can run (error {status}): "
+        "build it again with scconv-deploy plugin build --arch 90."
+        for op in ("SRU", "SRUNorm", "SRUSoft")
+    }
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("status", [100, 35, 803])  # no device, no driver, a driver of another version
+def test_a_build_without_a_gpu_is_not_refused(harness, plugin_on_a_gpu, status):
+    done = harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS=str(status))
+    assert [line for line in done.stdout.splitlines() if not line.startswith("passed")] == []
+    assert "passed SRU float HWC has 0 tactics, positive and unique" in done.stdout.splitlines()
+
+
+@pytest.mark.nvcc
+def test_tensorrt_rtx_builds_for_other_gpus_than_the_one_that_is_there(harness, plugin_on_a_gpu, rtx_stand_in):
+    done = harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS="209", LD_PRELOAD=str(rtx_stand_in))
+    assert "passed SRU half HWC is configured" in done.stdout.splitlines()
+    assert "no code" not in done.stderr
+
+
+@pytest.mark.nvcc
+def test_tactics_are_offered_where_they_differ(harness, plugin_on_a_gpu):
+    """On the H200: groups without a partner, and those that straddle channels, are split whatever is asked for."""
+    lines = harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS="0").stdout.splitlines()
+    assert [line for line in lines if not line.startswith("passed")] == []
+    found = dict(re.findall(r"passed SRU (.*) has (\d) tactics", "\n".join(lines)))
+    wanted = {f"{kind}{form}": "2" for kind in ("float", "half", "bfloat16") for form in ("", " HWC", " HWC8")}
+    wanted |= {f"{kind} straddling": "0" for kind in ("float", "half", "bfloat16")}
+    assert found == {name: count for name, count in wanted.items() if name != "float HWC8"}
 
 
 @pytest.mark.nvcc
@@ -63,7 +120,7 @@ def test_a_host_that_only_dlopens_finds_it_registered(harness, nvcc):
 
 @pytest.mark.nvcc
 def test_enqueue_without_a_gpu_is_an_error_not_a_crash(harness, tmp_path):
-    arguments = ("SRU", "float", "float", 1, 16, 4, 4, 4, 1, 0.0, 1e-10, 0, "plain", tmp_path)
+    arguments = ("SRU", "float", "float", "LINEAR", 1, 16, 4, 4, 4, 1, 0.0, 1e-10, 0, "plain", tmp_path)
     done = harness.run("run", harness.plugin, *arguments)
     assert done.returncode in (1, 3)  # 3: no GPU; 1: a GPU, for which this build has no kernels
     assert "not run: there is no GPU" in done.stdout or "FAILED enqueue" in done.stdout
@@ -74,13 +131,15 @@ def test_the_c_interface_through_ctypes(harness):
     library = SruLibrary(harness.plugin)
     params = SruParams(**SMALL)
     assert library.refusal(params) is None
-    assert library.workspace_bytes(params) == 2 * 4 * 3 * 16
+    assert library.workspace_bytes(params) >= 2 * 4 * 16
+    assert library.workspace_bytes(params) % 16 == 0
     for change, reason in (
         ({"channels": 33, "num_groups": 3}, "odd"),
         ({"type": 7}, "data type is none of"),
         ({"op": 3}, "operator is unknown"),
-        ({"type": 1, "parameter_type": 2}, "neither float nor"),
-        ({"algorithm": 4}, "algorithm is unknown"),
+        ({"layout": 2}, "layout is neither linear nor"),
+        ({"layout": 1, "num_groups": 7, "pixels": 7}, "channels-last: num_groups does not divide the channels"),
+        ({"algorithm": 3}, "algorithm is unknown"),
     ):
         refused = SruParams(**(SMALL | change))
         assert reason in library.refusal(refused)

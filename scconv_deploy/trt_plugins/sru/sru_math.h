@@ -10,6 +10,10 @@
 // Why the mean is kept in two parts: where |mean| >> s, x - mean0 is exact, but mean0 alone is off by up to an ulp of
 // the mean, which may be many ulps of x - mean. The comparison is then sign * (x - mean0) >= s * cut + sign * rest.
 //
+// What is cheaper and equal to the bit, for every value, NaN and Inf included (tests/trt_plugins/test_math.py):
+//   sign * (x - mean0) == fma(x, sign, -(sign * mean0))     sign is -1, 0 or 1, so that the product is exact
+//   1 - open is the closed mask, and open * a + closed * b == fma(open, a, closed * b), the first product being exact
+//
 // Why masks multiply: PyTorch writes mask * x, so that a closed gate on Inf is NaN and on -3 is -0. Multiplying costs
 // what selecting does, and the output of SRU is PyTorch's to the bit wherever the gates are.
 //
@@ -86,6 +90,18 @@ SCCONV_HD float square_root(float a)
 #endif
 }
 
+// a >= b as 1 or 0; 0 for NaN. One instruction on a GPU, which a comparison and a selection would not be.
+SCCONV_HD float at_least(float a, float b)
+{
+#ifdef __CUDA_ARCH__
+    float found;
+    asm("set.ge.f32.f32 %0, %1, %2;" : "=f"(found) : "f"(a), "f"(b));
+    return found;
+#else
+    return a >= b ? 1.0f : 0.0f;
+#endif
+}
+
 // 1 / (1 + exp(-z)); a few ulp from torch.sigmoid. It weights data and decides no gate.
 SCCONV_HD float sigmoid(float z)
 {
@@ -126,10 +142,10 @@ SCCONV_HD CentredSums operator+(CentredSums a, CentredSums b)
     return {add(a.sum, b.sum), add(a.squares, b.squares)};
 }
 
-// Moments from sums about a pivot that is the mean up to rounding; the correction count * rest^2 is then tiny.
-SCCONV_HD Moments moments(float count, float pivot, CentredSums sums)
+// Moments from sums about a pivot that is the mean up to rounding, and rest = sums.sum / count; the correction
+// count * rest^2 is then tiny.
+SCCONV_HD Moments moments(float count, float pivot, CentredSums sums, float rest)
 {
-    const float rest = divide(sums.sum, count);
     const float squares = multiply_add(-sums.sum, rest, sums.squares);
     // not fmaxf, which would turn a NaN into 0
     return {count, pivot, rest, squares < 0.0f ? 0.0f : squares};
@@ -169,7 +185,9 @@ SCCONV_HD Group group_statistics(Moments m, float freedom, float eps_var, float 
 struct Channel
 {
     float sign;
+    float shift;     // -(sign * mean)
     float threshold; // s * cut + sign * rest
+    float mean;      // SRUNorm, SRUSoft: of the group
     float factor;    // SRUNorm, SRUSoft: n * first + second == (x - mean) * factor + offset
     float offset;
 };
@@ -177,7 +195,8 @@ struct Channel
 template <Operator op>
 SCCONV_HD Channel prepare_channel(const Group& group, float cut, float sign, float first, float second)
 {
-    Channel channel{sign, multiply_add(group.s, cut, multiply(sign, group.rest)), 0.0f, 0.0f};
+    Channel channel{sign, -multiply(sign, group.mean), multiply_add(group.s, cut, multiply(sign, group.rest)),
+        group.mean, 0.0f, 0.0f};
     if (op != Operator::kSru)
     {
         channel.factor = multiply(first, group.inverse);
@@ -186,38 +205,42 @@ SCCONV_HD Channel prepare_channel(const Group& group, float cut, float sign, flo
     return channel;
 }
 
-// The open and the closed part of an element; Eq. 4 adds one's open to the other's closed part.
-struct Parts
+// The comparison, as 1 or 0. 0 for NaN, as PyTorch's is: a group that holds one is closed.
+SCCONV_HD float opened(float x, const Channel& channel)
+{
+    return at_least(multiply_add(x, channel.sign, channel.shift), channel.threshold);
+}
+
+// An element with the weights of its open and its closed part.
+struct Gated
 {
     float open;
     float closed;
+    float data;
 };
 
-// The comparison. False for NaN, as PyTorch's is: a group that holds one is closed.
-SCCONV_HD bool is_open(float centred, const Channel& channel)
-{
-    return multiply(channel.sign, centred) >= channel.threshold;
-}
-
-// x1 and x2 of an element. round: to the data type, which SRUNorm's data goes through before it is masked.
+// round: to the data type, which SRUNorm's data goes through before it is masked.
 template <Operator op, typename Round>
-SCCONV_HD Parts split(float x, float mean, const Channel& channel, Round round)
+SCCONV_HD Gated gated(float x, const Channel& channel, Round round)
 {
-    const float centred = subtract(x, mean);
-    const bool open = is_open(centred, channel);
-    if (op == Operator::kSruSoft)
-    {
-        const float r = sigmoid(multiply_add(centred, channel.factor, channel.offset));
-        return {multiply(open ? 1.0f : r, x), multiply(open ? 0.0f : r, x)};
-    }
-    const float data = op == Operator::kSruNorm ? round(multiply_add(centred, channel.factor, channel.offset)) : x;
-    return {multiply(open ? 1.0f : 0.0f, data), multiply(open ? 0.0f : 1.0f, data)};
+    const float open = opened(x, channel);
+    if (op == Operator::kSru)
+        return {open, subtract(1.0f, open), x};
+    const float affine = multiply_add(subtract(x, channel.mean), channel.factor, channel.offset);
+    if (op == Operator::kSruNorm)
+        return {open, subtract(1.0f, open), round(affine)};
+    const float r = sigmoid(affine);
+    return {open != 0.0f ? 1.0f : r, open != 0.0f ? 0.0f : r, x};
 }
 
 // Eq. 4 for one element: its own open part and the closed part of the element half the channels away.
-SCCONV_HD float reconstruct(Parts own, Parts other)
+template <Operator op>
+SCCONV_HD float reconstruct(const Gated& own, const Gated& other)
 {
-    return add(own.open, other.closed);
+    const float closed = multiply(other.closed, other.data);
+    if (op == Operator::kSruSoft) // a weight between 0 and 1: PyTorch rounds both products
+        return add(multiply(own.open, own.data), closed);
+    return multiply_add(own.open, own.data, closed);
 }
 
 // --- division by a number known at launch ---

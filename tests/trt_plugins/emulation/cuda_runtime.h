@@ -1,7 +1,8 @@
-// What device code is written in: threads of a block as fibers that meet at barriers and shuffles.
+// What device code is written in: threads of a block as fibers that meet at barriers and shuffles (cluster.cpp).
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 
@@ -9,27 +10,27 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __grid_constant__
-#define __align__(bytes) __attribute__((aligned(bytes)))
-// one block runs at a time, so that a static variable is one of the block; `extern __shared__` becomes `extern` before
-#define __shared__ static
+#define __restrict__ __restrict
+// no __shared__: a block has no shared memory but intrinsics.cuh's dynamic_shared()
 
-struct dim3
-{
-    explicit dim3(unsigned count)
-        : x(count)
-    {
-    }
-    unsigned x;
-};
 struct Index
 {
-    unsigned x;
+    unsigned x, y, z;
 };
-extern Index threadIdx, blockIdx, blockDim;
+extern Index threadIdx, blockIdx, blockDim, gridDim;
 
+struct alignas(16) float4
+{
+    float x, y, z, w;
+};
+struct alignas(8) float2
+{
+    float x, y;
+};
 struct alignas(16) uint4
 {
     unsigned x, y, z, w;
@@ -38,6 +39,15 @@ struct alignas(8) uint2
 {
     unsigned x, y;
 };
+inline float4 make_float4(float x, float y, float z, float w)
+{
+    return {x, y, z, w};
+}
+inline float2 make_float2(float x, float y)
+{
+    return {x, y};
+}
+using std::max;
 using std::min;
 
 template <typename T>
@@ -46,27 +56,62 @@ T __ldg(const T* at)
     return *at;
 }
 
+// mask: all lanes, always
 void __syncthreads();
-float __shfl_xor_sync(unsigned mask, float value, int offset);
+void __syncwarp(unsigned mask = 0xffffffffu);
 
 namespace emulation {
 
-cudaError_t permit_shared(const void* kernel, int bytes);
-cudaError_t launch(
-    const void* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& thread);
+unsigned lane();
+// Every lane of a warp gives a value and takes one.
+uint32_t exchange(unsigned mask, uint32_t value, unsigned from);
+
+template <typename T>
+T exchanged(unsigned mask, T value, unsigned from)
+{
+    static_assert(sizeof(T) == sizeof(uint32_t));
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bits = exchange(mask, bits, from);
+    std::memcpy(&value, &bits, sizeof(bits));
+    return value;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread);
 
 } // namespace emulation
 
-template <typename Params>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Params), cudaFuncAttribute, int value)
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int offset)
 {
-    return emulation::permit_shared(reinterpret_cast<const void*>(kernel), value);
+    return emulation::exchanged(mask, value, emulation::lane() ^ static_cast<unsigned>(offset));
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int from)
+{
+    return emulation::exchanged(mask, value, static_cast<unsigned>(from) % 32);
 }
 
-template <typename Params>
-cudaError_t cudaLaunchKernel(
-    void (*kernel)(Params), dim3 blocks, dim3 threads, void** arguments, size_t shared_bytes, cudaStream_t)
+template <typename T>
+cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int value)
 {
-    return emulation::launch(reinterpret_cast<const void*>(kernel), blocks.x, threads.x, shared_bytes,
-        [=] { kernel(*static_cast<const Params*>(arguments[0])); });
+    return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+template <typename T>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, T* kernel)
+{
+    return cudaFuncGetAttributes(attributes, reinterpret_cast<const void*>(kernel));
+}
+
+// Kernels take one struct by value, of this name; complete where a kernel is launched.
+namespace scconv {
+struct KernelParams;
+}
+
+template <typename Params = scconv::KernelParams>
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments)
+{
+    return emulation::launch(*config, kernel, [=] {
+        reinterpret_cast<void (*)(Params)>(reinterpret_cast<uintptr_t>(kernel))(*static_cast<const Params*>(arguments[0]));
+    });
 }

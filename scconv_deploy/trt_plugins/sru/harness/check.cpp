@@ -13,6 +13,9 @@ namespace {
 const char* const kNames[] = {"SRU", "SRUNorm", "SRUSoft"};
 const DataType kTypes[] = {DataType::kFLOAT, DataType::kHALF, DataType::kBF16};
 const char* const kTypeNames[] = {"float", "half", "bfloat16"};
+// in the order in which TensorRT-RTX's builder asks
+const TensorFormat kFormats[] = {TensorFormat::kLINEAR, TensorFormat::kCHW2, TensorFormat::kHWC8, TensorFormat::kCHW32,
+    TensorFormat::kCHW4, TensorFormat::kDHWC8, TensorFormat::kCDHW32, TensorFormat::kHWC16, TensorFormat::kHWC};
 
 using Plugin = std::unique_ptr<IPluginV3>;
 
@@ -70,16 +73,70 @@ void check_formats(IPluginV3OneBuild& build, const Case& one, const std::string&
         return answer;
     };
     const DataType other = one.type == DataType::kHALF ? DataType::kBF16 : DataType::kHALF;
-    report.check(name + " refuses int8", refused(0, DataType::kINT8, TensorFormat::kLINEAR));
-    report.check(name + " refuses another output type", refused(last, other, TensorFormat::kLINEAR));
-    report.check(name + " refuses HWC8", refused(0, one.type, TensorFormat::kHWC8));
-    report.check(name + " refuses HWC8 at the output", refused(last, one.type, TensorFormat::kHWC8));
+    report.check(name + " refuses int8", refused(0, DataType::kINT8, one.format));
+    report.check(name + " refuses another output type", refused(last, other, one.format));
+    for (const TensorFormat format : {TensorFormat::kLINEAR, TensorFormat::kHWC, TensorFormat::kHWC8})
+        if (format != one.format)
+            report.check(name + " refuses another format at the output", refused(last, one.type, format));
+    for (const TensorFormat format : {TensorFormat::kCHW2, TensorFormat::kCHW4, TensorFormat::kCHW32})
+        report.check(name + " refuses channels in vectors, apart", refused(0, one.type, format));
     for (int32_t i = 1; i < last; ++i)
     {
         const std::string which = name + " refuses parameter " + std::to_string(i);
         report.check(which + " in half", refused(i, DataType::kHALF, TensorFormat::kLINEAR));
         report.check(which + " in bfloat16", refused(i, DataType::kBF16, TensorFormat::kLINEAR));
+        report.check(which + " in HWC", refused(i, DataType::kFLOAT, TensorFormat::kHWC));
     }
+}
+
+std::string name_of(TensorFormat format)
+{
+    return format == TensorFormat::kLINEAR ? "LINEAR"
+        : format == TensorFormat::kHWC     ? "HWC"
+        : format == TensorFormat::kHWC8    ? "HWC8"
+                                           : "another";
+}
+
+// Formats of x, asked for before anything else is chosen: the tensors beyond it have no type and no format yet.
+std::string offered(IPluginCreatorV3One& creator, Case one)
+{
+    const Plugin plugin(create(creator, one, TensorRTPhase::kBUILD));
+    std::string found;
+    for (const TensorFormat format : kFormats)
+    {
+        one.format = format;
+        auto tensors = one.dynamic_descriptions();
+        for (size_t i = 1; i < tensors.size(); ++i)
+        {
+            tensors[i].desc.type = static_cast<DataType>(-1);
+            tensors[i].desc.format = static_cast<TensorFormat>(-1);
+        }
+        if (Capabilities(*plugin).build->supportsFormatCombination(0, tensors.data(), 1 + one.parameters(), 1))
+            found += (found.empty() ? "" : " ") + name_of(format);
+    }
+    return found;
+}
+
+void check_offered(IPluginCreatorV3One& creator, Report& report)
+{
+    struct Offer
+    {
+        int64_t channels;
+        int32_t num_groups;
+        const char* float_formats;
+        const char* half_formats;
+    };
+    for (const Offer& offer : {Offer{32, 4, "LINEAR HWC", "LINEAR HWC8 HWC"}, Offer{12, 3, "LINEAR HWC", "LINEAR HWC"},
+             Offer{24, 16, "LINEAR", "LINEAR"}, Offer{9, 3, "LINEAR", "LINEAR"}, Offer{-1, 4, "LINEAR", "LINEAR"}})
+        for (int t = 0; t < 3; ++t)
+        {
+            const std::string op = creator.getPluginName();
+            const Case one{op, kTypes[t], DataType::kFLOAT, {-1, offer.channels, -1, -1}, offer.num_groups};
+            const std::string found = offered(creator, one);
+            const std::string what = std::to_string(offer.channels) + " channels in " + std::to_string(offer.num_groups)
+                + " groups, " + kTypeNames[t] + ": " + found;
+            report.check(op + " offers for " + what, found == (t == 0 ? offer.float_formats : offer.half_formats));
+        }
 }
 
 void check_shapes(IPluginV3OneBuild& build, const Case& one, const std::string& name, Report& report)
@@ -135,6 +192,11 @@ void check_configuration(IPluginV3OneBuild& build, const Case& one, const std::s
     report.check(name + " is not configured with a parameter in half",
         build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, 1) != 0);
 
+    tensors = one.dynamic_descriptions();
+    tensors[inputs].desc.format = one.format == TensorFormat::kLINEAR ? TensorFormat::kHWC : TensorFormat::kLINEAR;
+    report.check(name + " is not configured with an output in another format",
+        build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, 1) != 0);
+
     tensors = one.dynamic_descriptions(); // dynamic batch, height and width
     for (int32_t i : {0, 2, 3})
     {
@@ -158,7 +220,7 @@ void check_configuration(IPluginV3OneBuild& build, const Case& one, const std::s
     bool valid = build.getValidTactics(tactics.data(), count) == 0;
     for (int32_t i = 0; i < count; ++i)
         valid = valid && tactics[i] > 0 && (i == 0 || tactics[i] != tactics[i - 1]);
-    report.check(name + " has tactics that are positive and unique", valid);
+    report.check(name + " has " + std::to_string(count) + " tactics, positive and unique", valid);
     const char* const id = build.getTimingCacheID();
     report.check(name + " has the timing cache id " + (id == nullptr ? "null" : id),
         id != nullptr && std::strstr(id, one.op.c_str()) != nullptr);
@@ -218,6 +280,32 @@ void check_life(IPluginCreatorV3One& creator, IPluginV3& plugin, const Case& one
         repeated != nullptr && std::memcmp(repeated->fields[0].data, fields->fields[0].data, 4) == 0);
 }
 
+struct Layout
+{
+    const char* name;
+    std::vector<int64_t> shape;
+    TensorFormat format;
+};
+const Layout kLayouts[] = {{"", {2, 32, 7, 7}, TensorFormat::kLINEAR}, {" straddling", {1, 24, 4, 4}, TensorFormat::kLINEAR},
+    {" HWC", {2, 32, 7, 7}, TensorFormat::kHWC}, {" HWC8", {2, 32, 7, 7}, TensorFormat::kHWC8}};
+
+void check_case(IPluginCreatorV3One& creator, const Case& one, const std::string& name, Report& report)
+{
+    const Plugin plugin(create(creator, one, TensorRTPhase::kBUILD));
+    report.check(name + " is created", plugin != nullptr);
+    if (plugin == nullptr)
+        return;
+    Capabilities capabilities(*plugin);
+    const bool all = capabilities.core && capabilities.build && capabilities.runtime;
+    report.check(name + " has its three capabilities", all);
+    if (!all)
+        return;
+    check_formats(*capabilities.build, one, name, report);
+    check_shapes(*capabilities.build, one, name, report);
+    check_configuration(*capabilities.build, one, name, report);
+    check_life(creator, *plugin, one, name, report);
+}
+
 } // namespace
 
 void check_library(const char* path, Report& report)
@@ -231,26 +319,14 @@ void check_library(const char* path, Report& report)
         if (creator == nullptr)
             continue;
         check_fields(*creator, report);
+        check_offered(*creator, report);
         for (int t = 0; t < 3; ++t)
-            for (const std::vector<int64_t>& shape :
-                {std::vector<int64_t>{2, 32, 7, 7}, std::vector<int64_t>{1, 24, 4, 4}})
+            for (const Layout& layout : kLayouts)
             {
-                const Case one{op, kTypes[t], DataType::kFLOAT, shape, 16, 0, 1e-5f, 0.0f};
-                const std::string name = std::string(op) + " " + kTypeNames[t]
-                    + (shape[1] % 16 == 0 ? "" : " straddling");
-                const Plugin plugin(create(*creator, one, TensorRTPhase::kBUILD));
-                report.check(name + " is created", plugin != nullptr);
-                if (plugin == nullptr)
+                if (layout.format == TensorFormat::kHWC8 && kTypes[t] == DataType::kFLOAT)
                     continue;
-                Capabilities capabilities(*plugin);
-                const bool all = capabilities.core && capabilities.build && capabilities.runtime;
-                report.check(name + " has its three capabilities", all);
-                if (!all)
-                    continue;
-                check_formats(*capabilities.build, one, name, report);
-                check_shapes(*capabilities.build, one, name, report);
-                check_configuration(*capabilities.build, one, name, report);
-                check_life(*creator, *plugin, one, name, report);
+                const Case one{op, kTypes[t], DataType::kFLOAT, layout.shape, 16, 0, 1e-5f, 0.0f, layout.format};
+                check_case(*creator, one, std::string(op) + " " + kTypeNames[t] + layout.name, report);
             }
     }
 }

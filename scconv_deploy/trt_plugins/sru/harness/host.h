@@ -112,6 +112,7 @@ struct Case
     int32_t ddof = 1;
     float eps_var = 0.0f;
     float eps_std = 1e-10f;
+    TensorFormat format = TensorFormat::kLINEAR; // of x and y
 
     int32_t parameters() const
     {
@@ -119,10 +120,10 @@ struct Case
     }
     std::vector<PluginTensorDesc> descriptions() const
     {
-        std::vector<PluginTensorDesc> found{tensor(shape, type)};
+        std::vector<PluginTensorDesc> found{tensor(shape, type, format)};
         for (int32_t i = 0; i < parameters(); ++i)
             found.push_back(tensor({shape[1]}, parameter_type));
-        found.push_back(tensor(shape, type));
+        found.push_back(tensor(shape, type, format));
         return found;
     }
     std::vector<DynamicPluginTensorDesc> dynamic_descriptions() const

@@ -3,8 +3,9 @@
 //
 //   sru_harness check PLUGIN                  everything up to enqueue
 //   sru_harness register REGISTER_LIBRARY     dlopen alone, with libnvinfer's stand-in (registry.cpp)
-//   sru_harness run PLUGIN OP TYPE PARAMETER_TYPE N C H W GROUPS DDOF EPS_VAR EPS_STD TACTIC plain|graph FOLDER
-//                                             on a GPU: FOLDER/{x,cut,sign,first,second}.bin -> FOLDER/y.bin
+//   sru_harness run PLUGIN OP TYPE PARAMETER_TYPE FORMAT N C H W GROUPS DDOF EPS_VAR EPS_STD TACTIC plain|graph FOLDER
+//                                             on a GPU: FOLDER/{x,cut,sign,first,second}.bin -> FOLDER/y.bin;
+//                                             x and y lie in FORMAT, LINEAR, HWC or HWC8
 //
 // Exit status 0: all passed, 1: a check failed, 2: usage, 3: no GPU.
 
@@ -22,20 +23,27 @@ bool type_of(const std::string& name, DataType& type)
     return name == "float" || name == "half" || name == "bfloat16";
 }
 
+bool format_of(const std::string& name, TensorFormat& format)
+{
+    format = name == "HWC" ? TensorFormat::kHWC : name == "HWC8" ? TensorFormat::kHWC8 : TensorFormat::kLINEAR;
+    return name == "LINEAR" || name == "HWC" || name == "HWC8";
+}
+
 int run(char** arguments, Report& report)
 {
     Case one;
     one.op = arguments[3];
-    if (!type_of(arguments[4], one.type) || !type_of(arguments[5], one.parameter_type))
+    if (!type_of(arguments[4], one.type) || !type_of(arguments[5], one.parameter_type)
+        || !format_of(arguments[6], one.format))
         return 2;
-    for (int i = 6; i < 10; ++i)
+    for (int i = 7; i < 11; ++i)
         one.shape.push_back(std::atoll(arguments[i]));
-    one.num_groups = std::atoi(arguments[10]);
-    one.ddof = std::atoi(arguments[11]);
-    one.eps_var = std::strtof(arguments[12], nullptr);
-    one.eps_std = std::strtof(arguments[13], nullptr);
-    const bool captured = std::string(arguments[15]) == "graph";
-    return run_case(arguments[2], one, std::atoi(arguments[14]), captured, arguments[16], report);
+    one.num_groups = std::atoi(arguments[11]);
+    one.ddof = std::atoi(arguments[12]);
+    one.eps_var = std::strtof(arguments[13], nullptr);
+    one.eps_std = std::strtof(arguments[14], nullptr);
+    const bool captured = std::string(arguments[16]) == "graph";
+    return run_case(arguments[2], one, std::atoi(arguments[15]), captured, arguments[17], report);
 }
 
 // The stand-in for libnvinfer is loaded first, as a host's own TensorRT would be; then nothing but dlopen.
@@ -80,8 +88,8 @@ int main(int count, char** arguments)
     }
     if (command == "register" && count == 3)
         return check_register(arguments[2], report);
-    if (command == "run" && count == 17)
+    if (command == "run" && count == 18)
         return run(arguments, report);
-    std::fprintf(stderr, "usage: sru_harness check|register LIBRARY, or run with 15 arguments (see main.cpp)\n");
+    std::fprintf(stderr, "usage: sru_harness check|register LIBRARY, or run with 16 arguments (see main.cpp)\n");
     return 2;
 }

@@ -1,4 +1,4 @@
-// What C++ has no word for: shared memory, barriers of a cluster, bulk copies, the comparison as a number.
+// What C++ has no word for: shared memory, barriers of a cluster, bulk copies.
 //
 // The one file that the emulation on the CPU replaces by its own (tests/trt_plugins/emulation/intrinsics.cuh). Clusters and
 // bulk copies are of sm_90 and later; on older architectures a cluster is one block, and nobody copies in bulk.
@@ -23,26 +23,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared()
     return memory;
 }
 
-// a >= b as 1.0f or 0.0f, in one instruction; 0 for NaN.
-__device__ __forceinline__ float at_least(float a, float b)
-{
-    float found;
-    asm("set.ge.f32.f32 %0, %1, %2;" : "=f"(found) : "f"(a), "f"(b));
-    return found;
-}
-
 // --- clusters ---
-
-__device__ __forceinline__ uint32_t cluster_rank()
-{
-#if SCCONV_HAS_CLUSTERS
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-#else
-    return 0;
-#endif
-}
 
 // Every thread of every block of the cluster; what was written before is seen after, other blocks' shared memory included.
 __device__ __forceinline__ void cluster_barrier()
@@ -72,6 +53,11 @@ __device__ __forceinline__ void store_remote(float4* local, uint32_t rank, float
 // --- bulk copies: global to shared memory, counted by a barrier in shared memory ---
 
 using BulkBarrier = uint64_t;
+
+__device__ constexpr bool bulk_copies()
+{
+    return SCCONV_HAS_CLUSTERS;
+}
 
 // By one thread, before the block meets; one thread will announce the bytes.
 __device__ __forceinline__ void bulk_init(BulkBarrier* barrier)

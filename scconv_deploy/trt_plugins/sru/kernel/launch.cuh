@@ -1,69 +1,116 @@
-// From a plan to kernels: one instantiation for each operator and vector width of a data type.
+// From a plan to kernels: one instantiation for each operator and vector of a data type.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <atomic>
 
-#include "split.cuh"
+#include "channels_last.cuh"
+#include "linear.cuh"
 
 namespace scconv {
 
 // The launch's own status. Not cudaPeekAtLastError, which also tells of an earlier call's failure: after one refused
 // launch every later one of the thread would be reported as failed. What a kernel does wrong shows at a later call, as
 // always in CUDA.
-template <typename Kernel>
-cudaError_t launch(
-    Kernel* kernel, int64_t blocks, int32_t threads, uint32_t shared_bytes, const KernelParams& p, cudaStream_t stream)
+inline cudaError_t launch(const void* kernel, int64_t blocks, const Plan& plan, const KernelParams& p, cudaStream_t stream)
 {
     void* arguments[] = {const_cast<KernelParams*>(&p)};
-    return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-        arguments, shared_bytes, stream);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {plan.cluster, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+    config.dynamicSmemBytes = plan.shared_bytes;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = plan.cluster > 1 ? 1 : 0;
+    return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
-template <typename T, Operator op, int V, bool rows>
-cudaError_t launch_on_chip(const KernelParams& p, const Plan& plan, cudaStream_t stream)
+// Permit a kernel what the device gives a block, once a device: not what one launch needs, for the attribute is the
+// kernel's, and a smaller call of another thread would lower it between here and the launch.
+inline cudaError_t permit(const void* kernel, std::atomic<uint64_t>& permitted)
 {
-    const auto kernel = on_chip_kernel<T, op, V, rows>;
-    // the device's limit, not what this launch needs: the attribute is the kernel's, and a call of another thread with
-    // a smaller pair would lower it between here and the launch
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit_bytes));
-    return status != cudaSuccess ? status : launch(kernel, plan.blocks, plan.threads, plan.shared_bytes, p, stream);
+    int device = 0, bytes = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+    if (status != cudaSuccess || (permitted.load(std::memory_order_relaxed) & bit) != 0)
+        return status;
+    status = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess)
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (status == cudaSuccess)
+        permitted.fetch_or(bit, std::memory_order_relaxed);
+    return status;
 }
 
-template <typename T, Operator op, int V, bool rows>
-cudaError_t launch_split(const KernelParams& p, const Plan& plan, cudaStream_t stream)
+template <auto kernel>
+cudaError_t launch_fused(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
+    static std::atomic<uint64_t> permitted{0};
+    const void* function = reinterpret_cast<const void*>(kernel);
+    const cudaError_t status = permit(function, permitted);
+    return status != cudaSuccess ? status : launch(function, plan.blocks, plan, p, stream);
+}
+
+template <auto statistics, auto merge, auto apply>
+cudaError_t launch_split(const KernelParams& p, Plan plan, int64_t statistics_blocks, cudaStream_t stream)
+{
+    cudaError_t status = launch(reinterpret_cast<const void*>(statistics), statistics_blocks, plan, p, stream);
+    if (status != cudaSuccess)
+        return status;
+    const int32_t threads = plan.threads;
+    const uint32_t bytes = plan.shared_bytes;
+    plan.threads = kSplitThreads;
+    plan.shared_bytes = 0;
     const int64_t groups = p.batch * p.num_groups;
-    cudaError_t status = launch(statistics_kernel<T, V>, groups * plan.pieces, kStatisticsThreads, 0, p, stream);
+    status = launch(reinterpret_cast<const void*>(merge), ceil_divide(groups, kSplitThreads / kWarp), plan, p, stream);
     if (status != cudaSuccess)
         return status;
-    if (plan.algorithm == Algorithm::kSplit)
-        return launch(apply_kernel<T, op, V, rows>, plan.blocks, plan.threads, 0, p, stream);
-    status = launch(merge_kernel<T>, ceil_divide(groups, kApplyThreads / 32), kApplyThreads, 0, p, stream);
-    if (status != cudaSuccess)
-        return status;
-    return launch(apply_general_kernel<T, op, V>, plan.blocks, plan.threads, 0, p, stream);
+    plan.threads = threads;
+    plan.shared_bytes = bytes;
+    return launch(reinterpret_cast<const void*>(apply), plan.blocks, plan, p, stream);
 }
 
-template <typename T, Operator op, int V, bool rows>
-cudaError_t launch_algorithm(const KernelParams& p, const Plan& plan, cudaStream_t stream)
+template <typename T, Operator op, int V, int run>
+cudaError_t launch_linear(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
-    return plan.algorithm == Algorithm::kOnChip ? launch_on_chip<T, op, V, rows>(p, plan, stream)
-                                                : launch_split<T, op, V, rows>(p, plan, stream);
+    if (plan.algorithm == Algorithm::kOnChip)
+        return launch_fused<fused_kernel<T, op, V, run>>(p, plan, stream);
+    const int64_t pairs = (p.batch * p.num_groups + 1) / 2;
+    const int64_t blocks = ceil_divide(pairs * p.pieces_per_group, kSplitThreads / kWarp);
+    return launch_split<statistics_kernel<T, V>, merge_kernel<T>, apply_kernel<T, op, V, run>>(p, plan, blocks, stream);
 }
 
-// The widths that widest_vector() and make_plan() choose: 16 bytes, 4 elements, 1 element.
+template <typename T, Operator op, int V, int run>
+cudaError_t launch_channels_last(const KernelParams& p, const Plan& plan, cudaStream_t stream)
+{
+    if (plan.algorithm == Algorithm::kOnChip)
+        return launch_fused<tile_fused_kernel<T, op, V, run>>(p, plan, stream);
+    return launch_split<tile_statistics_kernel<T, V, run>, merge_kernel<T>, tile_apply_kernel<T, op, V>>(
+        p, plan, plan.blocks, stream);
+}
+
+// The vectors that make_sums() chooses.
 template <typename T, Operator op>
-cudaError_t launch_width(const KernelParams& p, const Plan& plan, cudaStream_t stream)
+cudaError_t launch_vector(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
-    if constexpr (sizeof(T) == 2)
-        if (plan.vector == 8)
-            return plan.rows ? launch_algorithm<T, op, 8, true>(p, plan, stream)
-                             : launch_algorithm<T, op, 8, false>(p, plan, stream);
-    if (plan.vector == 4)
-        return plan.rows ? launch_algorithm<T, op, 4, true>(p, plan, stream)
-                         : launch_algorithm<T, op, 4, false>(p, plan, stream);
-    return plan.vector == 1 ? launch_algorithm<T, op, 1, true>(p, plan, stream) : cudaErrorInvalidValue;
+    constexpr int kWidest = 16 / sizeof(T);
+    const bool whole = plan.run == plan.vector;
+    if (p.tile.channels != 0)
+    {
+        if (plan.vector == kWidest)
+            return whole ? launch_channels_last<T, op, kWidest, kWidest>(p, plan, stream)
+                         : launch_channels_last<T, op, kWidest, 1>(p, plan, stream);
+        return launch_channels_last<T, op, 1, 1>(p, plan, stream);
+    }
+    if (plan.vector == kWidest)
+        return whole ? launch_linear<T, op, kWidest, kWidest>(p, plan, stream)
+                     : launch_linear<T, op, kWidest, 1>(p, plan, stream);
+    if constexpr (kWidest > 4)
+        if (plan.vector == 4)
+            return launch_linear<T, op, 4, 1>(p, plan, stream);
+    return launch_linear<T, op, 1, 1>(p, plan, stream);
 }
 
 template <typename T>
@@ -71,9 +118,9 @@ cudaError_t launch_operator(Operator op, const KernelParams& p, const Plan& plan
 {
     switch (op)
     {
-    case Operator::kSru: return launch_width<T, Operator::kSru>(p, plan, stream);
-    case Operator::kSruNorm: return launch_width<T, Operator::kSruNorm>(p, plan, stream);
-    case Operator::kSruSoft: return launch_width<T, Operator::kSruSoft>(p, plan, stream);
+    case Operator::kSru: return launch_vector<T, Operator::kSru>(p, plan, stream);
+    case Operator::kSruNorm: return launch_vector<T, Operator::kSruNorm>(p, plan, stream);
+    case Operator::kSruSoft: return launch_vector<T, Operator::kSruSoft>(p, plan, stream);
     }
     return cudaErrorInvalidValue;
 }

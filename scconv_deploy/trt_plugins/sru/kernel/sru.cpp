@@ -9,18 +9,10 @@ using namespace scconv;
 
 static_assert(sizeof(ScconvSruParams) == 120, "trt_plugins/library.py mirrors the struct");
 
-// The largest power of two up to 16 that divides the address; 16 for null, whose alignment nobody asks for.
-uint32_t alignment(const void* pointer)
-{
-    const auto address = reinterpret_cast<uintptr_t>(pointer) | 16u;
-    return static_cast<uint32_t>(address & (~address + 1));
-}
-
 Problem problem_of(const ScconvSruParams& p)
 {
-    const uint32_t x = alignment(p.x), y = alignment(p.y);
-    const int32_t bytes = p.type == SCCONV_FLOAT ? 4 : 2;
-    return {p.batch, p.channels, p.pixels, p.num_groups, bytes, x < y ? x : y, static_cast<Algorithm>(p.algorithm)};
+    return {p.batch, p.channels, p.pixels, p.num_groups, p.type == SCCONV_FLOAT ? 4 : 2, static_cast<Layout>(p.layout),
+        static_cast<Algorithm>(p.algorithm)};
 }
 
 const char* refusal_of(const ScconvSruParams& p)
@@ -29,9 +21,9 @@ const char* refusal_of(const ScconvSruParams& p)
         return "the operator is unknown";
     if (p.type < SCCONV_FLOAT || p.type > SCCONV_BFLOAT16)
         return "the data type is none of float, half and bfloat16";
-    if (p.parameter_type != SCCONV_FLOAT && p.parameter_type != p.type)
-        return "the parameters are neither float nor of the data type";
-    if (p.algorithm < SCCONV_AUTO || p.algorithm > SCCONV_GENERAL)
+    if (p.layout < SCCONV_LINEAR || p.layout > SCCONV_CHANNELS_LAST)
+        return "the layout is neither linear nor channels-last";
+    if (p.algorithm < SCCONV_AUTO || p.algorithm > SCCONV_SPLIT)
         return "the algorithm is unknown";
     return refusal(problem_of(p), p.ddof);
 }
@@ -45,6 +37,10 @@ cudaError_t query(Limits& limits)
     if (status == cudaSuccess)
         status = cudaDeviceGetAttribute(
             &limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    int architecture = 0;
+    if (status == cudaSuccess)
+        status = compiled_architecture(architecture);
+    limits.clusters = architecture >= 90; // not the device's: code from older PTX knows none
     return status;
 }
 
@@ -63,25 +59,30 @@ KernelParams kernel_params(const ScconvSruParams& p, const Problem& problem, con
     k.num_groups = static_cast<uint32_t>(p.num_groups);
     k.half_groups = k.num_groups / 2;
     k.length = static_cast<uint32_t>(problem.group_elements());
+    k.pixels = static_cast<uint32_t>(p.pixels);
     k.half_elements = static_cast<uint32_t>(problem.half_elements());
     k.half_channels = static_cast<uint32_t>(p.channels / 2);
-    k.group_channels = static_cast<uint32_t>(p.channels / p.num_groups);
+    k.group_channels = static_cast<uint32_t>(problem.group_channels());
     k.pieces_per_group = plan.pieces;
-    const int64_t items = plan.algorithm == Algorithm::kGeneral ? p.batch : p.batch * k.half_groups;
-    k.blocks_per_item = static_cast<uint32_t>(plan.blocks / items);
-    k.by_pixels = make_divisor(static_cast<uint32_t>(p.pixels));
+    k.blocks_per_item = static_cast<uint32_t>(plan.blocks / p.batch);
+    k.cluster = plan.cluster;
+    k.pieces_per_block = plan.pieces_per_block;
+    k.shared = plan.shared;
+    k.tile = plan.tile;
+    k.by_pixels = make_divisor(k.pixels);
     k.by_length = make_divisor(k.length);
+    k.by_group_channels = make_divisor(k.group_channels);
     k.freedom = static_cast<float>(problem.group_elements() - p.ddof);
     k.eps_var = p.eps_var;
     k.eps_std = p.eps_std;
-    k.parameters_are_float = p.parameter_type == SCCONV_FLOAT;
     return k;
 }
 
 bool pointers_given(const ScconvSruParams& p)
 {
     const bool affine = p.op == SCCONV_SRU || (p.first != nullptr && p.second != nullptr);
-    return p.x != nullptr && p.y != nullptr && p.cut != nullptr && p.sign != nullptr && affine;
+    const auto both = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y);
+    return p.x != nullptr && p.y != nullptr && both % 16 == 0 && p.cut != nullptr && p.sign != nullptr && affine;
 }
 
 } // namespace

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <new>
 
+#include "builder.h"
 #include "message.h"
 
 namespace scconv {
@@ -37,6 +38,12 @@ bool kernel_type(DataType type, int32_t& found) noexcept
     case DataType::kBF16: found = SCCONV_BFLOAT16; return true;
     default: return false;
     }
+}
+
+bool kernel_layout(TensorFormat format, int32_t& found) noexcept
+{
+    found = format == TensorFormat::kLINEAR ? SCCONV_LINEAR : SCCONV_CHANNELS_LAST;
+    return format == TensorFormat::kLINEAR || format == TensorFormat::kHWC || format == TensorFormat::kHWC8;
 }
 
 } // namespace
@@ -99,7 +106,8 @@ bool SruPlugin::check_counts(int32_t inputs, int32_t outputs) const noexcept
 }
 
 // dynamic: sizes of -1 are not known yet and pass.
-bool SruPlugin::check_shapes(const Dims& x, const PluginTensorDesc* parameters, bool dynamic) const noexcept
+bool SruPlugin::check_shapes(
+    const Dims& x, const PluginTensorDesc& desc, const PluginTensorDesc* parameters, bool dynamic) const noexcept
 {
     if (x.nbDims != 4)
     {
@@ -122,7 +130,7 @@ bool SruPlugin::check_shapes(const Dims& x, const PluginTensorDesc* parameters, 
         if (x.d[i] < 0)
             return true;
     ScconvSruParams params{};
-    if (!fill(x, DataType::kFLOAT, DataType::kFLOAT, params))
+    if (!fill(x, desc, params))
         return false;
     const char* reason = scconv_sru_refusal(&params);
     if (reason == nullptr)
@@ -133,12 +141,16 @@ bool SruPlugin::check_shapes(const Dims& x, const PluginTensorDesc* parameters, 
     return false;
 }
 
-bool SruPlugin::fill(const Dims& x, DataType type, DataType parameter_type, ScconvSruParams& params) const noexcept
+bool SruPlugin::fill(const Dims& x, const PluginTensorDesc& desc, ScconvSruParams& params) const noexcept
 {
-    if (!kernel_type(type, params.type) || !kernel_type(parameter_type, params.parameter_type))
+    if (!kernel_type(desc.type, params.type))
     {
-        message(traits_.name, "data type %d or %d is none of float, half and bfloat16", static_cast<int>(type),
-            static_cast<int>(parameter_type));
+        message(traits_.name, "data type %d is none of float, half and bfloat16", static_cast<int>(desc.type));
+        return false;
+    }
+    if (!kernel_layout(desc.format, params.layout))
+    {
+        message(traits_.name, "format %d is none of LINEAR, HWC and HWC8", static_cast<int>(desc.format));
         return false;
     }
     if (x.d[2] > 0 && x.d[3] > INT64_MAX / x.d[2])
@@ -161,7 +173,7 @@ bool SruPlugin::fill(const Dims& x, DataType type, DataType parameter_type, Scco
 // --- build ---
 
 int32_t SruPlugin::configurePlugin(
-    const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*, int32_t outputs) noexcept
+    const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc* out, int32_t outputs) noexcept
 {
     if (!check_counts(inputs, outputs))
         return kRefused;
@@ -176,17 +188,44 @@ int32_t SruPlugin::configurePlugin(
             return kRefused;
         }
     }
+    if (in[0].desc.format != out[0].desc.format)
+    {
+        message(traits_.name, "the input has format %d, the output %d, expected the same",
+            static_cast<int>(in[0].desc.format), static_cast<int>(out[0].desc.format));
+        return kRefused;
+    }
     for (const Dims* dims : {&in[0].desc.dims, &in[0].min, &in[0].opt, &in[0].max})
-        if (!check_shapes(*dims, parameters, true))
+        if (!check_shapes(*dims, in[0].desc, parameters, true))
             return kRefused;
 
     ScconvSruParams params{};
-    if (!fill(in[0].opt, in[0].desc.type, in[1].desc.type, params))
+    if (!fill(in[0].opt, in[0].desc, params))
         return kRefused;
+    return builder_is_rtx() || configure_for_device(params) ? 0 : kRefused;
+}
+
+// TensorRT times and runs the kernels on the GPU that it builds for: what cannot run there is refused now, with its
+// remedy, and not when it is enqueued. Without a GPU nothing is known of it, and nothing is refused.
+bool SruPlugin::configure_for_device(ScconvSruParams& params) noexcept
+{
     int32_t chosen = SCCONV_AUTO;
     params.algorithm = SCCONV_ON_CHIP;
-    both_tactics_ = scconv_sru_choose(&params, &chosen) == cudaSuccess && chosen == SCCONV_ON_CHIP;
-    return 0;
+    const cudaError_t status = scconv_sru_choose(&params, &chosen);
+    both_tactics_ = status == cudaSuccess && chosen == SCCONV_ON_CHIP;
+    if (status != cudaSuccess)
+        cudaGetLastError(); // the launches' check must not find it
+    if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction
+        && status != cudaErrorUnsupportedPtxVersion)
+        return true;
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    message(traits_.name,
+        "this library has no code that GPU %d, of compute capability %d.%d, can run (%s): build it again with "
+        "scconv-deploy plugin build --arch %d%d",
+        device, major, minor, cudaGetErrorString(status), major, minor);
+    return false;
 }
 
 int32_t SruPlugin::getOutputDataTypes(
@@ -224,21 +263,43 @@ int32_t SruPlugin::getOutputShapes(const DimsExprs* in, int32_t inputs, const Di
     return 0;
 }
 
+// Whether the kernels take a number of channels channels-last, whatever the batch and the pixels, which may be unknown.
+bool SruPlugin::takes_channels_last(const PluginTensorDesc& x) const noexcept
+{
+    if (x.dims.nbDims != 4 || x.dims.d[1] < 0)
+        return false;
+    ScconvSruParams params{};
+    const PluginTensorDesc desc{{}, x.type, TensorFormat::kHWC, 1.0f};
+    return fill({4, {1, x.dims.d[1], 2, 1}}, desc, params) && scconv_sru_refusal(&params) == nullptr;
+}
+
+// Channels-last is what convolutions have on both sides of an SRU.
+bool SruPlugin::supports_format(const PluginTensorDesc& x) const noexcept
+{
+    switch (x.format)
+    {
+    case TensorFormat::kLINEAR: return !builder_is_rtx() || !takes_channels_last(x);
+    case TensorFormat::kHWC: return takes_channels_last(x);
+    case TensorFormat::kHWC8: // the same memory where 8 divides the channels; TensorRT-RTX copies to it and back
+        return !builder_is_rtx() && x.type != DataType::kFLOAT && x.dims.d[1] % 8 == 0 && takes_channels_last(x);
+    default: return false;
+    }
+}
+
 bool SruPlugin::supportsFormatCombination(
     int32_t position, const DynamicPluginTensorDesc* inOut, int32_t inputs, int32_t outputs) noexcept
 {
     if (inputs != 1 + traits_.parameters || outputs != 1 || position < 0 || position > inputs)
         return false;
     const PluginTensorDesc& asked = inOut[position].desc;
-    const DataType data = inOut[0].desc.type;
-    if (asked.format != TensorFormat::kLINEAR)
-        return false;
+    const PluginTensorDesc& x = inOut[0].desc;
     int32_t unused = 0;
     if (position == 0)
-        return kernel_type(data, unused);
+        return kernel_type(x.type, unused) && supports_format(x);
     if (position == inputs)
-        return asked.type == data;
-    return asked.type == DataType::kFLOAT; // in 16 bits a cut is another cut, and gates change
+        return asked.type == x.type && asked.format == x.format;
+    // in 16 bits a cut is another cut, and gates change
+    return asked.type == DataType::kFLOAT && asked.format == TensorFormat::kLINEAR;
 }
 
 int32_t SruPlugin::getNbOutputs() const noexcept
@@ -250,7 +311,7 @@ size_t SruPlugin::getWorkspaceSize(
     const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc*, int32_t) const noexcept
 {
     ScconvSruParams params{};
-    if (inputs < 2 || in[0].max.nbDims != 4 || !fill(in[0].max, in[0].desc.type, in[1].desc.type, params))
+    if (inputs < 1 || in[0].max.nbDims != 4 || !fill(in[0].max, in[0].desc, params))
         return 0;
     return scconv_sru_workspace_bytes(&params);
 }
@@ -291,21 +352,21 @@ int32_t SruPlugin::setTactic(int32_t tactic) noexcept
 int32_t SruPlugin::onShapeChange(
     const PluginTensorDesc* in, int32_t inputs, const PluginTensorDesc*, int32_t outputs) noexcept
 {
-    return check_counts(inputs, outputs) && check_shapes(in[0].dims, in + 1, false) ? 0 : kRefused;
+    return check_counts(inputs, outputs) && check_shapes(in[0].dims, in[0], in + 1, false) ? 0 : kRefused;
 }
 
 int32_t SruPlugin::enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs,
     void* const* outputs, void* workspace, cudaStream_t stream) noexcept
 {
     ScconvSruParams params{};
-    if (!fill(in[0].dims, in[0].type, in[1].type, params))
+    if (!fill(in[0].dims, in[0], params))
         return kRefused;
     params.x = inputs[0];
     params.y = outputs[0];
-    params.cut = inputs[1];
-    params.sign = inputs[2];
-    params.first = traits_.parameters > 2 ? inputs[3] : nullptr;
-    params.second = traits_.parameters > 2 ? inputs[4] : nullptr;
+    params.cut = static_cast<const float*>(inputs[1]);
+    params.sign = static_cast<const float*>(inputs[2]);
+    params.first = traits_.parameters > 2 ? static_cast<const float*>(inputs[3]) : nullptr;
+    params.second = traits_.parameters > 2 ? static_cast<const float*>(inputs[4]) : nullptr;
     params.workspace = workspace;
     params.workspace_bytes = workspace == nullptr ? 0 : scconv_sru_workspace_bytes(&params);
     const cudaError_t status = scconv_sru_enqueue(&params, stream);

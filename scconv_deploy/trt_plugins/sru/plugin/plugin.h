@@ -75,9 +75,12 @@ public:
 
 private:
     bool check_counts(int32_t inputs, int32_t outputs) const noexcept;
-    bool check_shapes(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc* parameters, bool dynamic) const noexcept;
-    bool fill(const nvinfer1::Dims& x, nvinfer1::DataType type, nvinfer1::DataType parameter_type,
-        ScconvSruParams& params) const noexcept;
+    bool check_shapes(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc& desc,
+        const nvinfer1::PluginTensorDesc* parameters, bool dynamic) const noexcept;
+    bool fill(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc& desc, ScconvSruParams& params) const noexcept;
+    bool takes_channels_last(const nvinfer1::PluginTensorDesc& x) const noexcept;
+    bool supports_format(const nvinfer1::PluginTensorDesc& x) const noexcept;
+    bool configure_for_device(ScconvSruParams& params) noexcept;
 
     const OperatorTraits& traits_;
     const Attributes attributes_;

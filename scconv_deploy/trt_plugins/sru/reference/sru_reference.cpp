@@ -31,10 +31,11 @@ struct ReferenceParams
     float eps_std;
     int32_t op;
     int32_t type; // 0 float, 1 half, 2 bfloat16
+    int32_t layout; // in whose order sums are added up; x and y are [N, C, H, W] here
     int32_t algorithm;
-    int32_t alignment;
     int32_t multiprocessors;
     int32_t shared_bytes;
+    int32_t clusters;
 };
 
 struct Round
@@ -57,23 +58,13 @@ struct Round
     }
 };
 
-// reduce_block() of device.cuh: lanes by halves, then warps by halves.
-float reduce_32(float* values)
+// sum_warp() of moments.cuh, and what halve() makes of it: lanes by halves.
+float sum_warp(std::vector<float> lanes)
 {
-    for (int offset = 16; offset > 0; offset /= 2)
+    for (int offset = kWarp / 2; offset > 0; offset /= 2)
         for (int i = 0; i < offset; ++i)
-            values[i] = add(values[i], values[i + offset]);
-    return values[0];
-}
-
-float reduce(std::vector<float> values)
-{
-    if (values.size() == 32)
-        return reduce_32(values.data());
-    float warps[32] = {};
-    for (size_t warp = 0; warp * 32 < values.size(); ++warp)
-        warps[warp] = reduce_32(values.data() + warp * 32);
-    return reduce_32(warps);
+            lanes[i] = add(lanes[i], lanes[i + offset]);
+    return lanes[0];
 }
 
 float sum_of(const float* value, int width)
@@ -81,75 +72,93 @@ float sum_of(const float* value, int width)
     return width == 1 ? value[0] : add(sum_of(value, width / 2), sum_of(value + width / 2, width / 2));
 }
 
-// A block's moments of the vectors [begin, end) of a group; thread t takes begin + t, begin + t + threads, ...
-Moments block_moments(const float* group, int64_t length, int64_t phase, int width, int64_t begin, int64_t end, int threads)
+// Moments of runs of elements that threads take one after the other: thread_of[i] has the i-th run. Where there are more
+// threads than a warp's lanes, lane t % 32 adds up the sums of the threads t.
+Moments measure(const std::vector<float>& values, int32_t run, const std::vector<int32_t>& thread_of, int32_t threads)
 {
     std::vector<float> sums(threads, 0.0f), squares(threads, 0.0f);
-    float value[8];
-    int64_t count = 0;
-    for (int64_t vector = begin; vector < end; ++vector)
+    const auto total = [&](const std::vector<float>& of_threads) {
+        if (threads == kWarp)
+            return sum_warp(of_threads);
+        std::vector<float> lanes(kWarp, 0.0f);
+        for (int32_t i = 0; i < threads; ++i)
+            lanes[i % kWarp] = add(lanes[i % kWarp], of_threads[i]);
+        return sum_warp(lanes);
+    };
+    const float count = static_cast<float>(values.size());
+    for (size_t i = 0; i < thread_of.size(); ++i)
     {
-        for (int i = 0; i < width; ++i)
-        {
-            const int64_t element = vector * width + i - phase;
-            const bool inside = element >= 0 && element < length;
-            value[i] = inside ? group[element] : 0.0f;
-            count += inside;
-        }
-        float& sum = sums[(vector - begin) % threads];
-        sum = add(sum, sum_of(value, width));
+        float& sum = sums[thread_of[i]];
+        sum = add(sum, sum_of(&values[i * run], run));
     }
-    if (count == 0)
-        return {};
-    const float mean = divide(reduce(sums), static_cast<float>(count));
+    const float mean = divide(total(sums), count);
     std::fill(sums.begin(), sums.end(), 0.0f);
-    for (int64_t vector = begin; vector < end; ++vector)
-        for (int i = 0; i < width; ++i)
-        {
-            const int64_t element = vector * width + i - phase;
-            const size_t thread = static_cast<size_t>((vector - begin) % threads);
-            CentredSums centred{sums[thread], squares[thread]};
-            accumulate(centred, element >= 0 && element < length ? group[element] : mean, mean);
-            sums[thread] = centred.sum;
-            squares[thread] = centred.squares;
-        }
-    return moments(static_cast<float>(count), mean, {reduce(sums), reduce(squares)});
+    for (size_t i = 0; i < thread_of.size(); ++i)
+    {
+        CentredSums centred{sums[thread_of[i]], squares[thread_of[i]]};
+        for (int32_t k = 0; k < run; ++k)
+            accumulate(centred, values[i * run + k], mean);
+        sums[thread_of[i]] = centred.sum;
+        squares[thread_of[i]] = centred.squares;
+    }
+    const CentredSums centred{total(sums), total(squares)};
+    return moments(count, mean, centred, divide(centred.sum, count));
 }
 
-// merge_group() of split.cuh.
+// A piece of linear.cuh: 128 vectors, lane after lane.
+Moments linear_piece(const float* group, int64_t length, const Plan& plan, int64_t piece)
+{
+    const int64_t size = int64_t{kWarp} * kPieceVectors * plan.vector, first = piece * size;
+    const std::vector<float> values(group + first, group + std::min(first + size, length));
+    std::vector<int32_t> lanes(values.size() / plan.vector);
+    for (size_t i = 0; i < lanes.size(); ++i)
+        lanes[i] = static_cast<int32_t>(i % kWarp);
+    return measure(values, plan.vector, lanes, kWarp);
+}
+
+// A tile of channels_last.cuh, the columns of one group: slot after slot.
+Moments tile_piece(const float* group, const Problem& problem, const Plan& plan, int64_t tile)
+{
+    const int64_t wide = problem.group_channels() / plan.run, slots = plan.tile.slots;
+    std::vector<float> values;
+    std::vector<int32_t> columns;
+    for (int64_t u = 0; u < kPieceVectors; ++u)
+        for (int64_t slot = 0; slot < slots; ++slot)
+        {
+            const int64_t pixel = (tile * kPieceVectors + u) * slots + slot;
+            for (int64_t k = 0; pixel < problem.pixels && k < wide; ++k)
+            {
+                for (int64_t i = 0; i < plan.run; ++i)
+                    values.push_back(group[(k * plan.run + i) * problem.pixels + pixel]);
+                columns.push_back(static_cast<int32_t>(slot * wide + k));
+            }
+        }
+    // lanes without a column add nothing
+    return measure(values, plan.run, columns, static_cast<int32_t>(std::max<int64_t>(slots * wide, kWarp)));
+}
+
+// merge_group() of moments.cuh.
 Moments merge(const std::vector<Moments>& pieces, float length)
 {
-    std::vector<float> lanes(32, 0.0f);
+    std::vector<float> lanes(kWarp, 0.0f);
     for (size_t i = 0; i < pieces.size(); ++i)
-        if (pieces[i].count > 0.0f)
-            lanes[i % 32] = add(lanes[i % 32], weighted_shift(pieces[i], pieces[0].mean));
-    const float rest = divide(reduce(lanes), length);
+        lanes[i % kWarp] = add(lanes[i % kWarp], weighted_shift(pieces[i], pieces[0].mean));
+    const float rest = divide(sum_warp(lanes), length);
     std::fill(lanes.begin(), lanes.end(), 0.0f);
     for (size_t i = 0; i < pieces.size(); ++i)
-        if (pieces[i].count > 0.0f)
-            lanes[i % 32] = add(lanes[i % 32], shifted_squares(pieces[i], pieces[0].mean, rest));
-    return {length, pieces[0].mean, rest, reduce(lanes)};
+        lanes[i % kWarp] = add(lanes[i % kWarp], shifted_squares(pieces[i], pieces[0].mean, rest));
+    return {length, pieces[0].mean, rest, sum_warp(lanes)};
 }
 
 Group statistics(const ReferenceParams& p, const Problem& problem, const Plan& plan, int64_t group)
 {
-    const int64_t length = problem.group_elements(), phase = group * length % plan.vector;
+    const int64_t length = problem.group_elements();
     const float* values = p.x + group * length;
-    const int64_t vectors = ceil_divide(phase + length, plan.vector);
-    Moments found{};
-    if (plan.algorithm == Algorithm::kOnChip)
-    {
-        found = block_moments(values, length, phase, plan.vector, 0, vectors, plan.threads);
-    }
-    else
-    {
-        const int64_t step = int64_t{kStatisticsThreads} * kStatisticsVectors;
-        std::vector<Moments> pieces;
-        for (int64_t piece = 0; piece < plan.pieces; ++piece)
-            pieces.push_back(block_moments(values, length, phase, plan.vector, std::min(piece * step, vectors),
-                std::min((piece + 1) * step, vectors), kStatisticsThreads));
-        found = merge(pieces, static_cast<float>(length));
-    }
+    std::vector<Moments> pieces;
+    for (int64_t piece = 0; piece < plan.pieces; ++piece)
+        pieces.push_back(problem.layout == Layout::kLinear ? linear_piece(values, length, plan, piece)
+                                                           : tile_piece(values, problem, plan, piece));
+    const Moments found = merge(pieces, static_cast<float>(length));
     return group_statistics(found, static_cast<float>(length - p.ddof), p.eps_var, p.eps_std);
 }
 
@@ -174,19 +183,24 @@ void apply(const ReferenceParams& p, const Problem& problem, const std::vector<G
             const Channel lower_channel = channel_of(by_pixels.quotient(lower), a);
             const Channel upper_channel = channel_of(by_pixels.quotient(upper), b);
             const int64_t at = n * 2 * half + i;
-            const Parts own = split<op>(p.x[at], a.mean, lower_channel, round);
-            const Parts other = split<op>(p.x[at + half], b.mean, upper_channel, round);
-            p.y[at] = round(reconstruct(own, other));
-            p.y[at + half] = round(reconstruct(other, own));
-            p.open[at] = is_open(subtract(p.x[at], a.mean), lower_channel);
-            p.open[at + half] = is_open(subtract(p.x[at + half], b.mean), upper_channel);
+            const Gated own = gated<op>(p.x[at], lower_channel, round);
+            const Gated other = gated<op>(p.x[at + half], upper_channel, round);
+            p.y[at] = round(reconstruct<op>(own, other));
+            p.y[at + half] = round(reconstruct<op>(other, own));
+            p.open[at] = opened(p.x[at], lower_channel) != 0.0f;
+            p.open[at + half] = opened(p.x[at + half], upper_channel) != 0.0f;
         }
 }
 
 Problem problem_of(const ReferenceParams& p)
 {
-    return {p.batch, p.channels, p.pixels, p.num_groups, p.type == 0 ? 4 : 2, static_cast<uint32_t>(p.alignment),
+    return {p.batch, p.channels, p.pixels, p.num_groups, p.type == 0 ? 4 : 2, static_cast<Layout>(p.layout),
         static_cast<Algorithm>(p.algorithm)};
+}
+
+Plan plan_of(const ReferenceParams& p)
+{
+    return make_plan(problem_of(p), {p.multiprocessors, p.shared_bytes, p.clusters != 0});
 }
 
 } // namespace
@@ -203,12 +217,12 @@ uint64_t reference_workspace_bytes(const ReferenceParams* p)
     return workspace_bytes(problem_of(*p));
 }
 
-// algorithm, vector, rows, threads, shared bytes, blocks, pieces
+// algorithm, vector, run, pieces, threads, blocks, cluster, pieces per block, shared bytes
 void reference_plan(const ReferenceParams* p, int64_t* out)
 {
-    const Plan plan = make_plan(problem_of(*p), {p->multiprocessors, p->shared_bytes});
-    const int64_t values[] = {static_cast<int64_t>(plan.algorithm), plan.vector, plan.rows, plan.threads,
-        plan.shared_bytes, plan.blocks, plan.pieces};
+    const Plan plan = plan_of(*p);
+    const int64_t values[] = {static_cast<int64_t>(plan.algorithm), plan.vector, plan.run, plan.pieces, plan.threads,
+        plan.blocks, plan.cluster, plan.pieces_per_block, plan.shared_bytes};
     std::copy(std::begin(values), std::end(values), out);
 }
 
@@ -220,7 +234,7 @@ uint32_t reference_quotient(uint32_t n, uint32_t divisor)
 void reference_sru(const ReferenceParams* p)
 {
     const Problem problem = problem_of(*p);
-    const Plan plan = make_plan(problem, {p->multiprocessors, p->shared_bytes});
+    const Plan plan = plan_of(*p);
     std::vector<Group> groups;
     for (int64_t group = 0; group < p->batch * p->num_groups; ++group)
         groups.push_back(statistics(*p, problem, plan, group));
