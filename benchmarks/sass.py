@@ -170,9 +170,8 @@ def passes_of(function: Function, bits: int, elements: int) -> Passes:
         bits: of a vector.
         elements: of a vector.
 
-    Vectors count for the innermost loop. A loop within a step that does the same is for the ragged end. Of several loops
-    in one phase with the same kinds of accesses (one that the compiler unrolled and what is left of it) the cheapest
-    counts.
+    Vectors count for the innermost loop. A loop within a step that does the same is for the ragged end. Of several
+    loops in one phase with the same kinds of accesses (an unrolled one and what is left of it) the cheapest counts.
     """
     flow = Flow(function, bits)
     found: list[tuple[frozenset[int], Step]] = []

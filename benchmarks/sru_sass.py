@@ -21,14 +21,17 @@ from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_cuda_tool, f
 from scconv_deploy.trt_plugins.build import SOURCES
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)
-HELD = (89, 90)
-"""The architectures whose numbers tests/trt_plugins/test_sass.py holds, kernel by kernel."""
+SHOWN = (89, 90)
+"""The architectures that the table has kernel by kernel; tests/trt_plugins/test_sass.py holds them."""
 
 TYPES = {"float": 4, "half": 2, "bfloat16": 2}
 """Bytes of an element."""
 
 AIMS = {"fused_kernel<half, SRU, 8, 8>": 16.0, "fused_kernel<half, SRU, 8, 1>": 24.0}
 """Instructions an element that a kernel may have at most: vectors of one channel each, and of two (7x7)."""
+
+_BY_THREADS = 0.5
+"""More where threads load x and store it on chip, because the architecture copies nothing in bulk."""
 
 _GROWTH = 1.05
 """By which instructions an element may exceed the table's before a test fails: compilers of one release differ less."""
@@ -72,8 +75,8 @@ def run(options: argparse.Namespace) -> None:
         for data_type in TYPES
         for row in measure(nvcc, nvdisasm, architecture, data_type)
     ]
-    held = [row for row in rows if row["architecture"] in [f"sm_{one}" for one in HELD]]
-    write(options.results, held, _COLUMNS, summary={"kernels": _by_kernel(rows)},
+    shown = [row for row in rows if row["architecture"] in [f"sm_{one}" for one in SHOWN]]
+    write(options.results, shown, _COLUMNS, summary={"kernels": _by_kernel(rows)},
           cuda=release[1] if release else "unknown")  # fmt: skip
     for row in rows:
         if row["spill_bytes"] or row["local"]:
@@ -123,8 +126,9 @@ def faults(rows: Sequence[Row], table: Sequence[Row]) -> list[str]:
         for key in ("per_element", "per_element_dearest"):
             if known is not None and row.get(key, 0.0) > _GROWTH * known.get(key, 0.0):
                 said.append(f"{key} {row[key]}, was {known.get(key)}")
-        if row.get("per_element", 0.0) > AIMS.get(kernel, float("inf")):
-            said.append(f"{row['per_element']} instructions an element, at most {AIMS[kernel]}")
+        aim = AIMS.get(kernel, float("inf")) + (0.0 if row["bulk_copies"] else _BY_THREADS)
+        if row.get("per_element", 0.0) > aim:
+            said.append(f"{row['per_element']} instructions an element, at most {aim}")
         found += [f"{row['architecture']}, {kernel}: {one}" for one in said]
     return found + [f"{architecture}, {kernel}: in the table only" for architecture, kernel in before]
 
