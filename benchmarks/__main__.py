@@ -36,7 +36,7 @@ BENCHMARKS = {
     "sru_sass": "the CUDA kernels compiled for ten architectures: registers, spills, accesses, instructions an element",
     "fuzz": "drawn models, checkpoints and graphs: exit codes and artifacts against the truth",
     "house": "the code itself: lines, long parameter lists, files that a model and an artifact visit",
-    "sru_cuda": "the fused SRU on a GPU beside eager PyTorch, torch.compile and a copy; --everything: tests first",
+    "sru_cuda": "the fused SRU on a GPU: measure (tests, times beside PyTorch and a copy), inspect (sanitizers, bytes)",
 }
 
 

@@ -119,12 +119,16 @@ def write(
     path = RESULTS / f"{results}.json"
     document = {"benchmark": results, **(summary or {}), "metadata": shared, "rows": list(rows)}
     path.write_text(by_lines(document), encoding="utf-8")
-    if not table:
-        return
+    if table:
+        show(rows, columns)
+        print(f"\n{json.dumps(shared)}\nwritten to benchmarks/results/{path.name}")
+
+
+def show(rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+    """Print a Markdown table; columns: heading -> key of a row."""
     lines = [[_cell(key, row.get(key)) for key in columns.values()] for row in rows]
     for cells in (list(columns), ["---"] * len(columns), *lines):
         print(f"| {' | '.join(cells)} |")
-    print(f"\n{json.dumps(shared)}\nwritten to benchmarks/results/{path.name}")
 
 
 def by_lines(document: Mapping[str, Any]) -> str:

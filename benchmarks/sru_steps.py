@@ -1,114 +1,154 @@
-"""What comes before measuring the fused SRU on a GPU: build, the GPU tests, compute-sanitizer."""
+"""What runs on a GPU beside the timing of the fused SRU: its tests, compute-sanitizer, Nsight Compute."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
-import os
-import signal
-import subprocess
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from scconv_deploy.errors import ScconvDeployError
-from scconv_deploy.system.machine import Machine, find_cuda_tool, find_tensorrt_headers
-from scconv_deploy.trt_plugins.build import BuildRequest, build
-from scconv_deploy.trt_plugins.check import check_plugin
+from benchmarks.budget import run
+from benchmarks.harness import Row
+from benchmarks.sru_aims import Step
+from benchmarks.sru_sweep import MARK, profiled
+from scconv_deploy.system.machine import Machine, find_cuda_tool
 
-ROOT = Path(__file__).parent.parent
-SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 GPU_TESTS = tuple(f"tests/trt_plugins/test_{name}.py" for name in ("kernels", "gpu", "harness"))
-SANITIZED_TESTS = "every_tail or straddle or many_pieces or empty_batch"
-_SANITIZER_ERROR = 9
+LIBRARY_VARIABLE = "SCCONV_SRU_LIBRARY"
+"""The tests on a GPU take the library that it names, and need no nvcc."""
+NCU = "Nsight Compute"
+_TEST_PROCESSES = 8
+_FOUND = 9
+"""Exit status of compute-sanitizer where it found something."""
+_REFUSED = re.compile(
+    r"^=+ ?(?!Program hit)(?=[^ =]).*(not supported|unsupported|permission|ERR_NVGPUCTRPERM|insufficient|incompatible"
+    r"|driver version|unable to|(failed|could not|cannot) (be |to )?(initialize|load|find|connect|inject|attach|launch)"
+    r"|no kernels were profiled|before first instrumented)"
+    r"|error while loading shared libraries|(unrecogni[sz]ed|unknown|invalid) option",
+    re.IGNORECASE,
+)
+"""What the tools say, after their '=====' or '==ERROR==', where the machine does not let them work. Indented lines are
+frames of a stack."""
+_FINDING = re.compile(r"^=+ (Invalid|Misaligned|Uninitialized|Barrier|.*\brace reported|.*\bhazard)", re.IGNORECASE)
+_BYTES = ("dram__bytes_read.sum", "dram__bytes_write.sum")
+_TIME = "gpu__time_duration.sum"
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step and how it ended."""
-
-    name: str
-    verdict: Literal["passed", "failed", "not run"]
-    found: str
+# --- the tests ---
 
 
-def steps(timeout_s: float, machine: Machine | None = None) -> Iterator[Step]:
-    """Each step as it ends; a failed one does not keep the next from running."""
-    machine = machine or Machine()
-    yield _build("kernels", BuildRequest(kernels_only=True), machine)
-    if find_tensorrt_headers(machine) is None:
-        yield Step("plugin", "not run", "TensorRT's headers were not found; set TENSORRT_INCLUDE_DIR")
-    else:
-        yield _build("plugin", BuildRequest(register=True), machine)
-    yield _pytest("tests on the GPU", ["-m", "gpu", *GPU_TESTS], timeout_s)
-    sanitizer = find_cuda_tool("compute-sanitizer", machine)
-    for tool in SANITIZER_TOOLS:
-        if sanitizer is None:
-            yield Step(tool, "not run", "compute-sanitizer was not found (CUDA toolkit, or cuda-toolkit[sanitizer])")
-        else:
-            yield _sanitize(sanitizer, tool, timeout_s)
-
-
-def _build(name: str, request: BuildRequest, machine: Machine) -> Step:
-    try:
-        result = build(request, machine=machine)
-        if request.kernels_only:
-            return Step(name, "passed", f"sm_{', sm_'.join(result.architectures)}, CUDA {result.cuda}")
-        report = check_plugin(result.path, machine)
-    except ScconvDeployError as error:
-        return Step(name, "failed", str(error))
-    found = "; ".join(f"{row.name}: {row.found}" for row in report.failures) or f"TensorRT {result.tensorrt}"
-    return Step(name, "passed" if report else "failed", found)
-
-
-def sanitizer_command(sanitizer: str, tool: str) -> list[str]:
-    """Our kernels alone are instrumented; PyTorch's would take hours."""
-    return [
-        sanitizer, "--tool", tool, "--kernel-name", "kernel_substring=scconv", "--error-exitcode",
-        str(_SANITIZER_ERROR), sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu",
-        GPU_TESTS[0], "-k", SANITIZED_TESTS,
-    ]  # fmt: skip
-
-
-def _sanitize(sanitizer: str, tool: str, timeout_s: float) -> Step:
-    # without PyTorch's cache every tensor is an allocation of its own, whose end the tool knows
-    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    status, lines = _run(sanitizer_command(sanitizer, tool), environment, timeout_s)
-    if status is None:
-        return Step(tool, "not run", f"did not end in {timeout_s:.0f} s")
-    summary = next((line for line in reversed(lines) if "SUMMARY" in line), lines[-1] if lines else "no output")
-    tests = next((line for line in reversed(lines) if " passed" in line), None)
-    verdict: Literal["passed", "failed"] = "passed" if status == 0 and tests else "failed"
-    return Step(tool, verdict, f"{summary.strip('= ')}; {(tests or 'no test passed').strip('= ')}")
-
-
-def _pytest(name: str, arguments: Sequence[str], timeout_s: float) -> Step:
+def run_tests(library: Path, timeout_s: float) -> Step:
+    """The tests on the GPU, in several processes where pytest-xdist is installed."""
+    name = "tests on the GPU"
     if importlib.util.find_spec("pytest") is None:
         return Step(name, "not run", "pytest is not installed")
-    status, lines = _run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], {}, timeout_s)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *GPU_TESTS]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(_TEST_PROCESSES), "--dist", "worksteal"]
+    status, lines = run(command, timeout_s, {LIBRARY_VARIABLE: str(library.absolute())})
     if status is None:
-        return Step(name, "not run", f"did not end in {timeout_s:.0f} s")
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        ended = "".join(line.split()[0] for line in lines if re.fullmatch(r"[.FEsxX]+( +\[ *\d+%\])?", line.strip()))
+        bad = sum(ended.count(letter) for letter in "FE")
+        found = f"did not end in {timeout_s:.0f} s: {ended.count('.')} had passed, {bad} failed"
+        return Step(name, "failed" if bad else "not run", found)
     last = lines[-1].strip("= ") if lines else "no output"
     if status or " passed" not in last:
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         return Step(name, "failed", "; ".join([last, *failed[:5]]))
     return Step(name, "passed", last)
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> tuple[int | None, list[str]]:
-    """Status and lines, also shown on stderr; None where it did not end."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-                               env=os.environ | environment, start_new_session=True)  # fmt: skip
+# --- compute-sanitizer ---
+
+
+def sanitize(tool: str, library: Path, timeout_s: float, machine: Machine) -> Step:
+    """One tool of compute-sanitizer over the sweep; one that the machine refuses has not run."""
+    sanitizer = find_cuda_tool("compute-sanitizer", machine)
+    if sanitizer is None:
+        return Step(tool, "not run", "compute-sanitizer was not found (CUDA toolkit, or cuda-toolkit[sanitizer])")
+    # PyTorch asks for driver functions that this driver lacks; errors of our own calls are raised
+    quiet = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    command = [sanitizer, "--tool", tool, *quiet, "--error-exitcode", str(_FOUND), *_sweep(library)]
+    # without PyTorch's cache every tensor is an allocation of its own, whose end the tool knows
     try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        # compute-sanitizer starts Python as a child, which would keep the GPU and the pipe
-        os.killpg(process.pid, signal.SIGKILL)
-        sys.stderr.write(process.communicate()[0])
-        return None, []
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    sys.stderr.write(output)
-    return process.returncode, [line for line in output.splitlines() if line.strip()]
+        status, lines = run(command, timeout_s, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    except OSError as error:
+        return Step(tool, "not run", f"{sanitizer} cannot be run: {error.strerror}")
+    if refused := _refusal(lines):
+        return Step(tool, "not run", refused)
+    summary = next((line.strip("= ") for line in reversed(lines) if "SUMMARY:" in line), "")
+    calls = next((line for line in lines if line.endswith("calls right")), "")
+    clean = re.search(r"SUMMARY: 0 (errors|hazards)", summary) is not None
+    if status is None:
+        finding = next((line.strip("= ") for line in lines if _FINDING.search(line)), "")
+        late = f"did not end in {timeout_s:.0f} s"
+        return Step(tool, "failed", f"{finding}; {late}") if finding else Step(tool, "not run", late)
+    found = "; ".join(filter(None, (summary, calls))) or (lines[-1].strip("= ") if lines else "no output")
+    return Step(tool, "passed" if status == 0 and clean and calls else "failed", found)
+
+
+def _sweep(library: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.sru_sweep", "--library", str(library.absolute()), *options]
+
+
+def _refusal(lines: Sequence[str]) -> str:
+    return next((line.strip("= ") for line in lines if _REFUSED.search(line)), "")
+
+
+# --- Nsight Compute ---
+
+
+def profile(library: Path, seed: int, timeout_s: float, machine: Machine) -> tuple[Step, list[Row]]:
+    """Bytes that the kernels move and the bandwidth that they reach at the headline's cases, by hardware counters."""
+    ncu = find_cuda_tool("ncu", machine)
+    if ncu is None:
+        return Step(NCU, "not run", "ncu was not found (CUDA toolkit, or Nsight Compute)"), []
+    command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join((*_BYTES, _TIME)),
+               "--profile-from-start", "off", "--cache-control", "none", "--clock-control", "none",
+               *_sweep(library, "--profile", "--seed", str(seed))]  # fmt: skip
+    try:
+        status, lines = run(command, timeout_s)
+    except OSError as error:
+        return Step(NCU, "not run", f"{ncu} cannot be run: {error.strerror}"), []
+    if refused := _refusal(lines):
+        return Step(NCU, "not run", refused), []
+    if status is None:
+        return Step(NCU, "not run", f"did not end in {timeout_s:.0f} s"), []
+    rows = profile_rows(lines)
+    if status or len(rows) < len(profiled()):
+        found = f"{len(rows)} of {len(profiled())} cases, exit status {status}: {lines[-1] if lines else 'no output'}"
+        return Step(NCU, "failed", found), rows
+    most = max(rows, key=lambda row: row["of_least_bytes"])
+    return Step(NCU, "passed", f"at most {most['of_least_bytes']:.2f}x the least bytes, {most['shape']} "
+                                f"{most['type']} {most['layout']}"), rows  # fmt: skip
+
+
+def profile_rows(lines: Sequence[str]) -> list[Row]:
+    """Rows of the profiler's table: the kernels between two marks are one case's."""
+    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    table = [line for line in lines[begin:] if line.startswith('"')]
+    calls: list[list[dict[str, str]]] = []
+    for kernel in csv.DictReader(table):
+        if MARK in kernel["Kernel Name"]:
+            calls.append([])
+        elif kernel["ID"] and calls:  # the second line has the units
+            calls[-1].append(kernel)
+    rows = []
+    for case, kernels in zip(profiled(), calls, strict=False):
+        if not kernels:
+            break
+        moved, nanoseconds = (sum(_number(kernel[key]) for kernel in kernels for key in keys)
+                              for keys in (_BYTES, (_TIME,)))  # fmt: skip
+        least = 2 * case.bytes
+        rows.append({
+            "shape": case.size, "type": case.type, "layout": case.layout, "kernels": len(kernels),
+            "dram_bytes": round(moved), "of_least_bytes": round(moved / least, 3),
+            "us": round(nanoseconds / 1e3, 2), "dram_gb_per_s": round(moved / nanoseconds, 1),
+        })  # fmt: skip
+    return rows
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))

@@ -260,9 +260,17 @@ def compile_command(
     *extra: str,
     folder: Path = SOURCES,
 ) -> list[str]:
-    """The compiler's command line: machine code for each architecture, and PTX of the last for GPUs to come."""
+    """The compiler's command line: machine code for each architecture, and PTX of the oldest and of the newest.
+
+    The driver compiles the newest PTX that is not newer than the GPU. That of the oldest architecture serves every GPU
+    from it on, that of the newest brings those to come what the older one lacks (clusters, from 9.0 on).
+
+    Args:
+        architectures: oldest first.
+    """
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+    ends = dict.fromkeys((architectures[0], architectures[-1]))
+    targets += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ends]
     sources = KERNEL_SOURCES + (PLUGIN_SOURCES if include is not None else ())
     return [
         nvcc,

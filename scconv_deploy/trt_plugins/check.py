@@ -122,7 +122,7 @@ def _static_rows(library: SharedLibrary) -> list[CheckRow]:
         _row("nothing else exported", not extra, "no other symbol", f"also exported: {', '.join(extra[:5])}"),
         _row("no symbol of libnvinfer needed", not foreign, "none", ", ".join(foreign[:5])),
         _row("not linked to TensorRT or the CUDA runtime", not linked, ", ".join(library.needed), ", ".join(linked)),
-        _row("GPU code", bool(code), _code(library), "there is none"),
+        _row("GPU code", bool(code), library.code, "there is none"),
         _runs_on(library),
     ]
 
@@ -173,11 +173,6 @@ def _missing(names: list[str]) -> str:
 def _runtime_symbols(library: SharedLibrary) -> list[str]:
     """Weak template instances of the C++ library and the linker's marks, which every compiler exports."""
     return [name for name in library.exported if name.startswith(("_ZNSt", "_ZSt", "_ZNKSt", "_ZTI", "_ZTS", "_ZTV"))]
-
-
-def _code(library: SharedLibrary) -> str:
-    ptx = f"; PTX {', '.join(library.ptx)} for newer GPUs" if library.ptx else "; no PTX for newer GPUs"
-    return f"compute capability {', '.join(library.cubins) or 'none'}{ptx}"
 
 
 def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:

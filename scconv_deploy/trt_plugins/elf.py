@@ -44,6 +44,28 @@ class SharedLibrary:
     ptx: tuple[str, ...]
     run_path: tuple[str, ...] = ()
 
+    def serves(self, capability: str) -> bool:
+        """Whether a GPU can run the code, given its compute capability, for example ``"8.9"``.
+
+        Machine code runs on later GPUs of its major version, PTX on all later ones (CUDA C++ Programming Guide).
+        """
+        wanted = _number(capability)
+        older = [found for found in map(_number, self.cubins) if found <= wanted]
+        return any(found // 10 == wanted // 10 for found in older) or any(_number(c) <= wanted for c in self.ptx)
+
+    @property
+    def code(self) -> str:
+        """The GPU code and the GPUs that it serves, in words."""
+        if not self.ptx:
+            return f"machine code for {', '.join(self.cubins) or 'none'}, no PTX for newer GPUs"
+        oldest = min(self.ptx, key=_number)
+        return f"machine code for {', '.join(self.cubins) or 'none'}, PTX {', '.join(self.ptx)} for every GPU from {oldest}"
+
+
+def _number(capability: str) -> int:
+    major, minor = capability.split(".")
+    return 10 * int(major) + int(minor)
+
 
 @dataclass(frozen=True)
 class _Section:

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
-from scconv_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES, library_folders, revision
+from scconv_deploy.trt_plugins.build import (
+    PLUGIN_SOURCES,
+    SOURCES,
+    BuildRequest,
+    build,
+    library_folders,
+    revision,
+)
+from scconv_deploy.trt_plugins.library import SruLibrary, load
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
@@ -82,6 +90,16 @@ def nvcc() -> str:
     if found is None:
         pytest.skip("nvcc was not found")
     return found
+
+
+@pytest.fixture(scope="session")
+def gpu_library(request) -> SruLibrary:
+    """The kernels for the GPU: those that SCCONV_SRU_LIBRARY names, or built here with nvcc."""
+    given = os.environ.get("SCCONV_SRU_LIBRARY")
+    if given:
+        return load(Path(given))
+    request.getfixturevalue("nvcc")
+    return load(build(BuildRequest(kernels_only=True)).path)
 
 
 @dataclass(frozen=True)

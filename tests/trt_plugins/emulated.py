@@ -109,21 +109,20 @@ class EmulatedLibrary(SruLibrary):
         count = self._library.emulation_permits(ctypes.byref(least), ctypes.byref(most))
         return count, least.value, most.value
 
-    def sru(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings, y_offset: int = 0) -> Tensor:
-        """Like SruLibrary.sru; y_offset: elements by which y lies off a multiple of 256 bytes."""
+    def sru(self, x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> Tensor:
+        """Like SruLibrary.sru, of an x that the kernels take as it is."""
         params = sru_params(x, parameters, settings)
         if reason := self.refusal(params):
             raise ConfigurationError(reason, "Change these.")
-        before = GUARD + y_offset * x.element_size()
-        room, y = _guarded(x.numel() * x.element_size(), before)
+        room, y = _guarded(x.numel() * x.element_size())
         params.y = y.data_ptr()
-        around, workspace = _guarded(self.workspace_bytes(params), GUARD)
+        around, workspace = _guarded(self.workspace_bytes(params))
         params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
         assert self.enqueue(params) == 0
-        for memory, start, size in ((room, before, y.numel()), (around, GUARD, workspace.numel())):
-            assert (memory[:start] == PATTERN).all(), "memory before was written"
-            assert (memory[start + size :] == PATTERN).all(), "memory after was written"
-        return y.clone().view(x.dtype).view(x.shape)
+        for memory, size in ((room, y.numel()), (around, workspace.numel())):
+            assert (memory[:GUARD] == PATTERN).all(), "memory before was written"
+            assert (memory[GUARD + size :] == PATTERN).all(), "memory after was written"
+        return y.clone().view(x.dtype).as_strided(x.shape, x.stride())
 
     def enqueue(self, params: SruParams) -> int:
         return self._library.scconv_sru_enqueue(ctypes.byref(params), None)
@@ -132,9 +131,9 @@ class EmulatedLibrary(SruLibrary):
         return ALGORITHMS.index(self.chosen_algorithm(sru_params(x, parameters, settings)))
 
 
-def _guarded(size: int, before: int) -> tuple[Tensor, Tensor]:
-    """Bytes between guards, and those in the middle; the whole begins at a multiple of 256 bytes."""
-    room = torch.full((before + size + GUARD + 256,), PATTERN, dtype=torch.uint8)
+def _guarded(size: int) -> tuple[Tensor, Tensor]:
+    """Bytes between guards, and those in the middle; both begin at a multiple of 256 bytes."""
+    room = torch.full((GUARD + size + GUARD + 256,), PATTERN, dtype=torch.uint8)
     skip = -room.data_ptr() % 256
-    room = room[skip : skip + before + size + GUARD]
-    return room, room[before : before + size]
+    room = room[skip : skip + GUARD + size + GUARD]
+    return room, room[GUARD : GUARD + size]

@@ -143,15 +143,18 @@ def test_what_makes_another_library(machine):
 
 def test_the_command_line(machine, tmp_path):
     include = tmp_path / "include"
-    command = compile_command("nvcc", ("87", "120"), include, "libx.so", tmp_path / "out.so")
+    command = compile_command("nvcc", ("87", "90", "120"), include, "libx.so", tmp_path / "out.so")
     assert [part for part in command if part.startswith("-gencode")] == [
         "-gencode=arch=compute_87,code=sm_87",
+        "-gencode=arch=compute_90,code=sm_90",
         "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_87,code=compute_87",
         "-gencode=arch=compute_120,code=compute_120",
     ]
     assert str(SOURCES / "plugin" / "creator.cpp") in command
     assert command[command.index("-isystem") + 1] == str(include)
     kernels = compile_command("nvcc", ("87",), None, "libx.so", tmp_path / "out.so")
+    assert [part for part in kernels if "code=compute" in part] == ["-gencode=arch=compute_87,code=compute_87"]
     assert not any("/plugin/" in part or part == "-isystem" for part in kernels)
     assert sum(part.endswith((".cu", ".cpp")) for part in kernels) == 4
 

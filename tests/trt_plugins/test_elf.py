@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from scconv_deploy.errors import IntegrityError
-from scconv_deploy.trt_plugins.elf import _images, read_library
+from scconv_deploy.trt_plugins.elf import SharedLibrary, _images, read_library
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,27 @@ def test_a_damaged_library_is_refused_or_read_and_never_more(library):
         except IntegrityError:
             refused += 1
     assert 100 < refused < 400
+
+
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "11.0", "12.0", "12.1")
+
+
+@pytest.mark.parametrize(
+    ("cubins", "ptx", "served", "words"),
+    [
+        (("8.0",), (), ("8.0", "8.6", "8.7", "8.9"), "machine code for 8.0, no PTX for newer GPUs"),
+        (("8.6", "12.0"), (), ("8.6", "8.7", "8.9", "12.0", "12.1"),
+         "machine code for 8.6, 12.0, no PTX for newer GPUs"),
+        (("7.5", "9.0"), ("7.5", "9.0"), CAPABILITIES,
+         "machine code for 7.5, 9.0, PTX 7.5, 9.0 for every GPU from 7.5"),
+        (("8.0", "12.0"), ("12.0",), ("8.0", "8.6", "8.7", "8.9", "12.0", "12.1"),
+         "machine code for 8.0, 12.0, PTX 12.0 for every GPU from 12.0"),
+        ((), ("9.0", "10.0"), CAPABILITIES[5:], "machine code for none, PTX 9.0, 10.0 for every GPU from 9.0"),
+        ((), (), (), "machine code for none, no PTX for newer GPUs"),
+    ],
+)  # fmt: skip
+def test_which_gpus_the_code_serves(cubins, ptx, served, words):
+    """The CUDA C++ Programming Guide's rules of binary and PTX compatibility."""
+    found = SharedLibrary("x86-64", "", (), frozenset(), frozenset(), {}, cubins, ptx)
+    assert tuple(filter(found.serves, CAPABILITIES)) == served
+    assert found.code == words

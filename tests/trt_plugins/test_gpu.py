@@ -13,16 +13,15 @@ import torch
 
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
-from scconv_deploy.trt_plugins.build import BuildRequest, build
-from scconv_deploy.trt_plugins.library import FusedSRU, SruSettings, load
+from scconv_deploy.trt_plugins.library import FusedSRU, SruSettings
 from tests.trt_plugins.test_kernels import ON_A_GPU, PATHS, draw, judge
 
 pytestmark = ON_A_GPU
 
 
-@pytest.fixture(scope="module")
-def library(nvcc):
-    return load(build(BuildRequest(kernels_only=True)).path)
+@pytest.fixture
+def library(gpu_library):
+    return gpu_library
 
 
 @pytest.mark.parametrize("algorithm", PATHS)

@@ -80,16 +80,11 @@ def load_plugin(module: ModuleType, options: BuildOptions, source: NetworkSource
 
 
 def _check_gpu_code(path: Path, library: SharedLibrary, options: BuildOptions) -> None:
-    """Refuse a plugin without code for a GPU that the engine is for (UsageError).
-
-    Machine code runs on later GPUs of its major version, PTX on all later ones (CUDA C++ Programming Guide).
-    """
-    cubins, ptx = ([int(c.replace(".", "")) for c in found] for found in (library.cubins, library.ptx))
-    for wanted in map(int, architectures_of(options) if cubins or ptx else ()):
-        if not any(c <= wanted and c // 10 == wanted // 10 for c in cubins) and not any(c <= wanted for c in ptx):
-            held = ", ".join((*(f"sm_{c}" for c in cubins), *(f"PTX {c}" for c in ptx)))
+    """Refuse a plugin without code for a GPU that the engine is for (UsageError)."""
+    for wanted in architectures_of(options) if library.cubins or library.ptx else ():
+        if not library.serves(f"{wanted[:-1]}.{wanted[-1]}"):
             raise UsageError(
-                f"--plugin {path} has no code for sm_{wanted}, which the engine is for: it holds {held}.",
+                f"--plugin {path} has no code for sm_{wanted}, which the engine is for: it holds {library.code}.",
                 f"scconv-deploy plugin build --arch {wanted}, or --plugin auto.",
             )
 

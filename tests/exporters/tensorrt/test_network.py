@@ -108,6 +108,8 @@ def test_whole_and_straddling_groups_in_one_model():
         (("8.9",), (), "sm89", ""),
         (("8.0",), (), "sm89,sm86", ""),  # machine code runs on later GPUs of its major version
         (("8.9",), ("8.9",), "sm120", ""),  # PTX on all later ones
+        (("8.0", "12.0"), ("8.0", "12.0"), "sm89,sm121", ""),  # what plugin build writes for 80 and 120
+        (("8.0", "12.0"), ("8.0", "12.0"), "sm75", "sm_75"),
         (("8.9",), ("8.9",), "sm86", "sm_86"),
         (("8.9",), (), "sm120", "sm_120"),
         (("8.9",), ("8.9",), "portable", "sm_80"),

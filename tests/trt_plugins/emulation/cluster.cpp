@@ -342,9 +342,13 @@ void* remote(void* local, uint32_t rank, uint32_t bytes)
         fail("store_remote: block %u of a cluster of %u", rank, here->grid->cluster);
     if (here->barrier.generation == 0)
         fail("store_remote: the cluster has not met, so that block %u may not have begun", rank);
+    unsigned char* found = here->memory(rank) + (static_cast<unsigned char*>(local) - shared());
     if (here->blocks_[rank].left == 0)
+    {
+        races::wrote(found, bytes); // where it is a race, that is told first
         fail("store_remote: block %u of the cluster has ended", rank);
-    return here->memory(rank) + (static_cast<unsigned char*>(local) - shared());
+    }
+    return found;
 }
 
 void bulk_init(uint64_t* barrier)

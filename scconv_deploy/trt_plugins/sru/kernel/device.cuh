@@ -197,7 +197,7 @@ __device__ __forceinline__ void cross_vectors(Raw<T, V>& lower, Raw<T, V>& upper
 #pragma unroll
         for (int i = 0; i < V; ++i)
         {
-            const bool next = i >= left;
+            const bool next = static_cast<uint32_t>(i) >= left;
             cross<T, op>(a[i], b[i], either<op>(next, lower_channel, lower_next), either<op>(next, upper_channel, upper_next));
         }
     }

@@ -1,0 +1,66 @@
+"""The kernels under ThreadSanitizer on the CPU: nothing is read or written that no barrier puts in order.
+
+A barrier that is taken away is found by every size that needs it, in whichever order the threads ran.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scconv_deploy.trt_plugins.build import KERNEL_SOURCES
+from tests.trt_plugins.emulated import EMULATION, HERE, RACES, compile_files, copy_kernels, link
+
+FLAGS = ("-O0", "-g", *RACES)  # which compiles in a third of the time
+FLOAT = "kernel/sru_float.cu"
+PLANTED = {
+    "thresholds are read before the block has met": (
+        "linear.cuh",
+        "    __syncthreads();\n\n    Data* lower_y",
+        "\n    Data* lower_y",
+    ),
+    "a tile's sums are written over those of the tile before": (
+        "channels_last.cuh",
+        "__syncthreads(); // the last tile's sums have been read",
+        "",
+    ),
+    "statistics are merged before the cluster has met": (
+        "moments.cuh",
+        "if (p.cluster > 1)\n        cluster_barrier();\n    else\n        __syncthreads();",
+        "__syncthreads();",
+    ),
+    "a piece is read before it has come": (
+        "linear.cuh",
+        "bulk_wait(slice.barriers + (piece - slice.first));",
+        "bulk_wait(slice.barriers + (slice.end - 1 - slice.first));",
+    ),
+}
+"""File, text and what replaces it."""
+
+
+@pytest.fixture(scope="module")
+def objects(races, tmp_path_factory) -> dict[str, str]:
+    """By the name of the source."""
+    folder = tmp_path_factory.mktemp("raced")
+    copy_kernels(folder)
+    files = [*(folder / name for name in KERNEL_SOURCES), *EMULATION, HERE / "race_sweep.cpp"]
+    return {path.name: name for path, name in zip(files, compile_files(folder, files, *FLAGS), strict=True)}
+
+
+def test_no_race(races, objects, tmp_path):
+    done = races.run(link(list(objects.values()), tmp_path / "sweep", *RACES))
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout  # every call of a size gives the same bytes
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_barrier_taken_away_is_found(races, objects, tmp_path, planted):
+    file, old, new = PLANTED[planted]
+    copy_kernels(tmp_path / "changed", {file: (old, new)})
+    changed = compile_files(tmp_path / "changed", [tmp_path / "changed" / FLOAT], *FLAGS)
+    others = [each for name, each in objects.items() if name != Path(FLOAT).name]
+    # first, so that what all types share is taken from it
+    done = races.run(link([*changed, *others], tmp_path / "sweep", *RACES), 0)
+    assert "WARNING: ThreadSanitizer: data race" in done.stderr
+    assert done.returncode != 0
