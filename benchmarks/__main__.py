@@ -33,7 +33,7 @@ BENCHMARKS = {
     "whose_sum": "near-cancelling gammas of 20,000: SRUs recognised, refused, taken for another, by order of the sum",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
-    "sru_registers": "the CUDA kernels compiled for ten architectures: registers and spills",
+    "sru_sass": "the CUDA kernels compiled for ten architectures: registers, spills, accesses, instructions an element",
     "fuzz": "drawn models, checkpoints and graphs: exit codes and artifacts against the truth",
     "house": "the code itself: lines, long parameter lists, files that a model and an artifact visit",
     "sru_cuda": "the fused SRU on a GPU: measure (tests, times beside PyTorch and a copy), inspect (sanitizers, bytes)",

@@ -359,7 +359,7 @@ ASSEMBLED = {"float": (75, 87, 100, 121), "half": (80, 89, 110), "bfloat16": (86
 def test_the_kernels_compile_for_every_architecture_without_a_warning_and_without_tensorrt(nvcc, data_type, tmp_path):
     """To PTX, and to the machine code of some; not optimised, for speed.
 
-    `python -m benchmarks sru_registers` compiles them as they ship.
+    test_sass.py compiles them as they ship, `python -m benchmarks sru_sass` for all of these.
     """
     targets = [
         part
