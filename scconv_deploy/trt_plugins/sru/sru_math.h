@@ -116,7 +116,7 @@ SCCONV_HD float sigmoid(float z)
 // --- statistics ---
 
 // Moments of some elements: their mean is mean + rest, squares the sum of squares about it.
-struct Moments
+struct alignas(16) Moments
 {
     float count;
     float mean;
@@ -166,7 +166,7 @@ SCCONV_HD float shifted_squares(Moments piece, float pivot, float rest)
 }
 
 // What the gate needs of its group.
-struct Group
+struct alignas(16) Group
 {
     float mean;
     float rest;

@@ -7,6 +7,8 @@
 // A column is what a thread adds up for one group: a vector where groups are of whole vectors (run == V), else a channel.
 #pragma once
 
+#include <type_traits>
+
 #include "moments.cuh"
 
 namespace scconv {
@@ -25,7 +27,43 @@ struct Place
         const uint32_t slot = p.tile.by_vectors.quotient(threadIdx.x);
         return {block, slot, (threadIdx.x - slot * p.tile.by_vectors.divisor) * V, slot < p.tile.slots};
     }
+    __device__ __forceinline__ uint32_t pixel(const KernelParams& p, uint32_t tile, int u) const
+    {
+        return (tile * kPieceVectors + u) * p.tile.slots + slot;
+    }
+    __device__ __forceinline__ bool has(const KernelParams& p, uint32_t tile, int u) const
+    {
+        return works && pixel(p, tile, u) < p.pixels;
+    }
+    // Every thread of the block has all its pixels: asked once a tile instead of once a vector.
+    __device__ __forceinline__ bool whole(const KernelParams& p, uint32_t tile) const
+    {
+        return (tile + 1) * kPieceVectors * p.tile.slots <= p.pixels
+            && p.tile.slots * p.tile.by_vectors.divisor == blockDim.x;
+    }
+    // Its lower vectors in a tile lie `step(p)` apart, from here on.
+    template <typename Data, int V>
+    __device__ __forceinline__ Data* at(const KernelParams& p, Data* data, int64_t sample, uint32_t tile) const
+    {
+        const uint32_t wide = 2 * p.half_channels / V; // vectors of a pixel
+        return data + sample * p.pixels * wide + pixel(p, tile, 0) * wide + (block * p.tile.channels + channel) / V;
+    }
+    template <int V>
+    __device__ __forceinline__ uint32_t step(const KernelParams& p) const
+    {
+        return p.tile.slots * (2 * p.half_channels / V);
+    }
 };
+
+// visit(u) for each of the thread's vectors in a tile.
+template <bool whole, typename Visit>
+__device__ __forceinline__ void each_vector(const KernelParams& p, const Place& place, uint32_t tile, Visit visit)
+{
+#pragma unroll
+    for (int u = 0; u < kPieceVectors; ++u)
+        if (whole || place.has(p, tile, u))
+            visit(u);
+}
 
 // The global number of a block's group: lower groups first, then their partners.
 __device__ __forceinline__ uint32_t group_of(const KernelParams& p, uint32_t block, uint32_t local)
@@ -41,29 +79,16 @@ __device__ __forceinline__ uint32_t groups_of_block(const KernelParams& p)
     return p.by_group_channels.quotient(2 * p.tile.channels);
 }
 
-// The vectors of a thread in a sample, from its lower channel on.
-template <typename T, int V>
-__device__ __forceinline__ int64_t vector_at(const KernelParams& p, int64_t sample, const Place& place, uint32_t pixel)
+template <typename T, int V, bool whole>
+__device__ __forceinline__ void load_tile(
+    const KernelParams& p, int64_t sample, const Place& place, uint32_t tile, Piece<T, V>& piece)
 {
-    const uint32_t channel = place.block * p.tile.channels + place.channel;
-    return ((sample * p.pixels + pixel) * 2 * p.half_channels + channel) / V;
-}
-
-template <typename T, int V>
-__device__ __forceinline__ void load_tile(const KernelParams& p, int64_t sample, const Place& place, uint32_t tile, Piece<T, V>& piece)
-{
-    const auto* x = static_cast<const Raw<T, V>*>(p.x);
-#pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-    {
-        const uint32_t pixel = (tile * kPieceVectors + u) * p.tile.slots + place.slot;
-        if (place.works && pixel < p.pixels)
-        {
-            const int64_t at = vector_at<T, V>(p, sample, place, pixel);
-            piece.lower[u] = x[at];
-            piece.upper[u] = x[at + p.half_channels / V];
-        }
-    }
+    const auto* x = place.template at<const Raw<T, V>, V>(p, static_cast<const Raw<T, V>*>(p.x), sample, tile);
+    const uint32_t step = place.template step<V>(p), other = p.half_channels / V;
+    each_vector<whole>(p, place, tile, [&](int u) {
+        piece.lower[u] = x[u * step];
+        piece.upper[u] = x[u * step + other];
+    });
 }
 
 // Sums of a block's columns, by group: those of a group lie side by side, slot after slot.
@@ -105,7 +130,7 @@ struct Columns
 };
 
 // Moments of a tile's groups, group after group, each by one warp whose lanes all have them: store(group, moments).
-template <typename T, int V, int run, typename Store>
+template <typename T, int V, int run, bool whole, typename Store>
 __device__ __forceinline__ void measure_tile(
     const KernelParams& p, const Place& place, uint32_t tile, const Piece<T, V>& piece, float* scratch, Store store)
 {
@@ -115,24 +140,20 @@ __device__ __forceinline__ void measure_tile(
     const uint32_t warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
     const uint32_t first = tile * kPieceVectors * p.tile.slots;
     const float count = static_cast<float>(min(kPieceVectors * p.tile.slots, p.pixels - first) * p.group_channels);
-    const auto valid = [&](int u) { return place.works && first + u * p.tile.slots + place.slot < p.pixels; };
     float value[2][V];
 
     float sums[2][kColumns] = {};
+    each_vector<whole>(p, place, tile, [&](int u) {
+        unpack<T, V>(piece.lower[u], value[0]);
+        unpack<T, V>(piece.upper[u], value[1]);
 #pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-        if (valid(u))
-        {
-            unpack<T, V>(piece.lower[u], value[0]);
-            unpack<T, V>(piece.upper[u], value[1]);
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-                for (int k = 0; k < kColumns; ++k)
-                    sums[half][k] = add(sums[half][k], sum_of<run>(value[half] + k * run));
-        }
+            for (int k = 0; k < kColumns; ++k)
+                sums[half][k] = add(sums[half][k], sum_of<run>(value[half] + k * run));
+    });
     __syncthreads(); // the last tile's sums have been read
-    if (place.works)
+    if (whole || place.works)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -154,19 +175,16 @@ __device__ __forceinline__ void measure_tile(
 #pragma unroll
         for (int k = 0; k < kColumns; ++k)
             mean[half][k] = columns.means[columns.group(p, half * p.tile.channels + place.channel + k * run)];
+    each_vector<whole>(p, place, tile, [&](int u) {
+        unpack<T, V>(piece.lower[u], value[0]);
+        unpack<T, V>(piece.upper[u], value[1]);
 #pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-        if (valid(u))
-        {
-            unpack<T, V>(piece.lower[u], value[0]);
-            unpack<T, V>(piece.upper[u], value[1]);
+        for (int i = 0; i < V; ++i)
 #pragma unroll
-            for (int i = 0; i < V; ++i)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    accumulate(centred[half][i / run], value[half][i], mean[half][i / run]);
-        }
-    if (place.works)
+            for (int half = 0; half < 2; ++half)
+                accumulate(centred[half][i / run], value[half][i], mean[half][i / run]);
+    });
+    if (whole || place.works)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -184,8 +202,30 @@ __device__ __forceinline__ void measure_tile(
     }
 }
 
+// Parameters of a vector of channels, 16 bytes at a time.
+template <int V>
+__device__ __forceinline__ void load_parameters(const float* from, float (&value)[V])
+{
+    if constexpr (V == 1)
+    {
+        value[0] = __ldg(from);
+    }
+    else
+    {
+#pragma unroll
+        for (int i = 0; i < V; i += 4)
+        {
+            const float4 four = *reinterpret_cast<const float4*>(from + i);
+            value[i] = four.x;
+            value[i + 1] = four.y;
+            value[i + 2] = four.z;
+            value[i + 3] = four.w;
+        }
+    }
+}
+
 // What a thread needs of its channels: of the lower vector, then of the upper.
-template <Operator op, int V>
+template <Operator op, int V, int run>
 struct OwnChannels
 {
     Channel channel[2][V];
@@ -196,13 +236,26 @@ struct OwnChannels
     {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
+        {
+            const uint32_t local = half * p.tile.channels + place.channel;
+            const uint32_t first = half * p.half_channels + place.block * p.tile.channels + place.channel;
+            float cut[V], sign[V], scale[V] = {}, shift[V] = {};
+            load_parameters<V>(p.cut + first, cut);
+            load_parameters<V>(p.sign + first, sign);
+            if constexpr (op != Operator::kSru)
+            {
+                load_parameters<V>(p.first + first, scale);
+                load_parameters<V>(p.second + first, shift);
+            }
+            Group group = statistics(p.by_group_channels.quotient(local));
 #pragma unroll
             for (int i = 0; i < V; ++i)
             {
-                const uint32_t local = place.channel + i;
-                channel[half][i] = load_channel<op>(p, half * p.half_channels + place.block * p.tile.channels + local,
-                    statistics(p.by_group_channels.quotient(half * p.tile.channels + local)));
+                if (run != V && i > 0)
+                    group = statistics(p.by_group_channels.quotient(local + i));
+                channel[half][i] = prepare_channel<op>(group, cut[i], sign[i], scale[i], shift[i]);
             }
+        }
     }
     template <typename T>
     __device__ __forceinline__ void reconstruct_both(Raw<T, V>& lower, Raw<T, V>& upper) const
@@ -224,7 +277,8 @@ template <Operator op, bool whole>
 constexpr int blocks_at_once = op == Operator::kSru && whole ? 2 : 1;
 
 template <typename T, Operator op, int V, int run>
-__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>) tile_fused_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>)
+    tile_fused_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     unsigned char* shared = dynamic_shared();
@@ -238,27 +292,30 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>) ti
     float* scratch = reinterpret_cast<float*>(shared + p.shared.scratch);
     // a thread's own, vector after vector: nobody else reads it
     Data* kept = reinterpret_cast<Data*>(shared + p.shared.data) + threadIdx.x;
-    const auto at = [&](uint32_t tile, uint32_t half, int u) {
-        return (((tile - first) * 2 + half) * kPieceVectors + u) * blockDim.x;
-    };
+    const uint32_t step = blockDim.x, other = kPieceVectors * step;
 
     if (p.cluster > 1)
         cluster_barrier(); // every block of it runs: their shared memory may be written
     for (uint32_t tile = first; tile < end; ++tile)
     {
-        Piece<T, V> piece;
-        load_tile<T, V>(p, sample, place, tile, piece);
-#pragma unroll
-        for (int u = 0; u < kPieceVectors; ++u)
-            if (place.works && (tile * kPieceVectors + u) * p.tile.slots + place.slot < p.pixels)
-            {
-                kept[at(tile, 0, u)] = piece.lower[u];
-                kept[at(tile, 1, u)] = piece.upper[u];
-            }
-        measure_tile<T, V, run>(p, place, tile, piece, scratch, [&](uint32_t group, const Moments& moments) {
-            if (threadIdx.x % kWarp < 8)
-                publish(p, found + group * p.pieces_per_group + tile, moments);
-        });
+        Data* at = kept + (tile - first) * 2 * other;
+        const auto take = [&](auto all) {
+            constexpr bool whole = decltype(all)::value;
+            Piece<T, V> piece;
+            load_tile<T, V, whole>(p, sample, place, tile, piece);
+            each_vector<whole>(p, place, tile, [&](int u) {
+                at[u * step] = piece.lower[u];
+                at[u * step + other] = piece.upper[u];
+            });
+            measure_tile<T, V, run, whole>(p, place, tile, piece, scratch, [&](uint32_t group, const Moments& moments) {
+                if (threadIdx.x % kWarp < 8)
+                    publish(p, found + group * p.pieces_per_group + tile, moments);
+            });
+        };
+        if (place.whole(p, tile))
+            take(std::true_type{});
+        else
+            take(std::false_type{});
     }
     meet(p);
     for (uint32_t group = threadIdx.x / kWarp; group < groups_of_block(p); group += blockDim.x / kWarp)
@@ -270,41 +327,41 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>) ti
     __syncthreads();
     if (!place.works)
         return;
-    OwnChannels<op, V> own;
+    OwnChannels<op, V, run> own;
     own.load(p, place, [&](uint32_t local) { return groups[local]; });
-    auto* y = static_cast<Data*>(p.y);
+    const uint32_t apart = place.template step<V>(p), partner = p.half_channels / V;
     for (uint32_t tile = first; tile < end; ++tile)
-#pragma unroll
-        for (int u = 0; u < kPieceVectors; ++u)
-        {
-            const uint32_t pixel = (tile * kPieceVectors + u) * p.tile.slots + place.slot;
-            if (pixel >= p.pixels)
-                continue;
-            Data lower = kept[at(tile, 0, u)], upper = kept[at(tile, 1, u)];
+    {
+        const Data* at = kept + (tile - first) * 2 * other;
+        Data* y = place.template at<Data, V>(p, static_cast<Data*>(p.y), sample, tile);
+        each_vector<false>(p, place, tile, [&](int u) {
+            Data lower = at[u * step], upper = at[u * step + other];
             own.template reconstruct_both<T>(lower, upper);
-            const int64_t to = vector_at<T, V>(p, sample, place, pixel);
-            y[to] = lower;
-            y[to + p.half_channels / V] = upper;
-        }
+            y[u * apart] = lower;
+            y[u * apart + partner] = upper;
+        });
+    }
 }
 
 template <typename T, int V, int run>
-__global__ void __launch_bounds__(kTileThreads, blocks_at_once<Operator::kSru, run == V>) tile_statistics_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<Operator::kSru, run == V>)
+    tile_statistics_kernel(const __grid_constant__ KernelParams p)
 {
     const uint32_t item = blockIdx.x / p.pieces_per_group, tile = blockIdx.x % p.pieces_per_group;
     const int64_t sample = item / p.tile.blocks;
     const Place place = Place::of<V>(p, item % p.tile.blocks);
-    Piece<T, V> piece;
-    load_tile<T, V>(p, sample, place, tile, piece);
     float* scratch = reinterpret_cast<float*>(dynamic_shared() + p.shared.scratch);
-    measure_tile<T, V, run>(p, place, tile, piece, scratch, [&](uint32_t group, const Moments& moments) {
+    Piece<T, V> piece;
+    load_tile<T, V, false>(p, sample, place, tile, piece);
+    measure_tile<T, V, run, false>(p, place, tile, piece, scratch, [&](uint32_t group, const Moments& moments) {
         if (threadIdx.x % kWarp == 0)
             p.pieces[(sample * p.num_groups + group_of(p, place.block, group)) * p.pieces_per_group + tile] = moments;
     });
 }
 
-template <typename T, Operator op, int V>
-__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, true>) tile_apply_kernel(const __grid_constant__ KernelParams p)
+template <typename T, Operator op, int V, int run>
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>)
+    tile_apply_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     const uint32_t block = gridDim.x - 1 - blockIdx.x; // as apply_kernel
@@ -314,22 +371,17 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, true>) tile_a
     if (!place.works)
         return;
     Piece<T, V> piece;
-    load_tile<T, V>(p, sample, place, tile, piece);
+    load_tile<T, V, false>(p, sample, place, tile, piece);
     const Group* groups = p.groups + sample * p.num_groups;
-    OwnChannels<op, V> own;
+    OwnChannels<op, V, run> own;
     own.load(p, place, [&](uint32_t local) { return groups[group_of(p, place.block, local)]; });
-    auto* y = static_cast<Data*>(p.y);
-#pragma unroll
-    for (int u = 0; u < kPieceVectors; ++u)
-    {
-        const uint32_t pixel = (tile * kPieceVectors + u) * p.tile.slots + place.slot;
-        if (pixel >= p.pixels)
-            continue;
+    Data* y = place.template at<Data, V>(p, static_cast<Data*>(p.y), sample, tile);
+    const uint32_t apart = place.template step<V>(p), partner = p.half_channels / V;
+    each_vector<false>(p, place, tile, [&](int u) {
         own.template reconstruct_both<T>(piece.lower[u], piece.upper[u]);
-        const int64_t to = vector_at<T, V>(p, sample, place, pixel);
-        y[to] = piece.lower[u];
-        y[to + p.half_channels / V] = piece.upper[u];
-    }
+        y[u * apart] = piece.lower[u];
+        y[u * apart + partner] = piece.upper[u];
+    });
 }
 
 } // namespace scconv

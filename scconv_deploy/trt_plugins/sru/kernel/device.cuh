@@ -40,25 +40,42 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value)
     return __float2bfloat16_rn(value);
 }
 
-// Two elements as they lie in memory: one instruction rounds both.
+// Two elements as they lie in memory, rounded in one instruction; bfloat16 is the upper half of a float.
 template <typename T>
 struct PairOf;
 template <>
 struct PairOf<__half>
 {
-    using type = __half2;
-    __device__ static __forceinline__ type round(float a, float b)
+    __device__ static __forceinline__ uint32_t round(float a, float b)
     {
-        return __floats2half2_rn(a, b);
+        const __half2 pair = __floats2half2_rn(a, b);
+        uint32_t word;
+        memcpy(&word, &pair, sizeof(word));
+        return word;
+    }
+    __device__ static __forceinline__ void widen(uint32_t word, float& a, float& b)
+    {
+        __half pair[2];
+        memcpy(pair, &word, sizeof(word));
+        a = to_float(pair[0]);
+        b = to_float(pair[1]);
     }
 };
 template <>
 struct PairOf<__nv_bfloat16>
 {
-    using type = __nv_bfloat162;
-    __device__ static __forceinline__ type round(float a, float b)
+    __device__ static __forceinline__ uint32_t round(float a, float b)
     {
-        return __floats2bfloat162_rn(a, b);
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+        uint32_t word;
+        memcpy(&word, &pair, sizeof(word));
+        return word;
+    }
+    __device__ static __forceinline__ void widen(uint32_t word, float& a, float& b)
+    {
+        const uint32_t lower = word << 16, upper = word & 0xffff0000u;
+        memcpy(&a, &lower, sizeof(a));
+        memcpy(&b, &upper, sizeof(b));
     }
 };
 
@@ -101,11 +118,22 @@ using Raw = typename RawOf<static_cast<int>(sizeof(T)) * V>::type;
 template <typename T, int V>
 __device__ __forceinline__ void unpack(Raw<T, V> raw, float (&value)[V])
 {
-    T lane[V];
-    memcpy(lane, &raw, sizeof(lane));
+    if constexpr (sizeof(T) == 2 && V > 1)
+    {
+        uint32_t word[V / 2];
+        memcpy(word, &raw, sizeof(raw));
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-        value[i] = to_float(lane[i]);
+        for (int i = 0; i < V / 2; ++i)
+            PairOf<T>::widen(word[i], value[2 * i], value[2 * i + 1]);
+    }
+    else
+    {
+        T lane[V];
+        memcpy(lane, &raw, sizeof(raw));
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+            value[i] = to_float(lane[i]);
+    }
 }
 
 template <typename T, int V>
@@ -114,11 +142,11 @@ __device__ __forceinline__ Raw<T, V> pack(const float (&value)[V])
     Raw<T, V> raw;
     if constexpr (sizeof(T) == 2 && V > 1)
     {
-        typename PairOf<T>::type pair[V / 2];
+        uint32_t word[V / 2];
 #pragma unroll
         for (int i = 0; i < V / 2; ++i)
-            pair[i] = PairOf<T>::round(value[2 * i], value[2 * i + 1]);
-        memcpy(&raw, pair, sizeof(raw));
+            word[i] = PairOf<T>::round(value[2 * i], value[2 * i + 1]);
+        memcpy(&raw, word, sizeof(raw));
     }
     else
     {

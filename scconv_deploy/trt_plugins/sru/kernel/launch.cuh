@@ -87,7 +87,7 @@ cudaError_t launch_channels_last(const KernelParams& p, const Plan& plan, cudaSt
 {
     if (plan.algorithm == Algorithm::kOnChip)
         return launch_fused<tile_fused_kernel<T, op, V, run>>(p, plan, stream);
-    return launch_split<tile_statistics_kernel<T, V, run>, merge_kernel<T>, tile_apply_kernel<T, op, V>>(
+    return launch_split<tile_statistics_kernel<T, V, run>, merge_kernel<T>, tile_apply_kernel<T, op, V, run>>(
         p, plan, plan.blocks, stream);
 }
 

@@ -194,30 +194,38 @@ __global__ void __launch_bounds__(kFusedThreads, 2) fused_kernel(const __grid_co
     }
     __syncthreads();
 
-    Data* lower_y = reinterpret_cast<Data*>(static_cast<T*>(p.y) + start);
-    Data* upper_y = lower_y + p.half_elements / V;
+    Data* y = reinterpret_cast<Data*>(static_cast<T*>(p.y) + start) + lane;
     for (uint32_t piece = slice.first + warp; piece < slice.end; piece += warps)
     {
-        const uint32_t vectors = slice.size(piece), at = (piece - slice.first) * kPiece;
-#pragma unroll
-        for (int u = 0; u < kPieceVectors; ++u)
-        {
-            const uint32_t index = u * kWarp + lane;
-            if (index < vectors)
-            {
-                const uint32_t vector = piece * kPiece + index;
-                const uint32_t channel = p.by_pixels.quotient(vector * V);
-                const uint32_t left = (channel + 1) * p.pixels - vector * V;
-                Data lower = slice.lower[at + index], upper = slice.upper[at + index];
-                cross_vectors<T, op, V, run>(lower, upper, left, [&](uint32_t next, Channel& a, Channel& b) {
-                    const uint32_t row = min(channel - table.first + next, table.count - 1);
+        const uint32_t vectors = slice.size(piece), at = (piece - slice.first) * kPiece + lane;
+        Data* lower_y = y + piece * kPiece;
+        Data* upper_y = lower_y + p.half_elements / V;
+        const auto write = [&](int u) {
+            const uint32_t element = (piece * kPiece + u * kWarp + lane) * V;
+            const uint32_t channel = p.by_pixels.quotient(element);
+            Data lower = slice.lower[at + u * kWarp], upper = slice.upper[at + u * kWarp];
+            cross_vectors<T, op, V, run>(
+                lower, upper, (channel + 1) * p.pixels - element, [&](uint32_t next, Channel& a, Channel& b) {
+                    uint32_t row = channel - table.first + next;
+                    if constexpr (run != V)
+                        row = min(row, table.count - 1);
                     a = table.read(0, row);
                     b = table.read(1, row);
                 });
-                lower_y[vector] = lower;
-                upper_y[vector] = upper;
-            }
+            lower_y[u * kWarp] = lower;
+            upper_y[u * kWarp] = upper;
+        };
+        if (!bulk_copies() && vectors == kPiece) // with bulk copies there are 64 registers, too few for both
+        {
+#pragma unroll
+            for (int u = 0; u < kPieceVectors; ++u)
+                write(u);
+            continue;
         }
+#pragma unroll
+        for (int u = 0; u < kPieceVectors; ++u)
+            if (u * kWarp + lane < vectors)
+                write(u);
     }
 }
 

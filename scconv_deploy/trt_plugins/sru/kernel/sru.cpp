@@ -78,11 +78,15 @@ KernelParams kernel_params(const ScconvSruParams& p, const Problem& problem, con
     return k;
 }
 
+// Whether what the operator takes is there, and aligned to 16 bytes, as vectors are read.
 bool pointers_given(const ScconvSruParams& p)
 {
-    const bool affine = p.op == SCCONV_SRU || (p.first != nullptr && p.second != nullptr);
-    const auto both = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y);
-    return p.x != nullptr && p.y != nullptr && both % 16 == 0 && p.cut != nullptr && p.sign != nullptr && affine;
+    const void* const pointers[] = {p.x, p.y, p.cut, p.sign, p.first, p.second};
+    const int32_t count = p.op == SCCONV_SRU ? 4 : 6;
+    for (int32_t i = 0; i < count; ++i)
+        if (pointers[i] == nullptr || reinterpret_cast<uintptr_t>(pointers[i]) % 16 != 0)
+            return false;
+    return true;
 }
 
 } // namespace
