@@ -26,7 +26,7 @@ _REFUSED = re.compile(
     r"^=+ ?(?!Program hit)(?=[^ =]).*(not supported|unsupported|permission|ERR_NVGPUCTRPERM|insufficient|incompatible"
     r"|driver version|unable to|(failed|could not|cannot) (be |to )?(initialize|load|find|connect|inject|attach|launch)"
     r"|no kernels were profiled|before first instrumented)"
-    r"|error while loading shared libraries|(unrecogni[sz]ed|unknown|invalid) option",
+    r"|error while loading shared libraries|(unrecogni[sz]ed|unknown|invalid) option|argument for option .* is invalid",
     re.IGNORECASE,
 )
 """What the tools say, after their '=====' or '==ERROR==', where the machine does not let them work. Indented lines are

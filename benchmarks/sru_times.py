@@ -15,7 +15,8 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -229,6 +230,10 @@ def _clocks() -> str:
     return (Machine().run(query) or "unknown").strip()
 
 
+def _emit(found: Mapping[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sru_times", description=__doc__)
     parser.add_argument("--library", type=Path, required=True)
@@ -240,15 +245,16 @@ def main(arguments: Sequence[str]) -> None:
     if options.compile:
         first, step = map(int, options.compile.split("/"))
         return compile_cases(cases()[first::step], options.seed, "cuda", options.notes)
-    emit: Callable[[Any], None] = lambda one: print(json.dumps(one), flush=True)  # noqa: E731
-    emit({"device": _device()})
+    _emit({"device": _device()})
     library, timer = SruLibrary(options.library), GraphTimer(options.rounds)
     for case in cases():
-        print(case, flush=True)
+        start = time.monotonic()
         for row in times(library, timer, case, options.seed, "cuda", compile_error(options.notes, case)):
-            emit(row)
+            _emit(row)
+        missed = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_miss"]
+        print(f"{case}: {time.monotonic() - start:.1f} s, {missed} compiled anew so far", flush=True)
         if case == cases()[0]:
-            emit({"device": {"clocks_after_the_first_case": _clocks()}})
+            _emit({"device": {"clocks_after_the_first_case": _clocks()}})
 
 
 if __name__ == "__main__":

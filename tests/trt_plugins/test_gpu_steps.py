@@ -160,6 +160,7 @@ REFUSALS = [
     "==ERROR== Failed to initialize the profiler: LibraryNotLoaded",
     "==ERROR== unrecognised option '--print-units'. Use --help for further details.",
     "==WARNING== No kernels were profiled.",
+    "the argument for option '--tool' is invalid",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,37 @@ def test_a_case_that_cannot_be_compiled_leaves_its_reason(monkeypatch, tmp_path)
     monkeypatch.setattr(sru_times, "compile_call", fails)
     compile_cases([CASE], 0, "cpu", tmp_path)
     assert compile_error(tmp_path, CASE) == "Cannot find a working triton installation"
+
+
+# --- the process ---
+
+
+def test_the_process_prints_rows_as_json_and_all_else_as_text(monkeypatch, capsys, tmp_path):
+    def rows(library, timer, case, seed, device, error):
+        yield {"library": library, "rounds": timer, "case": str(case), "seed": seed, "device": device, "error": error}
+
+    (tmp_path / f"{CASE}.txt").write_text("no triton")
+    for name, stand_in in (("SruLibrary", str), ("GraphTimer", int), ("times", rows), ("cases", lambda: [CASE] * 2),
+                           ("_device", lambda: {"l2_bytes": 7}), ("_clocks", lambda: "1980 MHz")):  # fmt: skip
+        monkeypatch.setattr(sru_times, name, stand_in)
+    sru_times.main(["--library", "kernels.so", "--notes", str(tmp_path), "--seed", "3", "--rounds", "5"])
+    lines = capsys.readouterr().out.splitlines()
+    row = {"library": "kernels.so", "rounds": 5, "case": str(CASE), "seed": 3, "device": "cuda", "error": "no triton"}
+    assert [json.loads(line) for line in lines if line.startswith("{")] == [
+        {"device": {"l2_bytes": 7}}, row, {"device": {"clocks_after_the_first_case": "1980 MHz"}}, row,
+        {"device": {"clocks_after_the_first_case": "1980 MHz"}},
+    ]  # fmt: skip
+    assert lines[2].startswith(f"{CASE}: ")
+
+
+def test_the_compiling_processes_share_all_cases(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(sru_times, "compile_cases", lambda chosen, *rest: seen.append((chosen, rest)))
+    for number in range(3):
+        sru_times.main(["--library", "x", "--notes", str(tmp_path), "--compile", f"{number}/3"])
+    assert [chosen[0] for chosen, _ in seen] == cases()[:3]  # the headline at once
+    assert sorted(str(case) for chosen, _ in seen for case in chosen) == sorted(map(str, cases()))
+    assert {rest for _, rest in seen} == {(0, "cuda", tmp_path)}
 
 
 # --- the sweep of the sanitizers ---
