@@ -43,7 +43,7 @@ def sweep(library: SruLibrary, device: str) -> tuple[int, int]:
         inputs = [p.to(device) for p in gate.operator_inputs().values()]
         for layout, algorithm in itertools.product(LAYOUTS, ALGORITHMS[1:]):
             if layout == "NHWC" and shape[1] % groups:
-                continue  # the kernels refuse it
+                continue  # the kernels refuse it, so a copy would be made first
             x = data.contiguous(memory_format=LAYOUTS[layout]).to(device)
             y = library.sru(x, inputs, SruSettings.of(variant, algorithm)).cpu()
             flips, distance = compare_outputs(y, expected, data.float(), gate)

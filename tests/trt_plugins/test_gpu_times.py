@@ -33,22 +33,11 @@ class FakeTimer:
         return {name: [each, each * 1.1] for name, each in known.items()}, self.errors
 
 
-class AnyLayout:
-    """The emulated library for an x of either layout, y in x's."""
-
-    def __init__(self, emulated):
-        self.emulated, self.chosen_algorithm = emulated, emulated.chosen_algorithm
-
-    def sru(self, x, *rest):
-        y = self.emulated.sru(x.contiguous(), *rest)
-        return y if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", TYPES)
 def test_rows_have_times_ratios_gates_and_algorithms(emulated, name, layout):
     case = Case((2, 32, 4, 4), name, layout)
-    rows = {row["variant"]: row for row in times(AnyLayout(emulated), FakeTimer(FAST), case, 0, "cpu")}
+    rows = {row["variant"]: row for row in times(emulated, FakeTimer(FAST), case, 0, "cpu")}
     fused = [row for variant, row in rows.items() if variant.startswith("fused")]
     assert {"copy", "PyTorch eager", "torch.compile"} < set(rows)
     assert {row["unexplained"] for row in fused} == {0}
@@ -169,11 +158,11 @@ def test_the_compiling_processes_share_all_cases(monkeypatch, tmp_path):
 
 def test_the_sweep_judges_every_call(emulated, monkeypatch):
     monkeypatch.setattr(sru_sweep, "SIZES", ((2, 16, 6, 6, 4), (2, 24, 5, 8, 16)))
-    right, count = sru_sweep.sweep(AnyLayout(emulated), "cpu")
+    right, count = sru_sweep.sweep(emulated, "cpu")
     algorithms = len(sru_sweep.ALGORITHMS) - 1
     # operators, types, layouts; groups that straddle channels: without GroupNorm, and in NCHW alone
     assert right == count == algorithms * (3 * 3 * 2 + 2 * 3)
-    wrong = SimpleNamespace(sru=lambda x, *rest: AnyLayout(emulated).sru(x, *rest) * 1.1)
+    wrong = SimpleNamespace(sru=lambda x, *rest: emulated.sru(x, *rest) * 1.1)
     assert sru_sweep.sweep(wrong, "cpu") == (0, count)
 
 
