@@ -141,6 +141,21 @@ def test_groups_that_straddle_channels_or_have_no_partner(backend, channels, gro
         judge(backend(each, gamma, beta, variant), each, gamma, beta, variant)
 
 
+@on_both
+def test_parameters_lie_anywhere(backend):
+    """Constants of an engine are packed: 16 bytes are read at once only where all are aligned."""
+    variant = replace(VARIANTS["groupnorm-soft"], num_groups=4)
+    x, gamma, beta = draw((1, 64, 5, 5))
+    for layout in LAYOUTS:
+        inputs = []
+        for value in Gate(variant, gamma, beta).operator_inputs().values():
+            room = torch.full((65,), torch.nan, device=backend.device)
+            room[1:] = value
+            inputs.append(room[1:])
+        each = laid_out(x, layout).to(backend.device)
+        judge(backend.library.sru(each, inputs, SruSettings.of(variant)), x, gamma, beta, variant)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @on_both
 def test_many_pieces_of_one_group(backend, layout):

@@ -202,26 +202,27 @@ __device__ __forceinline__ void measure_tile(
     }
 }
 
-// Parameters of a vector of channels, 16 bytes at a time.
+// Parameters of a vector of channels, 16 bytes at a time where they are aligned.
 template <int V>
-__device__ __forceinline__ void load_parameters(const float* from, float (&value)[V])
+__device__ __forceinline__ void load_parameters(bool are_aligned, const float* from, float (&value)[V])
 {
-    if constexpr (V == 1)
-    {
-        value[0] = __ldg(from);
-    }
-    else
-    {
-#pragma unroll
-        for (int i = 0; i < V; i += 4)
+    if constexpr (V % 4 == 0)
+        if (are_aligned)
         {
-            const float4 four = *reinterpret_cast<const float4*>(from + i);
-            value[i] = four.x;
-            value[i + 1] = four.y;
-            value[i + 2] = four.z;
-            value[i + 3] = four.w;
+#pragma unroll
+            for (int i = 0; i < V; i += 4)
+            {
+                const float4 four = *reinterpret_cast<const float4*>(from + i);
+                value[i] = four.x;
+                value[i + 1] = four.y;
+                value[i + 2] = four.z;
+                value[i + 3] = four.w;
+            }
+            return;
         }
-    }
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+        value[i] = __ldg(from + i);
 }
 
 // What a thread needs of its channels: of the lower vector, then of the upper.
@@ -240,12 +241,12 @@ struct OwnChannels
             const uint32_t local = half * p.tile.channels + place.channel;
             const uint32_t first = half * p.half_channels + place.block * p.tile.channels + place.channel;
             float cut[V], sign[V], scale[V] = {}, shift[V] = {};
-            load_parameters<V>(p.cut + first, cut);
-            load_parameters<V>(p.sign + first, sign);
+            load_parameters<V>(p.parameters_are_aligned, p.cut + first, cut);
+            load_parameters<V>(p.parameters_are_aligned, p.sign + first, sign);
             if constexpr (op != Operator::kSru)
             {
-                load_parameters<V>(p.first + first, scale);
-                load_parameters<V>(p.second + first, shift);
+                load_parameters<V>(p.parameters_are_aligned, p.first + first, scale);
+                load_parameters<V>(p.parameters_are_aligned, p.second + first, shift);
             }
             Group group = statistics(p.by_group_channels.quotient(local));
 #pragma unroll

@@ -40,6 +40,7 @@ struct KernelParams
     float freedom; // L - ddof
     float eps_var;
     float eps_std;
+    bool parameters_are_aligned; // to 16 bytes
 };
 
 // One for each data type, compiled in sru_float.cu, sru_half.cu and sru_bfloat16.cu so that a build does them side by

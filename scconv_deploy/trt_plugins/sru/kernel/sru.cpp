@@ -44,6 +44,11 @@ cudaError_t query(Limits& limits)
     return status;
 }
 
+bool aligned_to_16(const void* a, const void* b)
+{
+    return (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b)) % 16 == 0;
+}
+
 KernelParams kernel_params(const ScconvSruParams& p, const Problem& problem, const Plan& plan)
 {
     KernelParams k{};
@@ -75,18 +80,14 @@ KernelParams kernel_params(const ScconvSruParams& p, const Problem& problem, con
     k.freedom = static_cast<float>(problem.group_elements() - p.ddof);
     k.eps_var = p.eps_var;
     k.eps_std = p.eps_std;
+    k.parameters_are_aligned = aligned_to_16(p.cut, p.sign) && aligned_to_16(p.first, p.second);
     return k;
 }
 
-// Whether what the operator takes is there, and aligned to 16 bytes, as vectors are read.
 bool pointers_given(const ScconvSruParams& p)
 {
-    const void* const pointers[] = {p.x, p.y, p.cut, p.sign, p.first, p.second};
-    const int32_t count = p.op == SCCONV_SRU ? 4 : 6;
-    for (int32_t i = 0; i < count; ++i)
-        if (pointers[i] == nullptr || reinterpret_cast<uintptr_t>(pointers[i]) % 16 != 0)
-            return false;
-    return true;
+    const bool affine = p.op == SCCONV_SRU || (p.first != nullptr && p.second != nullptr);
+    return p.x != nullptr && p.y != nullptr && aligned_to_16(p.x, p.y) && p.cut != nullptr && p.sign != nullptr && affine;
 }
 
 } // namespace

@@ -32,7 +32,7 @@ enum ScconvAlgorithm {
 typedef struct ScconvSruParams {
     const void* x;      // [N, C, H, W] of type `type`, contiguous in `layout`, aligned to 16 bytes
     void* y;            // like x; must not overlap it
-    const float* cut;    // [C], aligned to 16 bytes; float32 whatever x is, as the others: in 16 bits a cut is another one
+    const float* cut;    // [C], as the other parameters; float32 whatever x is: in 16 bits a cut is another cut
     const float* sign;   // [C]
     const float* first;  // [C]; SRUNorm: gamma, SRUSoft: scale, SRU: null
     const float* second; // [C]; SRUNorm: beta, SRUSoft: shift, SRU: null
