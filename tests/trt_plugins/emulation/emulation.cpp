@@ -17,8 +17,42 @@ constexpr int kDefaultSharedBytes = 48 << 10, kReservedBytes = 1 << 10; // of ea
 int device = 0, multiprocessors = 132, shared_limit = 227 << 10, order = 0, capability = 90, image = 90;
 std::map<const void*, int> permitted;
 std::vector<int> permits;
+cudaError_t last = cudaSuccess;
+
+cudaError_t told(cudaError_t status)
+{
+    if (status != cudaSuccess)
+        last = status;
+    return status;
+}
+
+cudaError_t refusal(const cudaLaunchConfig_t& config, dim3 cluster, const void* kernel)
+{
+    const dim3 blocks = config.gridDim, threads = config.blockDim;
+    const auto found = permitted.find(kernel);
+    const int most = found == permitted.end() ? kDefaultSharedBytes : found->second;
+    if (image == 0)
+        return cudaErrorNoKernelImageForDevice;
+    if (blocks.x == 0 || blocks.x > 0x7fffffffu || blocks.y == 0 || blocks.y > 0xffff || blocks.z != 1)
+        return cudaErrorInvalidConfiguration;
+    if (threads.x == 0 || threads.x > emulation::kMaxThreads || threads.y != 1 || threads.z != 1)
+        return cudaErrorInvalidConfiguration;
+    if (config.dynamicSmemBytes > static_cast<size_t>(most))
+        return cudaErrorInvalidValue;
+    // clusters of a row of blocks alone, and of as many as every GPU that has clusters takes
+    if (cluster.x == 0 || cluster.x > emulation::kMaxCluster || cluster.y != 1 || cluster.z != 1)
+        return cudaErrorInvalidClusterSize;
+    return blocks.x % cluster.x != 0 || (cluster.x > 1 && capability < 90) ? cudaErrorInvalidClusterSize : cudaSuccess;
+}
 
 } // namespace
+
+cudaError_t cudaGetLastError()
+{
+    const cudaError_t found = last;
+    last = cudaSuccess;
+    return found;
+}
 
 cudaError_t cudaGetDevice(int* found)
 {
@@ -42,9 +76,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int)
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes)
 {
     if (image == 0)
-        return cudaErrorNoKernelImageForDevice;
+        return told(cudaErrorNoKernelImageForDevice);
     if (bytes > shared_limit)
-        return cudaErrorInvalidValue;
+        return told(cudaErrorInvalidValue);
     permitted[kernel] = bytes;
     permits.push_back(bytes);
     return cudaSuccess;
@@ -54,7 +88,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int byte
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*)
 {
     if (image == 0)
-        return cudaErrorNoKernelImageForDevice;
+        return told(cudaErrorNoKernelImageForDevice);
     attributes->ptxVersion = image;
     attributes->binaryVersion = image / 10 == capability / 10 ? image : capability;
     return cudaSuccess;
@@ -64,29 +98,17 @@ namespace emulation {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread)
 {
-    const dim3 blocks = config.gridDim, threads = config.blockDim;
     dim3 cluster;
     for (unsigned i = 0; i < config.numAttrs; ++i)
     {
         const auto& given = config.attrs[i].val.clusterDim;
         cluster = {given.x, given.y, given.z};
     }
-    const auto found = permitted.find(kernel);
-    const int most = found == permitted.end() ? kDefaultSharedBytes : found->second;
-    if (image == 0)
-        return cudaErrorNoKernelImageForDevice;
-    if (blocks.x == 0 || blocks.x > 0x7fffffffu || blocks.y == 0 || blocks.y > 0xffff || blocks.z != 1)
-        return cudaErrorInvalidConfiguration;
-    if (threads.x == 0 || threads.x > kMaxThreads || threads.y != 1 || threads.z != 1)
-        return cudaErrorInvalidConfiguration;
-    if (config.dynamicSmemBytes > static_cast<size_t>(most))
-        return cudaErrorInvalidValue;
-    // clusters of a row of blocks alone, and of as many as every GPU that has clusters takes
-    if (cluster.x == 0 || cluster.x > kMaxCluster || cluster.y != 1 || cluster.z != 1 || blocks.x % cluster.x != 0)
-        return cudaErrorInvalidClusterSize;
-    if (cluster.x > 1 && capability < 90)
-        return cudaErrorInvalidClusterSize;
-    run({blocks, threads.x, cluster.x, static_cast<unsigned>(config.dynamicSmemBytes), order, image, &thread});
+    const cudaError_t status = told(refusal(config, cluster, kernel));
+    if (status != cudaSuccess)
+        return status;
+    run({config.gridDim, config.blockDim.x, cluster.x, static_cast<unsigned>(config.dynamicSmemBytes), order, image,
+        &thread});
     return cudaSuccess;
 }
 

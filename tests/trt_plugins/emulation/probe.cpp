@@ -174,7 +174,10 @@ int main(int count, char** arguments)
         cudaFuncAttributes attributes{};
         const cudaError_t status = cudaFuncGetAttributes(&attributes, probe);
         const cudaError_t launched = launch({nullptr, nullptr, 0, &what}, numbers[2], numbers[3], numbers[4]);
-        std::printf("%d: %d %d\n", status == cudaSuccess ? launched : status, attributes.ptxVersion, attributes.binaryVersion);
+        const cudaError_t last = cudaGetLastError();
+        std::printf("%d: %d %d\n", last, attributes.ptxVersion, attributes.binaryVersion);
+        if (last != (status == cudaSuccess ? launched : status) || cudaGetLastError() != cudaSuccess)
+            std::puts("an error is not the last one, once");
     }
     else if (what == "device")
     {
