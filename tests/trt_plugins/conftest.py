@@ -55,7 +55,7 @@ class RaceRunner:
 
     def run(self, program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [*self.prefix, str(program), *map(str, arguments)]
-        environment = dict(os.environ) | {"TSAN_OPTIONS": "exitcode=66"}
+        environment = dict(os.environ) | {"TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

@@ -91,8 +91,10 @@ int alike(const Size& size, int32_t op, int32_t type, int32_t layout, int& calls
 // type: of one data type alone, 0 to 2
 int main(int count, char** arguments)
 {
-    // whole and ragged rows, one and several pieces, groups without a partner or with borders inside a channel
-    const Size sizes[] = {{3, 8, 7, 4}, {1, 8, 256, 2}, {2, 6, 98, 3}, {1, 16, 196, 2}, {1, 4, 1254, 2}, {1, 4, 30, 3}};
+    // whole and ragged rows, one piece, several, one for each of eight blocks, groups without a partner or with borders
+    // inside a channel
+    const Size sizes[] = {{3, 8, 7, 4}, {1, 8, 256, 2}, {2, 6, 98, 3}, {1, 16, 196, 2}, {1, 4, 1254, 2}, {1, 4, 30, 3},
+        {1, 4, 2048, 2}};
     int calls = 0, found = 0;
     for (const Size& size : sizes)
         for (const int32_t layout : {SCCONV_LINEAR, SCCONV_CHANNELS_LAST})
