@@ -29,7 +29,7 @@ FLAGS = (
 )  # which says what loops the optimiser has unrolled
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = ("-fsanitize=thread",)
-EMULATION = [HERE / f"{name}.cpp" for name in ("fibers", "cluster", "emulation")]
+EMULATION = [HERE / f"{name}.cpp" for name in ("fibers", "cluster", "threads", "emulation")]
 GUARD, PATTERN = 256, 0xA5
 """Bytes before and after what a kernel may write, and what they hold."""
 

@@ -1,8 +1,7 @@
-// What device code is written in: threads of a block as fibers that meet at barriers and shuffles (cluster.cpp).
+// What device code is written in: threads of a block as fibers that meet at barriers and shuffles (threads.cpp).
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <functional>
 
@@ -10,11 +9,9 @@
 
 #define __global__
 #define __device__
-#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __restrict__ __restrict
 // no __shared__: a block has no shared memory but intrinsics.cuh's dynamic_shared()
 
 struct Index
@@ -27,10 +24,6 @@ struct alignas(16) float4
 {
     float x, y, z, w;
 };
-struct alignas(8) float2
-{
-    float x, y;
-};
 struct alignas(16) uint4
 {
     unsigned x, y, z, w;
@@ -39,15 +32,6 @@ struct alignas(8) uint2
 {
     unsigned x, y;
 };
-inline float4 make_float4(float x, float y, float z, float w)
-{
-    return {x, y, z, w};
-}
-inline float2 make_float2(float x, float y)
-{
-    return {x, y};
-}
-using std::max;
 using std::min;
 
 template <typename T>
@@ -111,7 +95,6 @@ struct KernelParams;
 template <typename Params = scconv::KernelParams>
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments)
 {
-    return emulation::launch(*config, kernel, [=] {
-        reinterpret_cast<void (*)(Params)>(reinterpret_cast<uintptr_t>(kernel))(*static_cast<const Params*>(arguments[0]));
-    });
+    const auto function = reinterpret_cast<void (*)(Params)>(reinterpret_cast<uintptr_t>(kernel));
+    return emulation::launch(*config, kernel, [=] { function(*static_cast<const Params*>(arguments[0])); });
 }

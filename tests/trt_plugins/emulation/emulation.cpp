@@ -3,7 +3,7 @@
 // What it shows: indices, tails, alignment (with -fsanitize=alignment), memory outside (with -fsanitize=address; shared
 // memory beyond what was asked for, or of a block that has ended, is poisoned), barriers that not every thread reaches,
 // copies that nobody waits for, launches that a device refuses; by running the threads in several orders, values read
-// before another thread wrote them; and with -fsanitize=thread, what no barrier puts in order, in whichever order it ran.
+// before another thread wrote them; and with -fsanitize=thread, what no barrier puts in order, however it ran.
 // What it cannot: speed, the caches, how a GPU's compiler schedules, and fences between generic and bulk accesses.
 #include <map>
 #include <vector>

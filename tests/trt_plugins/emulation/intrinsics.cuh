@@ -1,7 +1,7 @@
-// In the place of kernel/intrinsics.cuh: shared memory, clusters and bulk copies of the emulation (cluster.cpp).
+// In the place of kernel/intrinsics.cuh: shared memory, clusters and bulk copies of the emulation (threads.cpp).
 //
-// What a kernel's own code touches (a barrier's word, another block's memory) is touched here, in code that is compiled with
-// the kernel, so that the sanitizers see it.
+// What a kernel's own code touches (a barrier's word, another block's memory) is touched here, in code that is compiled
+// with the kernel, so that the sanitizers see it.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,6 @@ void* remote(void* local, uint32_t rank, uint32_t bytes);
 
 // Whether the kernels were compiled for sm_90 or later.
 bool has_clusters();
-uint32_t cluster_rank();
 void cluster_barrier();
 
 // word: what the barrier holds, which is kBarrier from bulk_init on
@@ -38,10 +37,6 @@ inline unsigned char* dynamic_shared()
 }
 inline void forget(uint32_t&) {}
 inline void forget_memory() {}
-inline uint32_t cluster_rank()
-{
-    return emulation::cluster_rank();
-}
 inline bool bulk_copies()
 {
     return emulation::has_clusters();

@@ -76,7 +76,7 @@ __global__ void probe(const __grid_constant__ KernelParams p)
     if (p.wrong("launch"))
         return;
     Memory& memory = *reinterpret_cast<Memory*>(dynamic_shared());
-    const uint32_t rank = cluster_rank();
+    const uint32_t rank = blockIdx.x % p.cluster;
     if (threadIdx.x == 0)
         load(p, memory, p.x + blockIdx.x * kSlice);
     if (p.wrong("deadlock") && threadIdx.x == 7)

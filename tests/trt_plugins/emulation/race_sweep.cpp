@@ -1,5 +1,5 @@
-// Every kernel under ThreadSanitizer: sizes x layouts x algorithms x GPUs. Sums have one order wherever they are added up,
-// so that every call of a size gives the first one's bytes; prints how many did.
+// Every kernel under ThreadSanitizer: sizes x layouts x algorithms x GPUs. Sums have one order wherever they are added
+// up, so that every call of a size gives the first one's bytes; prints how many did.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// What ThreadSanitizer is told of fibers. The emulation's own files are compiled without it (their counters would be races),
-// with EMULATION_RACES for these calls; without that there is nobody to tell.
+// What ThreadSanitizer is told of fibers. The emulation's own files are compiled without it (their counters would be
+// races), with EMULATION_RACES for these calls; without that there is nobody to tell.
 #pragma once
 
 #include <cstddef>
