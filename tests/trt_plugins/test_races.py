@@ -17,8 +17,8 @@ FLOAT = "kernel/sru_float.cu"
 PLANTED = {
     "thresholds are read before the block has met": (
         "linear.cuh",
-        "    __syncthreads();\n\n    Data* lower_y",
-        "\n    Data* lower_y",
+        "__syncthreads();\n\n    Data*",
+        "Data*",
         " scconv::fused_kernel<float",
     ),
     "a tile's sums are written over those of the tile before": (
