@@ -91,7 +91,7 @@ class Reference:
         return y.to(x.dtype), opened
 
     def differences(self, values: Tensor) -> int:
-        """How often the cheap arithmetic of sru_math.h differs from the plain one, over all triples of float32 values."""
+        """How often the cheap arithmetic of sru_math.h differs from the plain one, over all triples of float32."""
         count = ctypes.c_int64(values.numel())
         return self._library.reference_differences(ctypes.c_void_p(values.data_ptr()), count)
 

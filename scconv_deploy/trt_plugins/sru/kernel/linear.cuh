@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kSplitThreads) statistics_kernel(const __grid_
         found = measure_part<T, V>(place(group), place(partner), vectors);
     }
     const uint32_t lane = threadIdx.x % kWarp;
-    if (lane == 0 || lane == 16)
+    if (lane == 0 || (lane == 16 && group + half < groups)) // the last of an odd number has no partner
         p.pieces[(lane == 0 ? group : partner) * p.pieces_per_group + piece] = found;
 }
 
