@@ -1,8 +1,8 @@
 """Gates that the CUDA kernels' arithmetic decides otherwise than PyTorch, over more than 10^8 of them.
 
 The header that the kernels compile (``trt_plugins/sru/sru_math.h``) runs on the CPU here, every sum in the order of the
-kernels, which hangs on the layout alone. Each variant sees noise at several means and rectified noise, with beta zero and
-random, in both layouts.
+kernels, which hangs on the layout alone. Each variant sees noise at several means and rectified noise, with beta zero
+and random, in both layouts.
 """
 
 from __future__ import annotations
