@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -109,13 +109,14 @@ class Harness:
     folder: Path
     version: str
     include: Path
+    program: str = "sru_harness"
 
     @property
     def plugin(self) -> Path:
         return self.folder / "libscconv_sru.so"
 
     def run(self, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.folder / "sru_harness"), *map(str, arguments)]
+        command = [str(self.folder / self.program), *map(str, arguments)]
         environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(self.folder / "stand_in")} | environ
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -169,13 +170,11 @@ def plugin_on_a_gpu(nvcc, tensorrt_headers, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rtx_stand_in(nvcc, tmp_path_factory) -> Path:
-    """An empty library of the name by which the plugin knows TensorRT-RTX."""
-    folder = tmp_path_factory.mktemp("rtx")
-    (folder / "empty.cpp").touch()
-    product = folder / "libtensorrt_rtx.so.1"
-    compile_all([nvcc, "-shared", "-cudart=none", str(folder / "empty.cpp"), "-o", str(product)])
-    return product
+def rtx_harness(harness) -> Harness:
+    """The same host by the name by which the plugin knows TensorRT-RTX."""
+    program = "libtensorrt_rtx.so.1"
+    shutil.copy(harness.folder / harness.program, harness.folder / program)
+    return replace(harness, program=program)
 
 
 @pytest.fixture(scope="session")

@@ -99,13 +99,16 @@ class EmulatedLibrary(SruLibrary):
         order: int = 0,
         capability: int = 90,
         compiled_for: int | None = None,
+        widest_cluster: int = 8,
     ) -> None:
         """Another GPU, and the order in which threads run (0, 1 or 2).
 
         capability: e.g. 89. compiled_for: the architecture of the kernels' code, by default the GPU's; 0: none runs.
+        widest_cluster: blocks that the GPU has room for side by side.
         """
         self._library.emulation_device(multiprocessors, shared_bytes, order)
         self._library.emulation_architecture(capability, capability if compiled_for is None else compiled_for)
+        self._library.emulation_widest_cluster(widest_cluster)
 
     def permits(self) -> tuple[int, int, int]:
         """Calls of cudaFuncSetAttribute since :meth:`device`, and the least and most bytes they permitted."""

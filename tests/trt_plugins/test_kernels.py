@@ -265,8 +265,8 @@ def test_shared_memory_is_permitted_once_and_wholly(emulated, tmp_path):
     take from a larger one between its attribute and its launch."""
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
     emulated = EmulatedLibrary(tmp_path, emulated.path)
-    emulated.device(shared_bytes=160 << 10)
-    for size in (4, 40, 8):
+    emulated.device(1, 160 << 10, capability=89)
+    for size in (4, 48, 64, 48):  # 0.5, 74, 131 and 74 KB
         x, gamma, beta = draw((1, 16, size, size))
         inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
         assert emulated.chosen(x, inputs, SruSettings.of(variant)) == ALGORITHMS.index("on_chip")
@@ -289,6 +289,20 @@ def test_code_that_the_device_lacks_is_told_and_older_code_runs_without_clusters
     assert emulated.choose(params) == 209
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_device_too_small_for_a_cluster_takes_two_passes(emulated, layout):
+    variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
+    x, gamma, beta = draw((1, 64, 30, 30))
+    x = laid_out(x, layout)
+    inputs = list(Gate(variant, gamma, beta).operator_inputs().values())
+    settings = SruSettings.of(variant)
+    expected = emulated.sru(x, inputs, settings)
+    emulated.device(widest_cluster=2)
+    assert emulated.chosen(x, inputs, settings) == ALGORITHMS.index("on_chip")
+    for _ in range(2):
+        assert torch.equal(emulated.sru(x, inputs, settings), expected)
+
+
 def test_null_and_misaligned_pointers_and_too_small_a_workspace_are_refused(emulated):
     variant = replace(VARIANTS["groupbn-hard"], num_groups=4)
     x, gamma, beta = draw((1, 16, 8, 8))
@@ -304,6 +318,9 @@ def test_null_and_misaligned_pointers_and_too_small_a_workspace_are_refused(emul
     params.workspace_bytes = room.numel()
     params.y = y.data_ptr() + 4
     assert emulated.enqueue(params) == 1
+    params.y, params.workspace = y.data_ptr(), room.data_ptr() + 4
+    assert emulated.enqueue(params) == 1
+    params.workspace = room.data_ptr()
     assert (y == 7).all()
     params.y = y.data_ptr()
     assert emulated.enqueue(params) == 0

@@ -141,6 +141,17 @@ def test_channels_last_wants_groups_of_whole_channels(reference):
     assert reference.refusal((1, 2048, 4, 4), 1, layout=CHANNELS_LAST) is None
 
 
+@pytest.mark.parametrize("pixels", [1, 4, 49, 4096])
+def test_channels_last_needs_no_permission_for_its_sums(reference, pixels):
+    """Whatever the pixels, which may be unknown when the layout is chosen."""
+    for channels, taken in ((512, True), (2048, False), (4016, False)):
+        found = reference.refusal((1, channels, 1, pixels + pixels % 2), channels, layout=CHANNELS_LAST)
+        assert (found is None, found in (None, "channels-last: too many groups")) == (taken, True)
+        if taken:
+            plan = reference.plan((1, channels, 1, pixels), channels, algorithm=SPLIT, layout=CHANNELS_LAST)
+            assert plan.shared_bytes <= 48 << 10
+
+
 def test_others_are_not(reference):
     assert reference.refusal((0, 256, 56, 56), 16) is None  # nothing is to be done
     assert reference.refusal((1 << 20, 1 << 10, 32, 32), 4) is None

@@ -47,15 +47,15 @@ def test_a_host_finds_every_operator_type_and_shape_as_it_should(harness):
 OFFERS = re.compile(r"SRUSoft offers for (.*): (.*)")
 
 
-def offers(harness, **environ):
-    return dict(OFFERS.findall(harness.run("check", harness.plugin, **environ).stdout))
+def offers(harness):
+    return dict(OFFERS.findall(harness.run("check", harness.plugin).stdout))
 
 
 @pytest.mark.nvcc
-def test_channels_last_is_offered_beside_linear_and_alone_to_tensorrt_rtx(harness, rtx_stand_in):
+def test_channels_last_is_offered_beside_linear_and_alone_to_tensorrt_rtx(harness, rtx_harness):
     """TensorRT times what is offered; TensorRT-RTX takes the first format that is not refused."""
     assert offers(harness)["32 channels in 4 groups, half"] == "LINEAR HWC8 HWC"
-    found = offers(harness, LD_PRELOAD=str(rtx_stand_in))
+    found = offers(rtx_harness)
     wanted = {(32, 4): "HWC", (12, 3): "HWC", (24, 16): "LINEAR", (9, 3): "LINEAR", (-1, 4): "LINEAR"}
     kinds = {kind: {f"{c} channels in {g} groups, {kind}": each for (c, g), each in wanted.items()}
              for kind in ("float", "half")}  # fmt: skip

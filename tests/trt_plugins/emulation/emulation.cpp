@@ -15,6 +15,7 @@ namespace {
 constexpr int kDefaultSharedBytes = 48 << 10, kReservedBytes = 1 << 10; // of each block, by CUDA
 
 int device = 0, multiprocessors = 132, shared_limit = 227 << 10, order = 0, capability = 90, image = 90;
+unsigned widest = emulation::kMaxCluster; // cluster that the GPU has room for
 std::map<const void*, int> permitted;
 std::vector<int> permits;
 cudaError_t last = cudaSuccess;
@@ -40,7 +41,7 @@ cudaError_t refusal(const cudaLaunchConfig_t& config, dim3 cluster, const void* 
     if (config.dynamicSmemBytes > static_cast<size_t>(most))
         return cudaErrorInvalidValue;
     // clusters of a row of blocks alone, and of as many as every GPU that has clusters takes
-    if (cluster.x == 0 || cluster.x > emulation::kMaxCluster || cluster.y != 1 || cluster.z != 1)
+    if (cluster.x == 0 || cluster.x > widest || cluster.y != 1 || cluster.z != 1)
         return cudaErrorInvalidClusterSize;
     return blocks.x % cluster.x != 0 || (cluster.x > 1 && capability < 90) ? cudaErrorInvalidClusterSize : cudaSuccess;
 }
@@ -94,6 +95,12 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*)
     return cudaSuccess;
 }
 
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLaunchConfig_t* config)
+{
+    *count = config->attrs[0].val.clusterDim.x <= widest ? 1 : 0;
+    return cudaSuccess;
+}
+
 namespace emulation {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread)
@@ -124,6 +131,7 @@ __attribute__((visibility("default"))) void emulation_device(int multiprocessor_
     shared_limit = shared_bytes;
     order = fiber_order;
     capability = image = 90;
+    widest = emulation::kMaxCluster;
     permitted.clear();
     permits.clear();
 }
@@ -133,6 +141,12 @@ __attribute__((visibility("default"))) void emulation_architecture(int of_device
 {
     capability = of_device;
     image = of_kernels;
+}
+
+// A GPU, or a part of one, with too few multiprocessors side by side for larger clusters.
+__attribute__((visibility("default"))) void emulation_widest_cluster(unsigned blocks)
+{
+    widest = blocks;
 }
 
 // How much shared memory kernels were permitted since emulation_device, least and most; the number of calls.

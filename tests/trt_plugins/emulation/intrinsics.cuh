@@ -35,13 +35,15 @@ inline unsigned char* dynamic_shared()
 {
     return emulation::shared();
 }
-inline void forget(uint32_t&) {}
-inline void forget_memory() {}
 inline bool bulk_copies()
 {
     return emulation::has_clusters();
 }
 inline void cluster_barrier()
+{
+    emulation::cluster_barrier();
+}
+inline void cluster_start()
 {
     emulation::cluster_barrier();
 }

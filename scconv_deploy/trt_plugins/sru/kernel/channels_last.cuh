@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>)
     const uint32_t step = blockDim.x, other = kPieceVectors * step;
 
     if (p.cluster > 1)
-        cluster_barrier(); // every block of it runs: their shared memory may be written
+        cluster_start();
     for (uint32_t tile = first; tile < end; ++tile)
     {
         Data* at = kept + (tile - first) * 2 * other;

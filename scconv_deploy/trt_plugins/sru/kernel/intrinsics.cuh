@@ -35,6 +35,16 @@ __device__ __forceinline__ void cluster_barrier()
 #endif
 }
 
+// The first meeting, with nothing to be seen yet: every block of the cluster runs, so its shared memory may be written.
+__device__ __forceinline__ void cluster_start()
+{
+#if SCCONV_HAS_CLUSTERS
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
 // Write 16 bytes to where `local` lies in the shared memory of the cluster's block `rank`.
 __device__ __forceinline__ void store_remote(float4* local, uint32_t rank, float4 value)
 {

@@ -8,15 +8,11 @@
 
 namespace scconv {
 
-// The launch's own status. Not cudaPeekAtLastError, which also tells of an earlier call's failure: after one refused
-// launch every later one of the thread would be reported as failed. What a kernel does wrong shows at a later call, as
-// always in CUDA.
-inline cudaError_t launch(const void* kernel, int64_t blocks, const Plan& plan, const KernelParams& p, cudaStream_t stream)
+inline cudaLaunchConfig_t configuration(int64_t blocks, const Plan& plan, cudaLaunchAttribute& cluster, cudaStream_t stream)
 {
-    void* arguments[] = {const_cast<KernelParams*>(&p)};
-    cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {plan.cluster, 1, 1};
+    cluster.val.clusterDim.x = plan.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(plan.threads));
@@ -24,33 +20,80 @@ inline cudaError_t launch(const void* kernel, int64_t blocks, const Plan& plan, 
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = plan.cluster > 1 ? 1 : 0;
+    return config;
+}
+
+// The launch's own status. Not cudaPeekAtLastError, which also tells of an earlier call's failure: after one refused
+// launch every later one of the thread would be reported as failed. What a kernel does wrong shows at a later call, as
+// always in CUDA.
+inline cudaError_t launch(const void* kernel, int64_t blocks, const Plan& plan, const KernelParams& p, cudaStream_t stream)
+{
+    void* arguments[] = {const_cast<KernelParams*>(&p)};
+    cudaLaunchAttribute cluster{};
+    const cudaLaunchConfig_t config = configuration(blocks, plan, cluster, stream);
     return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
+// What is known of a kernel, for the first 64 devices; zero where nothing is.
+struct Known
+{
+    std::atomic<uint64_t> permitted{0}; // a bit a device
+    std::atomic<uint64_t> clusters{0};  // the device and plan that were asked for last, and fit
+};
+
 // Permit a kernel what the device gives a block, once a device: not what one launch needs, for the attribute is the
 // kernel's, and a smaller call of another thread would lower it between here and the launch.
-inline cudaError_t permit(const void* kernel, std::atomic<uint64_t>& permitted)
+inline cudaError_t permit(const void* kernel, int device, Known& known)
 {
-    int device = 0, bytes = 0;
-    cudaError_t status = cudaGetDevice(&device);
     const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-    if (status != cudaSuccess || (permitted.load(std::memory_order_relaxed) & bit) != 0)
-        return status;
-    status = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if ((known.permitted.load(std::memory_order_relaxed) & bit) != 0)
+        return cudaSuccess;
+    int bytes = 0;
+    cudaError_t status = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     if (status == cudaSuccess)
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (status == cudaSuccess)
-        permitted.fetch_or(bit, std::memory_order_relaxed);
+        known.permitted.fetch_or(bit, std::memory_order_relaxed);
     return status;
+}
+
+// Whether the device can run such a cluster: a part of it, or a small one, may have too few multiprocessors side by side.
+inline cudaError_t check_cluster(const void* kernel, int device, const Plan& plan, Known& known, cudaStream_t stream)
+{
+    const uint64_t asked = (uint64_t{1} << 63) | static_cast<uint64_t>(device) << 52
+        | static_cast<uint64_t>(plan.cluster) << 44 | static_cast<uint64_t>(plan.threads) << 32 | plan.shared_bytes;
+    if (known.clusters.load(std::memory_order_relaxed) == asked)
+        return cudaSuccess;
+    cudaLaunchAttribute cluster{};
+    const cudaLaunchConfig_t config = configuration(plan.cluster, plan, cluster, stream);
+    int most = 0;
+    const cudaError_t status = cudaOccupancyMaxActiveClusters(&most, kernel, &config);
+    if (status != cudaSuccess)
+        return status;
+    if (most == 0)
+        return cudaErrorInvalidClusterSize;
+    known.clusters.store(asked, std::memory_order_relaxed);
+    return cudaSuccess;
 }
 
 template <auto kernel>
 cudaError_t launch_fused(const KernelParams& p, const Plan& plan, cudaStream_t stream)
 {
-    static std::atomic<uint64_t> permitted{0};
+    static Known known;
     const void* function = reinterpret_cast<const void*>(kernel);
-    const cudaError_t status = permit(function, permitted);
-    return status != cudaSuccess ? status : launch(function, plan.blocks, plan, p, stream);
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess && plan.shared_bytes > kDefaultSharedBytes)
+        status = permit(function, device, known);
+    if (status == cudaSuccess && plan.cluster > 1)
+        status = check_cluster(function, device, plan, known, stream);
+    if (status == cudaSuccess)
+        status = launch(function, plan.blocks, plan, p, stream);
+    if (status != cudaErrorInvalidValue || plan.shared_bytes <= kDefaultSharedBytes)
+        return status;
+    known.permitted.store(0, std::memory_order_relaxed); // another context, which has seen no permission
+    status = permit(function, device, known);
+    return status == cudaSuccess ? launch(function, plan.blocks, plan, p, stream) : status;
 }
 
 template <auto statistics, auto merge, auto apply>
@@ -60,15 +103,13 @@ cudaError_t launch_split(const KernelParams& p, Plan plan, int64_t statistics_bl
     if (status != cudaSuccess)
         return status;
     const int32_t threads = plan.threads;
-    const uint32_t bytes = plan.shared_bytes;
     plan.threads = kSplitThreads;
-    plan.shared_bytes = 0;
+    plan.shared_bytes = 0; // which only the statistics of tiles need
     const int64_t groups = p.batch * p.num_groups;
     status = launch(reinterpret_cast<const void*>(merge), ceil_divide(groups, kSplitThreads / kWarp), plan, p, stream);
     if (status != cudaSuccess)
         return status;
     plan.threads = threads;
-    plan.shared_bytes = bytes;
     return launch(reinterpret_cast<const void*>(apply), plan.blocks, plan, p, stream);
 }
 

@@ -135,7 +135,7 @@ __device__ __forceinline__ void gather(const KernelParams& p, const Slice<T, V>&
     if constexpr (bulk)
         ask(slice);
     if (p.cluster > 1)
-        cluster_barrier(); // every block of it runs: their shared memory may be written
+        cluster_start();
     for (uint32_t piece = slice.first + threadIdx.x / kWarp; piece < slice.end; piece += blockDim.x / kWarp)
     {
         if constexpr (bulk)
@@ -148,8 +148,16 @@ __device__ __forceinline__ void gather(const KernelParams& p, const Slice<T, V>&
     meet(p);
 }
 
+// Blocks of the most threads that a multiprocessor's registers should hold: 64 registers a thread. From sm_100 on the compiler
+// spills some there; blocks of half the threads, which are the usual ones, still fit twice.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kFusedBlocks = 1;
+#else
+constexpr int kFusedBlocks = 2;
+#endif
+
 template <typename T, Operator op, int V, int run>
-__global__ void __launch_bounds__(kFusedThreads, 2) fused_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kFusedThreads, kFusedBlocks) fused_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     unsigned char* shared = dynamic_shared();

@@ -3,8 +3,9 @@
 // Host code without CUDA in it, so that the choices are tested where no GPU is. They have not been tuned on a GPU yet:
 // TensorRT measures the algorithms itself (tactics), and benchmarks/sru_cuda.py prints what each choice costs.
 //
-// What decides how sums are added up (vector, run, pieces, threads of a tile) hangs on the sizes alone: not on the batch,
-// the algorithm or the device. So a sample's gates are the same wherever it stands and whatever computes them.
+// What decides how sums are added up (vector, run, pieces, threads of a tile) hangs on the sizes, the type and the layout:
+// not on the batch, the algorithm or the device. So a sample's gates are the same wherever it stands and whatever computes
+// them; but LINEAR and channels-last add up in different orders.
 #pragma once
 
 #include <cstdint>
@@ -99,6 +100,7 @@ constexpr int32_t kFusedThreads = 512; // at most
 constexpr int32_t kSplitThreads = 256;
 constexpr int32_t kMaxCluster = 8; // that every device with clusters gives
 constexpr int32_t kSliceBytes = 52 << 10; // of shared memory: four blocks a multiprocessor of 227 KiB
+constexpr int32_t kDefaultSharedBytes = 48 << 10; // that a kernel needs no permission for
 constexpr int32_t kAutoBytes = 64 << 10;
 constexpr int32_t kChannelBytes = 32; // of a channel's thresholds in shared memory
 constexpr int32_t kSegmentBytes = 128; // of a pixel's channels that are worth a block of their own
@@ -153,32 +155,6 @@ inline Tile make_tile(const Problem& problem, int32_t vector)
         threads /= 2;
     return {static_cast<uint32_t>(threads), static_cast<uint32_t>(channels), static_cast<uint32_t>(half / channels),
         static_cast<uint32_t>(threads / vectors), make_divisor(static_cast<uint32_t>(vectors))};
-}
-
-inline const char* refusal(const Problem& problem, int32_t ddof)
-{
-    // an empty batch is none to refuse: PyTorch and TensorRT hand one on, and nothing is to be done for it
-    if (problem.batch < 0 || problem.channels < 1 || problem.pixels < 1)
-        return "a size is not positive";
-    if (problem.channels % 2 != 0)
-        return "the channels cannot be crossed in two halves: their number is odd";
-    if (problem.num_groups < 1 || problem.num_groups > problem.channels)
-        return "num_groups is not between 1 and the number of channels";
-    if (problem.channels > kMaxSampleElements / problem.pixels)
-        return "a sample has more than 2^30 elements";
-    if (problem.batch > kMaxElements / (problem.channels * problem.pixels))
-        return "x has more than 2^40 elements";
-    if (problem.channels * problem.pixels % problem.num_groups != 0)
-        return "C*H*W is not a multiple of num_groups";
-    if (ddof != 0 && ddof != 1)
-        return "ddof is neither 0 nor 1";
-    if (problem.group_elements() < 2)
-        return "each group has one element, whose unbiased deviation is not a number";
-    if (problem.layout == Layout::kChannelsLast && !problem.whole())
-        return "channels-last: num_groups does not divide the channels";
-    if (problem.layout == Layout::kChannelsLast && make_tile(problem, widest_vector(problem)).slots == 0)
-        return "channels-last: a block's channels are more than 256 vectors";
-    return nullptr;
 }
 
 // What does not hang on batch, algorithm and device.
@@ -236,6 +212,42 @@ inline int64_t lay_out(const Problem& problem, Plan& plan)
         static_cast<uint32_t>(aligned(moments) + aligned(groups * int64_t{sizeof(Group)})),
         static_cast<uint32_t>(barriers), static_cast<uint32_t>(data)};
     return data + held * 2 * kPieceVectors * threads * vector_bytes;
+}
+
+// Shared memory of a block that measures a tile, of so many pixels that the tile is as large as it gets.
+inline int64_t tile_scratch_bytes(Problem problem)
+{
+    problem.pixels = kTileThreads * kPieceVectors;
+    Plan plan = make_sums(problem);
+    return lay_out(problem, plan);
+}
+
+inline const char* refusal(const Problem& problem, int32_t ddof)
+{
+    // an empty batch is none to refuse: PyTorch and TensorRT hand one on, and nothing is to be done for it
+    if (problem.batch < 0 || problem.channels < 1 || problem.pixels < 1)
+        return "a size is not positive";
+    if (problem.channels % 2 != 0)
+        return "the channels cannot be crossed in two halves: their number is odd";
+    if (problem.num_groups < 1 || problem.num_groups > problem.channels)
+        return "num_groups is not between 1 and the number of channels";
+    if (problem.channels > kMaxSampleElements / problem.pixels)
+        return "a sample has more than 2^30 elements";
+    if (problem.batch > kMaxElements / (problem.channels * problem.pixels))
+        return "x has more than 2^40 elements";
+    if (problem.channels * problem.pixels % problem.num_groups != 0)
+        return "C*H*W is not a multiple of num_groups";
+    if (ddof != 0 && ddof != 1)
+        return "ddof is neither 0 nor 1";
+    if (problem.group_elements() < 2)
+        return "each group has one element, whose unbiased deviation is not a number";
+    if (problem.layout == Layout::kChannelsLast && !problem.whole())
+        return "channels-last: num_groups does not divide the channels";
+    if (problem.layout == Layout::kChannelsLast && make_tile(problem, widest_vector(problem)).slots == 0)
+        return "channels-last: a block's channels are more than 256 vectors";
+    if (problem.layout == Layout::kChannelsLast && tile_scratch_bytes(problem) > kDefaultSharedBytes)
+        return "channels-last: too many groups";
+    return nullptr;
 }
 
 // On chip: into how many blocks what is reconstructed together is cut. More where a slice is large, so that several blocks

@@ -1,6 +1,8 @@
 // The C interface: checks, the plan, dispatch by data type. Host code; the kernels are in sru_*.cu.
 #include "sru.h"
 
+#include <atomic>
+
 #include "kernel_params.h"
 
 namespace {
@@ -28,20 +30,33 @@ const char* refusal_of(const ScconvSruParams& p)
     return refusal(problem_of(p), p.ddof);
 }
 
+// The current device's limits; asked of CUDA once for each of the first 64 devices, for that takes locks of the driver.
 cudaError_t query(Limits& limits)
 {
+    static std::atomic<uint64_t> known[64]; // multiprocessors, shared bytes, clusters
     int device = 0;
     cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-        status = cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (status == cudaSuccess)
-        status = cudaDeviceGetAttribute(
-            &limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    int architecture = 0;
-    if (status == cudaSuccess)
-        status = compiled_architecture(architecture);
-    limits.clusters = architecture >= 90; // not the device's: code from older PTX knows none
-    return status;
+    if (status != cudaSuccess)
+        return status;
+    uint64_t found = device < 64 ? known[device].load(std::memory_order_relaxed) : 0;
+    if (found == 0)
+    {
+        int multiprocessors = 0, shared_bytes = 0, architecture = 0;
+        status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+        if (status == cudaSuccess)
+            status = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        if (status == cudaSuccess)
+            status = compiled_architecture(architecture);
+        if (status != cudaSuccess)
+            return status;
+        // the code's architecture, not the device's: code from older PTX knows no clusters
+        found = static_cast<uint64_t>(multiprocessors) << 32 | static_cast<uint64_t>(shared_bytes) << 1
+            | (architecture >= 90 ? 1 : 0);
+        if (device < 64)
+            known[device].store(found, std::memory_order_relaxed);
+    }
+    limits = {static_cast<int32_t>(found >> 32), static_cast<int32_t>((found & 0xffffffffu) >> 1), (found & 1) != 0};
+    return cudaSuccess;
 }
 
 bool aligned_to_16(const void* a, const void* b)
@@ -90,6 +105,25 @@ bool pointers_given(const ScconvSruParams& p)
     return p.x != nullptr && p.y != nullptr && aligned_to_16(p.x, p.y) && p.cut != nullptr && p.sign != nullptr && affine;
 }
 
+cudaError_t run(const ScconvSruParams& p, const Problem& problem, const Plan& plan, cudaStream_t stream)
+{
+    const int64_t groups = p.batch * p.num_groups;
+    if (plan.blocks > kMaxBlocks || groups > kMaxBlocks / plan.pieces)
+        return cudaErrorInvalidConfiguration;
+    if (plan.algorithm != Algorithm::kOnChip
+        && (p.workspace == nullptr || !aligned_to_16(p.workspace, nullptr)
+            || p.workspace_bytes < workspace_bytes(problem)))
+        return cudaErrorInvalidValue;
+    const KernelParams kernel = kernel_params(p, problem, plan);
+    const Operator op = static_cast<Operator>(p.op);
+    switch (p.type)
+    {
+    case SCCONV_FLOAT: return launch_float(op, kernel, plan, stream);
+    case SCCONV_HALF: return launch_half(op, kernel, plan, stream);
+    default: return launch_bfloat16(op, kernel, plan, stream);
+    }
+}
+
 } // namespace
 
 int32_t scconv_sru_abi_version(void)
@@ -131,19 +165,10 @@ cudaError_t scconv_sru_enqueue(const ScconvSruParams* params, cudaStream_t strea
     if (status != cudaSuccess)
         return status;
     const Problem problem = problem_of(*params);
-    const Plan plan = make_plan(problem, limits);
-    const int64_t groups = params->batch * params->num_groups;
-    if (plan.blocks > kMaxBlocks || groups > kMaxBlocks / plan.pieces)
-        return cudaErrorInvalidConfiguration;
-    if (plan.algorithm != Algorithm::kOnChip
-        && (params->workspace == nullptr || params->workspace_bytes < workspace_bytes(problem)))
-        return cudaErrorInvalidValue;
-    const KernelParams kernel = kernel_params(*params, problem, plan);
-    const Operator op = static_cast<Operator>(params->op);
-    switch (params->type)
-    {
-    case SCCONV_FLOAT: return launch_float(op, kernel, plan, stream);
-    case SCCONV_HALF: return launch_half(op, kernel, plan, stream);
-    default: return launch_bfloat16(op, kernel, plan, stream);
-    }
+    const cudaError_t done = run(*params, problem, make_plan(problem, limits), stream);
+    if (done != cudaErrorInvalidClusterSize)
+        return done;
+    Problem split = problem; // a device too small for the cluster
+    split.wanted = Algorithm::kSplit;
+    return run(*params, split, make_plan(split, limits), stream);
 }

@@ -1,7 +1,7 @@
 // The fused SRU's C interface: raw pointers, a struct of parameters, a stream. No framework and no TensorRT in it.
 //
-// Nothing is allocated, nothing is synchronised, nothing is kept between calls: calls can be captured in a CUDA graph
-// and made from several threads. scconv_deploy/trt_plugins/library.py mirrors the struct; a change of it changes
+// Nothing is allocated and nothing is synchronised; what is kept between calls is a device's limits: calls can be captured
+// in a CUDA graph and made from several threads. scconv_deploy/trt_plugins/library.py mirrors the struct; a change of it changes
 // SCCONV_SRU_ABI_VERSION.
 #pragma once
 

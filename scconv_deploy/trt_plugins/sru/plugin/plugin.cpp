@@ -201,7 +201,7 @@ int32_t SruPlugin::configurePlugin(
     ScconvSruParams params{};
     if (!fill(in[0].opt, in[0].desc, params))
         return kRefused;
-    return builder_is_rtx() || configure_for_device(params) ? 0 : kRefused;
+    return is_rtx(__builtin_return_address(0)) || configure_for_device(params) ? 0 : kRefused;
 }
 
 // TensorRT times and runs the kernels on the GPU that it builds for: what cannot run there is refused now, with its
@@ -275,10 +275,10 @@ bool SruPlugin::takes_channels_last(const PluginTensorDesc& x) const noexcept
 
 // Channels-last is what convolutions have on both sides of an SRU. TensorRT-RTX would take LINEAR before HWC, and HWC8
 // before it too, and transpose at every SRU, so it is offered HWC alone; of bfloat16 it never asks for HWC.
-bool SruPlugin::supports_format(const PluginTensorDesc& x) const noexcept
+bool SruPlugin::supports_format(const PluginTensorDesc& x, bool rtx) const noexcept
 {
     const bool channels_last = takes_channels_last(x);
-    const bool hwc_alone = channels_last && x.type != DataType::kBF16 && builder_is_rtx();
+    const bool hwc_alone = channels_last && x.type != DataType::kBF16 && rtx;
     switch (x.format)
     {
     case TensorFormat::kLINEAR: return !hwc_alone;
@@ -298,7 +298,7 @@ bool SruPlugin::supportsFormatCombination(
     const PluginTensorDesc& x = inOut[0].desc;
     int32_t unused = 0;
     if (position == 0)
-        return kernel_type(x.type, unused) && supports_format(x);
+        return kernel_type(x.type, unused) && supports_format(x, is_rtx(__builtin_return_address(0)));
     if (position == inputs)
         return asked.type == x.type && asked.format == x.format;
     // in 16 bits a cut is another cut, and gates change

@@ -79,7 +79,7 @@ private:
         const nvinfer1::PluginTensorDesc* parameters, bool dynamic) const noexcept;
     bool fill(const nvinfer1::Dims& x, const nvinfer1::PluginTensorDesc& desc, ScconvSruParams& params) const noexcept;
     bool takes_channels_last(const nvinfer1::PluginTensorDesc& x) const noexcept;
-    bool supports_format(const nvinfer1::PluginTensorDesc& x) const noexcept;
+    bool supports_format(const nvinfer1::PluginTensorDesc& x, bool rtx) const noexcept;
     bool configure_for_device(ScconvSruParams& params) noexcept;
 
     const OperatorTraits& traits_;
