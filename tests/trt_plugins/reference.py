@@ -67,8 +67,8 @@ class Reference:
         self._library.reference_plan(ctypes.byref(params), found)
         return Plan(*found)
 
-    def refusal(self, shape, num_groups, ddof=1, layout=LINEAR) -> str | None:
-        params = self._params(shape, num_groups, torch.float32, AUTO, layout, H200)
+    def refusal(self, shape, num_groups, ddof=1, layout=LINEAR, dtype=torch.float32) -> str | None:
+        params = self._params(shape, num_groups, dtype, AUTO, layout, H200)
         params.ddof = ddof
         found = self._library.reference_refusal(ctypes.byref(params))
         return found.decode() if found else None

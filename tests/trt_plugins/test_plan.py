@@ -144,11 +144,13 @@ def test_channels_last_wants_groups_of_whole_channels(reference):
 @pytest.mark.parametrize("pixels", [1, 4, 49, 4096])
 def test_channels_last_needs_no_permission_for_its_sums(reference, pixels):
     """Whatever the pixels, which may be unknown when the layout is chosen."""
-    for channels, taken in ((512, True), (2048, False), (4016, False)):
-        found = reference.refusal((1, channels, 1, pixels + pixels % 2), channels, layout=CHANNELS_LAST)
-        assert (found is None, found in (None, "channels-last: too many groups")) == (taken, True)
+    half, single = torch.float16, torch.float32
+    for channels, dtype, taken in ((512, half, True), (976, half, False), (976, single, True), (3728, single, False)):
+        shape = (1, channels, 2, pixels)
+        found = reference.refusal(shape, channels, layout=CHANNELS_LAST, dtype=dtype)
+        assert found == (None if taken else "channels-last: too many groups")
         if taken:
-            plan = reference.plan((1, channels, 1, pixels), channels, algorithm=SPLIT, layout=CHANNELS_LAST)
+            plan = reference.plan(shape, channels, dtype, SPLIT, CHANNELS_LAST)
             assert plan.shared_bytes <= 48 << 10
 
 

@@ -84,8 +84,8 @@ def test_a_build_without_a_gpu_is_not_refused(harness, plugin_on_a_gpu, status):
 
 
 @pytest.mark.nvcc
-def test_tensorrt_rtx_builds_for_other_gpus_than_the_one_that_is_there(harness, plugin_on_a_gpu, rtx_stand_in):
-    done = harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS="209", LD_PRELOAD=str(rtx_stand_in))
+def test_tensorrt_rtx_builds_for_other_gpus_than_the_one_that_is_there(rtx_harness, plugin_on_a_gpu):
+    done = rtx_harness.run("check", plugin_on_a_gpu, SCCONV_TEST_STATUS="209")
     assert "passed SRU half HWC is configured" in done.stdout.splitlines()
     assert "no code" not in done.stderr
 
