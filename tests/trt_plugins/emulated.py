@@ -39,8 +39,8 @@ ONE_OPERATOR = {
         ("bfloat16", "__nv_bfloat16", "kSruSoft"),
     )
 }
-"""Changes that leave each type one operator, another for each: compilers take a third of the time, and no barrier and no
-place in memory is an operator's own."""
+"""Changes that leave each type one operator, another for each: compilers take a third of the time, and no barrier is an
+operator's own."""
 GUARD, PATTERN = 256, 0xA5
 """Bytes before and after what a kernel may write, and what they hold."""
 
@@ -83,6 +83,21 @@ def compile_files(folder: Path, files: Sequence[Path], *flags: str) -> list[str]
     return objects
 
 
+def compile_once(
+    folder: Path, files: Sequence[Path], *flags: str, changes: Mapping[str, tuple[str, str]] | None = None
+) -> list[str]:
+    """:func:`compile_files`, once a run for all workers. changes: those that the files have been copied with."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def made() -> list[bytes]:
+        return [Path(path).read_bytes() for path in compile_files(folder, files, *flags)]
+
+    objects = [folder / f"{path.stem}.o" for path in files]
+    for path, content in zip(objects, once(key_of([path.name for path in files], flags, changes), made), strict=True):
+        path.write_bytes(content)
+    return [str(path) for path in objects]
+
+
 def compile_kernels(
     folder: Path,
     *flags: str,
@@ -92,14 +107,7 @@ def compile_kernels(
     """Objects of the kernels, the C interface, the emulation and further sources, compiled once a run."""
     copy_kernels(folder, changes)
     files = [*(folder / name for name in KERNEL_SOURCES), *EMULATION, *sources]
-
-    def made() -> dict[str, bytes]:
-        return {Path(path).name: Path(path).read_bytes() for path in compile_files(folder, files, *flags)}
-
-    key = key_of("objects", [path.name for path in files], flags, changes)
-    for name, content in once(key, made).items():
-        (folder / name).write_bytes(content)
-    return [str(folder / f"{path.stem}.o") for path in files]
+    return compile_once(folder, files, *flags, changes=changes)
 
 
 def link(objects: Sequence[str], program: Path, *flags: str) -> Path:

@@ -24,6 +24,7 @@ from scconv_deploy.trt_plugins.check import C_INTERFACE, ENTRY_POINTS, _static_r
 from scconv_deploy.trt_plugins.elf import SharedLibrary
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
 from tests.trt_plugins.conftest import HARNESS_REVISION
+from tests.trt_plugins.emulated import ONE_OPERATOR, change_kernels
 
 PACKAGE = SOURCES.parents[1]
 SMALL = {"batch": 2, "channels": 32, "pixels": 49, "num_groups": 4, "ddof": 1, "eps_std": 1e-10}
@@ -352,11 +353,13 @@ def test_check_takes_what_plugin_build_registers_with(harness, nvcc):
 @pytest.mark.nvcc
 @pytest.mark.parametrize(("architecture", "data_type"), [(75, "float"), (110, "half"), (121, "bfloat16")])
 def test_the_kernels_compile_without_a_warning_and_without_tensorrt(nvcc, architecture, data_type, tmp_path):
-    """The oldest and the newest architectures and every type; not optimised, for speed.
+    """The oldest and the newest architectures and every type; not optimised, and one operator a type, for speed.
 
     test_sass.py compiles sm_89 and sm_90 as they ship, `python -m benchmarks sru_sass` all ten architectures.
     """
-    source = SOURCES / "kernel" / f"sru_{data_type}.cu"
+    shutil.copytree(SOURCES, tmp_path / "sources")
+    change_kernels(tmp_path / "sources", ONE_OPERATOR)
+    source = tmp_path / "sources" / "kernel" / f"sru_{data_type}.cu"
     command = [nvcc, "-std=c++17", "-Werror", "all-warnings", "-Xcicc", "-O0", "-Xptxas", "-O0",
                f"-arch=sm_{architecture}", "-cubin", str(source), "-o", str(tmp_path / "out.cubin")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
