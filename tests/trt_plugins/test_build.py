@@ -274,7 +274,7 @@ def test_an_interrupt_ends_the_compiler_and_its_children_and_leaves_nothing(mach
 def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path, monkeypatch):
     """The extra `cuda` alone: nothing on PATH but the host's compiler, no CUDA_HOME, no toolkit on the system.
 
-    Not optimised, and one operator a type, for speed.
+    Not optimised, and of all kernels one operator's for float, for speed.
     """
     unoptimised = ("-O0", "-Xcicc", "-O0", "-Xptxas", "-O0")
     flags = [part for flag in module.COMPILE_FLAGS for part in (unoptimised if flag == "-O3" else (flag,))]
@@ -284,7 +284,11 @@ def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path, monk
         pytest.skip("the extra `cuda` is not installed")
     sources = tmp_path / "sources"
     shutil.copytree(SOURCES, sources)
-    change_kernels(sources, ONE_OPERATOR)
+    nothing = {
+        f"sru_{name}.cu": (f"launch_operator<{type_}>(op, p, plan, stream)", "cudaErrorInvalidValue")
+        for name, type_ in (("half", "__half"), ("bfloat16", "__nv_bfloat16"))
+    }
+    change_kernels(sources, ONE_OPERATOR | nothing)
     result = build(BuildRequest(("89",), kernels_only=True, sources=sources), machine=alone)
     found = read_library(result.path)
     assert (found.cubins, found.ptx) == (("8.9",), ("8.9",))
