@@ -86,16 +86,23 @@ def compile_files(folder: Path, files: Sequence[Path], *flags: str) -> list[str]
 def compile_once(
     folder: Path, files: Sequence[Path], *flags: str, changes: Mapping[str, tuple[str, str]] | None = None
 ) -> list[str]:
-    """:func:`compile_files`, once a run for all workers. changes: those that the files have been copied with."""
+    """:func:`compile_files`, once a run for all workers. changes: those that the files have been copied with.
+
+    The emulation's own files are compiled once for all that have the same flags.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, bytes] = {}
+    others = [path for path in files if path not in EMULATION]
+    for part, facts in ((EMULATION, None), (others, changes)):
 
-    def made() -> list[bytes]:
-        return [Path(path).read_bytes() for path in compile_files(folder, files, *flags)]
+        def made(part: Sequence[Path] = part) -> dict[str, bytes]:
+            return {path: Path(path).read_bytes() for path in compile_files(folder, part, *flags)}
 
-    objects = [folder / f"{path.stem}.o" for path in files]
-    for path, content in zip(objects, once(key_of([path.name for path in files], flags, changes), made), strict=True):
-        path.write_bytes(content)
-    return [str(path) for path in objects]
+        found = once(key_of("objects", [path.name for path in part], flags, facts), made)
+        contents |= {Path(path).name: content for path, content in found.items()}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [str(folder / name) for name in contents]
 
 
 def compile_kernels(
@@ -124,7 +131,7 @@ class EmulatedLibrary(SruLibrary):
         if compiled is not None:  # a copy is another library, which has seen no device yet
             shutil.copy(compiled, path)
         else:
-            objects = compile_kernels(folder / "objects", "-O2")
+            objects = compile_kernels(folder / "objects", "-O1")
             subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
         super().__init__(path)
         self.device()

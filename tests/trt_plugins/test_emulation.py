@@ -48,14 +48,14 @@ def probe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def racing_probe(races, tmp_path_factory):
     folder = tmp_path_factory.mktemp("racing_probe")
-    program = link(compile_once(folder, PROBE, "-O1", "-g", *RACES), folder / "probe", *RACES)
+    program = link(compile_once(folder, PROBE, "-O1", "-g1", *RACES), folder / "probe", *RACES)
     return lambda *arguments: races.run(program, *arguments)
 
 
 @pytest.fixture(scope="module")
 def poisoned_probe(memory_sanitizers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("poisoned_probe")
-    objects = compile_once(folder, PROBE, "-O1", *memory_sanitizers)
+    objects = compile_once(folder, PROBE, "-O0", *memory_sanitizers)
     program = link(objects, folder / "probe", *memory_sanitizers)
     return lambda *arguments: run(program, *arguments)
 
