@@ -7,6 +7,7 @@ instructions an element of x on the way of whole vectors (benchmarks/sass.py). N
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import Row, write
+from benchmarks.harness import RESULTS, Row, write
 from benchmarks.sass import Function, disassemble, passes_of
 from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_cuda_tool, find_nvcc
@@ -22,7 +23,7 @@ from scconv_deploy.trt_plugins.build import SOURCES
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120, 121)
 SHOWN = (89, 90)
-"""The architectures that the table has kernel by kernel; tests/trt_plugins/test_sass.py holds them."""
+"""The architectures that the table has kernel by kernel; tests/trt_plugins/test_sass.py holds half's kernels to it."""
 
 TYPES = {"float": 4, "half": 2, "bfloat16": 2}
 """Bytes of an element."""
@@ -76,11 +77,19 @@ def run(options: argparse.Namespace) -> None:
         for row in measure(nvcc, nvdisasm, architecture, data_type)
     ]
     shown = [row for row in rows if row["architecture"] in [f"sm_{one}" for one in SHOWN]]
+    said = faults(shown, [row for row in committed() if row["architecture"] in {one["architecture"] for one in rows}])
     write(options.results, shown, _COLUMNS, summary={"kernels": _by_kernel(rows)},
           cuda=release[1] if release else "unknown")  # fmt: skip
     for row in rows:
         if row["spill_bytes"] or row["local"]:
             print(f"spills: {row['architecture']}, {row['kernel']}: {row['spill_bytes']} bytes")
+    for line in said:
+        print(f"beside the table before: {line}")
+
+
+def committed() -> list[Row]:
+    """The table's rows, as they lie in benchmarks/results."""
+    return json.loads((RESULTS / "sru_sass.json").read_text(encoding="utf-8"))["rows"]
 
 
 def measure(nvcc: str, nvdisasm: str, architecture: str, data_type: str, sources: Path = SOURCES) -> list[Row]:

@@ -6,6 +6,7 @@ is kept is bytes, so that no test sees another's edits, on disk, so that two wor
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
@@ -58,13 +59,18 @@ def _name(value: Any) -> str:
 
 
 def once(key: str | None, make: Callable[[], Any]) -> Any:
-    """What ``make`` returned for this key, now or before: a copy of its own for every call."""
+    """What ``make`` returned for this key, now or before: a copy of its own for every call.
+
+    While one worker makes it, another that wants the same waits.
+    """
     if key is None or FOLDER is None:
         return make()
+    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / key
-    if not path.exists():
-        FOLDER.mkdir(exist_ok=True)
-        own = FOLDER / f"{key}.{os.getpid()}"
-        own.write_bytes(pickle.dumps(make()))
-        own.replace(path)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            own = path.with_suffix(f".{os.getpid()}")
+            own.write_bytes(pickle.dumps(make()))
+            own.replace(path)
     return pickle.loads(path.read_bytes())  # noqa: S301  (this run wrote it)

@@ -14,6 +14,7 @@ from torch import Tensor
 from scconv_deploy.errors import ConfigurationError
 from scconv_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
 from scconv_deploy.trt_plugins.library import ALGORITHMS, SruLibrary, SruParams, SruSettings, sru_params
+from tests.made_once import key_of, once
 from tests.trt_plugins.reference import H200
 
 HERE = Path(__file__).parent / "emulation"
@@ -30,6 +31,16 @@ FLAGS = (
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = ("-fsanitize=thread",)
 EMULATION = [HERE / f"{name}.cpp" for name in ("fibers", "cluster", "threads", "emulation")]
+ONE_OPERATOR = {
+    f"sru_{name}.cu": (f"launch_operator<{type_}>(op, ", f"launch_vector<{type_}, Operator::{operator}>(")
+    for name, type_, operator in (
+        ("float", "float", "kSru"),
+        ("half", "__half", "kSruNorm"),
+        ("bfloat16", "__nv_bfloat16", "kSruSoft"),
+    )
+}
+"""Changes that leave each type one operator, another for each: compilers take a third of the time, and no barrier is an
+operator's own."""
 GUARD, PATTERN = 256, 0xA5
 """Bytes before and after what a kernel may write, and what they hold."""
 
@@ -44,7 +55,12 @@ def copy_kernels(folder: Path, changes: Mapping[str, tuple[str, str]] | None = N
     for path in (SOURCES / "kernel").iterdir():
         (folder / "kernel" / path.name).write_text(path.read_text())
     (folder / "kernel" / "intrinsics.cuh").write_text((HERE / "intrinsics.cuh").read_text())
-    for name, (old, new) in (changes or {}).items():
+    change_kernels(folder, changes or {})
+
+
+def change_kernels(folder: Path, changes: Mapping[str, tuple[str, str]]) -> None:
+    """Change a copy of the sources; ``changes`` as for :func:`copy_kernels`."""
+    for name, (old, new) in changes.items():
         text = (folder / "kernel" / name).read_text()
         assert text.count(old) == 1, f"{name} does not hold {old!r} once"
         (folder / "kernel" / name).write_text(text.replace(old, new))
@@ -67,10 +83,38 @@ def compile_files(folder: Path, files: Sequence[Path], *flags: str) -> list[str]
     return objects
 
 
-def compile_kernels(folder: Path, *flags: str, sources: Sequence[Path] = ()) -> list[str]:
-    """Objects of the kernels, the C interface, the emulation and further sources."""
-    copy_kernels(folder)
-    return compile_files(folder, [*(folder / name for name in KERNEL_SOURCES), *EMULATION, *sources], *flags)
+def compile_once(
+    folder: Path, files: Sequence[Path], *flags: str, changes: Mapping[str, tuple[str, str]] | None = None
+) -> list[str]:
+    """:func:`compile_files`, once a run for all workers. changes: those that the files have been copied with.
+
+    The emulation's own files are compiled once for all that have the same flags.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, bytes] = {}
+    others = [path for path in files if path not in EMULATION]
+    for part, facts in ((EMULATION, None), (others, changes)):
+
+        def made(part: Sequence[Path] = part) -> dict[str, bytes]:
+            return {path: Path(path).read_bytes() for path in compile_files(folder, part, *flags)}
+
+        found = once(key_of("objects", [path.name for path in part], flags, facts), made)
+        contents |= {Path(path).name: content for path, content in found.items()}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [str(folder / name) for name in contents]
+
+
+def compile_kernels(
+    folder: Path,
+    *flags: str,
+    sources: Sequence[Path] = (),
+    changes: Mapping[str, tuple[str, str]] | None = None,
+) -> list[str]:
+    """Objects of the kernels, the C interface, the emulation and further sources, compiled once a run."""
+    copy_kernels(folder, changes)
+    files = [*(folder / name for name in KERNEL_SOURCES), *EMULATION, *sources]
+    return compile_once(folder, files, *flags, changes=changes)
 
 
 def link(objects: Sequence[str], program: Path, *flags: str) -> Path:
@@ -87,7 +131,7 @@ class EmulatedLibrary(SruLibrary):
         if compiled is not None:  # a copy is another library, which has seen no device yet
             shutil.copy(compiled, path)
         else:
-            objects = compile_kernels(folder / "objects", "-O2")
+            objects = compile_kernels(folder / "objects", "-O1")
             subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
         super().__init__(path)
         self.device()

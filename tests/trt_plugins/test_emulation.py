@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.trt_plugins.emulated import EMULATION, HERE, RACES, compile_files, link
+from tests.trt_plugins.emulated import EMULATION, HERE, RACES, compile_once, link
 
 ORDERS = (0, 1, 2)
 FOR_EVER = r"deadlock: thread \d+ of block \d waits for ever at"
@@ -41,21 +41,21 @@ def probe(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("probe")
-    program = link(compile_files(folder, PROBE, "-O1"), folder / "probe")
+    program = link(compile_once(folder, PROBE, "-O1"), folder / "probe")
     return lambda *arguments: run(program, *arguments)
 
 
 @pytest.fixture(scope="module")
 def racing_probe(races, tmp_path_factory):
     folder = tmp_path_factory.mktemp("racing_probe")
-    program = link(compile_files(folder, PROBE, "-O1", "-g", *RACES), folder / "probe", *RACES)
+    program = link(compile_once(folder, PROBE, "-O1", "-g1", *RACES), folder / "probe", *RACES)
     return lambda *arguments: races.run(program, *arguments)
 
 
 @pytest.fixture(scope="module")
 def poisoned_probe(memory_sanitizers, tmp_path_factory):
     folder = tmp_path_factory.mktemp("poisoned_probe")
-    objects = compile_files(folder, PROBE, "-O1", *memory_sanitizers)
+    objects = compile_once(folder, PROBE, "-O0", *memory_sanitizers)
     program = link(objects, folder / "probe", *memory_sanitizers)
     return lambda *arguments: run(program, *arguments)
 

@@ -6,7 +6,6 @@ Nothing here has a second implementation to agree with by accident: the referenc
 from __future__ import annotations
 
 import itertools
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from scconv_deploy.gate.gate import Gate
 from scconv_deploy.gate.variant import VARIANTS
 from scconv_deploy.trt_plugins.library import ALGORITHMS, LAYOUTS, SruLibrary, SruSettings, sru_params
 from tests.trt_plugins.emulated import HERE as EMULATION
-from tests.trt_plugins.emulated import SANITIZE, EmulatedLibrary, compile_kernels
+from tests.trt_plugins.emulated import ONE_OPERATOR, EmulatedLibrary, compile_kernels, link
 from tests.trt_plugins.reference import H200, L4
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")]
@@ -327,15 +326,11 @@ def test_null_and_misaligned_pointers_and_too_small_a_workspace_are_refused(emul
     judge(y, x, gamma, beta, variant)
 
 
-def test_the_sanitizers_find_nothing(tmp_path):
+def test_the_sanitizers_find_nothing(memory_sanitizers, tmp_path):
     """Kernels and reference under the address and the undefined-behaviour sanitizer (what stands for compute-sanitizer
     where no GPU is): memory outside x, y, workspace and shared memory, misaligned vectors, overflow."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    probe = ["g++", *SANITIZE, "-x", "c++", "-", "-o", str(tmp_path / "probe")]
-    if subprocess.run(probe, input="int main() {}", text=True, capture_output=True, check=False).returncode:
-        pytest.skip("g++ has no sanitizers here")
-    objects = compile_kernels(tmp_path / "objects", "-O0", *SANITIZE, sources=[EMULATION / "sweep.cpp"])
-    subprocess.run(["g++", *SANITIZE, *objects, "-o", str(tmp_path / "sweep")], check=True)
-    done = subprocess.run([tmp_path / "sweep"], capture_output=True, text=True, check=False)
+    flags, sweep = ("-O0", *memory_sanitizers), EMULATION / "sweep.cpp"
+    objects = compile_kernels(tmp_path / "objects", *flags, sources=[sweep], changes=ONE_OPERATOR)
+    program = link(objects, tmp_path / "sweep", *memory_sanitizers)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "64 of 64\n"), done.stderr

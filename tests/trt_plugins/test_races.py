@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scconv_deploy.trt_plugins.build import KERNEL_SOURCES
-from tests.trt_plugins.emulated import EMULATION, HERE, RACES, compile_files, copy_kernels, link
+from tests.trt_plugins.emulated import HERE, ONE_OPERATOR, RACES, compile_files, compile_kernels, copy_kernels, link
 
-FLAGS = ("-O1", "-g", *RACES)  # without optimisation, g++ does not look at structs that are handed over by value
+FLAGS = ("-O1", "-g1", *RACES)  # without optimisation, g++ does not look at structs that are handed over by value
 FLOAT = "kernel/sru_float.cu"
 PLANTED = {
     "thresholds are read before the block has met": (
@@ -45,11 +44,9 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def objects(races, tmp_path_factory) -> dict[str, str]:
-    """By the name of the source."""
-    folder = tmp_path_factory.mktemp("raced")
-    copy_kernels(folder)
-    files = [*(folder / name for name in KERNEL_SOURCES), *EMULATION, HERE / "race_sweep.cpp"]
-    return {path.name: name for path, name in zip(files, compile_files(folder, files, *FLAGS), strict=True)}
+    """By their names."""
+    folder, sweep = tmp_path_factory.mktemp("raced") / "objects", HERE / "race_sweep.cpp"
+    return {Path(path).name: path for path in compile_kernels(folder, *FLAGS, sources=[sweep], changes=ONE_OPERATOR)}
 
 
 def test_no_race(races, objects, tmp_path):
@@ -61,9 +58,9 @@ def test_no_race(races, objects, tmp_path):
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_barrier_taken_away_is_found(races, objects, tmp_path, planted):
     file, old, new, where = PLANTED[planted]
-    copy_kernels(tmp_path / "changed", {file: (old, new)})
+    copy_kernels(tmp_path / "changed", ONE_OPERATOR | {file: (old, new)})
     changed = compile_files(tmp_path / "changed", [tmp_path / "changed" / FLOAT], *FLAGS)
-    others = [each for name, each in objects.items() if name != Path(FLOAT).name]
+    others = [each for name, each in objects.items() if name != Path(changed[0]).name]
     # first, so that what all types share is taken from it
     done = races.run(link([*changed, *others], tmp_path / "sweep", *RACES), 0)
     assert "WARNING: ThreadSanitizer: data race" in done.stderr

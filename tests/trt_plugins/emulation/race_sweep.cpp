@@ -99,8 +99,8 @@ int main(int count, char** arguments)
     for (const Size& size : sizes)
         for (const int32_t layout : {SCCONV_LINEAR, SCCONV_CHANNELS_LAST})
         {
-            const int32_t kind = static_cast<int32_t>(&size - sizes) + layout;
-            const int32_t type = count > 1 ? std::atoi(arguments[1]) : kind % 3, op = kind / 2 % 3;
+            const int32_t kind = (static_cast<int32_t>(&size - sizes) + layout) % 3;
+            const int32_t type = count > 1 ? std::atoi(arguments[1]) : kind, op = type;
             if (layout == SCCONV_LINEAR || size.channels % size.num_groups == 0)
                 found += alike(size, op, type, layout, calls);
         }
