@@ -148,16 +148,18 @@ __device__ __forceinline__ void gather(const KernelParams& p, const Slice<T, V>&
     meet(p);
 }
 
-// Blocks of the most threads that a multiprocessor's registers should hold: 64 registers a thread. From sm_100 on the compiler
-// spills some there; blocks of half the threads, which are the usual ones, still fit twice.
+// Blocks of the most threads that a multiprocessor's registers should hold: two leave 64 registers a thread, where the compiler
+// spills affine maps, and from sm_100 on all kernels. Blocks of half the threads, which are the usual ones, still fit twice.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <Operator>
 constexpr int kFusedBlocks = 1;
 #else
-constexpr int kFusedBlocks = 2;
+template <Operator op>
+constexpr int kFusedBlocks = op == Operator::kSru ? 2 : 1;
 #endif
 
 template <typename T, Operator op, int V, int run>
-__global__ void __launch_bounds__(kFusedThreads, kFusedBlocks) fused_kernel(const __grid_constant__ KernelParams p)
+__global__ void __launch_bounds__(kFusedThreads, kFusedBlocks<op>) fused_kernel(const __grid_constant__ KernelParams p)
 {
     using Data = Raw<T, V>;
     unsigned char* shared = dynamic_shared();
@@ -223,7 +225,8 @@ __global__ void __launch_bounds__(kFusedThreads, kFusedBlocks) fused_kernel(cons
             lower_y[u * kWarp] = lower;
             upper_y[u * kWarp] = upper;
         };
-        if (!bulk_copies() && vectors == kPiece) // with bulk copies there are 64 registers, too few for both
+        // both ways in one kernel want registers, which are few where there are bulk copies or affine maps
+        if (op == Operator::kSru && !bulk_copies() && vectors == kPiece)
         {
 #pragma unroll
             for (int u = 0; u < kPieceVectors; ++u)
