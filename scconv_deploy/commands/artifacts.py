@@ -1,4 +1,4 @@
-"""Commands that take an ONNX file or judge any artifact: rewrite, convert, verify."""
+"""Commands that take an ONNX file or judge any artifact: rewrite, convert, quantize, verify."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scconv_deploy.commands.calibrating import (
+    Calibration,
+    CalibrationCache,
+    CalibrationSamples,
+    MaxDrop,
+    Only,
+    calibration_options,
+    judged_with_budget,
+)
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -109,6 +118,48 @@ def convert(
             data=data, seed=seed, force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
         session.show(result, print_conversion)
+
+
+@grouped
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float ONNX file; rewrite it first.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
+    calibration: Calibration = "max",
+    samples: CalibrationSamples = 256,
+    keep: Keep = None,
+    only: Only = None,
+    target: Annotated[
+        Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
+    ] = "gpu",
+    max_drop: MaxDrop = None,
+    calibration_cache: CalibrationCache = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
+    ] = None,
+    of_model: ModelOptions = ModelOptions(),
+    judged: CheckOptions = CheckOptions(),
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantise to int8, the gates in float32; exit 6 (nothing written) if the proof fails or the budget is exceeded."""
+    from scconv_deploy.commands.printing import print_quantization
+
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.precision.placement import PlacementOptions
+        from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_onnx
+
+        if reference is None and (names := of_model.given):
+            raise UsageError(f"These options belong to a model: {', '.join(names)}.", "Name it with --reference MODEL.")
+        calibrating = calibration_options(calibration, samples, calibration_cache, judged, of_model.seed)
+        placement = PlacementOptions(tuple(keep or ()), tuple(only or ()))
+        result = quantize_onnx(
+            source, output, QuantizeOptions(calibrating, placement, target),
+            reference=None if reference is None else of_model.spec(reference),
+            checks=judged_with_budget(judged, max_drop),
+            force=force, command=command_line(), progress=session.progress,
+        )  # fmt: skip
+        session.show(result, print_quantization)
 
 
 @grouped

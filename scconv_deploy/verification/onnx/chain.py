@@ -22,11 +22,13 @@ from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
+from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
 PRECISION_LINK = "precision"
+BUDGET_LINK = "budget"
 Progress = Callable[[str], None]
 
 
@@ -39,12 +41,14 @@ class Artifact:
         name: name of the file.
         content: bytes of the file, for its SHA-256.
         float32_model: the model that a half artifact was converted from, judged as its own link; None if there is none.
+        quantized: quantisers that the reference has too, or why it does not have them.
     """
 
     proto: onnx.ModelProto
     name: str
     content: bytes
     float32_model: onnx.ModelProto | None = None
+    quantized: ExpectedQuantization | str = "fake-quantised PyTorch would prove it, and was not run"
 
     @property
     def precision(self) -> Precision:
@@ -96,7 +100,9 @@ def verify_artifact(
     runtime, limits = judging.runtime, tolerances.table(judging.overrides)
     float32_checks: ArtifactChecks | None = None
     with log.stage("verify") as stage, ExitStack() as stack:
-        judged = stack.enter_context(ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model))
+        judged = stack.enter_context(
+            ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
+        )
         if artifact.float32_model is not None and not source.swapped_link:
             float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
         shared = judged.shared
@@ -150,7 +156,10 @@ def _links(
     else:
         away = f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
         before = Link(ONNX_LINK, "not run", source.swapped_link or away)
-    return (swapped, before, Link.of(PRECISION_LINK, judged.checks()), engine)
+    converted = Link.of(PRECISION_LINK, judged.checks())
+    if artifact.quantization:
+        return (swapped, before, Link.of(BUDGET_LINK, judged.budget.checks()), converted, engine)
+    return (swapped, before, converted, engine)
 
 
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import onnx
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import PRODUCER
 from scconv_deploy.graph import instrument
+from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
 from scconv_deploy.records.parity import ParityReport
@@ -16,6 +18,7 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.onnx import matching
 from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, verify_artifact
 from scconv_deploy.verification.reference.pytorch import TorchReference
+from scconv_deploy.verification.reference.quantized import QuantizedReference
 from scconv_deploy.verification.samples import Sample
 
 __all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "verify_onnx"]
@@ -35,7 +38,30 @@ def verify_onnx(
     A file of another exporter may have other names for inputs, outputs and SRUs; they are matched first.
     """
     artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
-    return verify_artifact(TorchReference(reference), artifact, samples, log, judging=judging, provenance=provenance)
+    source, artifact = _quantized_alike(reference, artifact)
+    return verify_artifact(source, artifact, samples, log, judging=judging, provenance=provenance)
+
+
+def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:
+    """The reference with fake quantisation at the artifact's sites; as it is if these cannot be found in it."""
+    if not artifact.quantization:
+        return TorchReference(reference), artifact
+    found, why = read_quantization(artifact.proto), ""
+    if found.unknown:
+        node, reason = next(iter(found.unknown.items()))
+        more = f" (and {len(found.unknown) - 1} more)" if len(found.unknown) > 1 else ""
+        why = f"PyTorch has no place for the quantisers of {node}: {reason}{more}"
+    elif not found.layers:
+        why = "none of its quantisers stands before a Conv or Gemm"
+    try:
+        source = QuantizedReference(reference, found) if not why else None
+    except ModelError as error:
+        if found.record is not None:
+            raise
+        source, why = None, error.message.rstrip(".")
+    if source is None:
+        return TorchReference(reference), replace(artifact, quantized=why)
+    return source, replace(artifact, quantized=source.expected)
 
 
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:

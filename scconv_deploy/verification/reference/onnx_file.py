@@ -28,10 +28,23 @@ _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
 @dataclass(frozen=True, eq=False)
 class NamedArrays:
-    """Sample of arrays: a name and the inputs."""
+    """Sample of arrays.
+
+    Attributes:
+        name: origin of the inputs.
+        inputs: arrays by name.
+        labels: int64 ``[N]``, -1 for a row without a label; None without labels.
+        count: number of rows that count; None for all (a padded last batch has fewer).
+        deep: whether the sample is judged in full, as in :class:`.run.ReferenceRun`.
+        kind: name for all samples of this kind; "" if the sample has its own.
+    """
 
     name: str
     inputs: Arrays
+    labels: np.ndarray | None = None
+    count: int | None = None
+    deep: bool = True
+    kind: str = ""
 
 
 class OnnxReference:
@@ -87,12 +100,19 @@ class OnnxReference:
             for name, site in self._sites.items()
             if instrument.gate_output(name) in found
         }
+        rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
+        if not sample.deep:
+            return ReferenceRun(
+                sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
+                labels=sample.labels, count=rows if sample.count is None else sample.count, kind=sample.kind,
+                deep=False,
+            )  # fmt: skip
         floats = onnx_gates.of_floats(self._wanted, found)
         others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
-        rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
         run = ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
-            float64_refusal=_NO_FLOAT64, count=rows, others=others,
+            float64_refusal=_NO_FLOAT64, labels=sample.labels, count=rows if sample.count is None else sample.count,
+            kind=sample.kind, others=others,
         )  # fmt: skip
         noise = self._noise.floors(run)
         sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}

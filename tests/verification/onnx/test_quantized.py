@@ -101,7 +101,10 @@ def test_verify_judges_the_srus_and_the_file_has_no_verdict(files, form):
     assert link["status"] == "not run"
     checks = {check["name"]: check for check in link["checks"]}
     assert checks["quantization"]["status"] == "not run"
-    assert "the parity of int8 (Q/DQ) is not judged by this version" in checks["quantization"]["reason"]
+    assert (
+        "the parity of int8 (Q/DQ) is not judged: PyTorch has no place for the quant"
+        in checks["quantization"]["reason"]
+    )
     assert "replay" not in checks
     assert (checks["static"]["status"], checks["teacher-forced gates"]["status"]) == ("passed", "passed")
     assert report["srus"][0]["teacher_forced"]["unexplained"] == 0
