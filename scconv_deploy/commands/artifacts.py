@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scconv_deploy.commands.calibrating import (
-    Calibration,
-    CalibrationCache,
-    CalibrationSamples,
-    MaxDrop,
-    Only,
-    calibration_options,
-    judged_with_budget,
-)
+from scconv_deploy.commands.calibrating import Int8Options
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -124,15 +116,11 @@ def convert(
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float ONNX file; rewrite it first.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
-    calibration: Calibration = "max",
-    samples: CalibrationSamples = 256,
+    int8: Int8Options = Int8Options(),
     keep: Keep = None,
-    only: Only = None,
     target: Annotated[
         Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
     ] = "gpu",
-    max_drop: MaxDrop = None,
-    calibration_cache: CalibrationCache = None,
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
     ] = None,
@@ -146,17 +134,15 @@ def quantize(
     from scconv_deploy.commands.printing import print_quantization
 
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.precision.placement import PlacementOptions
-        from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_onnx
+        from scconv_deploy.workflows.quantize import quantize_onnx
 
         if reference is None and (names := of_model.given):
             raise UsageError(f"These options belong to a model: {', '.join(names)}.", "Name it with --reference MODEL.")
-        calibrating = calibration_options(calibration, samples, calibration_cache, judged, of_model.seed)
-        placement = PlacementOptions(tuple(keep or ()), tuple(only or ()))
         result = quantize_onnx(
-            source, output, QuantizeOptions(calibrating, placement, target),
+            source, output,
+            int8.options(judged.data, judged.preprocessing, of_model.seed, tuple(keep or ()), target),
             reference=None if reference is None else of_model.spec(reference),
-            checks=judged_with_budget(judged, max_drop),
+            checks=int8.checks(judged),
             force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
         session.show(result, print_quantization)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.merged import parts_of
 from scconv_deploy.precision.float32 import all_nodes, graphs_of
 from scconv_deploy.precision.patterns import matching, require_matches
 
@@ -149,7 +150,9 @@ class _Placing:
             return f"it computes in {x.dtype}"
         if any(use.node.domain == DOMAIN for use in weight.uses()):
             return "its weights are also a parameter of a gate"
-        if node.op_type == "Gemm" and any(_number(node, name, 1) != 1 for name in ("alpha",)):
+        if parts_of(weight.name or "") is not None:
+            return "convolutions of a CRU that were merged have no module in PyTorch: export with --cru halves"
+        if node.op_type == "Gemm" and _number(node, "alpha", 1) != 1:
             return "its alpha is not 1"
         if node.op_type == "Gemm" and _number(node, "transA", 0):
             return "its data are transposed"

@@ -183,11 +183,16 @@ def _batch(value: onnx.ValueInfoProto) -> int | None:
     return axes[0].dim_value or None if axes else None
 
 
+def affine_of(source: str) -> Affine | None:
+    """Preprocessing of a zoo model; None for others."""
+    entry = zoo.MODELS.get(source)
+    return None if entry is None else (entry.mean, entry.std, None)
+
+
 def _affine(proto: onnx.ModelProto) -> Affine:
     """Preprocessing of the zoo model that a file was exported from; none for others."""
     source = next((entry.value for entry in proto.metadata_props if entry.key == _SOURCE), "")
-    entry = zoo.MODELS.get(source)
-    return ((0.0,), (1.0,), None) if entry is None else (entry.mean, entry.std, None)
+    return affine_of(source) or ((0.0,), (1.0,), None)
 
 
 def _random_source(examples: Mapping[str, np.ndarray], options: CalibrationOptions) -> data.DataSource:

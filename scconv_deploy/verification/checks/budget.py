@@ -62,6 +62,8 @@ class Budget(ArtifactCheck):
         self._rows[name] = before + rows
 
     def checks(self) -> list[Check]:
+        if not self._rows:
+            return [Check(NAME, "not run", "the reference holds no results of the float model")]
         accuracy = self._paired.accuracy()
         changed, answers = self._answers
         words = [f"{n}: SNR {m.snr_db:.1f} dB" for n, m in self._metrics.items() if m.snr_db is not None]
@@ -75,7 +77,7 @@ class Budget(ArtifactCheck):
                 f"{worst[0] / max(worst[1], 1):.2%})"
             )
         if accuracy is not None:
-            drop = -accuracy.difference
+            drop = -accuracy.difference + 0.0  # no -0.00 %
             words.insert(
                 0, f"accuracy {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of {drop:.2%} "
                 f"({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "

@@ -108,8 +108,10 @@ class ArtifactChecks:
             shared.ruler.add(run)
             shared.finite.add(run)
             self.others.align(run)
-        for check in (*self._all, self.swapped, *([self.budget] if self._quantization else [])):
+        for check in (*self._all, self.swapped):
             check.add(run, found)
+        if self._quantization and (self._unjudged or run.unquantized):
+            self.budget.add(run, found)
 
     def checks(self) -> list[Check]:
         """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""

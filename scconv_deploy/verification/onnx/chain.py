@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from scconv_deploy.errors import UsageError
+from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import Precision, precision_of, quantization_of
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.parity import Link, ParityReport
@@ -137,6 +138,17 @@ def verify_artifact(
         overrides=dict(judging.overrides),
         other_gates=judged.others.records(),
     )
+
+
+def recorded_quantization(artifact: Artifact) -> ExpectedQuantization | str:
+    """Quantisers of an artifact whose codes a recorded run of fake-quantised PyTorch holds; or why they are not there.
+
+    The recorded run holds no weights: those of the file are judged by its outputs.
+    """
+    found = read_quantization(artifact.proto) if artifact.quantization else None
+    if found is None or found.unknown or not found.layers:
+        return artifact.quantized
+    return ExpectedQuantization(found, {})
 
 
 def _links(

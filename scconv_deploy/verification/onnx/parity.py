@@ -21,7 +21,7 @@ from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.quantized import QuantizedReference
 from scconv_deploy.verification.samples import Sample
 
-__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "verify_onnx"]
+__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "source_of", "verify_onnx"]
 
 
 def verify_onnx(
@@ -62,6 +62,11 @@ def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchRef
     if source is None:
         return TorchReference(reference), replace(artifact, quantized=why)
     return source, replace(artifact, quantized=source.expected)
+
+
+def source_of(reference: Reference, artifact: Artifact) -> TorchReference:
+    """The reference that judges an artifact of this model: with fake quantisation if the artifact is quantised."""
+    return _quantized_alike(reference, artifact)[0]
 
 
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:
