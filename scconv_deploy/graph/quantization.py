@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +20,11 @@ from scconv_deploy.errors import IntegrityError
 from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import STANDARD_DOMAINS
-from scconv_deploy.graph.types import all_graphs
+from scconv_deploy.graph.types import NUMPY, all_graphs
 from scconv_deploy.records.codec import DecodeError, decode, parse
 from scconv_deploy.records.quantization import (
     METADATA,
+    DataType,
     LayerPlan,
     Levels,
     QuantizationPlan,
@@ -60,12 +62,14 @@ class StoredWeights:
         name: name of the initializer.
         codes: output channels on axis 0.
         scales, zero_points: of each channel, or a single one; ``scales`` are float32.
+        data: type that the scales are stored in.
     """
 
     name: str
     codes: np.ndarray
     scales: np.ndarray
     zero_points: np.ndarray
+    data: DataType = "float32"
 
     @property
     def dequantized(self) -> np.ndarray:
@@ -133,6 +137,7 @@ class Quantization:
                 tuple(None if s.quantizer is None else s.quantizer.levels for s in found),
                 tuple(map(float, found[0].weights.scales.ravel())),
                 found[0].norm,
+                found[0].weights.data,
             )
             for path, found in calls.items()
         ]
@@ -320,7 +325,8 @@ class _Reader:
             return None
         name = dequantize.input[0]
         codes = np.moveaxis(codes, channels, 0)
-        return StoredWeights(name, codes, scale.astype(np.float32).ravel(), zeros.ravel())
+        data: Any = scale.dtype.name if scale.dtype in NUMPY.values() else "float32"
+        return StoredWeights(name, codes, scale.astype(np.float32).ravel(), zeros.ravel(), data)
 
     def _constant(self, name: str) -> np.ndarray | None:
         if name in self._stored:

@@ -22,6 +22,7 @@ from scconv_deploy.gate.recognize import Recognition
 from scconv_deploy.gate.swap import StandIn, replace_modules
 from scconv_deploy.model.orders import FollowsInputs, aten
 from scconv_deploy.model.prepare import Reference
+from scconv_deploy.model.rounded import DTYPES
 from scconv_deploy.model.steps import Scope, module_scope
 from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPlan, SkipPlan
 
@@ -35,7 +36,7 @@ class QuantizedWeights:
     """Weights of a module as PyTorch quantises them.
 
     Attributes:
-        weight: the module's own, with a BatchNorm folded in, float32 ``[C, ...]``.
+        weight: the module's own, with a BatchNorm folded in and rounded to the plan's type, float32 ``[C, ...]``.
         scales: by the rule of the largest magnitude, float32 ``[C]``.
         codes: with the plan's scales, float32 integers.
     """
@@ -64,11 +65,12 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
     modules = dict(model.named_modules(remove_duplicate=False))
     found = {}
     for layer in plan.layers:
-        weight, _ = _folded(_layer_of(modules, layer), _norm_of(modules, layer))
+        weight = _rounded(_folded(_layer_of(modules, layer), _norm_of(modules, layer))[0], layer)
         scales = torch.tensor(layer.scales)
         quantized = _fake_quantized_weight(weight, scales)
         each = scales.reshape(-1, *[1] * (weight.dim() - 1))
-        found[layer.path] = QuantizedWeights(weight, _scales_of(weight), torch.round(quantized / each))
+        own = _rounded(_scales_of(weight), layer)
+        found[layer.path] = QuantizedWeights(weight, own, torch.round(quantized / each))
     return found
 
 
@@ -119,6 +121,11 @@ def _folded(layer: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
     return weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), moved * factor + shift
 
 
+def _rounded(tensor: Tensor, plan: LayerPlan) -> Tensor:
+    """A tensor with the values of the plan's type, in float32."""
+    return tensor if plan.data == "float32" else tensor.to(DTYPES[plan.data]).float()
+
+
 def _scales_of(weight: Tensor) -> Tensor:
     """Scale of each output channel: the largest magnitude over 127; 1 for a channel of zeros."""
     scales = weight.abs().reshape(len(weight), -1).amax(1) / 127
@@ -148,7 +155,8 @@ class _Layer(StandIn):
         super().__init__(original)
         vars(self).update(_fake_plan=plan, _fake_calls=[0])
         weight, bias = _folded(original, norm)
-        self.register_buffer("_fake_weight", _fake_quantized_weight(weight, torch.tensor(plan.scales)))
+        quantized = _fake_quantized_weight(_rounded(weight, plan), torch.tensor(plan.scales))
+        self.register_buffer("_fake_weight", _rounded(quantized, plan))
         self.register_buffer("_fake_bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+DataType = Literal["float32", "float16", "bfloat16"]
 Target = Literal["gpu", "cpu"]
 """Hardware that the codes are for: GPUs take signed activations, ONNX Runtime's CPU kernels are safe with unsigned."""
 
@@ -50,12 +51,14 @@ class LayerPlan:
         inputs: levels of the module's input for each call, in order; None where a call's input stays in float.
         scales: scale of the weights of each output channel; of a single entry, one scale for all.
         norm: path of the BatchNorm that is folded into the weights; "" without one.
+        data: type that weights and scales were rounded to first, ``float32``, ``float16`` or ``bfloat16``.
     """
 
     path: str
     inputs: tuple[Levels | None, ...]
     scales: tuple[float, ...]
     norm: str = ""
+    data: DataType = "float32"
 
 
 @dataclass(frozen=True)

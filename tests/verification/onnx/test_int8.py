@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
 
+from scconv_deploy.graph.file import serialize
 from scconv_deploy.graph.quantization import read_quantization
+from scconv_deploy.graph.types import ELEMENT, precision_of
 from scconv_deploy.model.fake_quantize import fake_quantized, quantized_weights
 from scconv_deploy.model.replay import record_gates
+from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.quantized import QuantizedReference
 from scconv_deploy.verification.samples import Sample
+from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests import int8
 from tests.int8 import FAULTS, LAYER, failed_checks, judge, quantize
 
@@ -104,6 +110,38 @@ def test_another_choice_of_layers_is_proved_too(made, options):
     assert (LAYER in layers) == ("only" in options)
     report = judge(made[0], model)
     assert report, report.failures
+
+
+@pytest.fixture(scope="module")
+def in_float32(exported):
+    """The float32 file in an opset whose operators take both halves."""
+    return ir.from_proto(
+        onnx.load_model_from_string(serialize(export_to_ir(exported[0], ExportOptions(opset=22), StageLog())))
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_int8_on_top_of_half_is_proved_too(made, in_float32, precision):
+    """Scales and weights are rounded to half before codes are made; the rest is judged as a half file is."""
+    half = ir.to_proto(converted(in_float32, HalfOptions(precision)).model)
+    model = quantize(half)
+    assert precision_of(model) == precision
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert stored[f"{LAYER}.weight_scale"].data_type == stored[f"{LAYER}.weight_bias"].data_type == ELEMENT[precision]
+    report = judge(made[0], model)
+    assert report, report.failures
+    found = checks_of(report)
+    assert found["scales"].reason.startswith("scales of 21 inputs are those of the record, of 18 weights PyTorch's")
+    assert found["weight codes"].reason == "35,088 int8 weights are PyTorch's, code for code"
+    assert found["codes"].status == found["replay"].status == found["rounding"].status == "passed"
+    for name in ("scale of a weight off by one ulp", "int8 weight off by one code", "quantised cut"):
+        damaged = copied(model)
+        fault = FAULTS[name]
+        if "ulp" in name:
+            int8.edit(damaged, f"{LAYER}.weight_scale", lambda s: (s.view(np.uint16) + 1).view(s.dtype))
+        else:
+            fault.damage(damaged)
+        assert fault.caught <= failed_checks(judge(made[0], damaged)), name
 
 
 def test_pytorch_rounds_to_the_levels_with_the_batchnorm_folded_in(made):
