@@ -82,7 +82,7 @@ def _quantized_model(model: nn.Module, plan: QuantizationPlan) -> nn.Module:
         replacements[id(module)] = _Layer(module, layer, norm)
         if norm is not None:
             replacements[id(norm)] = _Passing(norm)
-    return _Root(replace_modules(model, replacements), plan.skips)
+    return _counting(replace_modules(model, replacements), plan.skips)
 
 
 def _layer_of(modules: Mapping[str, nn.Module], layer: LayerPlan) -> Any:
@@ -177,20 +177,25 @@ class _Passing(StandIn):
         return x
 
 
-class _Root(StandIn):
-    """The model with its skips quantised; calls of layers are counted from 0 in every run."""
+class _Counting:
+    """Base of the copied model's class: calls of layers are counted from 0 in every run, and skips are quantised."""
 
-    def __init__(self, model: nn.Module, skips: Sequence[SkipPlan]) -> None:
-        super().__init__(model)
-        vars(self).update(_fake_skips=tuple(skips))
+    _fake_skips: tuple[SkipPlan, ...]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        for module in self.modules():
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, _Layer):
                 module._fake_calls[0] = 0
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        with _skips_quantized(self, tensors, self._fake_skips):
-            return type(self._original[0]).forward(self, *args, **kwargs)
+        with _skips_quantized(self, tensors, self._fake_skips):  # type: ignore[arg-type]
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _counting(model: nn.Module, skips: Sequence[SkipPlan]) -> nn.Module:
+    """Give a copied model a subclass of its class, which can all that the class can."""
+    vars(model).update(_fake_skips=tuple(skips))
+    model.__class__ = type(type(model).__name__, (_Counting, type(model)), {"__module__": type(model).__module__})
+    return model
 
 
 @contextmanager

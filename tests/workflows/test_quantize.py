@@ -223,3 +223,39 @@ def test_the_metadata_are_read_strictly(folder, tmp_path):
     with pytest.raises(IntegrityError, match=f"{METADATA} are damaged: samples is missing"):
         record_of(model)
     assert SITE in {node.name for node in model.graph.node}
+
+
+def test_export_and_deploy_quantise_and_the_bundle_judges_itself(folder, tmp_path):
+    common = [f"{__file__}:net", "--input", "2x3x16x16", "--data", str(folder / "data.npz"), "--precision", "int8"]
+    exported = CliRunner().invoke(cli.app, ["export", *common, "-o", str(tmp_path / "q.onnx"), "--json"])
+    assert exported.exit_code == 0, exported.stderr
+    stage = next(stage for stage in json.loads(exported.stdout)["stages"] if stage["name"] == "quantize")
+    assert ["net.conv1", "Conv: a first layer: the input in full"] in stage["skipped"]
+    deployed = CliRunner().invoke(cli.app, ["deploy", *common, "-o", str(tmp_path / "b"), "--deep", "2", "--json"])
+    assert deployed.exit_code == 0, deployed.stderr
+    assert (tmp_path / "b" / "model.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
+    judged = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "b"), "--json"])
+    assert judged.exit_code == 0, judged.stderr
+    link = next(link for link in json.loads(judged.stdout)["links"] if link["name"] == "precision")
+    assert next(c for c in link["checks"] if c["name"] == "codes")["status"] == "passed"
+    model = onnx.load(tmp_path / "b" / "model.onnx")
+    int8.FAULTS["per-tensor weights"].damage(model)
+    onnx.save(model, tmp_path / "b" / "model.onnx")
+    damaged = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "b"), "--quiet"])
+    assert damaged.exit_code == 6
+    assert "codes of quantisers, same input" in damaged.stderr
+
+
+def test_int8_keeps_the_convolutions_of_a_cru_apart():
+    """Merged ones have no module in PyTorch whose weights could be compared."""
+    from scconv_deploy.workflows.export import ExportOptions
+
+    engines = ("onnx", "tensorrt-rtx")
+    assert ExportOptions(backends=engines).resolved_cru == "merged"
+    given = QuantizeOptions(CalibrationOptions("random"))
+    assert ExportOptions(backends=engines, quantization=given).resolved_cru == "halves"
+    assert ExportOptions(precision="fp16", quantization=given).resolved_opset == 19
+    with pytest.raises(UsageError, match=r"--precision int8\+fp16 needs opset 19 or later, found 18"):
+        ExportOptions(precision="fp16", quantization=given, opset=18)
+    with pytest.raises(UsageError, match="--io half is for half precision"):
+        ExportOptions(quantization=given, io="half")
