@@ -61,22 +61,20 @@ class StoredWeights:
     Attributes:
         name: name of the initializer.
         codes: output channels on axis 0.
-        scales, zero_points: of each channel, or a single one; ``scales`` are float32.
+        scales: of each channel, or a single one, float32; zero points are 0.
         data: type that the scales are stored in.
     """
 
     name: str
     codes: np.ndarray
     scales: np.ndarray
-    zero_points: np.ndarray
     data: DataType = "float32"
 
     @property
     def dequantized(self) -> np.ndarray:
         """float32 ``[C, ...]``."""
         each = (-1, *[1] * (self.codes.ndim - 1))
-        codes = self.codes.astype(np.float32) - self.zero_points.reshape(each).astype(np.float32)
-        return codes * self.scales.reshape(each)
+        return self.codes.astype(np.float32) * self.scales.reshape(each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,19 +312,19 @@ class _Reader:
     def _weights(self, node: onnx.NodeProto, dequantize: onnx.NodeProto) -> StoredWeights | None:
         """Weights behind a DequantizeLinear, output channels first; None if its axis is another one."""
         codes, scale = self._constant(dequantize.input[0]), self._constant(dequantize.input[1])
-        if codes is None or scale is None or codes.dtype not in (np.int8, np.uint8):
+        if codes is None or scale is None or codes.dtype != np.int8:
             return None
         given = self._constant(dequantize.input[2]) if len(dequantize.input) > 2 and dequantize.input[2] else None
         zeros = np.zeros(scale.shape, codes.dtype) if given is None else given
         axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1)
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         channels = 1 if node.op_type == "Gemm" and not transposed else 0
-        if scale.size > 1 and axis % codes.ndim != channels:
+        if (scale.size > 1 and axis % codes.ndim != channels) or zeros.any():
             return None
         name = dequantize.input[0]
         codes = np.moveaxis(codes, channels, 0)
         data: Any = scale.dtype.name if scale.dtype in NUMPY.values() else "float32"
-        return StoredWeights(name, codes, scale.astype(np.float32).ravel(), zeros.ravel(), data)
+        return StoredWeights(name, codes, scale.astype(np.float32).ravel(), data)
 
     def _constant(self, name: str) -> np.ndarray | None:
         if name in self._stored:

@@ -203,7 +203,7 @@ def _against_file(
     command: str,
 ) -> ParityReport:
     """Judge gates and costs against the float file."""
-    reference = OnnxReference(str(source), original)
+    reference = OnnxReference(str(source), original, measured=False)
     provenance = {"command": command, "seed": str(options.seed)}
     samples = _samples(Rows(original, options))
     return verify_artifact(reference, artifact, samples, log, judging=checks.judging, provenance=provenance)

@@ -58,6 +58,7 @@ class ArtifactChecks:
         self._unjudged = quantized if isinstance(quantized, str) else ""
         if self._quantization:  # ONNX Runtime's kernels for integers add in 16 bits on some CPUs, and saturate
             options = replace(options, optimization="none")
+        self.options = options
         self.shared = shared = Shared(limits, data_type(precision))
         quantizers = {} if expected is None else expected.found.quantizers
         self._runs = runs = ArtifactRuns(source, proto, shared, options, quantizers)
@@ -85,6 +86,9 @@ class ArtifactChecks:
             self.opinion, self.free, self.others, self.jumps, Rounding(shared), self.replay, self.end_to_end,
             Native(shared, runs, self.jumps),
         ]  # fmt: skip
+
+        if self._quantization and self._unjudged:  # a replay without its codes would show nothing
+            self._all = [*self._recorded, self.static, self.forced, self.opinion, self.free, self.end_to_end]
 
     def __enter__(self) -> ArtifactChecks:
         _ = self._runs.as_it_is  # refuse an artifact that cannot run here before any sample runs

@@ -132,7 +132,7 @@ def verify_artifact(
         provenance=_provenance(runtime) | dict(provenance or {}),
         stages=tuple(log.records),
         layers=judged.replay.layers.errors,
-        first_departure=first_divergence(source, artifact.proto, judged, runtime) if failed else "",
+        first_departure=first_divergence(source, artifact.proto, judged, judged.options) if failed else "",
         worst_inputs=shared.answers.worst_inputs,
         accuracy=shared.answers.accuracy,
         overrides=dict(judging.overrides),
