@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import FunctionKey
@@ -18,6 +19,7 @@ from scconv_deploy.graph.file import serialize
 from scconv_deploy.graph.functions import function_text
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.model.prepare import Reference, reference_from_module
+from scconv_deploy.nn import ScConv
 from scconv_deploy.precision.calibration import Calibration, Method, Observer
 from scconv_deploy.precision.int8 import prepared, quantized
 from scconv_deploy.precision.placement import PlacementOptions
@@ -55,7 +57,7 @@ def quantize(proto: onnx.ModelProto, target: Target = "gpu", **placement: tuple[
     observer = Observer(Method())
     with runner_of(exposed) as runner:
         for seed in range(3):
-            values = runner.run({runner.inputs[0]: image(seed).numpy()})
+            values = runner.run({name: image(seed).numpy() for name in runner.inputs})
             observer.add({name: values[name] for name in found.values}, f"seed {seed}")
     made = Calibration("max", 6, "seeded", "", "", observer.ranges())
     model = ir.to_proto(quantized(found, made.ranges, made.record(target)))
@@ -67,7 +69,46 @@ def quantize(proto: onnx.ModelProto, target: Target = "gpu", **placement: tuple[
 def judge(of: Reference, proto: onnx.ModelProto) -> ParityReport:
     """The report of a file on one sample."""
     artifact = Artifact(proto, "model.onnx", proto.SerializeToString())
-    return verify_onnx(of, artifact, [Sample("seeded", {"image": image(9)})], StageLog())
+    return verify_onnx(of, artifact, [Sample("seeded", dict.fromkeys(of.signature.names, image(9)))], StageLog())
+
+
+class Mixed(nn.Module):
+    """What networks hold besides: a Concat of two layers, reflected padding, a layer called twice, depthwise and linear
+    ones, a squeeze and excitation, a transposed convolution, sums of three kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 1),
+        )
+        self.bn = nn.BatchNorm2d(16)
+        self.dw, self.pw = nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 16, 1)
+        self.scconv = ScConv(16)
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.up = nn.ConvTranspose2d(16, 16, 2, 2)
+        self.twice = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+        self.first, self.second, self.fc = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 10)
+        for value in (self.bn.running_var, self.bn.running_mean, self.bn.weight, self.bn.bias):
+            nn.init.uniform_(value, 0.5, 1.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.silu(self.stem(image))
+        both = torch.cat([torch.relu(self.bn(self.a(x))), self.b(x)], 1)
+        x = self.pw(nn.functional.relu6(self.dw(both))) + x
+        x = x + self.scconv(x)
+        x = x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = self.twice(torch.relu(self.twice(x))) + x
+        x = nn.functional.avg_pool2d(self.up(x), 2).mean((2, 3))
+        return self.fc(self.second(nn.functional.gelu(self.first(nn.functional.layer_norm(x, (16,))))))
+
+
+def mixed() -> tuple[Reference, onnx.ModelProto]:
+    """:class:`Mixed`, seeded, and its float32 file."""
+    torch.manual_seed(0)
+    found, log = reference_from_module(Mixed().eval(), image())
+    return found, onnx.load_model_from_string(serialize(export_to_ir(found, ExportOptions(), log)))
 
 
 def failed_checks(report: ParityReport) -> set[str]:

@@ -109,6 +109,7 @@ class Found:
             are others, so that margins cannot be compared.
         levels: those of a quantiser, whose decision is the code less the zero point, and whose margin is the operand in
             units of the scale, cut off at the first and last code; None for any other gate.
+        axis: along which several operands of a quantiser are joined.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Found:
     view: int | None = 0
     mirrored: bool = False
     levels: Levels | None = None
+    axis: int = 0
 
 
 @dataclass

@@ -219,7 +219,8 @@ def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     decided = values[instrument.gate_output(one.name)]
     operands = [values[operand_output(one.name, i)] for i in range(len(one.operands))]
     if one.levels is not None:
-        return decided.astype(np.float32) - np.float32(one.levels.zero_point), code_margin(operands[0], one.levels)
+        x = operands[0] if len(operands) == 1 else np.concatenate(operands, one.axis)
+        return decided.astype(np.float32) - np.float32(one.levels.zero_point), code_margin(x, one.levels)
     margin = _margin(operands)
     if decided.dtype == bool:
         return (~decided if one.complement else decided), (-margin if one.mirrored else margin)

@@ -46,12 +46,16 @@ class Quantizer:
     Attributes:
         value: value that is quantised; ``codes`` is the result of the QuantizeLinear node.
         node: name of that node.
+        sources: the same before it was quantised a first time: inputs of a Concat that have the same levels, joined
+            along ``axis``; or the value itself.
     """
 
     value: str
     codes: str
     levels: Levels
     node: str
+    sources: tuple[str, ...]
+    axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,7 @@ def record_of(model: onnx.ModelProto) -> QuantizationRecord | None:
 
 def as_found(name: str, one: Quantizer) -> Found:
     """A quantiser as a gate: it rounds ``x / scale``, cut off at the first and last code."""
-    return Found(name, one.codes, (one.value,), one.node, "round", levels=one.levels)
+    return Found(name, one.codes, one.sources, one.node, "round", levels=one.levels, axis=one.axis)
 
 
 class _Reader:
@@ -297,7 +301,23 @@ class _Reader:
         levels = self._levels(node)
         if levels is None or levels != self._levels(dequantize):
             return None
-        return Quantizer(node.input[0], node.output[0], levels, instrument.site_of(node))
+        value = node.input[0]
+        axis, sources = self._sources(value, levels)
+        return Quantizer(value, node.output[0], levels, instrument.site_of(node), sources, axis)
+
+    def _sources(self, value: str, levels: Levels) -> tuple[int, tuple[str, ...]]:
+        """Inputs of a Concat before they were quantised with the levels of its result, and its axis."""
+        joined = self._producers.get(value)
+        if joined is None or joined.op_type != "Concat":
+            return 0, (value,)
+        inputs = [None if (n := self._dequantizer(name)) is None else self._quantizer(n) for name in joined.input]
+        if any(found is None or found.levels != levels for found in inputs):
+            return 0, (value,)
+        axis = next((a.i for a in joined.attribute if a.name == "axis"), 0)
+        nested = [found for found in inputs if found is not None]
+        if any(len(found.sources) > 1 and found.axis != axis for found in nested):
+            return 0, (value,)
+        return axis, tuple(source for found in nested for source in found.sources)
 
     def _levels(self, node: onnx.NodeProto) -> Levels | None:
         """Levels of a node with one scale; None for other types than int8 and uint8, or with several scales."""

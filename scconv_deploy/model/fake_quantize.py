@@ -27,6 +27,7 @@ from scconv_deploy.model.steps import Scope, module_scope
 from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPlan, SkipPlan
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUNCTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 _WEIGHT_CODES = (-128, 127)
 
@@ -163,11 +164,18 @@ class _Layer(StandIn):
         plan, calls = self._fake_plan, self._fake_calls
         levels = plan.inputs[calls[0]] if calls[0] < len(plan.inputs) else None
         calls[0] += 1
+        weight, bias = self._fake_weight, self._fake_bias
+        padded = isinstance(self, _CONVOLUTIONS) and self.padding_mode != "zeros"
+        if padded:  # an operator of its own in ONNX, whose result is quantised
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         if levels is not None:
             x = fake_quantize(x, levels)
+        if padded:
+            convolution = _FUNCTIONS[weight.dim() - 3]
+            return convolution(x, weight, bias, self.stride, 0, self.dilation, self.groups)
         if isinstance(self, _CONVOLUTIONS):
-            return self._conv_forward(x, self._fake_weight, self._fake_bias)
-        return F.linear(x, self._fake_weight, self._fake_bias)
+            return self._conv_forward(x, weight, bias)
+        return F.linear(x, weight, bias)
 
 
 class _Passing(StandIn):

@@ -113,6 +113,40 @@ def test_another_choice_of_layers_is_proved_too(made, options):
 
 
 @pytest.fixture(scope="module")
+def mixed():
+    return int8.mixed()
+
+
+def test_what_networks_hold_besides_is_proved_too(mixed):
+    """A Concat whose inputs share a scale, an operator of its own for the padding, a module called twice."""
+    model = quantize(mixed[1])
+    found = read_quantization(model)
+    assert [site.call for site in found.layers if site.path == "twice"] == [1, 2]
+    assert len(found.joined) == 2
+    assert {site.path for site in found.layers} >= {"dw", "second", "twice"}
+    assert {(skip.path, skip.addition) for skip in found.skips} == {("", 1), ("", 2), ("", 3)}
+    report = judge(mixed[0], model)
+    assert report, report.failures
+    assert "at 15 places" in checks_of(report)["codes"].reason
+
+
+def test_all_layers_with_unsigned_activations_are_proved_too(mixed):
+    model = quantize(mixed[1], target="cpu", only=("*",))
+    assert {site.path for site in read_quantization(model).layers} >= {"stem", "squeeze", "fc"}
+    report = judge(mixed[0], model)
+    assert report, report.failures
+
+
+def test_a_scale_of_one_input_of_a_concat_alone_is_a_fault(mixed):
+    model = copied(quantize(mixed[1]))
+    value = next(iter(read_quantization(model).joined))
+    int8.edit(model, f"{value}_scale", lambda scale: scale * np.float32(1.01))
+    report = judge(mixed[0], model)
+    assert "several scales" in checks_of(report)["scales"].reason
+    assert failed_checks(report) == {"scales"}
+
+
+@pytest.fixture(scope="module")
 def in_float32(exported):
     """The float32 file in an opset whose operators take both halves."""
     return ir.from_proto(
