@@ -27,6 +27,8 @@ from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.runtimes.half import runs_here
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
@@ -127,6 +129,11 @@ def quantize_onnx(
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
+    if reference is None and not runs_here(original, RuntimeOptions()):
+        raise UsageError(
+            f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",
+            "Name the model with --reference MODEL.",
+        )
     log = StageLog()
     made = quantize_model(original, sha256_of(source), options, log, progress)
     content = made.proto.SerializeToString(deterministic=True)

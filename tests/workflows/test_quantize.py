@@ -259,3 +259,25 @@ def test_int8_keeps_the_convolutions_of_a_cru_apart():
         ExportOptions(precision="fp16", quantization=given, opset=18)
     with pytest.raises(UsageError, match="--io half is for half precision"):
         ExportOptions(quantization=given, io="half")
+
+
+def test_a_file_that_cannot_run_here_needs_its_model_and_inspect_names_both_types(folder, tmp_path, exported):
+    import onnx_ir as ir
+
+    from scconv_deploy.graph.file import serialize
+    from scconv_deploy.precision.half import HalfOptions, converted
+    from scconv_deploy.records.stage import StageLog
+    from scconv_deploy.workflows.export import ExportOptions, export_to_ir
+
+    model = export_to_ir(exported[0], ExportOptions(opset=22), StageLog())
+    for precision in ("fp16", "bf16"):
+        half = ir.to_proto(converted(model, HalfOptions(precision)).model)
+        (tmp_path / f"{precision}.onnx").write_bytes(serialize(ir.from_proto(half)))
+    with pytest.raises(
+        UsageError, match=r"cannot run .*bf16.onnx here, so without its model nothing could be compared"
+    ):
+        quantize_onnx(tmp_path / "bf16.onnx", tmp_path / "q.onnx", options(folder))
+    made = quantize_onnx(tmp_path / "fp16.onnx", tmp_path / "q.onnx", options(folder))
+    assert made.precision == "int8+fp16"
+    found = CliRunner().invoke(cli.app, ["inspect", str(made.path), "--json"])
+    assert json.loads(found.stdout)["precision"] == "int8 (Q/DQ) on fp16"
