@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from scconv_deploy.commands.artifacts import convert, rewrite, verify
+from scconv_deploy.commands.artifacts import convert, quantize, rewrite, verify
 from scconv_deploy.commands.engines import bench, build, finish, refit
 from scconv_deploy.commands.machine import doctor
 from scconv_deploy.commands.models import deploy, export, inspect, models
@@ -88,7 +88,9 @@ def _main(
     """The options that need no command."""
 
 
-for command in (deploy, export, rewrite, convert, verify, inspect, doctor, models, build, refit, bench, finish):
+for command in (
+    deploy, export, rewrite, convert, quantize, verify, inspect, doctor, models, build, refit, bench, finish,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(plugin, name="plugin")
 app.add_typer(reports, name="report")

@@ -144,7 +144,11 @@ def _outer_arrays(run: ReferenceRun, rounded: RoundedRun | None) -> dict[str, np
 
 
 def _packed(decided: np.ndarray) -> np.ndarray:
-    return np.packbits(decided) if decided.dtype == bool else decided
+    """Decisions as bits, and those of roundings as integers where they are small."""
+    if decided.dtype == bool:
+        return np.packbits(decided)
+    small = decided.astype(np.int16) if np.abs(decided).max(initial=0) <= np.iinfo(np.int16).max else decided
+    return small if np.array_equal(small, decided) else decided
 
 
 def _add_inner_arrays(arrays: dict[str, np.ndarray], run: ReferenceRun, left: int) -> int:
@@ -349,8 +353,7 @@ def _site(entry: SiteEntry, index: int, arrays: Arrays) -> Site:
 
 def _other_gate(entry: OtherGateEntry, index: int, arrays: Arrays) -> OtherGate:
     decided = arrays[f"decided:{index}"]
-    if decided.dtype == np.uint8:
-        decided = _unpacked(decided, entry.shape)
+    decided = _unpacked(decided, entry.shape) if decided.dtype == np.uint8 else decided.astype(np.float32)
     views = [
         View(view.kind, arrays[f"operand:{index}:{number}"], arrays[f"scale:{index}:{number}"],
              arrays.get(f"noise:{index}:{number}"), view.error)

@@ -1,4 +1,4 @@
-"""Commands that take an ONNX file or judge any artifact: rewrite, convert, verify."""
+"""Commands that take an ONNX file or judge any artifact: rewrite, convert, quantize, verify."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scconv_deploy.commands.calibrating import Int8Options
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -109,6 +110,42 @@ def convert(
             data=data, seed=seed, force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
         session.show(result, print_conversion)
+
+
+@grouped
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float ONNX file; rewrite it first.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
+    int8: Int8Options = Int8Options(),
+    keep: Keep = None,
+    target: Annotated[
+        Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
+    ] = "gpu",
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
+    ] = None,
+    of_model: ModelOptions = ModelOptions(),
+    judged: CheckOptions = CheckOptions(),
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantise to int8, the gates in float32; exit 6 (nothing written) if the proof fails or the budget is exceeded."""
+    from scconv_deploy.commands.printing import print_quantization
+
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.workflows.quantize import quantize_onnx
+
+        if reference is None and (names := of_model.given):
+            raise UsageError(f"These options belong to a model: {', '.join(names)}.", "Name it with --reference MODEL.")
+        result = quantize_onnx(
+            source, output,
+            int8.options(judged.data, judged.preprocessing, of_model.seed, tuple(keep or ()), target),
+            reference=None if reference is None else of_model.spec(reference),
+            checks=int8.checks(judged),
+            force=force, command=command_line(), progress=session.progress,
+        )  # fmt: skip
+        session.show(result, print_quantization)
 
 
 @grouped

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from scconv_deploy.commands.calibrating import Int8Options
 from scconv_deploy.commands.engines import (
     Backends,
     Baseline,
@@ -29,6 +30,7 @@ from scconv_deploy.commands.options import (
     Json,
     Model,
     ModelOptions,
+    Preprocess,
     Quiet,
     grouped,
 )
@@ -44,6 +46,7 @@ def deploy(
     of_model: ModelOptions = ModelOptions(),
     judged: CheckOptions = CheckOptions(),
     graph: GraphOptions = GraphOptions(),
+    int8: Int8Options = Int8Options(),
     backend: Backends = None,
     target: Targets = None,
     plugin: BuildPlugin = None,
@@ -67,11 +70,13 @@ def deploy(
         result = deploy_spec(
             spec,
             output,
-            graph.export(backends),
+            graph.export(
+                backends, int8.quantization(graph, judged.data, judged.preprocessing, of_model.seed, spec.source)
+            ),
             engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
             baseline=baseline,
             cache=chosen_cache(cache, no_cache),
-            checks=judged.checks(),
+            checks=int8.checks(judged) if graph.is_int8 else judged.checks(),
             force=force,
             command=command_line(),
             progress=session.progress,
@@ -87,6 +92,9 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file.")],
     of_model: ModelOptions = ModelOptions(),
     graph: GraphOptions = GraphOptions(),
+    int8: Int8Options = Int8Options(),
+    data: Data = None,
+    preprocessing: Preprocess = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -97,7 +105,13 @@ def export(
     with run_session(as_json, quiet) as session:
         from scconv_deploy.workflows.export import export_spec
 
-        result = export_spec(of_model.spec(model), output, graph.export(), force, session.progress)
+        if int8.max_drop is not None:
+            raise UsageError("--max-drop judges, and export does not.", "Use deploy, or quantize --reference MODEL.")
+        if data is not None and not graph.is_int8:
+            raise UsageError("--data is what int8 is calibrated on.", "Add --precision int8, or leave it out.")
+        spec = of_model.spec(model)
+        quantization = int8.quantization(graph, data, preprocessing, of_model.seed, spec.source)
+        result = export_spec(spec, output, graph.export(quantization=quantization), force, session.progress)
         session.show(result, print_export)
 
 

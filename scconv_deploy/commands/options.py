@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scconv_deploy.model.spec import ModelSpec
     from scconv_deploy.verification.options import Checks
     from scconv_deploy.workflows.export import ExportOptions
+    from scconv_deploy.workflows.quantize import QuantizeOptions
 
 _INPUTS, _WEIGHTS, _PRECISION = "Inputs", "Weights", "Precision"
 Model = Annotated[
@@ -115,8 +116,11 @@ Digest = Annotated[
     str, typer.Option(metavar="SHA256", help="Digest of the bundle, as deploy printed it; exit 7 if it differs.")
 ]
 Precision = Annotated[
-    Literal["fp32", "fp16", "bf16"],
-    typer.Option(help="Type of the data; statistics and gates stay in float32.", rich_help_panel=_PRECISION),
+    Literal["fp32", "fp16", "bf16", "int8", "int8+fp16", "int8+bf16"],
+    typer.Option(
+        help="Type of the data; statistics and gates stay in float32. int8 is calibrated on --data.",
+        rich_help_panel=_PRECISION,
+    ),
 ]
 Io = Annotated[
     Literal["float32", "half"],
@@ -258,8 +262,16 @@ class GraphOptions:
     keep: Keep = None
     cru: Cru = "auto"
 
-    def export(self, backends: tuple[str, ...] = ("onnx",)) -> ExportOptions:
+    @property
+    def is_int8(self) -> bool:
+        """Whether the graph is quantised."""
+        return self.precision.startswith("int8")
+
+    def export(
+        self, backends: tuple[str, ...] = ("onnx",), quantization: QuantizeOptions | None = None
+    ) -> ExportOptions:
         from scconv_deploy.workflows.export import ExportOptions
 
         keep = tuple(self.keep or ())
-        return ExportOptions(self.opset, self.mask_form, backends, self.precision, self.io, keep, self.cru)
+        base: Any = self.precision.removeprefix("int8").removeprefix("+") or "fp32"
+        return ExportOptions(self.opset, self.mask_form, backends, base, self.io, keep, self.cru, quantization)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.workflows.doctor import Diagnosis
     from scconv_deploy.workflows.export import ExportResult
     from scconv_deploy.workflows.inspect import EngineInspection, ModelInspection, OnnxInspection
+    from scconv_deploy.workflows.quantize import QuantizeResult
     from scconv_deploy.workflows.refit import RefitResult
     from scconv_deploy.workflows.rewrite import RewriteResult
     from scconv_deploy.zoo.catalogue import Listing
@@ -263,6 +264,25 @@ def print_conversion(console: Console, result: ConvertResult) -> None:
     before, after = result.bytes_before / 1e6, result.bytes_after / 1e6
     print_line(console, f"{result.path}: {result.precision}, {result.half} nodes in half, {result.casts} casts")
     print_line(console, f"size     {before:.1f} -> {after:.1f} MB")
+    print_report(console, result.report)
+    print_line(console, f"sha256 {result.sha256}")
+
+
+def print_quantization(console: Console, result: QuantizeResult) -> None:
+    """Print a quantisation: what is int8 and what is not, the scales' origin, and the parity."""
+    for node, reason in result.kept:
+        print_line(console, f"float    {node}: {reason}")
+    for node, reason in result.chosen:
+        print_line(console, f"int8     {node}: {reason}")
+    before, after, found = result.bytes_before / 1e6, result.bytes_after / 1e6, result.calibration
+    share = ""
+    if result.multiply_adds is not None:
+        share = f", {result.multiply_adds[0] / max(result.multiply_adds[1], 1):.1%} of the multiply-adds"
+    print_line(console, f"{result.path}: {result.precision}, {len(result.chosen)} places{share}")
+    print_line(console, f"scales   {found.method} of {found.samples} rows of {found.data}")
+    print_line(console, f"size     {before:.1f} -> {after:.1f} MB ({after / before:.2f}x)")
+    for note in result.notes:
+        print_line(console, f"note     {note}")
     print_report(console, result.report)
     print_line(console, f"sha256 {result.sha256}")
 

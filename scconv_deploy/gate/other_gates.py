@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.quantization import Levels
 
 STEPS: dict[str, Callable[[Any], Any]] = {
     "ge": lambda m: m >= 0,
@@ -106,6 +107,9 @@ class Found:
         complement: whether the value is the opposite of the reference's decision.
         view: index of the reference's view with the same operands, swapped where ``mirrored``; None where the operands
             are others, so that margins cannot be compared.
+        levels: those of a quantiser, whose decision is the code less the zero point, and whose margin is the operand in
+            units of the scale, cut off at the first and last code; None for any other gate.
+        axis: along which several operands of a quantiser are joined.
     """
 
     name: str
@@ -116,6 +120,8 @@ class Found:
     complement: bool = False
     view: int | None = 0
     mirrored: bool = False
+    levels: Levels | None = None
+    axis: int = 0
 
 
 @dataclass

@@ -7,7 +7,7 @@ decision injected in a wrong place moves the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from scconv_deploy.gate.other_gates import Found, OtherGate, View, channel_axes
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import DOMAIN, mask_input
+from scconv_deploy.records.quantization import Levels
 
 _COMPARISONS = {"Greater": "gt", "GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "Equal": "eq"}
 _ROUNDINGS = {"Sign": "sign", "Round": "round", "Floor": "floor", "Ceil": "ceil"}
@@ -84,11 +85,15 @@ def _kind(node: onnx.NodeProto) -> str:
     return (_COMPARISONS | _ROUNDINGS).get(node.op_type, "")
 
 
-def loose(model: onnx.ModelProto) -> list[str]:
-    """What jumps and cannot be injected in a replay: other operators, and comparisons in subgraphs and functions."""
+def loose(model: onnx.ModelProto, known: Collection[str] = ()) -> list[str]:
+    """What jumps and cannot be injected in a replay: other operators, and comparisons in subgraphs and functions.
+
+    Args:
+        known: values of quantisers that can be injected.
+    """
     names = []
     for node in model.graph.node:
-        if node.op_type in _LOOSE:
+        if node.op_type in _LOOSE and node.output[0] not in known:
             names.append(f"{node.op_type} {node.output[0]}")
         names += [f"{inner} in {node.op_type} {node.output[0]}" for g in _subgraphs(node) for inner in _jumping(g.node)]
     functions = [f for f in model.functions if f.domain != DOMAIN]
@@ -139,13 +144,20 @@ def inject(model: onnx.ModelProto, found: Iterable[Found]) -> None:
     The input holds the reference's decisions: bool, float32 for a rounding. Where the node decides the complement, the
     graph inverts them.
     """
+    decided_by: dict[str, str] = {}  # two sites of the reference may read one quantised value
     for one in found:
+        decided = instrument.gate_output(one.name)
+        if one.value in decided_by:
+            model.graph.node.append(helper.make_node("Identity", [decided_by[one.value]], [decided]))
+            _show(model, one, decided)
+            continue
         index = _index_of(model, one)
         if index is None:
             continue
-        decided, node = instrument.gate_output(one.name), model.graph.node[index]
-        node.output[list(node.output).index(one.value)] = decided
-        model.graph.node.insert(index + 1, _injection(one))
+        node = model.graph.node[index]
+        decided_by[one.value] = node.output[list(node.output).index(one.value)] = decided
+        for more in reversed(_injection(one)):
+            model.graph.node.insert(index + 1, more)
         taken = TensorProto.FLOAT if _is_number(one.kind) else TensorProto.BOOL
         model.graph.input.append(helper.make_tensor_value_info(mask_input(one.name), taken, None))
         _show(model, one, decided)
@@ -167,12 +179,19 @@ def _is_number(kind: str) -> bool:
     return kind in _ROUNDINGS.values() or kind == "trunc"
 
 
-def _injection(one: Found) -> onnx.NodeProto:
-    """The node from the injected input to the gate's value."""
-    given = mask_input(one.name)
+def _injection(one: Found) -> list[onnx.NodeProto]:
+    """The nodes from the injected input to the gate's value."""
+    given, decided = mask_input(one.name), instrument.gate_output(one.name)
+    if one.levels is not None and one.levels.zero_point:
+        zero, code = f"{given}::zero_point", f"{given}::code"
+        return [
+            helper.make_node("Constant", [], [zero], value_float=float(one.levels.zero_point)),
+            helper.make_node("Add", [given, zero], [code]),
+            helper.make_node("CastLike", [code, decided], [one.value]),
+        ]
     if _is_number(one.kind):
-        return helper.make_node("CastLike", [given, instrument.gate_output(one.name)], [one.value])
-    return helper.make_node("Not" if one.complement else "Identity", [given], [one.value])
+        return [helper.make_node("CastLike", [given, decided], [one.value])]
+    return [helper.make_node("Not" if one.complement else "Identity", [given], [one.value])]
 
 
 def gates_of(wanted: Sequence[Candidate], values: Mapping[str, np.ndarray], noise: float) -> dict[str, OtherGate]:
@@ -199,10 +218,19 @@ def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     """Decisions of an exposed gate and their margin, in the reference's sense (complement and swap undone)."""
     decided = values[instrument.gate_output(one.name)]
     operands = [values[operand_output(one.name, i)] for i in range(len(one.operands))]
+    if one.levels is not None:
+        x = operands[0] if len(operands) == 1 else np.concatenate(operands, one.axis)
+        return decided.astype(np.float32) - np.float32(one.levels.zero_point), code_margin(x, one.levels)
     margin = _margin(operands)
     if decided.dtype == bool:
         return (~decided if one.complement else decided), (-margin if one.mirrored else margin)
     return decided.astype(np.float32), margin
+
+
+def code_margin(x: np.ndarray, levels: Levels) -> np.ndarray:
+    """x in units of the scale, cut off at the first and last code, float32; by PyTorch's formula, a reciprocal."""
+    scaled = x.astype(np.float32) * (np.float32(1) / np.float32(levels.scale))
+    return np.clip(scaled, levels.low - levels.zero_point, levels.high - levels.zero_point).astype(np.float32)
 
 
 def _margin(operands: Sequence[np.ndarray]) -> np.ndarray:

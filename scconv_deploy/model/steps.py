@@ -35,6 +35,10 @@ _KINDS: dict[Any, str] = {
     _ATEN.sgn.default: "sign",
 }  # fmt: skip
 _CASTS = {_ATEN._to_copy.default}
+_FAKE_QUANTIZE = {
+    _ATEN.fake_quantize_per_tensor_affine.default, _ATEN.fake_quantize_per_tensor_affine_cachemask.default,
+}  # fmt: skip
+"""A mode within another one sees the operator whole, an outer one what it is composed of."""
 _IN_PLACE: dict[Any, str] = {
     **{getattr(getattr(_ATEN, f"{kind}_"), form): kind
        for kind in ("ge", "gt", "le", "lt", "eq", "ne") for form in ("Tensor", "Scalar")},
@@ -164,7 +168,7 @@ def recording(
         steps.operands[name] = operands()
         return result
 
-    with _scope(model, known) as scope, _Watch(tensors, scope, steps, on_step):
+    with module_scope(model, known) as scope, _Watch(tensors, scope, steps, on_step):
         yield steps
 
 
@@ -203,7 +207,7 @@ def _fixed(
             return free[name](seen[0]).to(own.dtype)
         return _given(decided, name, own)
 
-    with _scope(model, ()) as scope, _Watch(tensors, scope, Steps(), on_step):
+    with module_scope(model, ()) as scope, _Watch(tensors, scope, Steps(), on_step):
         yield
 
 
@@ -228,7 +232,7 @@ _COMPARISONS = {"ge", "gt", "le", "lt", "eq", "ne"}
 
 
 @dataclass
-class _Scope:
+class Scope:
     """Position of a run in the model: paths of the modules entered, and how many of them are known SRUs."""
 
     paths: list[str] = field(default_factory=list)
@@ -236,13 +240,13 @@ class _Scope:
 
 
 @contextmanager
-def _scope(model: nn.Module, known: Collection[nn.Module]) -> Iterator[_Scope]:
+def module_scope(model: nn.Module, known: Collection[nn.Module] = ()) -> Iterator[Scope]:
     """Follow a run through the modules.
 
     Hooks of all modules, not of the model's: a module's own hooks turn off torch's fast paths, which do not all
     compute the same (nn.TransformerEncoderLayer).
     """
-    scope = _Scope()
+    scope = Scope()
     paths = {id(module): path for path, module in model.named_modules()}
     closed = {id(m) for m in known} | {id(m) for m in model.modules() if isinstance(m, SwappedSRU)}
 
@@ -271,7 +275,7 @@ class _Watch(TorchDispatchMode):
     def __init__(
         self,
         inputs: Mapping[str, Tensor],
-        scope: _Scope,
+        scope: Scope,
         steps: Steps,
         on_step: Callable[[str, Callable[[], tuple[Operand, ...]], Tensor], Tensor],
     ) -> None:
@@ -288,7 +292,11 @@ class _Watch(TorchDispatchMode):
                 return _decomposition(func)(*args, **kwargs)
         before = (args[0].clone(), *args[1:]) if func in _IN_PLACE else args
         output = func(*args, **kwargs)
-        if not self._follow(func, args, kwargs, output) or self._steps.paused or self._scope.known:
+        if not self._follow(func, args, kwargs, output) or self._steps.paused:
+            return output
+        if func in _FAKE_QUANTIZE:  # also of a convolution inside an SRU
+            return self._quantized(args, output)
+        if self._scope.known:
             return output
         if func is _ATEN.sigmoid.default:
             self._sigmoids[output] = args[0]
@@ -305,11 +313,32 @@ class _Watch(TorchDispatchMode):
         """``a - q * b``, which jumps where the quotient's rounding does."""
         quotient = torch.div(args[0], args[1], rounding_mode=kind)
         decided = self._decide(kind, lambda: (_quotient(kind, args),), quotient)
-        return output if torch.equal(decided, quotient) else args[0] - decided * args[1]
+        if torch.equal(decided, quotient):
+            return output
+        given = args[0] - decided * args[1]
+        self._data.add(_storage(given))
+        return given
 
-    def _decide(self, kind: str, operands: Callable[[], tuple[Operand, ...]], own: Tensor) -> Tensor:
+    def _quantized(self, args: Any, output: Any) -> Any:
+        """Codes less the zero point, as a rounding of ``x / scale`` that is cut off at the first and last code."""
+        rounded = output if isinstance(output, Tensor) else output[0]
+        x, scale, zero, low, high = args[:5]
+        inverse = torch.tensor(1.0) / torch.tensor(scale)  # in float32, as the operator computes it
+
+        def operands() -> tuple[Operand, ...]:
+            return (_operand("round", (x * inverse).clamp(low - zero, high - zero), 0.0),)
+
+        own = torch.round(rounded * inverse)
+        decided = self._decide("round", operands, own, "code")
+        if torch.equal(decided, own):
+            return output
+        given = (decided.float() * torch.tensor(scale)).to(x.dtype)
+        self._data.add(_storage(given))
+        return given if isinstance(output, Tensor) else (given, output[1])
+
+    def _decide(self, kind: str, operands: Callable[[], tuple[Operand, ...]], own: Tensor, label: str = "") -> Tensor:
         path = self._scope.paths[-1] if self._scope.paths else ""
-        name = f"{path or 'model'}::{kind}"
+        name = f"{path or 'model'}::{label or kind}"
         self._calls[name] += 1
         decided = self._on_step(site_name(name, self._calls[name]), operands, own)
         self._data.add(_storage(decided))

@@ -13,17 +13,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from scconv_deploy.errors import ModelError, UsageError
+from scconv_deploy.errors import ModelError
 from scconv_deploy.graph.contract import DOMAIN
 from scconv_deploy.graph.types import FIRST_OPSET, LARGEST, PRECISION, UNIT_ROUNDOFF, HalfPrecision, IoTypes
 from scconv_deploy.precision.float32 import all_graphs, all_nodes, graphs_of, is_tensor, typed_float32
+from scconv_deploy.precision.patterns import matching, require_matches
 from scconv_deploy.precision.protected import COORDINATES, protected
 
 DTYPES: dict[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -156,7 +155,7 @@ class _Conversion:
         self.half = self.casts = 0
 
     def run(self) -> None:
-        self._check_patterns()
+        require_matches("--keep", self._options.keep, self._nodes)
         in_half = {node: self._computes_in_half(node) for node in self._nodes}
         for node, half in in_half.items():
             if half:
@@ -178,13 +177,6 @@ class _Conversion:
 
     # --- which nodes -------------------------------------------------------------------------------------------
 
-    def _check_patterns(self) -> None:
-        for pattern in self._options.keep:
-            if not any(_matches(node, pattern) for node in self._nodes):
-                close = get_close_matches(pattern, {name for node in self._nodes for name in _names(node)})
-                names = f"Close are {', '.join(close)}." if close else "Take names of modules, as in 'layer1.0.*'."
-                raise UsageError(f"--keep {pattern!r} matches no node or weight.", names)
-
     def _computes_in_half(self, node: ir.Node) -> bool:
         """Whether a node computes in half; count it, or note why it stays in float32."""
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
@@ -201,8 +193,8 @@ class _Conversion:
 
     def _reason(self, node: ir.Node) -> str:
         """The reason if a node stays in float32, else empty."""
-        pattern = next((p for p in self._options.keep if _matches(node, p)), None)
-        if pattern is not None:
+        pattern = matching(node, self._options.keep)
+        if pattern:
             return f"kept by {pattern!r}"
         if graphs_of(node):
             return "the inputs and outputs of its graphs are float32"
@@ -414,14 +406,3 @@ def _between_kept(node: ir.Node) -> bool:
     around = [*sources, *readers]
     inner = readers and not any(output.is_graph_output() for output in node.outputs)
     return bool(inner) and all(n is not None and n.domain == "" and n.op_type in KEPT_OPERATORS for n in around)
-
-
-def _matches(node: ir.Node, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in _names(node))
-
-
-def _names(node: ir.Node) -> list[str]:
-    """Names of a node: its own, its outputs', those of its weights (``layer1.0.conv1.weight``)."""
-    names = [node.name, *(o.name for o in node.outputs)]
-    names += [v.name for v in node.inputs if v is not None and v.const_value is not None]
-    return [name for name in names if name]

@@ -214,6 +214,11 @@ class OtherGateParity:
     reason: str = ""
 
     @property
+    def is_quantizer(self) -> bool:
+        """Whether it is a quantiser's code."""
+        return "::code" in self.site
+
+    @property
     def sentence(self) -> str:
         """Flip counts of this gate in one line."""
         if self.reason:

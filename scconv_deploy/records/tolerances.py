@@ -228,6 +228,11 @@ ALL: dict[str, Tolerance] = {
         "the jump is the largest of eight draws with inputs off by rounding; an artifact may flip other elements, or a "
         "few more. Damage moves more than the few elements that lie within rounding of a threshold",
     ),
+    "max_drop": Tolerance(
+        1.0,
+        "loss of accuracy by quantisation to int8, as a share of the rows; without labels, share of changed answers",
+        "no loss is right or wrong by itself: without --max-drop the cost is shown and not judged",
+    ),
     "assumed_floor": Tolerance(
         1e-6,
         "noise floor where it was not measured (outputs whose sizes depend on the values), relative L2",

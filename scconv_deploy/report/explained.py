@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from scconv_deploy.records.parity import ParityReport
 
-_REPLACED, _ARTIFACT, _ENGINE = "PyTorch with SRUs swapped", "onnxruntime, precision", "tensorrt, tensorrt-rtx"
+_REPLACED, _ENGINE = "PyTorch with SRUs swapped", "tensorrt, tensorrt-rtx"
+_ARTIFACT = "onnxruntime, budget, precision"
 LINKS = (_REPLACED, _ARTIFACT, _ENGINE)
 """Places of checks in the chain; a check of two places is listed at the first."""
 
@@ -19,7 +20,8 @@ _ON_ITS_GPU = "the engine on its GPU"
 STEPS = {
     "PyTorch with SRUs swapped": "the model in PyTorch, each recognised SRU replaced by the tool's own",
     "onnxruntime": "the float32 ONNX file in ONNX Runtime",
-    "precision": "the ONNX file in half precision; not run where nothing was converted",
+    "budget": "what int8 costs against the float model; only for a quantised file",
+    "precision": "the ONNX file in half precision or int8; not run where nothing was converted",
     "tensorrt": _ON_ITS_GPU,
     "tensorrt-rtx": _ON_ITS_GPU,
     "engine": "an engine that was not built here: there is none, or a device builds it",
@@ -210,10 +212,41 @@ CHECKS: dict[str, Meaning] = {
     ),
     "quantization": Meaning(
         _ARTIFACT,
-        "Nothing but the SRUs of a quantised file (int8 with Q/DQ): no limit for the rounding of floats says what the "
-        "quantisers around them may cost. The link is then not run, and the report has no verdict.",
+        "Nothing but the SRUs of a quantised file whose quantisers have no known place in PyTorch: no limit for the "
+        "rounding of floats says what they may cost. The link is then not run, and the report has no verdict.",
         "",
-        "Compare its answers on real data with the float model's.",
+        "Give the model with `--reference`. A file of another tool: compare its answers on real data with the float "
+        "model's.",
+    ),
+    "scales": Meaning(
+        _ARTIFACT,
+        "Scales and zero points of an int8 file: those of activations with the record in its metadata, those of "
+        "weights with what PyTorch's own weights give, bit for bit.",
+        "one bit differs, a weight has one scale for all channels, or a value is quantised that the record does not "
+        "name",
+        "Quantise the float file again. If another program changed the file after that, leave it out.",
+    ),
+    "weight codes": Meaning(
+        _ARTIFACT,
+        "The int8 weights with those of `torch.fake_quantize_per_channel_affine` on the model's own weights, "
+        "BatchNorms folded in.",
+        "a code differs, unless by one where the weight lies within rounding of the boundary between two codes",
+        "Quantise the float file again. If another program changed the file after that, leave it out.",
+    ),
+    "codes": Meaning(
+        _ARTIFACT,
+        "The codes of every activation quantiser, with the gates and codes of fake-quantised PyTorch injected "
+        "everywhere, and their operands.",
+        "a code changed that the operand's noise does not explain, or operands are more than `other_gates` times their "
+        "noise away (`other_gates_half` of a half file)",
+        "This quantiser, or what comes before it, computes something else. " + _WRONG_COMPUTATION,
+    ),
+    "budget": Meaning(
+        _ARTIFACT,
+        "What int8 costs: the outputs of fake-quantised PyTorch with the float model's, their answers, and the gates "
+        "that change.",
+        "accuracy falls by more than `max_drop` (option --max-drop); without labels, more answers change",
+        "Keep layers in float (`--keep`), calibrate on more data, or try `--calibration entropy` or `percentile`.",
     ),
     "seal": Meaning(
         _ARTIFACT,

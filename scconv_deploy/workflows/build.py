@@ -22,6 +22,7 @@ from scconv_deploy.exporters.tensorrt.source import NetworkSource
 from scconv_deploy.exporters.tensorrt.targets import DEVICES, DeviceTarget, split_targets
 from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.forms import change_mask_form
+from scconv_deploy.graph.types import quantization_of
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.parity import Link, ParityReport
@@ -68,7 +69,8 @@ def build_file(
     network = OnnxSource(model)
     result = build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
     if expanded(result.engine.manifest) and _for_onnx_runtime(model):
-        better = f"scconv-deploy rewrite {source} --mask-form where --cru merged -o FILE"
+        cru = "" if quantization_of(model) else " --cru merged"  # merged convolutions would lose their quantisers
+        better = f"scconv-deploy rewrite {source} --mask-form where{cru} -o FILE"
         note = f"its SRUs' functions are those for ONNX Runtime; TensorRT's compilers fuse what this writes: {better}"
         return replace(result, notes=(*result.notes, note))
     return result

@@ -41,9 +41,8 @@ from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
-from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+from scconv_deploy.verification.onnx.parity import Artifact, source_of, verify_onnx
 from scconv_deploy.verification.options import Checks
-from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
@@ -180,7 +179,7 @@ def _deploy(
     model = in_precision(float32_model, options, log, progress)
     data = serialize(model)
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
-    if options.half is not None:
+    if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
     report = verify_onnx(
         reference, artifact, with_progress(samples, progress), log,
@@ -191,8 +190,9 @@ def _deploy(
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(
-            TorchReference(reference), engine, with_progress(draw(), progress), StageLog(), overrides=checks.tolerances,
-            plugin=plugin, provenance=provenance, sru_models=partial(sru_models.of_artifact, artifact.proto),
+            source_of(reference, artifact), engine, with_progress(draw(), progress), StageLog(),
+            overrides=checks.tolerances, plugin=plugin, provenance=provenance,
+            sru_models=partial(sru_models.of_artifact, artifact.proto),
         )  # fmt: skip
 
     with new_folder(folder) as temporary:
@@ -203,7 +203,7 @@ def _deploy(
         write_file(temporary / REPORT, report.as_bytes())
         noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
         write_reference(
-            temporary, TorchReference(reference), noise[1::-1], nodes, engines=engines,
+            temporary, source_of(reference, artifact), noise[1::-1], nodes, engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)

@@ -21,10 +21,12 @@ from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.prepare import Reference, reference_from_module, reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.precision.int8 import FIRST_HALF_OPSET
 from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
 from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_model
 from scconv_deploy.zoo.embed import EmbedResult
 
 MaskFormChoice = Literal["auto", "where", "multiply"]
@@ -43,8 +45,10 @@ class ExportOptions:
         precision: type of the data; statistics, gates and parameters of SRUs stay in float32.
         io: types of the graph's inputs and outputs if the precision is half.
         keep: patterns (``*`` and ``?``) of nodes, weights or values that stay in float32.
+        quantization: int8 on top of the precision; None for none. ``keep`` then names what stays in the precision.
         cru: form of the CRUs; ``auto`` is ``halves`` (no concatenation of 2C channels), the fastest in ONNX Runtime, if
-            ``onnx`` is the only backend, else ``merged`` (two convolutions), which moves the fewest bytes in TensorRT.
+            ``onnx`` is the only backend or the graph is quantised, else ``merged`` (two convolutions), which moves the
+            fewest bytes in TensorRT.
 
     Raises:
         UsageError: an unknown value, or options that contradict each other.
@@ -57,6 +61,7 @@ class ExportOptions:
     io: IoTypes = "float32"
     keep: tuple[str, ...] = ()
     cru: CruFormChoice = "auto"
+    quantization: QuantizeOptions | None = None
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -67,14 +72,15 @@ class ExportOptions:
         ):
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} is {getattr(self, name)!r}.", f"There are {', '.join(get_args(known))}.")
-        if self.precision == "fp32":
+        if self.precision == "fp32" and self.quantization is not None and self.io != "float32":
+            raise UsageError("--io half is for half precision.", "Add --precision int8+fp16 or int8+bf16.")
+        if self.precision == "fp32" and self.quantization is None:
             if self.io != "float32" or self.keep:
                 name = "--io half" if self.io != "float32" else f"--keep {self.keep[0]!r}"
                 raise UsageError(f"{name} is for half precision.", "Add --precision fp16 or bf16.")
-        elif self.opset is not None and self.opset < FIRST_OPSET[self.precision]:
-            first = FIRST_OPSET[self.precision]
+        elif self.opset is not None and self.opset < (first := self._first_opset):
             raise UsageError(
-                f"--precision {self.precision} needs opset {first} or later, found {self.opset}.",
+                f"--precision {self.label} needs opset {first} or later, found {self.opset}.",
                 f"Use --opset {first}, or leave --opset out.",
             )
 
@@ -82,12 +88,28 @@ class ExportOptions:
     def resolved_opset(self) -> int:
         if self.opset is not None:
             return self.opset
-        return OPSETS[0] if self.precision == "fp32" else FIRST_OPSET[self.precision]
+        return self._first_opset
+
+    @property
+    def _first_opset(self) -> int:
+        """Lowest opset of the precision."""
+        first = OPSETS[0] if self.precision == "fp32" else FIRST_OPSET[self.precision]
+        halved = self.precision != "fp32" and self.quantization is not None
+        return max(first, FIRST_HALF_OPSET) if halved else first
+
+    @property
+    def label(self) -> str:
+        """Precision as the command line names it."""
+        if self.quantization is None:
+            return self.precision
+        return "int8" if self.precision == "fp32" else f"int8+{self.precision}"
 
     @property
     def half(self) -> HalfOptions | None:
         """Options of the conversion to half; None for float32."""
-        return None if self.precision == "fp32" else HalfOptions(self.precision, self.io, self.keep)
+        if self.precision == "fp32":
+            return None
+        return HalfOptions(self.precision, self.io, self.keep if self.quantization is None else ())
 
     @property
     def resolved_mask_form(self) -> MaskForm:
@@ -99,7 +121,7 @@ class ExportOptions:
     def resolved_cru(self) -> CruForm:
         if self.cru != "auto":
             return self.cru
-        return "merged" if self.builds_engines else "halves"
+        return "merged" if self.builds_engines and self.quantization is None else "halves"
 
     @property
     def builds_engines(self) -> bool:
@@ -163,15 +185,20 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
 
 
 def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
-    """Convert a model to the requested precision; the given model is not changed."""
-    if options.half is None:
-        return model
-    progress(f"converting to {options.precision}")
-    with log.stage("precision") as stage:
-        result = converted(model, options.half)
-        stage.applied.append(f"{result.half} nodes in {options.precision}, {result.casts} casts")
-        stage.skipped += result.kept
-        return _tidied(result.model, "converted graph")
+    """Convert a model to the requested precision, and quantise it if asked; the given model is not changed."""
+    if options.half is not None:
+        progress(f"converting to {options.precision}")
+        with log.stage("precision") as stage:
+            result = converted(model, options.half)
+            stage.applied.append(f"{result.half} nodes in {options.precision}, {result.casts} casts")
+            stage.skipped += result.kept
+            model = _tidied(result.model, "converted graph")
+    if options.quantization is not None:
+        proto = ir.to_proto(model)
+        digest = sha256_of(proto.SerializeToString(deterministic=True))
+        made = quantize_model(proto, digest, options.quantization, log, progress)
+        model = ir.from_proto(made.proto)
+    return model
 
 
 def _tidied(model: ir.Model, name: str) -> ir.Model:

@@ -51,7 +51,8 @@ class OnnxInspection:
         sites: SRU node -> its variant, or its operator if the file does not say.
         operators: number of nodes by operator, without function bodies.
         parameters: number of values in the initializers.
-        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``, or the quantisation ``int8 (Q/DQ)``.
+        precision: type of the data: ``fp32``, ``fp16`` or ``bf16``, or the quantisation ``int8 (Q/DQ)``, on top of half
+            ``int8 (Q/DQ) on fp16``.
     """
 
     path: str
@@ -180,7 +181,7 @@ def inspect_onnx(artifact: OnnxFile | Bundle) -> OnnxInspection:
         operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
         parameters=sum(_size(tensor) for tensor in model.graph.initializer),
         metadata={p.key: p.value for p in model.metadata_props},
-        precision=quantization_of(model) or precision_of(model),
+        precision=_precision(model),
         notes=(
             *(f"{key}: {value}" for key, value in facts.items()),
             *(f"{name}: {_FOREIGN}" for name in foreign_operators(model)),
@@ -280,3 +281,8 @@ def describe_training(gate: Gate) -> str:
         return "untrained: gamma 1, beta 0"
     why = " (a hard mask gives them no gradient)" if gate.variant.operator == "SRU" else ""
     return f"untrained: beta 0, gamma random, std {float(gate.gamma.std()):.2f}{why}"
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    quantization, between = quantization_of(model), precision_of(model)
+    return f"{quantization} on {between}" if quantization and between != "fp32" else quantization or between

@@ -28,7 +28,7 @@ from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.srus import Models, SRUModels
 from scconv_deploy.verification.engine.verdict import judge_engine
-from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
+from scconv_deploy.verification.onnx.chain import Artifact, recorded_quantization, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceSource, Site
 from scconv_deploy.workflows.provenance import provenance_of
@@ -52,6 +52,7 @@ class _Against:
         log: stage log of loading the reference.
         facts: provenance for the report.
         reference: prepared PyTorch model, if the source is a model.
+        recorded: whether the source is a bundle's ``reference/``.
     """
 
     source: ReferenceSource
@@ -59,6 +60,7 @@ class _Against:
     log: StageLog
     facts: Mapping[str, str]
     reference: Reference | None = None
+    recorded: bool = False
 
 
 def verify(
@@ -166,7 +168,7 @@ def _against(reference: ModelSpec | OnnxFile | Bundle, checks: Checks, command: 
     if isinstance(reference, Bundle):
         source = read_sealed_reference(reference.path)
         facts = {"command": command, "reference": f"{REFERENCE}/ of the bundle"}
-        return _Against(source, source.samples, StageLog(), facts)
+        return _Against(source, source.samples, StageLog(), facts, recorded=True)
     if isinstance(reference, OnnxFile):
         from scconv_deploy.verification.reference.onnx_file import OnnxReference
 
@@ -191,6 +193,8 @@ def _against_model(
 
 def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Mapping[str, str]) -> ParityReport:
     if against.reference is None:
+        if against.recorded:
+            artifact = replace(artifact, quantized=recorded_quantization(artifact))
         judge = partial(verify_artifact, against.source)
     else:
         from scconv_deploy.verification.onnx.parity import verify_onnx

@@ -118,6 +118,37 @@ CASES = [
         2,
         "and the reference is an ONNX file: --embed. Leave them out.",
     ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx"),
+        2,
+        "There are no data to calibrate on, and scales made of noise are wrong",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "random", "--calibration", "mean"),
+        2,
+        "--calibration 'mean' is unknown. There are max, entropy and percentile[:99.99].",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "random", "--max-drop", "half"),
+        2,
+        "--max-drop 'half' is no share. Write 0.5% or 0.005.",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "random", "--weights", "w.pt"),
+        2,
+        "These options belong to a model: --weights. Name it with --reference MODEL.",
+    ),
+    (("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--precision", "int8"), 2, "There are no data to calibrate on"),
+    (
+        ("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--only", "conv*"),
+        2,
+        "--only is for int8. Add --precision int8, or leave it out.",
+    ),
+    (
+        ("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--data", "shape.npz"),
+        2,
+        "--data is what int8 is calibrated on. Add --precision int8, or leave it out.",
+    ),
     # wrong shape, wrong type
     (
         ("convert", "net.onnx", "-o", "x.onnx", "--precision", "fp16", "--data", "shape.npz"),

@@ -23,6 +23,7 @@ from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.records.tolerances import ALL, FIXED, REWRITE
 from scconv_deploy.verification.checks import weights
+from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.gates import SiteGates
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.second_opinion import SecondOpinion
@@ -174,6 +175,7 @@ def second_opinion(limits, apart):
 
 
 CASES["second_opinion"] = second_opinion
+CASES["max_drop"] = lambda t, x: failed([Budget(t).judged(x, "costs")])
 
 
 def rounded(limits, data, cost):

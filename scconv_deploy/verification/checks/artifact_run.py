@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.graph import instrument
+from scconv_deploy.graph.quantization import Quantizer
 from scconv_deploy.records.parity import Check
 from scconv_deploy.runtimes.half import HalfRunner, runner_of
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
@@ -31,6 +32,7 @@ class ArtifactRuns:
         source: the reference.
         proto: the artifact.
         options: settings of ONNX Runtime.
+        quantizers: quantisers of activations by the names of their gates.
 
     Attributes:
         nodes: SRU nodes of the artifact by site.
@@ -38,9 +40,15 @@ class ArtifactRuns:
     """
 
     def __init__(
-        self, source: ReferenceSource, proto: onnx.ModelProto, shared: Shared, options: RuntimeOptions
+        self,
+        source: ReferenceSource,
+        proto: onnx.ModelProto,
+        shared: Shared,
+        options: RuntimeOptions,
+        quantizers: Mapping[str, Quantizer] | None = None,
     ) -> None:
         self.proto, self.options, self.nodes = proto, options, instrument.sites(proto)
+        self.quantizers = quantizers or {}
         self.fixed: list[Found] = []
         self._source, self._shared = source, shared
         self._free: Runner | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import Check
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
@@ -32,7 +34,8 @@ class EndToEnd(ArtifactCheck):
                 self._shared.finite.note_output(name, run, y, "artifact")
             else:
                 self.keep(name, compare(y, given), len(given) if given.ndim else 1)
-        self._shared.answers.add(run, found.outputs, run.count)
+        floats = replace(run, given=run.unquantized) if run.unquantized else run  # what quantisation costs
+        self._shared.answers.add(floats, found.outputs, run.count)
 
     def keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
         """Keep the worst of each distance, and agreements over all rows."""
@@ -42,20 +45,21 @@ class EndToEnd(ArtifactCheck):
 
 
 class Quantized(ArtifactCheck):
-    """Outputs of a quantised artifact, which are not judged.
+    """Outputs of a quantised artifact whose quantisers cannot be put into the reference, so that it is not judged.
 
     Every tensor between quantisers is rounded to a few hundred values, and weights are stored as integers. The limits
     for floating-point rounding do not apply.
 
     Args:
         quantization: kind of quantisation, as text.
+        why: why the reference has no such quantisers.
     """
 
-    def __init__(self, quantization: str, end_to_end: EndToEnd) -> None:
-        self._quantization, self._end_to_end = quantization, end_to_end
+    def __init__(self, quantization: str, why: str, end_to_end: EndToEnd) -> None:
+        self._quantization, self._why, self._end_to_end = quantization, why, end_to_end
 
     def checks(self) -> list[Check]:
         metrics = self._end_to_end.metrics
         apart = ", ".join(f"{name} is {found.relative_l2:.1e} away" for name, found in metrics.items())
-        what = f"the parity of {self._quantization} is not judged by this version"
+        what = f"the parity of {self._quantization} is not judged: {self._why}"
         return [Check("quantization", "not run", f"{what}; relative L2 from the reference: {apart}")]

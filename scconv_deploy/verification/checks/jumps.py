@@ -23,7 +23,7 @@ class Jumps(ArtifactCheck):
 
     def __init__(self, source: ReferenceSource, shared: Shared, runs: ArtifactRuns, others: OtherGates) -> None:
         self._source, self._shared, self._runs, self._others = source, shared, runs, others
-        self._loose = onnx_gates.loose(runs.proto)
+        self._loose = onnx_gates.loose(runs.proto, {one.codes for one in runs.quantizers.values()})
         self._noisy: set[str] = set()  # outputs whose float64 run jumped too
         self._jumped: dict[str, Jumped] = {}
         self._sizes: tuple[ReferenceRun, Mapping[str, float]] | None = None

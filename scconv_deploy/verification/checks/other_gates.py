@@ -18,6 +18,7 @@ from scconv_deploy.gate.other_gates import (
     of_few,
 )
 from scconv_deploy.graph import gates as onnx_gates
+from scconv_deploy.graph import quantization
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, OtherGateParity, Quantity
 from scconv_deploy.runtimes.half import runner_of
@@ -27,6 +28,7 @@ from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
 from scconv_deploy.verification.ruler import FLOAT32
 
 NAME = "other gates"
+CODES = "codes"
 
 
 class OtherGates(ArtifactCheck):
@@ -45,11 +47,6 @@ class OtherGates(ArtifactCheck):
         self.unfound: dict[str, str] = {}
         self.untaken: list[str] = []
 
-    @property
-    def _multiple(self) -> str:
-        """Name of the tolerance."""
-        return "other_gates" if self._shared.ruler.data == FLOAT32 else "other_gates_half"
-
     # --- measured ------------------------------------------------------------------------------------------------
 
     def align(self, run: ReferenceRun) -> None:
@@ -61,6 +58,11 @@ class OtherGates(ArtifactCheck):
 
     def _find(self, new: Mapping[str, OtherGate], run: ReferenceRun) -> None:
         self._known |= set(new)
+        codes = {name: quantization.as_found(name, q) for name, q in self._runs.quantizers.items() if name in new}
+        self.sites |= {name: OtherGateMeasured(one) for name, one in codes.items()}
+        new = {name: gate for name, gate in new.items() if name not in codes}
+        if not new:
+            return
         wanted = onnx_gates.candidates(self._runs.proto)
         values: Arrays = {}
         if wanted:
@@ -97,7 +99,7 @@ class OtherGates(ArtifactCheck):
             text = f"gate {name} is {list(decided.shape)}, the reference's {list(gate.decided.shape)}"
             self._shared.contract.note(text)
             return
-        multiple, data = self._shared.limits[self._multiple].value, self._shared.ruler.data
+        multiple, data = self._shared.limits[_multiple(self._shared)].value, self._shared.ruler.data
         in_half = None if found.rounded is None else found.rounded.others.get(name)
         gate = gate if in_half is None else in_half
         site.flips = site.flips + count_flips(gate, site.found, decided, margin, multiple, data, in_half is None)
@@ -122,48 +124,15 @@ class OtherGates(ArtifactCheck):
     # --- judged --------------------------------------------------------------------------------------------------
 
     def checks(self) -> list[Check]:
-        return [self._same_input(), *self._left()] if self.sites or self.unfound else []
-
-    def _same_input(self) -> Check:
-        missing = "; ".join(f"{site}: {reason}" for site, reason in list(self.unfound.items())[:3])
-        if not self.sites:
-            return Check(NAME, "not run", f"gates of no known SRU were not found in the graph: {missing}")
-        compared = {name: site for name, site in self.sites.items() if site.flips.gates}
-        if not compared:
-            places = ", ".join(list(self.sites)[:3])
-            return Check(NAME, "not run", f"the reference kept no operands of gates of no known SRU: {places}")
-        total = FlipCount(0)
-        for site in compared.values():
-            total = total + site.flips
-        limits = self._shared.limits
-        flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
-        ratios = {n: s.error / s.floor for n, s in compared.items() if s.compared}
-        apart = Quantity(self._multiple, max(ratios.values(), default=0.0), limits[self._multiple].value)
-        there = len(self.sites) + len(self.unfound)
-        among = f" of {there}" if len(compared) < there else ""
-        text = (
-            f"gates of no known SRU, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "
-            f"unexplained), operands within {apart.value:.1f}x their noise, at {len(compared)}{among} places"
-            f"{self._shared.samples.coverage}"
-        )
-        if not flips.within:
-            worst, site = max(compared.items(), key=lambda item: item[1].flips.unexplained)
-            text += f"; worst {worst} ({site.found.node}) with {site.flips.unexplained:,} unexplained"
-        elif not apart.within:
-            worst = max(ratios, key=ratios.__getitem__)
-            text += f" (limit {apart.limit:g}x); worst {worst} ({self.sites[worst].found.node})"
-        passed = flips.within and apart.within
-        return Check(NAME, "passed" if passed else "failed", text, (flips, apart))
-
-    def _left(self) -> list[Check]:
-        """Check that names the gates that were not compared; empty if all were."""
-        unkept = [name for name, site in self.sites.items() if not site.flips.gates]
-        why = [f"{name}: {reason}" for name, reason in self.unfound.items()]
-        why += [f"{name}: the reference kept no operands" for name in unkept]
-        if not why or len(unkept) == len(self.sites):
-            return []
-        more = f" and {len(why) - 3} more" if len(why) > 3 else ""
-        return [Check(NAME, "not run", f"not compared: {'; '.join(why[:3])}{more}")]
+        codes = {name: site for name, site in self.sites.items() if name in self._runs.quantizers}
+        others = {name: site for name, site in self.sites.items() if name not in codes}
+        found: list[Check] = []
+        if codes:
+            found += [_same_input(CODES, "codes of quantisers", self._shared, codes, {}), *_left(CODES, codes, {})]
+        if others or self.unfound:
+            what = "gates of no known SRU"
+            found += [_same_input(NAME, what, self._shared, others, self.unfound), *_left(NAME, others, self.unfound)]
+        return found
 
     def records(self) -> tuple[OtherGateParity, ...]:
         """Records of the gates for the report."""
@@ -173,3 +142,51 @@ class OtherGates(ArtifactCheck):
             for name, s in self.sites.items()
         ]  # fmt: skip
         return (*found, *(OtherGateParity(name, reason=reason) for name, reason in self.unfound.items()))
+
+
+def _same_input(
+    name: str, what: str, shared: Shared, sites: Mapping[str, OtherGateMeasured], unfound: Mapping[str, str]
+) -> Check:
+    missing = "; ".join(f"{site}: {reason}" for site, reason in list(unfound.items())[:3])
+    if not sites:
+        return Check(name, "not run", f"{what} were not found in the graph: {missing}")
+    compared = {site: one for site, one in sites.items() if one.flips.gates}
+    if not compared:
+        return Check(name, "not run", f"the reference kept no operands of {what}: {', '.join(list(sites)[:3])}")
+    total = FlipCount(0)
+    for one in compared.values():
+        total = total + one.flips
+    limits, multiple = shared.limits, _multiple(shared)
+    flips = Quantity("unexplained_flips", total.unexplained, limits["unexplained_flips"].value)
+    ratios = {n: s.error / s.floor for n, s in compared.items() if s.compared}
+    apart = Quantity(multiple, max(ratios.values(), default=0.0), limits[multiple].value)
+    there = len(sites) + len(unfound)
+    among = f" of {there}" if len(compared) < there else ""
+    text = (
+        f"{what}, same input: {total.flips:,} of {total.gates:,} changed ({total.unexplained:,} "
+        f"unexplained), operands within {apart.value:.1f}x their noise, at {len(compared)}{among} places"
+        f"{shared.samples.coverage}"
+    )
+    if not flips.within:
+        worst, one = max(compared.items(), key=lambda item: item[1].flips.unexplained)
+        text += f"; worst {worst} ({one.found.node}) with {one.flips.unexplained:,} unexplained"
+    elif not apart.within:
+        worst = max(ratios, key=ratios.__getitem__)
+        text += f" (limit {apart.limit:g}x); worst {worst} ({sites[worst].found.node})"
+    return Check(name, "passed" if flips.within and apart.within else "failed", text, (flips, apart))
+
+
+def _left(name: str, sites: Mapping[str, OtherGateMeasured], unfound: Mapping[str, str]) -> list[Check]:
+    """Check that names the gates that were not compared; empty if all were."""
+    unkept = [site for site, one in sites.items() if not one.flips.gates]
+    why = [f"{site}: {reason}" for site, reason in unfound.items()]
+    why += [f"{site}: the reference kept no operands" for site in unkept]
+    if not why or len(unkept) == len(sites):
+        return []
+    more = f" and {len(why) - 3} more" if len(why) > 3 else ""
+    return [Check(name, "not run", f"not compared: {'; '.join(why[:3])}{more}")]
+
+
+def _multiple(shared: Shared) -> str:
+    """Name of the tolerance."""
+    return "other_gates" if shared.ruler.data == FLOAT32 else "other_gates_half"

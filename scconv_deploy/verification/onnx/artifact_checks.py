@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import onnx
 
+from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import data_type, precision_of, quantization_of
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, FreeRunning, OutputParity, SRUParity
@@ -14,16 +16,19 @@ from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.checks import free_running, other_gates, second_opinion, teacher_forced
 from scconv_deploy.verification.checks.answers import check_labels
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRuns
+from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.end_to_end import EndToEnd, Quantized
 from scconv_deploy.verification.checks.half_range import HalfRange, RangeWatch
 from scconv_deploy.verification.checks.jumps import Jumps
 from scconv_deploy.verification.checks.native import Native, StandIn
+from scconv_deploy.verification.checks.quantizers import Quantizers
 from scconv_deploy.verification.checks.replay import Replay
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.static import Rewritten, Static
 from scconv_deploy.verification.checks.swapped import Swapped
 from scconv_deploy.verification.checks.weights import Weights
+from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
 
 
@@ -36,6 +41,7 @@ class ArtifactChecks:
         limits: table of tolerances.
         options: settings of ONNX Runtime.
         float32_model: float32 model that a half artifact was converted from; None if not available.
+        quantized: quantisers of a quantised artifact that the reference has too; or why it does not have them.
     """
 
     def __init__(
@@ -45,10 +51,17 @@ class ArtifactChecks:
         limits: Table,
         options: RuntimeOptions,
         float32_model: onnx.ModelProto | None = None,
+        quantized: ExpectedQuantization | str = "",
     ) -> None:
         precision, self._quantization = precision_of(proto), quantization_of(proto)
+        expected = quantized if isinstance(quantized, ExpectedQuantization) else None
+        self._unjudged = quantized if isinstance(quantized, str) else ""
+        if self._quantization:  # ONNX Runtime's kernels for integers add in 16 bits on some CPUs, and saturate
+            options = replace(options, optimization="none")
+        self.options = options
         self.shared = shared = Shared(limits, data_type(precision))
-        self._runs = runs = ArtifactRuns(source, proto, shared, options)
+        quantizers = {} if expected is None else expected.found.quantizers
+        self._runs = runs = ArtifactRuns(source, proto, shared, options, quantizers)
         self.static = Static(source, shared, runs)
         self.weights = Weights(source, proto, limits["weight_ulps"].value)
         self.forced = teacher_forced.TeacherForced(shared, runs)
@@ -62,12 +75,20 @@ class ArtifactChecks:
         ranges: list[ArtifactCheck] = []
         if float32_model is not None and precision != "fp32":
             ranges = [HalfRange(RangeWatch(float32_model, proto, precision, options), proto, shared)]
+        self.budget = Budget(limits)
+        static = [] if expected is None else [Quantizers(expected, limits)]
+        self._recorded: list[ArtifactCheck] = []
+        if self._unjudged and self._quantization:
+            self._recorded = [Quantizers(ExpectedQuantization(read_quantization(proto), {}), limits)]
         # in the order of the report; a later check may use what an earlier one measured
         self._all: list[ArtifactCheck] = [
-            StandIn(runs), *ranges, self.static, Rewritten(shared, runs), self.weights, self.forced, self.opinion,
-            self.free, self.others, self.jumps, Rounding(shared), self.replay, self.end_to_end,
+            StandIn(runs), *ranges, *static, self.static, Rewritten(shared, runs), self.weights, self.forced,
+            self.opinion, self.free, self.others, self.jumps, Rounding(shared), self.replay, self.end_to_end,
             Native(shared, runs, self.jumps),
         ]  # fmt: skip
+
+        if self._quantization and self._unjudged:  # a replay without its codes would show nothing
+            self._all = [*self._recorded, self.static, self.forced, self.opinion, self.free, self.end_to_end]
 
     def __enter__(self) -> ArtifactChecks:
         _ = self._runs.as_it_is  # refuse an artifact that cannot run here before any sample runs
@@ -93,12 +114,15 @@ class ArtifactChecks:
             self.others.align(run)
         for check in (*self._all, self.swapped):
             check.add(run, found)
+        if self._quantization and (self._unjudged or run.unquantized):
+            self.budget.add(run, found)
 
     def checks(self) -> list[Check]:
-        """Checks of the artifact; for a quantised one, those of its SRUs, which stay in float32."""
-        if not self._quantization:
+        """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""
+        if not self._quantization or not self._unjudged:
             return [*_judged(self._all), *self.shared.checks()]
-        judged = _judged([self.static, self.forced, self.opinion, Quantized(self._quantization, self.end_to_end)])
+        unjudged = Quantized(self._quantization, self._unjudged, self.end_to_end)
+        judged = _judged([*self._recorded, self.static, self.forced, self.opinion, unjudged])
         return [*judged, *self.shared.contract.checks(), *self.shared.finite.checks()]
 
     @property

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from scconv_deploy.errors import UsageError
+from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import Precision, precision_of, quantization_of
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.parity import Link, ParityReport
@@ -22,11 +23,13 @@ from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
+from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
 PRECISION_LINK = "precision"
+BUDGET_LINK = "budget"
 Progress = Callable[[str], None]
 
 
@@ -39,12 +42,14 @@ class Artifact:
         name: name of the file.
         content: bytes of the file, for its SHA-256.
         float32_model: the model that a half artifact was converted from, judged as its own link; None if there is none.
+        quantized: quantisers that the reference has too, or why it does not have them.
     """
 
     proto: onnx.ModelProto
     name: str
     content: bytes
     float32_model: onnx.ModelProto | None = None
+    quantized: ExpectedQuantization | str = "fake-quantised PyTorch would prove it, and was not run"
 
     @property
     def precision(self) -> Precision:
@@ -96,7 +101,9 @@ def verify_artifact(
     runtime, limits = judging.runtime, tolerances.table(judging.overrides)
     float32_checks: ArtifactChecks | None = None
     with log.stage("verify") as stage, ExitStack() as stack:
-        judged = stack.enter_context(ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model))
+        judged = stack.enter_context(
+            ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
+        )
         if artifact.float32_model is not None and not source.swapped_link:
             float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
         shared = judged.shared
@@ -125,12 +132,23 @@ def verify_artifact(
         provenance=_provenance(runtime) | dict(provenance or {}),
         stages=tuple(log.records),
         layers=judged.replay.layers.errors,
-        first_departure=first_divergence(source, artifact.proto, judged, runtime) if failed else "",
+        first_departure=first_divergence(source, artifact.proto, judged, judged.options) if failed else "",
         worst_inputs=shared.answers.worst_inputs,
         accuracy=shared.answers.accuracy,
         overrides=dict(judging.overrides),
         other_gates=judged.others.records(),
     )
+
+
+def recorded_quantization(artifact: Artifact) -> ExpectedQuantization | str:
+    """Quantisers of an artifact whose codes a recorded run of fake-quantised PyTorch holds; or why they are not there.
+
+    The recorded run holds no weights: those of the file are judged by its outputs.
+    """
+    found = read_quantization(artifact.proto) if artifact.quantization else None
+    if found is None or found.unknown or not found.layers:
+        return artifact.quantized
+    return ExpectedQuantization(found, {})
 
 
 def _links(
@@ -150,7 +168,10 @@ def _links(
     else:
         away = f"the artifact computes in {artifact.precision}; its float32 form is not at hand"
         before = Link(ONNX_LINK, "not run", source.swapped_link or away)
-    return (swapped, before, Link.of(PRECISION_LINK, judged.checks()), engine)
+    converted = Link.of(PRECISION_LINK, judged.checks())
+    if artifact.quantization:
+        return (swapped, before, Link.of(BUDGET_LINK, judged.budget.checks()), converted, engine)
+    return (swapped, before, converted, engine)
 
 
 def _provenance(runtime: RuntimeOptions) -> dict[str, str]:

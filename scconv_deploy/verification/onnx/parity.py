@@ -7,18 +7,26 @@ from dataclasses import replace
 
 import onnx
 
+from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import PRODUCER
 from scconv_deploy.graph import instrument
+from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.metrics import relative_l2
 from scconv_deploy.verification.onnx import matching
 from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, verify_artifact
+from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.pytorch import TorchReference
+from scconv_deploy.verification.reference.quantized import QuantizedReference
 from scconv_deploy.verification.samples import Sample
 
-__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "verify_onnx"]
+_WEIGHTS_OF_INT8 = 0.1
+"""Relative L2 of dequantised weights: 127 levels of a channel cost 0.005, one scale for all some hundredths."""
+
+__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "source_of", "verify_onnx"]
 
 
 def verify_onnx(
@@ -35,7 +43,49 @@ def verify_onnx(
     A file of another exporter may have other names for inputs, outputs and SRUs; they are matched first.
     """
     artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
-    return verify_artifact(TorchReference(reference), artifact, samples, log, judging=judging, provenance=provenance)
+    source, artifact = _quantized_alike(reference, artifact)
+    return verify_artifact(source, artifact, samples, log, judging=judging, provenance=provenance)
+
+
+def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:
+    """The reference with fake quantisation at the artifact's sites; as it is if these cannot be found in it."""
+    if not artifact.quantization:
+        return TorchReference(reference), artifact
+    found, why = read_quantization(artifact.proto), ""
+    if found.unknown:
+        node, reason = next(iter(found.unknown.items()))
+        more = f" (and {len(found.unknown) - 1} more)" if len(found.unknown) > 1 else ""
+        why = f"PyTorch has no place for the quantisers of {node}: {reason}{more}"
+    elif not found.layers:
+        why = "none of its quantisers stands before a Conv or Gemm"
+    try:
+        source = QuantizedReference(reference, found) if not why else None
+    except ModelError as error:
+        if found.record is not None:
+            raise
+        source, why = None, error.message.rstrip(".")
+    if source is not None and found.record is None and (path := _another_weight(source.expected)):
+        source, why = None, f"the weights of {path} are not the module's: it may have been changed or folded otherwise"
+    if source is None:
+        return TorchReference(reference), replace(artifact, quantized=why)
+    return source, replace(artifact, quantized=source.expected)
+
+
+def _another_weight(expected: ExpectedQuantization) -> str:
+    """Path of a layer whose dequantised weights are farther from the module's than int8 explains; "" if there is none.
+
+    A file of another tool may hold weights that were folded or equalised; nothing says so, and they prove nothing.
+    """
+    for site in expected.found.layers:
+        ours, theirs = expected.weights[site.path].weight, site.weights.dequantized
+        if theirs.size != ours.size or relative_l2(theirs.reshape(ours.shape), ours) > _WEIGHTS_OF_INT8:
+            return site.path
+    return ""
+
+
+def source_of(reference: Reference, artifact: Artifact) -> TorchReference:
+    """The reference that judges an artifact of this model: with fake quantisation if the artifact is quantised."""
+    return _quantized_alike(reference, artifact)[0]
 
 
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:

@@ -28,10 +28,23 @@ _NO_FLOAT64 = "the reference is an ONNX file, which has no float64 form"
 
 @dataclass(frozen=True, eq=False)
 class NamedArrays:
-    """Sample of arrays: a name and the inputs."""
+    """Sample of arrays.
+
+    Attributes:
+        name: origin of the inputs.
+        inputs: arrays by name.
+        labels: int64 ``[N]``, -1 for a row without a label; None without labels.
+        count: number of rows that count; None for all (a padded last batch has fewer).
+        deep: whether the sample is judged in full, as in :class:`.run.ReferenceRun`.
+        kind: name for all samples of this kind; "" if the sample has its own.
+    """
 
     name: str
     inputs: Arrays
+    labels: np.ndarray | None = None
+    count: int | None = None
+    deep: bool = True
+    kind: str = ""
 
 
 class OnnxReference:
@@ -40,6 +53,9 @@ class OnnxReference:
     The noise is that of runs whose values move in their last place (:mod:`.onnx_noise`), because a file has no float64
     form. The scale of a cut's rounding error needs PyTorch's parameters; the cut itself is used instead.
 
+    Args:
+        measured: whether noise is measured; gates on the same input and costs need none.
+
     Raises:
         ModelError: an output is no tensor, or ONNX Runtime refuses the file.
     """
@@ -47,7 +63,9 @@ class OnnxReference:
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
     left_alone: tuple[Refusal, ...] = ()
 
-    def __init__(self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> None:
+    def __init__(
+        self, name: str, proto: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions(), measured: bool = True
+    ) -> None:
         for value in proto.graph.output:
             if not value.type.HasField("tensor_type"):
                 raise ModelError(
@@ -59,7 +77,7 @@ class OnnxReference:
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
         self._options = options
         self._wanted = onnx_gates.candidates(self._proto)
-        self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options)
+        self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options) if measured else None
         exposed = instrument.expose_gates(self._proto, list(self._sites))
         self._runner = OnnxRuntimeRunner(onnx_gates.shown(exposed, self._wanted), options)
 
@@ -87,13 +105,22 @@ class OnnxReference:
             for name, site in self._sites.items()
             if instrument.gate_output(name) in found
         }
+        rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
+        if not sample.deep:
+            return ReferenceRun(
+                sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
+                labels=sample.labels, count=rows if sample.count is None else sample.count, kind=sample.kind,
+                deep=False,
+            )  # fmt: skip
         floats = onnx_gates.of_floats(self._wanted, found)
         others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
-        rows = max((len(value) for value in sample.inputs.values() if value.ndim), default=1)
         run = ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
-            float64_refusal=_NO_FLOAT64, count=rows, others=others,
+            float64_refusal=_NO_FLOAT64, labels=sample.labels, count=rows if sample.count is None else sample.count,
+            kind=sample.kind, others=others,
         )  # fmt: skip
+        if self._noise is None:
+            return run
         noise = self._noise.floors(run)
         sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
         return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
@@ -138,7 +165,9 @@ class OnnxReference:
 
         None if the inner values of the two files have different names.
         """
-        return None if artifact is None else self._noise.rounded(run, artifact, data)
+        if artifact is None or self._noise is None:
+            return None
+        return self._noise.rounded(run, artifact, data)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Nothing: a file has no modules."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.flips import changed_gates, relative_l2
@@ -72,8 +72,7 @@ class TorchReference:
     @property
     def weights(self) -> Arrays:
         """Parameters and buffers of the model as given, by name."""
-        state = {**dict(self._reference.model.named_parameters()), **dict(self._reference.model.named_buffers())}
-        return {name: tensor.detach().numpy() for name, tensor in state.items()}
+        return weights_of(self._reference.model)
 
     def run(self, sample: object) -> ReferenceRun:
         """Run a :class:`.samples.Sample` and measure its noise.
@@ -345,6 +344,12 @@ def _compare_call(
     differs, apart = changed_gates(y, expected, gate_input, swapped.gate)
     count = swapped.gate.count_flips(differs, gate_input)
     return count, apart, swapped.gate.mask(gate_input) ^ differs if differs.any() else None
+
+
+def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """Parameters and buffers of a model by name."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach().numpy() for name, tensor in state.items()}
 
 
 def _moved(tensor: Tensor, generator: torch.Generator, data: str) -> Tensor:

@@ -101,11 +101,47 @@ def test_verify_judges_the_srus_and_the_file_has_no_verdict(files, form):
     assert link["status"] == "not run"
     checks = {check["name"]: check for check in link["checks"]}
     assert checks["quantization"]["status"] == "not run"
-    assert "the parity of int8 (Q/DQ) is not judged by this version" in checks["quantization"]["reason"]
+    assert (
+        "the parity of int8 (Q/DQ) is not judged: PyTorch has no place for the quant"
+        in checks["quantization"]["reason"]
+    )
     assert "replay" not in checks
     assert (checks["static"]["status"], checks["teacher-forced gates"]["status"]) == ("passed", "passed")
     assert report["srus"][0]["teacher_forced"]["unexplained"] == 0
     assert next(link for link in report["links"] if link["name"] == "onnxruntime")["status"] == "not run"
+
+
+@pytest.fixture(scope="module")
+def alike(files):
+    """ONNX Runtime's quantiser with TensorRT's options: inputs and weights of Conv, and nothing else."""
+    options = {
+        "ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": ["Conv"],
+    }  # fmt: skip
+    quantize_static(
+        files / "net.onnx", files / "alike.onnx", Reader(), op_types_to_quantize=["Conv"], per_channel=True,
+        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, extra_options=options,
+    )  # fmt: skip
+    return files / "alike.onnx"
+
+
+def test_a_file_of_another_quantiser_is_proved_where_its_quantisers_have_a_place(alike, tmp_path):
+    found = run("verify", alike, *MODEL, "--json")
+    assert found.exit_code == 0, found.stderr
+    link = next(link for link in json.loads(found.stdout)["links"] if link["name"] == "precision")
+    checks = {check["name"]: check for check in link["checks"]}
+    assert checks["scales"]["status"] == "not run", "nothing says what they should be"
+    assert checks["weight codes"]["reason"] == "560 int8 weights are PyTorch's, code for code"
+    assert (checks["codes"]["status"], checks["replay"]["status"]) == ("passed", "passed")
+    model = onnx.load(alike)
+    weight = next(t for t in model.graph.initializer if t.name == "0.weight_quantized")
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes.flat[3] += 1 if codes.flat[3] < 100 else -1
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = run("verify", tmp_path / "damaged.onnx", *MODEL, "--quiet")
+    assert found.exit_code == 6
+    assert "int8 weights: 0 differs from PyTorch's in 1 of 432" in found.stderr
 
 
 def test_a_damaged_sru_of_a_quantised_file_is_caught(files, tmp_path):

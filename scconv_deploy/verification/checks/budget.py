@@ -1,0 +1,103 @@
+"""Cost of quantisation against the float model: accuracy on labelled data, answers, signal-to-noise, changed gates.
+
+With fake-quantised PyTorch as the reference, its outputs are compared with those of the float model; where the
+reference is a float file, the artifact's.
+"""
+
+from __future__ import annotations
+
+from scconv_deploy.records.metrics import OutputMetrics
+from scconv_deploy.records.parity import Check, Quantity, Status
+from scconv_deploy.records.tolerances import Table
+from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
+from scconv_deploy.verification.metrics import comparable, compare, looks_like_logits, worst_of
+from scconv_deploy.verification.reference.run import ReferenceRun
+
+NAME = "budget"
+TOLERANCE = "max_drop"
+
+
+class Budget(ArtifactCheck):
+    """Check of the cost of quantisation against ``--max-drop``."""
+
+    def __init__(self, limits: Table) -> None:
+        self._limit = limits[TOLERANCE]
+        self._on_data = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._paired = PairedCounts()
+        self._metrics: dict[str, OutputMetrics] = {}
+        self._rows: dict[str, int] = {}
+        self._gates: dict[str, tuple[int, int]] = {}
+        self._answers = (0, 0)
+
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        if self._on_data and not run.kind:  # noise, beside real data: the scales are not made for it
+            return
+        if run.kind and not self._on_data:
+            self._on_data = True
+            self._forget()
+        floats = run.unquantized or run.given
+        cheap = run.given if run.unquantized else found.outputs
+        for name, y in cheap.items():
+            if name in floats and same_kind(y, floats[name]) and comparable(y, floats[name]):
+                self._keep(name, compare(y, floats[name]), len(y) if y.ndim else 1)
+        logits = next((name for name, value in floats.items() if looks_like_logits(value)), None)
+        if logits is not None and cheap[logits].shape == floats[logits].shape:
+            rows = run.count or len(floats[logits])
+            changed = (floats[logits].argmax(1) != cheap[logits].argmax(1))[:rows]
+            self._answers = self._answers[0] + int(changed.sum()), self._answers[1] + changed.size
+            if run.labels is not None and len(run.labels) == len(floats[logits]):
+                self._paired.add(floats[logits], cheap[logits], run.labels)
+        for site, mask in run.unquantized_masks.items():
+            if site in run.sites and run.sites[site].mask.shape == mask.shape:
+                before = self._gates.get(site, (0, 0))
+                self._gates[site] = before[0] + int((mask != run.sites[site].mask).sum()), before[1] + mask.size
+
+    def _keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
+        kept, before = self._metrics.get(name), self._rows.get(name, 0)
+        self._metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
+        self._rows[name] = before + rows
+
+    def checks(self) -> list[Check]:
+        if not self._rows:
+            return [Check(NAME, "not run", "the reference holds no results of the float model")]
+        accuracy = self._paired.accuracy()
+        changed, answers = self._answers
+        words = [f"{n}: SNR {m.snr_db:.1f} dB" for n, m in self._metrics.items() if m.snr_db is not None]
+        if answers:
+            words.append(f"{changed:,} of {answers:,} answers changed")
+        if self._gates:
+            moved, gates = (sum(counts[i] for counts in self._gates.values()) for i in (0, 1))
+            site, worst = max(self._gates.items(), key=lambda item: item[1][0] / max(item[1][1], 1))
+            words.append(
+                f"{moved:,} of {gates:,} gates changed ({moved / max(gates, 1):.2%}; most at {site}, "
+                f"{worst[0] / max(worst[1], 1):.2%})"
+            )
+        if accuracy is not None:
+            drop = -accuracy.difference + 0.0  # no -0.00 %
+            words.insert(
+                0, f"accuracy {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of {drop:.2%} "
+                f"({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
+                f"{accuracy.samples:,} rows)",
+            )  # fmt: skip
+        where = "" if self._on_data else " on noise"
+        text = f"quantisation costs{where}: {', '.join(words) or 'nothing that could be compared'}"
+        if accuracy is None and not answers:
+            if not self._limit.given:
+                return [Check(NAME, "not run", text)]
+            return [Check(NAME, "failed", f"{text}; no output looks like logits, so --max-drop cannot be judged")]
+        cost = -accuracy.difference if accuracy is not None else changed / answers
+        if accuracy is None and self._limit.given:
+            text += "; without labels the share of changed answers bounds the drop"
+        return [self.judged(cost, text)]
+
+    def judged(self, cost: float, text: str) -> Check:
+        """Judge a loss of accuracy; without a budget it is shown alone."""
+        quantity = Quantity(TOLERANCE, cost, self._limit.value)
+        if not self._limit.given and quantity.within:
+            return Check(NAME, "not run", f"{text}; no budget was set (--max-drop)")
+        status: Status = "passed" if quantity.within else "failed"
+        return Check(NAME, status, f"{text} (budget {self._limit.value:.2%})", (quantity,))

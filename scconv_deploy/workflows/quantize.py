@@ -1,0 +1,247 @@
+"""``scconv-deploy quantize``: a float ONNX file to int8 with float32 gates, and the proof.
+
+read --> place --> calibrate --> quantise --> check --> verify (against PyTorch, or the float file) --> write
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from scconv_deploy.errors import UsageError
+from scconv_deploy.graph.contract import IR_VERSION
+from scconv_deploy.graph.file import check, read_onnx
+from scconv_deploy.graph.hygiene import tidy
+from scconv_deploy.graph.types import precision_of, quantization_of
+from scconv_deploy.graph.unknown import foreign_operators
+from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.precision.calibration import Calibration
+from scconv_deploy.precision.int8 import prepared, quantized
+from scconv_deploy.precision.placement import Placement, PlacementOptions
+from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.quantization import Target
+from scconv_deploy.records.stage import Progress, StageLog, silent
+from scconv_deploy.report.verdict import parity_error
+from scconv_deploy.runtimes.half import runs_here
+from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
+from scconv_deploy.system.atomic import check_output_file, write_file
+from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
+from scconv_deploy.verification.options import Checks
+from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
+from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate
+from scconv_deploy.workflows.provenance import provenance_of
+
+_DEEP = 2
+"""Batches of the data on which a file is judged in full where there is no model; the others run free."""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Settings of a quantisation.
+
+    Attributes:
+        calibration: data and method.
+        placement: choice of layers.
+        target: hardware that the codes are for.
+    """
+
+    calibration: CalibrationOptions
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
+    target: Target = "gpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantised model, before it is judged and written."""
+
+    proto: onnx.ModelProto
+    placement: Placement
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """Result of a quantisation.
+
+    Attributes:
+        precision: ``int8`` and the type between the quantisers, as ``int8+fp16``.
+        chosen, kept: (node, reason) of what is quantised and of what stays in float.
+        multiply_adds: (quantised, all) for one row; None if a shape is not known.
+        bytes_before, bytes_after: sizes of the files.
+        report: parity, against PyTorch if a model was given, else against the float file.
+    """
+
+    path: Path
+    sha256: str
+    precision: str
+    chosen: tuple[tuple[str, str], ...]
+    kept: tuple[tuple[str, str], ...]
+    multiply_adds: tuple[int, int] | None
+    calibration: Calibration
+    bytes_before: int
+    bytes_after: int
+    notes: tuple[str, ...]
+    report: ParityReport
+
+    def as_json(self) -> dict[str, Any]:
+        plain = ("sha256", "precision", "chosen", "kept", "multiply_adds", "bytes_before", "bytes_after", "notes")
+        calibration = {n: v for n, v in vars(self.calibration).items() if n != "ranges"}
+        return {name: getattr(self, name) for name in plain} | {
+            "path": str(self.path), "calibration": calibration, "report": self.report.as_json(),
+        }  # fmt: skip
+
+
+def quantize_onnx(
+    source: str | Path,
+    output: str | Path,
+    options: QuantizeOptions,
+    *,
+    reference: ModelSpec | None = None,
+    checks: Checks = Checks(),
+    force: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> QuantizeResult:
+    """Quantise a float file to int8.
+
+    Args:
+        source: float32, float16 or bfloat16, rewritten; external data beside it.
+        output: where to write; external data goes into the file.
+        reference: the model that the file came from, for the proof; without it, gates and costs are judged against the
+            float file.
+        checks: tolerances (``max_drop``) and the provider; the data are those of the calibration, all rows.
+        force: overwrite.
+
+    Raises:
+        UsageError, IntegrityError: the file or the data cannot be read, or the output not written; a pattern matches
+            nothing.
+        ModelError: the file is quantised already, or cannot be run.
+        ParityError: a check failed, or the budget does not hold; nothing was written.
+    """
+    source, output = Path(source), Path(output)
+    check_output_file(output, force)
+    if source.exists() and output.exists() and source.samefile(output):
+        raise UsageError(f"{output} is the input itself.", "Name another output.")
+    original = read_onnx(source)
+    if reference is None and not runs_here(original, RuntimeOptions()):
+        raise UsageError(
+            f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",
+            "Name the model with --reference MODEL.",
+        )
+    log = StageLog()
+    made = quantize_model(original, sha256_of(source), options, log, progress)
+    content = made.proto.SerializeToString(deterministic=True)
+    artifact = Artifact(made.proto, str(output), content)
+    progress("verifying")
+    if reference is None:
+        report = _against_file(source, original, artifact, options.calibration, checks, log, command)
+    else:
+        report = _against_model(reference, artifact, options.calibration, checks, log, command, progress)
+    if report.verdict == "failed":
+        raise parity_error(source, report, "Nothing was written; see --keep, --calibration and --max-drop.")
+    write_file(output, content)
+    before = len(original.SerializeToString())
+    return QuantizeResult(
+        output, sha256_of(content), name_of(made.proto), tuple(made.placement.chosen), tuple(made.placement.kept),
+        made.placement.multiply_adds, made.calibration, before, len(content), _notes(made.calibration), report,
+    )  # fmt: skip
+
+
+def quantize_model(
+    proto: onnx.ModelProto, digest: str, options: QuantizeOptions, log: StageLog, progress: Progress = silent
+) -> Quantized:
+    """Quantise a model in memory, and check it; the stage record names every node with its reason.
+
+    Args:
+        digest: SHA-256 of its file.
+    """
+    if foreign := foreign_operators(proto):
+        why = f"The model has operators that neither ONNX nor ONNX Runtime knows ({', '.join(foreign)})"
+        raise UsageError(f"{why}, so it cannot be calibrated.", "Quantise the model without them.")
+    with log.stage("quantize") as stage:
+        found = prepared(proto, options.placement)
+        rows = Rows(proto, options.calibration)
+        calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
+        progress("quantising")
+        model = quantized(found, calibration.ranges, calibration.record(options.target))
+        placement = found.placement
+        stage.applied += [f"{node}: {reason}" for node, reason in placement.chosen]
+        if placement.multiply_adds is not None:
+            part, total = placement.multiply_adds
+            stage.applied.append(f"{part:,} of {total:,} multiply-adds in int8 ({part / max(total, 1):.1%})")
+        stage.applied.append(
+            f"scales by {calibration.method} of {calibration.samples} rows of {calibration.data} "
+            f"(sha256 {calibration.data_sha256[:12]})"
+        )
+        stage.skipped += placement.kept
+        written = ir.to_proto(model)
+        written.ir_version = min(written.ir_version, IR_VERSION)
+        tidy(written)
+        check(written, "quantised graph")
+    return Quantized(written, placement, calibration)
+
+
+def name_of(proto: onnx.ModelProto) -> str:
+    """``int8``, and the type between the quantisers unless that is float32."""
+    between = precision_of(proto)
+    kind = quantization_of(proto).split(" ")[0]
+    return kind if between == "fp32" else f"{kind}+{between}"
+
+
+def _notes(calibration: Calibration) -> tuple[str, ...]:
+    if calibration.samples > 1:
+        return ()
+    return ("calibrated on one row alone: other inputs may be cut off; some hundred rows are usual",)
+
+
+def _against_file(
+    source: Path,
+    original: onnx.ModelProto,
+    artifact: Artifact,
+    options: CalibrationOptions,
+    checks: Checks,
+    log: StageLog,
+    command: str,
+) -> ParityReport:
+    """Judge gates and costs against the float file."""
+    reference = OnnxReference(str(source), original, measured=False)
+    provenance = {"command": command, "seed": str(options.seed)}
+    samples = _samples(Rows(original, options))
+    return verify_artifact(reference, artifact, samples, log, judging=checks.judging, provenance=provenance)
+
+
+def _samples(rows: Rows) -> Iterator[NamedArrays]:
+    from scconv_deploy.verification.samples import FREE
+
+    for number, batch in enumerate(rows.batches(None)):
+        deep = number < _DEEP
+        yield replace(batch, deep=deep, kind=f"{rows.name}{'' if deep else FREE}")
+
+
+def _against_model(
+    spec: ModelSpec,
+    artifact: Artifact,
+    options: CalibrationOptions,
+    checks: Checks,
+    log: StageLog,
+    command: str,
+    progress: Progress,
+) -> ParityReport:
+    """Prove the file against fake-quantised PyTorch."""
+    from scconv_deploy.model.prepare import reference_from_spec
+    from scconv_deploy.verification.onnx.parity import verify_onnx
+    from scconv_deploy.verification.samples import with_progress
+
+    reference, loaded = reference_from_spec(spec, progress)
+    log.records[:0] = loaded.records
+    samples: Iterable[Any] = checks.samples(reference, spec.seed, spec.source)
+    return verify_onnx(
+        reference, artifact, with_progress(list(samples), progress), log,
+        judging=checks.judging, provenance=provenance_of(spec, command, log),
+    )  # fmt: skip
