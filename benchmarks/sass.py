@@ -118,6 +118,8 @@ class Step:
         twice an element; about the mean of the pass's own vectors three times, and it may read them again for that.
         """
         written, read, kept = (self.accesses.get(kind, 0) for kind in ("STG", "LDG", "STS"))
+        if written == 1 != read:  # moments; y is written in as many vectors as x is read
+            written = 0
         if written or (read and kept):
             return written or read
         read = read or self.accesses.get("LDS", 0)
