@@ -251,6 +251,32 @@ def _other_scale_back(model: onnx.ModelProto) -> None:
     node.input[1] = "fault_scale"
 
 
+def _read_twice(model: onnx.ModelProto) -> tuple[str, str, list[onnx.NodeProto]]:
+    """A value that several nodes read dequantised: its name, the dequantised one's, and the nodes."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        rounding = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        readers = [one for one in model.graph.node if node.output[0] in one.input]
+        if rounding is not None and rounding.op_type == "QuantizeLinear" and len(readers) > 1:
+            return rounding.input[0], node.output[0], readers
+    raise AssertionError("no value is read twice")
+
+
+def _second_scale(model: onnx.ModelProto) -> None:
+    """One reader gets a pair of its own, of another scale; the others keep the record's."""
+    value, read, readers = _read_twice(model)
+    layer = next(one for one in readers if one.op_type == "Conv")
+    layer.input[0] = _pair(model, value, layer, 1 / 16)
+    assert any(read in one.input for one in model.graph.node)
+
+
+def _past_the_quantiser(model: onnx.ModelProto) -> None:
+    """One reader takes the value as it is."""
+    value, read, readers = _read_twice(model)
+    last = readers[-1]
+    last.input[list(last.input).index(read)] = value
+
+
 FAULTS: dict[str, Fault] = {
     "scale of an input off by one ulp": Fault(_scale("input", _next), frozenset({"scales"})),
     "scale of an input off by 1 %": Fault(_scale("input", lambda s: s * np.float32(1.01)), frozenset({"scales"})),
@@ -266,6 +292,8 @@ FAULTS: dict[str, Fault] = {
     "quantised input of an SRU": Fault(_before_the_fence, frozenset({"scales"})),
     "sign through int8": Fault(_sign_through_int8, frozenset({"scales", "static"})),
     "dequantised with another scale": Fault(_other_scale_back, frozenset({"scales"})),
+    "a second scale for one reader": Fault(_second_scale, frozenset({"scales"})),
+    "a reader past the quantiser": Fault(_past_the_quantiser, frozenset({"scales"})),
     "scales of two sites swapped": Fault(_swapped, frozenset({"scales"})),
     "scales of two sites swapped, in the record too": Fault(
         _swapped_in_the_record_too, frozenset(),

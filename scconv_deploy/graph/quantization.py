@@ -118,6 +118,7 @@ class Quantization:
     Attributes:
         joined: levels of the quantised inputs of concatenations, by value; they change nothing.
         unknown: node -> why it cannot be found in PyTorch.
+        reads: number of inputs that read a quantised value, by its name.
         record: origin of the scales, if the file holds it.
     """
 
@@ -125,6 +126,7 @@ class Quantization:
     skips: list[SkipSite] = field(default_factory=list)
     joined: dict[str, Levels] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    reads: Counter[str] = field(default_factory=Counter)
     record: QuantizationRecord | None = None
 
     @property
@@ -195,7 +197,16 @@ class _Reader:
         self._has_modules = any(instrument.module_of(node) for node in self._nodes)
         self._calls: Counter[str] = Counter()
         self._additions: Counter[str] = Counter()
-        self._found = Quantization(record=record_of(model))
+        self._found = Quantization(record=record_of(model), reads=self._reads())
+
+    def _reads(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for node in self._nodes:
+            rounding = self._producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+            if rounding is not None and rounding.op_type == "QuantizeLinear":
+                read = node.output[0]
+                found[rounding.input[0]] += sum(list(one.input).count(read) for one in self._readers.get(read, ()))
+        return found
 
     def read(self) -> Quantization:
         for node in self._nodes:
@@ -334,7 +345,10 @@ class _Reader:
         codes, scale = self._constant(dequantize.input[0]), self._constant(dequantize.input[1])
         if codes is None or scale is None or codes.dtype != np.int8:
             return None
-        given = self._constant(dequantize.input[2]) if len(dequantize.input) > 2 and dequantize.input[2] else None
+        has_zeros = len(dequantize.input) > 2 and dequantize.input[2] != ""
+        given = self._constant(dequantize.input[2]) if has_zeros else None
+        if has_zeros and given is None:
+            return None
         zeros = np.zeros(scale.shape, codes.dtype) if given is None else given
         axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1)
         transposed = any(a.name == "transB" and a.i for a in node.attribute)

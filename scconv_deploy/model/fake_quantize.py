@@ -71,6 +71,7 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
         quantized = _fake_quantized_weight(weight, scales)
         each = scales.reshape(-1, *[1] * (weight.dim() - 1))
         own = _rounded(_scales_of(weight), layer)
+        own = torch.where(own == 0, torch.ones_like(own), own)  # a type may round one to 0: such a channel is of zeros
         found[layer.path] = QuantizedWeights(weight, own, torch.round(quantized / each))
     return found
 
@@ -244,7 +245,9 @@ class _Skips(FollowsInputs):
         skip = self.left.pop((path, number), None)
         if skip is None:
             return func(*args, **kwargs)
-        operands = list(args)
+        operands, kwargs = list(args), dict(kwargs)
+        if (alpha := kwargs.pop("alpha", 1)) != 1:  # an exporter multiplies before it quantises
+            operands[1] = operands[1] * alpha
         rounded = fake_quantize(operands[skip.operand], skip.levels)
         if func is aten.add_.Tensor and skip.operand == 0:
             operands[0].copy_(rounded)

@@ -147,7 +147,8 @@ def levels_of(found: Iterable[Range], target: Target, dtype: np.dtype) -> Levels
         else (np.array(0, np.int32), np.array(255, np.int32))
     )
     zero_point, scale = compute_scale_zp(np.array(low), np.array(high), *ends, symmetric=signed)
-    return Levels(float(np.asarray(scale).astype(dtype).astype(np.float32)), int(zero_point), signed)
+    rounded = float(np.asarray(scale).astype(dtype).astype(np.float32))
+    return Levels(rounded or float(np.finfo(np.float16).tiny), int(zero_point), signed)  # half rounds a tiny one to 0
 
 
 def weight_scales(weight: np.ndarray) -> np.ndarray:
@@ -155,6 +156,12 @@ def weight_scales(weight: np.ndarray) -> np.ndarray:
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float32)
     scales = largest / np.float32(127)
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
+
+
+def rounded_scales(scales: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Scales as a type holds them, float32 ``[C]``; 1 where it rounds one to 0: such a channel is of zeros."""
+    held = scales.astype(dtype).astype(np.float32)
+    return np.where(held == 0, np.float32(1), held)
 
 
 def weight_codes(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -194,7 +201,11 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """Read a cache (IntegrityError if it is damaged)."""
         try:
-            return decode(cls, parse(path.read_bytes()))
+            found = decode(cls, parse(path.read_bytes()))
+            for name, one in found.ranges.items():
+                if not (np.isfinite([one.low, one.high]).all() and one.low <= one.high) or one.low == one.high == 0:
+                    raise DecodeError(f"the range of {name} is {one.low} to {one.high}")
+            return found
         except (DecodeError, UnicodeDecodeError) as error:
             raise IntegrityError(
                 f"{path} is damaged or no calibration cache: {error}.", "Delete it, and calibrate again."

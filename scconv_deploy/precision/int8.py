@@ -22,7 +22,7 @@ from onnx_ir.passes import common as passes
 from scconv_deploy.errors import ModelError
 from scconv_deploy.graph.contract import MODULE
 from scconv_deploy.graph.types import half_in, quantization_of
-from scconv_deploy.precision.calibration import Range, levels_of, weight_codes, weight_scales
+from scconv_deploy.precision.calibration import Range, levels_of, rounded_scales, weight_codes, weight_scales
 from scconv_deploy.precision.float32 import as_ir
 from scconv_deploy.precision.placement import Placement, PlacementOptions, place
 from scconv_deploy.records.codec import encode
@@ -74,13 +74,14 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
     """
     placement, graph = found.placement, found.model.graph
     stored: dict[str, Levels] = {}
+    reads: dict[str, int] = {}
     names = _Names(found.model)
     for value, readers in placement.readers.items():
         dtype = value.dtype
         assert dtype is not None  # noqa: S101  (for the type checker: the placement looked)
         together = [ranges[v.name] for v in placement.group_of(value) if v.name in ranges]  # type: ignore[index]
         levels = levels_of(together, record.target, dtype.numpy())
-        stored[value.name or ""] = levels
+        stored[value.name or ""], reads[value.name or ""] = levels, len(readers)
         read = _activation(graph, names, value, levels)
         for node, index in readers:
             node.replace_input_with(index, read)
@@ -95,7 +96,7 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
     for weight in {weight for weight, _ in made}:
         if not weight.uses() and not weight.is_graph_output():
             del graph.initializers[weight.name or ""]
-    document = encode(QuantizationRecord(**{**vars(record), "activations": stored}))
+    document = encode(QuantizationRecord(**{**vars(record), "activations": stored, "reads": reads}))
     found.model.metadata_props[METADATA] = json.dumps(document)
     return found.model
 
@@ -146,7 +147,7 @@ def _weight(graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axi
     name, array = weight.name or "", weight.const_value.numpy()  # type: ignore[union-attr]
     channels = np.moveaxis(array.astype(np.float32), axis, 0)
     dtype = array.dtype
-    scales = weight_scales(channels).astype(dtype).astype(np.float32)
+    scales = rounded_scales(weight_scales(channels), dtype)
     codes = np.ascontiguousarray(np.moveaxis(weight_codes(channels, scales), 0, axis))
     stored = _constant(graph, names.free(f"{name}_quantized"), codes)
     scale = _constant(graph, names.free(f"{name}_scale"), scales.astype(dtype))

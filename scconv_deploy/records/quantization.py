@@ -96,6 +96,7 @@ class QuantizationRecord:
         model_sha256: hash of the file that was quantised.
         target: hardware that the codes are for.
         activations: levels by the name of the quantised value.
+        reads: number of inputs that read the quantised value, by its name; empty where the file does not say.
     """
 
     method: str
@@ -105,6 +106,7 @@ class QuantizationRecord:
     model_sha256: str
     target: Target = "gpu"
     activations: dict[str, Levels] = field(default_factory=dict)
+    reads: dict[str, int] = field(default_factory=dict)
 
 
 def gate_of(path: str, number: int) -> str:

@@ -123,3 +123,16 @@ def test_gates_behind_a_remainder_that_was_decided_otherwise_are_seen():
     with steps.recording(model, tensors, decided=moved) as again:
         model(tensors["x"])
     assert list(again.decided) == list(recorded.decided) == ["model::trunc", "model::gt"]
+
+
+class Weighted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, x * x, alpha=2)
+
+
+def test_a_weighted_operand_is_rounded_after_its_weight():
+    """As an exporter writes it: multiplied, quantised, added."""
+    x = torch.linspace(-1, 1, 9).reshape(1, 1, 3, 3)
+    made = reference_from_module(Weighted().eval(), x)[0]
+    y = run(made, QuantizationPlan(skips=(SkipPlan("", 1, 1, COARSE),)))
+    assert torch.equal(y, x + fake_quantize(2 * x * x, COARSE))

@@ -13,6 +13,7 @@ from scconv_deploy.precision.calibration import (
     Observer,
     Range,
     levels_of,
+    rounded_scales,
     weight_codes,
     weight_scales,
 )
@@ -108,3 +109,20 @@ def test_the_cache_is_read_back_and_fits_its_model_and_data_alone(tmp_path):
     file.write_text("{}")
     with pytest.raises(IntegrityError, match="no calibration cache"):
         Calibration.read(file)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, -5.0), (0.0, 0.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_a_cache_of_ranges_that_nobody_observes_is_refused(tmp_path, low, high):
+    file = tmp_path / "cache.json"
+    file.write_bytes(Calibration("max", 4, "d.npz", "ab", "cd", {"v": Range(low, high)}).as_bytes())
+    with pytest.raises(IntegrityError, match=r"cache\.json is damaged"):
+        Calibration.read(file)
+
+
+def test_a_scale_that_half_would_round_to_zero_is_none():
+    dead = np.stack([np.full(4, 2e-6), np.ones(4)]).astype(np.float16).astype(np.float32)
+    scales = rounded_scales(weight_scales(dead), np.dtype(np.float16))
+    assert scales[0] == 1
+    assert scales[1] == np.float32(np.float16(1 / 127))
+    assert weight_codes(dead, scales)[0].tolist() == [0] * 4
+    assert levels_of([Range(0.0, 3e-6)], "gpu", np.dtype(np.float16)).scale > 0

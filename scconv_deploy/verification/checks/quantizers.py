@@ -70,12 +70,14 @@ class Quantizers(ArtifactCheck):
         record = self._found.record
         if record is None:
             return
-        found = {one.value: one.levels for one in self._found.quantizers.values()}
-        found |= self._found.joined
-        for value in record.activations:
-            if value not in found:
-                yield f"{value} is not quantised, and the record names it"
-        for value, levels in found.items():
+        # one value may have several quantisers, each of which must be the record's
+        found = [(one.value, one.levels) for one in self._found.quantizers.values()] + [*self._found.joined.items()]
+        for value in record.activations.keys() - {value for value, _ in found}:
+            yield f"{value} is not quantised, and the record names it"
+        for value, count in record.reads.items():
+            if self._found.reads[value] != count:
+                yield f"{value} is read quantised by {self._found.reads[value]} inputs, in the record by {count}"
+        for value, levels in found:
             expected = record.activations.get(value)
             if expected is None:
                 yield f"{value} is quantised, and the record of the scales does not name it"
