@@ -95,7 +95,6 @@ def test_a_compiled_case_is_found_in_the_cache_by_the_process_that_times_it(emul
     """With the C++ compiler in triton's place. The first process compiles beside others, so it leaves no tuning."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
-    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)  # for one kernel
     monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", False)  # a program for each instruction set else
     counters.clear()
     assert compile_error(tmp_path, CASE) == "was not compiled in the time for it"
