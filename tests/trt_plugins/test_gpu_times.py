@@ -91,11 +91,20 @@ def test_the_headline_comes_first_and_no_case_twice():
     assert str(found[0]) == "64x256x56x56 fp16 NCHW"
 
 
-def test_a_compiled_case_is_found_in_the_cache_by_the_process_that_times_it(emulated, monkeypatch, tmp_path):
+@pytest.fixture
+def quick_compiler():
+    """One process, and no program for each instruction set and for headers. By torch's own means: what pytest's would
+    take back, it would take away."""
+    settings = {"compile_threads": 1, "cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+    with torch._inductor.config.patch(settings):
+        yield
+
+
+def test_a_compiled_case_is_found_in_the_cache_by_the_process_that_times_it(
+    emulated, quick_compiler, monkeypatch, tmp_path
+):
     """With the C++ compiler in triton's place. The first process compiles beside others, so it leaves no tuning."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
-    monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", False)  # a program for each instruction set else
     counters.clear()
     assert compile_error(tmp_path, CASE) == "was not compiled in the time for it"
     compile_cases([CASE], 0, "cpu", tmp_path)
