@@ -274,8 +274,13 @@ struct OwnChannels
 
 // Blocks that a multiprocessor's registers should hold: thresholds of 16 channels leave room for two, affine maps or sums of
 // each channel for one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <Operator, bool>
+constexpr int blocks_at_once = 1; // for bfloat16, which sm_75 converts by hand
+#else
 template <Operator op, bool whole>
 constexpr int blocks_at_once = op == Operator::kSru && whole ? 2 : 1;
+#endif
 
 template <typename T, Operator op, int V, int run>
 __global__ void __launch_bounds__(kTileThreads, blocks_at_once<op, run == V>)

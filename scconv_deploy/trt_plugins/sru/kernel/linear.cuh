@@ -149,8 +149,8 @@ __device__ __forceinline__ void gather(const KernelParams& p, const Slice<T, V>&
 }
 
 // Blocks of the most threads that a multiprocessor's registers should hold: two leave 64 registers a thread, where the compiler
-// spills affine maps, and from sm_100 on all kernels. Blocks of half the threads, which are the usual ones, still fit twice.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+// spills affine maps, and on sm_75 and from sm_100 on others too. Blocks of half the threads, the usual ones, still fit twice.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 800 || __CUDA_ARCH__ >= 1000)
 template <Operator>
 constexpr int kFusedBlocks = 1;
 #else
