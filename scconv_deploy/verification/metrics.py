@@ -108,6 +108,18 @@ def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
     return error / norm if norm else float("inf")
 
 
+def error_and_signal(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
+    """``|y - reference|**2`` and ``|reference|**2`` in float64, infinities left out; None if not :func:`comparable`."""
+    if np.shape(y) != np.shape(reference):
+        return None
+    if (squares := _squares(y, reference)) is not None:
+        return squares
+    if not comparable(y, reference):
+        return None
+    a, b = _without_infinities(y), _without_infinities(reference)
+    return float(np.square(a - b).sum()), float(np.square(b).sum())
+
+
 def _squares(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
     """``|y - reference|**2`` and ``|reference|**2`` in float64, without float64 copies of the arrays; None if a sum is
     not finite."""
