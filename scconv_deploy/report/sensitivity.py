@@ -66,7 +66,7 @@ def print_search(console: Console, search: BudgetSearch) -> None:
 
 def repeated(search: BudgetSearch) -> str:
     """Options that repeat the plan of a search, beside those that were given."""
-    return as_options("--keep", search.keep) or "no --keep"
+    return as_options("--keep", search.keep) or "leave --budget out"
 
 
 def search_lines(search: BudgetSearch) -> list[str]:

@@ -22,7 +22,7 @@ from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.accuracy import PairedCounts
 from scconv_deploy.verification.checks.answers import check_classes
-from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits
+from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
 from scconv_deploy.verification.reference.run import Arrays
 
@@ -83,7 +83,7 @@ class CostMeter:
             for number, (name, make) in enumerate(models.items(), 1):
                 with runner_of(_exposed(make()), _PLAIN) as runner:
                     for one in chunk:
-                        self._progress(f"{name} in int8 on {one.batch.name} ({number} of {len(models)})")
+                        self._progress(f"{name} on {one.batch.name} ({number} of {len(models)})")
                         tallies[name].add(one, _results(one.batch, runner.run(one.batch.inputs)))
         return {name: tally.cost() for name, tally in tallies.items()}
 
@@ -176,16 +176,10 @@ class _Tally:
         accuracy = self._paired.accuracy()
         return Cost(
             self._rows,
-            min(_decibels(self._signal[name], error) for name, error in self._error.items()),
+            min(snr_db(self._signal[name], error) for name, error in self._error.items()),
             None if accuracy is None else -accuracy.difference + 0.0,  # no -0.0
             self._changed,
             self._answers,
             self._gates_changed,
             self._gates,
         )
-
-
-def _decibels(signal: float, error: float) -> float:
-    if error == 0:
-        return math.inf
-    return 10 * math.log10(signal / error) if signal and math.isfinite(error) else -math.inf

@@ -1,7 +1,10 @@
 """The largest int8 plan within a budget, found by measuring plans as a whole.
 
-all sites in int8 --> (beyond the budget) each site alone, for the order --> bisect the number of costliest sites left
-in float --> put sites back, those with the most multiply-adds first
+all sites in int8 --> (beyond the budget) each site alone, for the order --> bisect the number of sites left in float
+--> put sites back, those with the most multiply-adds first
+
+The worst sites are left in float first: those with the most noise for a multiply-add. Noise alone would leave a large
+layer in float where three small ones would do.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from scconv_deploy.workflows.sensitivity import sensitivity_of
 
 _TRIED_BACK = 8
 """Sites that are tried in int8 again after the bisection; each costs a pass over all data."""
+
+_LEAST_WORK = 0.1
+"""Multiply-adds that a site counts for at least, in parts of an average one: a skip has none, and a harmless one is not
+worth float."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def find_plan(
 ) -> BudgetSearch:
     """Find the largest plan by multiply-adds within a budget. Plans are measured on all rows, sites on the first ones.
 
-    The sites that cost most are left in float first. How many is found by bisection; then those with the most
-    multiply-adds are put back where the budget allows it.
+    The number of sites in float is found by bisection; then those with the most multiply-adds are put back where the
+    budget allows it.
 
     Args:
         calibration: its number of rows is the one on which sites are measured.
@@ -122,12 +129,12 @@ class _Search:
         meter = CostMeter(self._plans.proto, lambda: self._rows.batches(self._samples), self._progress)
         found = sensitivity_of(self._plans, meter, self._model)
         order = self._order(found)
-        if not order or not self._within(order, f"the {len(order)} costliest sites in float"):
+        if not order or not self._within(order, _words(len(order))):
             raise self._refusal()
         beyond, within = 0, len(order)
         while within - beyond > 1:
             middle = (beyond + within) // 2
-            if self._within(order[:middle], f"the {middle} costliest sites in float"):
+            if self._within(order[:middle], _words(middle)):
                 within = middle
             else:
                 beyond = middle
@@ -135,9 +142,12 @@ class _Search:
         return self._result(found)
 
     def _order(self, found: Sensitivity) -> list[str]:
-        """Sites in the order in which they are left in float; without the cheapest layer, which stays in int8."""
-        last = next(one.site for one in reversed(found.sites) if one.kind != "Add")
-        return [one.site for one in found.sites if one.site != last]
+        """Sites in the order in which they are left in float; without the last layer, for one must be in int8."""
+        adds = {site.name: site.multiply_adds or 0 for site in self._plans.sites}
+        least = max(sum(adds.values()) * _LEAST_WORK / len(adds), 1.0)
+        order = sorted(found.sites, key=lambda one: -one.cost.noise / max(adds[one.site], least))
+        last = next(one.site for one in reversed(order) if one.kind != "Add")
+        return [one.site for one in order if one.site != last]
 
     def _put_back(self, kept: list[str]) -> None:
         """Try sites in int8 again; the last of them was just found to be too much."""
@@ -177,3 +187,7 @@ class _Search:
             f"{len(self._names)} sites in int8{share}, {self._budget.words(step.cost)}.",
             f"{how} Nothing was written; see --calibration and sensitivity.",
         )
+
+
+def _words(count: int) -> str:
+    return f"the {count} worst sites in float" if count > 1 else "the worst site in float"

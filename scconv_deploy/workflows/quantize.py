@@ -146,7 +146,10 @@ def quantize_onnx(
     else:
         report = _against_model(reference, artifact, options.calibration, checks, log, command, progress)
     if report.verdict == "failed":
-        raise parity_error(source, report, "Nothing was written; see --keep, --calibration and --max-drop.")
+        remedy = "see --keep, --calibration and --max-drop."
+        if options.budget is not None:
+            remedy = "the search measures in ONNX Runtime, the check may in PyTorch: give a smaller --budget."
+        raise parity_error(source, report, f"Nothing was written; {remedy}")
     write_file(output, content)
     before = len(original.SerializeToString())
     return QuantizeResult(
