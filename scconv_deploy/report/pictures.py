@@ -108,7 +108,7 @@ def _sensitivity(axes: Axes, sites: Sequence[SiteCost], kept: Sequence[str]) -> 
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter("{x:g} %")
     axes.set_xlim(0, None)
-    axes.set_xlabel("part of all sites' noise; of the work (grey)")
+    axes.set_xlabel("part of noise, of work (grey)")
     _name_rows(axes, [one.site for one in sites])
 
 

@@ -11,7 +11,7 @@ from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import Prepared, prepared, quantized_proto
 from scconv_deploy.precision.placement import PlacementOptions
 from scconv_deploy.precision.sites import sites_of
-from scconv_deploy.records.quantization import QuantizationRecord, Target
+from scconv_deploy.records.quantization import QuantizationRecord
 
 
 class Plans:
@@ -21,6 +21,7 @@ class Plans:
         proto: float model.
         found: the model prepared with these options; not quantised yet.
         calibration: ranges of all values that ``found`` quantises.
+        record: origin of the scales for a file's metadata.
 
     Attributes:
         sites: what the options quantise, in the graph's order.
@@ -34,10 +35,10 @@ class Plans:
         found: Prepared,
         options: PlacementOptions,
         calibration: Calibration,
-        target: Target,
+        record: QuantizationRecord,
     ) -> None:
         self.proto, self.calibration = proto, calibration
-        self._options, self._target = options, target
+        self._options, self._record = options, record
         self.sites = sites_of(found)
         self.multiply_adds = None if found.placement.multiply_adds is None else found.placement.multiply_adds[1]
         constants = found.model.graph.initializers.values()
@@ -57,7 +58,7 @@ class Plans:
 
     def record(self, options: PlacementOptions) -> QuantizationRecord:
         """Origin of the scales and of the placement, for a file's metadata."""
-        return replace(self.calibration.record(self._target), keep=options.keep, only=options.only)
+        return replace(self._record, keep=options.keep, only=options.only)
 
     def share_of(self, multiply_adds: int | None) -> float | None:
         """Part of the multiply-adds of all layers; None if a shape is not known."""

@@ -180,7 +180,7 @@ def quantize_model(
         found = prepared(proto, options.placement)
         rows = Rows(proto, options.calibration)
         calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
-        plans = Plans(proto, found, options.placement, calibration, options.target)
+        plans = Plans(proto, found, options.placement, calibration, calibration.record(options.target))
         placing = options.placement
         if options.budget is not None:
             stage.search = find_plan(plans, rows, options.budget, options.calibration, name, progress)

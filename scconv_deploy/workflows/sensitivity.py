@@ -52,7 +52,7 @@ def sensitivity_onnx(
     found = prepared(proto, placement)
     rows = Rows(proto, calibration)
     ranges = calibrate(proto, sha256_of(source), found, rows, calibration, progress)
-    plans = Plans(proto, found, placement, ranges, target)
+    plans = Plans(proto, found, placement, ranges, ranges.record(target))
     meter = CostMeter(proto, lambda: rows.batches(calibration.samples), progress)
     return sensitivity_of(plans, meter, source.name)
 
