@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from scconv_deploy.commands.artifacts import convert, quantize, rewrite, verify
+from scconv_deploy.commands.artifacts import convert, quantize, rewrite, sensitivity, verify
 from scconv_deploy.commands.engines import bench, build, finish, refit
 from scconv_deploy.commands.machine import doctor
 from scconv_deploy.commands.models import deploy, export, inspect, models
@@ -89,7 +89,8 @@ def _main(
 
 
 for command in (
-    deploy, export, rewrite, convert, quantize, verify, inspect, doctor, models, build, refit, bench, finish,
+    deploy, export, rewrite, convert, quantize, sensitivity, verify, inspect, doctor, models, build, refit, bench,
+    finish,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(plugin, name="plugin")

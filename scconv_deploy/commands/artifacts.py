@@ -1,4 +1,5 @@
-"""Commands that take an ONNX file or judge any artifact: rewrite, convert, quantize, verify."""
+"""Commands that take an ONNX file or judge any artifact: rewrite, convert, quantize, sensitivity,
+verify."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scconv_deploy.commands.calibrating import Int8Options
+from scconv_deploy.commands.calibrating import CodesTarget, Int8Options, SiteOptions
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -21,6 +22,7 @@ from scconv_deploy.commands.options import (
     Keep,
     MaskForm,
     ModelOptions,
+    Preprocess,
     Quiet,
     Seed,
     grouped,
@@ -118,9 +120,7 @@ def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The ONNX file to write.")],
     int8: Int8Options = Int8Options(),
     keep: Keep = None,
-    target: Annotated[
-        Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
-    ] = "gpu",
+    target: CodesTarget = "gpu",
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
     ] = None,
@@ -146,6 +146,42 @@ def quantize(
             force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
         session.show(result, print_quantization)
+
+
+@grouped
+def sensitivity(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A float ONNX file; rewrite it first.")],
+    sites: SiteOptions = SiteOptions(),
+    keep: Keep = None,
+    target: CodesTarget = "gpu",
+    data: Data = None,
+    preprocessing: Preprocess = None,
+    seed: Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Also write the costs; .json or .html.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what each layer costs when it alone is int8, and its share of the work; the costliest first."""
+    from scconv_deploy.report.sensitivity import print_sensitivity
+
+    with run_session(as_json, quiet) as session:
+        from scconv_deploy.report.render import render_sensitivity, sensitivity_format
+        from scconv_deploy.system.atomic import check_output_file, write_file
+        from scconv_deploy.workflows.sensitivity import sensitivity_onnx
+
+        if report is not None:
+            form = sensitivity_format(report)
+            check_output_file(report, force)
+        result = sensitivity_onnx(
+            source, sites.calibrating(data, preprocessing, seed), sites.placement(keep),
+            target=target, progress=session.progress,
+        )  # fmt: skip
+        if report is not None:
+            write_file(report, render_sensitivity(result, form).encode())
+        session.show(result, print_sensitivity)
 
 
 @grouped

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,8 +13,11 @@ from scconv_deploy.commands.options import CheckOptions, GraphOptions
 from scconv_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from scconv_deploy.precision.placement import PlacementOptions
     from scconv_deploy.records.quantization import Target
     from scconv_deploy.verification.options import Checks
+    from scconv_deploy.workflows.budget import Budget
+    from scconv_deploy.workflows.calibrate import CalibrationOptions
     from scconv_deploy.workflows.quantize import QuantizeOptions
 
 SAMPLES = 256
@@ -36,12 +40,24 @@ Only = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]  # fmt: skip
+CodesTarget = Annotated[
+    Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
         metavar="SHARE", help="Budget: largest loss of accuracy on --data, as 0.5% or 0.005.", rich_help_panel=_PANEL
     ),
 ]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", metavar="SHARE|DB",
+        help="Leave in float what it takes: 0.5% is the largest loss of accuracy on --data (without labels, of changed "
+        "answers), 40dB the lowest SNR. --budget searches, --max-drop judges.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
 CalibrationCache = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Ranges that were observed: read if they fit, else written.",
@@ -50,14 +66,48 @@ CalibrationCache = Annotated[
 
 
 @dataclass(frozen=True)
-class Int8Options:
-    """Options of quantisation to int8."""
+class SiteOptions:
+    """Options that calibrate, and choose what is quantised."""
 
     calibration: Calibration = "max"
     samples: CalibrationSamples = SAMPLES
     only: Only = None
-    max_drop: MaxDrop = None
     calibration_cache: CalibrationCache = None
+
+    def calibrating(
+        self, data: str | None, preprocessing: str | None, seed: int, source: str = ""
+    ) -> CalibrationOptions:
+        """Options of calibration (UsageError if one is invalid, or there are no data).
+
+        Args:
+            source: name of a zoo model, for its preprocessing of images.
+        """
+        from scconv_deploy.precision.calibration import Method
+        from scconv_deploy.workflows.calibrate import RANDOM, CalibrationOptions, affine_of, parse_affine
+
+        if data is None:
+            raise UsageError(
+                "There are no data to calibrate on, and scales made of noise are wrong for data.",
+                f"Add --data SOURCE; --data {RANDOM} takes noise nevertheless.",
+            )
+        affine = affine_of(source) if preprocessing is None else parse_affine(preprocessing)
+        return CalibrationOptions(
+            data, self.samples, Method.parse(self.calibration), affine, self.calibration_cache, seed
+        )
+
+    def placement(self, keep: Sequence[str] | None) -> PlacementOptions:
+        """Choice of what is quantised."""
+        from scconv_deploy.precision.placement import PlacementOptions
+
+        return PlacementOptions(tuple(keep or ()), tuple(self.only or ()))
+
+
+@dataclass(frozen=True)
+class Int8Options(SiteOptions):
+    """Options of quantisation to int8."""
+
+    max_drop: MaxDrop = None
+    budget: BudgetText = None
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -89,21 +139,29 @@ class Int8Options:
         Args:
             source: name of a zoo model, for its preprocessing of images.
         """
-        from scconv_deploy.precision.calibration import Method
-        from scconv_deploy.precision.placement import PlacementOptions
-        from scconv_deploy.workflows.calibrate import RANDOM, CalibrationOptions, affine_of, parse_affine
         from scconv_deploy.workflows.quantize import QuantizeOptions
 
-        if data is None:
+        calibrating = self.calibrating(data, preprocessing, seed, source)
+        return QuantizeOptions(calibrating, self.placement(keep), target, self._budget(data))
+
+    def _budget(self, data: str | None) -> Budget | None:
+        from scconv_deploy.workflows.budget import Budget
+        from scconv_deploy.workflows.calibrate import RANDOM
+
+        if self.budget is None:
+            return None
+        found = Budget.parse(self.budget)
+        if found.kind == "share" and self.max_drop is not None:
             raise UsageError(
-                "There are no data to calibrate on, and scales made of noise are wrong for data.",
-                f"Add --data SOURCE; --data {RANDOM} takes noise nevertheless.",
+                f"--budget {self.budget} judges the file too, so --max-drop {self.max_drop} repeats or contradicts it.",
+                "Leave --max-drop out, or give --budget in decibels.",
             )
-        affine = affine_of(source) if preprocessing is None else parse_affine(preprocessing)
-        calibrating = CalibrationOptions(
-            data, self.samples, Method.parse(self.calibration), affine, self.calibration_cache, seed
-        )
-        return QuantizeOptions(calibrating, PlacementOptions(keep, tuple(self.only or ())), target)
+        if found.kind == "share" and data == RANDOM:
+            raise UsageError(
+                f"--budget {self.budget} is about answers, and answers on noise say nothing.",
+                "Give real --data, or --budget in decibels.",
+            )
+        return found
 
     def checks(self, judged: CheckOptions) -> Checks:
         """Options of verification with the budget, and without data that are noise (UsageError if one is invalid)."""
@@ -114,9 +172,19 @@ class Int8Options:
                 raise UsageError("--preprocessing is for images, and --data random gives noise.", "Leave it out.")
             judged = replace(judged, data=None, deep=None)
         checks = judged.checks()
-        if self.max_drop is None:
+        budget = self._budget(judged.data)
+        if self.max_drop is not None:
+            limit = parse_share(self.max_drop)
+        elif budget is not None and budget.kind == "share":
+            if "max_drop" in checks.tolerances:
+                raise UsageError(
+                    f"--budget {self.budget} judges the file too, so --tolerance max_drop repeats or contradicts it.",
+                    "Leave --tolerance max_drop out.",
+                )
+            limit = budget.limit
+        else:
             return checks
-        return replace(checks, tolerances={**checks.tolerances, "max_drop": parse_share(self.max_drop)})
+        return replace(checks, tolerances={**checks.tolerances, "max_drop": limit})
 
 
 def parse_share(text: str) -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scconv_deploy.records.stage import weights_lines
+from scconv_deploy.report.sensitivity import print_searches
 from scconv_deploy.report.tables import print_embedding, print_left_alone, print_line, styled_status, table_of
 from scconv_deploy.report.text import print_report
 
@@ -39,6 +40,7 @@ def print_export(console: Console, result: ExportResult) -> None:
     """Print an export: the SRUs, the file, and the modules left alone."""
     print_embedding(console, result.stages)
     print_left_alone(console, [pair for s in result.stages if s.name == "recognize" for pair in s.skipped])
+    print_searches(console, result.stages)
     what = f"{len(result.sites)} SRUs as nodes" if result.sites else "no SRU recognised, exported as it is"
     print_line(console, f"{result.path}: {what}")
     print_line(console, f"sha256 {result.sha256}")

@@ -20,7 +20,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from scconv_deploy.errors import ModelError
-from scconv_deploy.graph.contract import MODULE
+from scconv_deploy.graph.contract import IR_VERSION, MODULE
+from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import half_in, quantization_of
 from scconv_deploy.precision.calibration import Range, levels_of, rounded_scales, weight_codes, weight_scales
 from scconv_deploy.precision.float32 import as_ir
@@ -99,6 +100,14 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
     document = encode(QuantizationRecord(**{**vars(record), "activations": stored, "reads": reads}))
     found.model.metadata_props[METADATA] = json.dumps(document)
     return found.model
+
+
+def quantized_proto(found: Prepared, ranges: Mapping[str, Range], record: QuantizationRecord) -> onnx.ModelProto:
+    """The same as a file in the form of all that this tool writes."""
+    proto = ir.to_proto(quantized(found, ranges, record))
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    tidy(proto)
+    return proto
 
 
 class _Names:

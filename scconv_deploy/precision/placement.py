@@ -40,10 +40,12 @@ class PlacementOptions:
     Attributes:
         keep: patterns of nodes, weights and modules that stay in float.
         only: patterns of those that are quantised, the first and last layers too if they match; empty for all.
+        skips_alone: accept a placement of skips without a layer: to measure it, for it saves nothing.
     """
 
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    skips_alone: bool = False
 
 
 @dataclass(eq=False)
@@ -91,7 +93,7 @@ def place(model: ir.Model, options: PlacementOptions = PlacementOptions()) -> Pl
     placing.layers()
     placing.skips()
     placing.concats()
-    if not placing.found.layers:
+    if not placing.found.layers and not (options.skips_alone and placing.found.readers):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in placing.found.kept[:3])
         raise UsageError(
             f"No layer is left to quantise ({reasons or 'the graph has no Conv and no Gemm'}).",
@@ -120,14 +122,14 @@ class _Placing:
                 by_weight[weight].append(node)
         for users in by_weight.values():
             if (first := next((node for node in users if reasons[node]), None)) is not None:
-                reasons |= {n: reasons[n] or f"its weight is also that of {_name(first)}, which stays" for n in users}
+                reasons |= {n: reasons[n] or f"its weight is also that of {name_of(first)}, which stays" for n in users}
         for node, reason in reasons.items():
             if reason:
                 self._keep(node, reason)
                 continue
             self.found.layers.append(node)
             self._read(node, 0)
-            self.found.chosen.append((_name(node), f"{node.op_type}: input per tensor, weights per output channel"))
+            self.found.chosen.append((name_of(node), f"{node.op_type}: input per tensor, weights per output channel"))
         for node in self._nodes:
             if node.domain == DOMAIN:
                 self._keep(node, "a fence: statistics and gates in float32, parameters of its own")
@@ -193,7 +195,7 @@ class _Placing:
                 continue
             self._read(node, skip)
             what = "skip of a residual Add; the trunk stays in float"
-            self.found.chosen.append((_name(node), f"Add: input {skip} ({node.inputs[skip].name}), the {what}"))  # type: ignore[union-attr]
+            self.found.chosen.append((name_of(node), f"Add: input {skip} ({node.inputs[skip].name}), the {what}"))  # type: ignore[union-attr]
 
     def _skip_of(self, node: ir.Node) -> tuple[int | None, str]:
         """Index of the skip of a residual Add, None if it is none; and why the skip stays in float, or empty."""
@@ -229,7 +231,7 @@ class _Placing:
             for index in range(len(node.inputs)):
                 self._read(node, index)
             self._join([joined, *values])
-            self.found.chosen.append((_name(node), "Concat: inputs, one scale for all and the result"))
+            self.found.chosen.append((name_of(node), "Concat: inputs, one scale for all and the result"))
 
     def _join(self, values: Iterable[ir.Value]) -> None:
         group = list(dict.fromkeys(v for value in values for v in self.found.group_of(value)))
@@ -243,18 +245,19 @@ class _Placing:
         self.found.readers.setdefault(value, []).append((node, index))
 
     def _keep(self, node: ir.Node, reason: str) -> None:
-        self.found.kept.append((_name(node), f"{node.op_type}: {reason}"))
+        self.found.kept.append((name_of(node), f"{node.op_type}: {reason}"))
 
     def count(self) -> None:
         """Multiply-adds of the quantised layers and of all."""
-        counts = {n: _multiply_adds(n) for n in self._nodes if n.op_type in (*LAYERS, "MatMul") and n.domain == ""}
+        counts = {n: multiply_adds_of(n) for n in self._nodes if n.op_type in (*LAYERS, "MatMul") and n.domain == ""}
         if None in counts.values() or self._inner:
             return
         known = {node: count for node, count in counts.items() if count is not None}
         self.found.multiply_adds = sum(known[node] for node in self.found.layers), sum(known.values())
 
 
-def _name(node: ir.Node) -> str:
+def name_of(node: ir.Node) -> str:
+    """Name of a node in reports: the path of the module that its weights belong to, or its own."""
     weight = node.inputs[1] if len(node.inputs) > 1 and node.op_type in LAYERS else None
     if weight is not None and weight.const_value is not None and weight.name:
         return weight.name.removesuffix(".weight")
@@ -323,7 +326,7 @@ def _ancestors(value: ir.Value) -> dict[ir.Value, int]:
     return found
 
 
-def _multiply_adds(node: ir.Node) -> int | None:
+def multiply_adds_of(node: ir.Node) -> int | None:
     """Multiply-adds of a layer for one row; None if a shape is not known."""
     out, weight = node.outputs[0].shape, node.inputs[1]
     if out is None or weight is None or weight.shape is None:

@@ -97,6 +97,7 @@ class QuantizationRecord:
         target: hardware that the codes are for.
         activations: levels by the name of the quantised value.
         reads: number of inputs that read the quantised value, by its name; empty where the file does not say.
+        keep, only: patterns of the placement; with them the same float file gives the same plan.
     """
 
     method: str
@@ -107,6 +108,8 @@ class QuantizationRecord:
     target: Target = "gpu"
     activations: dict[str, Levels] = field(default_factory=dict)
     reads: dict[str, int] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 def gate_of(path: str, number: int) -> str:

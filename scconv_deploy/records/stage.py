@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from scconv_deploy.records.sensitivity import BudgetSearch
+
 
 @dataclass(frozen=True)
 class StageRecord:
@@ -17,12 +19,14 @@ class StageRecord:
         seconds: wall clock.
         applied: changes made, one line each.
         skipped: (candidate, reason) of everything left unchanged.
+        search: plans that were measured against a budget; None if the stage searched none.
     """
 
     name: str
     seconds: float
     applied: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    search: BudgetSearch | None = None
 
 
 @dataclass
@@ -40,7 +44,9 @@ class StageLog:
             yield opened
         finally:
             self.records.append(
-                StageRecord(name, time.perf_counter() - start, tuple(opened.applied), tuple(opened.skipped))
+                StageRecord(
+                    name, time.perf_counter() - start, tuple(opened.applied), tuple(opened.skipped), opened.search
+                )
             )
 
 
@@ -50,6 +56,7 @@ class OpenStage:
 
     applied: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    search: BudgetSearch | None = None
 
 
 def weights_lines(records: Iterable[StageRecord]) -> tuple[str, ...]:

@@ -9,14 +9,34 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.sensitivity import Sensitivity
 from scconv_deploy.report.engine_facts import engine_facts, plan_facts
 from scconv_deploy.report.escaping import visible
 from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
-from scconv_deploy.report.pictures import pictures
+from scconv_deploy.report.pictures import pictures, sensitivity_picture
+from scconv_deploy.report.sensitivity import decibels, percent
 
 
 def html_page(report: ParityReport) -> str:
     """Render a report as an HTML page: verdict and reason first, then the measurements."""
+    # safe as markup: matplotlib escapes the names in the pictures
+    drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
+    deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
+    return _environment().get_template("report.html.j2").render(
+        report=report, pictures=drawn, engine_facts=engine_facts, plan_facts=plan_facts(report),
+        meanings=meanings_of(report), terms=TERMS,
+        steps=STEPS, deciding=deciding | set(report.overrides),
+    )  # fmt: skip
+
+
+def sensitivity_page(result: Sensitivity) -> str:
+    """Render the costs of int8 sites as an HTML page."""
+    picture = sensitivity_picture(result)
+    drawn = {"sensitivity": (picture, Markup(picture.svg))}  # safe as above
+    return _environment().get_template("sensitivity.html.j2").render(result=result, pictures=drawn)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("scconv_deploy.report"),
         autoescape=True,
@@ -26,14 +46,8 @@ def html_page(report: ParityReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
-    # safe as markup: matplotlib escapes the names in the pictures
-    drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
-    deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
-    return environment.get_template("report.html.j2").render(
-        report=report, pictures=drawn, engine_facts=engine_facts, plan_facts=plan_facts(report),
-        meanings=meanings_of(report), terms=TERMS,
-        steps=STEPS, deciding=deciding | set(report.overrides),
-    )  # fmt: skip
+    environment.filters |= {"decibels": decibels, "share": percent}
+    return environment
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.sensitivity import SHOWN, Sensitivity, SiteCost
 from scconv_deploy.report.escaping import visible
 
 _WIDTH_IN = 3.7  # 266 points: at a phone's width, letters of 9 points are twelve pixels high
@@ -42,7 +43,7 @@ class Picture:
 
 
 def pictures(report: ParityReport) -> dict[str, Picture]:
-    """Draw the pictures that a report has data for: ``flips``, ``margins``, ``layers``, ``worst``, ``plans``."""
+    """Draw the pictures of a report: ``flips``, ``margins``, ``layers``, ``worst``, ``plans``, ``sensitivity``."""
     drawn: dict[str, Picture] = {}
     if any(count.flips for sru in report.srus for count in (sru.teacher_forced, sru.free_running) if count):
         drawn["flips"] = Picture(
@@ -78,7 +79,37 @@ def pictures(report: ParityReport) -> dict[str, Picture]:
             "plan's total; the thick pieces are SRUs.",
             _svg("plans", 11, lambda axes: _plans(axes, report)),
         )
+    for stage in report.stages:
+        if stage.search is not None and stage.search.sensitivity is not None:
+            drawn["sensitivity"] = sensitivity_picture(stage.search.sensitivity, stage.search.keep)
     return drawn
+
+
+def sensitivity_picture(result: Sensitivity, kept: Sequence[str] = ()) -> Picture:
+    """Draw what each int8 site costs beside its share of the work; sites left in float in another colour."""
+    shown = result.sites[:SHOWN]
+    more = f" The {len(result.sites) - SHOWN} others cost less." if len(result.sites) > SHOWN else ""
+    return Picture(
+        "Noise of each int8 site, and its share of the work",
+        "Each site alone in int8: its part of the sum of all sites' noise at the outputs (red: left in float), "
+        f"and its part of the multiply-adds (grey). A long coloured bar with a short grey one is worth float.{more}",
+        _svg("sensitivity", len(shown), lambda axes: _sensitivity(axes, shown, kept)),
+    )
+
+
+def _sensitivity(axes: Axes, sites: Sequence[SiteCost], kept: Sequence[str]) -> None:
+    rows = range(len(sites))
+    noise = [100 * one.noise_share for one in sites]
+    work = [
+        100 * (one.weight_bytes_share if one.multiply_adds_share is None else one.multiply_adds_share) for one in sites
+    ]
+    axes.barh([row - 0.2 for row in rows], noise, 0.4, color=[_BAD if one.site in kept else _GOOD for one in sites])
+    axes.barh([row + 0.2 for row in rows], work, 0.4, color=_FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter("{x:g} %")
+    axes.set_xlim(0, None)
+    axes.set_xlabel("part of noise, of work (grey)")
+    _name_rows(axes, [one.site for one in sites])
 
 
 def _flips(axes: Axes, report: ParityReport) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.records.parity import ParityReport
+from scconv_deploy.records.sensitivity import Sensitivity
 from scconv_deploy.report.junit import to_junit
 from scconv_deploy.report.markdown import to_markdown
 
@@ -45,6 +46,23 @@ def require_html() -> None:
             raise MissingRuntimeError(
                 f"The HTML report needs {package}, which is not installed.", "pip install jinja2 matplotlib"
             ) from error
+
+
+def sensitivity_format(path: Path) -> Literal["html", "json"]:
+    """Format of a file for the costs of int8 sites; errors as :func:`format_of`."""
+    found = format_of(path)
+    if found not in ("html", "json"):
+        raise UsageError(f"{path}: costs of sites are not written as {path.suffix}.", "Use .html or .json.")
+    return found
+
+
+def render_sensitivity(result: Sensitivity, form: Literal["html", "json"]) -> str:
+    """Render the costs of int8 sites as one document; errors as :func:`render`."""
+    if form == "json":
+        return json.dumps(result.as_json(), indent=2) + "\n"
+    from scconv_deploy.report.html import sensitivity_page
+
+    return sensitivity_page(result)
 
 
 def render(report: ParityReport, form: Format) -> str:

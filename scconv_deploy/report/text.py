@@ -10,6 +10,7 @@ from rich.text import Text
 
 from scconv_deploy.records.parity import Check
 from scconv_deploy.report.engine_facts import engine_facts, plan_facts
+from scconv_deploy.report.sensitivity import print_searches
 from scconv_deploy.report.tables import print_embedding, print_left_alone, print_line, styled_status, table_of
 
 if TYPE_CHECKING:  # not at run time: these modules import torch
@@ -45,6 +46,7 @@ def print_report(console: Console, report: ParityReport) -> None:
                 styled_status(sru.static.status),
             )
         console.print(srus)
+    print_searches(console, report.stages)
     outputs = table_of(
         "Outputs", "output", "replay error", "noise floor", "ratio", "end to end rel. L2", "max abs", "top-1 agrees"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from scconv_deploy.records.metrics import OutputMetrics
@@ -106,6 +108,25 @@ def relative_l2(y: np.ndarray, reference: np.ndarray) -> float:
     if error == 0.0:
         return 0.0
     return error / norm if norm else float("inf")
+
+
+def error_and_signal(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:
+    """``|y - reference|**2`` and ``|reference|**2`` in float64, infinities left out; None if not :func:`comparable`."""
+    if np.shape(y) != np.shape(reference):
+        return None
+    if (squares := _squares(y, reference)) is not None:
+        return squares
+    if not comparable(y, reference):
+        return None
+    a, b = _without_infinities(y), _without_infinities(reference)
+    return float(np.square(a - b).sum()), float(np.square(b).sum())
+
+
+def snr_db(signal: float, error: float) -> float:
+    """Signal-to-noise ratio of two sums of squares; ``inf`` without an error, ``-inf`` without a signal."""
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal and math.isfinite(error) else -math.inf
 
 
 def _squares(y: np.ndarray, reference: np.ndarray) -> tuple[float, float] | None:

@@ -22,6 +22,7 @@ from scconv_deploy.model.prepare import Reference, reference_from_module, refere
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.precision.int8 import FIRST_HALF_OPSET
+from scconv_deploy.records.codec import encode
 from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
 from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.system.atomic import check_output_file, write_file
@@ -148,12 +149,7 @@ class ExportResult:
 
 
 def _stage_json(stage: StageRecord) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "seconds": stage.seconds,
-        "applied": list(stage.applied),
-        "skipped": [list(pair) for pair in stage.skipped],
-    }
+    return {name: value for name, value in encode(stage).items() if value is not None}
 
 
 def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:

@@ -1,6 +1,6 @@
 """``scconv-deploy quantize``: a float ONNX file to int8 with float32 gates, and the proof.
 
-read --> place --> calibrate --> quantise --> check --> verify (against PyTorch, or the float file) --> write
+read --> place --> calibrate --> (search) --> quantise --> check --> verify against PyTorch or the float file --> write
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.graph.contract import IR_VERSION
 from scconv_deploy.graph.file import check, read_onnx
-from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import precision_of, quantization_of
-from scconv_deploy.graph.unknown import foreign_operators
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.precision.calibration import Calibration
-from scconv_deploy.precision.int8 import prepared, quantized
+from scconv_deploy.precision.int8 import prepared, quantized_proto
 from scconv_deploy.precision.placement import Placement, PlacementOptions
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
+from scconv_deploy.report.sensitivity import search_lines
 from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.runtimes.half import runs_here
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
@@ -34,8 +31,11 @@ from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
+from scconv_deploy.workflows.budget import Budget, find_plan
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate
+from scconv_deploy.workflows.plans import Plans
 from scconv_deploy.workflows.provenance import provenance_of
+from scconv_deploy.workflows.sensitivity import refuse_foreign
 
 _DEEP = 2
 """Batches of the data on which a file is judged in full where there is no model; the others run free."""
@@ -49,11 +49,13 @@ class QuantizeOptions:
         calibration: data and method.
         placement: choice of layers.
         target: hardware that the codes are for.
+        budget: largest cost; sites stay in float until it is met. None quantises all that the placement chooses.
     """
 
     calibration: CalibrationOptions
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     target: Target = "gpu"
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,7 @@ def quantize_onnx(
             "Name the model with --reference MODEL.",
         )
     log = StageLog()
-    made = quantize_model(original, sha256_of(source), options, log, progress)
+    made = quantize_model(original, sha256_of(source), options, log, progress, source.name)
     content = made.proto.SerializeToString(deterministic=True)
     artifact = Artifact(made.proto, str(output), content)
     progress("verifying")
@@ -144,7 +146,10 @@ def quantize_onnx(
     else:
         report = _against_model(reference, artifact, options.calibration, checks, log, command, progress)
     if report.verdict == "failed":
-        raise parity_error(source, report, "Nothing was written; see --keep, --calibration and --max-drop.")
+        remedy = "see --keep, --calibration and --max-drop."
+        if options.budget is not None:
+            remedy = "the search measures in ONNX Runtime, the check may in PyTorch: give a smaller --budget."
+        raise parity_error(source, report, f"Nothing was written; {remedy}")
     write_file(output, content)
     before = len(original.SerializeToString())
     return QuantizeResult(
@@ -154,23 +159,37 @@ def quantize_onnx(
 
 
 def quantize_model(
-    proto: onnx.ModelProto, digest: str, options: QuantizeOptions, log: StageLog, progress: Progress = silent
+    proto: onnx.ModelProto,
+    digest: str,
+    options: QuantizeOptions,
+    log: StageLog,
+    progress: Progress = silent,
+    name: str = "the model",
 ) -> Quantized:
     """Quantise a model in memory, and check it; the stage record names every node with its reason.
 
     Args:
         digest: SHA-256 of its file.
+        name: name of the file, for messages.
+
+    Raises:
+        ParityError: no plan meets the budget.
     """
-    if foreign := foreign_operators(proto):
-        why = f"The model has operators that neither ONNX nor ONNX Runtime knows ({', '.join(foreign)})"
-        raise UsageError(f"{why}, so it cannot be calibrated.", "Quantise the model without them.")
+    refuse_foreign(proto)
     with log.stage("quantize") as stage:
         found = prepared(proto, options.placement)
         rows = Rows(proto, options.calibration)
         calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
+        plans = Plans(proto, found, options.placement, calibration, calibration.record(options.target))
+        placing = options.placement
+        if options.budget is not None:
+            stage.search = find_plan(plans, rows, options.budget, options.calibration, name, progress)
+            stage.applied += search_lines(stage.search)
+            placing = plans.keeping(stage.search.keep)
+            found = prepared(proto, placing)
         progress("quantising")
-        model = quantized(found, calibration.ranges, calibration.record(options.target))
         placement = found.placement
+        written = quantized_proto(found, calibration.ranges, plans.record(placing))
         stage.applied += [f"{node}: {reason}" for node, reason in placement.chosen]
         if placement.multiply_adds is not None:
             part, total = placement.multiply_adds
@@ -180,9 +199,6 @@ def quantize_model(
             f"(sha256 {calibration.data_sha256[:12]})"
         )
         stage.skipped += placement.kept
-        written = ir.to_proto(model)
-        written.ir_version = min(written.ir_version, IR_VERSION)
-        tidy(written)
         check(written, "quantised graph")
     return Quantized(written, placement, calibration)
 

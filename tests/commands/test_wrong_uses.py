@@ -138,6 +138,32 @@ CASES = [
         2,
         "These options belong to a model: --weights. Name it with --reference MODEL.",
     ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "shape.npz", "--budget", "half"),
+        2,
+        "--budget 'half' is neither a share nor decibels. Write 0.5% (accuracy lost;",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "shape.npz", "--budget", "1%", "--max-drop", "2%"),
+        2,
+        "--budget 1% judges the file too, so --max-drop 2% repeats or contradicts it. Leave --max-drop out",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "shape.npz", "--budget", "1%", "--tolerance", "max_drop=1"),
+        2,
+        "--budget 1% judges the file too, so --tolerance max_drop repeats or contradicts it.",
+    ),
+    (
+        ("quantize", "net.onnx", "-o", "x.onnx", "--data", "random", "--budget", "1%"),
+        2,
+        "--budget 1% is about answers, and answers on noise say nothing. Give real --data, or --budget in decibels.",
+    ),
+    (
+        ("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--budget", "1%"),
+        2,
+        "--budget is for int8. Add --precision int8, or leave it out.",
+    ),
+    (("sensitivity", "net.onnx"), 2, "There are no data to calibrate on, and scales made of noise are wrong"),
     (("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--precision", "int8"), 2, "There are no data to calibrate on"),
     (
         ("export", "net.py:make", "-o", "x.onnx", *SHAPE, "--only", "conv*"),

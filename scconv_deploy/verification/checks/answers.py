@@ -71,12 +71,15 @@ class Answers:
 def check_labels(run: ReferenceRun) -> None:
     """Refuse a label outside the model's classes (UsageError); -1 stands for no label."""
     logits = next((g for g in run.given.values() if looks_like_logits(g)), None)
-    if run.labels is None or logits is None:
-        return
-    classes = logits.shape[1]
-    for row in np.flatnonzero((run.labels < -1) | (run.labels >= classes))[:1]:
+    if run.labels is not None and logits is not None:
+        check_classes(run.labels, logits.shape[1], run.sample)
+
+
+def check_classes(labels: np.ndarray, classes: int, sample: str) -> None:
+    """Refuse a label (int64 ``[N]``) outside these classes (UsageError); -1 stands for no label."""
+    for row in np.flatnonzero((labels < -1) | (labels >= classes))[:1]:
         raise UsageError(
-            f"Label {run.labels[row]} of row {row} in {run.sample} is outside 0 to {classes - 1}: the model has "
-            f"{classes} classes.",
+            f"Label {labels[row]} of row {row} in {sample} is outside 0 to {classes - 1}: the model has {classes} "
+            "classes.",
             "Number the classes from 0 in the order of the model's outputs; -1 leaves a row out.",
         )

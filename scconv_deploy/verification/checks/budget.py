@@ -6,12 +6,11 @@ reference is a float file, the artifact's.
 
 from __future__ import annotations
 
-from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
 from scconv_deploy.verification.accuracy import PairedCounts
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
-from scconv_deploy.verification.metrics import comparable, compare, looks_like_logits, worst_of
+from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.run import ReferenceRun
 
 NAME = "budget"
@@ -28,8 +27,7 @@ class Budget(ArtifactCheck):
 
     def _forget(self) -> None:
         self._paired = PairedCounts()
-        self._metrics: dict[str, OutputMetrics] = {}
-        self._rows: dict[str, int] = {}
+        self._squares: dict[str, tuple[float, float]] = {}
         self._gates: dict[str, tuple[int, int]] = {}
         self._answers = (0, 0)
 
@@ -42,8 +40,9 @@ class Budget(ArtifactCheck):
         floats = run.unquantized or run.given
         cheap = run.given if run.unquantized else found.outputs
         for name, y in cheap.items():
-            if name in floats and same_kind(y, floats[name]) and comparable(y, floats[name]):
-                self._keep(name, compare(y, floats[name]), len(y) if y.ndim else 1)
+            if name in floats and same_kind(y, floats[name]) and (sums := error_and_signal(y, floats[name])):
+                error, signal = self._squares.get(name, (0.0, 0.0))
+                self._squares[name] = error + sums[0], signal + sums[1]
         logits = next((name for name, value in floats.items() if looks_like_logits(value)), None)
         if logits is not None and cheap[logits].shape == floats[logits].shape:
             rows = run.count or len(floats[logits])
@@ -56,17 +55,12 @@ class Budget(ArtifactCheck):
                 before = self._gates.get(site, (0, 0))
                 self._gates[site] = before[0] + int((mask != run.sites[site].mask).sum()), before[1] + mask.size
 
-    def _keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
-        kept, before = self._metrics.get(name), self._rows.get(name, 0)
-        self._metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
-        self._rows[name] = before + rows
-
     def checks(self) -> list[Check]:
-        if not self._rows:
+        if not self._squares:
             return [Check(NAME, "not run", "the reference holds no results of the float model")]
         accuracy = self._paired.accuracy()
         changed, answers = self._answers
-        words = [f"{n}: SNR {m.snr_db:.1f} dB" for n, m in self._metrics.items() if m.snr_db is not None]
+        words = [f"{n}: SNR {snr_db(signal, error):.1f} dB" for n, (error, signal) in self._squares.items() if error]
         if answers:
             words.append(f"{changed:,} of {answers:,} answers changed")
         if self._gates:
@@ -98,6 +92,6 @@ class Budget(ArtifactCheck):
         """Judge a loss of accuracy; without a budget it is shown alone."""
         quantity = Quantity(TOLERANCE, cost, self._limit.value)
         if not self._limit.given and quantity.within:
-            return Check(NAME, "not run", f"{text}; no budget was set (--max-drop)")
+            return Check(NAME, "not run", f"{text}; no limit was set (--max-drop)")
         status: Status = "passed" if quantity.within else "failed"
         return Check(NAME, status, f"{text} (budget {self._limit.value:.2%})", (quantity,))
