@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPl
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear)
 _ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 _WEIGHT_CODES = (-128, 127)
 
@@ -76,6 +78,46 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
     return found
 
 
+def unprovable(model: nn.Module, path: str, norm: str, weight: np.ndarray) -> str:
+    """Why a layer of a float file cannot be fake-quantised in PyTorch; "" if it can.
+
+    Args:
+        path, norm: paths of the layer's module and of the module that gives its output, "" if that is the same.
+        weight: the layer's weights in the file, ``[C, ...]``.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    module: Any = modules.get(path)
+    if module is None:
+        return f"PyTorch has no module {path}"
+    if problem := other_kind(model, path):
+        return problem
+    data: Any = weight.dtype.name
+    layer = LayerPlan(path, (), (), norm, data if data in DTYPES else "float32")
+    own = _rounded(_folded(module, _norm_of(modules, layer))[0], layer)
+    stored = torch.from_numpy(weight.astype(np.float32))
+    if stored.numel() != own.numel() or len(stored) != len(own):
+        return f"its weights are {list(stored.shape)}, those of {path} in PyTorch {list(own.shape)}"
+    if not torch.equal(_scales_of(stored), _scales_of(own)):
+        return f"its weights are not those of {path} in PyTorch, bit for bit"
+    return ""
+
+
+def other_kind(model: nn.Module, path: str) -> str:
+    """Why a module is no layer that can be fake-quantised; "" if it is one, or the model has no such module."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None or (isinstance(module, _LAYERS) and _is_plain(module)):
+        return ""
+    what = "no Conv and no Linear" if not isinstance(module, _LAYERS) else "which computes more than its base class"
+    return f"{path} is a {type(module).__name__} in PyTorch, {what}"
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a Conv or Linear computes what its class in PyTorch computes, and nothing else."""
+    usual: Any = next(kind for kind in _LAYERS if isinstance(module, kind))
+    same = all(getattr(type(module), name, None) is getattr(usual, name, None) for name in ("forward", "_conv_forward"))
+    return same and not module._forward_hooks and not module._forward_pre_hooks
+
+
 def _quantized_model(model: nn.Module, plan: QuantizationPlan) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     replacements: dict[int, nn.Module] = {}
@@ -94,7 +136,7 @@ def _layer_of(modules: Mapping[str, nn.Module], layer: LayerPlan) -> Any:
         raise ModelError(
             f"The model has no module {layer.path}, which the file quantises.", "Give the model that it came from."
         )
-    if not isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+    if not isinstance(module, _LAYERS):
         raise ModelError(
             f"{layer.path} is a {type(module).__name__}, and the file quantises a Conv or Gemm.",
             "Give the model that it came from.",

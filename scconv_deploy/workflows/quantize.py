@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import precision_of, quantization_of
 from scconv_deploy.graph.unknown import foreign_operators
+from scconv_deploy.model.fake_quantize import unprovable
+from scconv_deploy.model.prepare import Reference, reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import prepared, quantized
-from scconv_deploy.precision.placement import Placement, PlacementOptions
+from scconv_deploy.precision.placement import Placement, PlacementOptions, Unprovable
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
@@ -34,7 +37,7 @@ from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
-from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate
+from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate, require_own_file
 from scconv_deploy.workflows.provenance import provenance_of
 
 _DEEP = 2
@@ -58,11 +61,12 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantised model, before it is judged and written."""
+    """A quantised model, before it is judged and written; ``notes`` are about its calibration."""
 
     proto: onnx.ModelProto
     placement: Placement
     calibration: Calibration
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def quantize_onnx(
     """
     source, output = Path(source), Path(output)
     check_output_file(output, force)
+    require_own_file(options.calibration.cache, output)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
@@ -134,40 +139,47 @@ def quantize_onnx(
             f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",
             "Name the model with --reference MODEL.",
         )
-    log = StageLog()
-    made = quantize_model(original, sha256_of(source), options, log, progress)
+    model, log = (None, StageLog()) if reference is None else reference_from_spec(reference, progress)
+    proved_by = None if model is None else partial(unprovable, model.model)
+    made = quantize_model(original, sha256_of(source), options, log, progress, proved_by)
     content = made.proto.SerializeToString(deterministic=True)
     artifact = Artifact(made.proto, str(output), content)
     progress("verifying")
-    if reference is None:
+    if reference is None or model is None:
         report = _against_file(source, original, artifact, options.calibration, checks, log, command)
     else:
-        report = _against_model(reference, artifact, options.calibration, checks, log, command, progress)
+        report = _against_model(reference, model, artifact, checks, log, command, progress)
     if report.verdict == "failed":
         raise parity_error(source, report, "Nothing was written; see --keep, --calibration and --max-drop.")
     write_file(output, content)
     before = len(original.SerializeToString())
     return QuantizeResult(
         output, sha256_of(content), name_of(made.proto), tuple(made.placement.chosen), tuple(made.placement.kept),
-        made.placement.multiply_adds, made.calibration, before, len(content), _notes(made.calibration), report,
+        made.placement.multiply_adds, made.calibration, before, len(content), made.notes, report,
     )  # fmt: skip
 
 
 def quantize_model(
-    proto: onnx.ModelProto, digest: str, options: QuantizeOptions, log: StageLog, progress: Progress = silent
+    proto: onnx.ModelProto,
+    digest: str,
+    options: QuantizeOptions,
+    log: StageLog,
+    progress: Progress = silent,
+    proved_by: Unprovable | None = None,
 ) -> Quantized:
     """Quantise a model in memory, and check it; the stage record names every node with its reason.
 
     Args:
         digest: SHA-256 of its file.
+        proved_by: why PyTorch has no layer that could be fake-quantised; None if the result is not to be proved.
     """
     if foreign := foreign_operators(proto):
         why = f"The model has operators that neither ONNX nor ONNX Runtime knows ({', '.join(foreign)})"
         raise UsageError(f"{why}, so it cannot be calibrated.", "Quantise the model without them.")
     with log.stage("quantize") as stage:
-        found = prepared(proto, options.placement)
+        found = prepared(proto, options.placement, proved_by)
         rows = Rows(proto, options.calibration)
-        calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
+        calibration, seen = calibrate(proto, digest, found, rows, options.calibration, progress)
         progress("quantising")
         model = quantized(found, calibration.ranges, calibration.record(options.target))
         placement = found.placement
@@ -179,12 +191,13 @@ def quantize_model(
             f"scales by {calibration.method} of {calibration.samples} rows of {calibration.data} "
             f"(sha256 {calibration.data_sha256[:12]})"
         )
+        stage.applied += [f"note: {note}" for note in seen.notes]
         stage.skipped += placement.kept
         written = ir.to_proto(model)
         written.ir_version = min(written.ir_version, IR_VERSION)
         tidy(written)
         check(written, "quantised graph")
-    return Quantized(written, placement, calibration)
+    return Quantized(written, placement, calibration, seen.notes)
 
 
 def name_of(proto: onnx.ModelProto) -> str:
@@ -192,12 +205,6 @@ def name_of(proto: onnx.ModelProto) -> str:
     between = precision_of(proto)
     kind = quantization_of(proto).split(" ")[0]
     return kind if between == "fp32" else f"{kind}+{between}"
-
-
-def _notes(calibration: Calibration) -> tuple[str, ...]:
-    if calibration.samples > 1:
-        return ()
-    return ("calibrated on one row alone: other inputs may be cut off; some hundred rows are usual",)
 
 
 def _against_file(
@@ -226,20 +233,17 @@ def _samples(rows: Rows) -> Iterator[NamedArrays]:
 
 def _against_model(
     spec: ModelSpec,
+    reference: Reference,
     artifact: Artifact,
-    options: CalibrationOptions,
     checks: Checks,
     log: StageLog,
     command: str,
     progress: Progress,
 ) -> ParityReport:
     """Prove the file against fake-quantised PyTorch."""
-    from scconv_deploy.model.prepare import reference_from_spec
     from scconv_deploy.verification.onnx.parity import verify_onnx
     from scconv_deploy.verification.samples import with_progress
 
-    reference, loaded = reference_from_spec(spec, progress)
-    log.records[:0] = loaded.records
     samples: Iterable[Any] = checks.samples(reference, spec.seed, spec.source)
     return verify_onnx(
         reference, artifact, with_progress(list(samples), progress), log,
