@@ -322,6 +322,8 @@ def test_modules_that_share_a_weight_are_quantised_and_proved(folder, tmp_path):
     assert found.exit_code == 0, found.stderr
     report = json.loads(found.stdout)["report"]
     stage = next(stage for stage in report["stages"] if stage["name"] == "quantize")
+    rewrite = next(stage for stage in report["stages"] if stage["name"] == "rewrite")
+    assert any(line.startswith("--cru auto takes halves for int8") for line in rewrite["applied"])
     chosen = [line.split(":")[0] for line in stage["applied"]]
     assert {"a", "b", "e", "f"} <= set(chosen)
     assert chosen.count("twice") == 2
@@ -349,6 +351,15 @@ def test_a_float_file_of_modules_that_share_a_weight_is_quantised_and_proved(fol
     assert document["report"]["verdict"] == "passed"
     assert {"a", "b", "e", "f", "twice"} <= {node for node, _ in document["chosen"]}
     assert dict(document["kept"]).items() >= FLOAT.items()
+
+
+def test_few_rows_of_the_data_are_judged_in_full_where_codes_are_gates_too():
+    from scconv_deploy.commands.calibrating import Int8Options
+    from scconv_deploy.commands.options import CheckOptions
+
+    assert Int8Options().checks(CheckOptions(data="d.npz")).deep == 8
+    assert Int8Options().checks(CheckOptions(data="d.npz", deep=20)).deep == 20
+    assert CheckOptions(data="d.npz").checks().deep == 64
 
 
 def test_int8_keeps_the_convolutions_of_a_cru_apart():

@@ -12,8 +12,9 @@ from scconv_deploy.graph.quantization import Quantization, StoredWeights, float_
 from scconv_deploy.precision.calibration import rounded_scales, weight_scales
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.records.tolerances import Table
+from scconv_deploy.verification.checks import quantizers
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck
-from scconv_deploy.verification.checks.quantizers import WEIGHTS, first_of
+from scconv_deploy.verification.checks.quantizers import first_of
 from scconv_deploy.verification.reference.run import Arrays, ReferenceSource
 
 _ROUNDING = 2.0**-18
@@ -51,7 +52,7 @@ class StoredCodes(ArtifactCheck):
                 same += 1
             elif factor.all():
                 scaled += 1
-            elif 2 * factor.sum() > factor.size:
+            elif self._own or 2 * factor.sum() > factor.size:
                 wrong += int((~factor).sum())
                 problems.append(
                     f"{one.name} is not the reference's weight in {(~factor).sum()} of {factor.size} channels"
@@ -60,15 +61,14 @@ class StoredCodes(ArtifactCheck):
                 others.append(one.name)
         quantity = Quantity("unexplained_flips", wrong, self._limits["unexplained_flips"].value)
         if problems:
-            return [Check(WEIGHTS, "failed", f"int8 weights: {first_of(problems)}", (quantity,))]
+            return [Check(quantizers.WEIGHTS, "failed", f"int8 weights: {first_of(problems)}", (quantity,))]
         left = f"; not compared, under another name or changed: {first_of(others)}" if others else ""
         if not same and not scaled:
-            return [Check(WEIGHTS, "not run", f"no int8 weight can be compared with the reference's{left}")] * bool(
-                stored
-            )
+            why = f"no int8 weight can be compared with the reference's{left}"
+            return [Check(quantizers.WEIGHTS, "not run", why)] if stored else []
         folded = f", {scaled} but for a factor of each channel" if scaled else ""
         text = f"int8 weights of {same + scaled} layers are the reference's, rounded to their scales{folded}"
-        return [Check(WEIGHTS, "passed", f"{text}{left}", (quantity,))]
+        return [Check(quantizers.WEIGHTS, "passed", f"{text}{left}", (quantity,))]
 
     def _expected(self, one: StoredWeights, weights: Arrays) -> list[np.ndarray]:
         """Float weights of the same name with the codes' number of entries, output channels first in either sense."""
