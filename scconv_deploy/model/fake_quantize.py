@@ -105,17 +105,17 @@ def unprovable(model: nn.Module, path: str, norm: str, weight: np.ndarray) -> st
 def other_kind(model: nn.Module, path: str) -> str:
     """Why a module is no layer that can be fake-quantised; "" if it is one, or the model has no such module."""
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
-    if module is None or (isinstance(module, _LAYERS) and _is_plain(module)):
+    if module is None:
         return ""
-    what = "no Conv and no Linear" if not isinstance(module, _LAYERS) else "which computes more than its base class"
-    return f"{path} is a {type(module).__name__} in PyTorch, {what}"
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a Conv or Linear computes what its class in PyTorch computes, and nothing else."""
-    usual: Any = next(kind for kind in _LAYERS if isinstance(module, kind))
-    same = all(getattr(type(module), name, None) is getattr(usual, name, None) for name in ("forward", "_conv_forward"))
-    return same and not module._forward_hooks and not module._forward_pre_hooks
+    kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
+    name = f"{path} is a {type(module).__name__} in PyTorch"
+    if kind is None:
+        return f"{name}, no Conv and no Linear"
+    if any(getattr(type(module), f, None) is not getattr(kind, f, None) for f in ("forward", "_conv_forward")):
+        return f"{name}, which computes more than its base class"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"{name} with hooks, which a module in its place would not call"
+    return ""
 
 
 def _quantized_model(model: nn.Module, plan: QuantizationPlan) -> nn.Module:
