@@ -20,6 +20,8 @@ BENCHMARKS = {
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
     "healthy": "two hundred healthy exports and inputs, each of which must pass",
     "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
+    "int8_faults": "ScConv-ResNet in int8 damaged on purpose: which checks catch each fault, or why it is hidden",
+    "int8_forms": "share of multiply-adds in int8 by the form of the CRUs",
     "receiver_curve": "healthy networks and planted faults in three types: error of the replay over its limit",
     "engine_noise": "the end-to-end limit of engines: healthy artifacts, and faults, as multiples of the noise",
     "rewrite_time": "seconds to rewrite naive TorchScript exports of several depths, or ScConv-ResNet-50",

@@ -16,7 +16,6 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
-from tests import int8
 from tests.mutations import MUTATIONS, two_heads
 from tests.other_gates import DAMAGE, two_masks
 
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         row = {"damage": name, "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
         row["times_noise"] = max(ratios(report), default=None)
         rows.append(row | {"departure": report.first_departure})
-    write(options.results, [*rows, *_other_gates(options), *_int8()], _COLUMNS)
+    write(options.results, [*rows, *_other_gates(options)], _COLUMNS)
 
 
 def _other_gates(options: argparse.Namespace) -> list[dict]:
@@ -67,23 +66,6 @@ def _other_gates(options: argparse.Namespace) -> list[dict]:
         report = verify_onnx(reference, artifact, noise_samples(reference.signature, 0), StageLog())
         failed = {c.name for link in report.links for c in link.checks if c.status == "failed"}
         row = {"damage": f"no SRU: {name}", "verdict": report.verdict, "checks": ", ".join(sorted(failed))}
-        row["times_noise"] = max(ratios(report), default=None)
-        rows.append(row | {"departure": report.first_departure})
-    return rows
-
-
-def _int8() -> list[dict]:
-    """The same of a file in int8, and why what nothing catches is hidden."""
-    reference, proto = int8.reference()
-    model = int8.quantize(proto)
-    rows = []
-    for name, fault in {"none": None, **int8.FAULTS}.items():
-        damaged = onnx.ModelProto.FromString(model.SerializeToString())
-        if fault is not None:
-            fault.damage(damaged)
-        report = int8.judge(reference, damaged)
-        caught = ", ".join(sorted(int8.failed_checks(report))) or (fault.hidden if fault is not None else "")
-        row = {"damage": f"int8: {name}", "verdict": report.verdict, "checks": caught}
         row["times_noise"] = max(ratios(report), default=None)
         rows.append(row | {"departure": report.first_departure})
     return rows

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from scconv_deploy.graph.contract import FunctionKey
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.graph.functions import function_text
 from scconv_deploy.graph.hygiene import tidy
+from scconv_deploy.graph.quantization import read_quantization
+from scconv_deploy.model.fake_quantize import quantized_weights
 from scconv_deploy.model.prepare import Reference, reference_from_module
 from scconv_deploy.nn import ScConv
 from scconv_deploy.precision.calibration import Calibration, Method, Observer
@@ -27,7 +30,9 @@ from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import METADATA, Target
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.half import runner_of
+from scconv_deploy.verification.onnx.chain import verify_artifact
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
 from scconv_deploy.verification.samples import Sample
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir
 from tests.mutations import SITE, edit, two_heads
@@ -64,6 +69,13 @@ def quantize(proto: onnx.ModelProto, target: Target = "gpu", **placement: tuple[
     tidy(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def judge_against_float(floats: onnx.ModelProto, proto: onnx.ModelProto) -> ParityReport:
+    """The report of a file on one sample without the model: against its float file."""
+    artifact = Artifact(proto, "model.onnx", proto.SerializeToString())
+    source = OnnxReference("float.onnx", floats, measured=False)
+    return verify_artifact(source, artifact, [NamedArrays("seeded", {"image": image(9).numpy()})], StageLog())
 
 
 def judge(of: Reference, proto: onnx.ModelProto) -> ParityReport:
@@ -109,6 +121,53 @@ def mixed() -> tuple[Reference, onnx.ModelProto]:
     torch.manual_seed(0)
     found, log = reference_from_module(Mixed().eval(), image())
     return found, onnx.load_model_from_string(serialize(export_to_ir(found, ExportOptions(), log)))
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that is no plain one: it standardises its weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Tied(nn.Module):
+    """Modules that share a weight, one called twice, one normed in one of its calls, and layers that are no plain ones.
+
+    ``a`` and ``b`` are convolutions of one weight, ``a`` with a BatchNorm behind it; ``e`` and ``f`` are linear layers
+    of one weight on sequences.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.a, self.bn = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.a.weight = self.b.weight
+        self.scconv = ScConv(16)
+        self.twice = nn.Conv2d(16, 16, 3, padding=1)
+        self.once, self.norm = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.standardized = Standardized(16, 16, 3, padding=1)
+        self.kernel = nn.Parameter(torch.randn(16, 16, 1, 1) / 4)
+        self.e, self.f, self.fc = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.f.weight = self.e.weight
+        for bn in (self.bn, self.norm):
+            for value in (bn.running_var, bn.running_mean, bn.weight, bn.bias):
+                nn.init.uniform_(value, 0.5, 1.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(image))
+        x = self.scconv(torch.relu(self.b(torch.relu(self.bn(self.a(x))))))
+        x = self.twice(torch.relu(self.twice(x)))
+        x = self.once(torch.relu(self.norm(self.once(x))))
+        x = torch.relu(self.standardized(x) + nn.functional.conv2d(x, self.kernel))
+        x = nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+        return self.fc(torch.relu(self.f(torch.relu(self.e(x)))).mean(1))
+
+
+def tied_net() -> nn.Module:
+    """:class:`Tied`, seeded."""
+    torch.manual_seed(0)
+    return Tied().eval()
 
 
 def failed_checks(report: ParityReport) -> set[str]:
@@ -277,6 +336,66 @@ def _past_the_quantiser(model: onnx.ModelProto) -> None:
     last.input[list(last.input).index(read)] = value
 
 
+def _ties_up(model: onnx.ModelProto) -> None:
+    """A pair of quantisers written as other operators, which round halves up: ``floor(x / s + 0.5)``, cut off."""
+    pair = [n for n in model.graph.node if len(n.input) > 1 and n.input[1] == _stored(model, "input")]
+    x, y, scale = pair[0].input[0], pair[-1].output[0], pair[0].input[1]
+    index = list(model.graph.node).index(pair[0])
+    for node in pair:
+        model.graph.node.remove(node)
+    for name, value in (("half", 0.5), ("low", -128), ("high", 127)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), f"fault_{name}"))
+    steps = [("Div", [x, scale]), ("Add", ["fault_0", "fault_half"]), ("Floor", ["fault_1"]),
+             ("Clip", ["fault_2", "fault_low", "fault_high"]), ("Mul", ["fault_3", scale])]  # fmt: skip
+    for number, (operator, inputs) in enumerate(steps):
+        output = y if operator == "Mul" else f"fault_{number}"
+        model.graph.node.insert(index + number, helper.make_node(operator, inputs, [output]))
+
+
+def _one_scale_for_two(model: onnx.ModelProto) -> None:
+    """Two sites read one initializer, as after a simplifier that takes nearly equal ones for equal."""
+    one, other = _two_sites(model)
+    for node in model.graph.node:
+        node.input[:] = [f"{one}_scale" if name == f"{other}_scale" else name for name in node.input]
+
+
+TIE = "net.layer2.0.conv2.CRU.GWC"
+"""A convolution with a weight that :func:`weight_on_a_tie` puts between two codes."""
+
+
+@contextmanager
+def weight_on_a_tie(of: Reference, model: onnx.ModelProto) -> Iterator[Callable[[int], onnx.ModelProto]]:
+    """Put a weight of the model in PyTorch exactly between the codes 10 and 11, as long as the context lasts.
+
+    Yields:
+        Makes a copy of the file in which that weight has a given code.
+    """
+    module = of.model.get_submodule(TIE)
+    kept = module.weight.detach().clone()
+    expected = quantized_weights(of.model, read_quantization(model).plan)[TIE]
+    channel = 3
+    place = 0 if int(expected.weight[channel].abs().flatten().argmax()) else 1
+
+    def put(code: int) -> onnx.ModelProto:
+        changed = onnx.ModelProto.FromString(model.SerializeToString())
+
+        def change(codes: np.ndarray) -> np.ndarray:
+            codes[channel].reshape(-1)[place] = code
+            return codes
+
+        edit(changed, f"{TIE}.weight_quantized", change)
+        return changed
+
+    try:
+        with torch.no_grad():
+            module.weight[channel].view(-1)[place] = 10.5 * float(expected.scales[channel])
+        yield put
+    finally:
+        with torch.no_grad():
+            module.weight.copy_(kept)
+
+
+TIE_IS_HIDDEN = "both codes are as near, and a folded BatchNorm or a quotient for a product may give either"
 FAULTS: dict[str, Fault] = {
     "scale of an input off by one ulp": Fault(_scale("input", _next), frozenset({"scales"})),
     "scale of an input off by 1 %": Fault(_scale("input", lambda s: s * np.float32(1.01)), frozenset({"scales"})),
@@ -293,6 +412,8 @@ FAULTS: dict[str, Fault] = {
     "sign through int8": Fault(_sign_through_int8, frozenset({"scales", "static"})),
     "dequantised with another scale": Fault(_other_scale_back, frozenset({"scales"})),
     "a second scale for one reader": Fault(_second_scale, frozenset({"scales"})),
+    "ties rounded up, by Floor": Fault(_ties_up, frozenset({"scales"})),
+    "one initializer for two scales": Fault(_one_scale_for_two, frozenset({"scales"})),
     "a reader past the quantiser": Fault(_past_the_quantiser, frozenset({"scales"})),
     "scales of two sites swapped": Fault(_swapped, frozenset({"scales"})),
     "scales of two sites swapped, in the record too": Fault(

@@ -165,12 +165,15 @@ class Int8Options(SiteOptions):
 
     def checks(self, judged: CheckOptions) -> Checks:
         """Options of verification with the budget, and without data that are noise (UsageError if one is invalid)."""
+        from scconv_deploy.verification.options import DEEP_INT8
         from scconv_deploy.workflows.calibrate import RANDOM
 
         if judged.data == RANDOM:
             if judged.preprocessing is not None:
                 raise UsageError("--preprocessing is for images, and --data random gives noise.", "Leave it out.")
             judged = replace(judged, data=None, deep=None)
+        elif judged.data is not None and judged.deep is None:
+            judged = replace(judged, deep=DEEP_INT8)
         checks = judged.checks()
         budget = self._budget(judged.data)
         if self.max_drop is not None:

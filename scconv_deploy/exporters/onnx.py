@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.capture import capture
+from scconv_deploy.exporters.layers import Layers
 from scconv_deploy.gate.planes import as_planes, from_planes
 from scconv_deploy.gate.recognize import Recognition
 from scconv_deploy.gate.swap import StandIn, SwappedSRU, replace_modules, site_name
@@ -114,6 +115,8 @@ def export_model(
     check_opset(opset)
     with log.stage("export") as stage:
         model, called, modules = _export_bare(swapped, signature, opset)
+        norms = {path for path, m in swapped.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        layers = Layers(model, modules, norms)
         sites = _name_sites(model)
         add_functions(model, mask_form, opset)
         model.ir_version = IR_VERSION
@@ -140,6 +143,7 @@ def export_model(
         module = next((modules[value.name] for value in node.outputs if value.name in modules), "")
         if module:
             node.metadata_props[MODULE] = module
+    layers.describe(final)
     return _finish(final, {site: sites[site] for site in sites if site in kept}, metadata or {})
 
 

@@ -110,6 +110,7 @@ class Found:
         levels: those of a quantiser, whose decision is the code less the zero point, and whose margin is the operand in
             units of the scale, cut off at the first and last code; None for any other gate.
         axis: along which several operands of a quantiser are joined.
+        columns: size of the last axis of a quantised matrix whose rows may be several axes in PyTorch; 0 for others.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Found:
     mirrored: bool = False
     levels: Levels | None = None
     axis: int = 0
+    columns: int = 0
 
 
 @dataclass

@@ -38,6 +38,8 @@ CRU_FORM = "scconv_deploy.cru"
 """Metadata of a model: the form of its CRUs when it was exported."""
 MODULE = "scconv.module"
 """Metadata of a node: the path in PyTorch of the module that computes it."""
+LAYER = "scconv.layer"
+"""Metadata of a Conv or Gemm: the path of the module whose weights it has, where their name does not say it."""
 CruForm = Literal["as-is", "halves", "merged"]
 """Form of a CRU: as the exporter writes it, without the concatenation of 2C channels, or as two convolutions."""
 MaskForm = Literal["where", "multiply"]

@@ -182,6 +182,18 @@ def _is_number(kind: str) -> bool:
 def _injection(one: Found) -> list[onnx.NodeProto]:
     """The nodes from the injected input to the gate's value."""
     given, decided = mask_input(one.name), instrument.gate_output(one.name)
+    if one.columns:
+        rows, shape = f"{given}::rows", f"{given}::shape"
+        joined = [
+            helper.make_node("Constant", [], [shape], value_ints=[-1, one.columns]),
+            helper.make_node("Reshape", [given, shape], [rows]),
+        ]
+        return [*joined, *_coded(one, rows, decided)]
+    return _coded(one, given, decided)
+
+
+def _coded(one: Found, given: str, decided: str) -> list[onnx.NodeProto]:
+    """The nodes from a decision of the reference to the gate's value."""
     if one.levels is not None and one.levels.zero_point:
         zero, code = f"{given}::zero_point", f"{given}::code"
         return [
@@ -225,6 +237,12 @@ def decision(one: Found, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, 
     if decided.dtype == bool:
         return (~decided if one.complement else decided), (-margin if one.mirrored else margin)
     return decided.astype(np.float32), margin
+
+
+def like(expected: np.ndarray, found: Found, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arrays of a quantised matrix in the reference's shape, where the rows of the matrix are several axes."""
+    rows = found.columns and expected.ndim > 2 and expected.shape[-1] == found.columns
+    return tuple(a.reshape(expected.shape) if rows and a.size == expected.size else a for a in arrays)
 
 
 def code_margin(x: np.ndarray, levels: Levels) -> np.ndarray:

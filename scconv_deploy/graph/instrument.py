@@ -69,7 +69,12 @@ def gate_output(site: str) -> str:
 
 def module_of(node: onnx.NodeProto) -> str:
     """The path in PyTorch of the module that a node belongs to; "" if the file does not say."""
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE), "")
+    return metadata_of(node, MODULE)
+
+
+def metadata_of(node: onnx.NodeProto, key: str) -> str:
+    """A node's metadata under a key; "" without."""
+    return next((entry.value for entry in node.metadata_props if entry.key == key), "")
 
 
 def expose_gates(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:

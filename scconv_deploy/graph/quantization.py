@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from scconv_deploy.errors import IntegrityError
 from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph import instrument
-from scconv_deploy.graph.contract import STANDARD_DOMAINS
+from scconv_deploy.graph.contract import LAYER, STANDARD_DOMAINS
 from scconv_deploy.graph.types import NUMPY, all_graphs
 from scconv_deploy.records.codec import DecodeError, decode, parse
 from scconv_deploy.records.quantization import (
@@ -37,6 +37,9 @@ _DOMAINS = (*STANDARD_DOMAINS, "com.microsoft")
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SUFFIXES = ("_quantized", "_q", "::int8")
 _WEIGHT = ".weight"
+NO_MODULE = "no module is known for its weights"
+NO_ADDITION = "the file does not say in which module it stands"
+"""Reasons for quantisers that are understood, and whose place in PyTorch nothing tells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class Quantizer:
         node: name of that node.
         sources: the same before it was quantised a first time: inputs of a Concat that have the same levels, joined
             along ``axis``; or the value itself.
+        columns: number of features, if a Gemm reads it: a matrix, whose rows may be several axes in PyTorch; else 0.
     """
 
     value: str
@@ -56,6 +60,7 @@ class Quantizer:
     node: str
     sources: tuple[str, ...]
     axis: int = 0
+    columns: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +122,9 @@ class Quantization:
 
     Attributes:
         joined: levels of the quantised inputs of concatenations, by value; they change nothing.
+        stored: int8 weights of all layers, of those without a known place too.
         unknown: node -> why it cannot be found in PyTorch.
+        unsound: node -> what is wrong with its scale, whatever it quantises.
         reads: number of inputs that read a quantised value, by its name.
         record: origin of the scales, if the file holds it.
     """
@@ -125,9 +132,16 @@ class Quantization:
     layers: list[LayerSite] = field(default_factory=list)
     skips: list[SkipSite] = field(default_factory=list)
     joined: dict[str, Levels] = field(default_factory=dict)
+    stored: list[StoredWeights] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
+    unsound: dict[str, str] = field(default_factory=dict)
     reads: Counter[str] = field(default_factory=Counter)
     record: QuantizationRecord | None = None
+
+    @property
+    def misplaced(self) -> dict[str, str]:
+        """Those of the unknown that are no layers: this tool puts no quantiser there."""
+        return {node: why for node, why in self.unknown.items() if not why.startswith((NO_MODULE, NO_ADDITION))}
 
     @property
     def plan(self) -> QuantizationPlan:
@@ -161,6 +175,21 @@ class Quantization:
         return found
 
 
+def float_name(weight: str) -> str:
+    """Name of a weight before it was quantised, from the name of its codes."""
+    return next((weight.removesuffix(suffix) for suffix in _SUFFIXES if weight.endswith(suffix)), weight)
+
+
+def layer_path(weight: str, stated: str) -> str:
+    """Path of the module that has a layer's weights: as the node states it, else by the weights' name; "" if unknown.
+
+    Args:
+        weight: name of the initializer, without an ending of a quantiser.
+        stated: the node's :data:`.contract.LAYER`, or "".
+    """
+    return stated or (weight.removesuffix(_WEIGHT) if weight.endswith(_WEIGHT) else "")
+
+
 def read_quantization(model: onnx.ModelProto) -> Quantization:
     """Read the quantisers of a model's main graph."""
     return _Reader(model).read()
@@ -181,7 +210,7 @@ def record_of(model: onnx.ModelProto) -> QuantizationRecord | None:
 
 def as_found(name: str, one: Quantizer) -> Found:
     """A quantiser as a gate: it rounds ``x / scale``, cut off at the first and last code."""
-    return Found(name, one.codes, one.sources, one.node, "round", levels=one.levels, axis=one.axis)
+    return Found(name, one.codes, one.sources, one.node, "round", levels=one.levels, axis=one.axis, columns=one.columns)
 
 
 class _Reader:
@@ -212,6 +241,7 @@ class _Reader:
         for node in self._nodes:
             if node.domain in _DOMAINS and node.op_type in (_QUANTIZE, _DEQUANTIZE):
                 self._check_readers(node)
+                self._check_scale(node)
                 continue
             behind = {i: source for i, name in enumerate(node.input) if (source := self._dequantizer(name)) is not None}
             if node.op_type == "Add" and node.domain == "" and not any(map(self._is_constant, node.input)):
@@ -236,8 +266,17 @@ class _Reader:
             if others or node.output[0] in self._outputs:
                 self._found.unknown[instrument.site_of(node)] = "its codes are not dequantised for every reader"
 
+    def _check_scale(self, node: onnx.NodeProto) -> None:
+        scale = self._constant(node.input[1])
+        values = np.ones(1) if scale is None else scale.astype(np.float32)
+        if not np.isfinite(values).all() or (values <= 0).any():
+            least = values[~np.isfinite(values) | (values <= 0)].flat[0]
+            self._found.unsound[instrument.site_of(node)] = f"a scale is {least:g}, expected above 0 and finite"
+
     def _read(self, node: onnx.NodeProto, behind: Mapping[int, onnx.NodeProto]) -> None:
         what = instrument.site_of(node)
+        if node.op_type in ("Conv", "Gemm") and (weights := self._weights(node, behind.get(1))) is not None:
+            self._found.stored.append(weights)
         if node.domain == "" and node.op_type in ("Conv", "Gemm") and set(behind) <= {0, 1}:
             problem = self._layer(node, behind)
         elif node.domain == "" and node.op_type in ("Conv", "Gemm"):
@@ -257,13 +296,12 @@ class _Reader:
             quantizer = self._quantizer(behind[0])
             if quantizer is None:
                 return "its input is quantised otherwise than by a pair with one scale"
-        weights = self._weights(node, behind[1]) if 1 in behind else None
+        weights = self._weights(node, behind.get(1))
         if weights is None:
             return "its weights are not stored as int8" if 1 not in behind else "its weights are dequantised otherwise"
-        name = next((weights.name.removesuffix(s) for s in _SUFFIXES if weights.name.endswith(s)), weights.name)
-        if not name.endswith(_WEIGHT):
-            return f"no module is known for its weights {weights.name}"
-        path = name.removesuffix(_WEIGHT)
+        path = layer_path(float_name(weights.name), instrument.metadata_of(node, LAYER))
+        if not path:
+            return f"{NO_MODULE} {weights.name}"
         self._calls[path] += 1
         module = instrument.module_of(node)
         norm = module if module not in ("", path) else ""
@@ -278,7 +316,7 @@ class _Reader:
         if quantizer is None:
             return "its input is quantised otherwise than by a pair with one scale"
         if not self._has_modules:
-            return "the file does not say in which module it stands"
+            return NO_ADDITION
         path = instrument.module_of(node)
         site = SkipSite(path, self._additions[path], index, instrument.site_of(node), quantizer)
         self._found.skips.append(site)
@@ -314,7 +352,17 @@ class _Reader:
             return None
         value = node.input[0]
         axis, sources = self._sources(value, levels)
-        return Quantizer(value, node.output[0], levels, instrument.site_of(node), sources, axis)
+        columns = self._columns(dequantize.output[0])
+        return Quantizer(value, node.output[0], levels, instrument.site_of(node), sources, axis, columns)
+
+    def _columns(self, value: str) -> int:
+        """Features of a value that a Gemm reads as its data; 0 if none does."""
+        for node in self._readers.get(value, []):
+            behind = self._dequantizer(node.input[1]) if node.op_type == "Gemm" and node.input[0] == value else None
+            weights = self._weights(node, behind)
+            if weights is not None:
+                return int(weights.codes.shape[1])
+        return 0
 
     def _sources(self, value: str, levels: Levels) -> tuple[int, tuple[str, ...]]:
         """Inputs of a Concat before they were quantised with the levels of its result, and its axis."""
@@ -340,8 +388,10 @@ class _Reader:
             return None
         return Levels(float(scale.ravel()[0]), int(zero.ravel()[0]), zero.dtype == np.int8)
 
-    def _weights(self, node: onnx.NodeProto, dequantize: onnx.NodeProto) -> StoredWeights | None:
-        """Weights behind a DequantizeLinear, output channels first; None if its axis is another one."""
+    def _weights(self, node: onnx.NodeProto, dequantize: onnx.NodeProto | None) -> StoredWeights | None:
+        """Weights behind a DequantizeLinear, output channels first; None without, or if its axis is another one."""
+        if dequantize is None:
+            return None
         codes, scale = self._constant(dequantize.input[0]), self._constant(dequantize.input[1])
         if codes is None or scale is None or codes.dtype != np.int8:
             return None

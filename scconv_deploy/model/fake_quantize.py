@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPl
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear)
 _ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 _WEIGHT_CODES = (-128, 127)
 
@@ -76,6 +78,46 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
     return found
 
 
+def unprovable(model: nn.Module, path: str, norm: str, weight: np.ndarray) -> str:
+    """Why a layer of a float file cannot be fake-quantised in PyTorch; "" if it can.
+
+    Args:
+        path, norm: paths of the layer's module and of the module that gives its output, "" if that is the same.
+        weight: the layer's weights in the file, ``[C, ...]``.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    module: Any = modules.get(path)
+    if module is None:
+        return f"PyTorch has no module {path}"
+    if problem := other_kind(model, path):
+        return problem
+    data: Any = weight.dtype.name
+    layer = LayerPlan(path, (), (), norm, data if data in DTYPES else "float32")
+    own = _rounded(_folded(module, _norm_of(modules, layer))[0], layer)
+    stored = torch.from_numpy(weight.astype(np.float32))
+    if stored.numel() != own.numel() or len(stored) != len(own):
+        return f"its weights are {list(stored.shape)}, those of {path} in PyTorch {list(own.shape)}"
+    if not torch.equal(_scales_of(stored), _scales_of(own)):
+        return f"its weights are not those of {path} in PyTorch, bit for bit"
+    return ""
+
+
+def other_kind(model: nn.Module, path: str) -> str:
+    """Why a module is no layer that can be fake-quantised; "" if it is one, or the model has no such module."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None:
+        return ""
+    kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
+    name = f"{path} is a {type(module).__name__} in PyTorch"
+    if kind is None:
+        return f"{name}, no Conv and no Linear"
+    if any(getattr(type(module), f, None) is not getattr(kind, f, None) for f in ("forward", "_conv_forward")):
+        return f"{name}, which computes more than its base class"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"{name} with hooks, which a module in its place would not call"
+    return ""
+
+
 def _quantized_model(model: nn.Module, plan: QuantizationPlan) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     replacements: dict[int, nn.Module] = {}
@@ -94,7 +136,7 @@ def _layer_of(modules: Mapping[str, nn.Module], layer: LayerPlan) -> Any:
         raise ModelError(
             f"The model has no module {layer.path}, which the file quantises.", "Give the model that it came from."
         )
-    if not isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+    if not isinstance(module, _LAYERS):
         raise ModelError(
             f"{layer.path} is a {type(module).__name__}, and the file quantises a Conv or Gemm.",
             "Give the model that it came from.",

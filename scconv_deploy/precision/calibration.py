@@ -40,7 +40,7 @@ class Method:
     percentile: float = DEFAULT_PERCENTILE
 
     def __str__(self) -> str:
-        return f"percentile:{self.percentile:g}" if self.kind == "percentile" else self.kind
+        return f"percentile:{self.percentile:.15g}" if self.kind == "percentile" else self.kind
 
     @classmethod
     def parse(cls, text: str) -> Method:

@@ -25,7 +25,14 @@ from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import half_in, quantization_of
 from scconv_deploy.precision.calibration import Range, levels_of, rounded_scales, weight_codes, weight_scales
 from scconv_deploy.precision.float32 import as_ir
-from scconv_deploy.precision.placement import Placement, PlacementOptions, place
+from scconv_deploy.precision.placement import (
+    Placement,
+    PlacementOptions,
+    Unprovable,
+    channels_first,
+    output_axis,
+    place,
+)
 from scconv_deploy.records.codec import encode
 from scconv_deploy.records.quantization import METADATA, Levels, QuantizationRecord
 
@@ -46,8 +53,11 @@ class Prepared:
         return [value.name or "" for value in self.placement.values]
 
 
-def prepared(proto: onnx.ModelProto, options: PlacementOptions) -> Prepared:
+def prepared(proto: onnx.ModelProto, options: PlacementOptions, unprovable: Unprovable | None = None) -> Prepared:
     """A copy of a float model, ready to be quantised, and the placement.
+
+    Args:
+        unprovable: why PyTorch has no layer that could be fake-quantised; None without a model.
 
     Raises:
         ModelError: it is quantised already, or its opset has no quantisers for its type.
@@ -63,7 +73,7 @@ def prepared(proto: onnx.ModelProto, options: PlacementOptions) -> Prepared:
         )
     model = as_ir(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return Prepared(model, place(model, options))
+    return Prepared(model, place(model, options, unprovable))
 
 
 def quantized(found: Prepared, ranges: Mapping[str, Range], record: QuantizationRecord) -> ir.Model:
@@ -90,9 +100,10 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
     for node in placement.layers:
         weight = node.inputs[1]
         assert weight is not None  # noqa: S101  (for the type checker: the placement looked)
-        axis = 1 if node.op_type == "Gemm" and not _flag(node, "transB") else 0
+        axis = output_axis(node)
         if (weight, axis) not in made:
-            made[weight, axis] = _weight(graph, names, node, weight, axis)
+            both = any(other is weight for other, _ in made)  # one matrix, also read transposed
+            made[weight, axis] = _weight(graph, names, node, f"{weight.name}{'_transposed' if both else ''}")
         node.replace_input_with(1, made[weight, axis])
     for weight in {weight for weight, _ in made}:
         if not weight.uses() and not weight.is_graph_output():
@@ -151,17 +162,17 @@ def _activation(graph: ir.Graph, names: _Names, value: ir.Value, levels: Levels)
     return read
 
 
-def _weight(graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
-    """Store a weight as int8 and dequantise it; return the dequantised weight."""
-    name, array = weight.name or "", weight.const_value.numpy()  # type: ignore[union-attr]
-    channels = np.moveaxis(array.astype(np.float32), axis, 0)
-    dtype = array.dtype
+def _weight(graph: ir.Graph, names: _Names, node: ir.Node, name: str) -> ir.Value:
+    """Store a layer's weight as int8 under a name and dequantise it; return the dequantised weight."""
+    channels, axis = channels_first(node), output_axis(node)
+    dtype = channels.dtype
+    channels = channels.astype(np.float32)
     scales = rounded_scales(weight_scales(channels), dtype)
     codes = np.ascontiguousarray(np.moveaxis(weight_codes(channels, scales), 0, axis))
     stored = _constant(graph, names.free(f"{name}_quantized"), codes)
     scale = _constant(graph, names.free(f"{name}_scale"), scales.astype(dtype))
     zero = _constant(graph, names.free(f"{name}_zero_point"), np.zeros(len(scales), np.int8))
-    read = _value(names.free(f"{name}_DequantizeLinear_Output"), weight.dtype, ir.Shape(array.shape))  # type: ignore[arg-type]
+    read = _value(names.free(f"{name}_DequantizeLinear_Output"), ir.DataType.from_numpy(dtype), ir.Shape(codes.shape))
     graph.insert_before(
         node,
         ir.node(
@@ -181,8 +192,3 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 def _value(name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-
-
-def _flag(node: ir.Node, name: str) -> bool:
-    attribute = node.attributes.get(name)
-    return attribute is not None and bool(attribute.as_int())

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.graph.contract import MODULE
+from scconv_deploy.graph.contract import LAYER, MODULE
 
 
 def matching(node: ir.Node, patterns: Sequence[str], modules: bool = False) -> str:
@@ -26,7 +26,8 @@ def names_of(node: ir.Node, modules: bool = False) -> list[str]:
     names = [node.name, *(o.name for o in node.outputs)]
     names += [v.name for v in node.inputs if v is not None and v.const_value is not None]
     if modules:
-        names += [node.metadata_props.get(MODULE), *(n.removesuffix(".weight") for n in names if n)]
+        names += [n.removesuffix(".weight") for n in names if n]
+        names += [node.metadata_props.get(key) for key in (MODULE, LAYER)]
     return [name for name in dict.fromkeys(names) if name]
 
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.contract import DOMAIN, LAYER, MODULE
 from scconv_deploy.graph.merged import parts_of
+from scconv_deploy.graph.quantization import layer_path
 from scconv_deploy.precision.float32 import all_nodes, graphs_of
 from scconv_deploy.precision.patterns import matching, require_matches
 
@@ -29,8 +31,13 @@ _OTHER_LAYERS = ("ConvTranspose", "DeformConv", "MatMul", "Einsum", "LSTM", "GRU
 _MEANS = ("GlobalAveragePool", "ReduceMean")
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
+_NOWHERE = "the file does not say which module in PyTorch has its weights"
+
 Reader = tuple[ir.Node, int]
 """A node, and the index of its input."""
+Unprovable = Callable[[str, str, np.ndarray], str]
+"""(path of a layer, path of the norm folded into it, its weights with output channels first) -> why PyTorch has no
+such layer that could be fake-quantised; "" if it has one."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,14 @@ class Placement:
         return self.groups.get(value, [value])
 
 
-def place(model: ir.Model, options: PlacementOptions = PlacementOptions()) -> Placement:
+def place(
+    model: ir.Model, options: PlacementOptions = PlacementOptions(), unprovable: Unprovable | None = None
+) -> Placement:
     """Choose the quantisers of a graph.
 
     Args:
         model: with the types of its values, constants as initializers; not changed.
+        unprovable: why nothing could prove a layer; such layers stay in float. None without a model to prove by.
 
     Raises:
         UsageError: a pattern matches nothing, or no layer is left to quantise.
@@ -89,16 +99,16 @@ def place(model: ir.Model, options: PlacementOptions = PlacementOptions()) -> Pl
     nodes = all_nodes(model)
     require_matches("--keep", options.keep, nodes, modules=True)
     require_matches("--only", options.only, nodes, modules=True)
-    placing = _Placing(model, options)
+    placing = _Placing(model, options, unprovable)
     placing.layers()
     placing.skips()
     placing.concats()
     if not placing.found.layers and not (options.skips_alone and placing.found.readers):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in placing.found.kept[:3])
-        raise UsageError(
-            f"No layer is left to quantise ({reasons or 'the graph has no Conv and no Gemm'}).",
-            "Name layers with --only PATTERN, which takes first and last layers too.",
-        )
+        remedy = "Name layers with --only PATTERN, which takes first and last layers too."
+        if any(reason.endswith(_NOWHERE) for _, reason in placing.found.kept):
+            remedy = "Export the model with scconv-deploy export, or quantise this file without --reference."
+        raise UsageError(f"No layer is left to quantise ({reasons or 'the graph has no Conv and no Gemm'}).", remedy)
     placing.count()
     return placing.found
 
@@ -106,10 +116,11 @@ def place(model: ir.Model, options: PlacementOptions = PlacementOptions()) -> Pl
 class _Placing:
     """One placement and its state."""
 
-    def __init__(self, model: ir.Model, options: PlacementOptions) -> None:
-        self._model, self._options = model, options
+    def __init__(self, model: ir.Model, options: PlacementOptions, unprovable: Unprovable | None) -> None:
+        self._model, self._options, self._unprovable = model, options, unprovable
         self._nodes = list(model.graph)
         self._inner = [node for node in all_nodes(model) if node.graph is not model.graph]
+        self._has_modules = any(MODULE in node.metadata_props for node in self._nodes)
         self.found = Placement()
 
     # --- layers --------------------------------------------------------------------------------------------------
@@ -120,6 +131,7 @@ class _Placing:
         for node in reasons:
             if (weight := node.inputs[1]) is not None:
                 by_weight[weight].append(node)
+        self._require_one_weight(reasons)
         for users in by_weight.values():
             if (first := next((node for node in users if reasons[node]), None)) is not None:
                 reasons |= {n: reasons[n] or f"its weight is also that of {name_of(first)}, which stays" for n in users}
@@ -138,6 +150,26 @@ class _Placing:
         for node in self._inner:
             if node.op_type in (*LAYERS, *_OTHER_LAYERS):
                 self._keep(node, "it stands in a branch or the body of a loop")
+
+    def _require_one_weight(self, reasons: dict[ir.Node, str]) -> None:
+        """Leave the calls of a module in float whose weights differ: a BatchNorm is folded into some of them."""
+        calls: dict[str, list[ir.Node]] = defaultdict(list)
+        for node, reason in reasons.items():
+            if not reason and (path := path_of(node)):
+                calls[path].append(node)
+        for nodes in calls.values():
+            first = channels_first(nodes[0])
+            if not all(np.array_equal(channels_first(node), first) for node in nodes[1:]):
+                reasons |= dict.fromkeys(nodes, "its module is called several times, with other weights in the graph")
+
+    def _unproved(self, node: ir.Node) -> str:
+        """Why nothing could prove a layer's quantisers; empty if that is not known to be so."""
+        path, module = path_of(node), node.metadata_props.get(MODULE, "")
+        if self._unprovable is None:  # of another exporter's file no verdict on its scales is expected
+            return "" if path or not self._has_modules else _NOWHERE
+        if not path:
+            return _NOWHERE
+        return self._unprovable(path, module if module != path else "", channels_first(node))
 
     def _why_float(self, node: ir.Node) -> str:
         """The reason if a Conv or Gemm stays in float, else empty."""
@@ -161,12 +193,12 @@ class _Placing:
         if pattern := matching(node, self._options.keep, modules=True):
             return f"kept by {pattern!r}"
         if self._options.only:
-            return "" if matching(node, self._options.only, modules=True) else "not among --only"
+            return self._unproved(node) if matching(node, self._options.only, modules=True) else "not among --only"
         if not self._reaches([node], forward=False):
             return "a first layer: the input in full"
         if not self._reaches([node], forward=True):
             return "a last layer: the answers in full"
-        return "it reads a pooled mean" if _is_pooled(x) else ""
+        return "it reads a pooled mean" if _is_pooled(x) else self._unproved(node)
 
     def _reaches(self, nodes: Sequence[ir.Node], forward: bool) -> bool:
         """Whether a layer stands before (or, forward, after) these nodes."""
@@ -209,6 +241,8 @@ class _Placing:
             return index, f"its skip is kept by {pattern!r}"
         if self._options.only and not matching(node, self._options.only, modules=True):
             return index, "its skip is not among --only"
+        if self._unprovable is not None and not self._has_modules:
+            return index, "the file does not say in which module in PyTorch it stands"
         if skip is None or skip.dtype not in _FLOATS or skip.is_graph_input():
             return index, "its skip is an input of the model"
         if first.shape is not None and second.shape is not None and len(first.shape) != len(second.shape):
@@ -256,11 +290,28 @@ class _Placing:
         self.found.multiply_adds = sum(known[node] for node in self.found.layers), sum(known.values())
 
 
+def path_of(layer: ir.Node) -> str:
+    """Path of the module that has a layer's weights; "" if the file does not say."""
+    weight = layer.inputs[1]
+    return layer_path("" if weight is None else weight.name or "", layer.metadata_props.get(LAYER, ""))
+
+
+def channels_first(layer: ir.Node) -> np.ndarray:
+    """Constant weights of a layer, output channels on axis 0."""
+    array = layer.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+    return np.moveaxis(array, output_axis(layer), 0)
+
+
+def output_axis(layer: ir.Node) -> int:
+    """Axis of the output channels of a layer's weights."""
+    return 1 if layer.op_type == "Gemm" and not _number(layer, "transB", 0) else 0
+
+
 def name_of(node: ir.Node) -> str:
     """Name of a node in reports: the path of the module that its weights belong to, or its own."""
     weight = node.inputs[1] if len(node.inputs) > 1 and node.op_type in LAYERS else None
     if weight is not None and weight.const_value is not None and weight.name:
-        return weight.name.removesuffix(".weight")
+        return path_of(node) or weight.name
     return node.name or node.outputs[0].name or node.op_type
 
 

@@ -21,6 +21,8 @@ SCHEMA_VERSION = 1
 Status = Literal["passed", "failed", "not run"]
 UNDECIDED = frozenset({"jumps", "quantization"})
 """Names of checks without a verdict. A link with one of them has not passed, and neither has its report."""
+UNPROVED = frozenset({"scales", "budget interval"})
+"""Names of checks that the headline of a passed report names where they were not run."""
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,9 @@ class ParityReport:
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.replay_ratio)
             parts.append(f"replay error {worst.replay_ratio:.1f}x the noise floor")
+        passed = [check for link in self.links if link.status == "passed" for check in link.checks]
+        if unproved := [check.name for check in passed if check.name in UNPROVED and check.status == "not run"]:
+            parts.append(f"not proved: {', '.join(unproved)}")
         not_run = [link.name for link in self.links if link.status == "not run"]
         if not_run:
             parts.append(f"not run: {', '.join(not_run)}")

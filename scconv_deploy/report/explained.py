@@ -212,8 +212,9 @@ CHECKS: dict[str, Meaning] = {
     ),
     "quantization": Meaning(
         _ARTIFACT,
-        "Nothing but the SRUs of a quantised file whose quantisers have no known place in PyTorch: no limit for the "
-        "rounding of floats says what they may cost. The link is then not run, and the report has no verdict.",
+        "Only the SRUs and the int8 weights of a quantised file whose quantisers have no known place in the reference: "
+        "no limit for the rounding of floats says what its scales may cost. The reason names what was judged. The link "
+        "is then not run, and the report has no verdict.",
         "",
         "Give the model with `--reference`. A file of another tool: compare its answers on real data with the float "
         "model's.",
@@ -221,15 +222,17 @@ CHECKS: dict[str, Meaning] = {
     "scales": Meaning(
         _ARTIFACT,
         "Scales and zero points of an int8 file: those of activations with the record in its metadata, those of "
-        "weights with what PyTorch's own weights give, bit for bit.",
-        "one bit differs, a weight has one scale for all channels, or a value is quantised that the record does not "
-        "name",
+        "weights with what PyTorch's own weights give, bit for bit. Without a record they are not proved, which the "
+        "headline says.",
+        "one bit differs, a weight has one scale for all channels, a value is quantised that the record does not name, "
+        "or a scale is not above 0 and finite",
         "Quantise the float file again. If another program changed the file after that, leave it out.",
     ),
     "weight codes": Meaning(
         _ARTIFACT,
         "The int8 weights with those of `torch.fake_quantize_per_channel_affine` on the model's own weights, "
-        "BatchNorms folded in.",
+        "BatchNorms folded in. Where the layer's place is not known: with the reference's weights of that name, each "
+        "within half a step of its code, but for a factor of each channel.",
         "a code differs, unless by one where the weight lies within rounding of the boundary between two codes",
         "Quantise the float file again. If another program changed the file after that, leave it out.",
     ),
@@ -247,6 +250,13 @@ CHECKS: dict[str, Meaning] = {
         "that change.",
         "accuracy falls by more than `max_drop` (option --max-drop); without labels, more answers change",
         "Keep layers in float (`--keep`), calibrate on more data, or try `--calibration entropy` or `percentile`.",
+    ),
+    "budget interval": Meaning(
+        _ARTIFACT,
+        "Nothing: the drop is within the budget, and its interval is not. The rows are too few to show that the budget "
+        "holds.",
+        "",
+        "Give more labelled `--data`, about as many rows as the reason names.",
     ),
     "seal": Meaning(
         _ARTIFACT,

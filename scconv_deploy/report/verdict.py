@@ -14,6 +14,12 @@ _NO_VERDICT = (
 )
 
 
+_UNPROVED = (
+    "This is no verdict: the file may be right or wrong. Name its model with --reference MODEL, or judge it by its "
+    "accuracy on labelled --data."
+)
+
+
 def parity_error(artifact: object, report: ParityReport, remedy: str) -> ParityError:
     """Make the error of a report that failed or has no verdict.
 
@@ -23,4 +29,6 @@ def parity_error(artifact: object, report: ParityReport, remedy: str) -> ParityE
     """
     if report.verdict == "failed":
         return ParityError(f"{artifact}: {report.failures[0]}", remedy)
-    return ParityError(f"{artifact} was not judged: {report.failures[0]}.", _NO_VERDICT)
+    quantized = any(check.name == "quantization" for link in report.links for check in link.checks)
+    remedy = _UNPROVED if quantized else _NO_VERDICT
+    return ParityError(f"{artifact} was not judged: {report.failures[0]}.", remedy)

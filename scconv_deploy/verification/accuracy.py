@@ -8,6 +8,7 @@ Medicine 17:2635-2650, 1998). It stays within [-1, 1], and its width is not 0 wh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,6 +17,7 @@ import numpy as np
 from scconv_deploy.records.parity import Accuracy
 
 CONFIDENCE = 0.95
+_MOST_ROWS = 2**30
 
 
 @dataclass
@@ -55,14 +57,21 @@ class PairedCounts:
         low, high = self._interval(confidence)
         return Accuracy(n, reference, artifact, artifact - reference, low, high, confidence)
 
-    def _interval(self, confidence: float) -> tuple[float, float]:
-        n = self.samples
-        a, b, c = self.both_right, self.artifact_only, self.reference_only
+    def rows_needed(self, drop: float, confidence: float = CONFIDENCE) -> int | None:
+        """Rows of which the interval, with the shares of these, holds no larger loss than ``drop``; None if none do."""
+        return _fewest(self.samples, lambda times: -self._interval(confidence, times)[0] <= drop)
+
+    def _interval(self, confidence: float, times: float = 1.0) -> tuple[float, float]:
+        """The interval; of so many times these rows."""
+        a, b, c, d = (
+            times * count for count in (self.both_right, self.artifact_only, self.reference_only, self.both_wrong)
+        )
+        n = a + b + c + d
         first, second = (a + b) / n, (a + c) / n
         z = NormalDist().inv_cdf((1 + confidence) / 2)
         first_low, first_high = _wilson(a + b, n, z)
         second_low, second_high = _wilson(a + c, n, z)
-        phi = self._correlation()
+        phi = _correlation(a, b, c, d)
 
         def spread(u: float, v: float) -> float:
             return math.sqrt(max(u * u - 2 * phi * u * v + v * v, 0.0))
@@ -72,18 +81,50 @@ class PairedCounts:
         high = difference + spread(first_high - first, second - second_low)
         return max(low, -1.0), min(high, 1.0)
 
-    def _correlation(self) -> float:
-        """Phi coefficient of the pairs, with Newcombe's continuity correction where it is positive."""
-        n = self.samples
-        a, b, c, d = self.both_right, self.artifact_only, self.reference_only, self.both_wrong
-        product = (a + b) * (c + d) * (a + c) * (b + d)
-        if not product:
-            return 0.0
-        excess = a * d - b * c
-        return (max(excess - n / 2, 0) if excess > 0 else excess) / math.sqrt(product)
+
+@dataclass(frozen=True)
+class ChangedAnswers:
+    """Counts of rows whose answer changed."""
+
+    changed: int = 0
+    rows: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.changed / self.rows
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Wilson's score interval of the share."""
+        return _wilson(self.changed, self.rows, NormalDist().inv_cdf((1 + confidence) / 2))
+
+    def rows_needed(self, share: float, confidence: float = CONFIDENCE) -> int | None:
+        """Rows of which the interval, with the same share, holds no larger one; None if none do."""
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        return _fewest(self.rows, lambda times: _wilson(times * self.changed, times * self.rows, z)[1] <= share)
 
 
-def _wilson(successes: int, n: int, z: float) -> tuple[float, float]:
+def _fewest(rows: int, enough: Callable[[float], bool]) -> int | None:
+    """Fewest rows that are enough, at least these; None if 2^30 are not. More than enough are enough."""
+    if not rows or not enough(_MOST_ROWS / rows):
+        return None
+    low, high = rows, _MOST_ROWS
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle / rows) else (middle + 1, high)
+    return low
+
+
+def _correlation(a: float, b: float, c: float, d: float) -> float:
+    """Phi coefficient of the pairs, with Newcombe's continuity correction where it is positive."""
+    n = a + b + c + d
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    if not product:
+        return 0.0
+    excess = a * d - b * c
+    return (max(excess - n / 2, 0) if excess > 0 else excess) / math.sqrt(product)
+
+
+def _wilson(successes: float, n: float, z: float) -> tuple[float, float]:
     """Wilson's score interval (E. B. Wilson, JASA 22:209-212, 1927)."""
     p = successes / n
     centre = p + z * z / (2 * n)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DEEP = 64
 """Default number of inputs of the data that are judged in full: half a minute of ScConv-ResNet-50."""
 
+DEEP_INT8 = 8
+"""The same for a quantised file, of which a row costs about three times as much: its codes are gates too."""
+
 
 @dataclass(frozen=True)
 class Checks:

@@ -117,26 +117,90 @@ class Rows:
             )
 
 
+@dataclass(frozen=True)
+class SeenRows:
+    """What is known of the rows of a calibration without a run of the model.
+
+    Attributes:
+        sha256: hash of their values.
+        count: number of rows.
+        distinct: number of rows that differ from one another.
+        constant: number of rows in which every floating input holds one value throughout.
+    """
+
+    sha256: str
+    count: int
+    distinct: int
+    constant: int
+
+    @classmethod
+    def of(cls, rows: Rows, most: int) -> SeenRows:
+        """Read at most so many rows."""
+        digest, count, constant = hashlib.sha256(), 0, 0
+        different: set[bytes] = set()
+        for batch in rows.batches(most):
+            for name in sorted(batch.inputs):
+                array = batch.inputs[name]
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                digest.update(array.tobytes())
+            here = batch.count or 0
+            for row in range(here):
+                values = [array[row] for array in batch.inputs.values() if array.ndim]
+                different.add(hashlib.sha256(b"".join(value.tobytes() for value in values)).digest())
+                floats = [value for value in values if value.dtype.kind == "f" and value.size > 1]
+                constant += bool(floats) and all((value == value.flat[0]).all() for value in floats)
+            count += here
+        return cls(digest.hexdigest(), count, len(different), constant)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why ranges observed on these rows may be too narrow."""
+        usual = "some hundred different rows are usual"
+        found = []
+        if self.count == 1:
+            found.append(f"calibrated on one row alone: other inputs may be cut off; {usual}")
+        elif 2 * self.distinct <= self.count:
+            found.append(f"only {self.distinct} of the {self.count} rows of the calibration differ; {usual}")
+        if self.constant:
+            found.append(
+                f"{self.constant} of {self.count} rows of the calibration hold one value throughout, as no photograph "
+                "does: look at the data"
+            )
+        return tuple(found)
+
+
+def require_own_file(cache: Path | None, output: Path) -> None:
+    """Refuse a calibration cache that is the output, or stands in it (UsageError)."""
+    if cache is not None and cache.resolve().is_relative_to(output.resolve()):
+        raise UsageError(
+            f"--calibration-cache {cache} is the output itself, or in it ({output}).", "Name another file for it."
+        )
+
+
 def calibrate(
     proto: onnx.ModelProto, digest: str, prepared: Prepared, rows: Rows, options: CalibrationOptions, progress: Progress
-) -> Calibration:
+) -> tuple[Calibration, SeenRows]:
     """Observe the values of a placement on rows of data, or take their ranges from the cache.
 
     Args:
         digest: SHA-256 of the file.
+
+    Returns:
+        The ranges, and the rows.
 
     Raises:
         UsageError: the data do not fit, or a value is 0 on all of them.
         IntegrityError: the cache is damaged.
         ModelError: ONNX Runtime refuses the file, or a value is not finite.
     """
-    hashed, count = _hash_of(rows, options.samples)
-    wanted = Calibration(str(options.method), count, rows.name, hashed, digest, {})
+    seen = SeenRows.of(rows, options.samples)
+    count = seen.count
+    wanted = Calibration(str(options.method), count, rows.name, seen.sha256, digest, {})
     if options.cache is not None and options.cache.exists():
         cached = Calibration.read(options.cache)
         if cached.fits(wanted, prepared.values):
             progress(f"ranges from {options.cache}")
-            return cached
+            return cached, seen
         progress(f"{options.cache} is of another model, data or method")
     observer, done = Observer(options.method), 0
     with runner_of(_exposed(proto, prepared.values), RuntimeOptions(optimization="basic")) as runner:
@@ -148,19 +212,7 @@ def calibrate(
     made = replace(wanted, ranges=observer.ranges())
     if options.cache is not None:
         write_file(options.cache, made.as_bytes())
-    return made
-
-
-def _hash_of(rows: Rows, most: int) -> tuple[str, int]:
-    """SHA-256 of the values of the rows, and their number."""
-    digest, count = hashlib.sha256(), 0
-    for batch in rows.batches(most):
-        for name in sorted(batch.inputs):
-            array = batch.inputs[name]
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-        count += batch.count or 0
-    return digest.hexdigest(), count
+    return made, seen
 
 
 def _exposed(proto: onnx.ModelProto, values: list[str]) -> onnx.ModelProto:

@@ -101,6 +101,7 @@ def deploy_spec(
         baseline: a model, named like ``spec``'s, whose compiled plan the engines' plans are compared with; "" for none.
     """
     check_output_folder(folder, force)
+    options.refuse_cache(folder)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
     builder = EngineBuilder.of(engines, cache, command, progress, _baseline(baseline, spec, options))
     reference, log = reference_from_spec(spec, progress)
@@ -121,7 +122,7 @@ def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline 
 
     def export() -> NetworkSource:
         reference, log = reference_from_spec(other)
-        return OnnxSource(ir.to_proto(in_precision(export_to_ir(reference, options, log), options, log)))
+        return OnnxSource(ir.to_proto(in_precision(reference, export_to_ir(reference, options, log), options, log)))
 
     return Baseline(other.label, export)
 
@@ -155,6 +156,7 @@ def deploy(
     """
     command = "scconv_deploy.deploy"
     check_output_folder(Path(folder), force)
+    options.refuse_cache(Path(folder))
     builder = EngineBuilder.of(engines, cache, command)
     options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
     reference, log = reference_from_module(model, example_inputs, dynamic)
@@ -176,7 +178,7 @@ def _deploy(
 ) -> DeployResult:
     samples = draw()  # refuse unreadable data before any work is done
     float32_model = export_to_ir(reference, options, log, progress)
-    model = in_precision(float32_model, options, log, progress)
+    model = in_precision(reference, float32_model, options, log, progress)
     data = serialize(model)
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:

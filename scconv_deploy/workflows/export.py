@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from scconv_deploy.graph.contract import CRU_FORM, OPSETS, REWRITTEN, CruForm, M
 from scconv_deploy.graph.file import check, serialize
 from scconv_deploy.graph.hygiene import tidy
 from scconv_deploy.graph.types import FIRST_OPSET, IoTypes, Precision
+from scconv_deploy.model.fake_quantize import unprovable
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.prepare import Reference, reference_from_module, reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
@@ -27,11 +29,16 @@ from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
 from scconv_deploy.rewrite.apply import apply_rules
 from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.workflows.calibrate import require_own_file
 from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_model
 from scconv_deploy.zoo.embed import EmbedResult
 
 MaskFormChoice = Literal["auto", "where", "multiply"]
 CruFormChoice = Literal["auto", "as-is", "halves", "merged"]
+_HALVES_FOR_INT8 = (
+    "--cru auto takes halves for int8: merged convolutions have no modules in PyTorch that could prove them, and would "
+    "stay in float"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,11 @@ class ExportOptions:
                 f"--precision {self.label} needs opset {first} or later, found {self.opset}.",
                 f"Use --opset {first}, or leave --opset out.",
             )
+
+    def refuse_cache(self, output: Path) -> None:
+        """Refuse a calibration cache that is the output, or stands in it (UsageError)."""
+        if self.quantization is not None:
+            require_own_file(self.quantization.calibration.cache, output)
 
     @property
     def resolved_opset(self) -> int:
@@ -171,6 +183,8 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
     with log.stage("rewrite") as stage:
         applied = apply_rules(model, options.resolved_mask_form, options.resolved_opset, options.resolved_cru)
         stage.applied += applied.lines() or ["nothing to do"]
+        if applied.crus and options.cru == "auto" and options.quantization is not None:
+            stage.applied.append(_HALVES_FOR_INT8)
         stage.skipped += applied.refusals()
         if applied.gates:
             found = {one.site: one.gate.variant.label for one in applied.fused}
@@ -180,8 +194,10 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
         return _tidied(model, "rewritten graph")
 
 
-def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent) -> ir.Model:
-    """Convert a model to the requested precision, and quantise it if asked; the given model is not changed."""
+def in_precision(
+    reference: Reference, model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent
+) -> ir.Model:
+    """Convert an exported model to the requested precision, and quantise it if asked; the given one is not changed."""
     if options.half is not None:
         progress(f"converting to {options.precision}")
         with log.stage("precision") as stage:
@@ -192,7 +208,7 @@ def in_precision(model: ir.Model, options: ExportOptions, log: StageLog, progres
     if options.quantization is not None:
         proto = ir.to_proto(model)
         digest = sha256_of(proto.SerializeToString(deterministic=True))
-        made = quantize_model(proto, digest, options.quantization, log, progress)
+        made = quantize_model(proto, digest, options.quantization, log, progress, partial(unprovable, reference.model))
         model = ir.from_proto(made.proto)
     return model
 
@@ -210,6 +226,7 @@ def export_spec(
 ) -> ExportResult:
     """Load a model and export it; ``scconv-deploy export``."""
     check_output_file(path, force)
+    options.refuse_cache(path)
     reference, log = reference_from_spec(spec, progress)
     return _write_export(reference, path, options, log, progress)
 
@@ -236,6 +253,7 @@ def export(
         ScconvDeployError: with the reason and the remedy.
     """
     check_output_file(Path(path), force)
+    options.refuse_cache(Path(path))
     reference, log = reference_from_module(model, example_inputs, dynamic)
     return _write_export(reference, Path(path), options, log, silent)
 
@@ -243,7 +261,7 @@ def export(
 def _write_export(
     reference: Reference, path: Path, options: ExportOptions, log: StageLog, progress: Progress
 ) -> ExportResult:
-    model = in_precision(export_to_ir(reference, options, log, progress), options, log, progress)
+    model = in_precision(reference, export_to_ir(reference, options, log, progress), options, log, progress)
     data = serialize(model)
     write_file(path, data)
     sites = json.loads(model.metadata_props["scconv_deploy.sites"])

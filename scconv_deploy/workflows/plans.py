@@ -9,7 +9,7 @@ import onnx
 
 from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import Prepared, prepared, quantized_proto
-from scconv_deploy.precision.placement import PlacementOptions
+from scconv_deploy.precision.placement import PlacementOptions, Unprovable
 from scconv_deploy.precision.sites import sites_of
 from scconv_deploy.records.quantization import QuantizationRecord
 
@@ -22,6 +22,7 @@ class Plans:
         found: the model prepared with these options; not quantised yet.
         calibration: ranges of all values that ``found`` quantises.
         record: origin of the scales for a file's metadata.
+        proved_by: why PyTorch has no layer that could be fake-quantised; None if the plans are not to be proved.
 
     Attributes:
         sites: what the options quantise, in the graph's order.
@@ -36,9 +37,10 @@ class Plans:
         options: PlacementOptions,
         calibration: Calibration,
         record: QuantizationRecord,
+        proved_by: Unprovable | None = None,
     ) -> None:
         self.proto, self.calibration = proto, calibration
-        self._options, self._record = options, record
+        self._options, self._record, self._proved_by = options, record, proved_by
         self.sites = sites_of(found)
         self.multiply_adds = None if found.placement.multiply_adds is None else found.placement.multiply_adds[1]
         constants = found.model.graph.initializers.values()
@@ -65,4 +67,5 @@ class Plans:
         return None if multiply_adds is None or not self.multiply_adds else multiply_adds / self.multiply_adds
 
     def _quantized(self, options: PlacementOptions) -> onnx.ModelProto:
-        return quantized_proto(prepared(self.proto, options), self.calibration.ranges, self.record(options))
+        found = prepared(self.proto, options, self._proved_by)
+        return quantized_proto(found, self.calibration.ranges, self.record(options))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import onnx
 from scconv_deploy.errors import UsageError
 from scconv_deploy.graph.file import check, read_onnx
 from scconv_deploy.graph.types import precision_of, quantization_of
+from scconv_deploy.model.fake_quantize import unprovable
+from scconv_deploy.model.prepare import Reference, reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import prepared, quantized_proto
-from scconv_deploy.precision.placement import Placement, PlacementOptions
+from scconv_deploy.precision.placement import Placement, PlacementOptions, Unprovable
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
@@ -32,7 +35,7 @@ from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
 from scconv_deploy.workflows.budget import Budget, find_plan
-from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate
+from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate, require_own_file
 from scconv_deploy.workflows.plans import Plans
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.sensitivity import refuse_foreign
@@ -60,11 +63,12 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantised model, before it is judged and written."""
+    """A quantised model, before it is judged and written; ``notes`` are about its calibration."""
 
     proto: onnx.ModelProto
     placement: Placement
     calibration: Calibration
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def quantize_onnx(
     """
     source, output = Path(source), Path(output)
     check_output_file(output, force)
+    require_own_file(options.calibration.cache, output)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     original = read_onnx(source)
@@ -136,15 +141,16 @@ def quantize_onnx(
             f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",
             "Name the model with --reference MODEL.",
         )
-    log = StageLog()
-    made = quantize_model(original, sha256_of(source), options, log, progress, source.name)
+    model, log = (None, StageLog()) if reference is None else reference_from_spec(reference, progress)
+    proved_by = None if model is None else partial(unprovable, model.model)
+    made = quantize_model(original, sha256_of(source), options, log, progress, proved_by, source.name)
     content = made.proto.SerializeToString(deterministic=True)
     artifact = Artifact(made.proto, str(output), content)
     progress("verifying")
-    if reference is None:
+    if reference is None or model is None:
         report = _against_file(source, original, artifact, options.calibration, checks, log, command)
     else:
-        report = _against_model(reference, artifact, options.calibration, checks, log, command, progress)
+        report = _against_model(reference, model, artifact, checks, log, command, progress)
     if report.verdict == "failed":
         remedy = "see --keep, --calibration and --max-drop."
         if options.budget is not None:
@@ -154,7 +160,7 @@ def quantize_onnx(
     before = len(original.SerializeToString())
     return QuantizeResult(
         output, sha256_of(content), name_of(made.proto), tuple(made.placement.chosen), tuple(made.placement.kept),
-        made.placement.multiply_adds, made.calibration, before, len(content), _notes(made.calibration), report,
+        made.placement.multiply_adds, made.calibration, before, len(content), made.notes, report,
     )  # fmt: skip
 
 
@@ -164,12 +170,14 @@ def quantize_model(
     options: QuantizeOptions,
     log: StageLog,
     progress: Progress = silent,
+    proved_by: Unprovable | None = None,
     name: str = "the model",
 ) -> Quantized:
     """Quantise a model in memory, and check it; the stage record names every node with its reason.
 
     Args:
         digest: SHA-256 of its file.
+        proved_by: why PyTorch has no layer that could be fake-quantised; None if the result is not to be proved.
         name: name of the file, for messages.
 
     Raises:
@@ -177,16 +185,17 @@ def quantize_model(
     """
     refuse_foreign(proto)
     with log.stage("quantize") as stage:
-        found = prepared(proto, options.placement)
+        found = prepared(proto, options.placement, proved_by)
         rows = Rows(proto, options.calibration)
-        calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
-        plans = Plans(proto, found, options.placement, calibration, calibration.record(options.target))
+        calibration, seen = calibrate(proto, digest, found, rows, options.calibration, progress)
+        record = calibration.record(options.target)
+        plans = Plans(proto, found, options.placement, calibration, record, proved_by)
         placing = options.placement
         if options.budget is not None:
             stage.search = find_plan(plans, rows, options.budget, options.calibration, name, progress)
             stage.applied += search_lines(stage.search)
             placing = plans.keeping(stage.search.keep)
-            found = prepared(proto, placing)
+            found = prepared(proto, placing, proved_by)
         progress("quantising")
         placement = found.placement
         written = quantized_proto(found, calibration.ranges, plans.record(placing))
@@ -198,9 +207,10 @@ def quantize_model(
             f"scales by {calibration.method} of {calibration.samples} rows of {calibration.data} "
             f"(sha256 {calibration.data_sha256[:12]})"
         )
+        stage.applied += [f"note: {note}" for note in seen.notes]
         stage.skipped += placement.kept
         check(written, "quantised graph")
-    return Quantized(written, placement, calibration)
+    return Quantized(written, placement, calibration, seen.notes)
 
 
 def name_of(proto: onnx.ModelProto) -> str:
@@ -208,12 +218,6 @@ def name_of(proto: onnx.ModelProto) -> str:
     between = precision_of(proto)
     kind = quantization_of(proto).split(" ")[0]
     return kind if between == "fp32" else f"{kind}+{between}"
-
-
-def _notes(calibration: Calibration) -> tuple[str, ...]:
-    if calibration.samples > 1:
-        return ()
-    return ("calibrated on one row alone: other inputs may be cut off; some hundred rows are usual",)
 
 
 def _against_file(
@@ -242,20 +246,17 @@ def _samples(rows: Rows) -> Iterator[NamedArrays]:
 
 def _against_model(
     spec: ModelSpec,
+    reference: Reference,
     artifact: Artifact,
-    options: CalibrationOptions,
     checks: Checks,
     log: StageLog,
     command: str,
     progress: Progress,
 ) -> ParityReport:
     """Prove the file against fake-quantised PyTorch."""
-    from scconv_deploy.model.prepare import reference_from_spec
     from scconv_deploy.verification.onnx.parity import verify_onnx
     from scconv_deploy.verification.samples import with_progress
 
-    reference, loaded = reference_from_spec(spec, progress)
-    log.records[:0] = loaded.records
     samples: Iterable[Any] = checks.samples(reference, spec.seed, spec.source)
     return verify_onnx(
         reference, artifact, with_progress(list(samples), progress), log,

@@ -51,7 +51,7 @@ def sensitivity_onnx(
     refuse_foreign(proto)
     found = prepared(proto, placement)
     rows = Rows(proto, calibration)
-    ranges = calibrate(proto, sha256_of(source), found, rows, calibration, progress)
+    ranges, _ = calibrate(proto, sha256_of(source), found, rows, calibration, progress)
     plans = Plans(proto, found, placement, ranges, ranges.record(target))
     meter = CostMeter(proto, lambda: rows.batches(calibration.samples), progress)
     return sensitivity_of(plans, meter, source.name)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.model import steps
-from scconv_deploy.model.fake_quantize import fake_quantize, fake_quantized
+from scconv_deploy.model.fake_quantize import fake_quantize, fake_quantized, unprovable
 from scconv_deploy.model.prepare import reference_from_module
 from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPlan, SkipPlan, gate_of
 
@@ -106,6 +106,34 @@ def test_what_the_model_lacks_is_named(reference):
         fake_quantized(reference, QuantizationPlan((LayerPlan("conv", (COARSE,), (1.0,) * 3),)))
     with pytest.raises(ModelError, match="makes no addition number 5"):
         run(reference, QuantizationPlan((layer(reference, None),), (SkipPlan("", 5, 0, COARSE),)))
+
+
+class Own(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_why_a_layer_cannot_be_fake_quantised():
+    hooked = nn.Conv2d(2, 2, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    model = nn.ModuleDict({"conv": nn.Conv2d(2, 4, 1), "own": Own(2, 2, 1), "relu": nn.ReLU(), "hooked": hooked,
+                           "fc": nn.Linear(4, 2), "bn": nn.BatchNorm2d(4)})  # fmt: skip
+    nn.init.uniform_(model["bn"].weight, 0.5, 1.5)
+    weight = model["conv"].weight.detach()
+    folded = weight * (model["bn"].weight.detach() / (1 + 1e-5) ** 0.5).reshape(-1, 1, 1, 1)
+    assert unprovable(model, "conv", "", weight.numpy()) == ""
+    assert unprovable(model, "fc", "", model["fc"].weight.detach().numpy()) == ""
+    assert "are not those of conv in PyTorch, bit for bit" in unprovable(model, "conv", "bn", weight.numpy())
+    assert "are not those of conv" in unprovable(model, "conv", "", folded.numpy())
+    assert "its weights are [4, 1, 1, 1], those of conv in PyTorch [4, 2, 1, 1]" in unprovable(
+        model, "conv", "", weight[:, :1].numpy()
+    )
+    assert unprovable(model, "own", "", weight.numpy()) == (
+        "own is a Own in PyTorch, which computes more than its base class"
+    )
+    assert "with hooks" in unprovable(model, "hooked", "", weight.numpy())
+    assert unprovable(model, "relu", "", weight.numpy()) == "relu is a ReLU in PyTorch, no Conv and no Linear"
+    assert unprovable(model, "stem", "", weight.numpy()) == "PyTorch has no module stem"
 
 
 class Remainder(nn.Module):

@@ -48,6 +48,23 @@ def test_a_percentile_is_that_of_the_magnitudes():
     assert observed("percentile:90", values).magnitude == pytest.approx(0.9, abs=0.002)
 
 
+@pytest.mark.parametrize("text", ["max", "entropy", "percentile:99", "percentile:99.99", "percentile:99.99999"])
+def test_a_method_is_written_as_it_is_read(text):
+    assert str(Method.parse(text)) == text
+
+
+@pytest.mark.parametrize("method", ["max", "entropy", "percentile:99.9"])
+@pytest.mark.parametrize("value", [0.75, -2.0])
+def test_an_activation_that_never_moves_has_a_scale(method, value):
+    """A bias behind dead channels: one value on all data; only 0 has no scale."""
+    found = observed(method, np.full(1000, value), np.full(1000, value))
+    assert found.magnitude == pytest.approx(abs(value), rel=0.01)
+    for target in ("gpu", "cpu"):
+        levels = levels_of([found], target, np.dtype(np.float32))
+        code = np.clip(np.rint(value / levels.scale) + levels.zero_point, levels.low, levels.high)
+        assert (code - levels.zero_point) * levels.scale == pytest.approx(value, rel=0.02)
+
+
 @pytest.mark.parametrize("text", ["least", "max:3", "percentile:x", "percentile:20"])
 def test_an_unknown_method_is_refused(text):
     with pytest.raises(UsageError, match="--calibration"):

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.graph.contract import DOMAIN
+from scconv_deploy.graph.contract import DOMAIN, LAYER, MODULE
 from scconv_deploy.precision.float32 import as_ir
 from scconv_deploy.precision.placement import Placement, PlacementOptions, place
 from tests.precision.made import parsed
@@ -135,6 +135,37 @@ def test_patterns_keep_and_choose():
     assert [node.outputs[0].name for node in only.layers] == ["s", "b"], "first layers too, where they are named"
     assert reasons(only)["w1"] == "Conv: not among --only"
     assert read(only) == {"x": ["s:0"], "r": ["b:0"]}
+
+
+def with_modules(**paths: str) -> ir.Model:
+    """The residual graph whose nodes say whose weights they have, by the names of their results."""
+    model = as_ir(onnx.shape_inference.infer_shapes(graph(RESIDUAL)))
+    for node in model.graph:
+        if path := paths.get(node.outputs[0].name or ""):
+            node.metadata_props.update({LAYER: path, MODULE: path})
+    return model
+
+
+def test_with_a_model_only_what_it_can_prove_is_quantised():
+    asked = []
+
+    def unprovable(path: str, norm: str, weight: np.ndarray) -> str:
+        asked.append((path, norm, weight.shape))
+        return "PyTorch has no module first" if path == "first" else ""
+
+    found = place(with_modules(a="first", b="second"), PlacementOptions(), unprovable)
+    assert [node.outputs[0].name for node in found.layers] == ["b"]
+    assert reasons(found)["first"] == "Conv: PyTorch has no module first"
+    assert asked == [("first", "", (4, 4, 1, 1)), ("second", "", (4, 4, 1, 1))]
+    with pytest.raises(UsageError, match="the file does not say which module in PyTorch has its weights") as caught:
+        place(with_modules(), PlacementOptions(), unprovable)
+    assert "quantise this file without --reference" in str(caught.value)
+    assert [node.outputs[0].name for node in place(with_modules()).layers] == ["a", "b"], "without a model all are"
+
+
+def test_calls_of_one_module_with_other_weights_stay():
+    with pytest.raises(UsageError, match="its module is called several times, with other weights in the graph"):
+        place(with_modules(a="conv", b="conv"))
 
 
 @pytest.mark.parametrize("option", ["keep", "only"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.accuracy import ChangedAnswers, PairedCounts
 
 
 def logits(*classes):
@@ -67,3 +67,26 @@ def test_a_higher_confidence_is_wider():
     counts = PairedCounts(80, 5, 3, 12)
     narrow, wide = counts.accuracy(0.8), counts.accuracy(0.99)
     assert wide.low < narrow.low < narrow.difference < narrow.high < wide.high
+
+
+def test_rows_needed_are_the_fewest_whose_interval_holds_the_budget():
+    counts = PairedCounts(both_right=90, reference_only=1, artifact_only=1, both_wrong=8)
+    assert -counts.accuracy().low > 0.01
+    needed = counts.rows_needed(0.01)
+    for rows, holds in ((needed, True), (needed - 50, False)):
+        times = rows / counts.samples
+        low, _ = counts._interval(0.95, times)
+        assert (-low <= 0.01) == holds
+    worse = PairedCounts(both_right=90, reference_only=5, artifact_only=1, both_wrong=4)
+    assert worse.rows_needed(0.04) is None, "the estimate is the budget: no number of rows shows that it holds"
+    assert PairedCounts(both_right=10**6).rows_needed(0.5) == 10**6
+
+
+def test_changed_answers_have_wilsons_interval():
+    counts = ChangedAnswers(1, 16)
+    low, high = counts.interval()
+    assert (round(low, 4), round(high, 4)) == (0.0111, 0.2833)  # Wilson's, by hand
+    needed = counts.rows_needed(0.1)
+    scale = needed / 16
+    assert ChangedAnswers(round(scale), needed).interval()[1] == pytest.approx(0.1, abs=0.002)
+    assert counts.rows_needed(1 / 16) is None

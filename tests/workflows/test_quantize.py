@@ -17,10 +17,11 @@ from scconv_deploy.graph.types import quantization_of
 from scconv_deploy.precision.calibration import Method
 from scconv_deploy.precision.placement import PlacementOptions
 from scconv_deploy.records.quantization import METADATA
+from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.workflows.calibrate import CalibrationOptions
-from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_onnx
+from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_model, quantize_onnx
 from tests import int8
 from tests.mutations import SITE
 
@@ -38,7 +39,6 @@ def folder(exported, tmp_path_factory):
     np.savez(folder / "plain.npz", image=images)
     np.savez(folder / "one.npz", image=images[:1])
     np.savez(folder / "shape.npz", image=images[:, :, :8])
-    np.savez(folder / "zeros.npz", image=np.zeros_like(images))
     images[3, 0, 0, 0] = np.nan
     np.savez(folder / "nan.npz", image=images)
     return folder
@@ -70,7 +70,12 @@ def test_the_file_says_how_it_was_made_and_costs_are_paired(folder, tmp_path):
     assert "accuracy" in found["budget"].reason
     assert "16 rows" in found["budget"].reason
     assert result.report.verdict == "not run", "without the model nothing proves it"
-    assert "fake-quantised PyTorch would prove it" in found["quantization"].reason
+    assert (
+        "not judged: fake-quantised PyTorch would prove it, and was not run (name the model with --reference MODEL)"
+        in (found["quantization"].reason)
+    )
+    assert "judged and right: scales, weight codes, static, teacher-forced gates" in found["quantization"].reason
+    assert found["weight codes"].reason == "int8 weights of 18 layers are the reference's, rounded to their scales"
     again = quantize_onnx(folder / "net.onnx", tmp_path / "again.onnx", options(folder, samples=7))
     assert again.sha256 == result.sha256
 
@@ -94,6 +99,29 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_writes_nothing(folder,
     with pytest.raises(ParityError, match=r"budget: quantisation costs: accuracy .* \(budget 0.00%\)"):
         quantize_onnx(folder / "net.onnx", tmp_path / "r.onnx", small, checks=Checks(tolerances={"max_drop": 0.0}))
     assert not (tmp_path / "r.onnx").exists()
+
+
+def test_an_interval_beyond_the_budget_is_said_with_the_rows_that_would_do(folder, tmp_path):
+    """The estimate decides; sixteen rows cannot show that a budget of 10 % holds."""
+    result = quantize_onnx(
+        folder / "net.onnx", tmp_path / "q.onnx", options(folder), checks=Checks(tolerances={"max_drop": 0.1})
+    )
+    found = checks_of(result)
+    assert found["budget"].status == "passed"
+    interval = found["budget interval"]
+    assert interval.status == "not run"
+    (beyond,) = interval.quantities
+    assert beyond.value > beyond.limit == 0.1
+    assert (
+        "too few rows to show that the budget of 10.00% holds: the 95% interval of the drop goes to" in interval.reason
+    )
+    assert "rows would show it" in interval.reason
+    link = next(link for link in result.report.links if link.name == "budget")
+    assert link.status == "passed"
+    wide = quantize_onnx(
+        folder / "net.onnx", tmp_path / "r.onnx", options(folder), checks=Checks(tolerances={"max_drop": 0.9})
+    )
+    assert "budget interval" not in checks_of(wide), "the interval lies within the budget"
 
 
 def test_without_labels_the_changed_answers_bound_the_drop(folder, tmp_path):
@@ -145,10 +173,46 @@ def test_noise_is_taken_where_it_is_asked_for(folder, tmp_path):
     assert (result.calibration.data, result.calibration.samples) == ("random", 6)
 
 
-def test_one_row_is_noted(folder, tmp_path):
-    result = quantize_onnx(folder / "net.onnx", tmp_path / "q.onnx", options(folder, "one.npz"))
-    assert result.calibration.samples == 1
-    assert "calibrated on one row alone" in result.notes[0]
+NOTED = {
+    "one row": (int8.image(5, rows=1).numpy(), ["calibrated on one row alone: other inputs may be cut off"]),
+    "the same row four times": (
+        np.repeat(int8.image(5, rows=1).numpy(), 4, 0), ["only 1 of the 4 rows of the calibration differ"],
+    ),
+    "one constant row among others": (
+        np.concatenate([int8.image(5, rows=5).numpy(), np.full((1, 3, 16, 16), 0.5, np.float32)]),
+        ["1 of 6 rows of the calibration hold one value throughout"],
+    ),
+    "zeros alone": (
+        np.zeros((4, 3, 16, 16), np.float32),
+        ["only 1 of the 4 rows of the calibration differ", "4 of 4 rows of the calibration hold one value"],
+    ),
+    "photographs": (int8.image(5, rows=4).numpy(), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_rows_that_say_little_are_noted(exported, tmp_path, name):
+    images, notes = NOTED[name]
+    np.savez(tmp_path / "rows.npz", image=images)
+    log = StageLog()
+    made = quantize_model(onnx.load_model_from_string(exported[1]), "", options(tmp_path, "rows.npz"), log)
+    assert len(made.notes) == len(notes)
+    assert all(found.startswith(expected) for found, expected in zip(made.notes, notes, strict=True))
+    assert [line for line in log.records[-1].applied if line.startswith("note: ")] == [f"note: {n}" for n in made.notes]
+
+
+@pytest.mark.parametrize("inside", ["export", "deploy"])
+def test_a_cache_that_is_the_output_is_refused(folder, tmp_path, inside):
+    with pytest.raises(UsageError, match="is the output itself, or in it"):
+        quantize_onnx(folder / "net.onnx", tmp_path / "q.onnx", options(folder, cache=tmp_path / "x" / ".." / "q.onnx"))
+    cache = tmp_path / "out" / "ranges.json" if inside == "deploy" else tmp_path / "out"
+    found = CliRunner().invoke(cli.app, [
+        inside, f"{__file__}:net", "--input", "2x3x16x16", "-o", str(tmp_path / "out"), "--precision", "int8",
+        "--data", str(folder / "data.npz"), "--calibration-cache", str(cache),
+    ])  # fmt: skip
+    assert found.exit_code == 2
+    assert "is the output itself, or in it" in found.stderr
+    assert not (tmp_path / "out").exists()
 
 
 REFUSED = {
@@ -197,22 +261,15 @@ def test_a_quantised_file_is_refused(folder, tmp_path):
 
 def test_a_damaged_fence_fails_without_the_model_too(folder, tmp_path, exported):
     """The float file's own SRUs are the reference of gates, and the metadata those of scales."""
-    from scconv_deploy.records.stage import StageLog
-    from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
-    from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
-
     made = quantize_onnx(folder / "net.onnx", tmp_path / "q.onnx", options(folder))
-    for name in ("quantised statistic", "scale of an input off by one ulp", "quantised cut"):
+    weights = ("scale of a weight off by one ulp", "per-tensor weights", "int8 weight off by one code")
+    for name in ("quantised statistic", "scale of an input off by one ulp", "quantised cut", *weights):
         model = onnx.load(made.path)
         int8.FAULTS[name].damage(model)
-        source = OnnxReference("net.onnx", onnx.load(folder / "net.onnx"))
-        artifact = Artifact(model, "q.onnx", model.SerializeToString())
-        report = verify_artifact(
-            source, artifact, [NamedArrays("seeded", {"image": int8.image(2).numpy()})], StageLog()
-        )
-        failed = int8.failed_checks(report)
-        assert "scales" in failed
-        assert ("static" in failed) == ("ulp" not in name)
+        failed = int8.failed_checks(int8.judge_against_float(onnx.load(folder / "net.onnx"), model))
+        assert ("scales" in failed) == (name not in weights)
+        assert ("weight codes" in failed) == (name in weights)
+        assert ("static" in failed) == (name in ("quantised statistic", "quantised cut"))
 
 
 def test_the_metadata_are_read_strictly(folder, tmp_path):
@@ -244,6 +301,65 @@ def test_export_and_deploy_quantise_and_the_bundle_judges_itself(folder, tmp_pat
     damaged = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "b"), "--quiet"])
     assert damaged.exit_code == 6
     assert "codes of quantisers, same input" in damaged.stderr
+
+
+def tied():
+    """A factory."""
+    return int8.tied_net()
+
+
+FLOAT = {
+    "once": "Conv: its module is called several times, with other weights in the graph",
+    "kernel": "Conv: the file does not say which module in PyTorch has its weights",
+    "standardized": "Conv: standardized is a Standardized in PyTorch, which computes more than its base class",
+}
+
+
+def test_modules_that_share_a_weight_are_quantised_and_proved(folder, tmp_path):
+    """What PyTorch has no place for stays in float, in ``quantize --reference`` as in ``deploy``."""
+    model = [f"{__file__}:tied", "--input", "2x3x16x16", "--data", str(folder / "plain.npz"), "--deep", "2", "--json"]
+    found = CliRunner().invoke(cli.app, ["deploy", *model, "--precision", "int8", "-o", str(tmp_path / "b")])
+    assert found.exit_code == 0, found.stderr
+    report = json.loads(found.stdout)["report"]
+    stage = next(stage for stage in report["stages"] if stage["name"] == "quantize")
+    rewrite = next(stage for stage in report["stages"] if stage["name"] == "rewrite")
+    assert any(line.startswith("--cru auto takes halves for int8") for line in rewrite["applied"])
+    chosen = [line.split(":")[0] for line in stage["applied"]]
+    assert {"a", "b", "e", "f"} <= set(chosen)
+    assert chosen.count("twice") == 2
+    assert dict(stage["skipped"]).items() >= FLOAT.items()
+    quantized = read_quantization(onnx.load(tmp_path / "b" / "model.onnx"))
+    norms = {site.path: site.norm for site in quantized.layers}
+    assert norms["a"] == "bn"
+    assert not any(norms[path] for path in ("b", "e", "f"))
+    assert len({site.weights.name for site in quantized.layers if site.path in ("e", "f")}) == 1
+    links = {link["name"]: link for link in report["links"]}
+    codes = next(check for check in links["precision"]["checks"] if check["name"] == "codes")
+    assert codes["status"] == "passed"
+    assert f"at {len(quantized.quantizers)} places" in codes["reason"]
+
+
+def test_a_float_file_of_modules_that_share_a_weight_is_quantised_and_proved(folder, tmp_path):
+    model = [f"{__file__}:tied", "--input", "2x3x16x16"]
+    assert CliRunner().invoke(cli.app, ["export", *model, "-o", str(tmp_path / "f.onnx")]).exit_code == 0
+    found = CliRunner().invoke(cli.app, [
+        "quantize", str(tmp_path / "f.onnx"), "-o", str(tmp_path / "q.onnx"), "--reference", *model,
+        "--data", str(folder / "one.npz"), "--json",
+    ])  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    document = json.loads(found.stdout)
+    assert document["report"]["verdict"] == "passed"
+    assert {"a", "b", "e", "f", "twice"} <= {node for node, _ in document["chosen"]}
+    assert dict(document["kept"]).items() >= FLOAT.items()
+
+
+def test_few_rows_of_the_data_are_judged_in_full_where_codes_are_gates_too():
+    from scconv_deploy.commands.calibrating import Int8Options
+    from scconv_deploy.commands.options import CheckOptions
+
+    assert Int8Options().checks(CheckOptions(data="d.npz")).deep == 8
+    assert Int8Options().checks(CheckOptions(data="d.npz", deep=20)).deep == 20
+    assert CheckOptions(data="d.npz").checks().deep == 64
 
 
 def test_int8_keeps_the_convolutions_of_a_cru_apart():

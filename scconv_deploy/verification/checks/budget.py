@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
-from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedCounts
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
 from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.run import ReferenceRun
 
 NAME = "budget"
+INTERVAL = "budget interval"
 TOLERANCE = "max_drop"
 
 
@@ -29,7 +30,7 @@ class Budget(ArtifactCheck):
         self._paired = PairedCounts()
         self._squares: dict[str, tuple[float, float]] = {}
         self._gates: dict[str, tuple[int, int]] = {}
-        self._answers = (0, 0)
+        self._answers = ChangedAnswers()
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
         if self._on_data and not run.kind:  # noise, beside real data: the scales are not made for it
@@ -47,22 +48,23 @@ class Budget(ArtifactCheck):
         if logits is not None and cheap[logits].shape == floats[logits].shape:
             rows = run.count or len(floats[logits])
             changed = (floats[logits].argmax(1) != cheap[logits].argmax(1))[:rows]
-            self._answers = self._answers[0] + int(changed.sum()), self._answers[1] + changed.size
+            before = self._answers
+            self._answers = ChangedAnswers(before.changed + int(changed.sum()), before.rows + changed.size)
             if run.labels is not None and len(run.labels) == len(floats[logits]):
                 self._paired.add(floats[logits], cheap[logits], run.labels)
         for site, mask in run.unquantized_masks.items():
             if site in run.sites and run.sites[site].mask.shape == mask.shape:
-                before = self._gates.get(site, (0, 0))
-                self._gates[site] = before[0] + int((mask != run.sites[site].mask).sum()), before[1] + mask.size
+                moved, gates = self._gates.get(site, (0, 0))
+                self._gates[site] = moved + int((mask != run.sites[site].mask).sum()), gates + mask.size
 
     def checks(self) -> list[Check]:
         if not self._squares:
             return [Check(NAME, "not run", "the reference holds no results of the float model")]
         accuracy = self._paired.accuracy()
-        changed, answers = self._answers
+        answers = self._answers
         words = [f"{n}: SNR {snr_db(signal, error):.1f} dB" for n, (error, signal) in self._squares.items() if error]
-        if answers:
-            words.append(f"{changed:,} of {answers:,} answers changed")
+        if answers.rows:
+            words.append(f"{answers.changed:,} of {answers.rows:,} answers changed")
         if self._gates:
             moved, gates = (sum(counts[i] for counts in self._gates.values()) for i in (0, 1))
             site, worst = max(self._gates.items(), key=lambda item: item[1][0] / max(item[1][1], 1))
@@ -79,19 +81,34 @@ class Budget(ArtifactCheck):
             )  # fmt: skip
         where = "" if self._on_data else " on noise"
         text = f"quantisation costs{where}: {', '.join(words) or 'nothing that could be compared'}"
-        if accuracy is None and not answers:
+        if accuracy is None and not answers.rows:
             if not self._limit.given:
                 return [Check(NAME, "not run", text)]
             return [Check(NAME, "failed", f"{text}; no output looks like logits, so --max-drop cannot be judged")]
-        cost = -accuracy.difference if accuracy is not None else changed / answers
-        if accuracy is None and self._limit.given:
+        if accuracy is not None:
+            return self._judged(-accuracy.difference, -accuracy.low, self._paired, text)
+        if self._limit.given:
             text += "; without labels the share of changed answers bounds the drop"
-        return [self.judged(cost, text)]
+        return self._judged(answers.share, answers.interval()[1], answers, text)
 
-    def judged(self, cost: float, text: str) -> Check:
-        """Judge a loss of accuracy; without a budget it is shown alone."""
-        quantity = Quantity(TOLERANCE, cost, self._limit.value)
+    def _judged(self, cost: float, most: float, counts: PairedCounts | ChangedAnswers, text: str) -> list[Check]:
+        """Judge a loss of accuracy by its estimate, and say if its interval goes further; without a budget neither.
+
+        Args:
+            most: upper end of its interval.
+        """
+        limit = self._limit.value
+        quantity = Quantity(TOLERANCE, cost, limit)
         if not self._limit.given and quantity.within:
-            return Check(NAME, "not run", f"{text}; no limit was set (--max-drop)")
+            return [Check(NAME, "not run", f"{text}; no limit was set (--max-drop)")]
         status: Status = "passed" if quantity.within else "failed"
-        return Check(NAME, status, f"{text} (budget {self._limit.value:.2%})", (quantity,))
+        judged = Check(NAME, status, f"{text} (budget {limit:.2%})", (quantity,))
+        if status == "failed" or most <= limit:
+            return [judged]
+        needed = counts.rows_needed(limit)
+        enough = "no number of rows at this drop would" if needed is None else f"about {needed:,} rows would"
+        why = (
+            f"too few rows to show that the budget of {limit:.2%} holds: the {CONFIDENCE:.0%} interval of the drop "
+            f"goes to {most:.2%}; {enough} show it"
+        )
+        return [judged, Check(INTERVAL, "not run", why, (Quantity(TOLERANCE, most, limit),))]

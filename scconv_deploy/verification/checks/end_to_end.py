@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from scconv_deploy.records.metrics import OutputMetrics
@@ -53,13 +54,15 @@ class Quantized(ArtifactCheck):
     Args:
         quantization: kind of quantisation, as text.
         why: why the reference has no such quantisers.
+        passed: names of the checks that judged a part of the file.
     """
 
-    def __init__(self, quantization: str, why: str, end_to_end: EndToEnd) -> None:
-        self._quantization, self._why, self._end_to_end = quantization, why, end_to_end
+    def __init__(self, quantization: str, why: str, end_to_end: EndToEnd, passed: Sequence[str] = ()) -> None:
+        self._quantization, self._why, self._end_to_end, self._passed = quantization, why, end_to_end, passed
 
     def checks(self) -> list[Check]:
         metrics = self._end_to_end.metrics
         apart = ", ".join(f"{name} is {found.relative_l2:.1e} away" for name, found in metrics.items())
         what = f"the parity of {self._quantization} is not judged: {self._why}"
-        return [Check("quantization", "not run", f"{what}; relative L2 from the reference: {apart}")]
+        judged = f"; judged and right: {', '.join(dict.fromkeys(self._passed))}" if self._passed else ""
+        return [Check("quantization", "not run", f"{what}{judged}; relative L2 from the reference: {apart}")]

@@ -6,7 +6,7 @@ code where its neighbours hide it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from scconv_deploy.verification.reference.expected import ExpectedQuantization, 
 
 SCALES = "scales"
 WEIGHTS = "weight codes"
+_NO_RECORD = "the file does not say by what rule its scales were made"
 _ROUNDING = 2.0**-22
 """Relative error of ``w / s``: a quotient, or a product with a reciprocal."""
 
@@ -38,32 +39,39 @@ class Quantizers(ArtifactCheck):
         return [self._scales(), self._codes()] if self._expected else self._recorded()
 
     def _recorded(self) -> list[Check]:
-        """Check of the record alone; empty if the file has none."""
-        if self._found.record is None:
-            return []
-        problems = [*self._misplaced(), *self._wrong_activations()]
+        """Check of the record alone; without one, of what holds for any scale."""
+        problems = [*self._unsound(), *self._misplaced(), *self._wrong_activations()]
         if problems:
-            return [Check(SCALES, "failed", _first(problems))]
+            return [Check(SCALES, "failed", first_of(problems))]
+        if self._found.record is None:
+            why = f"{_NO_RECORD}, and nothing of PyTorch was run with them"
+            return [Check(SCALES, "not run", f"{why}; all are positive and finite")]
         count = len(self._found.record.activations)
         return [Check(SCALES, "passed", f"scales of {count} inputs are those of the record, bit for bit")]
 
     def _scales(self) -> Check:
-        problems = [*self._misplaced(), *self._wrong_activations(), *self._wrong_scales()]
+        problems = [*self._unsound(), *self._misplaced(), *self._wrong_activations(), *self._wrong_scales()]
         if problems:
-            return Check(SCALES, "failed", _first(problems))
-        activations, layers = len(self._found.quantizers), len(self._paths())
+            return Check(SCALES, "failed", first_of(problems))
+        activations, layers = len(self._found.quantizers), len(self._weights())
         if self._found.record is None:
+            ours = sum(site.weights.scales.tobytes() == self._expected[site.path].scales.tobytes()
+                       for site in self._weights())  # fmt: skip
             return Check(
                 SCALES, "not run",
-                f"the file does not say by what rule its scales were made; {layers} weights and {activations} inputs "
-                "are quantised in PyTorch with the file's scales",
+                f"{_NO_RECORD}: PyTorch was run with those of {activations} inputs and {layers} weights as they are; "
+                f"{ours} of the weights' are those of PyTorch's largest magnitudes, bit for bit",
             )  # fmt: skip
         text = f"scales of {activations} inputs are those of the record, of {layers} weights PyTorch's, bit for bit"
         return Check(SCALES, "passed", text)
 
+    def _unsound(self) -> Iterator[str]:
+        for node, reason in self._found.unsound.items():
+            yield f"{node}: {reason}"
+
     def _misplaced(self) -> Iterator[str]:
         if self._found.record is not None:
-            for node, reason in self._found.unknown.items():
+            for node, reason in self._found.misplaced.items():
                 yield f"a quantiser stands where none was put: {node}: {reason}"
 
     def _wrong_activations(self) -> Iterator[str]:
@@ -85,8 +93,8 @@ class Quantizers(ArtifactCheck):
                 yield f"{value} has {_words(levels)}, the record {_words(expected)}"
 
     def _wrong_scales(self) -> Iterator[str]:
-        for path, site in self._paths().items():
-            scales, expected = site.weights.scales, self._expected[path].scales
+        for site in self._weights():
+            path, scales, expected = site.path, site.weights.scales, self._expected[site.path].scales
             if self._found.record is None:
                 continue
             if len(scales) != len(expected):
@@ -102,8 +110,8 @@ class Quantizers(ArtifactCheck):
     def _codes(self) -> Check:
         total = explained = wrong = 0
         problems = []
-        for path, site in self._paths().items():
-            expected, codes = self._expected[path], site.weights.codes.astype(np.float32)
+        for site in self._weights():
+            path, expected, codes = site.path, self._expected[site.path], site.weights.codes.astype(np.float32)
             if codes.shape != expected.codes.shape:
                 if codes.size != expected.codes.size:
                     problems.append(
@@ -119,13 +127,14 @@ class Quantizers(ArtifactCheck):
                 problems.append(f"{path} differs from PyTorch's in {off:,} of {codes.size:,}")
         quantity = Quantity("unexplained_flips", wrong, self._limits["unexplained_flips"].value)
         if problems:
-            return Check(WEIGHTS, "failed", f"int8 weights: {_first(problems)}", (quantity,))
+            return Check(WEIGHTS, "failed", f"int8 weights: {first_of(problems)}", (quantity,))
         ties = f", {explained:,} off by one within rounding of a tie" if explained else ""
         return Check(WEIGHTS, "passed", f"{total:,} int8 weights are PyTorch's, code for code{ties}", (quantity,))
 
-    def _paths(self) -> dict[str, LayerSite]:
-        """One site of each module: all calls share its weights."""
-        return {site.path: site for site in reversed(self._found.layers)}
+    def _weights(self) -> list[LayerSite]:
+        """A site for each stored weight of each module: calls may share one, or have copies of their own."""
+        sites = {(site.path, site.weights.name): site for site in reversed(self._found.layers)}
+        return list(sites.values())[::-1]
 
 
 def _explained(expected: ExpectedWeights, scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -142,6 +151,7 @@ def _words(levels: Levels) -> str:
     return f"scale {levels.scale:.9g}, zero point {levels.zero_point}, {'int8' if levels.signed else 'uint8'}"
 
 
-def _first(problems: list[str]) -> str:
+def first_of(problems: Sequence[str]) -> str:
+    """The first of several problems, and how many more there are."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return problems[0] + more

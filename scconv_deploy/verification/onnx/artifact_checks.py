@@ -26,6 +26,7 @@ from scconv_deploy.verification.checks.replay import Replay
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.static import Rewritten, Static
+from scconv_deploy.verification.checks.stored_weights import StoredCodes
 from scconv_deploy.verification.checks.swapped import Swapped
 from scconv_deploy.verification.checks.weights import Weights
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
@@ -79,7 +80,10 @@ class ArtifactChecks:
         static = [] if expected is None else [Quantizers(expected, limits)]
         self._recorded: list[ArtifactCheck] = []
         if self._unjudged and self._quantization:
-            self._recorded = [Quantizers(ExpectedQuantization(read_quantization(proto), {}), limits)]
+            found = read_quantization(proto)
+            self._recorded = [
+                Quantizers(ExpectedQuantization(found, {}), limits), StoredCodes(found, source, limits)
+            ]  # fmt: skip
         # in the order of the report; a later check may use what an earlier one measured
         self._all: list[ArtifactCheck] = [
             StandIn(runs), *ranges, *static, self.static, Rewritten(shared, runs), self.weights, self.forced,
@@ -121,9 +125,10 @@ class ArtifactChecks:
         """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""
         if not self._quantization or not self._unjudged:
             return [*_judged(self._all), *self.shared.checks()]
-        unjudged = Quantized(self._quantization, self._unjudged, self.end_to_end)
-        judged = _judged([*self._recorded, self.static, self.forced, self.opinion, unjudged])
-        return [*judged, *self.shared.contract.checks(), *self.shared.finite.checks()]
+        judged = _judged([*self._recorded, self.static, self.forced, self.opinion])
+        passed = [check.name for check in judged if check.status == "passed"]
+        unjudged = Quantized(self._quantization, self._unjudged, self.end_to_end, passed)
+        return [*judged, *unjudged.checks(), *self.shared.contract.checks(), *self.shared.finite.checks()]
 
     @property
     def srus(self) -> tuple[SRUParity, ...]:

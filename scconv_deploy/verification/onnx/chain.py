@@ -30,6 +30,8 @@ SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
 PRECISION_LINK = "precision"
 BUDGET_LINK = "budget"
+UNPROVED = "fake-quantised PyTorch would prove it, and was not run (name the model with --reference MODEL)"
+"""Why a quantised file that is judged against a float file has no verdict."""
 Progress = Callable[[str], None]
 
 
@@ -49,7 +51,7 @@ class Artifact:
     name: str
     content: bytes
     float32_model: onnx.ModelProto | None = None
-    quantized: ExpectedQuantization | str = "fake-quantised PyTorch would prove it, and was not run"
+    quantized: ExpectedQuantization | str = UNPROVED
 
     @property
     def precision(self) -> Precision:

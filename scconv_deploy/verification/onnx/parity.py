@@ -11,6 +11,7 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import PRODUCER
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.quantization import read_quantization
+from scconv_deploy.model.fake_quantize import other_kind
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
 from scconv_deploy.records.parity import ParityReport
@@ -58,6 +59,8 @@ def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchRef
         why = f"PyTorch has no place for the quantisers of {node}: {reason}{more}"
     elif not found.layers:
         why = "none of its quantisers stands before a Conv or Gemm"
+    else:
+        why = next((why for site in found.layers if (why := other_kind(reference.model, site.path))), "")
     try:
         source = QuantizedReference(reference, found) if not why else None
     except ModelError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,7 +17,10 @@ from scconv_deploy.graph.types import ELEMENT, precision_of
 from scconv_deploy.model.fake_quantize import fake_quantized, quantized_weights
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.precision.half import HalfOptions, converted
+from scconv_deploy.records import tolerances
+from scconv_deploy.records.quantization import METADATA
 from scconv_deploy.records.stage import StageLog
+from scconv_deploy.verification.checks.quantizers import Quantizers
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.quantized import QuantizedReference
 from scconv_deploy.verification.samples import Sample
@@ -54,6 +59,33 @@ def test_undamaged_it_passes_scales_and_codes_bit_for_bit(made):
     assert "gates changed" in found["budget"].reason
 
 
+def test_without_its_record_the_headline_says_that_its_scales_are_not_proved(made):
+    model = copied(made[2])
+    kept = [entry for entry in model.metadata_props if entry.key != METADATA]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    report = judge(made[0], model)
+    assert report, report.failures
+    assert "not proved: scales" in report.headline
+    assert "not proved" not in judge(made[0], made[2]).headline
+    check = checks_of(report)["scales"]
+    assert check.status == "not run"
+    assert "18 of the weights' are those of PyTorch's largest magnitudes, bit for bit" in check.reason
+
+
+def test_every_stored_weight_of_a_module_is_compared(made):
+    """A second call may have a copy of its own."""
+    model = copied(made[2])
+    found = read_quantization(model)
+    site = next(one for one in found.layers if one.path == LAYER)
+    again = replace(site, call=2, weights=replace(site.weights, name="copy", scales=site.weights.scales * 2))
+    expected = QuantizedReference(made[0], found).expected
+    found.layers.append(again)
+    check = Quantizers(expected, tolerances.table({})).checks()[0]
+    assert check.status == "failed"
+    assert f"scales of {LAYER} differ in" in check.reason
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_caught_by_the_checks_that_should(made, name):
     fault, model = FAULTS[name], copied(made[2])
@@ -68,30 +100,10 @@ def test_a_fault_is_caught_by_the_checks_that_should(made, name):
 def test_a_weight_on_a_tie_may_have_either_code(made):
     """A BatchNorm folded otherwise, or a quotient for a product, may round a tie to the other side."""
     reference, _, model = made
-    path = "net.layer2.0.conv2.CRU.GWC"
-    module = reference.model.get_submodule(path)
-    kept = module.weight.detach().clone()
-    expected = quantized_weights(reference.model, read_quantization(model).plan)[path]
-    channel = 3
-    largest = int(expected.weight[channel].abs().flatten().argmax())
-    place = 0 if largest else 1
-    scale = float(expected.scales[channel])
-    try:
-        with torch.no_grad():
-            module.weight[channel].view(-1)[place] = 10.5 * scale
+    with int8.weight_on_a_tie(reference, model) as with_code:
         for code, passes in ((10, True), (11, True), (12, False)):
-            changed = copied(model)
-
-            def put(codes: np.ndarray, code: int = code) -> np.ndarray:
-                codes[channel].reshape(-1)[place] = code
-                return codes
-
-            int8.edit(changed, f"{path}.weight_quantized", put)
-            check = checks_of(judge(reference, changed))["weight codes"]
+            check = checks_of(judge(reference, with_code(code)))["weight codes"]
             assert (check.status == "passed") == passes, (code, check.reason)
-    finally:
-        with torch.no_grad():
-            module.weight.copy_(kept)
 
 
 def test_unsigned_activations_are_proved_too(made):

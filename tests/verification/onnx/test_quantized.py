@@ -164,6 +164,38 @@ def test_a_damaged_weight_outside_srus_is_not_called_right(files, tmp_path):
     assert "the parity of int8 (Q/DQ) is not judged" in found.stderr
 
 
+def test_one_wrong_code_of_a_file_without_a_verdict_fails(files, tmp_path):
+    """Nothing says where its quantisers belong, but its weights are the model's, rounded, whoever wrote it."""
+    for name, change in {"same": None, "code": 40, "scale": np.float32(0)}.items():
+        model = onnx.load(files / "net per channel.onnx")
+        weight = next(t for t in model.graph.initializer if t.name == "0.weight_quantized")
+        scales = next(t for t in model.graph.initializer if t.name == "0.weight_scale")
+        if name == "code":
+            codes = onnx.numpy_helper.to_array(weight).copy()
+            codes.flat[3] += change if codes.flat[3] < 0 else -change
+            weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+        if name == "scale":
+            values = onnx.numpy_helper.to_array(scales).copy()
+            values[2] = change
+            scales.CopyFrom(onnx.numpy_helper.from_array(values, scales.name))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        found = run("verify", tmp_path / f"{name}.onnx", *MODEL, "--json")
+        assert found.exit_code == 6
+        link = next(link for link in json.loads(found.stdout)["links"] if link["name"] == "precision")
+        checks = {check["name"]: check for check in link["checks"]}
+        assert link["status"] == ("not run" if name == "same" else "failed")
+        if name == "same":
+            assert checks["weight codes"]["reason"] == (
+                "int8 weights of 2 layers are the reference's, rounded to their scales"
+            )
+            assert "judged and right: weight codes, static, teacher-forced gates" in checks["quantization"]["reason"]
+            assert "by what rule its scales were made" in checks["scales"]["reason"]
+        elif name == "code":
+            assert "0.weight_quantized is not the reference's weight in 1 of 16 channels" in found.stderr
+        else:
+            assert "a scale is 0, expected above 0 and finite" in found.stderr
+
+
 def test_parameters_behind_quantisers_are_a_fault(files, tmp_path):
     """What a quantiser does that knows no fence: sign and cut are no float32 constants any more."""
     model = onnx.load(files / "net int8.onnx")
