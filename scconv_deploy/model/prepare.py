@@ -14,6 +14,7 @@ from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.gate.recognize import Recognition, recognize
 from scconv_deploy.gate.swap import swap_reachable
 from scconv_deploy.model import signature as signatures
+from scconv_deploy.model.fake_quantizers import with_fixed_quantizers, with_folded_norms
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.signature import Signature
@@ -87,6 +88,7 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
     """The model with its SRUs recognised and swapped, and the stage's record."""
     start = time.perf_counter()
     _require_float32(model)
+    model = with_fixed_quantizers(model)
     try:
         signature.call(model, signature.tensors)
     except RuntimeError as error:  # torch's word for a shape that does not fit
@@ -97,6 +99,7 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
     not_finite = _not_finite(name, model, signature)
     recognition = recognize(model, signature.args, signature.kwargs, seed)
     recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
+    swapped = with_folded_norms(swapped)
     record = StageRecord(
         "recognize",
         time.perf_counter() - start,

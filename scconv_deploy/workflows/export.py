@@ -13,6 +13,7 @@ from torch import nn
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.exporters.onnx import export_model
+from scconv_deploy.exporters.trained_weights import store_trained_weights
 from scconv_deploy.graph.contract import CRU_FORM, OPSETS, REWRITTEN, CruForm, MaskForm
 from scconv_deploy.graph.file import check, serialize
 from scconv_deploy.graph.hygiene import tidy
@@ -181,6 +182,8 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
             sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
             model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
+        if stored := store_trained_weights(model, reference.swapped):
+            stage.applied.append(f"{stored} layers with the int8 weights that training rounded them to")
         return _tidied(model, "rewritten graph")
 
 
