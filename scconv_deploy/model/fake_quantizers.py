@@ -29,7 +29,8 @@ def fake_quantizers(model: nn.Module) -> dict[str, nn.Module]:
     """FakeQuantize modules of a model by path; empty for one that was not trained so."""
     from torch.ao.quantization import FakeQuantizeBase
 
-    return {path: m for path, m in model.named_modules() if isinstance(m, (FakeQuantizeBase, FixedQuantizer))}
+    modules = model.named_modules(remove_duplicate=False)
+    return {path: m for path, m in modules if isinstance(m, (FakeQuantizeBase, FixedQuantizer))}
 
 
 def with_fixed_quantizers(model: nn.Module) -> nn.Module:

@@ -88,14 +88,16 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
     """The model with its SRUs recognised and swapped, and the stage's record."""
     start = time.perf_counter()
     _require_float32(model)
-    model = with_fixed_quantizers(model)
+    given, model = model, with_fixed_quantizers(model)
     try:
-        signature.call(model, signature.tensors)
+        outputs = signature.call(model, signature.tensors)
     except RuntimeError as error:  # torch's word for a shape that does not fit
         shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
         raise ModelError(
             f"{name} refuses its inputs ({shapes}): {first_line(error)}", _shape_remedy(name, model, signature)
         ) from error
+    if model is not given:
+        _require_same_outputs(given, outputs, signature)
     not_finite = _not_finite(name, model, signature)
     recognition = recognize(model, signature.args, signature.kwargs, seed)
     recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
@@ -107,6 +109,16 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
         (*not_finite, *((refusal.path, refusal.reason) for refusal in recognition.refused)),
     )
     return Reference(name, model, swapped, recognition, signature), record
+
+
+def _require_same_outputs(given: nn.Module, outputs: Mapping[str, torch.Tensor], signature: Signature) -> None:
+    """Refuse a model whose quantisers are not what they were replaced by (ModelError)."""
+    expected = signature.call(given, signature.tensors)
+    if any(not torch.equal(outputs[name].nan_to_num(), value.nan_to_num()) for name, value in expected.items()):
+        raise ModelError(
+            "The model's fake quantisers compute something else than torch.fake_quantize with their scales.",
+            "Use torch.ao.quantization.FakeQuantize or FusedMovingAvgObsFakeQuantize.",
+        )
 
 
 def _require_float32(model: nn.Module) -> None:
