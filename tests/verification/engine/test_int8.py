@@ -102,13 +102,12 @@ def test_codes_are_not_held_against_floats(healthy, tmp_path):
 
 
 def test_quantisers_without_a_place_in_the_model_are_no_reference(healthy):
-    """The quantiser of a head's pooled mean: nothing in PyTorch rounds there."""
+    """One before an SRU: the plan for PyTorch has none there."""
     reference, model, _ = healthy
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.metadata_props[:]
-    node = next(n for n in changed.graph.node if n.op_type == "Relu")
-    read = next(n for n in changed.graph.node if node.output[0] in n.input and n.op_type != "QuantizeLinear")
-    read.input[list(read.input).index(node.output[0])] = int8._pair(changed, node.output[0], read, 1 / np.float32(8))
+    node = next(n for n in changed.graph.node if n.domain == "scconv")
+    node.input[0] = int8._pair(changed, node.input[0], node, 1 / np.float32(8))
     with pytest.raises(ModelError, match=r"m.onnx is int8 \(Q/DQ\), and cannot be judged: PyTorch has no place"):
         source_of_engine(reference, Artifact(changed, "m.onnx", b""))
