@@ -48,6 +48,7 @@ from scconv_deploy.errors import IntegrityError, UsageError, first_line
 from scconv_deploy.gate.margins import GateForm, margins
 from scconv_deploy.gate.other_gates import OtherGate, View
 from scconv_deploy.records.gates import Refusal
+from scconv_deploy.records.quantization import is_code
 from scconv_deploy.system.atomic import write_file
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource, RoundedRun, Site, SiteRun
 
@@ -224,6 +225,10 @@ class RecordedReference:
         return {}
 
     @property
+    def rounds_to_codes(self) -> bool:
+        return any(is_code(gate.name) for entry in self.entries for gate in entry.others)
+
+    @property
     def samples(self) -> range:
         """Sample numbers for :meth:`run`."""
         return range(len(self.entries))
@@ -281,6 +286,9 @@ class RecordedReference:
         return {}
 
     def between(self, run: ReferenceRun, outputs: Arrays) -> None:
+        """None: the model in PyTorch is not at hand."""
+
+    def between_noise(self, run: ReferenceRun, outputs: Arrays, rounding: str) -> None:
         """None: the model in PyTorch is not at hand."""
 
     def rounded(self, run: ReferenceRun, artifact: Any, data: str) -> RoundedRun | None:

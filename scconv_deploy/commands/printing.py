@@ -150,6 +150,10 @@ def _print_engine(console: Console, manifest: EngineManifest) -> None:
         reasons.setdefault((sru.form, sru.reason if sru.form == "expanded" else ""), []).append(sru.site)
     for (form, reason), sites in reasons.items():
         print_line(console, f"{form:<8} {', '.join(sites)}{f': {reason}' if reason else ''}")
+    if known := [layer for layer in manifest.quantized if layer.operands]:
+        left = [f"{layer.node} ({layer.operands[0]})" for layer in manifest.left_in_float]
+        in_float = f"; in float: {', '.join(left)}" if left else ""
+        print_line(console, f"int8     {len(known) - len(left)} of {len(known)} layers multiply int8{in_float}")
     if manifest.debug_tensors:
         shown = len({tensor.site for tensor in manifest.debug_tensors})
         print_line(console, f"debug    {len(manifest.debug_tensors)} ends of {shown} SRUs can be read")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ class Quantization:
         unsound: node -> what is wrong with its scale, whatever it quantises.
         reads: number of inputs that read a quantised value, by its name.
         record: origin of the scales, if the file holds it.
+        named: quantisers that are modules of the model itself, by the names of their gates, in place of those of sites.
     """
 
     layers: list[LayerSite] = field(default_factory=list)
@@ -137,6 +138,7 @@ class Quantization:
     unsound: dict[str, str] = field(default_factory=dict)
     reads: Counter[str] = field(default_factory=Counter)
     record: QuantizationRecord | None = None
+    named: dict[str, Quantizer] = field(default_factory=dict)
 
     @property
     def misplaced(self) -> dict[str, str]:
@@ -165,7 +167,7 @@ class Quantization:
     @property
     def quantizers(self) -> dict[str, Quantizer]:
         """Quantisers of activations by the names of their gates (:func:`..records.quantization.gate_of`)."""
-        found: dict[str, Quantizer] = {}
+        found = dict(self.named)
         numbers: Counter[str] = Counter()
         sites = [(site.path, site.quantizer) for site in self.layers] + [(s.path, s.quantizer) for s in self.skips]
         for path, quantizer in sites:
@@ -193,6 +195,11 @@ def layer_path(weight: str, stated: str) -> str:
 def read_quantization(model: onnx.ModelProto) -> Quantization:
     """Read the quantisers of a model's main graph."""
     return _Reader(model).read()
+
+
+def read_trained(model: onnx.ModelProto) -> Quantization:
+    """Read the quantisers of a file whose model in PyTorch has them as modules: each by the path of its module."""
+    return _Reader(model).read_trained()
 
 
 def record_of(model: onnx.ModelProto) -> QuantizationRecord | None:
@@ -257,6 +264,26 @@ class _Reader:
         for name in self._outputs:
             if self._dequantizer(name) is not None:
                 self._found.unknown[name] = "an output is quantised"
+        return self._found
+
+    def read_trained(self) -> Quantization:
+        """Layers with integer weights, and every pair under the name of its module; a reader may be any node."""
+        layers = self.read().layers
+        self._found = Quantization([replace(site, quantizer=None) for site in layers])
+        calls: Counter[str] = Counter()
+        for node in self._nodes:
+            if not self._is(node, _QUANTIZE) or self._is_constant(node.input[0]):
+                continue
+            path, levels = instrument.module_of(node), self._levels(node)
+            self._check_readers(node)
+            if not path or levels is None:
+                self._found.unknown[instrument.site_of(node)] = "no module is known for it, or it has several scales"
+                continue
+            if any(self._levels(reader) != levels for reader in self._readers.get(node.output[0], [])):
+                self._found.unknown[instrument.site_of(node)] = "it is dequantised with another scale"
+            calls[path] += 1
+            one = Quantizer(node.input[0], node.output[0], levels, instrument.site_of(node), (node.input[0],))
+            self._found.named[gate_of(path, calls[path])] = one
         return self._found
 
     def _check_readers(self, node: onnx.NodeProto) -> None:

@@ -83,7 +83,7 @@ def data_type(precision: Precision) -> np.dtype:
     return np.dtype(np.float32) if precision == "fp32" else NUMPY[precision]
 
 
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _INTEGER_OPERATORS = ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 _STORED = {
     TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.INT16: "int16", TensorProto.UINT16: "int16",
@@ -99,7 +99,7 @@ def quantization_of(model: onnx.ModelProto) -> str:
     of the type that :func:`precision_of` gives.
     """
     nodes = [node for graph in (model.graph, *model.functions) for node in graph.node]
-    pairs = [node for node in nodes if node.op_type in _QUANTIZERS]
+    pairs = [node for node in nodes if node.op_type in QUANTIZERS]
     integer = [n for n in nodes if n.op_type in _INTEGER_OPERATORS or n.op_type.startswith("QLinear")]
     if not pairs and not integer:
         return ""

@@ -14,6 +14,7 @@ from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.gate.recognize import Recognition, recognize
 from scconv_deploy.gate.swap import swap_reachable
 from scconv_deploy.model import signature as signatures
+from scconv_deploy.model.fake_quantizers import with_fixed_quantizers, with_folded_norms
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.signature import Signature
@@ -87,16 +88,20 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
     """The model with its SRUs recognised and swapped, and the stage's record."""
     start = time.perf_counter()
     _require_float32(model)
+    given, model = model, with_fixed_quantizers(model)
     try:
-        signature.call(model, signature.tensors)
+        outputs = signature.call(model, signature.tensors)
     except RuntimeError as error:  # torch's word for a shape that does not fit
         shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
         raise ModelError(
             f"{name} refuses its inputs ({shapes}): {first_line(error)}", _shape_remedy(name, model, signature)
         ) from error
+    if model is not given:
+        _require_same_outputs(given, outputs, signature)
     not_finite = _not_finite(name, model, signature)
     recognition = recognize(model, signature.args, signature.kwargs, seed)
     recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
+    swapped = with_folded_norms(swapped)
     record = StageRecord(
         "recognize",
         time.perf_counter() - start,
@@ -104,6 +109,16 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
         (*not_finite, *((refusal.path, refusal.reason) for refusal in recognition.refused)),
     )
     return Reference(name, model, swapped, recognition, signature), record
+
+
+def _require_same_outputs(given: nn.Module, outputs: Mapping[str, torch.Tensor], signature: Signature) -> None:
+    """Refuse a model whose quantisers are not what they were replaced by (ModelError)."""
+    expected = signature.call(given, signature.tensors)
+    if any(not torch.equal(outputs[name].nan_to_num(), value.nan_to_num()) for name, value in expected.items()):
+        raise ModelError(
+            "The model's fake quantisers compute something else than torch.fake_quantize with their scales.",
+            "Use torch.ao.quantization.FakeQuantize or FusedMovingAvgObsFakeQuantize.",
+        )
 
 
 def _require_float32(model: nn.Module) -> None:

@@ -95,13 +95,38 @@ def replay(
         return signature.call(swapped, tensors)
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """Noise on the operands of gates of no SRU.
+
+    Attributes:
+        relative: size of the noise in units of the largest operand.
+        others: names of the gates.
+    """
+
+    relative: float
+    seed: int
+    others: tuple[str, ...]
+
+    @property
+    def decisions(self) -> dict[str, Callable[[steps.Operand], Tensor]]:
+        """Functions that decide the gates, by name."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return dict.fromkeys(self.others, lambda one: steps.disturbed(one, one.scale * self.relative, generator))
+
+
 def run_between(
-    swapped: nn.Module, signature: Signature, tensors: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    swapped: nn.Module,
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    disturbance: Disturbance | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run the swapped model with given tensors as the outputs of its SRUs.
 
     Args:
         outputs: by site, ``[N, C, H, W]``.
+        disturbance: of gates of no SRU; None for none.
 
     Returns:
         the input of each SRU's gate by site, and the model's outputs by name.
@@ -113,13 +138,15 @@ def run_between(
         calls[path] += 1
         site = site_name(path, calls[path])
         inputs[site] = x.clone()  # cloned: code in the wild writes into its tensors in place
-        return outputs[site].clone()
+        # made of x, so that what reads it depends on the inputs; cloned for the reason above
+        return x.new_empty(outputs[site].shape).copy_(outputs[site])
 
     modules = [m for m in swapped.modules() if isinstance(m, SwappedSRU)]
     for module in modules:
         module.on_output = on_output
     try:
-        with torch.no_grad():
+        free = None if disturbance is None else disturbance.decisions
+        with torch.no_grad(), steps.fixed(swapped, tensors, {}, free=free):
             return inputs, signature.call(swapped, tensors)
     finally:
         for module in modules:

@@ -266,6 +266,7 @@ class EngineParity:
         outputs: end-to-end error of each output of the whole engine.
         latency: latency of the engine; None if it was not timed.
         provenance: provenance of the device's report, if ``report merge`` added it.
+        precision: as the command line names it; "" in a report of before it was kept.
     """
 
     backend: str
@@ -277,6 +278,7 @@ class EngineParity:
     outputs: tuple[EngineOutput, ...]
     latency: Latency | None = None
     provenance: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
 
 
 @dataclass(frozen=True)

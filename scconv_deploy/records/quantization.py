@@ -13,6 +13,8 @@ DataType = Literal["float32", "float16", "bfloat16"]
 Target = Literal["gpu", "cpu"]
 """Hardware that the codes are for: GPUs take signed activations, ONNX Runtime's CPU kernels are safe with unsigned."""
 
+CODE = "::code"
+"""Ending of a quantiser's name among the gates of no SRU."""
 METADATA = "scconv_deploy.int8"
 """Metadata of a quantised model: :class:`QuantizationRecord` as JSON."""
 
@@ -114,5 +116,10 @@ class QuantizationRecord:
 
 def gate_of(path: str, number: int) -> str:
     """Name of an activation quantiser among the gates of no SRU: module path, and the number of the call from 2 on."""
-    name = f"{path or 'model'}::code"
+    name = f"{path or 'model'}{CODE}"
     return name if number == 1 else f"{name}#{number}"
+
+
+def is_code(gate: str) -> bool:
+    """Whether a gate of no SRU is a quantiser, by the name that :func:`gate_of` gives."""
+    return gate.split("#")[0].endswith(CODE)

@@ -150,8 +150,8 @@ ALL: dict[str, Tolerance] = {
     ),
     "engine_multiple": Tolerance(
         4,
-        "error of an engine's output, end to end, in multiples of the noise of explained gate changes; of a segment "
-        "between SRUs, in multiples of the smallest noise of its type (engine_noise)",
+        "error of an engine's output, end to end, in multiples of the noise of explained changes of gates and codes; "
+        "of a segment between SRUs, in multiples of the smallest noise of its type (engine_noise), or of that of codes",
         "an engine's gates cannot be fixed as in the replay: end to end the error includes the effect of explained "
         "gate changes. The noise is the largest of eight draws with inputs of gates disturbed more than an "
         "engine's rounding does. In ONNX Runtime healthy artifacts reach 0.06x in float32, 1.1x in float16 and 0.6x in "

@@ -9,8 +9,9 @@ from scconv_deploy.records.parity import EngineOutput, EngineParity, ParityRepor
 
 def engine_facts(engine: EngineParity) -> dict[str, str]:
     """Facts of an engine: library and GPU, flips of its SRUs, errors of its outputs, latency."""
+    kind = f", {engine.precision}," if engine.precision else ""
     facts = {
-        "engine": f"{engine.backend} {engine.version} on {engine.gpu or 'a GPU that was not named'}",
+        "engine": f"{engine.backend} {engine.version}{kind} on {engine.gpu or 'a GPU that was not named'}",
         "engine sha256": engine.artifact_sha256,
     }
     counts = [sru.teacher_forced for sru in engine.srus if sru.teacher_forced is not None]

@@ -37,6 +37,7 @@ from scconv_deploy.verification.engine.verdict import ENGINE_LINK, try_to_judge,
 
 Judge = Callable[[EngineArtifact, Path | None], ParityReport]
 """(engine, plugin) -> report of the engine against the reference."""
+_IN_FLOAT = "its weights are stored as integers, and its kernel multiplies floats"
 
 
 def build_file(
@@ -68,6 +69,9 @@ def build_file(
     digest = sha256_of(source)
     network = OnnxSource(model)
     result = build_network(network, digest, output, options, prepared, cache=cache, command=command, progress=progress)
+    if left := result.engine.manifest.left_in_float:
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        result = replace(result, notes=(*result.notes, f"{left[0].node}: {_IN_FLOAT}{more}"))
     if expanded(result.engine.manifest) and _for_onnx_runtime(model):
         cru = "" if quantization_of(model) else " --cru merged"  # merged convolutions would lose their quantisers
         better = f"scconv-deploy rewrite {source} --mask-form where{cru} -o FILE"
@@ -229,6 +233,7 @@ class EngineBuilder:
                 notes += [note for note in result.notes if note not in notes]  # one cache gives one note
                 stage.applied.append(f"{path.name}: {manifest.summary}{' (from the cache)' * result.from_cache}")
                 stage.skipped += [(f"{options.backend}: {sru.site}", sru.reason) for sru in expanded(manifest)]
+                stage.skipped += [(f"{options.backend}: {layer.node}", _IN_FLOAT) for layer in manifest.left_in_float]
                 stage.skipped += [(f"{options.backend} warns", warning) for warning in manifest.warnings]
             if self.devices and report:
                 profiles = resolve_profiles(source.facts.shapes, (), self.axes)

@@ -41,7 +41,7 @@ from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
-from scconv_deploy.verification.onnx.parity import Artifact, source_of, verify_onnx
+from scconv_deploy.verification.onnx.parity import Artifact, source_of, source_of_engine, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
@@ -192,7 +192,7 @@ def _deploy(
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(
-            source_of(reference, artifact), engine, with_progress(draw(), progress), StageLog(),
+            source_of_engine(reference, artifact), engine, with_progress(draw(), progress), StageLog(),
             overrides=checks.tolerances, plugin=plugin, provenance=provenance,
             sru_models=partial(sru_models.of_artifact, artifact.proto),
         )  # fmt: skip

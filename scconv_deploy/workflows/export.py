@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import onnx_ir as ir
 from torch import nn
 
-from scconv_deploy.errors import UsageError
+from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.exporters.onnx import export_model
+from scconv_deploy.exporters.trained_weights import store_trained_weights
 from scconv_deploy.graph.contract import CRU_FORM, OPSETS, REWRITTEN, CruForm, MaskForm
 from scconv_deploy.graph.file import check, serialize
 from scconv_deploy.graph.hygiene import tidy
@@ -191,13 +192,25 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
             sites = json.loads(model.metadata_props["scconv_deploy.sites"]) | found
             model.metadata_props["scconv_deploy.sites"] = json.dumps(sites)
             model.metadata_props[REWRITTEN] = json.dumps(sorted(found))
+        if stored := store_trained_weights(model, reference.swapped):
+            stage.applied.append(f"{stored} layers with the int8 weights that training rounded them to")
         return _tidied(model, "rewritten graph")
 
 
 def in_precision(
     reference: Reference, model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent
 ) -> ir.Model:
-    """Convert an exported model to the requested precision, and quantise it if asked; the given one is not changed."""
+    """Convert an exported model to the requested precision, and quantise it if asked; the given one is not changed.
+
+    Raises:
+        ModelError: the model is quantised already, because it was trained with fake quantisation.
+    """
+    if (options.half or options.quantization) and any(n.op_type == "QuantizeLinear" for n in model.graph):
+        raise ModelError(
+            f"The model was trained with fake quantisation and is int8 as it is, so --precision {options.label} is not "
+            "for it.",
+            "Leave --precision out, or give the float model.",
+        )
     if options.half is not None:
         progress(f"converting to {options.precision}")
         with log.stage("precision") as stage:

@@ -136,7 +136,7 @@ def verify_subject(
         against = _against(reference, checks, command, progress)
         models, facts = models_of(engine, *([reference.path] if isinstance(reference, OnnxFile) else []))
         return judge_engine(
-            against.source, engine, against.samples, against.log,
+            _with_codes_of(engine, against), engine, against.samples, against.log,
             overrides=checks.tolerances, plugin=plugin, provenance={**against.facts, **facts}, sru_models=models,
         )  # fmt: skip
     opened, notes = _read(artifact)
@@ -217,11 +217,26 @@ def models_of(engine: EngineArtifact, *further: Path) -> tuple[SRUModels, dict[s
     They are cut out of the file that the engine was built from, if it lies beside the engine or is among ``further``;
     else they are made from the reference's parameters.
     """
-    for path in (*sorted(engine.path.parent.glob("*.onnx")), *further):
-        if path.is_file() and sha256_of(path) == engine.manifest.onnx_sha256:
-            return partial(sru_models.of_artifact, read_onnx(path)), {"SRUs alone": f"out of {path.name}"}
+    if (path := _built_from(engine, further)) is not None:
+        return partial(sru_models.of_artifact, read_onnx(path)), {"SRUs alone": f"out of {path.name}"}
     why = "made from the reference; the ONNX file that the engine was built from is not at hand"
     return partial(_of_site, engine), {"SRUs alone": why}
+
+
+def _built_from(engine: EngineArtifact, further: Iterable[Path]) -> Path | None:
+    """The ONNX file that an engine was built from, beside it or among others; None if it is not at hand."""
+    paths = (*sorted(engine.path.parent.glob("*.onnx")), *further)
+    return next((p for p in paths if p.is_file() and sha256_of(p) == engine.manifest.onnx_sha256), None)
+
+
+def _with_codes_of(engine: EngineArtifact, against: _Against) -> ReferenceSource:
+    """The reference; a model is fake-quantised as the engine's ONNX file is, if that lies beside an int8 engine."""
+    path = _built_from(engine, ()) if engine.manifest.is_quantized else None
+    if against.reference is None or path is None:
+        return against.source
+    from scconv_deploy.verification.onnx.parity import source_of_engine
+
+    return source_of_engine(against.reference, Artifact(read_onnx(path), path.name, path.read_bytes()))
 
 
 def _of_site(engine: EngineArtifact, site: Site, shape: tuple[int, ...]) -> Models:

@@ -97,7 +97,7 @@ def swapped(limits, apart):
 
 def run_on_an_engine(limits, kind, size, noise):
     data = "float32" if kind in ("tf32", "index") else kind
-    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data)
+    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data, is_quantized=False)
     outputs = EndToEnd(manifest, Shared(limits))
     y, reference = pair(kind, size)
     run = ReferenceRun("sample", {}, {"y": reference}, {}, {}, {}, {})

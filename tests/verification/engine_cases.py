@@ -57,6 +57,10 @@ def engine_of(model, folder, **changes):
     return write_engine(path, data, manifest_of(data, **values | changes))
 
 
+QUANTIZED = (EngineLayer("q", "QUANTIZE", ("INT8",)), EngineLayer("conv", "CONVOLUTION", ("FLOAT",)))
+"""Layers of an int8 engine."""
+
+
 def ort_opener(engine, plugin):
     """An :data:`.engine.Opener` that runs the engine's bytes in ONNX Runtime."""
     return runner_of(onnx.load_model_from_string(engine.verified_bytes()))
@@ -121,14 +125,18 @@ def copy_of(model):
     return copy
 
 
-def judge(reference, model, folder, *, damage=None, whole_only=False, samples=None, opener=ort_opener, **changes):
-    """Judge a model as an engine; ``damage`` is what the library did to it, and, unless whole_only, to SRUs alone."""
+def judge(
+    reference, model, folder, *, damage=None, whole_only=False, samples=None, opener=ort_opener, source=None, **changes
+):
+    """Judge a model as an engine; ``damage`` is what the library did to it, and, unless whole_only, to SRUs alone.
+
+    ``source`` is the reference if it is not the model in float.
+    """
     built = copy_of(model)
     if damage is not None:
         damage(built)
-    source = TorchReference(reference)
     return judge_engine(
-        source,
+        source or TorchReference(reference),
         engine_of(built, folder, **changes),
         samples or noise_samples(reference.signature, 0),
         StageLog(),

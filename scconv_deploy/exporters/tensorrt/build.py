@@ -181,4 +181,5 @@ def _manifest(
         versions={"scconv-deploy": __version__, "python": platform_facts()["python"]},
         plan=plan.compiled,
         debug_tensors=plan.debug_tensors,
+        quantized=plan.quantized,
     )

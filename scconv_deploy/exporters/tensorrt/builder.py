@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from scconv_deploy.errors import BuildError, UsageError
 from scconv_deploy.exporters.tensorrt.cache import read_timing, write_timing
-from scconv_deploy.exporters.tensorrt.compiled_plan import compiled_plan, open_batch
+from scconv_deploy.exporters.tensorrt.compiled_plan import compiled_plan, open_batch, quantized_layers
 from scconv_deploy.exporters.tensorrt.network import (
     form_for,
     layers_of,
@@ -35,6 +35,7 @@ from scconv_deploy.runtimes.tensorrt.engine import (
     DebugTensor,
     EngineLayer,
     EngineProfile,
+    EngineQuantized,
     EngineSRU,
     EngineTensor,
 )
@@ -67,6 +68,7 @@ class Plan:
     compiled: CompiledPlan | None = None
     folded: bool = False
     debug_tensors: tuple[DebugTensor, ...] = ()
+    quantized: tuple[EngineQuantized, ...] = ()
 
 
 # --- before anything is done -------------------------------------------------------------------------------------
@@ -207,9 +209,11 @@ def build_plan(
         tensors = tensors_of(network)
     warnings = (*folded, *logs.warnings(messages))
     compiled = compiled_plan(messages, open_batch(profiles))
+    quantized = quantized_layers(source.facts.quantized, compiled)
     return Plan(
-        data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled, bool(folded), debug_tensors
-    )
+        data, capabilities, *read_back, *tensors, layers, srus, digest, warnings, compiled, bool(folded), debug_tensors,
+        quantized,
+    )  # fmt: skip
 
 
 def _parsed(

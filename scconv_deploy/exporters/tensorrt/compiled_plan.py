@@ -11,11 +11,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineProfile, PlanLayer
+from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineProfile, EngineQuantized, PlanLayer
 
 _START = "Layers:\n"
 _LINE = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*\], "
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*)\], "
     r"Outputs: \[(?P<outputs>.*?)\](?:, (?:TacticName|StreamId|Metadata): .*?)*?(?:, Metadata: (?P<nodes>.*))?$"
 )
 _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], .*?Datatype: (?P<type>\w+), ")
@@ -24,6 +24,8 @@ _NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 _BYTES = {
     "Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "UInt8": 1, "FP8": 1, "Bool": 1, "Int32": 4, "Int64": 8,
 }  # fmt: skip
+_NO_PRODUCT = ("kgen", "custom_layer")
+"""Kernels of element-wise operators and reductions, which may end or begin a layer; and plugins."""
 _NO_KERNEL = re.compile(r"^Name: .*?, LayerType: (signal|wait|shape_call|ShapeHostToDevice), ")
 """Entries that launch nothing: they order streams, or compute shapes on the host (of an open height) and copy them."""
 
@@ -54,14 +56,32 @@ def compiled_plan(messages: Iterable[tuple[str, str]], optimum: int | None) -> C
             return None
         if _FURTHER_PROFILE.search(line):
             break
-        moved = _bytes(_TENSOR.findall(found["inputs"]) + _TENSOR.findall(found["outputs"]), optimum)
+        inputs, outputs, constants = (_TENSOR.findall(found[part]) for part in ("inputs", "outputs", "constants"))
         nodes = tuple(dict.fromkeys(_NODE.findall(found["nodes"] or "")))
-        layers.append(PlanLayer(found["name"], found["kind"], moved, nodes))
+        # an integer kernel holds its weights; one that dequantises them first reads them as its second input
+        operands = tuple(kind for _, _, kind in [*inputs[:1], *(constants or inputs[1:])[:1]])
+        layers.append(PlanLayer(found["name"], found["kind"], _bytes(inputs + outputs, optimum), nodes, operands))
     if not layers:
         return None
     total = sum(layer.bytes_moved or 0 for layer in layers)
     known = all(layer.bytes_moved is not None for layer in layers)
     return CompiledPlan(total if known else None, len(layers), optimum, tuple(layers))
+
+
+def quantized_layers(nodes: Iterable[str], plan: CompiledPlan | None) -> tuple[EngineQuantized, ...]:
+    """Types that the kernels of layers multiply.
+
+    Args:
+        nodes: names of the layers' ONNX nodes.
+        plan: the kernels; None if they are not known.
+    """
+    kernels = [] if plan is None else [layer for layer in plan.layers if layer.kind not in _NO_PRODUCT]
+    found = []
+    for node in nodes:
+        operands = [kernel.operands for kernel in kernels if node in kernel.nodes]
+        exact = next((one for one in operands if EngineQuantized(node, one).in_int8), None)
+        found.append(EngineQuantized(node, exact or next(iter(operands), ())))
+    return tuple(found)
 
 
 def open_batch(profiles: Sequence[EngineProfile]) -> int | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 from onnx import TensorProto
 
-from scconv_deploy.errors import ModelError
+from scconv_deploy.errors import BuildError, ModelError
 from scconv_deploy.exporters.tensorrt.source import Form, GraphFacts, GraphInput, SRUNode
 from scconv_deploy.graph.contract import DOMAIN, STANDARD_DOMAINS
 from scconv_deploy.graph.forms import folded, inlined, without_foreign_functions, without_functions
 from scconv_deploy.graph.hygiene import straddling_first
+from scconv_deploy.graph.quantizer_forms import why_not_for_tensorrt, with_float_biases
 from scconv_deploy.graph.unknown import with_inner
 from scconv_deploy.system.environment import sha256_of
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_QUANTIZE = "scconv-deploy quantize F.onnx -o G.onnx --data SOURCE"
+_LAYERS, _INTEGERS = ("Conv", "ConvTranspose", "Gemm", "MatMul"), (TensorProto.INT8, TensorProto.UINT8)
 _READS_SETTINGS = ("Resize", "Upsample", "QuantizeLinear", "DequantizeLinear")
 """Operators whose inputs after the first are sizes or scales."""
 
@@ -27,18 +31,27 @@ class OnnxSource:
 
     NVIDIA's parser binds a function's inputs wrongly where a formal name equals an outer tensor's, so functions of
     other domains are expanded. Of two functions with one name it takes the first, so our straddling one stands first.
+    It dequantises no int32, so biases that are stored so become float.
     """
 
     model: onnx.ModelProto
 
     @cached_property
     def readable(self) -> onnx.ModelProto:
-        """The model in the form that parsers read correctly (ModelError: a function cannot be expanded)."""
+        """The model in the form that parsers read correctly.
+
+        Raises:
+            ModelError: a function cannot be expanded.
+            BuildError: its codes are not those of TensorRT, which has signed ones without zero points.
+        """
+        if why := why_not_for_tensorrt(self.model):
+            raise BuildError(f"{why[0].upper()}{why[1:]}.", f"Quantise the float file for it: {_QUANTIZE}.")
         readable = without_foreign_functions(self.model)
         if readable is self.model:
             readable = onnx.ModelProto()
             readable.CopyFrom(self.model)
         straddling_first(readable)
+        with_float_biases(readable)
         return readable
 
     @cached_property
@@ -116,7 +129,16 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     operators = tuple(sorted({(node.domain, node.op_type) for node in nodes}))
     defined = {(function.domain, function.name) for function in model.functions}
     undefined = tuple(o for o in operators if o[0] not in STANDARD_DOMAINS and o not in defined)
-    return GraphFacts(inputs, srus, operators, undefined)
+    return GraphFacts(inputs, srus, operators, undefined, tuple(_with_integer_weights(model.graph)))
+
+
+def _with_integer_weights(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names, as NVIDIA's parser has them, of nodes that read an initializer through a DequantizeLinear as weights."""
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type in _INTEGERS}
+    weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored}
+    for node in graph.node:
+        if node.op_type in _LAYERS and node.input[1] in weights:
+            yield node.name or f"node_of_{node.output[0]}"
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -50,12 +50,14 @@ class GraphFacts:
         srus: in the graph's order.
         operators: (domain, type) of each operator, those of functions included.
         undefined: the operators that neither ONNX nor a function of the model defines.
+        quantized: names of the nodes whose weights are stored as integers, in the graph's order.
     """
 
     inputs: tuple[GraphInput, ...]
     srus: tuple[SRUNode, ...]
     operators: tuple[tuple[str, str], ...]
     undefined: tuple[tuple[str, str], ...] = ()
+    quantized: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

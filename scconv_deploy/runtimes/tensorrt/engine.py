@@ -74,6 +74,21 @@ class EngineSRU:
 
 
 @dataclass(frozen=True)
+class EngineQuantized:
+    """A layer whose weights the model stores as integers, and the types of the operands that its kernel multiplies.
+
+    ``operands`` are those of data and weights, in the library's words; empty if it does not list its kernels.
+    """
+
+    node: str
+    operands: tuple[str, ...] = ()
+
+    @property
+    def in_int8(self) -> bool:
+        return self.operands == ("Int8", "Int8")
+
+
+@dataclass(frozen=True)
 class DebugTensor:
     """End of an SRU that can be read from an engine: its input x or its output y.
 
@@ -93,12 +108,14 @@ class PlanLayer:
         name, kind: in the library's words.
         bytes_moved: of its inputs and outputs, weights not counted; None where an open axis hides them.
         nodes: ONNX nodes that it computes, or takes part in.
+        operands: types of its first input and of its first constant, or second input: data and weights of a layer.
     """
 
     name: str
     kind: str
     bytes_moved: int | None
     nodes: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
 
     @property
     def of_sru(self) -> bool:
@@ -150,6 +167,7 @@ class EngineManifest:
             built on a device, or from folded constants.
         refitted_from: SHA-256 of the engine whose weights were replaced by those of the ONNX file; "" if none were.
         debug_tensors: ends of SRUs that can be read, with ``--debug-tensors``, in the order of the SRUs.
+        quantized: layers whose weights the model stores as integers, in the graph's order.
     """
 
     sha256: str
@@ -176,6 +194,7 @@ class EngineManifest:
     structure_sha256: str = ""
     refitted_from: str = ""
     debug_tensors: tuple[DebugTensor, ...] = ()
+    quantized: tuple[EngineQuantized, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of the manifest, with a seal (a hash of the rest) that reveals edits."""
@@ -189,10 +208,29 @@ class EngineManifest:
         return "bfloat16" if "BF16" in found else "float16" if "HALF" in found else "float32"
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether any layer rounds to integers."""
+        return bool(self.quantized) or any(layer.type in ("QUANTIZE", "DEQUANTIZE") for layer in self.layers)
+
+    @property
+    def precision(self) -> str:
+        """Precision as the command line names it, ``fp32`` or ``int8+fp16``."""
+        between = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[self.data_type]
+        if not self.is_quantized:
+            return between
+        return "int8" if between == "fp32" else f"int8+{between}"
+
+    @property
+    def left_in_float(self) -> list[EngineQuantized]:
+        """Layers with integer weights whose kernel is known not to multiply integers."""
+        return [layer for layer in self.quantized if layer.operands and not layer.in_int8]
+
+    @property
     def summary(self) -> str:
         """Library, compute capabilities and size in one line, as text."""
         where = ", ".join(self.compute_capabilities) or self.gpu or self.target
-        return f"{self.backend} {self.library_version} engine for {where}, {self.file_bytes / 1e6:.1f} MB"
+        kind = f"{self.precision} engine" if self.is_quantized else "engine"
+        return f"{self.backend} {self.library_version} {kind} for {where}, {self.file_bytes / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)

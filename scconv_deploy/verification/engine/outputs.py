@@ -52,6 +52,7 @@ class EndToEnd:
     def __init__(self, manifest: EngineManifest, shared: Shared) -> None:
         self._limits, self._shared = shared.limits, shared
         self._kind = noise_kind(manifest)
+        self._jumps = "gate and code" if manifest.is_quantized else "gate"
         self._worst: dict[str, _Found] = {}
         self._agreeing = self._rows = 0
         self._changed: list[str] = []
@@ -129,7 +130,9 @@ class EndToEnd:
         # not (>): NaN must fail
         good = found.ratio <= limit
         how = "" if found.measured else ", assumed"
-        text = f"{name}: relative L2 {found.error:.1e}, {found.ratio:.2g}x the noise of explained gate changes "
+        text = (
+            f"{name}: relative L2 {found.error:.1e}, {found.ratio:.2g}x the noise of explained {self._jumps} changes "
+        )
         text += f"{found.noise:.1e}{how} (limit {limit:g}x)"
         quantity = Quantity("engine_multiple", found.ratio, limit)
         return Check("end to end", "passed" if good else "failed", text, (quantity,))

@@ -78,12 +78,13 @@ def judge_engine(
         The report, with one link named after the backend; falsy if a check failed.
 
     Raises:
-        UsageError: the engine's inputs or outputs are not the reference's, no sample fits its profile, or an override
-            names no tolerance.
+        UsageError: the engine's inputs or outputs are not the reference's, one of the two is quantised and the other
+            is not, no sample fits the profile, or an override names no tolerance.
         IntegrityError: the engine or the plugin is not what the manifest says.
         MissingRuntimeError, ModelError: the engine cannot be opened or run here.
     """
     shared = Shared(tolerances.table(overrides))
+    _require_the_same_arithmetic(source, engine)
     outputs = EndToEnd(engine.manifest, shared)
     srus = LoneSRUs(engine, sru_models, build_sru, shared)
     inside, segments = InsideSRUs(engine.manifest, shared), Segments(engine.manifest, source, shared)
@@ -149,6 +150,22 @@ def with_engine(report: ParityReport, link: Link, engine: ParityReport | None) -
     return replace(report, links=(*kept, link), stages=(*report.stages, *stages), engines=(*report.engines, *measured))
 
 
+def _require_the_same_arithmetic(source: ReferenceSource, engine: EngineArtifact) -> None:
+    """Refuse to hold codes against floats (UsageError): rounding to int8 would count as a fault, or hide one."""
+    if engine.manifest.is_quantized == source.rounds_to_codes:
+        return
+    if source.rounds_to_codes:
+        raise UsageError(
+            f"The engine is {engine.manifest.precision}, and the reference {source.name} is fake-quantised.",
+            "Give the float model that the engine was made from.",
+        )
+    raise UsageError(
+        f"The engine is {engine.manifest.precision}, and the reference {source.name} does not round to its codes, "
+        "so that the rounding would count as a fault.",
+        "Give its bundle, or the model with the ONNX file that it was built from beside the engine.",
+    )
+
+
 def _check_run(engine: EngineArtifact, runner: Any, run: ReferenceRun) -> str:
     """Reason why a sample does not fit the engine's profile, "" if it does (UsageError for other names)."""
     for what, found, wanted in (("inputs", runner.inputs, run.inputs), ("outputs", runner.outputs, run.given)):
@@ -187,8 +204,9 @@ def _report(
     records = tuple(_sru(found, srus.counts.get(name)) for name, found in shared.sites.gates.items())
     gpu = ", ".join(map(str, gpus()))
     parity = EngineParity(
-        manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, records, outputs.outputs()
-    )
+        manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, records, outputs.outputs(),
+        precision=manifest.precision,
+    )  # fmt: skip
     facts = {
         **environment_facts(),
         manifest.backend: manifest.library_version,

@@ -10,8 +10,9 @@ import onnx
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.onnx import PRODUCER
 from scconv_deploy.graph import instrument
-from scconv_deploy.graph.quantization import read_quantization
+from scconv_deploy.graph.quantization import read_quantization, read_trained
 from scconv_deploy.model.fake_quantize import other_kind
+from scconv_deploy.model.fake_quantizers import fake_quantizers
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import RecordedGate, record_gates
 from scconv_deploy.records.parity import ParityReport
@@ -21,13 +22,23 @@ from scconv_deploy.verification.onnx import matching
 from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, verify_artifact
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.pytorch import TorchReference
-from scconv_deploy.verification.reference.quantized import QuantizedReference
+from scconv_deploy.verification.reference.quantized import QuantizedReference, TrainedReference
 from scconv_deploy.verification.samples import Sample
 
 _WEIGHTS_OF_INT8 = 0.1
 """Relative L2 of dequantised weights: 127 levels of a channel cost 0.005, one scale for all some hundredths."""
 
-__all__ = ["ONNX_LINK", "SWAPPED_LINK", "Artifact", "Judging", "Reference", "known_sites", "source_of", "verify_onnx"]
+__all__ = [
+    "ONNX_LINK",
+    "SWAPPED_LINK",
+    "Artifact",
+    "Judging",
+    "Reference",
+    "known_sites",
+    "source_of",
+    "source_of_engine",
+    "verify_onnx",
+]
 
 
 def verify_onnx(
@@ -50,6 +61,8 @@ def verify_onnx(
 
 def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:
     """The reference with fake quantisation at the artifact's sites; as it is if these cannot be found in it."""
+    if fake_quantizers(reference.model):
+        return _trained_alike(reference, artifact)
     if not artifact.quantization:
         return TorchReference(reference), artifact
     found, why = read_quantization(artifact.proto), ""
@@ -74,6 +87,17 @@ def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchRef
     return source, replace(artifact, quantized=source.expected)
 
 
+def _trained_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:
+    """A model that was trained with fake quantisation, which rounds by itself."""
+    if not artifact.quantization:
+        raise ModelError(
+            f"{artifact.name} has no quantisers, and {reference.name} was trained with fake quantisation.",
+            "Export the model again, or give the float model as the reference.",
+        )
+    source = TrainedReference(reference, read_trained(artifact.proto))
+    return source, replace(artifact, quantized=source.expected)
+
+
 def _another_weight(expected: ExpectedQuantization) -> str:
     """Path of a layer whose dequantised weights are farther from the module's than int8 explains; "" if there is none.
 
@@ -89,6 +113,21 @@ def _another_weight(expected: ExpectedQuantization) -> str:
 def source_of(reference: Reference, artifact: Artifact) -> TorchReference:
     """The reference that judges an artifact of this model: with fake quantisation if the artifact is quantised."""
     return _quantized_alike(reference, artifact)[0]
+
+
+def source_of_engine(reference: Reference, artifact: Artifact) -> TorchReference:
+    """:func:`source_of` for an engine that was built from the artifact.
+
+    Raises:
+        ModelError: the artifact is quantised, and PyTorch has no place for its quantisers.
+    """
+    source, judged = _quantized_alike(reference, artifact)
+    if artifact.quantization and not source.rounds_to_codes:
+        raise ModelError(
+            f"{artifact.name} is {artifact.quantization}, and cannot be judged: {judged.quantized}.",
+            "Quantise with scconv-deploy quantize, whose quantisers have places in the model.",
+        )
+    return source
 
 
 def known_sites(gates: Mapping[str, RecordedGate]) -> dict[str, matching.KnownSite]:

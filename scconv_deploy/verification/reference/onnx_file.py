@@ -60,6 +60,7 @@ class OnnxReference:
         ModelError: an output is no tensor, or ONNX Runtime refuses the file.
     """
 
+    rounds_to_codes = False  # a file of codes cannot be disturbed
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
     left_alone: tuple[Refusal, ...] = ()
 
@@ -158,6 +159,9 @@ class OnnxReference:
         return found
 
     def between(self, run: ReferenceRun, outputs: Arrays) -> None:
+        """None: a file has no modules to start from."""
+
+    def between_noise(self, run: ReferenceRun, outputs: Arrays, rounding: str) -> None:
         """None: a file has no modules to start from."""
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:

@@ -22,6 +22,7 @@ from scconv_deploy.model import steps
 from scconv_deploy.model.float64 import Float64Replay
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.replay import (
+    Disturbance,
     RecordedGate,
     all_finite,
     record_gates,
@@ -54,6 +55,7 @@ class TorchReference:
     """:class:`.run.ReferenceSource` of a PyTorch model."""
 
     swapped_link = ""
+    rounds_to_codes = False
 
     def __init__(self, reference: Reference) -> None:
         self.name = reference.name
@@ -262,6 +264,22 @@ class TorchReference:
         given = {name: torch.from_numpy(value) for name, value in outputs.items()}
         inputs, found = run_between(self._reference.swapped, self._reference.signature, tensors, given)
         return _arrays(inputs), align_rows(_arrays(found), run.given)
+
+    def between_noise(self, run: ReferenceRun, outputs: Arrays, rounding: str) -> tuple[Arrays, Arrays]:
+        """Largest changes of :meth:`between` over several draws with the operands of gates of no SRU disturbed."""
+        tensors = {name: torch.from_numpy(value) for name, value in run.inputs.items()}
+        given = {name: torch.from_numpy(value) for name, value in outputs.items()}
+        usual = self.between(run, outputs)
+        largest: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for seed in range(_DRAWS):
+            disturbance = Disturbance(_DISTURBANCE[rounding], seed, tuple(run.others))
+            found = run_between(self._reference.swapped, self._reference.signature, tensors, given, disturbance)
+            moved = _arrays(found[0]), align_rows(_arrays(found[1]), run.given)
+            for noise, now, before in zip(largest, moved, usual, strict=True):
+                for name, value in before.items():
+                    apart = np.float64(metrics.distance(now[name], value))
+                    noise[name] = np.maximum(noise.get(name, np.float64(0)), apart)
+        return largest
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto | None, data: str) -> RoundedRun | None:
         """Run the swapped model with every value rounded to half, see :mod:`.rounding`."""

@@ -163,7 +163,11 @@ class ReferenceSource(Protocol):
         swapped_link: why the link from the given to the swapped model is not run; "" if it is.
         recognised: whether any SRU was recognised.
         weights: weights of the model by name, for the static check; empty if not available.
+        rounds_to_codes: whether layers are fake-quantised, and :meth:`free_noise` moves their codes too.
     """
+
+    @property
+    def rounds_to_codes(self) -> bool: ...
 
     @property
     def name(self) -> str: ...
@@ -221,6 +225,14 @@ class ReferenceSource(Protocol):
 
         Returns:
             The input of each SRU by site, and the model's outputs; None if the reference cannot start from there.
+        """
+        ...
+
+    def between_noise(self, run: ReferenceRun, outputs: Arrays, rounding: str) -> tuple[Arrays, Arrays] | None:
+        """:meth:`between` with the codes of quantisers moved by rounding: change of its results, relative L2 by name.
+
+        Args:
+            rounding: as for :meth:`free_noise`.
         """
         ...
 
