@@ -83,6 +83,7 @@ class Int8Options:
         keep: tuple[str, ...],
         target: Target = "gpu",
         source: str = "",
+        reduce_range: bool = False,
     ) -> QuantizeOptions:
         """Options of quantisation (UsageError if one is invalid, or there are no data).
 
@@ -103,7 +104,7 @@ class Int8Options:
         calibrating = CalibrationOptions(
             data, self.samples, Method.parse(self.calibration), affine, self.calibration_cache, seed
         )
-        return QuantizeOptions(calibrating, PlacementOptions(keep, tuple(self.only or ())), target)
+        return QuantizeOptions(calibrating, PlacementOptions(keep, tuple(self.only or ())), target, reduce_range)
 
     def checks(self, judged: CheckOptions) -> Checks:
         """Options of verification with the budget, and without data that are noise (UsageError if one is invalid)."""

@@ -70,7 +70,7 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
         scales = torch.tensor(layer.scales)
         quantized = _fake_quantized_weight(weight, scales)
         each = scales.reshape(-1, *[1] * (weight.dim() - 1))
-        own = _rounded(_scales_of(weight), layer)
+        own = _rounded(_scales_of(weight, layer.largest_code), layer)
         own = torch.where(own == 0, torch.ones_like(own), own)  # a type may round one to 0: such a channel is of zeros
         found[layer.path] = QuantizedWeights(weight, own, torch.round(quantized / each))
     return found
@@ -128,9 +128,9 @@ def _rounded(tensor: Tensor, plan: LayerPlan) -> Tensor:
     return tensor if plan.data == "float32" else tensor.to(DTYPES[plan.data]).float()
 
 
-def _scales_of(weight: Tensor) -> Tensor:
-    """Scale of each output channel: the largest magnitude over 127; 1 for a channel of zeros."""
-    scales = weight.abs().reshape(len(weight), -1).amax(1) / 127
+def _scales_of(weight: Tensor, largest_code: int) -> Tensor:
+    """Scale of each output channel: the largest magnitude over the largest code; 1 for a channel of zeros."""
+    scales = weight.abs().reshape(len(weight), -1).amax(1) / largest_code
     return torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
 
 

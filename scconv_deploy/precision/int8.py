@@ -91,7 +91,7 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
         assert weight is not None  # noqa: S101  (for the type checker: the placement looked)
         axis = 1 if node.op_type == "Gemm" and not _flag(node, "transB") else 0
         if (weight, axis) not in made:
-            made[weight, axis] = _weight(graph, names, node, weight, axis)
+            made[weight, axis] = _weight(graph, names, node, weight, axis, record.largest_code)
         node.replace_input_with(1, made[weight, axis])
     for weight in {weight for weight, _ in made}:
         if not weight.uses() and not weight.is_graph_output():
@@ -142,12 +142,14 @@ def _activation(graph: ir.Graph, names: _Names, value: ir.Value, levels: Levels)
     return read
 
 
-def _weight(graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
+def _weight(
+    graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axis: int, largest_code: int
+) -> ir.Value:
     """Store a weight as int8 and dequantise it; return the dequantised weight."""
     name, array = weight.name or "", weight.const_value.numpy()  # type: ignore[union-attr]
     channels = np.moveaxis(array.astype(np.float32), axis, 0)
     dtype = array.dtype
-    scales = rounded_scales(weight_scales(channels), dtype)
+    scales = rounded_scales(weight_scales(channels, largest_code), dtype)
     codes = np.ascontiguousarray(np.moveaxis(weight_codes(channels, scales), 0, axis))
     stored = _constant(graph, names.free(f"{name}_quantized"), codes)
     scale = _constant(graph, names.free(f"{name}_scale"), scales.astype(dtype))

@@ -13,6 +13,10 @@ DataType = Literal["float32", "float16", "bfloat16"]
 Target = Literal["gpu", "cpu"]
 """Hardware that the codes are for: GPUs take signed activations, ONNX Runtime's CPU kernels are safe with unsigned."""
 
+LARGEST_CODE, REDUCED_CODE = 127, 64
+"""Largest code of a weight. With the reduced one, two products with uint8, 2 * 255 * 64, fit into 16 bits, in which
+ONNX Runtime adds them on x86-64 without VNNI."""
+
 METADATA = "scconv_deploy.int8"
 """Metadata of a quantised model: :class:`QuantizationRecord` as JSON."""
 
@@ -52,6 +56,7 @@ class LayerPlan:
         scales: scale of the weights of each output channel; of a single entry, one scale for all.
         norm: path of the BatchNorm that is folded into the weights; "" without one.
         data: type that weights and scales were rounded to first, ``float32``, ``float16`` or ``bfloat16``.
+        largest_code: code of the largest weight of a channel.
     """
 
     path: str
@@ -59,6 +64,7 @@ class LayerPlan:
     scales: tuple[float, ...]
     norm: str = ""
     data: DataType = "float32"
+    largest_code: int = LARGEST_CODE
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class QuantizationRecord:
         target: hardware that the codes are for.
         activations: levels by the name of the quantised value.
         reads: number of inputs that read the quantised value, by its name; empty where the file does not say.
+        largest_code: code of the largest weight of each channel.
     """
 
     method: str
@@ -107,6 +114,7 @@ class QuantizationRecord:
     target: Target = "gpu"
     activations: dict[str, Levels] = field(default_factory=dict)
     reads: dict[str, int] = field(default_factory=dict)
+    largest_code: int = LARGEST_CODE
 
 
 def gate_of(path: str, number: int) -> str:

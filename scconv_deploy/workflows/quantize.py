@@ -24,7 +24,7 @@ from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import prepared, quantized
 from scconv_deploy.precision.placement import Placement, PlacementOptions
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.records.quantization import Target
+from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE, Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.runtimes.half import runs_here
@@ -49,11 +49,18 @@ class QuantizeOptions:
         calibration: data and method.
         placement: choice of layers.
         target: hardware that the codes are for.
+        reduce_range: weights of 7 bits, whose products do not saturate in 16 bits.
     """
 
     calibration: CalibrationOptions
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     target: Target = "gpu"
+    reduce_range: bool = False
+
+    @property
+    def largest_code(self) -> int:
+        """Code of the largest weight of a channel."""
+        return REDUCED_CODE if self.reduce_range else LARGEST_CODE
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +176,7 @@ def quantize_model(
         rows = Rows(proto, options.calibration)
         calibration = calibrate(proto, digest, found, rows, options.calibration, progress)
         progress("quantising")
-        model = quantized(found, calibration.ranges, calibration.record(options.target))
+        model = quantized(found, calibration.ranges, calibration.record(options.target, options.largest_code))
         placement = found.placement
         stage.applied += [f"{node}: {reason}" for node, reason in placement.chosen]
         if placement.multiply_adds is not None:
