@@ -184,7 +184,15 @@ def print_bench(console: Console, result: BenchResult) -> None:
         device = "-" if row.device_p50_ms is None else f"{row.device_p50_ms:.3f} ms"
         memory = "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f} MB {row.memory_of}"
         times = (f"{value:.3f} ms" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
-        table.add_row(Text(row.name), row.precision or "-", *times, f"{row.items_per_s:,.1f}", device, memory, f"{row.load_s:.2f} s")
+        table.add_row(
+            Text(row.name),
+            row.precision or "-",
+            *times,
+            f"{row.items_per_s:,.1f}",
+            device,
+            memory,
+            f"{row.load_s:.2f} s",
+        )
     console.print(table)
     for row in result.rows:
         if row.layers:

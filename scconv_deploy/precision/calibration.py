@@ -152,7 +152,7 @@ def levels_of(found: Iterable[Range], target: Target, dtype: np.dtype) -> Levels
 
 
 def weight_scales(weight: np.ndarray, largest_code: int = LARGEST_CODE) -> np.ndarray:
-    """Scale of each channel (axis 0), float32 ``[C]``: largest magnitude over largest code; 1 for a channel of zeros."""
+    """Scale of each channel (axis 0), float32 ``[C]``: largest magnitude over largest code; 1 where all are 0."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float32)
     scales = largest / np.float32(largest_code)
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)

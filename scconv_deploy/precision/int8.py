@@ -142,9 +142,7 @@ def _activation(graph: ir.Graph, names: _Names, value: ir.Value, levels: Levels)
     return read
 
 
-def _weight(
-    graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axis: int, largest_code: int
-) -> ir.Value:
+def _weight(graph: ir.Graph, names: _Names, node: ir.Node, weight: ir.Value, axis: int, largest_code: int) -> ir.Value:
     """Store a weight as int8 and dequantise it; return the dequantised weight."""
     name, array = weight.name or "", weight.const_value.numpy()  # type: ignore[union-attr]
     channels = np.moveaxis(array.astype(np.float32), axis, 0)

@@ -235,8 +235,8 @@ ALL: dict[str, Tolerance] = {
     ),
     "integer_kernels": Tolerance(
         1.5,
-        "relative L2 of an int8 file in ONNX Runtime's integer kernels from itself in float arithmetic, in multiples of "
-        "what quantising cost the same output; of a file for CPUs, on all rows together",
+        "relative L2 of an int8 file in ONNX Runtime's integer kernels from itself in float arithmetic, in multiples "
+        "of what quantising cost the same output; of a file for CPUs, on all rows together",
         "two files whose roundings had nothing in common would be sqrt(2) of that apart, and kernels that compute what "
         "the file says share nearly all of them: healthy files reach 0.3 (measured). Sums that saturate reach ten",
     ),
