@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +62,14 @@ def run(options: argparse.Namespace) -> None:
 
 def _network(name: str, options: argparse.Namespace) -> list[Row]:
     spec = scconv_deploy.ModelSpec(name, seed=options.seed).resolved()
+    spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
     log = StageLog()
     reference, _ = reference_from_spec(spec)
     float_file = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
     entry = float_file.graph.input[0]
-    fixed = entry.type.tensor_type.shape.dim[0].dim_value
     sizes = [d.dim_value for d in entry.type.tensor_type.shape.dim][1:]
-    batch = fixed or options.batch
     rng = np.random.default_rng(options.seed)
-    images = rng.standard_normal((8, batch, *sizes)).astype(np.float32)
+    images = rng.standard_normal((8, options.batch, *sizes)).astype(np.float32)
     files = {"fp32": float_file, "int8": None, "int8, --target cpu": None, "int8, --target cpu --reduce-range": None}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "rows.npz", **{entry.name: images.reshape(-1, *sizes)})

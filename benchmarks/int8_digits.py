@@ -11,7 +11,9 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from scconv_deploy.graph.types import half_in
 from scconv_deploy.runtimes.half import HalfRunner, runner_of, runs_here
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.metrics import relative_l2
 
 BATCH = 29
 """899 held-out rows are 31 batches; the naive export has a fixed batch."""
@@ -36,8 +39,8 @@ _HERE = RuntimeOptions(threads=1)
 _MODEL = "benchmarks/digits_network.py:network --weights {0}/digits.safetensors --input 1x1x16x16"
 _COMMANDS = {
     "fp32": "export {model} --opset 22 --batch 1:32:256 -o {0}/fp32.onnx",
-    "fp16": "convert {0}/fp32.onnx --precision fp16 -o {0}/fp16.onnx",
-    "bf16": "convert {0}/fp32.onnx --precision bf16 -o {0}/bf16.onnx",
+    "fp16": "convert {0}/fp32.onnx --precision fp16 --data {0}/images.npz -o {0}/fp16.onnx",
+    "bf16": "convert {0}/fp32.onnx --precision bf16 --data {0}/images.npz -o {0}/bf16.onnx",
     "int8": "quantize {0}/fp32.onnx --data {0}/train.npz -o {0}/int8.onnx",
     "int8+fp16": "quantize {0}/fp16.onnx --data {0}/train.npz -o {0}/int8_fp16.onnx",
     "int8, --target cpu": "quantize {0}/fp32.onnx --data {0}/train.npz --target cpu -o {0}/cpu.onnx",
@@ -45,7 +48,7 @@ _COMMANDS = {
         "quantize {0}/fp32.onnx --data {0}/train.npz --target cpu --reduce-range -o {0}/reduced.onnx",
 }  # fmt: skip
 _CALIBRATIONS = ("entropy", "percentile:99.99", "percentile:99.9")
-_VERIFY = "verify {file} --reference {model} --data {0}/held.npz --deep 16"
+_VERIFY = "verify {file} --reference {model} --data {0}/held.npz --deep 8"
 _PROVED = ("fp32", "int8", "int8+fp16")
 """Files that are verified against the model on the held-out rows; of others, the command that makes them judges."""
 _COLUMNS = {
@@ -53,6 +56,7 @@ _COLUMNS = {
     "accuracy": "accuracy",
     "against float: difference": "difference",
     "95 % interval": "interval",
+    "SNR": "snr",
     "as ONNX Runtime runs it here": "accuracy_here",
     "gates changed, running free": "gates_free",
     "gates changed, on the same x": "gates_same",
@@ -65,6 +69,7 @@ _COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modelopt", default="", metavar="PYTHON", help="an interpreter with nvidia-modelopt[onnx]")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make files; times are taken afterwards")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
 
@@ -75,21 +80,18 @@ def run(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = digits_network.digits(options.seed)
     np.savez(folder / "train.npz", image=data.images, labels=data.labels)
+    np.savez(folder / "images.npz", image=data.images[:64])
     np.savez(folder / "held.npz", image=data.held_images, labels=data.held_labels)
     net, seconds = _trained(folder, data, options.seed)
     judge = _Judge(net, data)
-    rows, files = [], {}
-    for name in _COMMANDS:
-        row, files[name] = _ours(name, folder, judge)
-        rows.append(row)
-        print(row, flush=True)
-    rows += [_calibrated(method, folder, judge) for method in _CALIBRATIONS]
-    for name, tool in _tools(options.modelopt).items():
-        row, model = _theirs(name, tool, net, data, judge)
-        rows.append(row)
-        print(row, flush=True)
-        if model is not None:
-            files[name] = model
+    made = [_ours(name, folder, judge) for name in ("fp32", "fp16")]  # others are made of these
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        waiting = [pool.submit(_ours, name, folder, judge) for name in list(_COMMANDS)[2:]]
+        waiting += [pool.submit(_calibrated, method, folder, judge) for method in _CALIBRATIONS]
+        waiting += [pool.submit(_theirs, name, options.modelopt, net, data, judge) for name in _TOOLS]
+        made += [one.result() for one in waiting]
+    rows = [row for row, _ in made]
+    files = {row["file"]: model for row, model in made if model is not None}
     _add_times(rows, files, data.held_images[:BATCH], options)
     commands = {
         name: f"scconv-deploy {text.format('DIR', model=_MODEL.format('DIR'))}" for name, text in _COMMANDS.items()
@@ -144,6 +146,12 @@ class _Judge:
         interval = f"{found.low:+.2%} to {found.high:+.2%}"
         return {"accuracy": f"{found.artifact:.2%}", "difference": f"{found.difference:+.2%}", "interval": interval}
 
+    def snr(self, runner: Any) -> str:
+        """Signal-to-noise ratio of the logits against float, all rows together."""
+        logits = np.concatenate([runner.run({runner.inputs[0]: rows})[runner.outputs[0]] for rows in self.batches()])
+        error = relative_l2(logits, self.logits)
+        return f"{-20 * np.log10(error):.1f} dB" if error else "the same"
+
     def gates_free(self, model: onnx.ModelProto) -> str:
         """Gates of a file in its own arithmetic that differ from PyTorch's in float, of all."""
         inlined = onnx.inliner.inline_local_functions(model)
@@ -162,18 +170,17 @@ def _command(text: str, folder: Path) -> dict[str, Any]:
     if arguments[0] != "verify":
         arguments.append("--force")
     found = CliRunner().invoke(cli.app, [*arguments, "--json"])
-    if found.exit_code not in (0, 6):
+    if found.exit_code and (found.exit_code, arguments[0]) != (6, "verify"):
         raise RuntimeError(f"{text}: exit {found.exit_code}: {found.stderr}")
     return json.loads(found.stdout) | {"exit": found.exit_code}
 
 
-def _ours(name: str, folder: Path, judge: _Judge) -> tuple[Row, onnx.ModelProto]:
+def _ours(name: str, folder: Path, judge: _Judge) -> tuple[Row, onnx.ModelProto | None]:
+    """Make, judge and measure a file by the project's commands."""
+    torch.set_num_threads(1)
     made = _command(_COMMANDS[name], folder)
     file = Path(_COMMANDS[name].split()[-1].format(folder))
-    if name in _PROVED:
-        report = _command(_VERIFY.replace("{file}", str(file)), folder)
-    else:
-        report = made["report"]
+    report = _command(_VERIFY.replace("{file}", str(file)), folder) if name in _PROVED else made["report"]
     model = onnx.load(file)
     flips = [sru["teacher_forced"] for sru in report["srus"]]
     checks = {c["name"]: c for link in report["links"] for c in link["checks"]}
@@ -183,22 +190,27 @@ def _ours(name: str, folder: Path, judge: _Judge) -> tuple[Row, onnx.ModelProto]
     share = made.get("multiply_adds")
     row = {
         "file": name, "verdict": report["verdict"], **judge.accuracy(runner_of(model)), **_here(model, judge),
-        "gates_free": judge.gates_free(model), "gates_same": f"{sum(f['flips'] for f in flips)}",
+        "snr": judge.snr(runner_of(model)), "gates_free": judge.gates_free(model),
+        "gates_same": f"{sum(f['flips'] for f in flips)}",
         "unexplained": ", ".join(map(str, unexplained)),
         "multiply_adds": f"{share[0] / share[1]:.1%}" if share else None,
         "size_ratio": file.stat().st_size / (folder / "fp32.onnx").stat().st_size, "bytes": file.stat().st_size,
         "integer_kernels": checks.get("integer kernels", {}).get("reason"),
         "budget": checks.get("budget", {}).get("reason"),
     }  # fmt: skip
+    print(row, flush=True)
     return row, model
 
 
-def _calibrated(method: str, folder: Path, judge: _Judge) -> Row:
-    """int8 with another calibration."""
-    _command(f"{_COMMANDS['int8']} --calibration {method}".replace("int8.onnx", "other.onnx"), folder)
-    model = onnx.load(folder / "other.onnx")
-    free = judge.gates_free(model)
-    return {"file": f"int8, --calibration {method}", **judge.accuracy(runner_of(model)), "gates_free": free}
+def _calibrated(method: str, folder: Path, judge: _Judge) -> tuple[Row, None]:
+    """Measure int8 with another calibration."""
+    file = f"{method.replace(':', '_')}.onnx"
+    _command(f"{_COMMANDS['int8']} --calibration {method}".replace("int8.onnx", file), folder)
+    model = onnx.load(folder / file)
+    row = {"file": f"int8, --calibration {method}", **judge.accuracy(runner_of(model))}
+    row |= {"gates_free": judge.gates_free(model), "snr": judge.snr(runner_of(model))}
+    print(row, flush=True)
+    return row, None
 
 
 def _here(model: onnx.ModelProto, judge: _Judge) -> Row:
@@ -214,30 +226,34 @@ def _native(model: onnx.ModelProto) -> OnnxRuntimeRunner | HalfRunner:
     return HalfRunner(model, _HERE, native=True)
 
 
-Tool = Callable[[onnx.ModelProto, np.ndarray, int], onnx.ModelProto]
-
-
-def _tools(modelopt: str) -> dict[str, Tool]:
-    return {
-        "naive export, ONNX Runtime's quantize_static": int8_tools.by_onnxruntime,
-        "naive export, NVIDIA Model Optimizer": lambda *given: int8_tools.by_modelopt(modelopt, *given),
-    }
+_TOOLS = {
+    "quantize_static": "naive export, ONNX Runtime's quantize_static",
+    "modelopt": "naive export, NVIDIA Model Optimizer",
+}
 
 
 def _theirs(
-    name: str, tool: Tool, net: torch.nn.Module, data: digits_network.Digits, judge: _Judge
+    tool: str, python: str, net: torch.nn.Module, data: digits_network.Digits, judge: _Judge
 ) -> tuple[Row, onnx.ModelProto | None]:
+    """Measure another tool's file, made with its defaults of the naive export."""
+    torch.set_num_threads(1)
     naive = subjects.cached_naive_onnx(net, torch.from_numpy(data.images[:BATCH]))[0]
+    given, rows = onnx.load_model_from_string(naive), data.images[: 8 * BATCH]
     try:
-        model = tool(onnx.load_model_from_string(naive), data.images[: 8 * BATCH], BATCH)
+        if tool == "modelopt":
+            model = int8_tools.by_modelopt(python, given, rows, BATCH)
+        else:
+            model = int8_tools.by_onnxruntime(given, rows, BATCH)
     except int8_tools.Unavailable as error:
-        return {"file": name, "accuracy": str(error)}, None
+        return {"file": _TOOLS[tool], "accuracy": str(error)}, None
     changed, total = int8_tools.gates_on_their_input(model, net, judge.batches())
     row = {
-        "file": name, **judge.accuracy(runner_of(model)), **_here(model, judge), "gates_free": judge.gates_free(model),
+        "file": _TOOLS[tool], **judge.accuracy(runner_of(model)), **_here(model, judge),
+        "snr": judge.snr(runner_of(model)), "gates_free": judge.gates_free(model),
         "gates_same": f"{changed:,} of {total:,}", "size_ratio": model.ByteSize() / len(naive),
         "bytes": model.ByteSize(),
     }  # fmt: skip
+    print(row, flush=True)
     return row, model
 
 
