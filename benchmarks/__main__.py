@@ -31,6 +31,8 @@ BENCHMARKS = {
     "plan_traffic": "bytes and launches of TensorRT-RTX's compiled plan: ScConv-ResNet-50 in every form beside plain",
     "half_error": "float16 and bfloat16 by converter: error of outputs, gates and SRUs, validity, size",
     "half_keep": "what keeping an operator in float32 is worth in a half file",
+    "int8_digits": "a network trained on digits in every type: accuracy, gates, size, time; other tools beside",
+    "int8_cpu": "int8 in ONNX Runtime on this CPU beside fp32: time, integer convolutions, what the kernels change",
     "gate_flips": "gates that differ from PyTorch over seeds, means and betas",
     "whose_sum": "near-cancelling gammas of 20,000: SRUs recognised, refused, taken for another, by order of the sum",
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",

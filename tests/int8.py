@@ -27,7 +27,7 @@ from scconv_deploy.precision.calibration import Calibration, Method, Observer
 from scconv_deploy.precision.int8 import prepared, quantized
 from scconv_deploy.precision.placement import PlacementOptions
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.records.quantization import METADATA, Target
+from scconv_deploy.records.quantization import LARGEST_CODE, METADATA, Target
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.verification.onnx.chain import verify_artifact
@@ -52,7 +52,9 @@ def reference(blocks: int = 1) -> tuple[Reference, onnx.ModelProto]:
     return found, onnx.load_model_from_string(serialize(export_to_ir(found, ExportOptions(), log)))
 
 
-def quantize(proto: onnx.ModelProto, target: Target = "gpu", **placement: tuple[str, ...]) -> onnx.ModelProto:
+def quantize(
+    proto: onnx.ModelProto, target: Target = "gpu", largest_code: int = LARGEST_CODE, **placement: tuple[str, ...]
+) -> onnx.ModelProto:
     """A float file in int8, calibrated on seeded images."""
     found = prepared(proto, PlacementOptions(**placement))
     exposed = onnx.ModelProto()
@@ -65,7 +67,7 @@ def quantize(proto: onnx.ModelProto, target: Target = "gpu", **placement: tuple[
             values = runner.run({name: image(seed).numpy() for name in runner.inputs})
             observer.add({name: values[name] for name in found.values}, f"seed {seed}")
     made = Calibration("max", 6, "seeded", "", "", observer.ranges())
-    model = ir.to_proto(quantized(found, made.ranges, made.record(target)))
+    model = ir.to_proto(quantized(found, made.ranges, made.record(target, largest_code)))
     tidy(model)
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -121,6 +121,9 @@ def quantize(
     int8: Int8Options = Int8Options(),
     keep: Keep = None,
     target: CodesTarget = "gpu",
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="Weights of 7 bits, which no CPU's int8 sums saturate.")
+    ] = False,
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
     ] = None,
@@ -140,7 +143,8 @@ def quantize(
             raise UsageError(f"These options belong to a model: {', '.join(names)}.", "Name it with --reference MODEL.")
         result = quantize_onnx(
             source, output,
-            int8.options(judged.data, judged.preprocessing, of_model.seed, tuple(keep or ()), target),
+            int8.options(judged.data, judged.preprocessing, of_model.seed, tuple(keep or ()), target,
+                         reduce_range=reduce_range),
             reference=None if reference is None else of_model.spec(reference),
             checks=int8.checks(judged),
             force=force, command=command_line(), progress=session.progress,

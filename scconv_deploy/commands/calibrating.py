@@ -133,6 +133,7 @@ class Int8Options(SiteOptions):
         keep: tuple[str, ...],
         target: Target = "gpu",
         source: str = "",
+        reduce_range: bool = False,
     ) -> QuantizeOptions:
         """Options of quantisation (UsageError if one is invalid, or there are no data).
 
@@ -142,7 +143,7 @@ class Int8Options(SiteOptions):
         from scconv_deploy.workflows.quantize import QuantizeOptions
 
         calibrating = self.calibrating(data, preprocessing, seed, source)
-        return QuantizeOptions(calibrating, self.placement(keep), target, self._budget(data))
+        return QuantizeOptions(calibrating, self.placement(keep), target, self._budget(data), reduce_range)
 
     def _budget(self, data: str | None) -> Budget | None:
         from scconv_deploy.workflows.budget import Budget

@@ -184,13 +184,21 @@ def print_bench(console: Console, result: BenchResult) -> None:
     """Print a benchmark: times of one run in milliseconds, throughput and memory of each subject."""
     table = table_of(
         f"{result.rounds} rounds, taking turns, batch {result.batch}",
-        "what", "p50", "p90", "p99", "items/s", "device p50", "memory", "load",
+        "what", "type", "p50", "p90", "p99", "items/s", "device p50", "memory", "load",
     )  # fmt: skip
     for row in result.rows:
         device = "-" if row.device_p50_ms is None else f"{row.device_p50_ms:.3f} ms"
         memory = "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.0f} MB {row.memory_of}"
         times = (f"{value:.3f} ms" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
-        table.add_row(Text(row.name), *times, f"{row.items_per_s:,.1f}", device, memory, f"{row.load_s:.2f} s")
+        table.add_row(
+            Text(row.name),
+            row.precision or "-",
+            *times,
+            f"{row.items_per_s:,.1f}",
+            device,
+            memory,
+            f"{row.load_s:.2f} s",
+        )
     console.print(table)
     for row in result.rows:
         if row.layers:

@@ -23,6 +23,7 @@ from scconv_deploy.graph.contract import LAYER, STANDARD_DOMAINS
 from scconv_deploy.graph.types import NUMPY, all_graphs
 from scconv_deploy.records.codec import DecodeError, decode, parse
 from scconv_deploy.records.quantization import (
+    LARGEST_CODE,
     METADATA,
     DataType,
     LayerPlan,
@@ -158,6 +159,7 @@ class Quantization:
                 tuple(map(float, found[0].weights.scales.ravel())),
                 found[0].norm,
                 found[0].weights.data,
+                LARGEST_CODE if self.record is None else self.record.largest_code,
             )
             for path, found in calls.items()
         ]

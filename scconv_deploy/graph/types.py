@@ -106,3 +106,18 @@ def quantization_of(model: onnx.ModelProto) -> str:
     read = {name for node in (*pairs, *integer) for name in node.input}
     kinds = {_STORED[t.data_type] for t in model.graph.initializer if t.name in read and t.data_type in _STORED}
     return f"{' and '.join(sorted(kinds)) or 'int8'} ({'integer operators' if integer else 'Q/DQ'})"
+
+
+def has_unsigned_codes(model: onnx.ModelProto) -> bool:
+    """Whether a quantiser of a model's main graph makes uint8 codes, which TensorRT does not take."""
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    zeros = [node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    return any(stored.get(name) == TensorProto.UINT8 for name in zeros)
+
+
+def described_precision(model: onnx.ModelProto) -> str:
+    """Type of a model's data for people: ``fp32``, ``int8 (Q/DQ)``, ``int8 (Q/DQ, for CPUs) on fp16``."""
+    quantization, between = quantization_of(model), precision_of(model)
+    if has_unsigned_codes(model):
+        quantization = quantization.replace("Q/DQ", "Q/DQ, for CPUs")
+    return f"{quantization} on {between}" if quantization and between != "fp32" else quantization or between

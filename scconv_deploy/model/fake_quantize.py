@@ -25,7 +25,7 @@ from scconv_deploy.model.orders import FollowsInputs, aten
 from scconv_deploy.model.prepare import Reference
 from scconv_deploy.model.rounded import DTYPES
 from scconv_deploy.model.steps import Scope, module_scope
-from scconv_deploy.records.quantization import LayerPlan, Levels, QuantizationPlan, SkipPlan
+from scconv_deploy.records.quantization import LARGEST_CODE, LayerPlan, Levels, QuantizationPlan, SkipPlan
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -72,7 +72,7 @@ def quantized_weights(model: nn.Module, plan: QuantizationPlan) -> dict[str, Qua
         scales = torch.tensor(layer.scales)
         quantized = _fake_quantized_weight(weight, scales)
         each = scales.reshape(-1, *[1] * (weight.dim() - 1))
-        own = _rounded(_scales_of(weight), layer)
+        own = _rounded(_scales_of(weight, layer.largest_code), layer)
         own = torch.where(own == 0, torch.ones_like(own), own)  # a type may round one to 0: such a channel is of zeros
         found[layer.path] = QuantizedWeights(weight, own, torch.round(quantized / each))
     return found
@@ -97,7 +97,7 @@ def unprovable(model: nn.Module, path: str, norm: str, weight: np.ndarray) -> st
     stored = torch.from_numpy(weight.astype(np.float32))
     if stored.numel() != own.numel() or len(stored) != len(own):
         return f"its weights are {list(stored.shape)}, those of {path} in PyTorch {list(own.shape)}"
-    if not torch.equal(_scales_of(stored), _scales_of(own)):
+    if not torch.equal(_scales_of(stored, LARGEST_CODE), _scales_of(own, LARGEST_CODE)):
         return f"its weights are not those of {path} in PyTorch, bit for bit"
     return ""
 
@@ -170,9 +170,9 @@ def _rounded(tensor: Tensor, plan: LayerPlan) -> Tensor:
     return tensor if plan.data == "float32" else tensor.to(DTYPES[plan.data]).float()
 
 
-def _scales_of(weight: Tensor) -> Tensor:
-    """Scale of each output channel: the largest magnitude over 127; 1 for a channel of zeros."""
-    scales = weight.abs().reshape(len(weight), -1).amax(1) / 127
+def _scales_of(weight: Tensor, largest_code: int) -> Tensor:
+    """Scale of each output channel: the largest magnitude over the largest code; 1 for a channel of zeros."""
+    scales = weight.abs().reshape(len(weight), -1).amax(1) / largest_code
     return torch.where(scales < torch.finfo(torch.float32).tiny, torch.ones_like(scales), scales)
 
 

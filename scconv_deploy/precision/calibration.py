@@ -18,7 +18,7 @@ from onnxruntime.quantization.quant_utils import compute_scale_zp
 
 from scconv_deploy.errors import IntegrityError, ModelError, UsageError
 from scconv_deploy.records.codec import DecodeError, decode, encode, parse
-from scconv_deploy.records.quantization import Levels, QuantizationRecord, Target
+from scconv_deploy.records.quantization import LARGEST_CODE, Levels, QuantizationRecord, Target
 
 DEFAULT_PERCENTILE = 99.99
 _BINS = 2048
@@ -151,10 +151,10 @@ def levels_of(found: Iterable[Range], target: Target, dtype: np.dtype) -> Levels
     return Levels(rounded or float(np.finfo(np.float16).tiny), int(zero_point), signed)  # half rounds a tiny one to 0
 
 
-def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Scale of each channel (axis 0), float32 ``[C]``: the largest magnitude over 127; 1 for a channel of zeros."""
+def weight_scales(weight: np.ndarray, largest_code: int = LARGEST_CODE) -> np.ndarray:
+    """Scale of each channel (axis 0), float32 ``[C]``: largest magnitude over largest code; 1 where all are 0."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float32)
-    scales = largest / np.float32(127)
+    scales = largest / np.float32(largest_code)
     return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
 
 
@@ -189,9 +189,11 @@ class Calibration:
     model_sha256: str
     ranges: dict[str, Range]
 
-    def record(self, target: Target) -> QuantizationRecord:
+    def record(self, target: Target, largest_code: int = LARGEST_CODE) -> QuantizationRecord:
         """Origin of the scales for a file's metadata."""
-        return QuantizationRecord(self.method, self.samples, self.data, self.data_sha256, self.model_sha256, target)
+        return QuantizationRecord(
+            self.method, self.samples, self.data, self.data_sha256, self.model_sha256, target, largest_code=largest_code
+        )
 
     def as_bytes(self) -> bytes:
         """Content of the cache's file."""

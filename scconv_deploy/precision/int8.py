@@ -103,7 +103,8 @@ def quantized(found: Prepared, ranges: Mapping[str, Range], record: Quantization
         axis = output_axis(node)
         if (weight, axis) not in made:
             both = any(other is weight for other, _ in made)  # one matrix, also read transposed
-            made[weight, axis] = _weight(graph, names, node, f"{weight.name}{'_transposed' if both else ''}")
+            name = f"{weight.name}{'_transposed' if both else ''}"
+            made[weight, axis] = _weight(graph, names, node, name, record.largest_code)
         node.replace_input_with(1, made[weight, axis])
     for weight in {weight for weight, _ in made}:
         if not weight.uses() and not weight.is_graph_output():
@@ -162,12 +163,12 @@ def _activation(graph: ir.Graph, names: _Names, value: ir.Value, levels: Levels)
     return read
 
 
-def _weight(graph: ir.Graph, names: _Names, node: ir.Node, name: str) -> ir.Value:
+def _weight(graph: ir.Graph, names: _Names, node: ir.Node, name: str, largest_code: int) -> ir.Value:
     """Store a layer's weight as int8 under a name and dequantise it; return the dequantised weight."""
     channels, axis = channels_first(node), output_axis(node)
     dtype = channels.dtype
     channels = channels.astype(np.float32)
-    scales = rounded_scales(weight_scales(channels), dtype)
+    scales = rounded_scales(weight_scales(channels, largest_code), dtype)
     codes = np.ascontiguousarray(np.moveaxis(weight_codes(channels, scales), 0, axis))
     stored = _constant(graph, names.free(f"{name}_quantized"), codes)
     scale = _constant(graph, names.free(f"{name}_scale"), scales.astype(dtype))

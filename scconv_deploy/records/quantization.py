@@ -15,6 +15,10 @@ Target = Literal["gpu", "cpu"]
 
 CODE = "::code"
 """Ending of a quantiser's name among the gates of no SRU."""
+LARGEST_CODE, REDUCED_CODE = 127, 64
+"""Largest code of a weight. With the reduced one, two products with uint8, 2 * 255 * 64, fit into 16 bits, in which
+ONNX Runtime adds them on x86-64 without VNNI."""
+
 METADATA = "scconv_deploy.int8"
 """Metadata of a quantised model: :class:`QuantizationRecord` as JSON."""
 
@@ -54,6 +58,7 @@ class LayerPlan:
         scales: scale of the weights of each output channel; of a single entry, one scale for all.
         norm: path of the BatchNorm that is folded into the weights; "" without one.
         data: type that weights and scales were rounded to first, ``float32``, ``float16`` or ``bfloat16``.
+        largest_code: code of the largest weight of a channel.
     """
 
     path: str
@@ -61,6 +66,7 @@ class LayerPlan:
     scales: tuple[float, ...]
     norm: str = ""
     data: DataType = "float32"
+    largest_code: int = LARGEST_CODE
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class QuantizationRecord:
         activations: levels by the name of the quantised value.
         reads: number of inputs that read the quantised value, by its name; empty where the file does not say.
         keep, only: patterns of the placement; with them the same float file gives the same plan.
+        largest_code: code of the largest weight of each channel.
     """
 
     method: str
@@ -112,6 +119,7 @@ class QuantizationRecord:
     reads: dict[str, int] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    largest_code: int = LARGEST_CODE
 
 
 def gate_of(path: str, number: int) -> str:

@@ -258,6 +258,14 @@ CHECKS: dict[str, Meaning] = {
         "",
         "Give more labelled `--data`, about as many rows as the reason names.",
     ),
+    "integer kernels": Meaning(
+        _ARTIFACT,
+        "The outputs of an int8 file in ONNX Runtime with all its optimisations, whose integer kernels this CPU runs, "
+        "with its outputs in float arithmetic. Judged where its codes are unsigned, which are for CPUs.",
+        "they are farther apart than `integer_kernels` times what quantising cost",
+        "On x86-64 without VNNI (`doctor` says so) two products are added in 16 bits and saturate: quantise with "
+        "`--target cpu --reduce-range`.",
+    ),
     "seal": Meaning(
         _ARTIFACT,
         "Nothing: the file's bytes are not those in the bundle's manifest, and the bundle's reference holds no "

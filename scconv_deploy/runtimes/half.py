@@ -1,14 +1,15 @@
-"""Runner of half models in ONNX Runtime: float32 arrays in and out, like the float32 model's runner."""
+"""Runners that compute what a file says: half models in half, quantised ones in float arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from scconv_deploy.graph.types import NUMPY, half_in
+from scconv_deploy.graph.types import NUMPY, half_in, quantization_of
 from scconv_deploy.runtimes.onnxruntime import CPU, OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.runtimes.stand_in import stand_in
 
@@ -70,6 +71,15 @@ def runs_here(model: onnx.ModelProto, options: RuntimeOptions) -> bool:
     return half_in(model) != "bf16" or options.resolved_provider() != CPU
 
 
+def float_arithmetic(model: onnx.ModelProto, options: RuntimeOptions) -> RuntimeOptions:
+    """The options, without optimisation for a quantised model, whose quantisers then run as they stand.
+
+    Optimised, they become integer kernels, which on some CPUs add in 16 bits and saturate.
+    """
+    return replace(options, optimization="none") if quantization_of(model) else options
+
+
 def runner_of(model: onnx.ModelProto, options: RuntimeOptions = RuntimeOptions()) -> OnnxRuntimeRunner | HalfRunner:
-    """Make the runner of a float32 or half model."""
+    """Make the runner of a float32 or half model; a quantised one runs in float arithmetic."""
+    options = float_arithmetic(model, options)
     return OnnxRuntimeRunner(model, options) if half_in(model) is None else HalfRunner(model, options)

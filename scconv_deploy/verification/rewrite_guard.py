@@ -26,7 +26,8 @@ from scconv_deploy.graph.contract import mask_input
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.tolerances import ALL, REWRITE
 from scconv_deploy.rewrite.apply import Applied, Fused
-from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner
+from scconv_deploy.runtimes.half import float_arithmetic
+from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.metrics import distance
 from scconv_deploy.verification.reference.run import Arrays
 
@@ -167,11 +168,13 @@ def compare_graphs(
     others = _other_gates(original, rewritten, set(masks))
     exposed = _exposing(original, wanted)
     onnx_gates.expose(exposed, [found for found, _ in others])
+    options = float_arithmetic(original, RuntimeOptions())
     try:
+        fixed = _forced(rewritten, readable, list(masks), [found for _, found in others])
         with (
-            OnnxRuntimeRunner(exposed) as before,
-            OnnxRuntimeRunner(rewritten) as after,
-            OnnxRuntimeRunner(_forced(rewritten, readable, list(masks), [found for _, found in others])) as forced,
+            OnnxRuntimeRunner(exposed, options) as before,
+            OnnxRuntimeRunner(rewritten, options) as after,
+            OnnxRuntimeRunner(fixed, options) as forced,
         ):
             return _compare(original, rewritten, readable, masks, others, samples, (before, after, forced), unread)
     except ModelError as error:

@@ -18,6 +18,7 @@ import torch
 
 from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
 from scconv_deploy.graph.inputs import random_array
+from scconv_deploy.graph.types import described_precision
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.load import load_with_record
@@ -57,6 +58,7 @@ class BenchRow:
             before the subject was loaded; None if unknown.
         load_s: time from loading to ready for the first run.
         layers: times of its layers, the longest first, if they were asked for: from further runs, under a profiler.
+        precision: type of an ONNX file's data, and how it is quantised; "" for others.
     """
 
     name: str
@@ -71,6 +73,7 @@ class BenchRow:
     memory_of: Literal["process", "device"]
     load_s: float
     layers: tuple[LayerTime, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class _Subject:
     memory_of: Literal["process", "device"]
     load_s: float
     layers: Callable[[], tuple[LayerTime, ...]] | None = None
+    precision: str = ""
 
 
 def bench_artifacts(
@@ -171,6 +175,7 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     return _Subject(
         f"{name} (ONNX Runtime{where})", "onnxruntime", items, run, memory, "process", seconds,
         layers if options.layers else None,  # it would keep the model in memory
+        described_precision(model),
     )  # fmt: skip
 
 
@@ -313,7 +318,7 @@ def _row(subject: _Subject, seconds: Sequence[float], device: Sequence[float]) -
     return BenchRow(
         subject.name, subject.kind, found.p50_ms, found.p90_ms, found.p99_ms, found.mean_ms,
         subject.items / (found.mean_ms * 1e-3), found.device_p50_ms,
-        subject.memory_bytes, subject.memory_of, subject.load_s,
+        subject.memory_bytes, subject.memory_of, subject.load_s, precision=subject.precision,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from scconv_deploy.exporters.tensorrt.targets import jetpack_of
 from scconv_deploy.system.backends import BACKENDS
+from scconv_deploy.system.cpu import int8_instructions
 from scconv_deploy.system.environment import platform_facts
 from scconv_deploy.system.machine import (
     CUDA_WHEELS,
@@ -49,7 +50,7 @@ class Finding:
         remedy: command that installs or repairs it; "" if nothing is to do.
     """
 
-    group: Literal["python", "runtime", "gpu", "compiler", "versions"]
+    group: Literal["python", "runtime", "cpu", "gpu", "compiler", "versions"]
     name: str
     status: Status
     found: str
@@ -82,7 +83,7 @@ class Diagnosis:
 def diagnose(machine: Machine | None = None) -> Diagnosis:
     """Look up everything; takes a few seconds, because torch and each runtime are imported."""
     machine = machine or Machine()
-    findings = [*_python(machine), *_runtimes(machine), *_gpus(machine), *_compilers(machine)]
+    findings = [*_python(machine), *_runtimes(machine), *_cpu(machine), *_gpus(machine), *_compilers(machine)]
     return Diagnosis((*findings, *_contradictions(machine, findings)))
 
 
@@ -153,6 +154,19 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
             yield Finding("runtime", f"{package}-run", "warning", found, remedy="build without --plugin")
         else:
             yield Finding("runtime", f"{package}-run", "ok", f"{answer['version']}, takes the fused SRU's plugin")
+
+
+def _cpu(machine: Machine) -> Iterator[Finding]:
+    found = int8_instructions(machine.root)
+    if not found.known:
+        return
+    if found.saturating:
+        text = f"{found}, no VNNI: ONNX Runtime's int8 kernels add two products in 16 bits, which saturate silently"
+        remedy = "int8 for this CPU: quantize --target cpu --reduce-range; int8 for GPUs is judged in float arithmetic"
+        yield Finding("cpu", "int8", "warning", text, remedy=remedy)
+    else:
+        text = f"{found}: sums of int8 products in 32 bits" if found.names else f"{found}: int8 is slow here"
+        yield Finding("cpu", "int8", "ok", text)
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.gate.gate import Gate
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.file import read_onnx
-from scconv_deploy.graph.types import precision_of, quantization_of
+from scconv_deploy.graph.types import described_precision
 from scconv_deploy.graph.unknown import foreign_operators
 from scconv_deploy.model.prepare import Reference, reference_from_spec
 from scconv_deploy.model.replay import record_gates
@@ -181,7 +181,7 @@ def inspect_onnx(artifact: OnnxFile | Bundle) -> OnnxInspection:
         operators=dict(Counter(_operator(node) for node in model.graph.node).most_common()),
         parameters=sum(_size(tensor) for tensor in model.graph.initializer),
         metadata={p.key: p.value for p in model.metadata_props},
-        precision=_precision(model),
+        precision=described_precision(model),
         notes=(
             *(f"{key}: {value}" for key, value in facts.items()),
             *(f"{name}: {_FOREIGN}" for name in foreign_operators(model)),
@@ -281,8 +281,3 @@ def describe_training(gate: Gate) -> str:
         return "untrained: gamma 1, beta 0"
     why = " (a hard mask gives them no gradient)" if gate.variant.operator == "SRU" else ""
     return f"untrained: beta 0, gamma random, std {float(gate.gamma.std()):.2f}{why}"
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    quantization, between = quantization_of(model), precision_of(model)
-    return f"{quantization} on {between}" if quantization and between != "fp32" else quantization or between

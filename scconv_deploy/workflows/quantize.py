@@ -23,7 +23,7 @@ from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import prepared, quantized_proto
 from scconv_deploy.precision.placement import Placement, PlacementOptions, Unprovable
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.records.quantization import Target
+from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE, Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.sensitivity import search_lines
 from scconv_deploy.report.verdict import parity_error
@@ -53,12 +53,19 @@ class QuantizeOptions:
         placement: choice of layers.
         target: hardware that the codes are for.
         budget: largest cost; sites stay in float until it is met. None quantises all that the placement chooses.
+        reduce_range: weights of 7 bits, whose products do not saturate in 16 bits.
     """
 
     calibration: CalibrationOptions
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     target: Target = "gpu"
     budget: Budget | None = None
+    reduce_range: bool = False
+
+    @property
+    def largest_code(self) -> int:
+        """Code of the largest weight of a channel."""
+        return REDUCED_CODE if self.reduce_range else LARGEST_CODE
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +195,7 @@ def quantize_model(
         found = prepared(proto, options.placement, proved_by)
         rows = Rows(proto, options.calibration)
         calibration, seen = calibrate(proto, digest, found, rows, options.calibration, progress)
-        record = calibration.record(options.target)
+        record = calibration.record(options.target, options.largest_code)
         plans = Plans(proto, found, options.placement, calibration, record, proved_by)
         placing = options.placement
         if options.budget is not None:

@@ -76,7 +76,7 @@ def test_a_file_and_models_on_the_command_line(workplace):
     document = json.loads(result.stdout)
     assert document == json.loads(Path("t.json").read_text())
     (row,) = document["rows"]
-    assert row["name"] == "m.onnx (ONNX Runtime)"
+    assert (row["name"], row["precision"]) == ("m.onnx (ONNX Runtime)", "fp32")
     assert row["items_per_s"] == pytest.approx(3e3 / row["mean_ms"])
     assert row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
     assert row["device_p50_ms"] is None

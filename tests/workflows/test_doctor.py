@@ -173,3 +173,17 @@ def test_whether_tensorrt_rtx_takes_plugins_is_said(tmp_path, reason, status, fo
     finding = by_name(diagnosis)["tensorrt-rtx-run"]
     assert (finding.status, finding.found) == (status, found)
     assert bool(finding.remedy) == bool(reason)
+
+
+@pytest.mark.parametrize(("flags", "status", "words"), [
+    ("avx2", "warning", "AVX2, no VNNI: ONNX Runtime's int8 kernels add two products in 16 bits"),
+    ("avx2 avx512_vnni", "ok", "AVX2, AVX512-VNNI: sums of int8 products in 32 bits"),
+    ("sse2", "ok", "none for int8: int8 is slow here"),
+])  # fmt: skip
+def test_what_the_cpu_does_with_int8(tmp_path, flags, status, words):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"flags : {flags}\n")
+    finding = by_name(diagnose(machine(tmp_path)), "cpu")["int8"]
+    assert finding.status == status
+    assert finding.found.startswith(words)
+    assert ("--reduce-range" in finding.remedy) == (status == "warning")

@@ -16,7 +16,7 @@ from scconv_deploy.graph.quantization import read_quantization, record_of
 from scconv_deploy.graph.types import quantization_of
 from scconv_deploy.precision.calibration import Method
 from scconv_deploy.precision.placement import PlacementOptions
-from scconv_deploy.records.quantization import METADATA
+from scconv_deploy.records.quantization import METADATA, REDUCED_CODE
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.options import Checks
@@ -138,11 +138,16 @@ def test_with_the_model_it_is_proved(folder, tmp_path):
     factory = f"{__file__}:net"
     found = CliRunner().invoke(cli.app, [
         "quantize", str(folder / "net.onnx"), "-o", str(tmp_path / "q.onnx"), "--data", str(folder / "data.npz"),
-        "--reference", factory, "--input", "2x3x16x16", "--deep", "2", "--json",
+        "--reference", factory, "--input", "2x3x16x16", "--deep", "2", "--target", "cpu", "--reduce-range", "--json",
     ])  # fmt: skip
     assert found.exit_code == 0, found.stderr
     document = json.loads(found.stdout)
     assert document["report"]["verdict"] == "passed"
+    checks = {c["name"]: c for link in document["report"]["links"] for c in link["checks"]}
+    assert checks["integer kernels"]["status"] == "passed"
+    assert checks["integer kernels"]["quantities"][0]["value"] < 1
+    record = record_of(onnx.load(tmp_path / "q.onnx"))
+    assert (record.target, record.largest_code) == ("cpu", REDUCED_CODE)
     assert document["calibration"]["samples"] == 16
     assert "ranges" not in document["calibration"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import onnx
 
@@ -12,6 +11,7 @@ from scconv_deploy.graph.types import data_type, precision_of, quantization_of
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, FreeRunning, OutputParity, SRUParity
 from scconv_deploy.records.tolerances import Table
+from scconv_deploy.runtimes.half import float_arithmetic
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.verification.checks import free_running, other_gates, second_opinion, teacher_forced
 from scconv_deploy.verification.checks.answers import check_labels
@@ -19,6 +19,7 @@ from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, Artifa
 from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.end_to_end import EndToEnd, Quantized
 from scconv_deploy.verification.checks.half_range import HalfRange, RangeWatch
+from scconv_deploy.verification.checks.integer_kernels import IntegerKernels
 from scconv_deploy.verification.checks.jumps import Jumps
 from scconv_deploy.verification.checks.native import Native, StandIn
 from scconv_deploy.verification.checks.quantizers import Quantizers
@@ -57,9 +58,7 @@ class ArtifactChecks:
         precision, self._quantization = precision_of(proto), quantization_of(proto)
         expected = quantized if isinstance(quantized, ExpectedQuantization) else None
         self._unjudged = quantized if isinstance(quantized, str) else ""
-        if self._quantization:  # ONNX Runtime's kernels for integers add in 16 bits on some CPUs, and saturate
-            options = replace(options, optimization="none")
-        self.options = options
+        self.options = options = float_arithmetic(proto, options)
         self.shared = shared = Shared(limits, data_type(precision))
         quantizers = {} if expected is None else expected.found.quantizers
         self._runs = runs = ArtifactRuns(source, proto, shared, options, quantizers)
@@ -76,7 +75,7 @@ class ArtifactChecks:
         ranges: list[ArtifactCheck] = []
         if float32_model is not None and precision != "fp32":
             ranges = [HalfRange(RangeWatch(float32_model, proto, precision, options), proto, shared)]
-        self.budget = Budget(limits)
+        self.budget, self.kernels = Budget(limits), IntegerKernels(runs, limits)
         static = [] if expected is None else [Quantizers(expected, limits)]
         self._recorded: list[ArtifactCheck] = []
         if self._unjudged and self._quantization:
@@ -120,12 +119,13 @@ class ArtifactChecks:
             check.add(run, found)
         if self._quantization and (self._unjudged or run.unquantized):
             self.budget.add(run, found)
+            self.kernels.add(run, found)
 
     def checks(self) -> list[Check]:
         """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""
         if not self._quantization or not self._unjudged:
-            return [*_judged(self._all), *self.shared.checks()]
-        judged = _judged([*self._recorded, self.static, self.forced, self.opinion])
+            return [*_judged([*self._all, self.kernels]), *self.shared.checks()]
+        judged = _judged([*self._recorded, self.static, self.forced, self.opinion, self.kernels])
         passed = [check.name for check in judged if check.status == "passed"]
         unjudged = Quantized(self._quantization, self._unjudged, self.end_to_end, passed)
         return [*judged, *unjudged.checks(), *self.shared.contract.checks(), *self.shared.finite.checks()]

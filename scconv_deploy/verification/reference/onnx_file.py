@@ -17,6 +17,7 @@ from scconv_deploy.graph import inputs, instrument
 from scconv_deploy.graph.contract import STRADDLE
 from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import Refusal
+from scconv_deploy.runtimes.half import float_arithmetic
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.metrics import distance
 from scconv_deploy.verification.reference.onnx_noise import OnnxNoise
@@ -76,7 +77,7 @@ class OnnxReference:
         self.name = name
         self._proto = proto
         self._sites = {name: _site(self._proto, name, node) for name, node in instrument.sites(self._proto).items()}
-        self._options = options
+        self._options = options = float_arithmetic(proto, options)
         self._wanted = onnx_gates.candidates(self._proto)
         self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options) if measured else None
         exposed = instrument.expose_gates(self._proto, list(self._sites))

@@ -18,7 +18,7 @@ from scconv_deploy.model.fake_quantize import fake_quantized, quantized_weights
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.precision.half import HalfOptions, converted
 from scconv_deploy.records import tolerances
-from scconv_deploy.records.quantization import METADATA
+from scconv_deploy.records.quantization import METADATA, REDUCED_CODE
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.checks.quantizers import Quantizers
 from scconv_deploy.verification.reference.pytorch import TorchReference
@@ -113,6 +113,21 @@ def test_unsigned_activations_are_proved_too(made):
     report = judge(made[0], model)
     assert report, report.failures
     assert checks_of(report)["scales"].status == "passed"
+
+
+def test_weights_of_a_reduced_range_are_proved_and_keep_their_codes_small(made):
+    model = quantize(made[1], "cpu", REDUCED_CODE)
+    codes = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_quantized")]
+    assert {int(np.abs(one).max()) for one in codes} == {REDUCED_CODE}
+    report = judge(made[0], model)
+    assert report, report.failures
+    found = checks_of(report)
+    assert found["scales"].reason.startswith("scales of 21 inputs are those of the record, of 18 weights PyTorch's")
+    assert found["integer kernels"].status == "passed"
+    damaged = copied(model)
+    entry = next(entry for entry in damaged.metadata_props if entry.key == METADATA)
+    entry.value = entry.value.replace(f'"largest_code": {REDUCED_CODE}', '"largest_code": 127')
+    assert "scales" in failed_checks(judge(made[0], damaged)), "the record does not say what the weights are"
 
 
 @pytest.mark.parametrize("options", [{"keep": ("net.layer2.0.*",)}, {"only": (LAYER, "net.conv1")}])

@@ -1,0 +1,118 @@
+"""Check of an int8 file as ONNX Runtime runs it on this CPU, with all its optimisations, beside float arithmetic.
+
+Optimised, ONNX Runtime fuses quantisers and layers into integer kernels. On x86-64 without VNNI these add two products
+of uint8 and int8 in 16 bits, which saturate without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from scconv_deploy.errors import ModelError
+from scconv_deploy.graph.types import half_in, has_unsigned_codes
+from scconv_deploy.records.parity import Check, Quantity
+from scconv_deploy.records.tolerances import Table, name_of
+from scconv_deploy.runtimes.half import HalfRunner, runs_here
+from scconv_deploy.runtimes.onnxruntime import CPU, OnnxRuntimeRunner
+from scconv_deploy.system.cpu import int8_instructions
+from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, ArtifactRuns, Runner, same_kind
+from scconv_deploy.verification.metrics import comparable, looks_like_logits
+from scconv_deploy.verification.reference.run import ReferenceRun
+
+NAME = "integer kernels"
+TOLERANCE = "integer_kernels"
+_REMEDY = "quantise with --target cpu --reduce-range, whose products cannot saturate"
+
+
+class IntegerKernels(ArtifactCheck):
+    """Check that integer kernels change the outputs by no more than quantisation did.
+
+    A file with signed codes alone is for GPUs: it is measured, and judged only if the user gives the limit. TensorRT
+    takes no unsigned codes, so a file that has some is for CPUs.
+    """
+
+    def __init__(self, runs: ArtifactRuns, limits: Table) -> None:
+        self._runs, self._limits = runs, limits
+        self._judged = has_unsigned_codes(runs.proto) or limits[TOLERANCE].given
+        self._refusal, self._on_data = "", False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._squares: dict[str, np.ndarray] = {}
+        self._floors: dict[str, float] = {}
+        self._answers = (0, 0)
+
+    def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
+        if self._refusal or (self._on_data and not run.kind):  # noise, beside real data
+            return
+        runner = self._runner()
+        if runner is None:
+            return
+        if run.kind and not self._on_data:
+            self._on_data = True
+            self._forget()
+        floats = run.unquantized or run.given
+        outputs = found.aligned(runner.run(run.inputs), run.given)
+        for name, y in outputs.items():
+            plain, reference = found.outputs[name], floats.get(name)
+            if reference is None or plain.dtype.kind != "f" or not same_kind(plain, reference):
+                continue
+            if not comparable(plain, reference) or y.shape != plain.shape:
+                continue
+            self._floors[name] = self._limits[name_of(self._limits, "engine_noise", plain.dtype)].value
+            self._squares[name] = self._squares.get(name, np.zeros(3)) + _squares(y, plain, reference)
+            if looks_like_logits(plain):
+                changed = (plain.argmax(1) != y.argmax(1))[: run.count or len(y)]
+                self._answers = self._answers[0] + int(changed.sum()), self._answers[1] + changed.size
+
+    def _runner(self) -> Runner | None:
+        """Session with all optimisations; None where there is none (recorded)."""
+        proto, options = self._runs.proto, replace(self._runs.options, optimization="all")
+        if options.resolved_provider() != CPU:
+            self._refusal = f"{options.resolved_provider()} runs the file, not the CPU"
+        elif not runs_here(proto, options):
+            self._refusal = "ONNX Runtime cannot run bf16 here"
+        if self._refusal:
+            return None
+        try:
+            native = half_in(proto) is not None
+            return self._runs.session(
+                NAME, lambda: HalfRunner(proto, options, native=True) if native else OnnxRuntimeRunner(proto, options)
+            )
+        except ModelError as error:  # no kernel for an operator that float arithmetic does without
+            self._refusal = error.message
+            return None
+
+    def checks(self) -> list[Check]:
+        if not self._squares:
+            return [Check(NAME, "not run", self._refusal)] if self._refusal else []
+        ratios, words = {}, []
+        for name, (off, cost, size) in self._squares.items():
+            ratios[name] = float(np.sqrt(off / max(cost, self._floors[name] ** 2 * size, np.finfo(float).tiny)))
+            snr = f"SNR {10 * np.log10(size / off):.1f} dB" if off and size else "the same"
+            words.append(f"{name}: {snr}, {ratios[name]:.2g}x what quantising costs")
+        changed, answers = self._answers
+        if answers:
+            words.append(f"{changed:,} of {answers:,} answers changed")
+        instructions = int8_instructions()
+        where = "" if self._on_data else " on noise"
+        worst = max(ratios.values(), key=lambda ratio: (np.isnan(ratio), ratio))
+        quantity = Quantity(TOLERANCE, worst, self._limits[TOLERANCE].value)
+        text = f"in ONNX Runtime's integer kernels on this CPU ({instructions}){where}: {', '.join(words)}"
+        text += f" (limit {quantity.limit:.3g}x)"
+        if not quantity.within:
+            why = "they saturate without VNNI: " if instructions.saturating else ""
+            text += f"; {why}for this CPU, {_REMEDY}"
+        if not self._judged:
+            text += "; its codes are for GPUs, so this was not judged"
+            return [Check(NAME, "not run", text)]
+        return [Check(NAME, "passed" if quantity.within else "failed", text, (quantity,))]
+
+
+def _squares(y: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Squared norms, float64 ``[3]``: integer kernels against float arithmetic, the cost of quantising, the output."""
+    parts = (y.astype(np.float64) - plain, plain.astype(np.float64) - reference, plain)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array([float(np.sum(np.square(part, dtype=np.float64))) for part in parts])
