@@ -54,6 +54,7 @@ class TorchReference:
     """:class:`.run.ReferenceSource` of a PyTorch model."""
 
     swapped_link = ""
+    is_float32_form = False
 
     def __init__(self, reference: Reference) -> None:
         self.name = reference.name
