@@ -215,6 +215,7 @@ class RecordedReference:
     why_redundant: Mapping[str, str]
     engine_data: str = ""
     swapped_link = "the reference was recorded when the bundle was made; PyTorch was not run"
+    is_float32_form = False
 
     @property
     def recognised(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,11 +38,25 @@ from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
 
+if TYPE_CHECKING:
+    from scconv_deploy.model.spec import ModelSpec
+    from scconv_deploy.workflows.deploy import DeployResult
+
 
 @grouped
 def deploy(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE.onnx",
+            help="A zoo name, package.module:factory, path/file.py:factory, a pickled module, or any exporter's file.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model that FILE.onnx came from; without it the file is its own."),
+    ] = None,
     of_model: ModelOptions = ModelOptions(),
     judged: CheckOptions = CheckOptions(),
     graph: GraphOptions = GraphOptions(),
@@ -59,31 +73,74 @@ def deploy(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
+    """Export a model (or rewrite a file), verify the artifact, build engines if asked, and write a bundle."""
     from scconv_deploy.commands.printing import print_deploy
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.workflows.deploy import deploy_spec
+        from scconv_deploy.workflows.deploy_file import deploy_file
+        from scconv_deploy.workflows.subject import Model as InPyTorch
+        from scconv_deploy.workflows.subject import OnnxFile, subject_of
 
+        subject = subject_of(model)
+        if not isinstance(subject, InPyTorch | OnnxFile) or (isinstance(subject, OnnxFile) and subject.rejected):
+            raise UsageError(f"{model} is a finished artifact, expected a model or an ONNX file.", "See verify.")
         spec = of_model.spec(model)
         backends = parse_backends(backend)
-        result = deploy_spec(
-            spec,
-            output,
-            graph.export(
-                backends, int8.quantization(graph, judged.data, judged.preprocessing, of_model.seed, spec.source)
-            ),
-            engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
-            baseline=baseline,
-            cache=chosen_cache(cache, no_cache),
-            checks=int8.checks(judged) if graph.is_int8 else judged.checks(),
-            force=force,
-            command=command_line(),
-            progress=session.progress,
+        options = graph.export(
+            backends, int8.quantization(graph, judged.data, judged.preprocessing, of_model.seed, spec.source)
         )
+        checks = int8.checks(judged) if graph.is_int8 else judged.checks()
+        result: DeployResult
+        if isinstance(subject, OnnxFile):
+            if baseline:
+                raise UsageError("--baseline is exported like the model, and this is a file.", "Build it on its own.")
+            result = deploy_file(
+                subject.path,
+                output,
+                options,
+                reference=_of_file(model, reference, of_model),
+                engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
+                cache=chosen_cache(cache, no_cache),
+                checks=checks,
+                seed=of_model.seed,
+                force=force,
+                command=command_line(),
+                progress=session.progress,
+            )
+        else:
+            if reference is not None:
+                raise UsageError("--reference is for an ONNX file; a model is its own.", "Leave it out.")
+            result = deploy_spec(
+                spec,
+                output,
+                options,
+                engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
+                baseline=baseline,
+                cache=chosen_cache(cache, no_cache),
+                checks=checks,
+                force=force,
+                command=command_line(),
+                progress=session.progress,
+            )
         session.show(result, print_deploy)
         if not result:
             raise parity_error(result.artifact, result.report, "Do not ship it; see report.json.")
+
+
+def _of_file(file: str, reference: str | None, of_model: ModelOptions) -> ModelSpec | None:
+    """The model that a file came from; without one, options that only a model has are refused (UsageError).
+
+    ``--batch`` and ``--dynamic`` give the ranges of the file's own open axes.
+    """
+    if reference is not None:
+        return of_model.spec(reference)
+    ranges = ("--batch", "--dynamic")
+    if names := [name for name in of_model.given if name not in ranges]:
+        raise UsageError(
+            f"{file} is a file, to which {', '.join(names)} means nothing.", "Name its model with --reference MODEL."
+        )
+    return None
 
 
 @grouped

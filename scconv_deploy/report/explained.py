@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from scconv_deploy.records.parity import ParityReport
 
-_REPLACED, _ENGINE = "PyTorch with SRUs swapped", "tensorrt, tensorrt-rtx"
+_REWRITTEN, _REPLACED, _ENGINE = "rewrite", "PyTorch with SRUs swapped", "tensorrt, tensorrt-rtx"
 _ARTIFACT = "onnxruntime, budget, precision"
-LINKS = (_REPLACED, _ARTIFACT, _ENGINE)
+LINKS = (_REWRITTEN, _REPLACED, _ARTIFACT, _ENGINE)
 """Places of checks in the chain; a check of two places is listed at the first."""
 
 _ON_ITS_GPU = "the engine on its GPU"
 STEPS = {
+    "rewrite": "the user's ONNX file and its rewritten form; only in a bundle of a file",
     "PyTorch with SRUs swapped": "the model in PyTorch, each recognised SRU replaced by the tool's own",
     "onnxruntime": "the float32 ONNX file in ONNX Runtime",
     "budget": "what int8 costs against the float model; only for a quantised file",
@@ -69,6 +70,14 @@ class Meaning:
 
 
 CHECKS: dict[str, Meaning] = {
+    "rewrite": Meaning(
+        _REWRITTEN,
+        "The gates of the user's file and of the rewritten one with PyTorch's formula, on the input that the file's "
+        "SRUs have; the outputs of both with the file's own gates. Only where a file was deployed.",
+        "a gate of the rewritten file changed that rounding cannot move, or an output is farther off than rounding "
+        "moves it",
+        "Report it with the file. Until then deploy the model itself.",
+    ),
     "gates": Meaning(
         _REPLACED,
         "Each SRU of the model with the tool's own SRU that replaces it, both in PyTorch on the same input, gate by "

@@ -1,12 +1,13 @@
-"""``onnx.reference``: the specification's own interpreter in NumPy, a second opinion on single SRUs."""
+"""``onnx.reference``: the specification's own interpreter in NumPy, a second opinion on single SRUs and whole files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from scconv_deploy.errors import ModelError
 
@@ -14,7 +15,10 @@ _INSTEAD = "Run it in ONNX Runtime."
 
 
 class OnnxReferenceRunner:
-    """Runner of a small ONNX model in ``onnx.reference``: slow, and independent of every runtime.
+    """Runner of an ONNX model in ``onnx.reference``: slow, and independent of every runtime.
+
+    Args:
+        operators: of the model beside ONNX's own.
 
     Raises:
         ModelError: ``onnx.reference`` does not know an operator, or (in ``run``) refuses the inputs.
@@ -22,9 +26,9 @@ class OnnxReferenceRunner:
 
     name = "onnx.reference"
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, operators: Sequence[type[OpRun]] = ()) -> None:
         try:
-            self._evaluator = ReferenceEvaluator(model)
+            self._evaluator = ReferenceEvaluator(model, new_ops=list(operators))
         except Exception as error:  # the evaluator has no exception class of its own
             raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}", _INSTEAD) from error
         self.inputs = tuple(self._evaluator.input_names)

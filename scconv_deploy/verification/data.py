@@ -217,6 +217,12 @@ def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
     return DataSource(path.name, rows, blocks)
 
 
+def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of an ``.npz`` by name (IntegrityError if it is damaged)."""
+    with _readable(path), np.load(path, allow_pickle=False) as archive:
+        return {name: _array(archive, name).shape for name in archive.files}
+
+
 def _array(archive: Mapping[str, Any], name: str) -> np.ndarray:
     found = archive[name]
     if not isinstance(found, np.ndarray):  # NumPy returns bytes for a member that is no array

@@ -24,6 +24,7 @@ from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import mask_input
 from scconv_deploy.records.gates import FlipCount
+from scconv_deploy.records.parity import Check, Link
 from scconv_deploy.records.tolerances import ALL, REWRITE
 from scconv_deploy.rewrite.apply import Applied, Fused
 from scconv_deploy.runtimes.half import float_arithmetic
@@ -31,6 +32,7 @@ from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.metrics import distance
 from scconv_deploy.verification.reference.run import Arrays
 
+REWRITE_LINK = "rewrite"
 REPLAY_LIMIT = REWRITE["rewrite_replay"].value
 NAIVE_LIMIT = REWRITE["rewrite_gates"].value
 """Limit in z for groups of up to ``_LARGE_GROUP`` elements; for larger groups, in proportion to their size."""
@@ -140,6 +142,17 @@ class GuardReport:
             "tolerances": {name: asdict(tolerance) for name, tolerance in REWRITE.items()},
             **asdict(self),
         }
+
+
+def link_of(guard: GuardReport) -> Link:
+    """Link of a report's chain from the user's file to the rewritten one."""
+    if guard.not_run:
+        return Link(REWRITE_LINK, "not run", guard.not_run)
+    if guard.failures:
+        return Link.of(REWRITE_LINK, [Check("rewrite", "failed", failure) for failure in guard.failures])
+    worst = max((forced for _, forced, _ in guard.outputs), default=0.0)
+    parts = [guard.sentence, f"outputs with your file's gates within {worst:.1e} relative L2"]
+    return Link.of(REWRITE_LINK, [Check("rewrite", "passed", "; ".join(part for part in parts if part))])
 
 
 def compare_graphs(

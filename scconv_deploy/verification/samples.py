@@ -74,6 +74,11 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     resize: int | None = None
 
+    @property
+    def affine(self) -> data.Affine:
+        """As :func:`.data.open_source` takes it."""
+        return self.mean, self.std, self.resize
+
     @classmethod
     def of(cls, source: str, model: nn.Module | None = None) -> Preprocessing:
         """Preprocessing of a zoo model, or from a model's ``pretrained_cfg`` (as in timm); else the default."""
@@ -312,8 +317,7 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
         MissingRuntimeError: Pillow or scikit-learn is missing.
     """
     examples = {name: tensor.numpy() for name, tensor in signature.tensors.items()}
-    affine = (preprocessing.mean, preprocessing.std, preprocessing.resize)
-    return Samples(data.open_source(source, examples, affine), signature, deep)
+    return Samples(data.open_source(source, examples, preprocessing.affine), signature, deep)
 
 
 def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:

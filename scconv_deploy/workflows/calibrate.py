@@ -67,7 +67,8 @@ class Rows:
         if options.data == RANDOM:
             self._source = _random_source(examples, options)
         else:
-            self._source = data.open_source(options.data, examples, options.preprocessing or _affine(proto))
+            fitting = _in_sizes_of(Path(options.data), proto, examples)
+            self._source = data.open_source(options.data, fitting, options.preprocessing or _affine(proto))
 
     @property
     def name(self) -> str:
@@ -227,6 +228,21 @@ def _examples(proto: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
     """Arrays of the inputs' shapes and types; where an axis is open, of the first size that the file takes."""
     with runner_of(proto, RuntimeOptions(optimization="none")) as runner:
         return inputs.noise(proto, seed, runner.run)
+
+
+def _in_sizes_of(path: Path, proto: onnx.ModelProto, examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Examples with the sizes of an ``.npz`` where the file leaves an axis open; what does not fit stays as it is."""
+    if path.suffix != ".npz" or not path.is_file():
+        return examples
+    shapes = data.npz_shapes(path)
+    found = dict(examples)
+    for value in inputs.graph_inputs(proto):
+        axes, given = value.type.tensor_type.shape.dim, shapes.get(value.name, ())
+        if len(axes) == len(given) and all(
+            axis.dim_value in (0, size) for axis, size in zip(axes[1:], given[1:], strict=True)
+        ):
+            found[value.name] = np.empty((1, *given[1:]), examples[value.name].dtype)
+    return found
 
 
 def _batch(value: onnx.ValueInfoProto) -> int | None:

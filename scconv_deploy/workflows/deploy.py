@@ -2,15 +2,17 @@
 
 ModelSpec --load--> nn.Module --export--> onnx_ir.Model --precision--> model.onnx --build--> engines;
 verify(reference, artifact) --> ParityReport
+
+An ONNX file takes the same way, see :mod:`.deploy_file`: it is rewritten where a model is exported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 import onnx_ir as ir
@@ -41,9 +43,10 @@ from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
-from scconv_deploy.verification.onnx.parity import Artifact, source_of, source_of_engine, verify_onnx
+from scconv_deploy.verification.onnx.parity import Artifact, Judging, source_of, source_of_engine, verify_onnx
 from scconv_deploy.verification.options import Checks
-from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
+from scconv_deploy.verification.reference.run import ReferenceSource
+from scconv_deploy.verification.samples import noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
 from scconv_deploy.workflows.provenance import provenance_of, versions
@@ -80,6 +83,85 @@ class DeployResult:
         }
 
 
+class Subject(Protocol):
+    """What a bundle is made of: a model in PyTorch (:class:`ModelSubject`) or an ONNX file.
+
+    Attributes:
+        name: its name in the report.
+        module: the model in PyTorch that int8 is proved against; None for a file.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> nn.Module | None: ...
+
+    def samples(self) -> list[Iterable[Any]]:
+        """Samples to judge on; UsageError or IntegrityError where the data cannot be read."""
+        ...
+
+    def exported(self, options: ExportOptions, log: StageLog, progress: Progress) -> ir.Model:
+        """The float32 ONNX model, its SRUs as nodes."""
+        ...
+
+    def verify(
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
+    ) -> ParityReport:
+        """Judge the artifact that was made of it."""
+        ...
+
+    def source(self, artifact: Artifact) -> ReferenceSource:
+        """Reference of the artifact, for ``reference/`` in the bundle."""
+        ...
+
+    def source_of_engine(self, artifact: Artifact) -> ReferenceSource:
+        """Reference of the artifact's engines (ModelError if there is none, see :func:`.parity.source_of_engine`)."""
+        ...
+
+    def recorded(self) -> list[Any]:
+        """Samples of :meth:`source` for ``reference/``; the first one is always kept."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSubject:
+    """A :class:`Subject` in PyTorch; ``origin`` may name a zoo model, for its preprocessing."""
+
+    reference: Reference
+    checks: Checks
+    seed: int = 0
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.reference.name
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self.reference.model
+
+    def samples(self) -> list[Iterable[Any]]:
+        return list(self.checks.samples(self.reference, self.seed, self.origin))
+
+    def exported(self, options: ExportOptions, log: StageLog, progress: Progress) -> ir.Model:
+        return export_to_ir(self.reference, options, log, progress)
+
+    def verify(
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
+    ) -> ParityReport:
+        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts)
+
+    def source(self, artifact: Artifact) -> ReferenceSource:
+        return source_of(self.reference, artifact)
+
+    def source_of_engine(self, artifact: Artifact) -> ReferenceSource:
+        return source_of_engine(self.reference, artifact)
+
+    def recorded(self) -> list[Any]:
+        return noise_samples(self.reference.signature, 0)[1::-1]
+
+
 def deploy_spec(
     spec: ModelSpec,
     folder: Path,
@@ -106,11 +188,8 @@ def deploy_spec(
     builder = EngineBuilder.of(engines, cache, command, progress, _baseline(baseline, spec, options))
     reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
-
-    def draw() -> list[Iterable[Sample]]:
-        return checks.samples(reference, spec.seed, spec.source)
-
-    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
+    subject = ModelSubject(reference, checks, spec.seed, spec.source)
+    return deploy_subject(subject, folder, options, checks, log, command, progress, provenance, builder)
 
 
 def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline | None:
@@ -122,7 +201,9 @@ def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline 
 
     def export() -> NetworkSource:
         reference, log = reference_from_spec(other)
-        return OnnxSource(ir.to_proto(in_precision(reference, export_to_ir(reference, options, log), options, log)))
+        return OnnxSource(
+            ir.to_proto(in_precision(reference.model, export_to_ir(reference, options, log), options, log))
+        )
 
     return Baseline(other.label, export)
 
@@ -160,39 +241,36 @@ def deploy(
     builder = EngineBuilder.of(engines, cache, command)
     options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    draw = partial(checks.samples, reference, 0)
-    return _deploy(reference, Path(folder), options, checks, draw, log, command, silent, {}, builder)
+    subject = ModelSubject(reference, checks)
+    return deploy_subject(subject, Path(folder), options, checks, log, command, silent, {}, builder)
 
 
-def _deploy(
-    reference: Reference,
+def deploy_subject(
+    subject: Subject,
     folder: Path,
     options: ExportOptions,
     checks: Checks,
-    draw: Callable[[], list[Iterable[Sample]]],
     log: StageLog,
     command: str,
     progress: Progress,
     provenance: Mapping[str, str],
     builder: EngineBuilder,
 ) -> DeployResult:
-    samples = draw()  # refuse unreadable data before any work is done
-    float32_model = export_to_ir(reference, options, log, progress)
-    model = in_precision(reference, float32_model, options, log, progress)
+    """Make the artifact of a subject, verify it, build engines, and write a bundle."""
+    samples = subject.samples()  # refuse unreadable data before any work is done
+    float32_model = subject.exported(options, log, progress)
+    model = in_precision(subject.module, float32_model, options, log, progress)
     data = serialize(model)
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
-    report = verify_onnx(
-        reference, artifact, with_progress(samples, progress), log,
-        judging=checks.judging, provenance=provenance,
-    )  # fmt: skip
+    report = subject.verify(artifact, with_progress(samples, progress), log, checks.judging, provenance)
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _engine_inputs(artifact) if options.builds_engines else None
 
     def judge(engine: EngineArtifact, plugin: Path | None) -> ParityReport:
         return judge_engine(
-            source_of_engine(reference, artifact), engine, with_progress(draw(), progress), StageLog(),
+            subject.source_of_engine(artifact), engine, with_progress(subject.samples(), progress), StageLog(),
             overrides=checks.tolerances, plugin=plugin, provenance=provenance,
             sru_models=partial(sru_models.of_artifact, artifact.proto),
         )  # fmt: skip
@@ -203,14 +281,13 @@ def _deploy(
         notes = (*_write_page(temporary, report, progress), *built.notes)
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
-        noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
         write_reference(
-            temporary, source_of(reference, artifact), noise[1::-1], nodes, engines=engines,
+            temporary, subject.source(artifact), subject.recorded(), instrument.sites(artifact.proto), engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)
         facts: dict[str, Any] = {
-            "versions": versions(), "command": command, "model": reference.name, "verdict": report.verdict,
+            "versions": versions(), "command": command, "model": subject.name, "verdict": report.verdict,
             "unfinished": [entry.as_json() for entry in built.unfinished],
         }  # fmt: skip
         sealed = manifest_bytes(temporary, facts)

@@ -198,9 +198,12 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
 
 
 def in_precision(
-    reference: Reference, model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent
+    module: nn.Module | None, model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent
 ) -> ir.Model:
     """Convert an exported model to the requested precision, and quantise it if asked; the given one is not changed.
+
+    Args:
+        module: the model in PyTorch that int8 is proved against; None if it is not at hand.
 
     Raises:
         ModelError: the model is quantised already, because it was trained with fake quantisation.
@@ -221,7 +224,8 @@ def in_precision(
     if options.quantization is not None:
         proto = ir.to_proto(model)
         digest = sha256_of(proto.SerializeToString(deterministic=True))
-        made = quantize_model(proto, digest, options.quantization, log, progress, partial(unprovable, reference.model))
+        proved_by = None if module is None else partial(unprovable, module)
+        made = quantize_model(proto, digest, options.quantization, log, progress, proved_by)
         model = ir.from_proto(made.proto)
     return model
 
@@ -274,7 +278,7 @@ def export(
 def _write_export(
     reference: Reference, path: Path, options: ExportOptions, log: StageLog, progress: Progress
 ) -> ExportResult:
-    model = in_precision(reference, export_to_ir(reference, options, log, progress), options, log, progress)
+    model = in_precision(reference.model, export_to_ir(reference, options, log, progress), options, log, progress)
     data = serialize(model)
     write_file(path, data)
     sites = json.loads(model.metadata_props["scconv_deploy.sites"])

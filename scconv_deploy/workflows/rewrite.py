@@ -175,7 +175,7 @@ def rewrite_onnx(
     if reference is not None:
         loaded, prepared = reference_from_spec(reference, progress)
         log.records += prepared.records
-        names = _match(proto, applied, loaded, log)
+        names = match_reference(proto, applied, loaded, log)
         sites = _variants(proto)
     unchanged = proto == original
     final = inlined(proto) if options.inline else proto
@@ -183,7 +183,7 @@ def rewrite_onnx(
         check(final, "inlined graph")
     adapted = _adapted(proto, output) if options.adapted else {}
     data_bytes = source.read_bytes() if unchanged and not options.inline else _serialize(final)
-    guard = _guard(original, proto, applied, options, None if reference else data, log, progress) if applied else None
+    guard = guard_of(original, proto, applied, options, None if reference else data, log, progress) if applied else None
     if guard is not None and not guard and not guard.not_run:
         raise ParityError(f"{source}: {guard.failures[0]}", "Nothing was written; please report this file.")
     parity = None
@@ -282,7 +282,7 @@ def _refused(misses: Sequence[NearMiss]) -> str:
     return "; ".join(f"{miss.node} ({miss.rule}): {miss.reason}" for miss in misses) or "no candidate was found"
 
 
-def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
+def match_reference(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: StageLog) -> matching.Names:
     """Take names, and parameters lost in folding, from the reference; other nodes are not changed."""
     with log.stage("match") as stage:
         outputs = list(reference.signature.call(reference.model, reference.signature.tensors))
@@ -297,7 +297,7 @@ def _match(proto: onnx.ModelProto, applied: Applied, reference: Reference, log: 
     return names
 
 
-def _guard(
+def guard_of(
     original: onnx.ModelProto,
     proto: onnx.ModelProto,
     applied: Applied,
@@ -306,6 +306,7 @@ def _guard(
     log: StageLog,
     progress: Progress,
 ) -> GuardReport:
+    """Compare a file with its original, on seeded noise and on an ``.npz`` of the user's."""
     progress("comparing with the original")
     try:
         feeds = {"seeded noise": inputs.noise(original, options.seed, lazily(original))}

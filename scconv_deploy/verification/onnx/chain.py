@@ -106,7 +106,7 @@ def verify_artifact(
         judged = stack.enter_context(
             ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
         )
-        if artifact.float32_model is not None and not source.swapped_link:
+        if artifact.float32_model is not None and not source.is_float32_form:
             float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
         shared = judged.shared
         for sample in samples:

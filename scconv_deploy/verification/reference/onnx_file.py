@@ -47,6 +47,9 @@ class NamedArrays:
     deep: bool = True
     kind: str = ""
 
+    def __str__(self) -> str:
+        return self.name
+
 
 class OnnxReference:
     """:class:`.run.ReferenceSource` of an ONNX file, run in ONNX Runtime, whose gates are the reference's.
@@ -63,6 +66,7 @@ class OnnxReference:
 
     rounds_to_codes = False  # a file of codes cannot be disturbed
     swapped_link = "the reference is an ONNX file; PyTorch was not run"
+    is_float32_form = True
     left_alone: tuple[Refusal, ...] = ()
 
     def __init__(
@@ -81,7 +85,8 @@ class OnnxReference:
         self._wanted = onnx_gates.candidates(self._proto)
         self._noise = OnnxNoise(self._proto, self._sites, self._wanted, options) if measured else None
         exposed = instrument.expose_gates(self._proto, list(self._sites))
-        self._runner = OnnxRuntimeRunner(onnx_gates.shown(exposed, self._wanted), options)
+        self._exposed = onnx_gates.shown(exposed, self._wanted)
+        self._runner = OnnxRuntimeRunner(self._exposed, options)
 
     @property
     def recognised(self) -> bool:
@@ -100,7 +105,7 @@ class OnnxReference:
         """Run a :class:`NamedArrays` sample."""
         if not isinstance(sample, NamedArrays):
             raise TypeError(f"expected NamedArrays, found {type(sample).__name__}")
-        found = self._runner.run(sample.inputs)
+        found, exact, why = self._values(sample)
         outputs = {value.name: found[value.name] for value in self._proto.graph.output}
         sites = {
             name: SiteRun(site, found[instrument.gate_input(name)], found[instrument.gate_output(name)])
@@ -118,21 +123,26 @@ class OnnxReference:
         others = onnx_gates.gates_of(floats, found, tolerances.ALL["assumed_floor"].value)
         run = ReferenceRun(
             sample.name, sample.inputs, outputs, outputs, outputs, dict.fromkeys(outputs), sites,
-            float64_refusal=_NO_FLOAT64, labels=sample.labels, count=rows if sample.count is None else sample.count,
+            float64_refusal=why, labels=sample.labels, count=rows if sample.count is None else sample.count,
             kind=sample.kind, others=others,
         )  # fmt: skip
         if self._noise is None:
             return run
-        noise = self._noise.floors(run)
+        noise = self._noise.floors(run, exact)
         sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
         return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
+
+    def _values(self, sample: NamedArrays) -> tuple[Arrays, bool, str]:
+        """Values of a sample by name, whether they are float64's, and why not."""
+        return self._runner.run(sample.inputs), False, _NO_FLOAT64
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
         """No site is known to be redundant in a file."""
         return {}
 
-    def sru(self, site: Site, x: np.ndarray) -> None:
+    def sru(self, site: Site, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """None: the second opinion would compare a file with itself."""
+        return None
 
     def free_noise(self, run: ReferenceRun, rounding: str) -> dict[str, float]:
         """Empty: the gates of a file are not disturbed."""

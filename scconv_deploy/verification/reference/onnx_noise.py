@@ -71,8 +71,13 @@ class OnnxNoise:
             onnx_gates.inject(self._with_all, fixed)
         return self._with_all
 
-    def floors(self, run: ReferenceRun) -> Floors:
-        """Measure the float32 noise of a sample, with its gates injected."""
+    def floors(self, run: ReferenceRun, exact: bool = False) -> Floors:
+        """Measure the float32 noise of a sample, with its gates injected.
+
+        Args:
+            exact: the run's values are float64's: the noise is then that about ONNX Runtime's own values, for an error
+                of the runtime must not count as noise.
+        """
         if self._disturbed is None:
             models = [disturbed(self._forced(run), seed) for seed in _SEEDS]
             self._moved = _following(
@@ -80,6 +85,10 @@ class OnnxNoise:
             )
             self._disturbed = [OnnxRuntimeRunner(model, self._options) for model in models]
         usual = {**run.outputs, **{instrument.gate_input(n): s.x for n, s in run.sites.items() if s.x is not None}}
+        if exact:
+            with OnnxRuntimeRunner(self._forced(run), self._options) as runner:
+                found = runner.run(run.feeds(runner.inputs))
+            usual = {name: found[name] for name in usual if name in found}
         # skip float values that no disturbance reaches: they were not measured (indices and masks are exact then)
         usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
         apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in self._disturbed], usual)

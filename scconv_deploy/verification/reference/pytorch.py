@@ -56,6 +56,7 @@ class TorchReference:
 
     swapped_link = ""
     rounds_to_codes = False
+    is_float32_form = False
 
     def __init__(self, reference: Reference) -> None:
         self.name = reference.name

@@ -161,6 +161,7 @@ class ReferenceSource(Protocol):
         name: name of the model.
         left_alone: candidates that were not recognised.
         swapped_link: why the link from the given to the swapped model is not run; "" if it is.
+        is_float32_form: whether it is the float32 form of a half artifact, which is then not judged again.
         recognised: whether any SRU was recognised.
         weights: weights of the model by name, for the static check; empty if not available.
         rounds_to_codes: whether layers are fake-quantised, and :meth:`free_noise` moves their codes too.
@@ -177,6 +178,9 @@ class ReferenceSource(Protocol):
 
     @property
     def swapped_link(self) -> str: ...
+
+    @property
+    def is_float32_form(self) -> bool: ...
 
     @property
     def recognised(self) -> bool: ...
