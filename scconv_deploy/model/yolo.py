@@ -289,7 +289,8 @@ def _set_to_export(
 ) -> tuple[int | None, str]:
     """Set the heads' flag, which leaves out what only training needs; the number of outputs, and why it is not all.
 
-    Each output with the flag must be one that the model returns without it: in some forks the flag means raw maps.
+    The outputs with the flag must be those that the model returns first without it: in some forks the flag means the
+    raw maps of training.
     """
     heads: list[Any] = heads_of(model)
     wanted = 2 if checkpoint.task == "segment" else 1
@@ -299,7 +300,7 @@ def _set_to_export(
         if hasattr(head, "format"):
             head.format = "onnx"
     with_flag = _leaves(model, image)
-    if len(with_flag) == wanted and all(any(_apart(a, b) <= _SAME_OUTPUT for b in returned) for a in with_flag):
+    if len(with_flag) == wanted and _are_of(with_flag, returned):
         return wanted, ""
     for head, held in zip(heads, before, strict=True):
         head.export = held
@@ -310,6 +311,14 @@ def _set_to_export(
     return (
         None,
         f"with the export flag its head returns {len(with_flag)} tensors, expected {wanted}; all outputs were kept",
+    )
+
+
+def _are_of(outputs: Sequence[Tensor], returned: Sequence[Tensor]) -> bool:
+    """Whether the first output is the first that was returned, and the others are among them."""
+    first, *others = outputs
+    return _apart(first, returned[0]) <= _SAME_OUTPUT and all(
+        any(_apart(other, one) <= _SAME_OUTPUT for one in returned) for other in others
     )
 
 
