@@ -36,8 +36,8 @@ CONFIDENCE = 0.001
 """Of boxes that are compared: after a few steps none is sure."""
 NETWORKS = {
     "yolov8n": "detect", "yolov8n-seg": "segment", "yolov8n-cls": "classify", "yolov8n-pose": "pose",
-    "yolov8n-obb": "obb", "yolov5n": "detect", "yolov9t": "detect", "yolov10n": "detect", "yolo11n": "detect",
-    "yolo12n": "detect", "yolov8-rtdetr": "detect",
+    "yolov8n-obb": "obb", "yolo11n": "detect", "yolov8-rtdetr": "detect", "yolov10n": "detect", "yolov5n": "detect",
+    "yolo12n": "detect", "yolov9t": "detect",
 }  # fmt: skip
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
 _METRICS = ("metrics/mAP50-95(B)", "metrics/accuracy_top1")
@@ -47,6 +47,7 @@ _COLUMNS = {
     "batch": "batch",
     "SRUs": "srus",
     "verdict": "verdict",
+    "output0, relative L2": "output0",
     "boxes, checkpoint": "boxes",
     "boxes, file": "boxes_onnx",
     "matched one to one": "matched",
@@ -63,7 +64,7 @@ _COLUMNS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--size", type=int, default=96, help="of images, in pixels (default 96)")
-    parser.add_argument("--epochs", type=int, default=2, help="of training, on eight images (default 2)")
+    parser.add_argument("--epochs", type=int, default=20, help="of training, on eight images (default 20)")
     parser.add_argument("--batch", metavar="MIN:OPT:MAX", help="deploy with an open batch")
 
 
@@ -89,7 +90,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
         model = kind(f"{network}.yaml")
         model.train(
             data=str(data), epochs=options.epochs, imgsz=options.size, batch=4, workers=0, device="cpu", amp=False,
-            plots=False, project=str(folder), name="run", seed=options.seed, val=False, verbose=False,
+            plots=False, project=str(folder), name="run", seed=options.seed, val=False, verbose=False, mosaic=0.0,
+            optimizer="AdamW", lr0=0.003, warmup_epochs=0,
         )  # fmt: skip
     best = folder / "run" / "weights" / "best.pt"
     dynamic = (DynamicAxis.parse_batch(options.batch),) if options.batch else ()
@@ -106,10 +108,12 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
               rect=False, project=str(folder), name=f"val{n}").results_dict
         for n, m in enumerate(both)
     ]  # fmt: skip
+    image = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(options.seed))
+    raw = [first(m.predictor.model(image)).double() for m in both]
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
         "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
-        "srus": len(result.report.srus), "deploy_s": seconds, "metric_name": key,
+        "srus": len(result.report.srus), "output0": float((raw[1] - raw[0]).norm() / raw[0].norm()), "deploy_s": seconds, "metric_name": key,
         "metric": float(metrics[0][key]), "metric_onnx": float(metrics[1][key]),
     }  # fmt: skip
     return row | (compare_classes(*found) if task == "classify" else compare(*found))
@@ -191,6 +195,11 @@ def compare(expected: list[Any], actual: list[Any]) -> Row:
                 differ = (ours.masks.data[row] != theirs.masks.data[other]).float().mean()
                 apart.setdefault("mask_pixels", []).append(float(differ))
     return total | {name: max(values) for name, values in apart.items()}
+
+
+def first(outputs: Any) -> torch.Tensor:
+    """The first of a model's outputs, however nested."""
+    return outputs if isinstance(outputs, torch.Tensor) else first(outputs[0])
 
 
 def match(boxes: Any, others: Any) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 import sys
@@ -17,14 +16,12 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError, first_line
 from scconv_deploy.model.file_kind import holds_weights_alone, readable_kind
+from scconv_deploy.model.harmless import SAFE
 from scconv_deploy.model.weights_fit import Entry, entries, same_numbers
 from scconv_deploy.model.yolo import is_yolo
 
 _SHOWN_KEYS = 5
 _RUN_THERE = "Give the folder of the code that wrote it: --path FOLDER."
-_SAFE: list[Any] = [argparse.Namespace]
-"""Harmless classes that ``weights_only`` lacks: training scripts save their arguments, and a Namespace only keeps
-what it is given."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def _read(path: Path, trust: bool, what: str) -> Any:
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
         return _read_safetensors(path, what)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE):
             warnings.simplefilter("ignore")  # on pickle protocols: the errors below say it
             with path.open("rb") as file:  # given a path, torch.load goes by its name
                 return torch.load(file, map_location="cpu", weights_only=not trust)
@@ -189,7 +186,7 @@ def _missing_code(file: str, error: ImportError | AttributeError) -> tuple[str, 
     if lost is None:
         return f"{file} needs code that is not here: {_first_sentence(error)}.", _RUN_THERE
     name, module, place = lost.groups()
-    if module == "__main__":
+    if module.endswith("__main__"):  # with python -m, its package stands before it
         return (
             f"{file} needs the class {name} of the script that was run when it was saved.",
             "Define the class in a module that the script imports, and save again; or save a state dict.",
