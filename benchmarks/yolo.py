@@ -113,7 +113,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
         "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
-        "srus": len(result.report.srus), "output0": float((raw[1] - raw[0]).norm() / raw[0].norm()), "deploy_s": seconds, "metric_name": key,
+        "srus": len(result.report.srus), "output0": float((raw[1] - raw[0]).norm() / raw[0].norm()),
+        "deploy_s": seconds, "metric_name": key,
         "metric": float(metrics[0][key]), "metric_onnx": float(metrics[1][key]),
     }  # fmt: skip
     return row | (compare_classes(*found) if task == "classify" else compare(*found))
