@@ -63,8 +63,8 @@ _COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--size", type=int, default=96, help="of images, in pixels (default 96)")
-    parser.add_argument("--epochs", type=int, default=20, help="of training, on eight images (default 20)")
+    parser.add_argument("--size", type=int, default=224, help="of images, in pixels (default 224)")
+    parser.add_argument("--epochs", type=int, default=3, help="of training, on eight images (default 3)")
     parser.add_argument("--batch", metavar="MIN:OPT:MAX", help="deploy with an open batch")
 
 
