@@ -142,6 +142,8 @@ def _embed(model: nn.Module, spec: ModelSpec, wanted: EmbedSpec) -> EmbedResult:
 def load(spec: ModelSpec) -> nn.Module:
     """Build the model, load its weights, embed ScConv if asked, and put it into eval mode, in float32, on the CPU.
 
+    A checkpoint of ultralytics is also prepared as its own exporter does, see :mod:`scconv_deploy.model.yolo`.
+
     Raises:
         UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
             trains on import, weights of which several entries fit.

@@ -180,7 +180,7 @@ def _missing_code(file: str, error: ImportError | AttributeError) -> tuple[str, 
         other = f"; the {top} that was imported ({found}) has none" if found and top != error.name else ""
         return (
             f"{file} needs the module {error.name}, which cannot be imported{other}.",
-            f"Give the folder of the code that trained it, which holds {top}: --path FOLDER.",
+            f"Give the folder of the code that trained it, which holds {top}: --path FOLDER; or install it.",
         )
     lost = re.search(r"get attribute '([\w.]+)' on <module '([\w.]+)'(?: from '(.+)')?", str(error))
     if lost is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.model.yolo import checkpoint_of, heads_of, is_yolo
 from scconv_deploy.workflows.export import ExportOptions, export_spec
 from tests import yolo
+from tests.command_line import failed, run
 
 IMAGE = (1, 3, 32, 32)
 
@@ -244,7 +246,7 @@ def test_the_fork_that_trained_it_is_found_by_path(monkeypatch):
     monkeypatch.delitem(sys.modules, "forked_yolo")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "fork" not in p])
     with pytest.raises(
-        ModelError, match=r"needs the module forked_yolo, which cannot be imported\. Give .*--path FOLDER"
+        ModelError, match=r"needs the module forked_yolo, which cannot be imported\. Give .*--path FOLDER; or"
     ):
         load(best)
     model = load(ModelSpec("best.pt", trust_checkpoint=True, paths=(Path("fork").resolve(),)))
@@ -290,3 +292,19 @@ def test_an_export_with_open_batch_and_sizes():
 def test_keypoints_are_in_the_metadata():
     said = checkpoint_of(yolo.model(head=yolo.Pose, task="pose"), {})
     assert said.metadata((1, 3, 64, 64), False)["kpt_shape"] == "[2, 3]"
+
+
+# --- on the command line ----------------------------------------------------------------------------------------
+
+
+def test_the_command_line_needs_no_input():
+    torch.save(yolo.checkpoint(), "best.pt")
+    failed(run("inspect", "best.pt"), 7, "reading it would execute code")
+    shown = run("inspect", "best.pt", "--trust-checkpoint", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    assert found["inputs"] == ["1x3x32x32"]
+    assert [sru["site"] for sru in found["srus"]] == ["model.2.cv2.SRU"]
+    assert "an ultralytics checkpoint: task detect, head Detect" in found["stages"][0]["applied"]
+    failed(run("inspect", "scconv_resnet20", "--raw-outputs"), 2, "--raw-outputs: scconv_resnet20 is no ultralytics")
+    failed(run("inspect", "best.pt", "--path", "nowhere"), 2, "--path nowhere does not exist")
