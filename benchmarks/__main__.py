@@ -16,6 +16,7 @@ BENCHMARKS = {
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, and that outputs are equal",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
+    "yolo": 'ultralytics checkpoints with ScConv: YOLO("model.onnx") beside YOLO("best.pt"), boxes one to one',
     "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
     "healthy": "two hundred healthy exports and inputs, each of which must pass",

@@ -44,6 +44,19 @@ Trust = Annotated[
     bool,
     typer.Option("--trust-checkpoint", help="Allow files that execute code when read.", rich_help_panel=_WEIGHTS),
 ]
+Paths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--path", metavar="FOLDER", help="Where the model's code is looked for first, such as the fork that trained a "
+        "checkpoint; repeatable.",
+    ),
+]  # fmt: skip
+RawOutputs = Annotated[
+    bool,
+    typer.Option(
+        "--raw-outputs", help="Keep all outputs of an ultralytics checkpoint, not only those of its own exporter.",
+    ),
+]  # fmt: skip
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -176,6 +189,8 @@ class LoadOptions:
     non_strict: NonStrict = False
     trust_checkpoint: Trust = False
     embed: Embed = None
+    path: Paths = None
+    raw_outputs: RawOutputs = False
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -184,7 +199,7 @@ class LoadOptions:
 
     def spec(self, source: str) -> ModelSpec:
         """ModelSpec of a source (UsageError if an option is invalid)."""
-        from scconv_deploy.model.spec import EmbedSpec, ModelSpec, parse_kwargs
+        from scconv_deploy.model.spec import EmbedSpec, ModelSpec, folders, parse_kwargs
 
         return ModelSpec(
             source,
@@ -194,6 +209,8 @@ class LoadOptions:
             trust_checkpoint=self.trust_checkpoint,
             embed=None if self.embed is None else EmbedSpec.parse(self.embed),
             weights_key=self.weights_key,
+            raw_outputs=self.raw_outputs,
+            paths=folders(self.path or ()),
         )
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from scconv_deploy import zoo
 from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.initialisation import Draws, RandomParameters
+from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.spec import ModelSpec, source_kind
 from scconv_deploy.model.user_code import add_to_path, import_factory, running_user_code
 from scconv_deploy.model.weights import WeightsFile, read_module, read_weights
 from scconv_deploy.model.weights_fit import Expected, fits
 from scconv_deploy.model.weights_load import LoadedWeights, listed, load_weights
+from scconv_deploy.model.yolo import Prepared, YoloCheckpoint, checkpoint_of, prepare
 from scconv_deploy.zoo.embed import EmbedResult, Example, embed_on
 from scconv_deploy.zoo.embed_spec import EmbedSpec
 
@@ -33,21 +36,32 @@ class LoadRecord:
         weights: what was loaded of ``spec.weights``.
         embedded: what ``spec.embed`` did.
         random: what of the parameters nobody trained.
+        inputs: those of the spec, else the image that an ultralytics checkpoint was trained on.
+        checkpoint: what an ultralytics checkpoint says of its model; None for any other model.
+        prepared: what was done to that model.
     """
 
     weights: LoadedWeights | None
     embedded: EmbedResult | None
     random: RandomParameters
+    inputs: tuple[InputSpec, ...] = ()
+    checkpoint: YoloCheckpoint | None = None
+    prepared: Prepared | None = None
 
     @property
     def applied(self) -> tuple[str, ...]:
-        """The loaded weights and the random parameters, one line each."""
-        lines = (self.weights.summary,) if self.weights else ()
-        return (*lines, f"weights: {self.random}") if self.random.random else lines
+        """The loaded weights, the preparation and the random parameters, one line each."""
+        lines = [self.weights.summary] if self.weights else []
+        lines += self.prepared.applied if self.prepared else ()
+        return (*lines, f"weights: {self.random}") if self.random.random else tuple(lines)
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """Weights that were not loaded or not used, as (what, which)."""
+        """Weights that were not loaded or not used, and steps of the preparation, as (what, which or why)."""
+        return (*self._left, *(self.prepared.skipped if self.prepared else ()))
+
+    @property
+    def _left(self) -> tuple[tuple[str, str], ...]:
         if self.weights is None:
             return ()
         left = self.weights.left
@@ -128,6 +142,8 @@ def _embed(model: nn.Module, spec: ModelSpec, wanted: EmbedSpec) -> EmbedResult:
 def load(spec: ModelSpec) -> nn.Module:
     """Build the model, load its weights, embed ScConv if asked, and put it into eval mode, in float32, on the CPU.
 
+    A checkpoint of ultralytics is also prepared as its own exporter does, see :mod:`scconv_deploy.model.yolo`.
+
     Raises:
         UsageError: an unknown name, a missing file or factory, arguments that the factory does not take, a file that
             trains on import, weights of which several entries fit.
@@ -141,34 +157,72 @@ def load_with_record(spec: ModelSpec) -> tuple[nn.Module, LoadRecord]:
     """:func:`load`, with the record of its steps: build, load weights, embed."""
     if spec.weights_key is not None and spec.weights is None and source_kind(spec.source) != "checkpoint":
         raise UsageError("--weights-key chooses among weights, and none are given.", "Add --weights, or leave it out.")
-    model, draws = build(spec)
+    model, checkpoint, draws = build(spec)
     with draws:  # loading overwrites what was drawn, embedding draws more
         weights, embedded = load_weights_and_embed(model, spec)
     model = model if embedded is None else embedded.model
-    return model, LoadRecord(weights, embedded, draws.of(model))
+    random = draws.of(model)
+    if checkpoint is None:
+        if spec.raw_outputs:
+            raise UsageError(
+                f"--raw-outputs: {spec.source} is no ultralytics checkpoint; all its outputs are kept anyway.",
+                "Leave it out.",
+            )
+        return model, LoadRecord(weights, embedded, random, spec.inputs)
+    inputs = spec.inputs or checkpoint.inputs
+    prepared = _prepared(model, checkpoint, spec, inputs)
+    return prepared.model, LoadRecord(weights, embedded, random, inputs, checkpoint, prepared)
 
 
-def build(spec: ModelSpec) -> tuple[nn.Module, Draws]:
-    """Build or read ``spec.source``, in eval mode, float32, on the CPU; and the random numbers drawn for it."""
+def _prepared(model: nn.Module, checkpoint: YoloCheckpoint, spec: ModelSpec, inputs: tuple[InputSpec, ...]) -> Prepared:
+    """An ultralytics model as its own exporter prepares it."""
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise UsageError(
+            f"{spec.source} takes one image, found --input {' --input '.join(map(str, inputs))}.",
+            f"Write for example --input {checkpoint.inputs[0]}, or leave it out.",
+        )
+    sizes_open = any(axis.axis >= 2 for axis in spec.dynamic)
+    try:
+        return prepare(model, checkpoint, inputs[0].shape, raw=spec.raw_outputs, sizes_open=sizes_open)
+    except Exception as error:  # the user's own code
+        raise ModelError(
+            f"{spec.source} refuses its input ({inputs[0]}): {type(error).__name__}: {first_line(error)}",
+            f"It was trained on {checkpoint.inputs[0]}; sizes are multiples of {checkpoint.stride}.",
+        ) from error
+
+
+def build(spec: ModelSpec) -> tuple[nn.Module, YoloCheckpoint | None, Draws]:
+    """Build or read ``spec.source``, in eval mode, float32, on the CPU.
+
+    Returns:
+        The model, what an ultralytics checkpoint says of it, and the random numbers drawn for it.
+    """
     draws = Draws()
     try:
         with draws:
-            return _module(spec), draws
+            return *_module(spec), draws
     except ModelError as error:
         if not _traces(error):
             raise
-    return _module(spec), Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
+    return *_module(spec), Draws()  # a factory that traces cannot be watched: torch.jit.trace loses the parameters then
 
 
-def _module(spec: ModelSpec) -> nn.Module:
-    """The model from its factory or file, in eval mode, float32, on the CPU."""
+def _module(spec: ModelSpec) -> tuple[nn.Module, YoloCheckpoint | None]:
+    """The model from its factory or file, in eval mode, float32, on the CPU; and what a checkpoint says of it."""
     torch.manual_seed(spec.seed)
     kind = source_kind(spec.source)
+    file: Mapping[str, Any] = {}
     if kind == "checkpoint":
         add_to_path(Path.cwd())  # where the pickle looks for its classes
+        for folder in reversed(spec.paths):
+            add_to_path(folder)
         key = spec.weights_key if spec.weights is None else None
-        factory: Any = read_module(Path(spec.source), spec.trust_checkpoint, key)
+        pickled = read_module(Path(spec.source), spec.trust_checkpoint, key)
+        factory: Any = pickled.module
+        file = pickled.file
     else:
+        for folder in reversed(spec.paths):
+            add_to_path(folder)
         factory = zoo.MODELS[spec.source].build if kind == "zoo" else import_factory(spec.source)
     model = _call(factory, spec)
     if not isinstance(model, nn.Module):
@@ -182,14 +236,36 @@ def _module(spec: ModelSpec) -> nn.Module:
             "Give the Python module; or export the scripted one with torch.onnx.export(..., dynamo=False) and give "
             "that file to scconv-deploy rewrite.",
         )
-    # torch.compile wraps the module; it is not needed here, and torch.export crashes on the wrapper
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     try:
-        return model.cpu().float().eval()
+        model = model.cpu().float().eval()
     except RuntimeError as error:  # parameters on the meta device have no values
         raise ModelError(
             f"{spec.source} cannot be put on the CPU: {first_line(error)}", "Give its parameters values."
         ) from error
+    return model, checkpoint_of(model, file) if kind == "checkpoint" else None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without what training wrapped it in: torch.compile, DataParallel, a moving average; inside it too.
+
+    torch.export crashes on the first, the second takes any inputs, and none computes anything in eval mode.
+    """
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if _wrapped(child) is not None:
+                setattr(parent, name, unwrapped(child))
+    return model
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a module wraps; None if it is no wrapper."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        return module.module
+    inner = vars(module)["_modules"].get("_orig_mod")
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _traces(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from scconv_deploy.model.fake_quantizers import with_fixed_quantizers, with_fold
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.signature import Signature
-from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.model.spec import ModelSpec, source_kind
+from scconv_deploy.model.yolo import YoloCheckpoint
 from scconv_deploy.records.stage import Progress, StageLog, StageRecord, silent
 from scconv_deploy.system.progress_lines import Notice
 from scconv_deploy.zoo.embed import EmbedResult
@@ -33,8 +34,10 @@ def reference_from_spec(spec: ModelSpec, progress: Progress = silent) -> tuple[R
     log = StageLog()
     with log.stage("load") as stage:
         progress(f"loading {spec.source}")
-        spec = spec.resolved()
+        if source_kind(spec.source) != "checkpoint":  # a checkpoint may know its inputs
+            spec = spec.resolved()
         model, record = load_with_record(spec)
+        spec = replace(spec, inputs=record.inputs).resolved()
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
         stage.applied += record.applied
@@ -46,7 +49,7 @@ def reference_from_spec(spec: ModelSpec, progress: Progress = silent) -> tuple[R
     progress("recognising SRUs by their behaviour")
     reference, recognized = _recognized(spec.label, model, signature, spec.seed)
     log.records.append(recognized)
-    return reference, log
+    return replace(reference, checkpoint=record.checkpoint), log
 
 
 def _embedding(embedded: EmbedResult) -> StageRecord:
@@ -190,10 +193,22 @@ def _shape_remedy(name: str, model: nn.Module, signature: Signature) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The PyTorch side: the model as given, the same with its SRUs swapped, and how it is called."""
+    """The PyTorch side: the model as given, the same with its SRUs swapped, and how it is called.
+
+    ``checkpoint`` is what an ultralytics checkpoint says of the model; None for any other.
+    """
 
     name: str
     model: nn.Module
     swapped: nn.Module
     recognition: Recognition
     signature: Signature
+    checkpoint: YoloCheckpoint | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata that the owners of the checkpoint expect in the ONNX file."""
+        if self.checkpoint is None:
+            return {}
+        (image,) = self.signature.tensors.values()
+        return self.checkpoint.metadata(image.shape, bool(self.signature.dynamic))

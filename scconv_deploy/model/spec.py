@@ -6,7 +6,7 @@ import ast
 import difflib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ class ModelSpec:
         strict: missing and unexpected keys of the weights are an error.
         trust_checkpoint: read files whose reading executes code.
         embed: what ScConv is put in the place of, if anything.
+        raw_outputs: keep all outputs of an ultralytics checkpoint, also those that only its training needs.
+        paths: folders in which the model's code is looked for first.
     """
 
     source: str
@@ -49,6 +51,8 @@ class ModelSpec:
     trust_checkpoint: bool = False
     embed: EmbedSpec | None = None
     weights_key: str | None = None
+    raw_outputs: bool = False
+    paths: tuple[Path, ...] = ()
 
     @property
     def label(self) -> str:
@@ -85,6 +89,15 @@ def parse_kwargs(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"--kwargs {text!r} is a JSON {type(value).__name__}, expected an object.", example)
     return value
+
+
+def folders(given: Collection[Path]) -> tuple[Path, ...]:
+    """The folders of ``--path``, absolute (UsageError if one is no folder)."""
+    for path in given:
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "does not exist"
+            raise UsageError(f"--path {path} {what}.", "Give the folder that holds the package or the files.")
+    return tuple(path.resolve() for path in given)
 
 
 SourceKind = Literal["zoo", "checkpoint", "file", "module"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +16,31 @@ from torch import Tensor, nn
 
 from scconv_deploy.errors import IntegrityError, ModelError, UntrustedError, UsageError, first_line
 from scconv_deploy.model.file_kind import holds_weights_alone, readable_kind
+from scconv_deploy.model.harmless import SAFE
 from scconv_deploy.model.weights_fit import Entry, entries, same_numbers
+from scconv_deploy.model.yolo import is_yolo
 
 _SHOWN_KEYS = 5
-_SAFE: list[Any] = [argparse.Namespace]
-"""Harmless classes that ``weights_only`` lacks: training scripts save their arguments, and a Namespace only keeps
-what it is given."""
+_RUN_THERE = "Give the folder of the code that wrote it: --path FOLDER."
 
 
-def read_module(path: Path, trust: bool, key: str | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class PickledModule:
+    """A module out of a checkpoint.
+
+    Attributes:
+        module: as it was pickled.
+        file: the dictionary that it was in; empty where the module itself was pickled.
+    """
+
+    module: nn.Module
+    file: Mapping[str, Any]
+
+
+def read_module(path: Path, trust: bool, key: str | None = None) -> PickledModule:
     """Read a checkpoint that is a pickled module, or a dictionary with one in it.
+
+    Of a dictionary of ultralytics the moving average ``ema`` is taken, as ultralytics does.
 
     Args:
         trust: execute what the file holds; without it the file is only looked at.
@@ -38,7 +53,8 @@ def read_module(path: Path, trust: bool, key: str | None = None) -> nn.Module:
     """
     value = _read(path, trust, "Checkpoint")
     modules = {"": value} if isinstance(value, nn.Module) else {}
-    if isinstance(value, Mapping):
+    file = value if isinstance(value, Mapping) else {}
+    if file:
         modules = {str(name): item for name, item in value.items() if isinstance(item, nn.Module)}
     if not modules:
         raise UsageError(f"{path} holds weights, not a module.", f"Give a MODEL and these as --weights {path}.")
@@ -48,7 +64,9 @@ def read_module(path: Path, trust: bool, key: str | None = None) -> nn.Module:
                 f"--weights-key {key}: {path} holds no such module.",
                 "Leave it out." if "" in modules else f"It holds {', '.join(modules)}.",
             )
-        return modules[key]
+        return PickledModule(modules[key], file)
+    if is_yolo(modules.get("ema")):
+        return PickledModule(modules["ema"], file)
     weighty = {name: module for name, module in modules.items() if module.state_dict()} or modules  # a loss has none
     first, *others = weighty.values()
     if any(not _same_module(first, other) for other in others):
@@ -56,7 +74,7 @@ def read_module(path: Path, trust: bool, key: str | None = None) -> nn.Module:
             f"{path} holds {len(weighty)} modules that differ: {', '.join(weighty)}.",
             f"Choose one: {' or '.join(f'--weights-key {name}' for name in weighty)}.",
         )
-    return first
+    return PickledModule(first, file)
 
 
 def _same_module(a: nn.Module, b: nn.Module) -> bool:
@@ -109,7 +127,7 @@ def _read(path: Path, trust: bool, what: str) -> Any:
     if kind == "safetensors" or (kind == "unknown" and path.suffix == ".safetensors"):
         return _read_safetensors(path, what)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_SAFE):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE):
             warnings.simplefilter("ignore")  # on pickle protocols: the errors below say it
             with path.open("rb") as file:  # given a path, torch.load goes by its name
                 return torch.load(file, map_location="cpu", weights_only=not trust)
@@ -143,12 +161,39 @@ def _read_error(path: Path, trust: bool, what: str, is_pickle: bool, error: Exce
             "If you trust its author, add --trust-checkpoint; better, save a state dict as .safetensors.",
         )
     if trust and isinstance(error, (ImportError, AttributeError)):
+        return ModelError(*_missing_code(f"{what} {path}", error))
+    if trust and "process group" in str(error):
         return ModelError(
-            f"{what} {path} needs code that is not here: {_first_sentence(error)}.",
-            "Run from the project that wrote it, or set PYTHONPATH.",
+            f"{what} {path} is a module inside DistributedDataParallel, which can be read in a process group only.",
+            "Save its model.module, or the state dict, and give that as --weights.",
         )
     return IntegrityError(
         f"{what} {path} is damaged or not a PyTorch file: {_first_sentence(error)}.", "Copy it again."
+    )
+
+
+def _missing_code(file: str, error: ImportError | AttributeError) -> tuple[str, str]:
+    """Name the module or class that a pickle looks for and that is not here; and the remedy."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        top = error.name.split(".")[0]
+        found = getattr(sys.modules.get(top), "__file__", None)
+        other = f"; the {top} that was imported ({found}) has none" if found and top != error.name else ""
+        return (
+            f"{file} needs the module {error.name}, which cannot be imported{other}.",
+            f"Give the folder of the code that trained it, which holds {top}: --path FOLDER; or install it.",
+        )
+    lost = re.search(r"get attribute '([\w.]+)' on <module '([\w.]+)'(?: from '(.+)')?", str(error))
+    if lost is None:
+        return f"{file} needs code that is not here: {_first_sentence(error)}.", _RUN_THERE
+    name, module, place = lost.groups()
+    if module.endswith("__main__"):  # with python -m, its package stands before it
+        return (
+            f"{file} needs the class {name} of the script that was run when it was saved.",
+            "Define the class in a module that the script imports, and save again; or save a state dict.",
+        )
+    return (
+        f"{file} needs the class {name} of {module}, and the one that was imported ({place}) has none.",
+        f"Give the folder of the code that trained it, which holds {module.split('.')[0]}: --path FOLDER.",
     )
 
 

@@ -28,6 +28,8 @@ _LEAST_SHARE = 0.1
 """Share of the model's keys that a prefix must be able to give; a smaller share is a coincidence of names."""
 _MOST_KEYS = 500_000
 """Keys to look up for one entry: half a second."""
+_WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Names under which torch's wrappers hold a module: compile, DataParallel, activation checkpointing, sharding."""
 _COUNTS_BATCHES = "num_batches_tracked"
 """Buffer that torch fills in where an old state dict lacks it; eval mode does not read it."""
 
@@ -40,11 +42,13 @@ class Entry:
         path: dotted.
         tensors: by key; of a list, by index.
         listed: whether it is a list, whose order stands for the names.
+        wrappers: names of torch's wrappers of inner modules (``layer1._orig_mod.0.weight``), left out of the keys.
     """
 
     path: str
     tensors: Mapping[str, Tensor]
     listed: bool = False
+    wrappers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ def _tensor(value: Any) -> Tensor | None:
 
 def entry_names(found: Iterable[Entry]) -> list[str]:
     """Names of the entries for ``--weights-key``."""
-    return [entry.path or TOP for entry in found]
+    return list(dict.fromkeys(entry.path or TOP for entry in found))
 
 
 def entries(value: Any) -> tuple[Entry, ...]:
@@ -203,13 +207,27 @@ def _entries(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Entr
     elif isinstance(value, Mapping):
         tensors = {str(key): t for key, item in value.items() if (t := _tensor(item)) is not None}
         if tensors:
-            yield Entry(".".join(path), tensors)
+            entry = Entry(".".join(path), tensors)
+            yield entry
+            yield from _without_wrappers(entry)
         # torch's optimizers save their state beside their groups of parameters
         inner = ((str(k), item) for k, item in value.items() if not ("param_groups" in value and k == "state"))
     else:
         return
     for name, item in () if descended else inner:
         yield from _entries(item, (*path, name), seen)
+
+
+def _without_wrappers(entry: Entry) -> Iterator[Entry]:
+    """The entry with the names of wrappers left out of its keys, as a second reading; none if it has none inside."""
+    names: dict[str, None] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in entry.tensors.items():
+        parts = key.split(".")
+        names.update(dict.fromkeys(part for part in parts[1:-1] if part in _WRAPPERS))
+        tensors[".".join([*(part for part in parts[:-1] if part not in _WRAPPERS), parts[-1]])] = tensor
+    if names and len(tensors) == len(entry.tensors):
+        yield Entry(entry.path, tensors, wrappers=tuple(names))
 
 
 def fits(found: Iterable[Entry], expected: Expected, key: str | None = None) -> list[Fit]:

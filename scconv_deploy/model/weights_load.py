@@ -32,6 +32,7 @@ class LoadedWeights:
         unexpected: the file's keys that the model lacks.
         reshaped: model's key -> both shapes, where they differ; such a tensor is not loaded.
         outside: keys beside the prefix, which are not the model's.
+        wrappers: names of wrappers inside the file's keys, left out.
         converted: what was converted, such as ``float16 to float32`` -> how many tensors.
         others: other entries that fit at least in half -> how many of their tensors fit.
     """
@@ -46,6 +47,7 @@ class LoadedWeights:
     unexpected: tuple[str, ...]
     reshaped: Mapping[str, str]
     outside: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
     converted: Mapping[str, int] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ class LoadedWeights:
         parts += [f"from its entry {self.entry}"] if self.entry else []
         parts += [f"prefix {self.prefix} taken off"] if self.prefix else []
         parts += [f"prefix {self.added} put on"] if self.added else []
+        parts += [f"{' and '.join(self.wrappers)} left out of keys"] if self.wrappers else []
         parts += [f"{count} converted from {types}" for types, count in self.converted.items()]
         return f"weights {self.path}: {', '.join(parts)}"
 
@@ -113,7 +116,8 @@ def load_weights(
         missing=tuple(missing),
         unexpected=tuple(inside[name] for name in unexpected),
         reshaped={name: _shapes(fit, name, expected) for name in fit.reshaped if name in lost},
-        outside=outside, converted=_converted(fit, expected), others=_others(fit, ways, expected),
+        outside=outside, wrappers=fit.entry.wrappers, converted=_converted(fit, expected),
+        others=_others(fit, ways, expected),
     )  # fmt: skip
     if strict and loaded.misfits:
         raise ModelError(
@@ -233,5 +237,5 @@ def _converted(fit: Fit, expected: Expected) -> dict[str, int]:
 
 def _others(fit: Fit, ways: Iterable[Fit], expected: Expected) -> dict[str, int]:
     """Entries beside the one that was read, best fit of each."""
-    named = {way.label: len(way.fitting) for way in reversed(list(ways)) if way.entry is not fit.entry}
+    named = {way.label: len(way.fitting) for way in reversed(list(ways)) if way.entry.path != fit.entry.path}
     return {name: count for name, count in named.items() if count >= _WORTH_NAMING * len(expected.tensors)}

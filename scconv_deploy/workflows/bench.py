@@ -22,7 +22,7 @@ from scconv_deploy.graph.types import described_precision
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.load import load_with_record
-from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.model.spec import ModelSpec, source_kind
 from scconv_deploy.records.stage import Progress, silent
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions, profile_layers
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
@@ -225,10 +225,13 @@ def _pytorch(name: str, options: BenchOptions, compiled: bool, progress: Progres
         )
     before, start = _resident(), time.perf_counter()
     given = tuple(InputSpec.parse(text) for text in options.inputs)
-    spec = replace(options.spec(name), inputs=given, seed=options.seed).resolved()
+    spec = replace(options.spec(name), inputs=given, seed=options.seed)
+    if source_kind(spec.source) != "checkpoint":  # a checkpoint may know its inputs
+        spec = spec.resolved()
+    model, record = load_with_record(spec)
+    spec = replace(spec, inputs=record.inputs).resolved()
     if not given:
         spec = replace(spec, inputs=tuple(replace(i, shape=(options.batch, *i.shape[1:])) for i in spec.inputs))
-    model, record = load_with_record(spec)
     if record.notice:
         progress(Notice(record.notice))
     signature = signatures.from_specs(model, spec.inputs, (), options.seed)

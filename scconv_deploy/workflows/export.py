@@ -179,6 +179,7 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
             "scconv_deploy.source": reference.name,
             "scconv_deploy.mask_form": options.resolved_mask_form,
             CRU_FORM: options.resolved_cru,
+            **reference.metadata,
         },
     )
     with log.stage("rewrite") as stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,12 +223,13 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
         samples = load_samples(data, reference.signature, preprocessing)
     else:
         samples = noise_samples(reference.signature, spec.seed)[:2]
+    known = spec.inputs or (reference.checkpoint.inputs if reference.checkpoint else ())
     progress("watching the gates")
     return ModelInspection(
         model=spec.label,
         parameters=sum(p.numel() for p in reference.model.parameters()),
         multiply_adds=multiply_adds(reference),
-        inputs=tuple(str(i) for i in spec.resolved().inputs),
+        inputs=tuple(str(i) for i in replace(spec, inputs=known).resolved().inputs),
         srus=_srus(reference, samples),
         left_alone={r.path: r.reason for r in reference.recognition.refused},
         samples=tuple(str(s) for s in samples),

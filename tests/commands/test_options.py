@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -64,12 +65,14 @@ def test_the_help_shows_the_options_of_groups_in_their_place(seen):
 
 
 def test_a_group_becomes_what_the_pipeline_takes():
-    options = ModelOptions('{"a": 1}', None, "ema", True, False, "paper", ["x:1x3x8x8"], "1:2:8", ["x:2=8:8:16"], 5)
+    options = ModelOptions(
+        '{"a": 1}', None, "ema", True, False, "paper", [Path(".")], True, ["x:1x3x8x8"], "1:2:8", ["x:2=8:8:16"], 5
+    )
     spec = options.spec("net.py:make")
     assert spec == ModelSpec(
         "net.py:make", {"a": 1}, None, (InputSpec.parse("x:1x3x8x8"),),
         (DynamicAxis(1, 2, 8), DynamicAxis.parse("x:2=8:8:16")), 5, False, embed=EmbedSpec.parse("paper"),
-        weights_key="ema",
+        weights_key="ema", paths=(Path.cwd(),), raw_outputs=True,
     )  # fmt: skip
     assert CheckOptions(provider="cuda").checks() == Checks(provider="cuda", deep=DEEP)
     graph = GraphOptions(22, "where", "bf16", "half", ["head*"]).export(("onnx", "tensorrt"))

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from scconv_deploy.errors import ConfigurationError, IntegrityError, ModelError, UntrustedError, UsageError
 from scconv_deploy.model.inputs import DTYPES, DynamicAxis, InputSpec
 from scconv_deploy.model.load import load, load_with_record
-from scconv_deploy.model.spec import ModelSpec, parse_kwargs, source_kind
+from scconv_deploy.model.spec import ModelSpec, folders, parse_kwargs, source_kind
 from scconv_deploy.model.weights import read_weights
 from scconv_deploy.model.weights_load import load_weights
 
@@ -583,7 +584,68 @@ def test_a_pickled_module_whose_code_is_gone(net):
     torch.save(load(ModelSpec("net:make")), "best.pt")
     del sys.modules["net"]
     net.unlink()
-    refusal(ModelError, "best.pt", "needs code that is not here: No module named 'net'", trust_checkpoint=True)
+    refusal(ModelError, "best.pt", "needs the module net, which cannot be imported", "--path", trust_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel, lambda m: nn.DataParallel(torch.compile(m)), AveragedModel, torch.compile,
+        lambda m: {"model": nn.DataParallel(m)},
+    ],
+)  # fmt: skip
+def test_modules_pickled_in_a_wrapper(net, wrap):
+    model = load(ModelSpec("net:make", seed=7))
+    torch.save(wrap(model), "best.pt")
+    found = load(ModelSpec("best.pt", trust_checkpoint=True))
+    assert type(found).__name__ == "Net"
+    assert same(found.state_dict(), model.state_dict())
+
+
+def test_wrappers_inside_a_module(net):
+    model = load(ModelSpec("net:make", seed=7))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.sru = torch.compile(nn.DataParallel(model.sru))
+    torch.save(model, "best.pt")
+    assert same(load(ModelSpec("best.pt", trust_checkpoint=True)).state_dict(), state)
+
+
+def test_a_module_pickled_in_a_process_group(net, monkeypatch):
+    def refused(self, state):
+        raise RuntimeError(
+            "Default process group has not been initialized, please make sure to call init_process_group."
+        )
+
+    wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "__getstate__", lambda self: vars(self))
+    torch.save(wrapper, "ddp.pt")
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "__setstate__", refused)
+    refusal(ModelError, "ddp.pt", "inside DistributedDataParallel", "Save its model.module", trust_checkpoint=True)
+
+
+def test_a_class_of_the_script_that_was_run(net, monkeypatch):
+    model = load(ModelSpec("net:make"))
+    monkeypatch.setattr(type(model), "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Net", type(model), raising=False)
+    torch.save(model, "best.pt")
+    monkeypatch.delattr(sys.modules["__main__"], "Net")
+    refusal(ModelError, "best.pt", "needs the class Net of the script that was run", trust_checkpoint=True)
+
+
+def test_code_is_looked_for_in_given_folders_first(workplace):
+    for folder, channels in (("a", 8), ("b", 16)):
+        write(f"{folder}/parts.py", f"CHANNELS = {channels}")
+    write(
+        "net.py",
+        NET.replace("import torch\n", "import torch, parts\n", 1).replace("channels=8", "channels=parts.CHANNELS"),
+    )
+    model = load(ModelSpec("net.py:make", paths=folders([Path("b"), Path("a")])))
+    assert model.conv.out_channels == 16
+    with pytest.raises(UsageError, match="--path nowhere does not exist"):
+        folders([Path("nowhere")])
+    with pytest.raises(UsageError, match=r"--path net.py is not a folder"):
+        folders([Path("net.py")])
 
 
 @pytest.mark.parametrize("trust", [False, True])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -92,6 +94,59 @@ def test_the_entry_and_the_prefix_that_fit(value, entry, prefix):
     assert "w.pt: 9 of 9 tensors loaded" in record.summary
     assert (f"entry {entry}" in record.summary) == bool(entry)
     assert (f"prefix {prefix} taken off" in record.summary) == bool(prefix)
+
+
+LIGHTNING = {
+    "epoch": 3, "pytorch-lightning_version": "2.5.0", "hyper_parameters": {"lr": 0.1}, "loops": {},
+    "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.4), "dirpath": "/tmp"}},
+    "optimizer_states": [{"state": {0: {"exp_avg": BAD["conv.weight"]}}, "param_groups": [{"lr": 0.1}]}],
+}  # fmt: skip
+METADATA = {
+    "best": np.float64(0.5), "step": np.int64(3), "done": np.bool_(True), "history": np.ones(3), "folder": Path("runs"),
+    "started": datetime.datetime(2026, 1, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "entry", "prefix", "wrappers"),
+    [
+        (LIGHTNING | {"state_dict": prefixed("model.", GOOD) | {"loss.w": torch.ones(2)}}, "state_dict", "model.", ()),
+        (LIGHTNING | {"state_dict": prefixed("net._orig_mod.", GOOD)}, "state_dict", "net._orig_mod.", ()),
+        (prefixed("module._orig_mod.", GOOD), "", "module._orig_mod.", ()),
+        (METADATA | {"model": GOOD}, "model", "", ()),
+        (METADATA | {"model": GOOD | {"fc.bias": GOOD["fc.bias"].double()}}, "model", "", ()),
+        ({k.replace("conv.", "conv._orig_mod."): v for k, v in GOOD.items()}, "", "", ("_orig_mod",)),
+        (
+            prefixed("model.", {k.replace("fc.", "fc.module._orig_mod."): v for k, v in GOOD.items()}),
+            "", "model.", ("module", "_orig_mod"),
+        ),
+    ],
+)  # fmt: skip
+def test_checkpoints_as_people_have_them(value, entry, prefix, wrappers):
+    model, record = loaded(value)
+    assert holds(model, GOOD)
+    assert (record.entry, record.prefix, record.wrappers) == (entry, prefix, wrappers)
+    assert record.misfits == ()
+    assert not record.others
+    assert ("left out of keys" in record.summary) == bool(wrappers)
+
+
+@pytest.mark.parametrize("average", ["ema", "model_ema", "state_dict_ema"])
+def test_a_moving_average_beside_numbers_of_numpy_is_for_the_user_to_choose(average):
+    value = METADATA | {"state_dict": BAD, average: GOOD, "optimizer": {"state": {}, "param_groups": []}}
+    with pytest.raises(UsageError, match=f"--weights-key state_dict or --weights-key {average}"):
+        loaded(value)
+    assert holds(loaded(value, key=average)[0], GOOD)
+
+
+def test_arrays_of_objects_need_trust():
+    with pytest.raises(UntrustedError, match=r"more than tensors \(numpy.dtype\[O8\]\).*--trust-checkpoint"):
+        loaded({"model": GOOD, "names": np.array(["a", None], dtype=object)})
+
+
+def test_safetensors_with_metadata():
+    save_file(GOOD, "w.safetensors", metadata={"format": "pt", "epoch": "3"})
+    assert holds_after("w.safetensors")
 
 
 def test_a_prefix_that_only_the_model_has():
@@ -308,11 +363,9 @@ def test_counts_of_batches_alone_are_no_fit(strict):
         loaded(state(1, Net(8)) | {"fc.bias": torch.ones(3)}, strict=strict)
 
 
-def test_arrays_are_tensors_too():
-    arrays = {k: v.numpy() for k, v in GOOD.items()}
-    with pytest.raises(UntrustedError, match="numpy"):
-        loaded({"model": arrays})
-    model, _ = loaded({"model": arrays}, trust=True)
+@pytest.mark.parametrize("trust", [False, True])
+def test_arrays_are_tensors_too(trust):
+    model, _ = loaded({"model": {k: v.numpy() for k, v in GOOD.items()}}, trust=trust)
     assert holds(model, GOOD)
 
 

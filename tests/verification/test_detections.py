@@ -64,3 +64,27 @@ def test_the_limit_of_equal_scores_is_the_callers():
     actual = swapped(reference, [1, 0])
     assert_same(align_rows(actual, reference, 0.0), actual)
     assert_same(align_rows(actual, reference, 0.2), reference)
+
+
+def packed(scores, labels, corners):
+    """As a YOLO returns the detections that it selects itself, here with one more value for the task."""
+    rows = [[*[float(c)] * 4, s, label, 7 * c] for s, label, c in zip(scores, labels, corners, strict=True)]
+    return {"output0": np.float32([rows])}
+
+
+def test_rows_of_one_output_that_changed_places_are_put_back():
+    tie = ALL["equal_scores"].value / 2
+    reference = packed([0.9, 0.5 + tie, 0.5], [1, 2, 3], [1, 2, 3])
+    actual = {"output0": reference["output0"][:, [0, 2, 1]]}
+    assert_same(align_rows(actual, reference), reference)
+    apart = packed([0.9, 0.6, 0.5], [1, 2, 3], [1, 2, 3])
+    wrong = {"output0": apart["output0"][:, [0, 2, 1]]}
+    assert_same(align_rows(wrong, apart), wrong)
+
+
+def test_an_output0_that_is_no_list_of_detections_is_left_alone():
+    """Boxes and scores of every anchor, [N, 4 + nc, anchors], or a class that is no whole number."""
+    for values in (np.random.default_rng(0).random((1, 9, 9)), packed([0.5, 0.5], [1.5, 2], [1, 2])["output0"]):
+        reference = {"output0": np.float32(values)}
+        actual = {"output0": reference["output0"][:, ::-1].copy()}
+        assert_same(align_rows(actual, reference), actual)
