@@ -12,11 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from scconv_deploy.records.parity import Check, Quantity
-from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
 from scconv_deploy.verification import metrics
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.inside import Ends
-from scconv_deploy.verification.engine.outputs import noise_kind
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource
 
 _NO_PYTORCH = "the reference is no model in PyTorch, so it cannot start from an engine's tensor"
@@ -24,11 +22,15 @@ _OTHER_GATES = "the model has gates of no known SRU, which an engine does not sh
 
 
 class Segments:
-    """Collector of the errors of an engine's segments."""
+    """Collector of the errors of an engine's segments.
 
-    def __init__(self, manifest: EngineManifest, source: ReferenceSource, shared: Shared) -> None:
-        self._manifest, self._source, self._limits = manifest, source, shared.limits
-        self._kind = noise_kind(manifest)
+    Args:
+        kind: arithmetic of its layers, see :func:`.outputs.noise_kind`.
+        shown: whether it shows its SRUs' ends, so that there is something to judge.
+    """
+
+    def __init__(self, kind: str, source: ReferenceSource, shared: Shared, shown: bool) -> None:
+        self._kind, self._source, self._limits, self._shown = kind, source, shared.limits, shown
         self._errors: dict[str, float] = {}
         self._not_run = ""
 
@@ -60,7 +62,7 @@ class Segments:
 
     def checks(self) -> list[Check]:
         """Check of the segments; empty for an engine built without debug tensors."""
-        if not self._manifest.debug_tensors:
+        if not self._shown:
             return []
         name = "segments"
         noise, limit = self._limits[f"engine_noise.{self._kind}"].value, self._limits["engine_multiple"].value

@@ -28,7 +28,7 @@ from scconv_deploy.system.gpu import gpus
 from scconv_deploy.verification.checks.gates import SiteGates
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.inside import InsideSRUs
-from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.outputs import EndToEnd, noise_kind
 from scconv_deploy.verification.engine.segments import Segments
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
@@ -84,9 +84,10 @@ def judge_engine(
         MissingRuntimeError, ModelError: the engine cannot be opened or run here.
     """
     shared = Shared(tolerances.table(overrides))
-    outputs = EndToEnd(engine.manifest, shared)
+    kind, shown = noise_kind(engine.manifest), bool(engine.manifest.debug_tensors)
+    outputs = EndToEnd(kind, shared)
     srus = LoneSRUs(engine, sru_models, build_sru, shared)
-    inside, segments = InsideSRUs(engine.manifest, shared), Segments(engine.manifest, source, shared)
+    inside, segments = InsideSRUs(engine.manifest, shared), Segments(kind, source, shared, shown)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     first: ReferenceRun | None = None
