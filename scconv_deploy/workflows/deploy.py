@@ -39,6 +39,7 @@ from scconv_deploy.report.render import render, require_html
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest
 from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.onnx.parity import Artifact, source_of, verify_onnx
@@ -46,6 +47,7 @@ from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.samples import Sample, noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.workflows.fused_cpu import chosen, with_operators
 from scconv_deploy.workflows.provenance import provenance_of, versions
 from scconv_deploy.zoo.embed import EmbedResult
 
@@ -88,6 +90,7 @@ def deploy_spec(
     checks: Checks = Checks(),
     engines: EngineRequest = EngineRequest(),
     baseline: str = "",
+    plugin_cpu: str = "",
     cache: EngineCache | None = None,
     force: bool = False,
     command: str = "",
@@ -99,9 +102,11 @@ def deploy_spec(
 
     Args:
         baseline: a model, named like ``spec``'s, whose compiled plan the engines' plans are compared with; "" for none.
+        plugin_cpu: the fused SRU for ONNX Runtime on CPUs, judged and shipped: ``auto``, a file, or "" for none.
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
+    checks, said = _with_plugin_cpu(checks, plugin_cpu)
     builder = EngineBuilder.of(engines, cache, command, progress, _baseline(baseline, spec, options))
     reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
@@ -109,7 +114,7 @@ def deploy_spec(
     def draw() -> list[Iterable[Sample]]:
         return checks.samples(reference, spec.seed, spec.source)
 
-    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder)
+    return _deploy(reference, folder, options, checks, draw, log, command, progress, provenance, builder, said)
 
 
 def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline | None:
@@ -135,6 +140,7 @@ def deploy(
     options: ExportOptions = ExportOptions(),
     checks: Checks = Checks(),
     engines: EngineRequest = EngineRequest(),
+    plugin_cpu: str = "",
     cache: EngineCache | None = None,
     force: bool = False,
 ) -> DeployResult:
@@ -145,6 +151,7 @@ def deploy(
         folder: folder of the bundle.
         checks: real data, tolerances, and execution provider.
         engines: engines built here and on devices; :meth:`.EngineRequest.of` reads a target.
+        plugin_cpu: the fused SRU for ONNX Runtime on CPUs, judged and shipped: ``auto``, a file, or "" for none.
         cache: engine cache; None builds without one.
 
     Returns:
@@ -155,11 +162,19 @@ def deploy(
     """
     command = "scconv_deploy.deploy"
     check_output_folder(Path(folder), force)
+    checks, said = _with_plugin_cpu(checks, plugin_cpu)
     builder = EngineBuilder.of(engines, cache, command)
     options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
     reference, log = reference_from_module(model, example_inputs, dynamic)
     draw = partial(checks.samples, reference, 0)
-    return _deploy(reference, Path(folder), options, checks, draw, log, command, silent, {}, builder)
+    return _deploy(reference, Path(folder), options, checks, draw, log, command, silent, {}, builder, said)
+
+
+def _with_plugin_cpu(checks: Checks, plugin_cpu: str) -> tuple[Checks, tuple[str, ...]]:
+    """Options with the library to judge and ship, and notes on it."""
+    library, note = chosen(plugin_cpu)
+    checks = with_operators(checks) if library is None else replace(checks, operators=library)
+    return checks, (note,) if note else ()
 
 
 def _deploy(
@@ -173,6 +188,7 @@ def _deploy(
     progress: Progress,
     provenance: Mapping[str, str],
     builder: EngineBuilder,
+    said: tuple[str, ...],
 ) -> DeployResult:
     samples = draw()  # refuse unreadable data before any work is done
     float32_model = export_to_ir(reference, options, log, progress)
@@ -198,7 +214,7 @@ def _deploy(
     with new_folder(folder) as temporary:
         built = builder.build(artifact.proto, data, temporary, report, judge)
         report = built.report
-        notes = (*_write_page(temporary, report, progress), *built.notes)
+        notes = (*said, *_write_page(temporary, report, progress), *built.notes)
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
         noise, nodes = noise_samples(reference.signature, 0), instrument.sites(ir.to_proto(model))
@@ -207,6 +223,8 @@ def _deploy(
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)
+        if checks.operators is not None and nodes:
+            write_file(temporary / CPU_LIBRARY, checks.operators.read_bytes())
         facts: dict[str, Any] = {
             "versions": versions(), "command": command, "model": reference.name, "verdict": report.verdict,
             "unfinished": [entry.as_json() for entry in built.unfinished],

@@ -35,6 +35,7 @@ from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate
+from scconv_deploy.workflows.fused_cpu import with_operators
 from scconv_deploy.workflows.provenance import provenance_of
 
 _DEEP = 2
@@ -128,7 +129,7 @@ def quantize_onnx(
     check_output_file(output, force)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
-    original = read_onnx(source)
+    checks, original = with_operators(checks), read_onnx(source)
     if reference is None and not runs_here(original, RuntimeOptions()):
         raise UsageError(
             f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",

@@ -76,7 +76,7 @@ class Segments:
         size = f"relative L2 {error:.1e}, {error / noise:.2g}x the rounding of {self._kind} (limit {limit:g}x)"
         if not departing:
             count = len(self._errors)
-            text = f"{count} segments from the engine's own tensors: the worst, {place}, {size}"
+            text = f"{count} segments from its own tensors: the worst, {place}, {size}"
             return [Check(name, "passed", text, (decided,))]
         more = f"; so do {len(departing) - 1} more" if len(departing) > 1 else ""
         return [Check(name, "failed", f"the segment {place} departs first: {size}{more}", (decided,))]
