@@ -28,10 +28,11 @@ from scconv_deploy.verification.engine.inside import Ends
 from scconv_deploy.verification.engine.outputs import EndToEnd
 from scconv_deploy.verification.engine.readings import Readings, readings_gates, readings_values
 from scconv_deploy.verification.engine.segments import Segments
-from scconv_deploy.verification.engine.srus import GATES, not_run, rounded
+from scconv_deploy.verification.engine.srus import not_run, rounded
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource, SiteRun
 
 FUSED_LINK = "onnxruntime+fused"
+_GATES = "teacher-forced gates"
 _Runner = OnnxRuntimeRunner | HalfRunner
 
 
@@ -131,15 +132,14 @@ class FusedSRUs:
     def checks(self) -> list[Check]:
         """Checks of the link; a single one that was not run where the artifact cannot run so."""
         if self._refusal:
-            return [Check(GATES, "not run", self._refusal)]
+            return [Check(_GATES, "not run", self._refusal)]
         checks = []
-        for name, readings, values in (
-            (GATES, self._alone, "values of SRUs"),
-            ("gates inside", self._inside, "values inside"),
-        ):
-            if readings.apart:
-                checks.append(readings_gates(name, readings, f"{len(readings.apart)} SRUs {readings.where}"))
-                checks.append(readings_values(values, readings))
+        if self._alone.apart:
+            checks.append(readings_gates(_GATES, self._alone, f"{len(self._alone.apart)} SRUs alone"))
+            checks.append(readings_values("values of SRUs", self._alone))
+        if self._inside.apart:
+            checks.append(readings_gates("gates inside", self._inside, f"{len(self._inside.apart)} SRUs inside"))
+            checks.append(readings_values("values inside", self._inside))
         checks += not_run("SRUs inside", self._unread)
         if quantization_of(self._proto):
             why = "the artifact is quantised, which moves its outputs more than gates do; see the other links"
