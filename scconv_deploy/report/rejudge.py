@@ -125,7 +125,8 @@ def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
 def _unseen_gates(link: Link) -> str:
     """Reason why no gate of a passed engine was compared; "" if one was, or if the model has no SRU.
 
-    A wrong gate can hide in the end-to-end noise of explained flips. So a required engine, or fused SRU, must have gates compared.
+    A wrong gate can hide in the end-to-end noise of explained flips. So a required engine, or fused SRU, must have
+    gates compared.
     """
     if link.name not in (*ENGINES, FUSED) or link.status != "passed":
         return ""
