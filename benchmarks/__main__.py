@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
+    "sru_cpu": "the fused SRU on CPUs: beside naive export, function, torch.compile, one pass; networks; 10^8 gates",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, and that outputs are equal",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",

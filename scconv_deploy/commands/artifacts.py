@@ -271,7 +271,7 @@ def _reference(
         raise UsageError(why, "Leave them out.")
     if isinstance(named, OnnxFile):
         return replace(named, seed=of_model.seed)
-    if of_model.seed or judged.provider.lower() not in ("cpu", "cpuexecutionprovider"):
+    if of_model.seed or judged.provider.lower() not in ("cpu", "cpuexecutionprovider", "cpu+fused"):
         raise UsageError(f"--seed and --provider mean nothing to a bundle ({reference}).", "Leave them out.")
     return named
 

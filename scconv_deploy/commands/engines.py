@@ -107,6 +107,14 @@ Baseline = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
+PluginCpu = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Judge and ship the fused SRU for ONNX Runtime on CPUs; auto compiles it if there is a C++ compiler.",
+        rich_help_panel=_PLUGIN,
+    ),
+]
 SerializePlugin = Annotated[
     bool, typer.Option("--serialize-plugin", help="Put the library into the engine.", rich_help_panel=_PLUGIN)
 ]

@@ -109,7 +109,12 @@ Tolerances = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
 ]
-Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="Execution provider of ONNX Runtime, for example cuda; cpu+fused: also with the fused SRU for CPUs."
+    ),
+]
 Opset = Annotated[
     int | None,
     typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),

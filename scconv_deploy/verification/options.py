@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scconv_deploy.runtimes.onnxruntime import CPU, RuntimeOptions
@@ -29,6 +30,7 @@ class Checks:
         preprocessing: preprocessing of images; None takes the model's own.
         tolerances: values by name that replace the table's (:data:`.tolerances.ALL`); the report prints them.
         provider: execution provider of ONNX Runtime.
+        operators: library of the fused SRU for CPUs, judged as a link of its own; None without that link.
         deep: number of inputs of the data that are judged in full; the others run free, at less than half the cost.
     """
 
@@ -37,10 +39,11 @@ class Checks:
     tolerances: Mapping[str, float] = field(default_factory=dict)
     provider: str = CPU
     deep: int = DEEP
+    operators: Path | None = None
 
     @property
     def judging(self) -> Judging:
-        return Judging(self.tolerances, RuntimeOptions(self.provider))
+        return Judging(self.tolerances, RuntimeOptions(self.provider), self.operators)
 
     def samples(self, reference: Reference, seed: int, source: str = "") -> list[Iterable[Sample]]:
         """Seeded noise, then the user's data; ``source`` names a zoo model, for its preprocessing."""

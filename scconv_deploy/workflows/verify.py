@@ -31,6 +31,7 @@ from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.onnx.chain import Artifact, recorded_quantization, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceSource, Site
+from scconv_deploy.workflows.fused_cpu import FUSED, is_fused, with_operators
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile, artifact_of
 
@@ -92,6 +93,7 @@ def verify(
             f"Use scconv-deploy verify {artifact} --reference MODEL.",
         )
     opened, notes = _read(subject)
+    checks = with_operators(checks, subject.path if isinstance(subject, Bundle) else None)
     reference, log = reference_from_module(model, example_inputs, dynamic)
     against = _against_model(reference, checks.samples(reference, 0), log, {}, silent)
     return _judge_onnx(opened, against, checks, notes)
@@ -125,6 +127,9 @@ def verify_subject(
         MissingRuntimeError: the library of an engine is missing or of another version, or there is no GPU.
     """
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
+    if isinstance(artifact, Engine) and is_fused(checks.provider):
+        raise UsageError(f"--provider {FUSED} belongs to ONNX files.", "Leave it out.")
+    checks = with_operators(checks, artifact.path if isinstance(artifact, Bundle) else None)
     if isinstance(artifact, Engine):
         engine = _open(artifact, plugin)
         if isinstance(reference, Bundle):

@@ -30,7 +30,7 @@ from scconv_deploy.verification.checks.second_opinion import SecondOpinion
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.teacher_forced import TeacherForced
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.outputs import EndToEnd, noise_kind
 from scconv_deploy.verification.engine.readings import Readings, readings_values
 from scconv_deploy.verification.metrics import compare
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, verify_onnx
@@ -97,8 +97,8 @@ def swapped(limits, apart):
 
 def run_on_an_engine(limits, kind, size, noise):
     data = "float32" if kind in ("tf32", "index") else kind
-    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data, is_quantized=False)
-    outputs = EndToEnd(manifest, Shared(limits))
+    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data)
+    outputs = EndToEnd(noise_kind(manifest), Shared(limits))
     y, reference = pair(kind, size)
     run = ReferenceRun("sample", {}, {"y": reference}, {}, {}, {}, {})
     outputs.add(run, {"y": y}, noise)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import onnx
 
@@ -23,6 +24,7 @@ from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
+from scconv_deploy.verification.onnx.fused import FUSED_LINK, FusedSRUs
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
 
@@ -71,10 +73,12 @@ class Judging:
     Attributes:
         overrides: tolerances by name that replace the table's.
         runtime: settings of ONNX Runtime.
+        operators: library of the fused SRU for CPUs, judged as a link of its own; None without that link.
     """
 
     overrides: Mapping[str, float] = field(default_factory=dict)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    operators: Path | None = None
 
 
 def verify_artifact(
@@ -102,16 +106,19 @@ def verify_artifact(
     """
     runtime, limits = judging.runtime, tolerances.table(judging.overrides)
     float32_checks: ArtifactChecks | None = None
+    fused: FusedSRUs | None = None
     with log.stage("verify") as stage, ExitStack() as stack:
         judged = stack.enter_context(
             ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
         )
         if artifact.float32_model is not None and not source.is_float32_form:
             float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
+        if judging.operators is not None:
+            fused = stack.enter_context(FusedSRUs(source, artifact.proto, judging.operators, limits))
         shared = judged.shared
         for sample in samples:
             run = source.run(sample)
-            for one in (judged, float32_checks):
+            for one in (judged, float32_checks, fused):
                 if one is not None:
                     one.add(run)
         if not shared.samples.names:
@@ -121,6 +128,8 @@ def verify_artifact(
         if shared.ruler.float64_refusal:
             stage.skipped.append(("float64 among the runs whose distance is the noise", shared.ruler.float64_refusal))
     links = _links(source, artifact, judged, float32_checks)
+    if fused is not None:
+        links = (*links[:-1], Link.of(FUSED_LINK, fused.checks()), links[-1])
     failed = any(link.status == "failed" for link in links)
     return ParityReport(
         model=source.name,
@@ -131,7 +140,7 @@ def verify_artifact(
         outputs=judged.outputs,
         samples=shared.samples.names,
         left_alone=source.left_alone,
-        provenance=_provenance(runtime) | dict(provenance or {}),
+        provenance=_provenance(judging) | dict(provenance or {}),
         stages=tuple(log.records),
         layers=judged.replay.layers.errors,
         first_departure=first_divergence(source, artifact.proto, judged, judged.options) if failed else "",
@@ -176,8 +185,10 @@ def _links(
     return (swapped, before, converted, engine)
 
 
-def _provenance(runtime: RuntimeOptions) -> dict[str, str]:
-    facts = environment_facts() | {"provider": runtime.resolved_provider()}
+def _provenance(judging: Judging) -> dict[str, str]:
+    facts = environment_facts() | {"provider": judging.runtime.resolved_provider()}
+    if judging.operators is not None:
+        facts["fused SRU"] = f"{judging.operators.name}, sha256 {sha256_of(judging.operators)}"
     names = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy")
     return facts | {
         name: found for name in names if (found := installed_version(name))
