@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scconv_deploy.commands.calibrating import Int8Options
-from scconv_deploy.commands.engines import (
-    Backends,
-    Baseline,
-    BuildPlugin,
-    CacheFolder,
-    DebugTensors,
-    NoCache,
-    Plugin,
-    RequirePlugin,
-    Targets,
-    chosen_cache,
-    engine_request,
-    parse_backends,
-)
+from scconv_deploy.commands.engines import EngineOptions, Plugin, chosen_cache, engine_request, parse_backends
 from scconv_deploy.commands.options import (
     CheckOptions,
     Data,
@@ -36,7 +24,11 @@ from scconv_deploy.commands.options import (
 )
 from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import UsageError
+from scconv_deploy.records.stage import Progress
 from scconv_deploy.report.verdict import parity_error
+
+if TYPE_CHECKING:
+    from scconv_deploy.workflows.deploy import DeployResult
 
 
 @grouped
@@ -47,14 +39,7 @@ def deploy(
     judged: CheckOptions = CheckOptions(),
     graph: GraphOptions = GraphOptions(),
     int8: Int8Options = Int8Options(),
-    backend: Backends = None,
-    target: Targets = None,
-    plugin: BuildPlugin = None,
-    require_plugin: RequirePlugin = False,
-    baseline: Baseline = "",
-    debug_tensors: DebugTensors = None,
-    cache: CacheFolder = None,
-    no_cache: NoCache = False,
+    engines: EngineOptions = EngineOptions(),
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -62,28 +47,56 @@ def deploy(
     """Export a model, verify the artifact against PyTorch, build engines if asked, and write a bundle."""
     from scconv_deploy.commands.printing import print_deploy
 
+    deployment = Deployment(model, output, of_model, judged, graph, int8, engines, force)
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.workflows.deploy import deploy_spec
-
-        spec = of_model.spec(model)
-        backends = parse_backends(backend)
-        result = deploy_spec(
-            spec,
-            output,
-            graph.export(
-                backends, int8.quantization(graph, judged.data, judged.preprocessing, of_model.seed, spec.source)
-            ),
-            engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
-            baseline=baseline,
-            cache=chosen_cache(cache, no_cache),
-            checks=int8.checks(judged) if graph.is_int8 else judged.checks(),
-            force=force,
-            command=command_line(),
-            progress=session.progress,
-        )
+        result = deployment.run(command_line(), session.progress)
         session.show(result, print_deploy)
         if not result:
             raise parity_error(result.artifact, result.report, "Do not ship it; see report.json.")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What ``deploy`` was asked for, on the command line or in a run file."""
+
+    model: str
+    output: Path
+    of_model: ModelOptions
+    judged: CheckOptions
+    graph: GraphOptions
+    int8: Int8Options
+    engines: EngineOptions
+    force: bool
+
+    def run(self, command: str, progress: Progress) -> DeployResult:
+        """Write the bundle.
+
+        Args:
+            command: line that the bundle names as the one that made it.
+
+        Raises:
+            ScconvDeployError: with the reason and the remedy.
+        """
+        from scconv_deploy.workflows.deploy import deploy_spec
+
+        judged, graph, engines = self.judged, self.graph, self.engines
+        spec = self.of_model.spec(self.model)
+        backends = parse_backends(engines.backend)
+        quantization = self.int8.quantization(graph, judged.data, judged.preprocessing, self.of_model.seed, spec.source)
+        return deploy_spec(
+            spec,
+            self.output,
+            graph.export(backends, quantization),
+            engines=engine_request(
+                backends, engines.target, spec.dynamic, engines.plugin, engines.require_plugin, engines.debug_tensors
+            ),
+            baseline=engines.baseline,
+            cache=chosen_cache(engines.cache, engines.no_cache),
+            checks=self.int8.checks(judged) if graph.is_int8 else judged.checks(),
+            force=self.force,
+            command=command,
+            progress=progress,
+        )
 
 
 @grouped

@@ -15,9 +15,9 @@ from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
 
 
-def html_page(report: ParityReport) -> str:
-    """Render a report as an HTML page: verdict and reason first, then the measurements."""
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of the pages: every value is escaped, and an unknown name is an error."""
+    made = Environment(
         loader=PackageLoader("scconv_deploy.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -25,11 +25,16 @@ def html_page(report: ParityReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
+    made.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
+    return made
+
+
+def html_page(report: ParityReport) -> str:
+    """Render a report as an HTML page: verdict and reason first, then the measurements."""
     # safe as markup: matplotlib escapes the names in the pictures
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
     deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
-    return environment.get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report, pictures=drawn, engine_facts=engine_facts, plan_facts=plan_facts(report),
         meanings=meanings_of(report), terms=TERMS,
         steps=STEPS, deciding=deciding | set(report.overrides),
