@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scconv_deploy.system.environment import cache_folder, sha256_of
@@ -70,11 +71,20 @@ def _recorders() -> list[OpenedFiles]:
     return active
 
 
+def code_modules() -> list[ModuleType]:
+    """Imported modules that no installed package and no standard library holds: the user's code."""
+    return [module for module in list(sys.modules.values()) if _file_of(module) is not None]
+
+
 def code_files() -> set[Path]:
-    """Files of imported modules that no installed package and no standard library holds: the user's code."""
-    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    files = {Path(name).resolve() for name in names if name}
-    return {file for file in files if file.is_file() and not _installed(file)}
+    """Files of :func:`code_modules`."""
+    return {file for module in list(sys.modules.values()) if (file := _file_of(module)) is not None}
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    name = getattr(module, "__file__", None)
+    file = Path(name).resolve() if isinstance(name, str) else None
+    return file if file is not None and file.is_file() and not _installed(file) else None
 
 
 def read_files(opened: OpenedFiles) -> set[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from scconv_deploy.verification.onnx.chain import Judging
 if TYPE_CHECKING:
     from scconv_deploy.model.prepare import Reference
     from scconv_deploy.verification.samples import Preprocessing, Sample
+    from scconv_deploy.verification.shards import DataShards
+    from scconv_deploy.workers.tasks import Workers
 
 DEEP = 64
 """Default number of inputs of the data that are judged in full: half a minute of ScConv-ResNet-50."""
@@ -27,6 +29,7 @@ class Checks:
         tolerances: values by name that replace the table's (:data:`.tolerances.ALL`); the report prints them.
         provider: execution provider of ONNX Runtime.
         deep: number of inputs of the data that are judged in full; the others run free, at less than half the cost.
+        workers: processes for the others; None runs them in this one.
     """
 
     data: str | None = None
@@ -34,6 +37,7 @@ class Checks:
     tolerances: Mapping[str, float] = field(default_factory=dict)
     provider: str = CPU
     deep: int = DEEP
+    workers: Workers | None = None
 
     @property
     def judging(self) -> Judging:
@@ -48,3 +52,15 @@ class Checks:
             preprocessing = self.preprocessing or Preprocessing.of(source, reference.model)
             samples.append(load_samples(self.data, reference.signature, preprocessing, self.deep))
         return samples
+
+    def shared_out(
+        self, samples: Sequence[Iterable[Sample]], progress: Callable[[str], None]
+    ) -> tuple[list[Iterable[Sample]], DataShards | None]:
+        """Samples for this process, and those that run free for others; None if there are no workers, or no such."""
+        from scconv_deploy.verification.samples import Samples
+        from scconv_deploy.verification.shards import PARTS_PER_JOB, DataShards
+
+        if self.workers is None or not isinstance(samples[-1], Samples):
+            return list(samples), None
+        deep, parts = samples[-1].split(PARTS_PER_JOB * self.workers.jobs)
+        return [*samples[:-1], *deep], DataShards(parts, self.workers, progress) if parts else None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from scconv_deploy.errors import MissingRuntimeError
+from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.system.failures import Failure
 from scconv_deploy.system.memory import available_bytes, usable_cores
 from scconv_deploy.system.signals import Signals
@@ -28,6 +29,17 @@ _PATIENCE_S = 20.0
 _TAIL_LINES = 20
 """Last lines of a lost process's output that its failure shows."""
 _LOOK_S = 0.2  # how soon a signal is noticed while no task says anything
+
+
+@dataclass(frozen=True)
+class FileParcel:
+    """Shared bytes in a file, with their SHA-256."""
+
+    path: Path
+    sha256: str
+
+    def content(self) -> bytes:
+        return self.path.read_bytes()
 
 
 @dataclass
@@ -53,6 +65,16 @@ class LocalWorkers:
         self.jobs = jobs or cores
         self.threads = max(1, cores // self.jobs)
         self._preload = list(preload)
+
+    elsewhere = False
+
+    @contextmanager
+    def sharing(self, content: bytes) -> Iterator[FileParcel]:
+        """Share bytes by a temporary file."""
+        with tempfile.NamedTemporaryFile(prefix="scconv-deploy.") as file:
+            file.write(content)
+            file.flush()
+            yield FileParcel(Path(file.name), sha256_of(content))
 
     def run(self, tasks: Sequence[Task], tell: Tell) -> Iterator[Outcome]:
         context = _context(self._preload, self.threads)

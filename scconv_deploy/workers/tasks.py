@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,15 +47,31 @@ class Outcome:
     peak_bytes: int = 0
 
 
+class Parcel(Protocol):
+    """Bytes that were shared with all processes; picklable, and equal parcels hold the same."""
+
+    def __hash__(self) -> int: ...
+
+    def content(self) -> bytes: ...
+
+
 class Workers(Protocol):
     """Processes of one engine.
 
     Attributes:
         jobs: number of tasks at a time.
+        elsewhere: whether the processes may run on other machines, with other files.
     """
 
     @property
     def jobs(self) -> int: ...
+
+    @property
+    def elsewhere(self) -> bool: ...
+
+    def sharing(self, content: bytes) -> AbstractContextManager[Parcel]:
+        """Share bytes with all processes while the block lasts; each machine gets them once."""
+        ...
 
     def run(self, tasks: Sequence[Task], tell: Tell) -> Iterator[Outcome]:
         """Yield the outcome of each task as it ends; ending the iterator early ends the processes."""

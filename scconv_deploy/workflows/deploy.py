@@ -181,9 +181,10 @@ def _deploy(
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
+    here, shards = checks.shared_out(samples, progress)
     report = verify_onnx(
-        reference, artifact, with_progress(samples, progress), log,
-        judging=checks.judging, provenance=provenance,
+        reference, artifact, with_progress(here, progress), log,
+        judging=checks.judging, provenance=provenance, shards=shards,
     )  # fmt: skip
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _engine_inputs(artifact) if options.builds_engines else None

@@ -6,16 +6,48 @@ reference is a float file, the artifact's.
 
 from __future__ import annotations
 
-from scconv_deploy.records.metrics import OutputMetrics
+from dataclasses import dataclass, field
+
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
 from scconv_deploy.verification.accuracy import PairedCounts
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
-from scconv_deploy.verification.metrics import comparable, compare, looks_like_logits, worst_of
+from scconv_deploy.verification.metrics import MetricsTally, comparable, compare, looks_like_logits
 from scconv_deploy.verification.reference.run import ReferenceRun
 
 NAME = "budget"
 TOLERANCE = "max_drop"
+
+
+@dataclass
+class Costs:
+    """What quantisation changes over samples; sums, so that they merge exactly.
+
+    Attributes:
+        on_data: whether the samples are real data, not noise.
+        paired: right and wrong answers on labelled data.
+        outputs: metrics of the outputs.
+        gates: changed and all gates by site.
+        answers: changed and all answers.
+    """
+
+    on_data: bool = False
+    paired: PairedCounts = field(default_factory=PairedCounts)
+    outputs: MetricsTally = field(default_factory=MetricsTally)
+    gates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    answers: tuple[int, int] = (0, 0)
+
+    def add_gates(self, site: str, changed: int, gates: int) -> None:
+        before = self.gates.get(site, (0, 0))
+        self.gates[site] = before[0] + changed, before[1] + gates
+
+    def merge(self, other: Costs) -> None:
+        """Add the costs on other samples of the same kind."""
+        self.paired.merge(other.paired)
+        self.outputs.merge(other.outputs)
+        for site, counts in other.gates.items():
+            self.add_gates(site, *counts)
+        self.answers = self.answers[0] + other.answers[0], self.answers[1] + other.answers[1]
 
 
 class Budget(ArtifactCheck):
@@ -23,55 +55,49 @@ class Budget(ArtifactCheck):
 
     def __init__(self, limits: Table) -> None:
         self._limit = limits[TOLERANCE]
-        self._on_data = False
-        self._forget()
-
-    def _forget(self) -> None:
-        self._paired = PairedCounts()
-        self._metrics: dict[str, OutputMetrics] = {}
-        self._rows: dict[str, int] = {}
-        self._gates: dict[str, tuple[int, int]] = {}
-        self._answers = (0, 0)
+        self.costs = Costs()
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
-        if self._on_data and not run.kind:  # noise, beside real data: the scales are not made for it
+        if self.costs.on_data and not run.kind:  # noise, beside real data: the scales are not made for it
             return
-        if run.kind and not self._on_data:
-            self._on_data = True
-            self._forget()
+        if run.kind and not self.costs.on_data:
+            self.costs = Costs(on_data=True)
+        costs = self.costs
         floats = run.unquantized or run.given
         cheap = run.given if run.unquantized else found.outputs
         for name, y in cheap.items():
             if name in floats and same_kind(y, floats[name]) and comparable(y, floats[name]):
-                self._keep(name, compare(y, floats[name]), len(y) if y.ndim else 1)
+                costs.outputs.add(name, compare(y, floats[name]), len(y) if y.ndim else 1)
         logits = next((name for name, value in floats.items() if looks_like_logits(value)), None)
         if logits is not None and cheap[logits].shape == floats[logits].shape:
             rows = run.count or len(floats[logits])
             changed = (floats[logits].argmax(1) != cheap[logits].argmax(1))[:rows]
-            self._answers = self._answers[0] + int(changed.sum()), self._answers[1] + changed.size
+            costs.answers = costs.answers[0] + int(changed.sum()), costs.answers[1] + changed.size
             if run.labels is not None and len(run.labels) == len(floats[logits]):
-                self._paired.add(floats[logits], cheap[logits], run.labels)
+                costs.paired.add(floats[logits], cheap[logits], run.labels)
         for site, mask in run.unquantized_masks.items():
             if site in run.sites and run.sites[site].mask.shape == mask.shape:
-                before = self._gates.get(site, (0, 0))
-                self._gates[site] = before[0] + int((mask != run.sites[site].mask).sum()), before[1] + mask.size
+                costs.add_gates(site, int((mask != run.sites[site].mask).sum()), mask.size)
 
-    def _keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
-        kept, before = self._metrics.get(name), self._rows.get(name, 0)
-        self._metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
-        self._rows[name] = before + rows
+    def merge(self, costs: Costs) -> None:
+        """Add the costs on further samples; those on noise do not count beside real data."""
+        if costs.on_data and not self.costs.on_data:
+            self.costs = Costs(on_data=True)
+        if costs.on_data == self.costs.on_data:
+            self.costs.merge(costs)
 
     def checks(self) -> list[Check]:
-        if not self._rows:
+        outputs, gates_by_site = self.costs.outputs.metrics, self.costs.gates
+        if not outputs:
             return [Check(NAME, "not run", "the reference holds no results of the float model")]
-        accuracy = self._paired.accuracy()
-        changed, answers = self._answers
-        words = [f"{n}: SNR {m.snr_db:.1f} dB" for n, m in self._metrics.items() if m.snr_db is not None]
+        accuracy = self.costs.paired.accuracy()
+        changed, answers = self.costs.answers
+        words = [f"{n}: SNR {m.snr_db:.1f} dB" for n, m in outputs.items() if m.snr_db is not None]
         if answers:
             words.append(f"{changed:,} of {answers:,} answers changed")
-        if self._gates:
-            moved, gates = (sum(counts[i] for counts in self._gates.values()) for i in (0, 1))
-            site, worst = max(self._gates.items(), key=lambda item: item[1][0] / max(item[1][1], 1))
+        if gates_by_site:
+            moved, gates = (sum(counts[i] for counts in gates_by_site.values()) for i in (0, 1))
+            site, worst = max(gates_by_site.items(), key=lambda item: item[1][0] / max(item[1][1], 1))
             words.append(
                 f"{moved:,} of {gates:,} gates changed ({moved / max(gates, 1):.2%}; most at {site}, "
                 f"{worst[0] / max(worst[1], 1):.2%})"
@@ -83,7 +109,7 @@ class Budget(ArtifactCheck):
                 f"({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
                 f"{accuracy.samples:,} rows)",
             )  # fmt: skip
-        where = "" if self._on_data else " on noise"
+        where = "" if self.costs.on_data else " on noise"
         text = f"quantisation costs{where}: {', '.join(words) or 'nothing that could be compared'}"
         if accuracy is None and not answers:
             if not self._limit.given:

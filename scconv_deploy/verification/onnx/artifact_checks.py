@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import onnx
 
+from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import data_type, precision_of, quantization_of
 from scconv_deploy.records.gates import FlipCount
@@ -30,6 +31,7 @@ from scconv_deploy.verification.checks.swapped import Swapped
 from scconv_deploy.verification.checks.weights import Weights
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
+from scconv_deploy.verification.tally import Tally
 
 
 class ArtifactChecks:
@@ -116,6 +118,36 @@ class ArtifactChecks:
             check.add(run, found)
         if self._quantization and (self._unjudged or run.unquantized):
             self.budget.add(run, found)
+
+    @property
+    def fixed(self) -> list[Found]:
+        """Gates of no known SRU that are exposed beside the SRUs'; samples that run free need the same file."""
+        return self._runs.fixed
+
+    @fixed.setter
+    def fixed(self, gates: list[Found]) -> None:
+        self._runs.fix(gates)
+
+    @property
+    def tally(self) -> Tally:
+        """What the samples added so far, if all of them ran free."""
+        shared = self.shared
+        return Tally(
+            shared.samples, shared.sites, shared.contract, shared.finite, shared.answers, self.free.flips,
+            self.end_to_end.tally, self.budget.costs,
+        )  # fmt: skip
+
+    def merge(self, tally: Tally) -> None:
+        """Add what further samples, which ran free in another process, gave there."""
+        shared = self.shared
+        shared.samples.merge(tally.samples)
+        shared.sites.merge(tally.sites)
+        shared.contract.merge(tally.contract)
+        shared.finite.merge(tally.finite)
+        shared.answers.merge(tally.answers)
+        self.free.flips.merge(tally.flips)
+        self.end_to_end.tally.merge(tally.outputs)
+        self.budget.merge(tally.costs)
 
     def checks(self) -> list[Check]:
         """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""

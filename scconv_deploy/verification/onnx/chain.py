@@ -7,13 +7,15 @@ reference's gates, the rest is continuous: its error is judged in multiples of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import onnx
 
 from scconv_deploy.errors import UsageError
+from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import Precision, precision_of, quantization_of
 from scconv_deploy.records import tolerances
@@ -25,6 +27,7 @@ from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
+from scconv_deploy.verification.tally import Tally
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
@@ -83,11 +86,13 @@ def verify_artifact(
     *,
     judging: Judging = Judging(),
     provenance: Mapping[str, str] | None = None,
+    shards: Shards | None = None,
 ) -> ParityReport:
     """Judge an ONNX model against a reference.
 
     Args:
         samples: samples of the source; read once, one at a time.
+        shards: further samples, which run free in other processes; they come after ``samples``.
 
     Returns:
         The report; falsy if a check failed.
@@ -98,20 +103,18 @@ def verify_artifact(
         MissingRuntimeError: the provider cannot run here.
         ModelError: ONNX Runtime or the reference cannot run the inputs.
     """
-    runtime, limits = judging.runtime, tolerances.table(judging.overrides)
-    float32_checks: ArtifactChecks | None = None
-    with log.stage("verify") as stage, ExitStack() as stack:
-        judged = stack.enter_context(
-            ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
-        )
-        if artifact.float32_model is not None and not source.swapped_link:
-            float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
-        shared = judged.shared
+    runtime = judging.runtime
+    with log.stage("verify") as stage, checks_of(source, artifact, judging) as all_checks:
+        judged, shared = all_checks[0], all_checks[0].shared
+        float32_checks = all_checks[1] if len(all_checks) > 1 else None
         for sample in samples:
             run = source.run(sample)
-            for one in (judged, float32_checks):
-                if one is not None:
-                    one.add(run)
+            for one in all_checks:
+                one.add(run)
+        if shards is not None:
+            for tallies in shards.measure(source, artifact, judging, [one.fixed for one in all_checks]):
+                for one, tally in zip(all_checks, tallies, strict=True):
+                    one.merge(tally)
         if not shared.samples.names:
             raise UsageError("There is no sample, so nothing can be judged.", "Give at least one.")
         stage.applied += shared.samples.names
@@ -138,6 +141,31 @@ def verify_artifact(
         overrides=dict(judging.overrides),
         other_gates=judged.others.records(),
     )
+
+
+@contextmanager
+def checks_of(source: ReferenceSource, artifact: Artifact, judging: Judging) -> Iterator[list[ArtifactChecks]]:
+    """Open the checks of an artifact, and second those of the float32 model that a half one was converted from."""
+    limits, runtime = tolerances.table(judging.overrides), judging.runtime
+    with ExitStack() as stack:
+        opened = [ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)]
+        if artifact.float32_model is not None and not source.swapped_link:
+            opened.append(ArtifactChecks(source, artifact.float32_model, limits, runtime))
+        yield [stack.enter_context(one) for one in opened]
+
+
+class Shards(Protocol):
+    """Samples that run free in other processes."""
+
+    def measure(
+        self, source: ReferenceSource, artifact: Artifact, judging: Judging, fixed: Sequence[list[Found]]
+    ) -> Iterator[Sequence[Tally]]:
+        """Yield what each shard gave, in the order of the samples: a tally for each of :func:`checks_of`.
+
+        Args:
+            fixed: for each of the checks, the gates of no known SRU that are exposed.
+        """
+        ...
 
 
 def recorded_quantization(artifact: Artifact) -> ExpectedQuantization | str:
