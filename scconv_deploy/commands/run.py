@@ -5,35 +5,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scconv_deploy.commands.models import Deployment, deploy
-from scconv_deploy.commands.options import Json, Quiet, regrouped
+from scconv_deploy.commands.options import Json, Quiet, grouped, regrouped
 from scconv_deploy.commands.session import run_session
+from scconv_deploy.commands.workers import WorkerOptions
 from scconv_deploy.records.stage import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scconv_deploy.workers.tasks import Workers
     from scconv_deploy.workflows.run import Plan, RunResult
 
-Engine = Annotated[
-    Literal["local", "ray"] | None,
-    typer.Option(help="Where the work is done: processes of this machine (default), or a Ray cluster."),
-]
-Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="The Ray cluster; by default Ray's own choice.")]
-Jobs = Annotated[int | None, typer.Option(metavar="N", min=1, help="Most processes at a time; by default one a core.")]
 
-
+@grouped
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The run file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
-    engine: Engine = None,
-    address: Address = "",
-    jobs: Jobs = None,
+    processes: WorkerOptions = WorkerOptions(),
     force: Annotated[bool, typer.Option("--force", help="Make every cell again, changed or not.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -41,26 +33,20 @@ def run(
     """Deploy every model of a run file in every variant; what did not change is not done again."""
     with run_session(as_json, quiet) as session:
         from scconv_deploy.commands.run_file import read_run_file
-        from scconv_deploy.workflows.run import CellsFailedError, plan_run, run_cells
+        from scconv_deploy.workflows.run import PRELOAD, CellsFailedError, plan_run, run_cells
 
         found = read_run_file(file)
         plan = plan_run(found.cells, found.output, force)
         if dry_run:
             session.show(plan, print_plan)
             return
-        chosen, place = engine or found.engine, address or found.address
-        result = run_cells(plan, deploy_cell, lambda: workers_of(chosen, place, jobs or found.jobs), session.progress)
+        chosen = WorkerOptions(
+            processes.engine or found.engine, processes.address or found.address, processes.jobs or found.jobs
+        )
+        result = run_cells(plan, deploy_cell, lambda: chosen.workers(PRELOAD), session.progress)
         session.show(result, print_run)
         if not result:
             raise CellsFailedError(result)
-
-
-def workers_of(engine: str, address: str, jobs: int | None) -> Workers:
-    """Processes that ``--engine``, ``--address`` and ``--jobs`` name (UsageError, MissingRuntimeError)."""
-    from scconv_deploy.workers.local import LocalWorkers
-    from scconv_deploy.workflows.run import PRELOAD
-
-    return LocalWorkers(jobs, PRELOAD)
 
 
 def deploy_cell(arguments: Sequence[str], folder: Path, command: str, progress: Progress) -> None:

@@ -22,7 +22,7 @@ from scconv_deploy.commands.models import deploy
 from scconv_deploy.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from scconv_deploy.workflows.run import Cell
+    from scconv_deploy.workflows.cell import Cell
 
 _OURS = ("output", "force", "json", "quiet")
 """Options of ``deploy`` that a run decides."""
@@ -130,7 +130,7 @@ class RunFile:
     """Content of a run file: its ``[run]``, and its cells in order."""
 
     output: Path
-    engine: str
+    engine: Literal["local", "ray"] | None
     address: str
     jobs: int | None
     cells: tuple[Cell, ...]
@@ -160,7 +160,7 @@ class _Reader:
             raise IntegrityError(f"{path} is not TOML: {error}.", "Correct it there.") from error
 
     def read(self) -> RunFile:
-        from scconv_deploy.workflows.run import Cell
+        from scconv_deploy.workflows.cell import Cell
 
         for name in self._document:
             self._known((name,), TABLES, "a run file")
@@ -186,7 +186,7 @@ class _Reader:
             for of_model, model in models
             for of_variant, variant in variants
         )  # fmt: skip
-        return RunFile(Path(run["output"]), run.get("engine", ""), run.get("address", ""), run.get("jobs"), cells)
+        return RunFile(Path(run["output"]), run.get("engine"), run.get("address", ""), run.get("jobs"), cells)
 
     def _cell(self, make: type[Cell], model: Mapping[str, Any], variant: Mapping[str, Any], keys: dict) -> Cell:
         options = (text for key, value in keys.items() for text in deploy_keys()[key].arguments(value))

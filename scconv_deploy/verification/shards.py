@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,10 +57,11 @@ class DataShards:
             def tell(name: str, text: str) -> None:
                 self.progress(f"verifying on {len(tasks)} shards of the data ({len(found)} done)")
 
-            for outcome in self.workers.run(tasks, tell):
-                if outcome.failure is not None:
-                    raise ShardError(outcome.name, outcome.failure)
-                found[outcome.name] = outcome.value
+            with closing(self.workers.run(tasks, tell)) as outcomes:
+                for outcome in outcomes:
+                    if outcome.failure is not None:
+                        raise ShardError(outcome.name, outcome.failure)
+                    found[outcome.name] = outcome.value
         for task in tasks:
             yield found[task.name]
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
@@ -76,7 +76,7 @@ class LocalWorkers:
             file.flush()
             yield FileParcel(Path(file.name), sha256_of(content))
 
-    def run(self, tasks: Sequence[Task], tell: Tell) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[Task], tell: Tell) -> Generator[Outcome]:
         context = _context(self._preload, self.threads)
         admission = Admission(self.jobs, available_bytes())
         waiting, running = list(tasks), dict[connection.Connection, _Running]()

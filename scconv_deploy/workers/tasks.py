@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,12 +25,14 @@ class Task:
         work: a function of a module; called with the arguments and a progress callback.
         arguments: picklable values.
         memory_bytes: memory that the call is expected to take at most; 0 if unknown.
+        fresh: whether it needs a process in which no other task has run, because it imports the user's code.
     """
 
     name: str
     work: Callable[..., Any]
     arguments: Sequence[Any] = ()
     memory_bytes: int = 0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Workers(Protocol):
         """Share bytes with all processes while the block lasts; each machine gets them once."""
         ...
 
-    def run(self, tasks: Sequence[Task], tell: Tell) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[Task], tell: Tell) -> Generator[Outcome]:
         """Yield the outcome of each task as it ends; ending the iterator early ends the processes."""
         ...
 

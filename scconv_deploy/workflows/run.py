@@ -6,9 +6,9 @@ cell whose inputs did not change is not made again. ``run.json`` is written afte
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from scconv_deploy.bundle.manifest import check_bundle
 from scconv_deploy.errors import IntegrityError, ScconvDeployError, UsageError
 from scconv_deploy.records.codec import encode
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.records.run import SCHEMA_VERSION, CellFacts, CellRecord, CellStatus, Inputs, RunRecord
+from scconv_deploy.records.run import SCHEMA_VERSION, CellFacts, CellRecord, CellStatus, RunRecord
 from scconv_deploy.records.stage import Progress, silent
 from scconv_deploy.report.load import load_report
 from scconv_deploy.report.merge import merge_files
@@ -28,48 +28,13 @@ from scconv_deploy.report.runs.render import OVERVIEW, overview_files
 from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.failures import failure_of
-from scconv_deploy.system.inputs import (
-    OpenedFiles,
-    code_files,
-    digest_of,
-    package_digest,
-    packages,
-    read_files,
-    relative,
-)
+from scconv_deploy.system.inputs import digest_of, package_digest
 from scconv_deploy.system.progress_lines import Notice
 from scconv_deploy.workers.tasks import Outcome, Task, Workers
+from scconv_deploy.workflows.cell import Cell, Made, Make, luggage_for, make_cell, make_there, unpack
 
-Make = Callable[[Sequence[str], Path, str, Progress], None]
-"""(arguments of ``deploy`` without its output, folder, command line, progress): write the bundle."""
 PRELOAD = ("scconv_deploy.workflows.deploy", "scconv_deploy.commands.models")
 """Modules that every cell needs."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A model in a variant.
-
-    Attributes:
-        model, variant: names in the run file.
-        arguments: arguments of ``deploy``, without its output.
-        named: files and folders that the arguments name.
-        open_ended: whether it reads what cannot be hashed, a loader's data.
-    """
-
-    model: str
-    variant: str
-    arguments: tuple[str, ...]
-    named: tuple[str, ...] = ()
-    open_ended: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}/{self.variant}"
-
-    def command(self, output: Path) -> str:
-        """Command line that makes the same bundle."""
-        return shlex.join(["scconv-deploy", "deploy", *self.arguments, "-o", str(output / self.model / self.variant)])
 
 
 @dataclass(frozen=True)
@@ -203,52 +168,31 @@ def _made(
 ) -> Iterator[tuple[Cell, CellRecord]]:
     """Make cells; yield each with its record as it ends, its bundle in its place."""
     cells = {one.cell.name: one.cell for one in todo}
-    tasks = [
-        Task(
-            one.cell.name, make_cell, (make, one.cell, str(scratch / str(index)), one.cell.command(output)),
-            one.memory_bytes,
-        )
-        for index, one in enumerate(todo)
-    ]  # fmt: skip
-    folders = {task.name: Path(task.arguments[2]) for task in tasks}
-    doing: dict[str, str] = {}
-    began: dict[str, float] = {}
-    ended = 0
+    folders = {name: scratch / str(number) for number, name in enumerate(cells)}
+    with luggage_for(cells.values(), workers) as luggage:
+        tasks = [
+            Task(name, make_there, (make, one.cell, one.cell.command(output), luggage[name]), one.memory_bytes, True)
+            if workers.elsewhere
+            else Task(name, make_cell, (make, one.cell, str(folders[name]), one.cell.command(output)), one.memory_bytes)
+            for name, one in zip(cells, todo, strict=True)
+        ]
+        doing: dict[str, str] = {}
+        began: dict[str, float] = {}
+        ended = 0
 
-    def tell(name: str, text: str) -> None:
-        if name:
-            began.setdefault(name, time.perf_counter())
-            doing[name] = text
-        progress(f"{ended} of {len(tasks)} cells; {'; '.join(f'{name}: {text}' for name, text in doing.items())}")
+        def tell(name: str, text: str) -> None:
+            if name:
+                began.setdefault(name, time.perf_counter())
+                doing[name] = text
+            progress(f"{ended} of {len(tasks)} cells; {'; '.join(f'{name}: {text}' for name, text in doing.items())}")
 
-    for outcome in workers.run(tasks, tell):
-        ended += 1
-        doing.pop(outcome.name, None)
-        cell = cells[outcome.name]
-        seconds = time.perf_counter() - began.get(cell.name, time.perf_counter())
-        yield cell, replace(_record(cell, output, folders[cell.name], outcome), seconds=seconds)
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a process says of the cell that it made."""
-
-    inputs: Inputs
-
-
-def make_cell(make: Make, cell: Cell, folder: str, command: str, progress: Progress) -> Made:
-    """Make a cell's bundle, and note what it was made from; runs in a process of its own."""
-    before = {path: digest_of(Path(path)) for path in cell.named}
-    with OpenedFiles().recording() as opened:
-        make(cell.arguments, Path(folder), command, progress)
-    named = [Path(path).resolve() for path in cell.named]
-    more = {
-        path
-        for path in code_files() | read_files(opened)
-        if not any(path.is_relative_to(folder) for folder in (*named, Path(folder).resolve().parent))
-    }
-    files = before | {path: digest_of(Path(path)) for path in relative(more)}
-    return Made(Inputs(files, packages(), cell.open_ended))
+        with closing(workers.run(tasks, tell)) as outcomes:
+            for outcome in outcomes:
+                ended += 1
+                doing.pop(outcome.name, None)
+                cell = cells[outcome.name]
+                seconds = time.perf_counter() - began.get(cell.name, time.perf_counter())
+                yield cell, replace(_record(cell, output, folders[cell.name], outcome), seconds=seconds)
 
 
 def _record(cell: Cell, output: Path, made: Path, outcome: Outcome) -> CellRecord:
@@ -257,6 +201,8 @@ def _record(cell: Cell, output: Path, made: Path, outcome: Outcome) -> CellRecor
     try:
         if outcome.failure is None:
             found: Made = outcome.value
+            if found.packed:
+                unpack(found.packed, made)
             digest, report = check_bundle(made), load_report(made)
             facts, place = _facts(made, report), output / cell.model / cell.variant
             place_folder(made, place)
