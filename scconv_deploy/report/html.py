@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from scconv_deploy.report.explained import STEPS, TERMS, meanings_of
 from scconv_deploy.report.pictures import pictures
 
 
+@functools.cache
 def environment() -> Environment:
     """Templates of the pages: every value is escaped, and an unknown name is an error."""
     made = Environment(

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -83,8 +83,10 @@ def code_files() -> set[Path]:
 
 def _file_of(module: ModuleType) -> Path | None:
     name = getattr(module, "__file__", None)
-    file = Path(name).resolve() if isinstance(name, str) else None
-    return file if file is not None and file.is_file() and not _installed(file) else None
+    if not isinstance(name, str) or _installed(Path(name)):  # most are: no need to follow links
+        return None
+    file = Path(name).resolve()
+    return file if file.is_file() and not _installed(file) else None
 
 
 def read_files(opened: OpenedFiles) -> set[Path]:
@@ -101,11 +103,17 @@ def read_files(opened: OpenedFiles) -> set[Path]:
 def packages() -> dict[str, str]:
     """Installed packages that this process has imported, each with :func:`package_digest`."""
     tops = {name.partition(".")[0] for name in sys.modules}
-    by_module = metadata.packages_distributions()
-    names = {package for top in tops for package in by_module.get(top, ())}
+    names = {package for top in tops for package in _by_module().get(top, ())}
     return {name: package_digest(name) for name in sorted({*names, PACKAGE})}
 
 
+@functools.cache
+def _by_module() -> Mapping[str, list[str]]:
+    """Installed packages by the modules that they hold."""
+    return metadata.packages_distributions()
+
+
+@functools.cache
 def package_digest(name: str) -> str:
     """SHA-256 of an installed package's list of files with their hashes, or its version without one; "" if missing.
 
@@ -143,4 +151,9 @@ def _places() -> tuple[Path, ...]:
 
 
 def _installed(path: Path) -> bool:
-    return any(path.is_relative_to(place) for place in _places())
+    return str(path).startswith(_prefixes())
+
+
+@functools.cache
+def _prefixes() -> tuple[str, ...]:
+    return tuple(f"{place}{os.sep}" for place in _places())

@@ -147,12 +147,12 @@ def run_cells(plan: Plan, make: Make, workers: Callable[[], Workers], progress: 
     output = plan.output
     records = {one.cell.name: one.kept or _not_done(one.cell, output) for one in plan.planned}
     todo = [one for one in plan.planned if one.kept is None]
-    output.mkdir(parents=True, exist_ok=True)
+    processes = workers() if todo else None  # before anything is written: there may be no cluster
     _write(output, records)
     try:
-        if todo:
+        if processes is not None:
             with scratch_folder(output) as scratch:
-                for cell, record in _made(todo, output, scratch, make, workers(), progress):
+                for cell, record in _made(todo, output, scratch, make, processes, progress):
                     records[cell.name] = record
                     _write(output, records)
                     progress(Notice(_line(record)))

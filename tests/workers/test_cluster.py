@@ -121,7 +121,7 @@ def test_an_address_where_no_cluster_is(monkeypatch, tmp_path):
     Path("run.toml").write_text(RUN.format("out"))
     result = run("run", "run.toml", "--engine", "ray", "--address", "127.0.0.1:9")
     failed(result, 3, "No Ray cluster answers at 127.0.0.1:9")
-    assert not list(Path("out").glob("net*"))
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("address", ["here", "host:", ":1", "host:70000", "ray://host:port"])
