@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,7 @@ from scconv_deploy.records.stage import Progress
 from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
+    from scconv_deploy.workers.tasks import Workers
     from scconv_deploy.workflows.deploy import DeployResult
 
 
@@ -68,11 +69,12 @@ class Deployment:
     engines: EngineOptions
     force: bool
 
-    def run(self, command: str, progress: Progress) -> DeployResult:
+    def run(self, command: str, progress: Progress, workers: Workers | None = None) -> DeployResult:
         """Write the bundle.
 
         Args:
             command: line that the bundle names as the one that made it.
+            workers: processes for the rows of the data that run free.
 
         Raises:
             ScconvDeployError: with the reason and the remedy.
@@ -82,6 +84,7 @@ class Deployment:
         judged, graph, engines = self.judged, self.graph, self.engines
         spec = self.of_model.spec(self.model)
         backends = parse_backends(engines.backend)
+        checks = self.int8.checks(judged) if graph.is_int8 else judged.checks()
         quantization = self.int8.quantization(graph, judged.data, judged.preprocessing, self.of_model.seed, spec.source)
         return deploy_spec(
             spec,
@@ -92,7 +95,7 @@ class Deployment:
             ),
             baseline=engines.baseline,
             cache=chosen_cache(engines.cache, engines.no_cache),
-            checks=self.int8.checks(judged) if graph.is_int8 else judged.checks(),
+            checks=replace(checks, workers=workers),
             force=self.force,
             command=command,
             progress=progress,

@@ -18,6 +18,7 @@ from scconv_deploy.records.stage import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from scconv_deploy.workers.tasks import Workers
     from scconv_deploy.workflows.run import Plan, RunResult
 
 
@@ -49,7 +50,9 @@ def run(
             raise CellsFailedError(result)
 
 
-def deploy_cell(arguments: Sequence[str], folder: Path, command: str, progress: Progress) -> None:
+def deploy_cell(
+    arguments: Sequence[str], folder: Path, command: str, progress: Progress, workers: Workers | None
+) -> None:
     """Write a cell's bundle, parsed as the command line parses it; runs in a process of its own."""
     given: dict[str, Any] = {}
 
@@ -62,7 +65,7 @@ def deploy_cell(arguments: Sequence[str], folder: Path, command: str, progress: 
     app([*arguments, f"--output={folder}"], standalone_mode=False)
     for name in ("as_json", "quiet"):
         del given[name]
-    Deployment(**regrouped(deploy.__wrapped__, given)).run(command, progress)  # type: ignore[attr-defined]
+    Deployment(**regrouped(deploy.__wrapped__, given)).run(command, progress, workers)  # type: ignore[attr-defined]
 
 
 def print_plan(console: Console, plan: Plan) -> None:

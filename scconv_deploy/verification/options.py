@@ -58,9 +58,11 @@ class Checks:
     ) -> tuple[list[Iterable[Sample]], DataShards | None]:
         """Samples for this process, and those that run free for others; None if there are no workers, or no such."""
         from scconv_deploy.verification.samples import Samples
-        from scconv_deploy.verification.shards import PARTS_PER_JOB, DataShards
+        from scconv_deploy.verification.shards import DataShards, most_parts
 
         if self.workers is None or not isinstance(samples[-1], Samples):
             return list(samples), None
-        deep, parts = samples[-1].split(PARTS_PER_JOB * self.workers.jobs)
-        return [*samples[:-1], *deep], DataShards(parts, self.workers, progress) if parts else None
+        deep, parts = samples[-1].split(most_parts(samples[-1].rows, self.workers.jobs))
+        if len(parts) < 2:
+            return list(samples), None
+        return [*samples[:-1], *deep], DataShards(parts, self.workers, progress)

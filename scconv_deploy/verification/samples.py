@@ -277,6 +277,11 @@ class Samples:
             last, _ = _take([last, *(b.without_labels() for b in fill)], self._batch)
         yield self._sample(last, start, left)
 
+    @property
+    def rows(self) -> int:
+        """Number of rows; 0 if unknown before reading."""
+        return self._source.rows or 0
+
     def split(self, parts: int) -> tuple[list[Samples], list[Samples]]:
         """The samples that are judged in full, and those that run free in at most this many parts of whole batches.
 

@@ -26,7 +26,14 @@ from scconv_deploy.verification.tally import Tally
 from scconv_deploy.workers.tasks import Parcel, Task, Workers
 
 PARTS_PER_JOB = 2
-"""Shards for each process: a lost one costs less, and slow ones even out; each opens the sessions again."""
+"""Shards for each process: a lost one costs less, and slow ones even out."""
+ROWS_PER_PART = 64
+"""Fewest rows of a shard, about: each opens the sessions again, which takes as long as some dozens of rows."""
+
+
+def most_parts(rows: int, jobs: int) -> int:
+    """Number of shards for this many rows and processes, at least 1."""
+    return max(1, min(PARTS_PER_JOB * jobs, rows // ROWS_PER_PART))
 
 
 @dataclass(frozen=True)

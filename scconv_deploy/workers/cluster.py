@@ -74,6 +74,11 @@ class ClusterWorkers:
         cores = int(ray.cluster_resources().get("CPU", 1))
         self.jobs = min(jobs or cores, cores)
 
+    @property
+    def within(self) -> ClusterWorkers:
+        """These workers: a task that waits for others gives its core back."""
+        return self
+
     @contextmanager
     def sharing(self, content: bytes) -> Iterator[ClusterParcel]:
         """Share bytes by Ray's object store."""

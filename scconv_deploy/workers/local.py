@@ -67,6 +67,7 @@ class LocalWorkers:
         self._preload = list(preload)
 
     elsewhere = False
+    within = None
 
     @contextmanager
     def sharing(self, content: bytes) -> Iterator[FileParcel]:

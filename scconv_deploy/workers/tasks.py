@@ -63,6 +63,7 @@ class Workers(Protocol):
     Attributes:
         jobs: number of tasks at a time.
         elsewhere: whether the processes may run on other machines, with other files.
+        within: workers that a task can give tasks to, picklable; None if it must do its work itself.
     """
 
     @property
@@ -70,6 +71,9 @@ class Workers(Protocol):
 
     @property
     def elsewhere(self) -> bool: ...
+
+    @property
+    def within(self) -> Workers | None: ...
 
     def sharing(self, content: bytes) -> AbstractContextManager[Parcel]:
         """Share bytes with all processes while the block lasts; each machine gets them once."""

@@ -24,8 +24,9 @@ from scconv_deploy.workers.tasks import Parcel, Workers
 
 LARGEST_BYTES = 2 << 30
 """Largest file or folder that is sent; larger ones must lie at the same path on every machine."""
-Make = Callable[[Sequence[str], Path, str, Progress], None]
-"""(arguments of ``deploy`` without its output, folder, command line, progress): write the bundle."""
+Make = Callable[[Sequence[str], Path, str, Progress, Workers | None], None]
+"""(arguments of ``deploy`` without its output, folder, command line, progress, workers for large data): write the
+bundle."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class Made:
     packed: bytes = b""
 
 
-def make_cell(make: Make, cell: Cell, folder: str, command: str, progress: Progress) -> Made:
+def make_cell(
+    make: Make, cell: Cell, folder: str, command: str, progress: Progress, workers: Workers | None = None
+) -> Made:
     """Make a cell's bundle, and note what it was made from; runs in a process of its own."""
     before = {path: digest_of(Path(path)) for path in cell.named}
     with OpenedFiles().recording() as opened:
-        make(cell.arguments, Path(folder), command, progress)
+        make(cell.arguments, Path(folder), command, progress, workers)
     named = [Path(path).resolve() for path in cell.named]
     more = {
         path
@@ -118,13 +121,19 @@ def luggage_for(cells: Iterable[Cell], workers: Workers) -> Iterator[dict[str, L
         yield found
 
 
-def make_there(make: Make, cell: Cell, command: str, luggage: Luggage, progress: Progress) -> Made:
-    """Make a cell's bundle on another machine; it comes back as an archive."""
+def make_there(
+    make: Make, cell: Cell, command: str, luggage: Luggage, workers: Workers | None, progress: Progress
+) -> Made:
+    """Make a cell's bundle on another machine; it comes back as an archive.
+
+    Args:
+        workers: workers for the rows of large data.
+    """
     with tempfile.TemporaryDirectory(prefix="scconv-deploy.") as temporary:
         place, bundle = Path(temporary) / "work", Path(temporary) / "made" / "bundle"
         place.mkdir()
         os.chdir(_folder_with(luggage, place))
-        made = make_cell(make, cell, str(bundle), command, progress)
+        made = make_cell(make, cell, str(bundle), command, progress, workers)
         own = {path: digest for path, digest in made.inputs.files.items() if not Path(path).is_relative_to(temporary)}
         inputs = replace(made.inputs, files=own | dict(luggage.digests))
         os.chdir(luggage.folder if Path(luggage.folder).is_dir() else "/")

@@ -171,7 +171,13 @@ def _made(
     folders = {name: scratch / str(number) for number, name in enumerate(cells)}
     with luggage_for(cells.values(), workers) as luggage:
         tasks = [
-            Task(name, make_there, (make, one.cell, one.cell.command(output), luggage[name]), one.memory_bytes, True)
+            Task(
+                name,
+                make_there,
+                (make, one.cell, one.cell.command(output), luggage[name], workers.within),
+                one.memory_bytes,
+                True,
+            )
             if workers.elsewhere
             else Task(name, make_cell, (make, one.cell, str(folders[name]), one.cell.command(output)), one.memory_bytes)
             for name, one in zip(cells, todo, strict=True)

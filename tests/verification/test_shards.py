@@ -22,6 +22,7 @@ from scconv_deploy.verification.metrics import MetricsTally, compare
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceRun
+from scconv_deploy.verification.shards import most_parts
 from scconv_deploy.workers.local import LocalWorkers
 from tests.workers.here import Here
 
@@ -45,10 +46,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """As many threads as the processes that shards run in."""
+    """As many threads as the processes that shards run in; shards of a row."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scconv_deploy.verification.shards.ROWS_PER_PART", 1)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -126,6 +129,12 @@ def test_a_damaged_image_fails_as_in_this_process(tiny, data, tmp_path):
     with pytest.raises(ScconvDeployError, match=r"20.png is damaged or not an image. Remove it") as caught:
         judged(*tiny, tmp_path / "images", Here(2), deep=0)
     assert caught.value.exit_code == IntegrityError.exit_code
+
+
+@pytest.mark.parametrize(("rows", "jobs", "parts"), [(0, 4, 1), (100, 4, 1), (200, 4, 3), (2000, 4, 8)])
+def test_shards_are_not_too_small(monkeypatch, rows, jobs, parts):
+    monkeypatch.setattr("scconv_deploy.verification.shards.ROWS_PER_PART", 64)
+    assert most_parts(rows, jobs) == parts
 
 
 def test_data_that_can_only_be_read_from_their_start_stay_in_this_process(tiny, data, tmp_path):

@@ -20,6 +20,8 @@ class Bytes:
 class Here:
     """``elsewhere`` tells tasks to bring their files; ``order`` is the one in which they end."""
 
+    within = None
+
     def __init__(self, jobs=3, elsewhere=False, order=reversed):
         self.jobs, self.elsewhere, self._order = jobs, elsewhere, order
         self.ran = []

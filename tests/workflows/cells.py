@@ -14,7 +14,7 @@ from scconv_deploy.errors import ModelError
 from tests.report.made import full_report
 
 
-def make(arguments, folder, command, progress):
+def make(arguments, folder, command, progress, workers):
     """Write a bundle as the first argument says; every call leaves a mark in ``made/``."""
     how, *files = arguments
     Path("made").mkdir(exist_ok=True)
