@@ -215,7 +215,7 @@ def _judge(
         )
     checks = judged.checks()
     if processes.given:
-        checks = replace(checks, workers=processes.workers(["scconv_deploy.verification.shards"]))
+        checks = replace(checks, workers=processes.workers(["scconv_deploy.verification.onnx.shards"]))
     return verify_subject(subject, against, checks, plugin=plugin, command=command_line(), progress=session.progress)
 
 

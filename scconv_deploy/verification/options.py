@@ -11,8 +11,8 @@ from scconv_deploy.verification.onnx.chain import Judging
 
 if TYPE_CHECKING:
     from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.onnx.shards import DataShards
     from scconv_deploy.verification.samples import Preprocessing, Sample
-    from scconv_deploy.verification.shards import DataShards
     from scconv_deploy.workers.tasks import Workers
 
 DEEP = 64
@@ -57,8 +57,8 @@ class Checks:
         self, samples: Sequence[Iterable[Sample]], progress: Callable[[str], None]
     ) -> tuple[list[Iterable[Sample]], DataShards | None]:
         """Samples for this process, and those that run free for others; None if there are no workers, or no such."""
+        from scconv_deploy.verification.onnx.shards import DataShards, most_parts
         from scconv_deploy.verification.samples import Samples
-        from scconv_deploy.verification.shards import DataShards, most_parts
 
         if self.workers is None or not isinstance(samples[-1], Samples):
             return list(samples), None

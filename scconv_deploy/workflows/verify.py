@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.onnx.shards import DataShards
     from scconv_deploy.verification.samples import Sample
-    from scconv_deploy.verification.shards import DataShards
     from scconv_deploy.zoo.embed import EmbedResult
 
 

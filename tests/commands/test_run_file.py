@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.main import get_command
 from scconv_deploy.commands.models import deploy
 from scconv_deploy.commands.run_file import deploy_keys, read_run_file
 from scconv_deploy.errors import IntegrityError, UsageError
+from scconv_deploy.records.run import SEVERITY
 
 FILE = """\
 # what is released
@@ -181,3 +183,27 @@ def test_a_loaders_data_are_told_apart(tmp_path, monkeypatch):
     for data, open_ended, named in (("batches.py:rows", True, ("batches.py",)), ("photos", False, ("photos",))):
         (cell,) = read_run_file(written(tmp_path, BASE + f"data = '{data}'\n")).cells
         assert (cell.open_ended, cell.named) == (open_ended, named)
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "run.md"
+
+
+def test_the_page_names_every_key_and_what_it_takes():
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", DOCS.read_text().partition("| key | value |")[2], re.M)
+    assert [(name, text.replace("\\|", "|")) for name, text in rows] == [
+        (key.name, key.expected) for key in deploy_keys().values()
+    ]
+
+
+def test_the_file_on_the_page_can_be_read(tmp_path):
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", DOCS.read_text(), re.S | re.M)
+    found = read_run_file(written(tmp_path, text))
+    assert [cell.name for cell in found.cells] == ["r20/single", "r20/half", "ours/single", "ours/half"]
+    command = get_command(made())
+    for cell in found.cells:
+        command.make_context("deploy", [*cell.arguments, "-o", "x"])
+
+
+def test_the_page_has_the_order_of_exit_codes():
+    text = " ".join(DOCS.read_text().partition("best first: ")[2].split()).partition(". ")[0]
+    assert [int(number) for number in re.findall(r"\b\d+\b", text)] == [c for c in SEVERITY if c not in (141, 143)]

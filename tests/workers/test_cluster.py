@@ -16,7 +16,7 @@ from scconv_deploy.version import __version__
 from scconv_deploy.workers.cluster import ClusterWorkers, check_versions
 from scconv_deploy.workers.tasks import Task
 from tests.command_line import failed, run
-from tests.verification.test_shards import data, judged, one_thread  # noqa: F401  (fixtures)
+from tests.verification.onnx.test_shards import data, judged, one_thread  # noqa: F401  (fixtures)
 from tests.workers import tasks
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))

@@ -28,10 +28,10 @@ from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.static import Rewritten, Static
 from scconv_deploy.verification.checks.swapped import Swapped
+from scconv_deploy.verification.checks.tally import Tally
 from scconv_deploy.verification.checks.weights import Weights
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
-from scconv_deploy.verification.tally import Tally
 
 
 class ArtifactChecks:

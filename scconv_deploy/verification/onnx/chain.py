@@ -23,11 +23,11 @@ from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
+from scconv_deploy.verification.checks.tally import Tally
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
-from scconv_deploy.verification.tally import Tally
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"

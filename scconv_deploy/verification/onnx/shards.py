@@ -19,10 +19,10 @@ from scconv_deploy.errors import ModelError, ScconvDeployError, first_line
 from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.records.stage import Progress, silent
 from scconv_deploy.system.inputs import code_modules
+from scconv_deploy.verification.checks.tally import Tally
 from scconv_deploy.verification.onnx.chain import Artifact, Judging, checks_of
 from scconv_deploy.verification.reference.run import ReferenceSource
 from scconv_deploy.verification.samples import Samples
-from scconv_deploy.verification.tally import Tally
 from scconv_deploy.workers.tasks import Parcel, Task, Workers
 
 PARTS_PER_JOB = 2
@@ -38,7 +38,7 @@ def most_parts(rows: int, jobs: int) -> int:
 
 @dataclass(frozen=True)
 class DataShards:
-    """Parts of the data for other processes; see :class:`.onnx.chain.Shards`."""
+    """Parts of the data for other processes; see :class:`.chain.Shards`."""
 
     parts: Sequence[Samples]
     workers: Workers
@@ -47,7 +47,7 @@ class DataShards:
     def measure(
         self, source: ReferenceSource, artifact: Artifact, judging: Judging, fixed: Sequence[list[Found]]
     ) -> Iterator[Sequence[Tally]]:
-        """See :meth:`.onnx.chain.Shards.measure`.
+        """See :meth:`.chain.Shards.measure`.
 
         Raises:
             ModelError: the model cannot be sent to another process, or a process was lost too often.

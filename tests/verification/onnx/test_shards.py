@@ -20,9 +20,9 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.checks.contract import Finite
 from scconv_deploy.verification.metrics import MetricsTally, compare
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
+from scconv_deploy.verification.onnx.shards import most_parts
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceRun
-from scconv_deploy.verification.shards import most_parts
 from scconv_deploy.workers.local import LocalWorkers
 from tests.workers.here import Here
 
@@ -50,7 +50,7 @@ def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scconv_deploy.verification.shards.ROWS_PER_PART", 1)
+        patch.setattr("scconv_deploy.verification.onnx.shards.ROWS_PER_PART", 1)
         yield
     torch.set_num_threads(threads)
 
@@ -107,9 +107,9 @@ def test_a_half_artifact_and_the_model_it_was_made_from_are_the_same_too(tiny_re
 
 
 def test_processes_of_this_machine_give_it_too(tiny, data, in_one_process):
-    assert judged(*tiny, data / "rows.npz", LocalWorkers(2, ["scconv_deploy.verification.shards"])) == in_one_process(
-        "rows.npz"
-    )
+    assert judged(
+        *tiny, data / "rows.npz", LocalWorkers(2, ["scconv_deploy.verification.onnx.shards"])
+    ) == in_one_process("rows.npz")
 
 
 def test_shards_for_other_machines_bring_their_images(tiny, data, in_one_process, tmp_path):
@@ -133,7 +133,7 @@ def test_a_damaged_image_fails_as_in_this_process(tiny, data, tmp_path):
 
 @pytest.mark.parametrize(("rows", "jobs", "parts"), [(0, 4, 1), (100, 4, 1), (200, 4, 3), (2000, 4, 8)])
 def test_shards_are_not_too_small(monkeypatch, rows, jobs, parts):
-    monkeypatch.setattr("scconv_deploy.verification.shards.ROWS_PER_PART", 64)
+    monkeypatch.setattr("scconv_deploy.verification.onnx.shards.ROWS_PER_PART", 64)
     assert most_parts(rows, jobs) == parts
 
 
