@@ -107,9 +107,8 @@ def test_a_half_artifact_and_the_model_it_was_made_from_are_the_same_too(tiny_re
 
 
 def test_processes_of_this_machine_give_it_too(tiny, data, in_one_process):
-    assert judged(
-        *tiny, data / "rows.npz", LocalWorkers(2, ["scconv_deploy.verification.onnx.shards"])
-    ) == in_one_process("rows.npz")
+    workers = LocalWorkers(2, ["scconv_deploy.verification.onnx.shards"])
+    assert judged(*tiny, data / "rows.npz", workers) == in_one_process("rows.npz")
 
 
 def test_shards_for_other_machines_bring_their_images(tiny, data, in_one_process, tmp_path):
