@@ -40,6 +40,7 @@ BENCHMARKS = {
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
     "sru_sass": "the CUDA kernels compiled for ten architectures: registers, spills, accesses, instructions an element",
+    "fleet": "a run file on two cores against its cells' own work, the second run; rows on one Ray worker and two",
     "fuzz": "drawn models, checkpoints and graphs: exit codes and artifacts against the truth",
     "house": "the code itself: lines, long parameter lists, files that a model and an artifact visit",
     "sru_cuda": "the fused SRU on a GPU: measure (tests, times beside PyTorch and a copy), inspect (sanitizers, bytes)",

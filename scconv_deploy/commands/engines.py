@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -130,6 +131,21 @@ DebugTensors = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of ``deploy`` about engines."""
+
+    backend: Backends = None
+    target: Targets = None
+    plugin: BuildPlugin = None
+    require_plugin: RequirePlugin = False
+    plugin_cpu: PluginCpu = ""
+    baseline: Baseline = ""
+    debug_tensors: DebugTensors = None
+    cache: CacheFolder = None
+    no_cache: NoCache = False
 
 
 def parse_size(option: str, text: str) -> int:

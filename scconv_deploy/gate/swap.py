@@ -55,6 +55,10 @@ class StandIn(nn.Module):
             return found.__get__(self, type(original))
         return getattr(original, name)
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the real type: ``__class__`` names another one."""
+        return _empty, (type(self),), dict(vars(self))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
         """The original is shared, not copied: it is only read."""
         copied = type(self).__new__(type(self))
@@ -62,6 +66,11 @@ class StandIn(nn.Module):
         memo[id(self._original)] = self._original
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
+
+
+def _empty(kind: type[StandIn]) -> StandIn:
+    """An instance without attributes, for the unpickler."""
+    return kind.__new__(kind)
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ import onnxruntime
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError
 from scconv_deploy.runtimes.timing import LayerTime, layer_times
+from scconv_deploy.system.environment import bound_of_threads
 from scconv_deploy.trt_plugins.elf import read_library
 
 CPU = "CPUExecutionProvider"
@@ -36,7 +37,8 @@ class RuntimeOptions:
 
     Attributes:
         provider: name of the execution provider, in any case, with or without ``ExecutionProvider`` (``cuda``).
-        threads: threads within an operator; 0 leaves the number to ONNX Runtime.
+        threads: threads within an operator; 0 takes ``OMP_NUM_THREADS``, as PyTorch does, or leaves the number to ONNX
+            Runtime.
         optimization: level of graph optimization.
         profile: where the file of its profiler begins (it adds a time and ``.json``); None runs without.
         operators: library of custom operators that take the place of functions of the file, on the CPU; None without.
@@ -79,7 +81,7 @@ class OnnxRuntimeRunner:
         provider = options.resolved_provider()
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # errors are raised; warnings of the optimiser do not concern the user
-        settings.intra_op_num_threads = options.threads
+        settings.intra_op_num_threads = options.threads or bound_of_threads()
         settings.graph_optimization_level = _LEVELS[options.optimization]
         if options.profile is not None:
             settings.enable_profiling, settings.profile_file_prefix = True, str(options.profile)

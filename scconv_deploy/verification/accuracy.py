@@ -47,6 +47,13 @@ class PairedCounts:
         self.artifact_only += int(np.sum(~a & b))
         self.both_wrong += int(np.sum(~a & ~b))
 
+    def merge(self, other: PairedCounts) -> None:
+        """Add the counts of other inputs."""
+        self.both_right += other.both_right
+        self.reference_only += other.reference_only
+        self.artifact_only += other.artifact_only
+        self.both_wrong += other.both_wrong
+
     def accuracy(self, confidence: float = CONFIDENCE) -> Accuracy | None:
         """Accuracies, their difference (artifact - reference) and its interval; None without samples."""
         n = self.samples
@@ -88,6 +95,9 @@ class ChangedAnswers:
 
     changed: int = 0
     rows: int = 0
+
+    def __add__(self, other: ChangedAnswers) -> ChangedAnswers:
+        return ChangedAnswers(self.changed + other.changed, self.rows + other.rows)
 
     @property
     def share(self) -> float:

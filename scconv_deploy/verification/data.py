@@ -7,6 +7,7 @@ second item that a loader yields.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,11 +60,23 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """Source of data: its name, its number of rows (None if unknown before reading), and a reader of its blocks."""
+    """Source of data.
+
+    Attributes:
+        name: name in the report.
+        rows: number of rows; None if unknown before reading.
+        blocks: reader of its blocks.
+        part: (first row, row after the last) -> a source of these rows alone; None if the source can only be read from
+            its start.
+        carried: makes the same source with the content of its files in memory, for another machine; None if it reads no
+            files.
+    """
 
     name: str
     rows: int | None
     blocks: Callable[[], Iterator[Block]]
+    part: Callable[[int, int], DataSource] | None = None
+    carried: Callable[[], DataSource] | None = None
 
 
 def open_source(source: str, examples: Mapping[str, np.ndarray], affine: Affine) -> DataSource:
@@ -128,8 +141,23 @@ def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     return [file for files in classes for file in files], np.asarray(labels, dtype=np.int64)
 
 
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """Image file in memory."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def _image_source(
-    name: str, files: Sequence[Path], labels: np.ndarray | None, examples: Mapping[str, np.ndarray], affine: Affine
+    name: str,
+    files: Sequence[Path | _Encoded],
+    labels: np.ndarray | None,
+    examples: Mapping[str, np.ndarray],
+    affine: Affine,
 ) -> DataSource:
     try:
         import PIL.Image  # noqa: F401  (fail before any work is done)
@@ -153,16 +181,30 @@ def _image_source(
             values = (_image(file, example.shape[1:], affine[2]) - mean) / std
             yield Block({key: values[None]}, None if labels is None else labels[index : index + 1])
 
-    return DataSource(name, len(files), blocks)
+    def part(start: int, stop: int) -> DataSource:
+        return _image_source(name, files[start:stop], None if labels is None else labels[start:stop], examples, affine)
+
+    def carried() -> DataSource:
+        content = [f if isinstance(f, _Encoded) else _Encoded(str(f), _bytes_of(f)) for f in files]
+        return _image_source(name, content, labels, examples, affine)
+
+    return DataSource(name, len(files), blocks, part, carried)
 
 
-def _image(file: Path, shape: Sequence[int], resize: int | None) -> np.ndarray:
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
+
+
+def _image(file: Path | _Encoded, shape: Sequence[int], resize: int | None) -> np.ndarray:
     """An image as float32 ``[C, H, W]`` in [0, 1]."""
     from PIL import Image
 
     channels, height, width = shape
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file.content) if isinstance(file, _Encoded) else file) as image:
             converted = image.convert("RGB" if channels == 3 else "L")
             if resize is None:
                 converted = converted.resize((width, height), Image.Resampling.BILINEAR)
@@ -206,15 +248,22 @@ def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
     if len(set(lengths.values())) != 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise UsageError(f"--data {path}: {found}; expected as many of each.", "Give every array the same length.")
-    rows = next(iter(lengths.values()))
+    return _array_source(path.name, arrays, labelled)
+
+
+def _array_source(name: str, arrays: Mapping[str, np.ndarray], labelled: bool) -> DataSource:
+    rows = len(next(iter(arrays.values())))
 
     def blocks() -> Iterator[Block]:
         for start in range(0, rows, _ROWS_AT_ONCE):  # copied, and in the machine's byte order
-            taken = {name: array[start : start + _ROWS_AT_ONCE] for name, array in arrays.items()}
+            taken = {key: array[start : start + _ROWS_AT_ONCE] for key, array in arrays.items()}
             labels = taken.pop(LABELS).astype(np.int64) if labelled else None
-            yield Block({name: a.astype(a.dtype.newbyteorder("=")) for name, a in taken.items()}, labels)
+            yield Block({key: a.astype(a.dtype.newbyteorder("=")) for key, a in taken.items()}, labels)
 
-    return DataSource(path.name, rows, blocks)
+    def part(start: int, stop: int) -> DataSource:
+        return _array_source(name, {key: array[start:stop] for key, array in arrays.items()}, labelled)
+
+    return DataSource(name, rows, blocks, part)
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:

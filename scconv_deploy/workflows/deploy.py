@@ -44,6 +44,7 @@ from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
+from scconv_deploy.verification.onnx.chain import Shards
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, source_of, source_of_engine, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceSource
@@ -108,9 +109,10 @@ class Subject(Protocol):
         ...
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
-        """Judge the artifact that was made of it."""
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
+        """Judge the artifact that was made of it; ``shards`` as for :func:`.chain.verify_artifact`."""
         ...
 
     def source(self, artifact: Artifact) -> ReferenceSource:
@@ -150,9 +152,10 @@ class ModelSubject:
         return export_to_ir(self.reference, options, log, progress)
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
-        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts)
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
+        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts, shards=shards)
 
     def source(self, artifact: Artifact) -> ReferenceSource:
         return source_of(self.reference, artifact)
@@ -280,7 +283,8 @@ def deploy_subject(
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
-    report = subject.verify(artifact, with_progress(samples, progress), log, checks.judging, provenance)
+    here, shards = checks.shared_out(samples, progress)
+    report = subject.verify(artifact, with_progress(here, progress), log, checks.judging, provenance, shards)
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _engine_inputs(artifact) if options.builds_engines else None
 

@@ -33,7 +33,7 @@ from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.rewrite.apply import Applied
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx import matching
-from scconv_deploy.verification.onnx.chain import Artifact, Judging, verify_artifact
+from scconv_deploy.verification.onnx.chain import Artifact, Judging, Shards, verify_artifact
 from scconv_deploy.verification.onnx.parity import verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
@@ -199,15 +199,16 @@ class _FileSubject:
         return ir.from_proto(proto)
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
         if self.model is None or self._names is None:
             report = verify_artifact(self._reference, artifact, samples, log, judging=judging, provenance=facts)
         else:
             named = replace(artifact, proto=matching.renamed(artifact.proto, self._names))
             if named.float32_model is not None:
                 named = replace(named, float32_model=matching.renamed(named.float32_model, self._names))
-            report = verify_onnx(self.model, named, samples, log, judging=judging, provenance=facts)
+            report = verify_onnx(self.model, named, samples, log, judging=judging, provenance=facts, shards=shards)
         return replace(report, links=(link_of(self._guard), *report.links))
 
     def source(self, artifact: Artifact) -> ReferenceSource:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.onnx.shards import DataShards
     from scconv_deploy.verification.samples import Sample
     from scconv_deploy.zoo.embed import EmbedResult
 
@@ -54,6 +55,7 @@ class _Against:
         facts: provenance for the report.
         reference: prepared PyTorch model, if the source is a model.
         recorded: whether the source is a bundle's ``reference/``.
+        shards: further samples, for other processes.
     """
 
     source: ReferenceSource
@@ -62,6 +64,7 @@ class _Against:
     facts: Mapping[str, str]
     reference: Reference | None = None
     recorded: bool = False
+    shards: DataShards | None = None
 
 
 def verify(
@@ -95,7 +98,7 @@ def verify(
     opened, notes = _read(subject)
     checks = with_operators(checks, subject.path if isinstance(subject, Bundle) else None)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    against = _against_model(reference, checks.samples(reference, 0), log, {}, silent)
+    against = _against_model(reference, checks, checks.samples(reference, 0), log, {}, silent)
     return _judge_onnx(opened, against, checks, notes)
 
 
@@ -184,16 +187,23 @@ def _against(reference: ModelSpec | OnnxFile | Bundle, checks: Checks, command: 
 
     prepared, log = reference_from_spec(reference, progress)
     samples = checks.samples(prepared, reference.seed, reference.source)
-    return _against_model(prepared, samples, log, provenance_of(reference, command, log), progress)
+    return _against_model(prepared, checks, samples, log, provenance_of(reference, command, log), progress)
 
 
 def _against_model(
-    reference: Reference, samples: list[Iterable[Sample]], log: StageLog, facts: Mapping[str, str], progress: Progress
+    reference: Reference,
+    checks: Checks,
+    samples: list[Iterable[Sample]],
+    log: StageLog,
+    facts: Mapping[str, str],
+    progress: Progress,
 ) -> _Against:
     from scconv_deploy.verification.reference.pytorch import TorchReference
     from scconv_deploy.verification.samples import with_progress
 
-    return _Against(TorchReference(reference), with_progress(samples, progress), log, facts, reference)
+    here, shards = checks.shared_out(samples, progress)
+    source = TorchReference(reference)
+    return _Against(source, with_progress(here, progress), log, facts, reference, shards=shards)
 
 
 def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Mapping[str, str]) -> ParityReport:
@@ -204,7 +214,7 @@ def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Ma
     else:
         from scconv_deploy.verification.onnx.parity import verify_onnx
 
-        judge = partial(verify_onnx, against.reference)
+        judge = partial(verify_onnx, against.reference, shards=against.shards)
     return judge(artifact, against.samples, against.log, judging=checks.judging, provenance={**against.facts, **notes})
 
 
