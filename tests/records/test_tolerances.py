@@ -22,9 +22,11 @@ from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.records.tolerances import ALL, FIXED, REWRITE
+from scconv_deploy.verification.accuracy import PairedCounts
 from scconv_deploy.verification.checks import weights
 from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.gates import SiteGates
+from scconv_deploy.verification.checks.integer_kernels import IntegerKernels, KernelCosts
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.second_opinion import SecondOpinion
 from scconv_deploy.verification.checks.shared import Shared
@@ -175,7 +177,20 @@ def second_opinion(limits, apart):
 
 
 CASES["second_opinion"] = second_opinion
-CASES["max_drop"] = lambda t, x: failed([Budget(t).judged(x, "costs")])
+CASES["max_drop"] = lambda t, x: failed(Budget(t)._judged(x, x, PairedCounts(), "costs"))
+
+
+def integer_kernels(limits, ratio):
+    """Whether integer kernels that move an output by this many times the cost of quantising fail."""
+    unsigned = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
+    zero = numpy_helper.from_array(np.uint8(0), "z")
+    graph = helper.make_graph([unsigned], "codes", [], [], [zero])
+    check = IntegerKernels(SimpleNamespace(proto=helper.make_model(graph)), limits)
+    check.costs = KernelCosts(squares={"y": [np.array([ratio**2, 1.0, 1.0])]}, floors={"y": 0.0})
+    return failed(check.checks())
+
+
+CASES["integer_kernels"] = integer_kernels
 
 
 def rounded(limits, data, cost):
