@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
     }
     reference, log = reference_from_module(*network("resnet20", True, options.seed))
     export_to_ir(reference, ExportOptions(), log)  # pays the imports
-    timing = interleave(exports, options.rounds, 0, time.process_time)
+    timing = interleave(exports, options.rounds, 0, time.process_time, patience=1)
     rows: list[Row] = []
     for name, export in exports.items():
         row = timing.row(name, f"{options.network}, {export.threads}")
