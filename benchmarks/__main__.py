@@ -18,7 +18,7 @@ BENCHMARKS = {
     "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, and that outputs are equal",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "yolo": 'ultralytics checkpoints with ScConv: YOLO("model.onnx") beside YOLO("best.pt"), boxes one to one',
-    "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "export_time": "processor time to export or deploy four networks, with ScConv beside plain; recognition apart",
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
     "healthy": "two hundred healthy exports and inputs, each of which must pass",
     "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",

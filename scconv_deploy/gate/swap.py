@@ -134,7 +134,7 @@ def swap(model: nn.Module, recognition: Recognition) -> nn.Module:
 
 
 def swap_reachable(
-    model: nn.Module, recognition: Recognition, run: Callable[[nn.Module], object]
+    model: nn.Module, recognition: Recognition, run: Callable[[nn.Module], object], first: object = None
 ) -> tuple[Recognition, nn.Module]:
     """Swap those SRUs that the model keeps calling and treats as before, and leave the others alone with a reason.
 
@@ -144,13 +144,14 @@ def swap_reachable(
 
     Args:
         run: runs a model on the example inputs; its exceptions pass through where no SRU causes them.
+        first: what it returned for the model before; None where it has not run.
 
     Returns:
         what was swapped and what was not, and the swapped model.
     """
     refused = list(recognition.refused)
     kept = list(recognition.srus)
-    expected = _repeatable(model, run) if kept else None
+    expected = _repeatable(model, run, first) if kept else None
     while True:
         attempt = Recognition(tuple(kept), tuple(refused))
         swapped = swap(model, attempt)
@@ -175,10 +176,15 @@ _UNREACHED = "the model calls it through a reference of its own (a closure, a li
 _TREATED = "the model computes something else when another module stands in its place (it may look at its type)"
 
 
-def _repeatable(model: nn.Module, run: Callable[[nn.Module], object]) -> object:
-    """The model's outputs; None where a second run on the same inputs gives others."""
-    first = run(model)
-    return first if _same(run(model), first) else None
+def _repeatable(model: nn.Module, run: Callable[[nn.Module], object], first: object) -> object:
+    """The model's outputs; None where it gives others on the same inputs.
+
+    Args:
+        first: outputs of an earlier run, of which hooks may have made something else; None where there are none.
+    """
+    outputs = run(model)
+    same = first is not None and _same(outputs, first)
+    return outputs if same or _same(run(model), outputs) else None
 
 
 def _same(found: object, expected: object) -> bool:
