@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _context(preload: Sequence[str], threads: int) -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _environment(thread_settings(threads)):  # some libraries start their threads when they are imported
+    with _environment(thread_settings(threads)), _ignored_interrupts():  # libraries start threads when imported
         forkserver.ensure_running()
     return context
 
@@ -134,6 +135,19 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Start a process that ignores Ctrl-C, which the terminal sends to it too: this one decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, kept)
 
 
 def _serve(writer: connection.Connection, task: Task, threads: int, folder: str, output: str) -> None:

@@ -6,6 +6,7 @@ cell whose inputs did not change is not made again. ``run.json`` is written afte
 
 from __future__ import annotations
 
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -145,7 +146,7 @@ def run_cells(plan: Plan, make: Make, workers: Callable[[], Workers], progress: 
         workers: makes the processes; not called if nothing is to be made.
     """
     output = plan.output
-    records = {one.cell.name: one.kept or _not_done(one.cell, output) for one in plan.planned}
+    records = {one.cell.name: one.kept or _not_done(one, output) for one in plan.planned}
     todo = [one for one in plan.planned if one.kept is None]
     processes = workers() if todo else None  # before anything is written: there may be no cluster
     _write(output, records)
@@ -167,21 +168,16 @@ def _made(
     todo: Sequence[Planned], output: Path, scratch: Path, make: Make, workers: Workers, progress: Progress
 ) -> Iterator[tuple[Cell, CellRecord]]:
     """Make cells; yield each with its record as it ends, its bundle in its place."""
-    cells = {one.cell.name: one.cell for one in todo}
-    folders = {name: scratch / str(number) for number, name in enumerate(cells)}
-    with luggage_for(cells.values(), workers) as luggage:
-        tasks = [
-            Task(
-                name,
-                make_there,
-                (make, one.cell, one.cell.command(output), luggage[name], workers.within),
-                one.memory_bytes,
-                True,
-            )
-            if workers.elsewhere
-            else Task(name, make_cell, (make, one.cell, str(folders[name]), one.cell.command(output)), one.memory_bytes)
-            for name, one in zip(cells, todo, strict=True)
-        ]
+    planned = {one.cell.name: one for one in todo}
+    folders = {name: scratch / str(number) for number, name in enumerate(planned)}
+    with luggage_for([one.cell for one in todo], workers) as luggage:
+        tasks = []
+        for name, one in planned.items():
+            command = one.cell.command(output)
+            there = (make, one.cell, command, luggage.get(name), workers.within)
+            here = (make, one.cell, str(folders[name]), command)
+            work, arguments = (make_there, there) if workers.elsewhere else (make_cell, here)
+            tasks.append(Task(name, work, arguments, one.memory_bytes, fresh=True))
         doing: dict[str, str] = {}
         began: dict[str, float] = {}
         ended = 0
@@ -196,14 +192,15 @@ def _made(
             for outcome in outcomes:
                 ended += 1
                 doing.pop(outcome.name, None)
-                cell = cells[outcome.name]
-                seconds = time.perf_counter() - began.get(cell.name, time.perf_counter())
-                yield cell, replace(_record(cell, output, folders[cell.name], outcome), seconds=seconds)
+                one, now = planned[outcome.name], time.perf_counter()
+                record = _record(one, output, folders[outcome.name], outcome)
+                yield one.cell, replace(record, seconds=now - began.get(outcome.name, now))
 
 
-def _record(cell: Cell, output: Path, made: Path, outcome: Outcome) -> CellRecord:
+def _record(one: Planned, output: Path, made: Path, outcome: Outcome) -> CellRecord:
     """Record of a cell that ended; its bundle is moved to its place."""
-    record = replace(_not_done(cell, output), peak_bytes=outcome.peak_bytes)
+    cell, record = one.cell, _not_done(one, output)
+    record = replace(record, peak_bytes=outcome.peak_bytes or record.peak_bytes)
     try:
         if outcome.failure is None:
             found: Made = outcome.value
@@ -216,15 +213,16 @@ def _record(cell: Cell, output: Path, made: Path, outcome: Outcome) -> CellRecor
                 record, **_verdict(report, place / facts.artifact), digest=digest, facts=facts, inputs=found.inputs
             )
         failure = outcome.failure
-    except ScconvDeployError as error:
+    except (ScconvDeployError, OSError, tarfile.TarError) as error:
         failure = failure_of(error)
     return replace(record, status="error", exit_code=failure.exit_code, message=failure.message, remedy=failure.remedy)
 
 
-def _not_done(cell: Cell, output: Path) -> CellRecord:
+def _not_done(one: Planned, output: Path) -> CellRecord:
+    cell = one.cell
     return CellRecord(
-        cell.model, cell.variant, f"{cell.model}/{cell.variant}", cell.command(output), "not done", 130,
-        "The run ended before.", "Run it again: what is done is kept.",
+        cell.model, cell.variant, cell.name, cell.command(output), "not done", 130,
+        "The run ended before.", "Run it again: what is done is kept.", peak_bytes=one.memory_bytes,
     )  # fmt: skip
 
 
