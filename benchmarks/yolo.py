@@ -1,7 +1,7 @@
 """YOLO checkpoints with ScConv: does the deployed file give in ``YOLO("model.onnx")`` what the checkpoint gives?
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
-ScConv in its bottlenecks, trained a few steps on drawn rectangles, and deployed from its ``best.pt``. Then ultralytics
+ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``. Then ultralytics
 itself predicts and validates with both files. Boxes are paired one to one, best first: of one class, overlapping by at
 least 0.9.
 """
@@ -108,8 +108,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
               rect=False, project=str(folder), name=f"val{n}").results_dict
         for n, m in enumerate(both)
     ]  # fmt: skip
-    image = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(options.seed))
-    raw = [first(m.predictor.model(image)).double() for m in both]
+    pixels = [torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 255 for image in images]
+    raw = [torch.cat([first(m.predictor.model(image)) for image in pixels]).double() for m in both]
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
         "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
@@ -129,9 +129,10 @@ def draw(folder: Path, task: str, size: int, seed: int) -> Path:
     for part, count in (("train", 8), ("val", 4)):
         for number in range(count):
             shapes = list(_rectangles(generator, 1 if task == "classify" else 3, size))
-            image = Image.new("RGB", (size, size), (120, 120, 120))
+            image = Image.fromarray(generator.integers(60, 180, (size, size, 3), np.uint8))
             for kind, box in shapes:
                 ImageDraw.Draw(image).rectangle(box, fill=list(COLOURS.values())[kind])
+            image = Image.blend(image, Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)), 0.2)
             if task == "classify":
                 path = folder / part / list(COLOURS)[number % len(COLOURS)] / f"{number}.png"
             else:
