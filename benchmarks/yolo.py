@@ -1,9 +1,9 @@
 """YOLO checkpoints with ScConv: does the deployed file give in ``YOLO("model.onnx")`` what the checkpoint gives?
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
-ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``. Then ultralytics
-itself predicts and validates with both files. Boxes are paired one to one, best first: of one class, overlapping by at
-least 0.9.
+ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``. Then
+ultralytics itself predicts and validates with both files. Boxes are paired one to one, best first: of one class,
+overlapping by at least 0.9.
 """
 
 from __future__ import annotations
