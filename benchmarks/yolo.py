@@ -1,9 +1,9 @@
 """YOLO checkpoints with ScConv: does the deployed file give in ``YOLO("model.onnx")`` what the checkpoint gives?
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
-ScConv in its bottlenecks, trained a few steps on drawn rectangles, and deployed from its ``best.pt``. Then ultralytics
-itself predicts and validates with both files. Boxes are paired one to one, best first: of one class, overlapping by at
-least 0.9.
+ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``, whose
+scores are spread (see :func:`spread_scores`). Then ultralytics itself predicts and validates with both files. Boxes are paired one to one, best first: of one class,
+overlapping by at least 0.9.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from scconv_deploy.zoo.nms import overlaps
 SMALLEST_OVERLAP = 0.9
 CONFIDENCE = 0.001
 """Of boxes that are compared: after a few steps none is sure."""
+_SPREAD = 30
 NETWORKS = {
     "yolov8n": "detect", "yolov8n-seg": "segment", "yolov8n-cls": "classify", "yolov8n-pose": "pose",
     "yolov8n-obb": "obb", "yolo11n": "detect", "yolov8-rtdetr": "detect", "yolov10n": "detect", "yolov5n": "detect",
@@ -94,6 +95,7 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
             optimizer="AdamW", lr0=0.003, warmup_epochs=0,
         )  # fmt: skip
     best = folder / "run" / "weights" / "best.pt"
+    spread_scores(best)
     dynamic = (DynamicAxis.parse_batch(options.batch),) if options.batch else ()
     spec = ModelSpec(str(best), dynamic=dynamic, trust_checkpoint=True, seed=options.seed)
     started = time.perf_counter()
@@ -108,8 +110,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
               rect=False, project=str(folder), name=f"val{n}").results_dict
         for n, m in enumerate(both)
     ]  # fmt: skip
-    image = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(options.seed))
-    raw = [first(m.predictor.model(image)).double() for m in both]
+    pixels = [torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 255 for image in images]
+    raw = [torch.cat([first(m.predictor.model(image)) for image in pixels]).double() for m in both]
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
         "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
@@ -118,6 +120,20 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
         "metric": float(metrics[0][key]), "metric_onnx": float(metrics[1][key]),
     }  # fmt: skip
     return row | (compare_classes(*found) if task == "classify" else compare(*found))
+
+
+def spread_scores(path: Path) -> None:
+    """Multiply the weights of a checkpoint's class layers, in place.
+
+    A few steps leave scores that are equal to seven digits, and suppression then chooses among boxes by rounding.
+    """
+    checkpoint = torch.load(path, weights_only=False)
+    model = checkpoint["ema"] or checkpoint["model"]
+    with torch.no_grad():
+        for name, weight in model.model[-1].named_parameters():
+            if name.startswith(("cv3.", "one2one_cv3.")) and name.endswith(".2.weight"):
+                weight.mul_(_SPREAD)
+    torch.save(checkpoint, path)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -129,9 +145,10 @@ def draw(folder: Path, task: str, size: int, seed: int) -> Path:
     for part, count in (("train", 8), ("val", 4)):
         for number in range(count):
             shapes = list(_rectangles(generator, 1 if task == "classify" else 3, size))
-            image = Image.new("RGB", (size, size), (120, 120, 120))
+            image = Image.fromarray(generator.integers(60, 180, (size, size, 3), np.uint8))
             for kind, box in shapes:
                 ImageDraw.Draw(image).rectangle(box, fill=list(COLOURS.values())[kind])
+            image = Image.blend(image, Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)), 0.2)
             if task == "classify":
                 path = folder / part / list(COLOURS)[number % len(COLOURS)] / f"{number}.png"
             else:
