@@ -68,13 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        if "cells" in options.parts:
-            rows += _cells(options, Path(folder))
-        for engine in options.engines if "rows" in options.parts else ():
-            rows += _rows(options, engine, Path(folder))
-    for row in rows:
-        print(json.dumps(row))
+        for row in _all(options, Path(folder)):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     write(options.results, rows, _COLUMNS, seed=options.seed, jobs=options.jobs)
+
+
+def _all(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    if "cells" in options.parts:
+        yield from _cells(options, folder)
+    for engine in options.engines if "rows" in options.parts else ():
+        yield from _rows(options, engine, folder)
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
