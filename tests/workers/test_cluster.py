@@ -49,7 +49,9 @@ def test_a_lost_workers_task_runs_again(cluster, tmp_path):
     workers = ClusterWorkers(cluster.address)
     assert workers.jobs == 2
     wanted = [Task(str(n), tasks.first_kills_its_machine, (str(tmp_path), n)) for n in range(3)]
-    found = by_name(workers.run([*wanted, Task("fails", tasks.fails)], lambda name, text: None))
+    more = [Task("fails", tasks.fails), Task("large", tasks.square, (3,), memory_bytes=1 << 60)]
+    found = by_name(workers.run([*wanted, *more], lambda name, text: None))
+    assert found["large"].value == 9  # as much memory as a machine has
     assert [found[str(n)].value for n in range(3)] == [0, 1, 2]
     assert len(list(tmp_path.glob("0.*"))) == 2
     assert (found["fails"].failure.exit_code, found["fails"].failure.message) == (4, "The model is odd.")
