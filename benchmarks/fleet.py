@@ -208,5 +208,5 @@ def _workers(engine: str, jobs: int) -> Workers:
     from scconv_deploy.workers.cluster import ClusterWorkers
 
     if not ray.is_initialized():
-        ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
     return ClusterWorkers(jobs=jobs)
