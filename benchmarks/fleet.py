@@ -68,13 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        if "cells" in options.parts:
-            rows += _cells(options, Path(folder))
-        for engine in options.engines if "rows" in options.parts else ():
-            rows += _rows(options, engine, Path(folder))
-    for row in rows:
-        print(json.dumps(row))
+        for row in _all(options, Path(folder)):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     write(options.results, rows, _COLUMNS, seed=options.seed, jobs=options.jobs)
+
+
+def _all(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    if "cells" in options.parts:
+        yield from _cells(options, folder)
+    for engine in options.engines if "rows" in options.parts else ():
+        yield from _rows(options, engine, folder)
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
@@ -204,5 +208,5 @@ def _workers(engine: str, jobs: int) -> Workers:
     from scconv_deploy.workers.cluster import ClusterWorkers
 
     if not ray.is_initialized():
-        ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
     return ClusterWorkers(jobs=jobs)

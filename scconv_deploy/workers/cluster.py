@@ -72,7 +72,7 @@ class ClusterWorkers:
             _connect(ray, address)
         check_versions(_versions(ray))
         cores = int(ray.cluster_resources().get("CPU", 1))
-        self.jobs = min(jobs or cores, cores)
+        self.jobs = max(1, min(jobs or cores, cores))
 
     @property
     def within(self) -> ClusterWorkers:
@@ -90,12 +90,14 @@ class ClusterWorkers:
             fresh: ray.remote(num_cpus=1, max_retries=RETRIES, max_calls=int(fresh))(_attempt)
             for fresh in (False, True)
         }
+        largest = max((int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"]), default=0)
         waiting, running = list(tasks), dict[Any, Task]()
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
                     task = waiting.pop(0)
-                    options = {"memory": task.memory_bytes} if task.memory_bytes else {}
+                    needed = min(task.memory_bytes, largest)  # Ray would wait forever for more than a machine has
+                    options = {"memory": needed} if needed else {}
                     running[work[task.fresh].options(name=task.name, **options).remote(task)] = task
                     tell(task.name, "on the cluster")
                 ready, _ = ray.wait(list(running), timeout=_LOOK_S)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from scconv_deploy.commands.workers import WorkerOptions
 from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.verification.onnx.parity import Artifact
 from scconv_deploy.version import __version__
@@ -18,6 +19,7 @@ from scconv_deploy.workers.tasks import Task
 from tests.command_line import failed, run
 from tests.verification.onnx.test_shards import data, judged, one_thread  # noqa: F401  (fixtures)
 from tests.workers import tasks
+from tests.workers.here import Here
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 
@@ -47,7 +49,9 @@ def test_a_lost_workers_task_runs_again(cluster, tmp_path):
     workers = ClusterWorkers(cluster.address)
     assert workers.jobs == 2
     wanted = [Task(str(n), tasks.first_kills_its_machine, (str(tmp_path), n)) for n in range(3)]
-    found = by_name(workers.run([*wanted, Task("fails", tasks.fails)], lambda name, text: None))
+    more = [Task("fails", tasks.fails), Task("large", tasks.square, (3,), memory_bytes=1 << 60)]
+    found = by_name(workers.run([*wanted, *more], lambda name, text: None))
+    assert found["large"].value == 9  # as much memory as a machine has
     assert [found[str(n)].value for n in range(3)] == [0, 1, 2]
     assert len(list(tmp_path.glob("0.*"))) == 2
     assert (found["fails"].failure.exit_code, found["fails"].failure.message) == (4, "The model is odd.")
@@ -83,10 +87,16 @@ def test_a_cell_is_the_same_bundle_wherever_it_is_made(cluster, tmp_path, monkey
     Path("layers.py").write_text(LAYERS)
     rows = np.random.default_rng(0).standard_normal((200, 3, 4, 4), dtype=np.float32)  # more than is judged in full
     np.savez("rows.npz", input=rows)
-    for name, options in (("near", ()), ("far", ("--engine", "ray", "--address", cluster.address))):
+    for name in ("near", "far"):
         Path(f"{name}.toml").write_text(RUN.format(name))
-        result = run("run", f"{name}.toml", "--quiet", *options)
-        assert result.exit_code == 0, result.output
+    result = run("run", "far.toml", "--quiet", "--engine", "ray", "--address", cluster.address)
+    assert result.exit_code == 0, result.output
+    with monkeypatch.context() as patch:  # in this process, which forgets the modules afterwards
+        patch.setattr(WorkerOptions, "workers", lambda self, preload: Here())
+        result = run("run", "near.toml", "--quiet")
+    for module in ("net", "layers"):
+        sys.modules.pop(module, None)
+    assert result.exit_code == 0, result.output
     near, far = (sorted(p.relative_to(n) for p in Path(n).rglob("*") if p.is_file()) for n in ("near", "far"))
     assert near == far
     model = "net/single/model.onnx"

@@ -60,7 +60,7 @@ def judged(reference, artifact, source, workers=None, deep=DEEP):
     checks = Checks(str(source), deep=deep, workers=workers)
     here, shards = checks.shared_out(checks.samples(reference, 0), print)
     assert (shards is not None) == (workers is not None)
-    samples = [sample for source in here for sample in source]
+    samples = [*here[0][:1], *(sample for source in here[1:] for sample in source)]  # one of noise is enough
     report = verify_onnx(reference, artifact, samples, StageLog(), judging=checks.judging, shards=shards).as_json()
     for stage in report["stages"]:
         del stage["seconds"]
