@@ -41,6 +41,8 @@ AIMS = {NAIVE: 10.0, FUNCTION: 6.0, COMPILED: 5.0, PASS: 1 / 1.5}
 """How many times as fast as these the fused SRU must be on one thread."""
 NETWORKS = {"scconv_resnet20": 32, "scconv_resnet50": 4}
 """Networks with an aim, and their batch: 1.3 and 1.1 times today's artifact."""
+GATES = ("groupbn-hard", "groupnorm-soft")
+"""Variants with different gates: groupbn-hard-normalized has groupbn-hard's."""
 GATE_SHAPES = ((4, 256, 28, 28), (1, 256, 56, 56), (4, 512, 7, 7))
 MEANS = {"mean 0": 0.0, "mean 10": 10.0, "mean 1000": 1000.0, "rectified": None}
 PARTS = ("sru", "networks", "gates")
@@ -62,6 +64,7 @@ _COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="1: processor time; more: wall time")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -74,10 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     built = build_cpu()
     rows: list[Row] = []
-    for shape, threads in itertools.product(SHAPES if "sru" in options.parts else (), (1, 2)):
+    for shape, threads in itertools.product(SHAPES if "sru" in options.parts else (), options.threads):
         rows += _one_sru(built.path, shape, threads, options)
         rows += _half(built.path, shape, threads, options)
-    for name, threads in itertools.product(options.networks if "networks" in options.parts else (), (1, 2)):
+    networks = options.networks if "networks" in options.parts else ()
+    for name, threads in itertools.product(networks, options.threads):
         rows += _network(built.path, name, threads, options)
     library = SruCpuLibrary(built.path)
     if "gates" in options.parts:
@@ -191,7 +195,7 @@ def _repeated(call: Callable[[], object]) -> tuple[Callable[[], object], int]:
 
 def _gates(library: SruCpuLibrary, options: argparse.Namespace) -> list[Row]:
     torch.set_num_threads(2)
-    cases = list(itertools.product(VARIANTS, MEANS, ("zero", "random")))
+    cases = list(itertools.product(GATES, MEANS, ("zero", "random")))
     each = sum(math.prod(shape) for shape in GATE_SHAPES)
     seeds = range(options.seed, options.seed + math.ceil(options.gates / (each * len(cases))))
     counts: dict[tuple[str, str], FlipCount] = {}
