@@ -2,8 +2,8 @@
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
 ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``, whose
-scores are spread (see :func:`spread_scores`). Then ultralytics itself predicts and validates with both files. Boxes are paired one to one, best first: of one class,
-overlapping by at least 0.9.
+scores are spread (see :func:`spread_scores`). Then ultralytics itself predicts and validates with both files. Boxes are
+paired one to one, best first: of one class, overlapping by at least 0.9.
 """
 
 from __future__ import annotations
