@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
-from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedCounts
+from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedMetric
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
 from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.run import ReferenceRun
@@ -27,7 +27,7 @@ class Budget(ArtifactCheck):
         self._forget()
 
     def _forget(self) -> None:
-        self._paired = PairedCounts()
+        self._paired = PairedMetric()
         self._squares: dict[str, tuple[float, float]] = {}
         self._gates: dict[str, tuple[int, int]] = {}
         self._answers = ChangedAnswers()
@@ -50,8 +50,7 @@ class Budget(ArtifactCheck):
             changed = (floats[logits].argmax(1) != cheap[logits].argmax(1))[:rows]
             before = self._answers
             self._answers = ChangedAnswers(before.changed + int(changed.sum()), before.rows + changed.size)
-            if run.labels is not None and len(run.labels) == len(floats[logits]):
-                self._paired.add(floats[logits], cheap[logits], run.labels)
+        self._paired.add(floats, cheap, run.labels)
         for site, mask in run.unquantized_masks.items():
             if site in run.sites and run.sites[site].mask.shape == mask.shape:
                 moved, gates = self._gates.get(site, (0, 0))
@@ -75,8 +74,8 @@ class Budget(ArtifactCheck):
         if accuracy is not None:
             drop = -accuracy.difference + 0.0  # no -0.00 %
             words.insert(
-                0, f"accuracy {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of {drop:.2%} "
-                f"({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
+                0, f"{accuracy.name} {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of "
+                f"{drop:.2%} ({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
                 f"{accuracy.samples:,} rows)",
             )  # fmt: skip
         where = "" if self._on_data else " on noise"
@@ -91,7 +90,7 @@ class Budget(ArtifactCheck):
             text += "; without labels the share of changed answers bounds the drop"
         return self._judged(answers.share, answers.interval()[1], answers, text)
 
-    def _judged(self, cost: float, most: float, counts: PairedCounts | ChangedAnswers, text: str) -> list[Check]:
+    def _judged(self, cost: float, most: float, counts: PairedMetric | ChangedAnswers, text: str) -> list[Check]:
         """Judge a loss of accuracy by its estimate, and say if its interval goes further; without a budget neither.
 
         Args:
