@@ -99,8 +99,8 @@ def _told(status: str, reason: str) -> str:
 
 def _accuracy_facts(report: ParityReport) -> Iterator[tuple[str, str]]:
     if (found := report.accuracy) is not None:
-        yield "accuracy of the reference", f"{found.reference:.2%} of {found.samples:,}"
-        yield "accuracy of the artifact", f"{found.artifact:.2%} of {found.samples:,}"
+        yield f"{found.name} of the reference", f"{found.reference:.2%} of {found.samples:,}"
+        yield f"{found.name} of the artifact", f"{found.artifact:.2%} of {found.samples:,}"
 
 
 def _output_facts(output: OutputParity) -> Iterator[tuple[str, str]]:

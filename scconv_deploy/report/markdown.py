@@ -99,10 +99,12 @@ def _outputs(report: ParityReport) -> list[str]:
 def _accuracy(report: ParityReport) -> list[str]:
     if (found := report.accuracy) is None:
         return []
+    name = "Accuracy" if found.metric == "top-1" else found.metric
+    note = f"; {found.note}" if found.note else ""
     return [
-        f"Accuracy on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
+        f"{name} on {found.samples:,} samples: reference {found.reference:.2%}, artifact {found.artifact:.2%}, "
         f"difference {100 * found.difference:+.2f} points ({found.confidence:.0%} interval {100 * found.low:+.2f} to "
-        f"{100 * found.high:+.2f})", "",
+        f"{100 * found.high:+.2f}){note}", "",
     ]  # fmt: skip
 
 

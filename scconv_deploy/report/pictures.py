@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.sensitivity import SHOWN, Sensitivity, SiteCost
 from scconv_deploy.report.escaping import visible
+from scconv_deploy.report.example_picture import CAPTION, draw_example
 
 _WIDTH_IN = 3.7  # 266 points: at a phone's width, letters of 9 points are twelve pixels high
 _ROW_IN = 0.2
@@ -43,7 +45,8 @@ class Picture:
 
 
 def pictures(report: ParityReport) -> dict[str, Picture]:
-    """Draw the pictures of a report: ``flips``, ``margins``, ``layers``, ``worst``, ``plans``, ``sensitivity``."""
+    """Draw the pictures of a report: ``flips``, ``margins``, ``layers``, ``worst``, ``plans``,
+    ``example-N``, ``sensitivity``."""
     drawn: dict[str, Picture] = {}
     if any(count.flips for sru in report.srus for count in (sru.teacher_forced, sru.free_running) if count):
         drawn["flips"] = Picture(
@@ -79,6 +82,9 @@ def pictures(report: ParityReport) -> dict[str, Picture]:
             "plan's total; the thick pieces are SRUs.",
             _svg("plans", 11, lambda axes: _plans(axes, report)),
         )
+    for number, example in enumerate(report.accuracy.examples if report.accuracy else ()):
+        name, draw = f"example-{number}", partial(draw_example, example=example, colours=(_GOOD, _BAD))
+        drawn[name] = Picture(example.name, CAPTION if number == 0 else "", _svg(name, 9, draw))
     for stage in report.stages:
         if stage.search is not None and stage.search.sensitivity is not None:
             drawn["sensitivity"] = sensitivity_picture(stage.search.sensitivity, stage.search.keep)

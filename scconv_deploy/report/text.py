@@ -92,7 +92,8 @@ def _print_findings(console: Console, report: ParityReport) -> None:
     if found := report.accuracy:
         interval = f"{found.confidence:.0%} interval {found.low:+.2%} to {found.high:+.2%}"
         shares = f"reference {found.reference:.2%}, artifact {found.artifact:.2%}, difference {found.difference:+.2%}"
-        print_line(console, f"accuracy on {found.samples:,} samples: {shares} ({interval})")
+        note = f"; {found.note}" if found.note else ""
+        print_line(console, f"{found.name} on {found.samples:,} samples: {shares} ({interval}){note}")
     for name, value in report.overrides.items():
         usual = f", usually {report.tolerances[name].value:g}" if name in report.tolerances else ""
         print_line(console, f"tolerance changed: {name} {value:g}{usual}")

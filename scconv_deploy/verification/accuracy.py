@@ -1,23 +1,131 @@
-"""Accuracies of two classifiers on the same labelled inputs, and an interval for their difference.
+"""The task's metric of two models on the same labelled inputs, and an interval for their difference.
 
-The interval is Newcombe's, from Wilson's score intervals and the correlation of the pairs (method 10 of R. G. Newcombe,
-"Improved confidence intervals for the difference between binomial proportions based on paired data", Statistics in
-Medicine 17:2635-2650, 1998). It stays within [-1, 1], and its width is not 0 when all answers agree.
+For classifiers the interval is Newcombe's, from Wilson's score intervals and the correlation of the pairs (method 10 of
+R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data",
+Statistics in Medicine 17:2635-2650, 1998). It stays within [-1, 1], and its width is not 0 when all answers agree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 
 from scconv_deploy.records.parity import Accuracy
+from scconv_deploy.verification.metrics import looks_like_logits
 
 CONFIDENCE = 0.95
+NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
 _MOST_ROWS = 2**30
+_Outputs = Mapping[str, np.ndarray]
+
+
+class Metric(Protocol):
+    """A task's metric of two models, the reference and the artifact, on the same inputs.
+
+    Attributes:
+        reason: why labels could not be compared with the outputs; "" if they could.
+    """
+
+    reason: str
+
+    def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray) -> None:
+        """Count a batch of outputs by name and the labels of its rows."""
+        ...
+
+    def accuracy(self, confidence: float) -> Accuracy | None:
+        """The metric of both, and the interval of the difference; None if nothing was counted."""
+        ...
+
+    def rows_needed(self, found: Accuracy, drop: float) -> int | None:
+        """Rows at which the interval would hold no larger loss than ``drop``; None if no number does."""
+        ...
+
+
+class PairedMetric:
+    """Metric of whatever task the labels are of: targets bring their own, class numbers are for logits."""
+
+    def __init__(self) -> None:
+        self._metric: Metric | None = None
+        self._found: Accuracy | None = None
+
+    def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray | None) -> None:
+        """Count a batch.
+
+        Args:
+            reference, artifact: outputs by name.
+            labels: of the rows, see :class:`.blocks.Block`; None for data without.
+        """
+        if labels is None:
+            return
+        if self._metric is None:
+            targets = labels.tolist() if labels.dtype == object else []
+            self._metric = next((target.metric() for target in targets if target is not None), None) or _TopOne()
+        self._metric.add(reference, artifact, labels)
+        self._found = None
+
+    def merge(self, other: PairedMetric) -> None:
+        """Add the counts of later inputs. Only class numbers are split over processes, see :attr:`.DataSource.part`."""
+        if other._metric is None:
+            return
+        if self._metric is None:
+            self._metric = other._metric
+        elif isinstance(self._metric, _TopOne) and isinstance(other._metric, _TopOne):
+            self._metric.merge(other._metric)
+        else:
+            raise TypeError(f"{type(other._metric).__name__} does not merge")
+        self._found = None
+
+    @property
+    def reason(self) -> str:
+        """Why labelled data gave no number; "" if they did, or there are none."""
+        return "" if self._metric is None else self._metric.reason
+
+    def accuracy(self) -> Accuracy | None:
+        """The metric of both, and the interval of the difference; None if nothing was counted."""
+        if self._found is None and self._metric is not None:
+            self._found = self._metric.accuracy(CONFIDENCE)
+        return self._found
+
+    def with_examples(self) -> Accuracy | None:
+        """:meth:`accuracy` with the inputs on which the two differ most, where the metric keeps them."""
+        found, examples = self.accuracy(), getattr(self._metric, "examples", None)
+        return found if found is None or examples is None else replace(found, examples=examples())
+
+    def rows_needed(self, drop: float) -> int | None:
+        """See :meth:`Metric.rows_needed`."""
+        found = self.accuracy()
+        return None if found is None or self._metric is None else self._metric.rows_needed(found, drop)
+
+
+class _TopOne:
+    """Top-1 accuracy of the first output that looks like logits."""
+
+    def __init__(self) -> None:
+        self._counts, self.reason = PairedCounts(), ""
+
+    def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray) -> None:
+        logits = next((name for name, value in reference.items() if looks_like_logits(value)), None)
+        if logits is None or len(labels) != len(reference[logits]):
+            self.reason = NO_LOGITS if logits is None else f"{logits} has another length than the labels"
+        elif reference[logits].shape != artifact[logits].shape:
+            self.reason = f"{logits} has another shape in the artifact"
+        else:
+            self._counts.add(reference[logits], artifact[logits], labels)
+
+    def merge(self, other: _TopOne) -> None:
+        self._counts.merge(other._counts)
+        self.reason = other.reason or self.reason
+
+    def accuracy(self, confidence: float) -> Accuracy | None:
+        return self._counts.accuracy(confidence)
+
+    def rows_needed(self, found: Accuracy, drop: float) -> int | None:
+        return self._counts.rows_needed(drop, found.confidence)
 
 
 @dataclass

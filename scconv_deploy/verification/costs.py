@@ -20,7 +20,7 @@ from scconv_deploy.records.sensitivity import Cost
 from scconv_deploy.records.stage import Progress
 from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
-from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.accuracy import PairedMetric
 from scconv_deploy.verification.checks.answers import check_classes
 from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
@@ -38,12 +38,14 @@ class _Expected:
     Attributes:
         rows: number of rows that count, the first ones.
         outputs: floating outputs by name, of these rows.
+        answers: all outputs by name, of these rows.
         gates: by site, number of gates of these rows, and their decisions as bits.
     """
 
     batch: NamedArrays
     rows: int
     outputs: Arrays
+    answers: Arrays
     gates: Mapping[str, tuple[int, np.ndarray]]
 
     @property
@@ -53,7 +55,7 @@ class _Expected:
 
     @property
     def held_bytes(self) -> int:
-        arrays = (*self.batch.inputs.values(), *self.outputs.values(), *(bits for _, bits in self.gates.values()))
+        arrays = (*self.batch.inputs.values(), *self.answers.values(), *(bits for _, bits in self.gates.values()))
         return sum(array.nbytes for array in arrays)
 
 
@@ -123,14 +125,16 @@ def _exposed(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _results(batch: NamedArrays, found: Mapping[str, np.ndarray]) -> _Expected:
     size = len(next(iter(batch.inputs.values())))
     rows = size if batch.count is None else batch.count
-    outputs, gates = {}, {}
+    outputs, answers, gates = {}, {}, {}
     for name, value in found.items():
         counted = value[:rows] if value.ndim and len(value) == size else value
         if value.dtype == np.bool_ and name.endswith(instrument.gate_output("")):
             gates[name] = counted.size, np.packbits(counted)
-        elif value.dtype.kind == "f":
+            continue
+        answers[name] = counted
+        if value.dtype.kind == "f":
             outputs[name] = counted
-    return _Expected(batch, rows, outputs, gates)
+    return _Expected(batch, rows, outputs, answers, gates)
 
 
 def _check(expected: _Expected) -> None:
@@ -153,7 +157,7 @@ class _Tally:
         self._rows = self._changed = self._answers = self._gates_changed = self._gates = 0
         self._error: defaultdict[str, float] = defaultdict(float)
         self._signal: defaultdict[str, float] = defaultdict(float)
-        self._paired = PairedCounts()
+        self._paired = PairedMetric()
 
     def add(self, expected: _Expected, found: _Expected) -> None:
         self._rows += expected.rows
@@ -163,11 +167,11 @@ class _Tally:
             self._error[name] += error
             self._signal[name] += signal
         if (logits := expected.logits) is not None:
-            before, after, labels = expected.outputs[logits], found.outputs[logits], expected.batch.labels
+            before, after = expected.outputs[logits], found.outputs[logits]
             self._changed += int((before.argmax(1) != after.argmax(1)).sum())
             self._answers += len(before)
-            if labels is not None:
-                self._paired.add(before, after, labels[: len(before)])
+        if (labels := expected.batch.labels) is not None:
+            self._paired.add(expected.answers, found.answers, labels[: expected.rows])
         for site, (count, bits) in expected.gates.items():
             self._gates += count
             self._gates_changed += int(np.bitwise_count(bits ^ found.gates[site][1]).sum())

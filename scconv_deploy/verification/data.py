@@ -1,109 +1,69 @@
-"""Sources of real data: images, arrays, or a user's loader, read in blocks of rows.
+"""Sources of real data: images, data sets, arrays, or a user's loader, read in blocks of rows.
 
 Images and loaders are read block by block, so memory does not grow with the data; an ``.npz`` is read whole. Labels are
 class numbers: the position of the class folder in the order of names, the array ``labels`` of an ``.npz``, or the
-second item that a loader yields.
+second item that a loader yields; data sets of objects yield targets (:mod:`.vision.targets`).
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
+from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.vision.coco_data import coco_source
+from scconv_deploy.verification.vision.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
+from scconv_deploy.verification.vision.targets import Task
+from scconv_deploy.verification.vision.yolo_data import YOLO_FILE, yolo_source
 
 PHOTOS = "photos"
 """Name of the source of scikit-learn's sample photographs."""
 LABELS = "labels"
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _ROWS_AT_ONCE = 64
-Affine = tuple[tuple[float, ...], tuple[float, ...], int | None]
-"""Preprocessing: mean and standard deviation per channel, and the shorter side in pixels before a centre crop."""
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Rows of data: one array per input, all of one length, and labels (int64, -1 for a row without) or None."""
+def open_source(
+    source: str, examples: Mapping[str, np.ndarray], affine: Affine, task: Task | None = None
+) -> DataSource:
+    """Open ``photos``, a folder of images (class subfolders give labels), an ultralytics or COCO data set, an ``.npz``
+    or ``file.py:loader``.
 
-    arrays: Mapping[str, np.ndarray]
-    labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def __getitem__(self, rows: slice) -> Block:
-        return Block(
-            {name: array[rows] for name, array in self.arrays.items()},
-            None if self.labels is None else self.labels[rows],
-        )
-
-    def without_labels(self) -> Block:
-        """The same rows without labels: -1 each, so that they do not count in the accuracy."""
-        return Block(self.arrays, None if self.labels is None else np.full(len(self), -1, dtype=np.int64))
-
-    @classmethod
-    def joined(cls, blocks: Sequence[Block]) -> Block:
-        """Join blocks into one, which has labels if all of them have."""
-        if len(blocks) == 1:
-            return blocks[0]
-        arrays = {name: np.concatenate([b.arrays[name] for b in blocks]) for name in blocks[0].arrays}
-        labels = [b.labels for b in blocks if b.labels is not None]
-        return cls(arrays, np.concatenate(labels) if len(labels) == len(blocks) else None)
-
-
-@dataclass(frozen=True, eq=False)
-class DataSource:
-    """Source of data.
-
-    Attributes:
-        name: name in the report.
-        rows: number of rows; None if unknown before reading.
-        blocks: reader of its blocks.
-        part: (first row, row after the last) -> a source of these rows alone; None if the source can only be read from
-            its start.
-        carried: makes the same source with the content of its files in memory, for another machine; None if it reads no
-            files.
-    """
-
-    name: str
-    rows: int | None
-    blocks: Callable[[], Iterator[Block]]
-    part: Callable[[int, int], DataSource] | None = None
-    carried: Callable[[], DataSource] | None = None
-
-
-def open_source(source: str, examples: Mapping[str, np.ndarray], affine: Affine) -> DataSource:
-    """Open ``photos``, a folder of images (class subfolders give labels), an ``.npz`` or ``file.py:loader``.
-
-    Images are resized (bilinear, antialiased), scaled to [0, 1] and preprocessed; arrays are not changed.
+    Images are resized (bilinear, antialiased) or, for an ultralytics checkpoint, letterboxed, scaled to [0, 1] and
+    preprocessed; arrays are not changed.
 
     Args:
         examples: example inputs by name, for shapes and types.
+        task: what an ultralytics checkpoint says of the model; None for others.
 
     Raises:
         UsageError, IntegrityError, ModelError, MissingRuntimeError: see :func:`.samples.load_samples`.
     """
     path = Path(source)
     if source == PHOTOS:
-        return _image_source(PHOTOS, _shipped_photos(), None, examples, affine)
+        return _image_source(PHOTOS, _shipped_photos(), None, ImageInput.of(examples, affine, task))
+    if (described := path / YOLO_FILE).is_file():
+        path = described
+    if path.suffix.lower() in (".yaml", ".yml") and path.exists():
+        return yolo_source(path, ImageInput.of(examples, affine, task), task)
+    if path.suffix.lower() == ".json" and path.exists():
+        return coco_source(path, ImageInput.of(examples, affine, task), task)
     if path.is_dir():
-        files, labels = _image_files(path)
+        files, labels = _image_files(_validation_of(path))
         if not files:
-            raise UsageError(f"--data {source}: no image in this folder.", f"Known: {', '.join(_IMAGE_SUFFIXES)}.")
-        return _image_source(path.name, files, labels, examples, affine)
+            raise UsageError(f"--data {source}: no image in this folder.", known_suffixes())
+        return _image_source(path.name, files, labels, ImageInput.of(examples, affine, task))
     if path.suffix == ".npz" and path.exists():
         return _npz_source(path, examples)
     if ":" in source and not path.exists():
         return _loader_source(source, examples)
     if not path.exists():
-        kinds = f"Give a folder of images, an .npz, file.py:loader, or {PHOTOS!r}."
+        kinds = f"Give a folder of images, a data.yaml, a COCO .json, an .npz, file.py:loader, or {PHOTOS!r}."
         raise UsageError(f"--data {source} does not exist.", kinds)
     raise UsageError(f"--data {source} is neither a folder nor an .npz.", "Put images into a folder of their own.")
 
@@ -122,11 +82,17 @@ def _shipped_photos() -> list[Path]:
     return sorted(folder.glob("*.jpg"))
 
 
+def _validation_of(folder: Path) -> Path:
+    """The folder ``val`` or ``test`` of a data set of ultralytics to classify, else the folder itself."""
+    parts = [folder / name for name in ("val", "test") if any((folder / "train").glob("*/"))]
+    return next((part for part in parts if part.is_dir() and any(part.glob("*/"))), folder)
+
+
 def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     """Images in the order of their names; with class subfolders, also the class number of each image."""
 
     def images(inside: Path) -> list[Path]:
-        return sorted(p for p in inside.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+        return sorted(p for p in inside.iterdir() if p.suffix.lower() in SUFFIXES)
 
     folders = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]  # .ipynb_checkpoints
     classes = [images(p) for p in folders]
@@ -141,52 +107,20 @@ def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     return [file for files in classes for file in files], np.asarray(labels, dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """Image file in memory."""
-
-    name: str
-    content: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
 def _image_source(
-    name: str,
-    files: Sequence[Path | _Encoded],
-    labels: np.ndarray | None,
-    examples: Mapping[str, np.ndarray],
-    affine: Affine,
+    name: str, files: Sequence[Path | EncodedImage], labels: np.ndarray | None, images: ImageInput
 ) -> DataSource:
-    try:
-        import PIL.Image  # noqa: F401  (fail before any work is done)
-    except ImportError as error:
-        raise MissingRuntimeError("Reading images needs Pillow.", "pip install 'scconv-deploy[data]'") from error
-    if len(examples) != 1:
-        raise UsageError(f"Images fit one input, but the model has {', '.join(examples)}.", "Give an .npz.")
-    ((key, example),) = examples.items()
-    if example.ndim != 4 or example.shape[1] not in (1, 3) or example.dtype.kind != "f":
-        found = f"{example.dtype}{list(example.shape)}"
-        raise UsageError(f"Input {key} is {found}, not an image float[N, 1 or 3, H, W].", "Give an .npz.")
-    mean, std = (np.asarray(v, dtype=np.float32).reshape(-1, 1, 1) for v in affine[:2])
-    if len(mean) not in (1, example.shape[1]) or len(std) not in (1, example.shape[1]):
-        raise UsageError(
-            f"Preprocessing has {len(mean)} means and {len(std)} deviations; {key} has {example.shape[1]} channels.",
-            "Give one for each channel.",
-        )
-
     def blocks() -> Iterator[Block]:
         for index, file in enumerate(files):
-            values = (_image(file, example.shape[1:], affine[2]) - mean) / std
-            yield Block({key: values[None]}, None if labels is None else labels[index : index + 1])
+            values, _ = images.read(file)
+            yield Block({images.name: values[None]}, None if labels is None else labels[index : index + 1])
 
     def part(start: int, stop: int) -> DataSource:
-        return _image_source(name, files[start:stop], None if labels is None else labels[start:stop], examples, affine)
+        return _image_source(name, files[start:stop], None if labels is None else labels[start:stop], images)
 
     def carried() -> DataSource:
-        content = [f if isinstance(f, _Encoded) else _Encoded(str(f), _bytes_of(f)) for f in files]
-        return _image_source(name, content, labels, examples, affine)
+        content = [f if isinstance(f, EncodedImage) else EncodedImage(str(f), _bytes_of(f)) for f in files]
+        return _image_source(name, content, labels, images)
 
     return DataSource(name, len(files), blocks, part, carried)
 
@@ -196,29 +130,6 @@ def _bytes_of(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
-
-
-def _image(file: Path | _Encoded, shape: Sequence[int], resize: int | None) -> np.ndarray:
-    """An image as float32 ``[C, H, W]`` in [0, 1]."""
-    from PIL import Image
-
-    channels, height, width = shape
-    try:
-        with Image.open(io.BytesIO(file.content) if isinstance(file, _Encoded) else file) as image:
-            converted = image.convert("RGB" if channels == 3 else "L")
-            if resize is None:
-                converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-            else:
-                scale = resize / min(converted.size)
-                wide, high = (
-                    max(round(side * scale), least) for side, least in zip(converted.size, (width, height), strict=True)
-                )
-                converted = converted.resize((wide, high), Image.Resampling.BILINEAR)
-                left, top = (wide - width) // 2, (high - height) // 2
-                converted = converted.crop((left, top, left + width, top + height))
-    except Exception as error:  # each reader of Pillow has its own exceptions
-        raise IntegrityError(f"{file} is damaged or not an image.", "Remove it from the folder.") from error
-    return np.asarray(converted, dtype=np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Checks:
         samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
         if self.data:
             preprocessing = self.preprocessing or Preprocessing.of(source, reference.model)
-            samples.append(load_samples(self.data, reference.signature, preprocessing, self.deep))
+            samples.append(load_samples(self.data, reference.signature, preprocessing, self.deep, reference.checkpoint))
         return samples
 
     def shared_out(

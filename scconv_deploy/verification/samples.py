@@ -18,8 +18,11 @@ from scconv_deploy import zoo
 from scconv_deploy.errors import UsageError
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.signature import Signature, random_tensor
+from scconv_deploy.model.yolo import YoloCheckpoint
 from scconv_deploy.verification import data
-from scconv_deploy.verification.data import Block, DataSource
+from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.vision.images import Affine
+from scconv_deploy.verification.vision.targets import Task
 
 FREE = " (running free: gates, end to end, accuracy)"
 """Suffix in the report for samples that are not judged in full."""
@@ -36,7 +39,7 @@ class Sample:
     Attributes:
         name: origin of the inputs.
         tensors: inputs by name.
-        labels: int64 ``[N]``, -1 for a row without a label; None without labels.
+        labels: of the rows, see :class:`.blocks.Block`; None without labels.
         kind: name for all samples of this kind.
         rows: number of rows that count; None for all (a padded last batch has fewer).
         deep: whether the sample is judged in full; else it runs free, see :attr:`.reference.run.ReferenceRun.deep`.
@@ -76,7 +79,7 @@ class Preprocessing:
     resize: int | None = None
 
     @property
-    def affine(self) -> data.Affine:
+    def affine(self) -> Affine:
         """As :func:`.data.open_source` takes it."""
         return self.mean, self.std, self.resize
 
@@ -348,11 +351,18 @@ def _smallest_batch(signature: Signature, batch: int) -> int:
     return max(minima.values())
 
 
-def load_samples(source: str, signature: Signature, preprocessing: Preprocessing, deep: int | None = None) -> Samples:
-    """Open ``--data``: ``photos``, a folder of images, an ``.npz``, or ``file.py:loader``; see :mod:`.data`.
+def load_samples(
+    source: str,
+    signature: Signature,
+    preprocessing: Preprocessing,
+    deep: int | None = None,
+    checkpoint: YoloCheckpoint | None = None,
+) -> Samples:
+    """Open ``--data``: images, an ultralytics or COCO data set, an ``.npz``, or ``file.py:loader``; see :mod:`.data`.
 
     Args:
         deep: see :class:`Samples`.
+        checkpoint: what an ultralytics checkpoint says of the model; None for any other.
 
     Raises:
         UsageError: the source does not exist or is empty, or (also while reading) its data do not fit the inputs.
@@ -361,7 +371,10 @@ def load_samples(source: str, signature: Signature, preprocessing: Preprocessing
         MissingRuntimeError: Pillow or scikit-learn is missing.
     """
     examples = {name: tensor.numpy() for name, tensor in signature.tensors.items()}
-    return Samples(data.open_source(source, examples, preprocessing.affine), signature, deep)
+    task = None
+    if checkpoint is not None:
+        task = Task(checkpoint.task, checkpoint.names, checkpoint.end_to_end, checkpoint.head)
+    return Samples(data.open_source(source, examples, preprocessing.affine, task), signature, deep)
 
 
 def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,10 @@ from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.atomic import write_file
 from scconv_deploy.verification import data
-from scconv_deploy.verification.data import Affine, Block
+from scconv_deploy.verification.blocks import Block, DataSource
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
+from scconv_deploy.verification.vision.images import Affine
+from scconv_deploy.verification.vision.targets import Task
 
 RANDOM = "random"
 """Name of seeded noise as calibration data, which nothing takes by itself."""
@@ -68,7 +71,8 @@ class Rows:
             self._source = _random_source(examples, options)
         else:
             fitting = _in_sizes_of(Path(options.data), proto, examples)
-            self._source = data.open_source(options.data, fitting, options.preprocessing or _affine(proto))
+            affine = options.preprocessing or _affine(proto)
+            self._source = data.open_source(options.data, fitting, affine, _task(proto))
 
     @property
     def name(self) -> str:
@@ -263,14 +267,25 @@ def _affine(proto: onnx.ModelProto) -> Affine:
     return affine_of(source) or ((0.0,), (1.0,), None)
 
 
-def _random_source(examples: Mapping[str, np.ndarray], options: CalibrationOptions) -> data.DataSource:
+def _task(proto: onnx.ModelProto) -> Task | None:
+    """What the metadata of ultralytics say of a file; None for others."""
+    said = {entry.key: entry.value for entry in proto.metadata_props}
+    try:
+        names = ast.literal_eval(said["names"])
+        numbered = {int(number): str(name) for number, name in names.items()}
+        return Task(said["task"], numbered, said.get("end2end") == "True", said.get("head", ""))
+    except (KeyError, ValueError, SyntaxError, AttributeError, RecursionError):
+        return None
+
+
+def _random_source(examples: Mapping[str, np.ndarray], options: CalibrationOptions) -> DataSource:
     def blocks() -> Iterator[Block]:
         rng = np.random.default_rng(options.seed)
         for _ in range(options.samples):
             one = {n: inputs.random_array((1, *e.shape[1:]), e.dtype, rng) for n, e in examples.items()}
             yield Block(one)
 
-    return data.DataSource(RANDOM, options.samples, blocks)
+    return DataSource(RANDOM, options.samples, blocks)
 
 
 def parse_affine(text: str) -> Affine:

@@ -220,7 +220,7 @@ def inspect_model(spec: ModelSpec, data: str | None = None, progress: Progress =
     preprocessing = Preprocessing.of(spec.source, reference.model)
     samples: Iterable[Sample]
     if data:
-        samples = load_samples(data, reference.signature, preprocessing)
+        samples = load_samples(data, reference.signature, preprocessing, checkpoint=reference.checkpoint)
     else:
         samples = noise_samples(reference.signature, spec.seed)[:2]
     known = spec.inputs or (reference.checkpoint.inputs if reference.checkpoint else ())

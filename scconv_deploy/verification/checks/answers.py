@@ -8,23 +8,22 @@ import numpy as np
 
 from scconv_deploy.errors import UsageError
 from scconv_deploy.records.parity import Accuracy, Check, WorstInput
-from scconv_deploy.verification.accuracy import PairedCounts
+from scconv_deploy.verification.accuracy import PairedMetric
 from scconv_deploy.verification.metrics import looks_like_logits, relative_l2
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun
 
 _KEPT_WORST = 5
-NO_LOGITS = "no output looks like logits (float [N, K], K of at least 2)"
 
 
 class Answers:
     """Collector of an artifact's answers and worst inputs, sample by sample."""
 
     def __init__(self) -> None:
-        self._paired, self._no_accuracy = PairedCounts(), ""
+        self._paired = PairedMetric()
         self._worst: list[tuple[float, str, int]] = []
 
     def add(self, run: ReferenceRun, outputs: Arrays, rows: int | None) -> None:
-        """Rank the inputs by their error, and count right answers if there are labels.
+        """Rank the inputs by their error, and compare answers with labels if there are any.
 
         Args:
             rows: number of rows that count; None for all.
@@ -32,15 +31,7 @@ class Answers:
         ((first, given), *_) = run.given.items()
         if given.ndim and given.shape == outputs[first].shape and given.dtype.kind == "f":
             self._rank(run.sample, outputs[first], given, len(given) if rows is None else rows)
-        if run.labels is None:
-            return
-        logits = next((n for n, g in run.given.items() if looks_like_logits(g)), None)
-        if logits is None or len(run.labels) != len(run.given[logits]):
-            self._no_accuracy = NO_LOGITS if logits is None else f"{logits} has another length than the labels"
-        elif run.given[logits].shape != outputs[logits].shape:
-            self._no_accuracy = f"{logits} has another shape in the artifact"
-        else:
-            self._paired.add(run.given[logits], outputs[logits], run.labels)
+        self._paired.add(run.given, outputs, run.labels)
 
     def _rank(self, sample: str, y: np.ndarray, given: np.ndarray, rows: int) -> None:
         """Rank the rows of an output ``[N, ...]`` by their relative L2."""
@@ -54,7 +45,6 @@ class Answers:
     def merge(self, other: Answers) -> None:
         """Add the answers on later samples."""
         self._paired.merge(other._paired)
-        self._no_accuracy = other._no_accuracy or self._no_accuracy
         self._worst = heapq.nlargest(_KEPT_WORST, [*self._worst, *other._worst])
         heapq.heapify(self._worst)
 
@@ -65,14 +55,14 @@ class Answers:
 
     @property
     def accuracy(self) -> Accuracy | None:
-        """Accuracies; None without labels or logits."""
-        return self._paired.accuracy()
+        """The task's metric; None without labels or outputs that they fit."""
+        return self._paired.with_examples()
 
     def checks(self) -> list[Check]:
         """Check that says why labelled data gave no accuracy; empty if they did."""
-        if not self._no_accuracy:
+        if not self._paired.reason:
             return []
-        return [Check("accuracy", "not run", f"the data have labels, but {self._no_accuracy}: there is no accuracy")]
+        return [Check("accuracy", "not run", f"the data have labels, but {self._paired.reason}: there is no accuracy")]
 
 
 def check_labels(run: ReferenceRun) -> None:
@@ -83,7 +73,10 @@ def check_labels(run: ReferenceRun) -> None:
 
 
 def check_classes(labels: np.ndarray, classes: int, sample: str) -> None:
-    """Refuse a label (int64 ``[N]``) outside these classes (UsageError); -1 stands for no label."""
+    """Refuse a label (int64 ``[N]``) outside these classes (UsageError); -1 stands for no label. Targets were compared
+    with the model's classes when they were opened."""
+    if labels.dtype == object:
+        return
     for row in np.flatnonzero((labels < -1) | (labels >= classes))[:1]:
         raise UsageError(
             f"Label {labels[row]} of row {row} in {sample} is outside 0 to {classes - 1}: the model has {classes} "

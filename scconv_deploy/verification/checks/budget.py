@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
-from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedCounts
+from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedMetric
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
 from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.run import ReferenceRun
@@ -26,14 +26,14 @@ class Costs:
 
     Attributes:
         on_data: whether the samples are real data, not noise.
-        paired: right and wrong answers on labelled data.
+        paired: the task's metric on labelled data.
         outputs: squared norms of the error and of the output, by output.
         gates: changed and all gates by site.
         answers: changed and all answers.
     """
 
     on_data: bool = False
-    paired: PairedCounts = field(default_factory=PairedCounts)
+    paired: PairedMetric = field(default_factory=PairedMetric)
     outputs: dict[str, tuple[float, float]] = field(default_factory=dict)
     gates: dict[str, tuple[int, int]] = field(default_factory=dict)
     answers: ChangedAnswers = field(default_factory=ChangedAnswers)
@@ -79,8 +79,7 @@ class Budget(ArtifactCheck):
             rows = run.count or len(floats[logits])
             changed = (floats[logits].argmax(1) != cheap[logits].argmax(1))[:rows]
             costs.answers += ChangedAnswers(int(changed.sum()), changed.size)
-            if run.labels is not None and len(run.labels) == len(floats[logits]):
-                costs.paired.add(floats[logits], cheap[logits], run.labels)
+        costs.paired.add(floats, cheap, run.labels)
         for site, mask in run.unquantized_masks.items():
             if site in run.sites and run.sites[site].mask.shape == mask.shape:
                 costs.add_gates(site, int((mask != run.sites[site].mask).sum()), mask.size)
@@ -110,8 +109,8 @@ class Budget(ArtifactCheck):
         if accuracy is not None:
             drop = -accuracy.difference + 0.0  # no -0.00 %
             words.insert(
-                0, f"accuracy {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of {drop:.2%} "
-                f"({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
+                0, f"{accuracy.name} {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of "
+                f"{drop:.2%} ({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
                 f"{accuracy.samples:,} rows)",
             )  # fmt: skip
         where = "" if self.costs.on_data else " on noise"
@@ -126,7 +125,7 @@ class Budget(ArtifactCheck):
             text += "; without labels the share of changed answers bounds the drop"
         return self._judged(answers.share, answers.interval()[1], answers, text)
 
-    def _judged(self, cost: float, most: float, counts: PairedCounts | ChangedAnswers, text: str) -> list[Check]:
+    def _judged(self, cost: float, most: float, counts: PairedMetric | ChangedAnswers, text: str) -> list[Check]:
         """Judge a loss of accuracy by its estimate, and say if its interval goes further; without a budget neither.
 
         Args:

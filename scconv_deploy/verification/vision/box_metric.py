@@ -1,0 +1,123 @@
+"""mAP50-95 of two detectors on the same images, the interval of its difference, and where they differ most."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from scconv_deploy.records.parity import Accuracy, ExampleBox, ExampleImage
+from scconv_deploy.verification.vision.average_precision import Side, match
+from scconv_deploy.verification.vision.bootstrap import METHOD, draws, images_needed, interval
+from scconv_deploy.verification.vision.decoding import NO_BOXES, Detections, detections_in, overlaps
+from scconv_deploy.verification.vision.targets import Boxes
+from scconv_deploy.verification.vision.thumbnails import thumbnail
+
+_SHOWN_SCORE, _SHOWN_BOXES, _SHOWN_IMAGES = 0.25, 20, 3
+_WORTH_SHOWING = 0.01
+"""Smallest disagreement of an image that is shown: a hundredth of a score."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    target: Boxes
+    reference: Detections
+    artifact: Detections
+
+
+class BoxMetric:
+    """Paired mAP50-95. Kept are the matches of detections, not images."""
+
+    reason = ""
+
+    def __init__(self) -> None:
+        self._sides = Side(), Side()
+        self._images = self._background = 0
+        self._examples: list[tuple[float, int, _Example]] = []
+
+    def add(self, reference: Mapping[str, np.ndarray], artifact: Mapping[str, np.ndarray], labels: np.ndarray) -> None:
+        """Count a batch.
+
+        Args:
+            reference, artifact: outputs by name.
+            labels: a :class:`.targets.Boxes` a row; None leaves it out.
+        """
+        for row, target in enumerate(labels):
+            if target is None:
+                continue
+            found = []
+            for outputs in (reference, artifact):
+                one = detections_in(outputs, row, target.task, target.placement.input_size)
+                if one is None:
+                    self.reason = NO_BOXES
+                    return
+                found.append(Detections(target.placement.in_image(one.boxes), one.scores, one.classes))
+            for side, detections in zip(self._sides, found, strict=True):
+                side.add(match(self._images, detections, target.boxes, target.classes, target.crowd))
+            self._keep(_Example(target, *found))
+            self._images += 1
+            self._background += not target.annotated
+
+    def _keep(self, example: _Example) -> None:
+        apart = disagreement(example.reference, example.artifact)
+        if apart >= _WORTH_SHOWING:
+            heapq.heappush(self._examples, (apart, -self._images, example))
+            if len(self._examples) > _SHOWN_IMAGES:
+                heapq.heappop(self._examples)
+
+    def accuracy(self, confidence: float) -> Accuracy | None:
+        """mAP of both, their difference (artifact - reference) and its interval; None without an object."""
+        reference, artifact = self._sides
+        if not reference.objects:
+            return None
+        drawn = draws(self._images)
+        first, second = reference.precision(), artifact.precision()
+        low, high = interval(artifact.resampled(drawn) - reference.resampled(drawn), confidence)
+        return Accuracy(
+            self._images, first, second, second - first, low, high, confidence,
+            metric="mAP50-95", method=METHOD, background=self._background,
+        )  # fmt: skip
+
+    def rows_needed(self, found: Accuracy, drop: float) -> int | None:
+        """Images at which the interval would hold no larger loss than ``drop``; None if no number does."""
+        return images_needed(found.samples, found.difference, found.low, drop)
+
+    def examples(self) -> tuple[ExampleImage, ...]:
+        """Images on which the two differ most, the worst first, with the boxes of both."""
+        return tuple(_shown(example) for *_, example in sorted(self._examples, key=lambda one: (-one[0], -one[1])))
+
+
+def disagreement(one: Detections, other: Detections) -> float:
+    """Sum over confident detections: of the score where the other has none of its class at an IoU of 0.5, else of the
+    distance of scores and boxes."""
+    first, second = (found[found.scores >= _SHOWN_SCORE] for found in (one, other))
+    free = np.ones(len(second.scores), dtype=bool)
+    apart = 0.0
+    for box, score, kind in zip(first.boxes, first.scores, first.classes, strict=True):
+        common = np.where(free & (second.classes == kind), overlaps(box, second.boxes), 0.0)
+        best = int(common.argmax()) if len(common) else -1
+        if best < 0 or common[best] < 0.5:
+            apart += float(score)
+            continue
+        free[best] = False
+        apart += abs(float(score - second.scores[best])) + 1 - float(common[best])
+    return apart + float(second.scores[free].sum())
+
+
+def _shown(example: _Example) -> ExampleImage:
+    target = example.target
+    picture, scale = thumbnail(target.file)
+    names = target.task.names if target.task is not None else {}
+
+    def boxes(found: Detections) -> tuple[ExampleBox, ...]:
+        confident = found[found.scores >= _SHOWN_SCORE][:_SHOWN_BOXES]
+        return tuple(
+            ExampleBox(
+                *map(float, (box * scale).round(1)), label=names.get(int(kind), str(kind)), score=round(float(s), 3)
+            )
+            for box, kind, s in zip(confident.boxes, confident.classes, confident.scores, strict=True)
+        )
+
+    return ExampleImage(target.file.name, picture, boxes(example.reference), boxes(example.artifact))
