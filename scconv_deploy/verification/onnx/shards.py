@@ -84,7 +84,9 @@ class ShardError(ScconvDeployError):
 
 def _packed(values: Any) -> bytes:
     """Pickle values with the user's own code in them, which other processes cannot import (ModelError)."""
-    modules = [module for module in code_modules() if sys.modules.get(module.__name__) is module]
+    # by name: a module may have an alias
+    own = {module.__name__: module for module in code_modules() if sys.modules.get(module.__name__) is module}
+    modules = list(own.values())
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

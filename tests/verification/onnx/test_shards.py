@@ -6,9 +6,12 @@ import copy
 import functools
 import itertools
 import json
+import pickle
 import shutil
+import sys
 from dataclasses import replace
 
+import cloudpickle
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +23,7 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.checks.contract import Finite
 from scconv_deploy.verification.metrics import MetricsTally, compare
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
-from scconv_deploy.verification.onnx.shards import most_parts
+from scconv_deploy.verification.onnx.shards import _packed, most_parts
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceRun
 from scconv_deploy.workers.local import LocalWorkers
@@ -128,6 +131,14 @@ def test_a_damaged_image_fails_as_in_this_process(tiny, data, tmp_path):
     with pytest.raises(ScconvDeployError, match=r"20.png is damaged or not an image. Remove it") as caught:
         judged(*tiny, tmp_path / "images", Here(2), deep=0)
     assert caught.value.exit_code == IntegrityError.exit_code
+
+
+def test_a_module_of_two_names_is_sent_once(monkeypatch):
+    module = sys.modules[Here.__module__]
+    monkeypatch.setitem(sys.modules, "another_name", module)
+    workers = pickle.loads(_packed(Here(2)))  # noqa: S301  (made in the same line)
+    assert workers.jobs == 2
+    assert not cloudpickle.list_registry_pickle_by_value()
 
 
 @pytest.mark.parametrize(("rows", "jobs", "parts"), [(0, 4, 1), (100, 4, 1), (200, 4, 3), (2000, 4, 8)])
