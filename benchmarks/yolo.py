@@ -2,7 +2,7 @@
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
 ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``, whose
-scores are spread (see :func:`spread_scores`). Then ultralytics itself predicts and validates with both files. Boxes are
+batch norms are settled (see :func:`settle`). Then ultralytics itself predicts and validates with both files. Boxes are
 paired one to one, best first: of one class, overlapping by at least 0.9.
 """
 
@@ -22,6 +22,7 @@ import torch
 import ultralytics
 import ultralytics.utils
 from PIL import Image, ImageDraw
+from torch import nn
 
 from benchmarks import yolo_fork
 from benchmarks.harness import Row, write
@@ -34,7 +35,6 @@ from scconv_deploy.zoo.nms import overlaps
 SMALLEST_OVERLAP = 0.9
 CONFIDENCE = 0.001
 """Of boxes that are compared: after a few steps none is sure."""
-_SPREAD = 30
 NETWORKS = {
     "yolov8n": "detect", "yolov8n-seg": "segment", "yolov8n-cls": "classify", "yolov8n-pose": "pose",
     "yolov8n-obb": "obb", "yolo11n": "detect", "yolov8-rtdetr": "detect", "yolov10n": "detect", "yolov5n": "detect",
@@ -95,13 +95,13 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
             optimizer="AdamW", lr0=0.003, warmup_epochs=0,
         )  # fmt: skip
     best = folder / "run" / "weights" / "best.pt"
-    spread_scores(best)
+    images = sorted((data if data.is_dir() else data.parent).glob("**/val/**/*.png"))
+    settle(best, images)
     dynamic = (DynamicAxis.parse_batch(options.batch),) if options.batch else ()
     spec = ModelSpec(str(best), dynamic=dynamic, trust_checkpoint=True, seed=options.seed)
     started = time.perf_counter()
     result = deploy_spec(spec, folder / "out", ExportOptions())
     seconds = time.perf_counter() - started
-    images = sorted((data if data.is_dir() else data.parent).glob("**/val/**/*.png"))
     settings: dict[str, Any] = {"imgsz": options.size, "conf": CONFIDENCE, "verbose": False, "rect": False}
     both = [kind(str(best)), kind(str(result.artifact), task=task)]
     found = [[one for image in images for one in m.predict(str(image), device="cpu", **settings)] for m in both]
@@ -122,17 +122,25 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
     return row | (compare_classes(*found) if task == "classify" else compare(*found))
 
 
-def spread_scores(path: Path) -> None:
-    """Multiply the weights of a checkpoint's class layers, in place.
+def settle(path: Path, images: list[Path]) -> None:
+    """Give a checkpoint's batch norms the statistics of the images, in place.
 
-    A few steps leave scores that are equal to seven digits, and suppression then chooses among boxes by rounding.
+    A few steps leave them near their start, and features fade from layer to layer: then all anchors have one score, and
+    suppression chooses among their boxes by rounding.
     """
     checkpoint = torch.load(path, weights_only=False)
-    model = checkpoint["ema"] or checkpoint["model"]
+    model = (checkpoint["ema"] or checkpoint["model"]).float()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all that it sees
+        norm.train()
+    pixels = [torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1) / 255 for image in images]
     with torch.no_grad():
-        for name, weight in model.model[-1].named_parameters():
-            if name.startswith(("cv3.", "one2one_cv3.")) and name.endswith(".2.weight"):
-                weight.mul_(_SPREAD)
+        model(torch.stack(pixels))
+    for norm in norms:
+        norm.eval().momentum = 0.03
+    model.half()
     torch.save(checkpoint, path)
 
 
