@@ -103,7 +103,7 @@ def test_a_data_yaml_that_is_none(tmp_path):
 
 def test_a_list_of_images_and_one_that_is_missing(tmp_path):
     path = data_sets.ultralytics(tmp_path)
-    path.write_text('path: .\nval: val.txt\nnames: {0: red, 1: green, 2: blue}\n')
+    path.write_text("path: .\nval: val.txt\nnames: {0: red, 1: green, 2: blue}\n")
     (tmp_path / "val.txt").write_text("./images/val/2.png\nimages/val/0.png\n")
     assert [target.file.name for target in targets(path)] == ["2.png", "0.png"]
     (tmp_path / "val.txt").write_text("./images/val/9.png\n")
