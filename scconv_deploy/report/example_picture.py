@@ -40,5 +40,5 @@ def _draw(axes: Axes, box: ExampleBox, colour: str, style: str) -> None:
     low = style != "-"
     axes.text(
         box.left, box.bottom if low else box.top, visible(f"{box.label} {box.score:.2f}"), color=colour, size=6,
-        va="top" if low else "bottom", clip_on=True,
+        va="top" if low else "bottom", clip_on=True, bbox={"fc": "white", "alpha": 0.7, "lw": 0, "pad": 0.5},
     )  # fmt: skip

@@ -18,6 +18,7 @@ from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDepl
 from scconv_deploy.verification.blocks import Block, DataSource
 from scconv_deploy.verification.vision.coco_data import coco_source
 from scconv_deploy.verification.vision.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
+from scconv_deploy.verification.vision.mask_data import IMAGES, MASKS, mask_source
 from scconv_deploy.verification.vision.targets import Task
 from scconv_deploy.verification.vision.yolo_data import YOLO_FILE, yolo_source
 
@@ -31,8 +32,8 @@ _ROWS_AT_ONCE = 64
 def open_source(
     source: str, examples: Mapping[str, np.ndarray], affine: Affine, task: Task | None = None
 ) -> DataSource:
-    """Open ``photos``, a folder of images (class subfolders give labels), an ultralytics or COCO data set, an ``.npz``
-    or ``file.py:loader``.
+    """Open ``photos``, a folder of images (class subfolders give labels), an ultralytics or COCO data set, ``images/``
+    with ``masks/``, an ``.npz`` or ``file.py:loader``.
 
     Images are resized (bilinear, antialiased) or, for an ultralytics checkpoint, letterboxed, scaled to [0, 1] and
     preprocessed; arrays are not changed.
@@ -53,6 +54,8 @@ def open_source(
         return yolo_source(path, ImageInput.of(examples, affine, task), task)
     if path.suffix.lower() == ".json" and path.exists():
         return coco_source(path, ImageInput.of(examples, affine, task), task)
+    if (path / IMAGES).is_dir() and (path / MASKS).is_dir():
+        return mask_source(path, ImageInput.of(examples, affine, task))
     if path.is_dir():
         files, labels = _image_files(_validation_of(path))
         if not files:

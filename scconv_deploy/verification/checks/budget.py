@@ -110,8 +110,8 @@ class Budget(ArtifactCheck):
             drop = -accuracy.difference + 0.0  # no -0.00 %
             words.insert(
                 0, f"{accuracy.name} {accuracy.artifact:.2%} against {accuracy.reference:.2%} in float, a drop of "
-                f"{drop:.2%} ({accuracy.confidence:.0%} interval {-accuracy.high:.2%} to {-accuracy.low:.2%}, "
-                f"{accuracy.samples:,} rows)",
+                f"{drop:.2%} ({accuracy.confidence:.0%} interval {0.0 - accuracy.high:.2%} to "
+                f"{0.0 - accuracy.low:.2%}, {accuracy.samples:,} rows)",
             )  # fmt: skip
         where = "" if self.costs.on_data else " on noise"
         text = f"quantisation costs{where}: {', '.join(words) or 'nothing that could be compared'}"

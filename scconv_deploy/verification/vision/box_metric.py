@@ -92,7 +92,7 @@ class BoxMetric:
 def disagreement(one: Detections, other: Detections) -> float:
     """Sum over confident detections: of the score where the other has none of its class at an IoU of 0.5, else of the
     distance of scores and boxes."""
-    first, second = (found[found.scores >= _SHOWN_SCORE] for found in (one, other))
+    first, second = map(_confident, (one, other))
     free = np.ones(len(second.scores), dtype=bool)
     apart = 0.0
     for box, score, kind in zip(first.boxes, first.scores, first.classes, strict=True):
@@ -106,18 +106,24 @@ def disagreement(one: Detections, other: Detections) -> float:
     return apart + float(second.scores[free].sum())
 
 
+def _confident(found: Detections) -> Detections:
+    """Detections worth showing: with a high score, and not wholly outside the image."""
+    inside = (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
+    return found[inside & (found.scores >= _SHOWN_SCORE)]
+
+
 def _shown(example: _Example) -> ExampleImage:
     target = example.target
     picture, scale = thumbnail(target.file)
     names = target.task.names if target.task is not None else {}
 
     def boxes(found: Detections) -> tuple[ExampleBox, ...]:
-        confident = found[found.scores >= _SHOWN_SCORE][:_SHOWN_BOXES]
+        confident = _confident(found)[:_SHOWN_BOXES]
         return tuple(
-            ExampleBox(
-                *map(float, (box * scale).round(1)), label=names.get(int(kind), str(kind)), score=round(float(s), 3)
+            ExampleBox(left, top, right, bottom, names.get(int(kind), str(kind)), round(float(score), 3))
+            for (left, top, right, bottom), kind, score in zip(
+                (confident.boxes * scale).round(1).tolist(), confident.classes, confident.scores, strict=True
             )
-            for box, kind, s in zip(confident.boxes, confident.classes, confident.scores, strict=True)
         )
 
     return ExampleImage(target.file.name, picture, boxes(example.reference), boxes(example.artifact))

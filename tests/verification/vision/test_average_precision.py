@@ -61,9 +61,8 @@ def test_resamples_are_pycocotools_numbers_of_the_images_drawn():
         corners = rng.uniform(0, 50, (5, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(5, 20, (5, 2))], axis=1)
         objects = boxes[:3] + rng.normal(0, 1, (3, 4))
-        images.append((
-            (boxes, rng.uniform(0.1, 1, 5), rng.integers(0, 3, 5)), (objects, rng.integers(0, 3, 3), [0, 0, rng.integers(2)])
-        ))  # fmt: skip
+        detections = boxes, rng.uniform(0.1, 1, 5), rng.integers(0, 3, 5)
+        images.append((detections, (objects, rng.integers(0, 3, 3), [0, 0, rng.integers(2)])))
     drawn = np.array([[1, 1, 1, 1, 1, 1], [2, 0, 1, 0, 3, 0], [0, 0, 0, 0, 0, 6]])
     found = side(*images).resampled(drawn)
     for times, value in zip(drawn, found, strict=True):
