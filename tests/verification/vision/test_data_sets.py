@@ -37,6 +37,12 @@ def test_images_and_boxes(make, tmp_path):
     assert all(target.annotated and not target.crowd.any() for target in (first, second, third))
 
 
+def test_a_model_that_is_no_checkpoint_of_theirs(tmp_path):
+    (first, *_) = targets(data_sets.coco(tmp_path, names=("a", "b", "c")), None)
+    assert (first.task, first.classes.tolist()) == (None, [0, 2])
+    assert (first.placement.scale, first.placement.offset) == ((32 / 48, 1.0), (0, 0))  # resized, as folders of images
+
+
 def test_a_folder_with_a_data_yaml_and_polygons(tmp_path):
     data_sets.ultralytics(tmp_path)
     (tmp_path / "labels/val/1.txt").write_text("1 0.5 0.25 1 0.5 0.5 0.75\n1 0.5 0.25 1 0.5 0.5 0.75\n")
