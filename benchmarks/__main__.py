@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "sru_ort": "one SRU in ONNX Runtime: naive export, ours, PyTorch; milliseconds and gates that flip",
+    "sru_cpu": "the fused SRU on CPUs: beside naive export, function, torch.compile, one pass; networks; 10^8 gates",
     "resnet50_ort": "the whole ScConv-ResNet-50 in ONNX Runtime: naive export, ours, PyTorch",
     "cru_forms": "the CRU's forms: time in ONNX Runtime on one thread, and that outputs are equal",
     "retinanet": "RetinaNet-R50 in ONNX Runtime and PyTorch: boxes matched one to one on photographs, and time",
     "yolo": 'ultralytics checkpoints with ScConv: YOLO("model.onnx") beside YOLO("best.pt"), boxes one to one',
-    "export_time": "seconds to export ScConv-ResNet-50 beside the plain ResNet-50",
+    "export_time": "processor time to export or deploy four networks, with ScConv beside plain; recognition apart",
     "verify_cost": "a full verification of ScConv-ResNet-50 against one PyTorch pass: time and memory",
     "healthy": "two hundred healthy exports and inputs, each of which must pass",
     "mutations": "ScConv-ResNet-20 damaged on purpose: which checks catch each fault",
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "zoo_deploy": "deploy of each ScConv network of the zoo: verdict, flips, seconds",
     "sru_math": "the CUDA kernels' arithmetic on the CPU: gates that differ from PyTorch over 10^8",
     "sru_sass": "the CUDA kernels compiled for ten architectures: registers, spills, accesses, instructions an element",
+    "fleet": "a run file on two cores against its cells' own work, the second run; rows on one Ray worker and two",
     "fuzz": "drawn models, checkpoints and graphs: exit codes and artifacts against the truth",
     "house": "the code itself: lines, long parameter lists, files that a model and an artifact visit",
     "sru_cuda": "the fused SRU on a GPU: measure (tests, times beside PyTorch and a copy), inspect (sanitizers, bytes)",

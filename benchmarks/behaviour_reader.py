@@ -24,12 +24,16 @@ from onnx.utils import Extractor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scconv_deploy.gate import hypotheses as hypothesising
 from scconv_deploy.gate import identify as identifying
+from scconv_deploy.gate import trial_run
 from scconv_deploy.gate.candidates import Candidate
 from scconv_deploy.gate.gate import Gate
-from scconv_deploy.gate.identify import Hypothesis, Identified, NotIdentifiedError, identify
+from scconv_deploy.gate.hypotheses import Hypothesis
+from scconv_deploy.gate.identify import Identified, identify
 from scconv_deploy.gate.planes import RANKS
 from scconv_deploy.gate.probes import probes
+from scconv_deploy.gate.trial_run import NotIdentifiedError
 
 _COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
 _STATISTICS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "InstanceNormalization", "GroupNormalization")
@@ -147,7 +151,7 @@ def _read_one(proto: onnx.ModelProto, y: str, flow: Any, dominators: dict[str, s
 def _for_graphs(region: Region) -> Iterator[None]:
     """Identification for graphs: values may round otherwise, gamma and the weight be one constant, and where no eps is
     left, 1e-10 is assumed."""
-    hypotheses = identifying._hypotheses
+    hypotheses = hypothesising._hypotheses
 
     def and_folded(candidate: Candidate) -> Iterator[Hypothesis]:
         for one in hypotheses(candidate):
@@ -155,12 +159,17 @@ def _for_graphs(region: Region) -> Iterator[None]:
             if one.variant.weighting == "softmax":
                 yield replace(one, variant=replace(one.variant, weighting="none"))
 
-    changes: dict[str, Any] = {"VALUE_TOLERANCE": _LOOSE, "_hypotheses": and_folded}
+    changes: dict[str, Any] = {"_hypotheses": and_folded}
+    of_probes: dict[str, Any] = {"_CLEAR": identifying._CLEAR}
     if not any(isinstance(v, float) and 0 < v <= 0.1 for v in vars(region).values()):
         changes["_COMMON_EPS"] = (1e-10,)
         changes["_EPS_SCALES"] = ()
-        changes["probes"] = lambda *given: (found for found in probes(*given) if found[0] in _NO_EPS_HELPS)
-    with mock.patch.multiple(identifying, **changes):
+        of_probes["probes"] = lambda *given: (found for found in probes(*given) if found[0] in _NO_EPS_HELPS)
+    with (
+        mock.patch.multiple(hypothesising, **changes),
+        mock.patch.multiple(identifying, **of_probes),
+        mock.patch.object(trial_run, "VALUE_TOLERANCE", _LOOSE),
+    ):
         yield
 
 

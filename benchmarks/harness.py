@@ -64,21 +64,23 @@ def interleave(
     rounds: int,
     warmup: int,
     clock: Callable[[], float] = time.perf_counter,
+    patience: int = _PATIENCE,
 ) -> Timing:
     """Run every variant once a round, in a seeded random order; warm-up rounds are not counted.
 
-    A round that other processes disturbed is left out and run again, at most until ``_PATIENCE`` times as many have
+    A round that other processes disturbed is left out and run again, at most until ``patience`` times as many have
     run; then the least disturbed ones count. What decides is the others' use of the machine, never the time measured.
 
     Args:
         clock: ``time.thread_time`` for variants of one thread on a machine that others load: it stops while they run.
+        patience: 1 with a clock of the processor's time, which other load moves little.
     """
     for _ in range(warmup):
         for run in variants.values():
             run()
     order, shuffle = list(variants), random.Random(0).shuffle
     done: list[tuple[dict[str, float], float | None]] = []
-    while sum((others or 0.0) <= _QUIET_CORES for _, others in done) < rounds and len(done) < rounds * _PATIENCE:
+    while sum((others or 0.0) <= _QUIET_CORES for _, others in done) < rounds and len(done) < rounds * patience:
         shuffle(order)
         done.append(other_cores(lambda: {name: _seconds(variants[name], clock) for name in order}))
     chosen = sorted(done, key=lambda one: one[1] or 0.0)[:rounds]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import scconv_deploy
 from benchmarks.environment import THREADS
+from scconv_deploy.nn import SRU
 from scconv_deploy.zoo import MODELS
 from tests.wild import OriginalScConv, OriginalSRU
 
@@ -50,11 +51,16 @@ def plain_network(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
         scconv = OriginalScConv(channels)
         return scconv if stride == 1 else nn.Sequential(nn.AvgPool2d(stride, stride), scconv)
 
-    ours = scconv_deploy.load(scconv_deploy.ModelSpec(f"scconv_{name}", seed=seed))
+    ours = zoo_network(f"scconv_{name}", seed)
     torch.manual_seed(seed)
     plain = MODELS[name].build(**{"spatial" if name == "resnet50" else "second": spatial}).eval()
     plain.load_state_dict(ours.state_dict())
     return plain, ours
+
+
+def zoo_network(name: str, seed: int) -> nn.Module:
+    """A network of the zoo, with seeded weights."""
+    return scconv_deploy.load(scconv_deploy.ModelSpec(name, seed=seed))
 
 
 def naive_onnx(model: nn.Module, x: Tensor) -> tuple[bytes, NaiveExport]:
@@ -91,7 +97,7 @@ def our_onnx(model: nn.Module, x: Tensor, mask_form: Any = "multiply", opset: in
     options = scconv_deploy.ExportOptions(mask_form=mask_form, opset=opset)
     with tempfile.TemporaryDirectory() as folder:
         result = scconv_deploy.export(model, x, Path(folder) / "model.onnx", options=options)
-        expected = sum(isinstance(module, OriginalSRU) for module in model.modules())
+        expected = sum(isinstance(module, (OriginalSRU, SRU)) for module in model.modules())
         if len(result.sites) != expected:
             raise RuntimeError(f"{len(result.sites)} of {expected} SRUs were recognised: {result.stages}")
         return result.path.read_bytes()

@@ -1,9 +1,9 @@
 """YOLO checkpoints with ScConv: does the deployed file give in ``YOLO("model.onnx")`` what the checkpoint gives?
 
 Needs ultralytics, in an environment of its own: pip install ultralytics, and this project. Each network is built with
-ScConv in its bottlenecks, trained a few steps on drawn rectangles, and deployed from its ``best.pt``. Then ultralytics
-itself predicts and validates with both files. Boxes are paired one to one, best first: of one class, overlapping by at
-least 0.9.
+ScConv in its bottlenecks, trained a few steps on drawn rectangles in noise, and deployed from its ``best.pt``, whose
+batch norms are settled (see :func:`settle`). Then ultralytics itself predicts and validates with both files. Boxes are
+paired one to one, best first: of one class, overlapping by at least 0.9.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import ultralytics
 import ultralytics.utils
 from PIL import Image, ImageDraw
+from torch import nn
 
 from benchmarks import yolo_fork
 from benchmarks.harness import Row, write
@@ -94,12 +95,13 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
             optimizer="AdamW", lr0=0.003, warmup_epochs=0,
         )  # fmt: skip
     best = folder / "run" / "weights" / "best.pt"
+    images = sorted((data if data.is_dir() else data.parent).glob("**/val/**/*.png"))
+    settle(best, images)
     dynamic = (DynamicAxis.parse_batch(options.batch),) if options.batch else ()
     spec = ModelSpec(str(best), dynamic=dynamic, trust_checkpoint=True, seed=options.seed)
     started = time.perf_counter()
     result = deploy_spec(spec, folder / "out", ExportOptions())
     seconds = time.perf_counter() - started
-    images = sorted((data if data.is_dir() else data.parent).glob("**/val/**/*.png"))
     settings: dict[str, Any] = {"imgsz": options.size, "conf": CONFIDENCE, "verbose": False, "rect": False}
     both = [kind(str(best)), kind(str(result.artifact), task=task)]
     found = [[one for image in images for one in m.predict(str(image), device="cpu", **settings)] for m in both]
@@ -108,8 +110,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
               rect=False, project=str(folder), name=f"val{n}").results_dict
         for n, m in enumerate(both)
     ]  # fmt: skip
-    image = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(options.seed))
-    raw = [first(m.predictor.model(image)).double() for m in both]
+    pixels = [torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 255 for image in images]
+    raw = [torch.cat([first(m.predictor.model(image)) for image in pixels]).double() for m in both]
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
         "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
@@ -118,6 +120,28 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
         "metric": float(metrics[0][key]), "metric_onnx": float(metrics[1][key]),
     }  # fmt: skip
     return row | (compare_classes(*found) if task == "classify" else compare(*found))
+
+
+def settle(path: Path, images: list[Path]) -> None:
+    """Give a checkpoint's batch norms the statistics of the images, in place.
+
+    A few steps leave them near their start, and features fade from layer to layer: then all anchors have one score, and
+    suppression chooses among their boxes by rounding.
+    """
+    checkpoint = torch.load(path, weights_only=False)
+    model = (checkpoint["ema"] or checkpoint["model"]).float()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all that it sees
+        norm.train()
+    pixels = [torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1) / 255 for image in images]
+    with torch.no_grad():
+        model(torch.stack(pixels))
+    for norm in norms:
+        norm.eval().momentum = 0.03
+    model.half()
+    torch.save(checkpoint, path)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -129,9 +153,10 @@ def draw(folder: Path, task: str, size: int, seed: int) -> Path:
     for part, count in (("train", 8), ("val", 4)):
         for number in range(count):
             shapes = list(_rectangles(generator, 1 if task == "classify" else 3, size))
-            image = Image.new("RGB", (size, size), (120, 120, 120))
+            image = Image.fromarray(generator.integers(60, 180, (size, size, 3), np.uint8))
             for kind, box in shapes:
                 ImageDraw.Draw(image).rectangle(box, fill=list(COLOURS.values())[kind])
+            image = Image.blend(image, Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)), 0.2)
             if task == "classify":
                 path = folder / part / list(COLOURS)[number % len(COLOURS)] / f"{number}.png"
             else:

@@ -16,6 +16,7 @@ from scconv_deploy.commands.machine import doctor
 from scconv_deploy.commands.models import deploy, export, inspect, models
 from scconv_deploy.commands.plugin import plugin
 from scconv_deploy.commands.report import reports
+from scconv_deploy.commands.run import run
 from scconv_deploy.commands.session import PROGRAM
 from scconv_deploy.errors import UsageError
 from scconv_deploy.system.arguments import EMPTY_REMEDY, empty_argument
@@ -90,7 +91,7 @@ def _main(
 
 for command in (
     deploy, export, rewrite, convert, quantize, sensitivity, verify, inspect, doctor, models, build, refit, bench,
-    finish,
+    finish, run,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(plugin, name="plugin")

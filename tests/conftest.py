@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.nn import ScConv
+from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY, build_cpu, source_digest
 from tests import made_once, wild
 from tests.made_once import key_of, once
 from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
@@ -41,6 +43,17 @@ def pytest_cmdline_main(config):
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None and not WORKER:
         config.option.numprocesses = "auto"
         config.option.dist = "worksteal"
+
+
+@pytest.fixture(scope="session")
+def cpu_path(tmp_path_factory) -> Path:
+    """The fused SRU for CPUs, compiled once for all workers of a run; skip where no compiler is."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    path = tmp_path_factory.mktemp("cpu") / CPU_LIBRARY
+    content = once(f"cpu-{source_digest()}", lambda: build_cpu(path).path.read_bytes())
+    path.write_bytes(content)
+    return path
 
 
 class TinyNet(nn.Module):

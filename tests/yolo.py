@@ -147,6 +147,14 @@ class RawMaps(Detect):
         return [maps] if self.export else (y, [maps])
 
 
+class BrokenExport(Detect):
+    """A fork whose path for export nobody has run."""
+
+    def forward(self, x):
+        y, maps = self.decoded(x)
+        return self.exported(y) if self.export else (y, [maps])
+
+
 class DetectionModel(nn.Module):
     """Layers that are run one after the other, with what a trained model knows of itself."""
 

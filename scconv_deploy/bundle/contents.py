@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY
+
 MODEL = "model.onnx"
 PLUGIN_MODEL = "model.plugin.onnx"
 INLINED_MODEL = "model.inlined.onnx"
@@ -30,6 +32,11 @@ ALWAYS = {
 }
 """Files of every bundle. Engines that deploy built lie beside the model as ``model.BACKEND.engine``, with a manifest
 ``model.BACKEND.engine.json`` each, and the plugin library that one of them was built with (``libscconv_sru.so``)."""
+
+WITH_CPU_PLUGIN = {
+    CPU_LIBRARY: "the fused SRU for ONNX Runtime on CPUs; run.py registers it, and without it the function runs",
+}
+"""Further files with ``--plugin-cpu``, if the model has SRUs."""
 
 FOR_DEVICE = {
     DEVICE_PLAN: "the steps left for the device, and the facts of the graph that its builder needs",

@@ -64,6 +64,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder in ``parent``, on its file system, that vanishes with all that is left in it."""
+    with _as_usage_error(parent):
+        temporary = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place_folder(made: Path, place: Path) -> None:
+    """Move a folder that is whole to its place on the same file system (UsageError if it cannot)."""
+    with _as_usage_error(place):
+        target = _real(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace_folder(made, target)
+
+
 def _replace_folder(new: Path, target: Path) -> None:
     """Rename the new folder to the target; an existing one is moved aside first, and deleted afterwards."""
     if not target.exists():

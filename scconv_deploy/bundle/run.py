@@ -77,12 +77,38 @@ def first_sample():
 
 
 def run_onnx(inputs):
-    """Run the ONNX file in ONNX Runtime with its available providers; it expands the SRUs' functions."""
+    """Run the ONNX file in ONNX Runtime with its available providers.
+
+    It expands the SRUs' functions, unless the fused SRU for CPUs lies here and runs on this machine.
+    """
     onnxruntime = needed("onnxruntime", "{} -m pip install onnxruntime.")
     path = next(p for p in (HERE / "model.onnx", HERE / "model.onnx.rejected") if p.is_file())
-    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    providers = onnxruntime.get_available_providers()
+    settings = fused_sru(onnxruntime, providers)
+    session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs)))  # noqa: B905  # strict is Python 3.10's
+
+
+def fused_sru(onnxruntime, providers):
+    """Settings of a session, with the fused SRU for CPUs if it lies here; it is native code, so its bytes are checked.
+
+    Not with a GPU's provider: the SRUs would drag their tensors to the host.
+    """
+    settings = onnxruntime.SessionOptions()
+    library = HERE / "libscconv_sru_cpu.so"
+    if not library.is_file() or set(providers) - {"CPUExecutionProvider", "AzureExecutionProvider"}:
+        return settings
+    sealed = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"].get(library.name, {})
+    if hashlib.sha256(library.read_bytes()).hexdigest() != sealed.get("sha256"):
+        stop(7, f"{library} is not the library that manifest.json describes, so it is not loaded. Copy it again.")
+    try:
+        settings.register_custom_ops_library(str(library))
+    except Exception as error:  # of another processor, or another system
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"run.py: {library.name} does not load here, its function runs instead: {reason}\n")
+        return onnxruntime.SessionOptions()
+    return settings
 
 
 def run_engine(path, plugin, inputs):

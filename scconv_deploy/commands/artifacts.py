@@ -28,6 +28,7 @@ from scconv_deploy.commands.options import (
     grouped,
 )
 from scconv_deploy.commands.session import Session, command_line, run_session
+from scconv_deploy.commands.workers import WorkerOptions
 from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
 
@@ -202,6 +203,7 @@ def verify(
     judged: CheckOptions = CheckOptions(),
     digest: Digest = "",
     plugin: Plugin = None,
+    processes: WorkerOptions = WorkerOptions(),
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
@@ -223,7 +225,7 @@ def verify(
         if report is not None:
             form = format_of(report)
             check_output_file(report, force)
-        result = _judge(artifact, reference, of_model, judged, plugin, session)
+        result = _judge(artifact, reference, of_model, judged, plugin, processes, session)
         if report is not None:
             write_file(report, render(result, form).encode())
         session.show(result, print_report)
@@ -237,6 +239,7 @@ def _judge(
     of_model: ModelOptions,
     judged: CheckOptions,
     plugin: Path | None,
+    processes: WorkerOptions,
     session: Session,
 ) -> ParityReport:
     from scconv_deploy.workflows.subject import Engine, artifact_of
@@ -246,9 +249,14 @@ def _judge(
     if plugin is not None and not isinstance(subject, Engine):
         raise UsageError("--plugin belongs to an engine.", "Leave it out.")
     against = _reference(subject, reference, of_model, judged)
-    return verify_subject(
-        subject, against, judged.checks(), plugin=plugin, command=command_line(), progress=session.progress
-    )
+    if processes.given and (judged.data is None or isinstance(subject, Engine)):
+        raise UsageError(
+            f"{processes.given[0]} shares out the rows of --data for an ONNX file, and there are none.", "Leave it out."
+        )
+    checks = judged.checks()
+    if processes.given:
+        checks = replace(checks, workers=processes.workers(["scconv_deploy.verification.onnx.shards"]))
+    return verify_subject(subject, against, checks, plugin=plugin, command=command_line(), progress=session.progress)
 
 
 def _reference(
@@ -271,7 +279,7 @@ def _reference(
         raise UsageError(why, "Leave them out.")
     if isinstance(named, OnnxFile):
         return replace(named, seed=of_model.seed)
-    if of_model.seed or judged.provider.lower() not in ("cpu", "cpuexecutionprovider"):
+    if of_model.seed or judged.provider.lower() not in ("cpu", "cpuexecutionprovider", "cpu+fused"):
         raise UsageError(f"--seed and --provider mean nothing to a bundle ({reference}).", "Leave them out.")
     return named
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -107,6 +108,14 @@ Baseline = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]  # fmt: skip
+PluginCpu = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|auto",
+        help="Judge and ship the fused SRU for ONNX Runtime on CPUs; auto compiles it if there is a C++ compiler.",
+        rich_help_panel=_PLUGIN,
+    ),
+]
 SerializePlugin = Annotated[
     bool, typer.Option("--serialize-plugin", help="Put the library into the engine.", rich_help_panel=_PLUGIN)
 ]
@@ -122,6 +131,21 @@ DebugTensors = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of ``deploy`` about engines."""
+
+    backend: Backends = None
+    target: Targets = None
+    plugin: BuildPlugin = None
+    require_plugin: RequirePlugin = False
+    plugin_cpu: PluginCpu = ""
+    baseline: Baseline = ""
+    debug_tensors: DebugTensors = None
+    cache: CacheFolder = None
+    no_cache: NoCache = False
 
 
 def parse_size(option: str, text: str) -> int:

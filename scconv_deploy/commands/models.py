@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scconv_deploy.commands.calibrating import Int8Options
-from scconv_deploy.commands.engines import (
-    Backends,
-    Baseline,
-    BuildPlugin,
-    CacheFolder,
-    DebugTensors,
-    NoCache,
-    Plugin,
-    RequirePlugin,
-    Targets,
-    chosen_cache,
-    engine_request,
-    parse_backends,
-)
+from scconv_deploy.commands.engines import EngineOptions, Plugin, chosen_cache, engine_request, parse_backends
 from scconv_deploy.commands.options import (
     CheckOptions,
     Data,
@@ -36,10 +24,12 @@ from scconv_deploy.commands.options import (
 )
 from scconv_deploy.commands.session import command_line, run_session
 from scconv_deploy.errors import UsageError
+from scconv_deploy.records.stage import Progress
 from scconv_deploy.report.verdict import parity_error
 
 if TYPE_CHECKING:
     from scconv_deploy.model.spec import ModelSpec
+    from scconv_deploy.workers.tasks import Workers
     from scconv_deploy.workflows.deploy import DeployResult
 
 
@@ -61,14 +51,7 @@ def deploy(
     judged: CheckOptions = CheckOptions(),
     graph: GraphOptions = GraphOptions(),
     int8: Int8Options = Int8Options(),
-    backend: Backends = None,
-    target: Targets = None,
-    plugin: BuildPlugin = None,
-    require_plugin: RequirePlugin = False,
-    baseline: Baseline = "",
-    debug_tensors: DebugTensors = None,
-    cache: CacheFolder = None,
-    no_cache: NoCache = False,
+    engines: EngineOptions = EngineOptions(),
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -76,71 +59,83 @@ def deploy(
     """Export a model (or rewrite a file), verify the artifact, build engines if asked, and write a bundle."""
     from scconv_deploy.commands.printing import print_deploy
 
+    deployment = Deployment(model, output, reference, of_model, judged, graph, int8, engines, force)
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.workflows.deploy import deploy_spec
-        from scconv_deploy.workflows.deploy_file import deploy_file
-        from scconv_deploy.workflows.subject import Model as InPyTorch
-        from scconv_deploy.workflows.subject import OnnxFile, subject_of
-
-        subject = subject_of(model)
-        if not isinstance(subject, InPyTorch | OnnxFile) or (isinstance(subject, OnnxFile) and subject.rejected):
-            raise UsageError(f"{model} is a finished artifact, expected a model or an ONNX file.", "See verify.")
-        spec = of_model.spec(model)
-        backends = parse_backends(backend)
-        options = graph.export(
-            backends, int8.quantization(graph, judged.data, judged.preprocessing, of_model.seed, spec.source)
-        )
-        checks = int8.checks(judged) if graph.is_int8 else judged.checks()
-        result: DeployResult
-        if isinstance(subject, OnnxFile):
-            if baseline:
-                raise UsageError("--baseline is exported like the model, and this is a file.", "Build it on its own.")
-            result = deploy_file(
-                subject.path,
-                output,
-                options,
-                reference=_of_file(model, reference, of_model),
-                engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
-                cache=chosen_cache(cache, no_cache),
-                checks=checks,
-                seed=of_model.seed,
-                force=force,
-                command=command_line(),
-                progress=session.progress,
-            )
-        else:
-            if reference is not None:
-                raise UsageError("--reference is for an ONNX file; a model is its own.", "Leave it out.")
-            result = deploy_spec(
-                spec,
-                output,
-                options,
-                engines=engine_request(backends, target, spec.dynamic, plugin, require_plugin, debug_tensors),
-                baseline=baseline,
-                cache=chosen_cache(cache, no_cache),
-                checks=checks,
-                force=force,
-                command=command_line(),
-                progress=session.progress,
-            )
+        result = deployment.run(command_line(), session.progress)
         session.show(result, print_deploy)
         if not result:
             raise parity_error(result.artifact, result.report, "Do not ship it; see report.json.")
 
 
-def _of_file(file: str, reference: str | None, of_model: ModelOptions) -> ModelSpec | None:
-    """The model that a file came from; without one, options that only a model has are refused (UsageError).
+@dataclass(frozen=True)
+class Deployment:
+    """What ``deploy`` was asked for, on the command line or in a run file."""
 
-    ``--batch`` and ``--dynamic`` give the ranges of the file's own open axes.
-    """
-    if reference is not None:
-        return of_model.spec(reference)
-    ranges = ("--batch", "--dynamic")
-    if names := [name for name in of_model.given if name not in ranges]:
-        raise UsageError(
-            f"{file} is a file, to which {', '.join(names)} means nothing.", "Name its model with --reference MODEL."
+    model: str
+    output: Path
+    reference: str | None
+    of_model: ModelOptions
+    judged: CheckOptions
+    graph: GraphOptions
+    int8: Int8Options
+    engines: EngineOptions
+    force: bool
+
+    def run(self, command: str, progress: Progress, workers: Workers | None = None) -> DeployResult:
+        """Write the bundle.
+
+        Args:
+            command: line that the bundle names as the one that made it.
+            workers: processes for the rows of the data that run free.
+
+        Raises:
+            ScconvDeployError: with the reason and the remedy.
+        """
+        from scconv_deploy.workflows.deploy import deploy_spec
+        from scconv_deploy.workflows.deploy_file import deploy_file
+        from scconv_deploy.workflows.subject import Model as InPyTorch
+        from scconv_deploy.workflows.subject import OnnxFile, subject_of
+
+        subject = subject_of(self.model)
+        if not isinstance(subject, InPyTorch | OnnxFile) or (isinstance(subject, OnnxFile) and subject.rejected):
+            raise UsageError(f"{self.model} is a finished artifact, expected a model or an ONNX file.", "See verify.")
+        judged, graph, engines = self.judged, self.graph, self.engines
+        spec = self.of_model.spec(self.model)
+        backends = parse_backends(engines.backend)
+        checks = self.int8.checks(judged) if graph.is_int8 else judged.checks()
+        quantization = self.int8.quantization(graph, judged.data, judged.preprocessing, self.of_model.seed, spec.source)
+        options = graph.export(backends, quantization)
+        request = engine_request(
+            backends, engines.target, spec.dynamic, engines.plugin, engines.require_plugin, engines.debug_tensors
         )
-    return None
+        common: dict[str, Any] = {
+            "checks": replace(checks, workers=workers), "engines": request, "plugin_cpu": engines.plugin_cpu,
+            "cache": chosen_cache(engines.cache, engines.no_cache), "force": self.force, "command": command,
+            "progress": progress,
+        }  # fmt: skip
+        if isinstance(subject, OnnxFile):
+            if engines.baseline:
+                raise UsageError("--baseline is exported like the model, and this is a file.", "Build it on its own.")
+            reference, seed = self._of_file(), self.of_model.seed
+            return deploy_file(subject.path, self.output, options, reference=reference, seed=seed, **common)
+        if self.reference is not None:
+            raise UsageError("--reference is for an ONNX file; a model is its own.", "Leave it out.")
+        return deploy_spec(spec, self.output, options, baseline=engines.baseline, **common)
+
+    def _of_file(self) -> ModelSpec | None:
+        """The model that a file came from; without one, options that only a model has are refused (UsageError).
+
+        ``--batch`` and ``--dynamic`` give the ranges of the file's own open axes.
+        """
+        if self.reference is not None:
+            return self.of_model.spec(self.reference)
+        ranges = ("--batch", "--dynamic")
+        if names := [name for name in self.of_model.given if name not in ranges]:
+            raise UsageError(
+                f"{self.model} is a file, to which {', '.join(names)} means nothing.",
+                "Name its model with --reference MODEL.",
+            )
+        return None
 
 
 @grouped

@@ -110,7 +110,12 @@ Tolerances = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Change a tolerance; the report says so. Repeatable."),
 ]
-Provider = Annotated[str, typer.Option(help="Execution provider of ONNX Runtime, for example cuda.")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="Execution provider of ONNX Runtime, for example cuda; cpu+fused: also with the fused SRU for CPUs."
+    ),
+]
 Opset = Annotated[
     int | None,
     typer.Option(help="ONNX opset, 18 to 23; by default 18, for bf16 22."),
@@ -149,10 +154,21 @@ Keep = Annotated[
 ]  # fmt: skip
 
 
+def _groups(command: Callable[..., None]) -> dict[str, Any]:
+    """Parameters of a command that are groups of options, with their classes."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+
+def regrouped(command: Callable[..., None], given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a command as it is written, from the values of its single options (which are taken out)."""
+    made = {n: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for n, kind in _groups(command).items()}
+    return {**given, **made}
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter whose type is one of the groups below by the options of the group."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    hints, groups = get_type_hints(command, include_extras=True), _groups(command)
     parameters = []
     for parameter in inspect.signature(command).parameters.values():
         group = groups.get(parameter.name)
@@ -166,8 +182,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
-        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
-        command(**given, **made)
+        command(**regrouped(command, given))
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

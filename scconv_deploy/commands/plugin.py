@@ -11,7 +11,7 @@ from scconv_deploy.commands.options import Force, Json, Quiet
 from scconv_deploy.commands.session import run_session
 from scconv_deploy.errors import IntegrityError, UsageError
 
-plugin = typer.Typer(help="Build and check the fused SRU for TensorRT and PyTorch.")
+plugin = typer.Typer(help="Build and check the fused SRU for TensorRT, ONNX Runtime's CPU and PyTorch.")
 
 
 def parse_architectures(text: str) -> tuple[str, ...]:
@@ -47,14 +47,28 @@ def plugin_build(
             "--register", help="Also write FILE_register.so, for hosts that only dlopen (Triton, DeepStream)."
         ),
     ] = False,
+    cpu: Annotated[
+        bool,
+        typer.Option("--cpu", help="For CPUs, ONNX Runtime's and PyTorch's: compiled with g++ or clang++, or CXX."),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compile the fused SRU with this machine's nvcc."""
-    from scconv_deploy.commands.printing import print_plugin_build
+    """Compile the fused SRU with this machine's nvcc, or for CPUs with its C++ compiler."""
+    from scconv_deploy.commands.printing import print_cpu_build, print_plugin_build
 
     with run_session(as_json, quiet) as session:
+        if cpu:
+            given = {"--arch": arch, "--tensorrt-include": tensorrt_include, "--kernels-only": kernels_only,
+                     "--register": register}  # fmt: skip
+            if names := ", ".join(name for name, value in given.items() if value):
+                raise UsageError(f"These options belong to GPUs: {names}.", "Leave them out, or leave --cpu out.")
+            from scconv_deploy.trt_plugins.cpu.build import build_cpu
+
+            session.progress("compiling the fused SRU for CPUs")
+            session.show(build_cpu(output, force=force), print_cpu_build)
+            return
         from scconv_deploy.trt_plugins.build import BuildRequest, build
 
         session.progress("compiling the fused SRU")
@@ -75,10 +89,13 @@ def plugin_check(
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.trt_plugins.check import check_plugin
+        from scconv_deploy.trt_plugins.cpu.check import check_cpu_library, is_cpu_library
 
         session.progress("loading the plugin")
-        result = check_plugin(file)
+        for_cpus = file.is_file() and is_cpu_library(file)
+        result = check_cpu_library(file) if for_cpus else check_plugin(file)
         session.show(result, print_plugin)
         if not result:
             first = result.failures[0]
-            raise IntegrityError(f"{file}: {first.name}: {first.found}.", "Build it again: scconv-deploy plugin build")
+            again = f"Build it again: scconv-deploy plugin build{' --cpu' * for_cpus}"
+            raise IntegrityError(f"{file}: {first.name}: {first.found}.", again)

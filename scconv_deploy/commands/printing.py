@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
     from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
     from scconv_deploy.trt_plugins.build import BuildResult as PluginBuild
     from scconv_deploy.trt_plugins.check import PluginReport
+    from scconv_deploy.trt_plugins.cpu.build import CpuBuild
     from scconv_deploy.verification.rewrite_guard import GuardReport
     from scconv_deploy.workflows.bench import BenchResult, BenchRow
     from scconv_deploy.workflows.convert import ConvertResult
@@ -333,6 +334,13 @@ def print_plugin_build(console: Console, result: PluginBuild) -> None:
         print_line(console, f"{result.register}: registers it where a host only dlopens")
     for note in result.notes:
         print_line(console, f"note   {note}")
+    print_line(console, f"sha256 {result.sha256}")
+
+
+def print_cpu_build(console: Console, result: CpuBuild) -> None:
+    """Print a built CPU library: its path and compiler."""
+    how = "from the cache" if result.cached else f"{result.seconds:g} s"
+    print_line(console, f"{result.path}: for CPUs, {result.compiler}, {how}")
     print_line(console, f"sha256 {result.sha256}")
 
 

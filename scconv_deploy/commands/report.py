@@ -109,18 +109,27 @@ def check(
 
 @reports.command()
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, or a bundle.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="A report.json, a bundle, or the folder of a run.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what changed between two reports; always exit 0 (report check judges)."""
+    """Show what changed between two reports, or two runs; always exit 0 (report check judges)."""
     from scconv_deploy.report.text import print_diff
 
     with run_session(as_json, quiet) as session:
         from scconv_deploy.report.diff import diff_reports
         from scconv_deploy.report.load import load_report
+        from scconv_deploy.report.runs.diff import diff_runs
+        from scconv_deploy.report.runs.load import is_run
 
+        runs = [is_run(path) for path in (before, after)]
+        if any(runs):
+            if not all(runs):
+                one, other = (before, after) if runs[0] else (after, before)
+                raise UsageError(f"{one} is a run, and {other} is not.", "Name two runs, or a cell's bundle.")
+            session.show(diff_runs(before, after), print_diff)
+            return
         session.show(diff_reports(load_report(before), load_report(after)), print_diff)
 
 

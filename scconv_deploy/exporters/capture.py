@@ -30,6 +30,7 @@ from scconv_deploy.errors import ModelError, first_line
 from scconv_deploy.exporters.nms import TRANSLATIONS
 from scconv_deploy.exporters.ranges import Guard, OpenSizes, check_guards
 from scconv_deploy.exporters.sizes import check_shapes, ends, traced_shapes
+from scconv_deploy.gate.threads import one_thread
 from scconv_deploy.model.signature import BY_TORCHSCRIPT, Signature
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -77,7 +78,7 @@ def capture(model: nn.Module, signature: Signature, output_names: Sequence[str],
         trace.check_shapes(exported, output_names, doubtful)
         return program
 
-    with quiet():
+    with quiet(), one_thread():
         try:
             program = translated(strict=False)
         except Exception as error:  # torch.export raises its own errors and those of the model's code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from scconv_deploy.gate.planes import RANKS
 
@@ -76,12 +75,14 @@ def _is_per_channel(parameter: nn.Parameter) -> bool:
 
 
 def record_inputs(
-    model: nn.Module, modules: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, modules: list[nn.Module], run: Callable[[nn.Module], object]
 ) -> dict[int, Tensor | str]:
-    """First input of each module by ``id``, cut to two samples; or why the input of some call cannot be used."""
+    """First input of each module by ``id``, cut to two samples; or why the input of some call cannot be used.
+
+    Args:
+        run: runs the model once.
+    """
     inputs: dict[int, Tensor | str] = {}
-    # the model may write into what it is given
-    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
 
     def record(module: nn.Module, _: nn.Module, called_with: tuple[Any, ...], called_by_name: dict[str, Any]) -> None:
         values = [*called_with, *called_by_name.values()]
@@ -101,9 +102,8 @@ def record_inputs(
     with ExitStack() as stack:
         for module, host in zip(modules, stack.enter_context(hookable(model, modules)), strict=True):
             stack.callback(host.register_forward_pre_hook(partial(record, module), with_kwargs=True).remove)
-        if modules:
-            with torch.no_grad():
-                model(*args, **kwargs)
+        with torch.no_grad():
+            run(model)
     return inputs
 
 

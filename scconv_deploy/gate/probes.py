@@ -49,6 +49,13 @@ def probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tenso
     yield "recorded", recorded
 
 
+def few_probes(recorded: Tensor, gate: Gate, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Those of :func:`probes` that can depend on the shape: on the threshold, and the model's own input."""
+    generator = torch.Generator().manual_seed(seed)
+    yield "near-threshold", near_threshold(torch.randn(recorded.shape, generator=generator), gate, generator)
+    yield "recorded", recorded
+
+
 def rivals(gate: Gate) -> Iterator[Gate]:
     """The gates that noise cannot tell from this one: the other comparison, and the other order of the sum where it
     rounds to other weights. Those with weights that are not finite are left out: in one order the sum can be 0."""

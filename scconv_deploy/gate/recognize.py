@@ -6,14 +6,19 @@ like no known variant stays as it is, with the reason: nothing is fused on a gue
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from scconv_deploy.gate.candidates import ROOT, ConvPlace, PointwiseConv, find_candidates, has_hooks, record_inputs
 from scconv_deploy.gate.gate import Gate
-from scconv_deploy.gate.identify import Hypothesis, NotIdentifiedError, identify, small_numbers
+from scconv_deploy.gate.hypotheses import Hypothesis, small_numbers
+from scconv_deploy.gate.identify import identify
+from scconv_deploy.gate.threads import one_thread
+from scconv_deploy.gate.trial_run import NotIdentifiedError
 from scconv_deploy.records.gates import Refusal
 
 
@@ -52,8 +57,19 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
         args, kwargs: example inputs; the model is run on them once, to learn the shapes that reach each candidate.
         seed: of the probe inputs.
     """
+    # the model may write into what it is given
+    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    return recognize_in_run(model, lambda m: m(*args, **kwargs), seed)
+
+
+def recognize_in_run(model: nn.Module, run: Callable[[nn.Module], object], seed: int = 0) -> Recognition:
+    """Find the SRUs of a model as :func:`recognize` does.
+
+    Args:
+        run: runs the model once on its example inputs; what it raises passes through.
+    """
     candidates = list(find_candidates(model))
-    inputs = record_inputs(model, [c.module for c in candidates], args, kwargs)
+    inputs = record_inputs(model, [c.module for c in candidates], run)
     accepted: list[RecognizedSRU] = []
     refused: list[Refusal] = []
     remembered: dict[tuple[type, frozenset[float]], Hypothesis] = {}
@@ -67,7 +83,8 @@ def recognize(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
             if isinstance(x, str):
                 raise NotIdentifiedError(x)
             kind = type(candidate.module), small_numbers(candidate.module)
-            found = identify(candidate, x, seed, remembered.get(kind))
+            with one_thread():
+                found = identify(candidate, x, seed, remembered.get(kind))
         except NotIdentifiedError as error:
             refused.append(Refusal(candidate.path, error.reason))
             continue

@@ -55,6 +55,10 @@ class StandIn(nn.Module):
             return found.__get__(self, type(original))
         return getattr(original, name)
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle by the real type: ``__class__`` names another one."""
+        return _empty, (type(self),), dict(vars(self))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> StandIn:
         """The original is shared, not copied: it is only read."""
         copied = type(self).__new__(type(self))
@@ -62,6 +66,11 @@ class StandIn(nn.Module):
         memo[id(self._original)] = self._original
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
+
+
+def _empty(kind: type[StandIn]) -> StandIn:
+    """An instance without attributes, for the unpickler."""
+    return kind.__new__(kind)
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,7 +134,7 @@ def swap(model: nn.Module, recognition: Recognition) -> nn.Module:
 
 
 def swap_reachable(
-    model: nn.Module, recognition: Recognition, run: Callable[[nn.Module], object]
+    model: nn.Module, recognition: Recognition, run: Callable[[nn.Module], object], first: object = None
 ) -> tuple[Recognition, nn.Module]:
     """Swap those SRUs that the model keeps calling and treats as before, and leave the others alone with a reason.
 
@@ -135,13 +144,14 @@ def swap_reachable(
 
     Args:
         run: runs a model on the example inputs; its exceptions pass through where no SRU causes them.
+        first: what it returned for the model before; None where it has not run.
 
     Returns:
         what was swapped and what was not, and the swapped model.
     """
     refused = list(recognition.refused)
     kept = list(recognition.srus)
-    expected = _repeatable(model, run) if kept else None
+    expected = _repeatable(model, run, first) if kept else None
     while True:
         attempt = Recognition(tuple(kept), tuple(refused))
         swapped = swap(model, attempt)
@@ -166,10 +176,15 @@ _UNREACHED = "the model calls it through a reference of its own (a closure, a li
 _TREATED = "the model computes something else when another module stands in its place (it may look at its type)"
 
 
-def _repeatable(model: nn.Module, run: Callable[[nn.Module], object]) -> object:
-    """The model's outputs; None where a second run on the same inputs gives others."""
-    first = run(model)
-    return first if _same(run(model), first) else None
+def _repeatable(model: nn.Module, run: Callable[[nn.Module], object], first: object) -> object:
+    """The model's outputs; None where it gives others on the same inputs.
+
+    Args:
+        first: outputs of an earlier run, of which hooks may have made something else; None where there are none.
+    """
+    outputs = run(model)
+    same = first is not None and _same(outputs, first)
+    return outputs if same or _same(run(model), outputs) else None
 
 
 def _same(found: object, expected: object) -> bool:

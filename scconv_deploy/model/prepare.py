@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.errors import ModelError, UsageError, first_line
-from scconv_deploy.gate.recognize import Recognition, recognize
+from scconv_deploy.gate.recognize import Recognition, recognize_in_run
 from scconv_deploy.gate.swap import swap_reachable
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.fake_quantizers import with_fixed_quantizers, with_folded_norms
@@ -92,18 +92,22 @@ def _recognized(name: str, model: nn.Module, signature: Signature, seed: int) ->
     start = time.perf_counter()
     _require_float32(model)
     given, model = model, with_fixed_quantizers(model)
+    outputs: list[Mapping[str, torch.Tensor]] = []
     try:
-        outputs = signature.call(model, signature.tensors)
+        recognition = recognize_in_run(model, lambda m: outputs.append(signature.call(m, signature.tensors)), seed)
     except RuntimeError as error:  # torch's word for a shape that does not fit
+        if outputs:
+            raise
         shapes = ", ".join(f"{n} {'x'.join(map(str, t.shape))}" for n, t in signature.tensors.items())
         raise ModelError(
             f"{name} refuses its inputs ({shapes}): {first_line(error)}", _shape_remedy(name, model, signature)
         ) from error
     if model is not given:
-        _require_same_outputs(given, outputs, signature)
+        _require_same_outputs(given, outputs[0], signature)
     not_finite = _not_finite(name, model, signature)
-    recognition = recognize(model, signature.args, signature.kwargs, seed)
-    recognition, swapped = swap_reachable(model, recognition, lambda m: signature.call(m, signature.tensors))
+    recognition, swapped = swap_reachable(
+        model, recognition, lambda m: signature.call(m, signature.tensors), outputs[0]
+    )
     swapped = with_folded_norms(swapped)
     record = StageRecord(
         "recognize",

@@ -217,7 +217,7 @@ class _Exported:
 
 def heads_of(model: Any) -> list[nn.Module]:
     """Layers with their exporter's flag."""
-    return [module for module in model.modules() if hasattr(module, "export")]
+    return [module for module in model.modules() if isinstance(getattr(module, "export", None), bool)]
 
 
 @contextmanager
@@ -299,7 +299,10 @@ def _set_to_export(
         head.export = True
         if hasattr(head, "format"):
             head.format = "onnx"
-    with_flag = _leaves(model, image)
+    try:
+        with_flag = _leaves(model, image)
+    except Exception:  # the fork's own code, which ran without the flag
+        with_flag = []
     if len(with_flag) == wanted and _are_of(with_flag, returned):
         return wanted, ""
     for head, held in zip(heads, before, strict=True):
@@ -307,11 +310,8 @@ def _set_to_export(
     with torch.no_grad():
         found = model(image)
     if wanted == 1 and isinstance(found, (tuple, list)) and isinstance(found[0], Tensor) and len(found) == 2:
-        return 1, "the head has none; the second of its two outputs, which training needs, was left out"
-    return (
-        None,
-        f"with the export flag its head returns {len(with_flag)} tensors, expected {wanted}; all outputs were kept",
-    )
+        return 1, "the head has none that works; the second of its two outputs, which training needs, was left out"
+    return None, f"with it the head returns {len(with_flag)} tensors, expected {wanted}; all outputs were kept"
 
 
 def _are_of(outputs: Sequence[Tensor], returned: Sequence[Tensor]) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from scconv_deploy.records.parity import ParityReport
 
-_REWRITTEN, _REPLACED, _ENGINE = "rewrite", "PyTorch with SRUs swapped", "tensorrt, tensorrt-rtx"
+_REWRITTEN, _REPLACED = "rewrite", "PyTorch with SRUs swapped"
+_ENGINE = "tensorrt, tensorrt-rtx, onnxruntime+fused"
 _ARTIFACT = "onnxruntime, budget, precision"
 LINKS = (_REWRITTEN, _REPLACED, _ARTIFACT, _ENGINE)
 """Places of checks in the chain; a check of two places is listed at the first."""
@@ -23,6 +24,8 @@ STEPS = {
     "onnxruntime": "the float32 ONNX file in ONNX Runtime",
     "budget": "what int8 costs against the float model; only for a quantised file",
     "precision": "the ONNX file in half precision or int8; not run where nothing was converted",
+    "onnxruntime+fused": "the ONNX file in ONNX Runtime with the fused SRU for CPUs (`--provider cpu+fused`, "
+    "`--plugin-cpu`)",
     "tensorrt": _ON_ITS_GPU,
     "tensorrt-rtx": _ON_ITS_GPU,
     "engine": "an engine that was not built here: there is none, or a device builds it",
@@ -128,8 +131,8 @@ CHECKS: dict[str, Meaning] = {
     ),
     "teacher-forced gates": Meaning(
         _ARTIFACT,
-        "Each SRU of the artifact, fed the input that PyTorch's got, gate by gate. Of an engine each SRU is built "
-        "alone, and its gates are read from its output.",
+        "Each SRU of the artifact, fed the input that PyTorch's got, gate by gate. Of an engine, and of the fused "
+        "SRU for CPUs, each SRU runs alone, and its gates are read from its output.",
         "a gate changed that rounding cannot move",
         "This SRU computes something else. " + _WRONG_COMPUTATION,
     ),
@@ -290,7 +293,7 @@ CHECKS: dict[str, Meaning] = {
     ),
     "values of SRUs": Meaning(
         _ENGINE,
-        "The output of each SRU built alone with the nearest output that its input allows, for any gates.",
+        "The output of each SRU alone with the nearest output that its input allows, for any gates.",
         "the distance is more than `engine_sru` of its type",
         "Build again without the plugin. If it passes then, the plugin is at fault; if not, the library.",
     ),
@@ -302,16 +305,16 @@ CHECKS: dict[str, Meaning] = {
     ),
     "gates inside": Meaning(
         _ENGINE,
-        "Each SRU inside the engine (`build --debug-tensors srus`), gate by gate: its output with the gates of the "
-        "engine's own input. No error of the layers before counts.",
+        "Each SRU inside the engine (`build --debug-tensors srus`) or the session, gate by gate: its output with the "
+        "gates of its own input there. No error of the layers before counts.",
         "a gate changed that rounding cannot move",
         "The library computes this SRU otherwise within the whole engine. Build again without the plugin, or with "
         "`--optimization-level` lower.",
     ),
     "values inside": Meaning(
         _ENGINE,
-        "The output of each SRU inside the engine with the nearest output that the engine's own input allows, for any "
-        "gates.",
+        "The output of each SRU inside the engine or the session with the nearest output that its own input there "
+        "allows, for any gates.",
         "the distance is more than `engine_sru` of its type",
         "As for `gates inside`.",
     ),
@@ -323,21 +326,21 @@ CHECKS: dict[str, Meaning] = {
     ),
     "segments": Meaning(
         _ENGINE,
-        "The input of each SRU, and the outputs, with those that PyTorch computes from the engine's own outputs of the "
-        "SRUs: the layers in between, without a gate. Not run where the reference is not a model in PyTorch.",
-        "an error is more than `engine_multiple` times the rounding of the engine's type (`engine_noise`)",
+        "The input of each SRU, and the outputs, with those that PyTorch computes from the SRUs' own outputs there: "
+        "the layers in between, without a gate. Not run where the reference is not a model in PyTorch.",
+        "an error is more than `engine_multiple` times the rounding of its type (`engine_noise`)",
         "The first one named is where the fault is. Build again with `--optimization-level` lower.",
     ),
     "end to end": Meaning(
         _ENGINE,
-        "The outputs of the whole engine with PyTorch's. The noise is the change that explained flips cause in "
-        "PyTorch.",
+        "The outputs of the whole engine or session with PyTorch's. The noise is the change that explained flips cause "
+        "in PyTorch.",
         "an error is more than `engine_multiple` times that noise",
         "Build again with `--optimization-level` lower, or without the plugin, to find which part it is.",
     ),
     "top-1": Meaning(
         _ENGINE,
-        "The top-1 classes of the engine with PyTorch's.",
+        "The top-1 classes of the engine or session with PyTorch's.",
         "a class differs although its logits in PyTorch are farther apart than rounding",
         "As for `end to end`.",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -17,12 +18,28 @@ from scconv_deploy.report.pictures import pictures, sensitivity_picture
 from scconv_deploy.report.sensitivity import decibels, percent
 
 
+@functools.cache
+def environment() -> Environment:
+    """Templates of the pages: every value is escaped, and an unknown name is an error."""
+    made = Environment(
+        loader=PackageLoader("scconv_deploy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
+    made.filters |= {"decibels": decibels, "share": percent}
+    return made
+
+
 def html_page(report: ParityReport) -> str:
     """Render a report as an HTML page: verdict and reason first, then the measurements."""
     # safe as markup: matplotlib escapes the names in the pictures
     drawn = {name: (picture, Markup(picture.svg)) for name, picture in pictures(report).items()}
     deciding = {q.tolerance for link in report.links for check in link.checks for q in check.quantities}
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report, pictures=drawn, engine_facts=engine_facts, plan_facts=plan_facts(report),
         meanings=meanings_of(report), terms=TERMS,
         steps=STEPS, deciding=deciding | set(report.overrides),
@@ -33,21 +50,7 @@ def sensitivity_page(result: Sensitivity) -> str:
     """Render the costs of int8 sites as an HTML page."""
     picture = sensitivity_picture(result)
     drawn = {"sensitivity": (picture, Markup(picture.svg))}  # safe as above
-    return _environment().get_template("sensitivity.html.j2").render(result=result, pictures=drawn)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("scconv_deploy.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"scientific": _scientific, "percent": _percent, "count": _count, "plain": _plain}
-    environment.filters |= {"decibels": decibels, "share": percent}
-    return environment
+    return environment().get_template("sensitivity.html.j2").render(result=result, pictures=drawn)
 
 
 def _plain(text: str) -> str:

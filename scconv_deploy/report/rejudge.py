@@ -18,6 +18,10 @@ ENGINES = tuple(BACKENDS)
 stands for all engine links of a report."""
 
 
+FUSED = "onnxruntime+fused"
+"""Link of ONNX Runtime with the fused SRU for CPUs, which shows no gate either."""
+
+
 @dataclass(frozen=True)
 class Judgement:
     """Result of ``report check``; true if the report may be signed.
@@ -121,9 +125,10 @@ def _rejudged(check: Check, overrides: Mapping[str, float]) -> Check:
 def _unseen_gates(link: Link) -> str:
     """Reason why no gate of a passed engine was compared; "" if one was, or if the model has no SRU.
 
-    A wrong gate can hide in the end-to-end noise of explained flips. So a required engine must have gates compared.
+    A wrong gate can hide in the end-to-end noise of explained flips. So a required engine, or fused SRU, must have
+    gates compared.
     """
-    if link.name not in ENGINES or link.status != "passed":
+    if link.name not in (*ENGINES, FUSED) or link.status != "passed":
         return ""
     names = ("teacher-forced gates", "SRUs alone", "gates inside")
     found = [c for name in names for c in link.checks if c.name == name]

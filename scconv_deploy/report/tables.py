@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # not at run time: these modules import torch
 
 _STYLES = {
     "passed": "green", "failed": "bold red", "not run": "yellow",
+    "not judged": "yellow", "not done": "yellow", "error": "bold red",
     "ok": "green", "missing": "yellow", "warning": "bold yellow",
 }  # fmt: skip
 

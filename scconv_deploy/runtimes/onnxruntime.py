@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from scconv_deploy.errors import MissingRuntimeError, ModelError
+from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ModelError
 from scconv_deploy.runtimes.timing import LayerTime, layer_times
+from scconv_deploy.system.environment import bound_of_threads
+from scconv_deploy.trt_plugins.elf import read_library
 
 CPU = "CPUExecutionProvider"
 Optimization = Literal["none", "basic", "extended", "all"]
@@ -35,15 +37,18 @@ class RuntimeOptions:
 
     Attributes:
         provider: name of the execution provider, in any case, with or without ``ExecutionProvider`` (``cuda``).
-        threads: threads within an operator; 0 leaves the number to ONNX Runtime.
+        threads: threads within an operator; 0 takes ``OMP_NUM_THREADS``, as PyTorch does, or leaves the number to ONNX
+            Runtime.
         optimization: level of graph optimization.
         profile: where the file of its profiler begins (it adds a time and ``.json``); None runs without.
+        operators: library of custom operators that take the place of functions of the file, on the CPU; None without.
     """
 
     provider: str = CPU
     threads: int = 0
     optimization: Optimization = "all"
     profile: Path | None = None
+    operators: Path | None = None
 
     def resolved_provider(self) -> str:
         """Full name of the installed provider (MissingRuntimeError if it is not installed)."""
@@ -66,6 +71,7 @@ class OnnxRuntimeRunner:
 
     Raises:
         MissingRuntimeError: the provider is not installed, or cannot start here.
+        IntegrityError: the library of operators cannot be loaded.
         ModelError: ONNX Runtime refuses the model, or (in ``run``) its inputs.
     """
 
@@ -75,10 +81,12 @@ class OnnxRuntimeRunner:
         provider = options.resolved_provider()
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4  # errors are raised; warnings of the optimiser do not concern the user
-        settings.intra_op_num_threads = options.threads
+        settings.intra_op_num_threads = options.threads or bound_of_threads()
         settings.graph_optimization_level = _LEVELS[options.optimization]
         if options.profile is not None:
             settings.enable_profiling, settings.profile_file_prefix = True, str(options.profile)
+        if options.operators is not None:
+            _register(settings, options.operators)
         # spinning threads of idle sessions cost the running one a tenth of its time (measured)
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         _share_memory()
@@ -143,6 +151,18 @@ def profile_layers(
         elif event["name"] == "model_run":
             runs.append([])
     return layer_times(runs[warmup : warmup + rounds])
+
+
+def _register(settings: Any, library: Path) -> None:
+    """Add the operators of a library to a session's settings."""
+    read_library(library)  # dlopen of a truncated one ends the process
+    try:
+        settings.register_custom_ops_library(str(library.absolute()))
+    except Exception as error:  # as above
+        raise IntegrityError(
+            f"ONNX Runtime cannot load {library}: {_one_line(error)}",
+            "Build it again: scconv-deploy plugin build --cpu",
+        ) from error
 
 
 @cache

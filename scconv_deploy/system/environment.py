@@ -39,6 +39,12 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def bound_of_threads(environ: Mapping[str, str] = os.environ) -> int:
+    """Threads that ``OMP_NUM_THREADS`` allows a process; 0 where it says nothing."""
+    first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() else 0
+
+
 def platform_facts() -> dict[str, str]:
     """Python's version, and the operating system with the processor."""
     return {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}

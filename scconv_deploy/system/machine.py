@@ -78,6 +78,11 @@ def find_cuda_tool(name: str, machine: Machine) -> str | None:
     return machine.which(name) or next((str(p / "bin" / name) for p in places if (p / "bin" / name).is_file()), None)
 
 
+def find_cxx(machine: Machine) -> str | None:
+    """The C++ compiler of ``CXX``, else g++, clang++ or c++ on PATH."""
+    return next(filter(None, map(machine.which, [machine.environ.get("CXX", ""), "g++", "clang++", "c++"])), None)
+
+
 def find_tensorrt_headers(machine: Machine) -> tuple[Path, str] | None:
     """The folder of NvInfer.h and its version."""
     given = machine.environ.get("TENSORRT_INCLUDE_DIR")

@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scconv_deploy.errors import BuildError, MissingRuntimeError, UsageError
+from scconv_deploy.errors import MissingRuntimeError, UsageError
 from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import cache_folder, sha256_of
 from scconv_deploy.system.gpu import driver_cuda, gpus
 from scconv_deploy.system.machine import CUDA_WHEELS, Machine, find_nvcc, find_tensorrt_headers, unused_tensorrt_include
-from scconv_deploy.system.signals import held
+from scconv_deploy.trt_plugins.compilers import run_compilers
 
 SOURCES = Path(__file__).parent / "sru"
 LIBRARY = "libscconv_sru.so"
@@ -34,8 +31,9 @@ PLUGIN_SOURCES = ("plugin/attributes.cpp", "plugin/plugin.cpp", "plugin/creator.
 REGISTER_SOURCE = "register/register.cpp"
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 _LIBRARY_FOLDERS = ("kernel", "plugin", "register")
-_SHOWN_LINES = 40
-_PLUGINS = "plugins"
+PLUGINS = "plugins"
+"""Folder of built libraries in the cache."""
+_WHAT = "the fused SRU"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def build(
     architectures = _architectures(request, nvcc, cuda, machine)
     tools = _Tools(nvcc, cuda, *((None, None) if request.kernels_only else _headers(request, machine)))
     start = time.monotonic()
-    cached = cache_folder(machine.environ) / _PLUGINS / _key(request, tools, architectures)
+    cached = cache_folder(machine.environ) / PLUGINS / _key(request, tools, architectures)
     found = cached / LIBRARY
     complete = found.is_file() and (not request.register or _register_name(found).is_file())
     if output is None:
@@ -140,7 +138,7 @@ def build(
 
 def built_libraries(machine: Machine | None = None) -> list[Path]:
     """Libraries in the cache that were built from these sources, newest first."""
-    folder = cache_folder((machine or Machine()).environ) / _PLUGINS
+    folder = cache_folder((machine or Machine()).environ) / PLUGINS
     found = folder.glob(f"{source_digest(SOURCES)[:12]}-*/{LIBRARY}")
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -302,7 +300,7 @@ def _compile(request: BuildRequest, tools: _Tools, architectures: Sequence[str],
         command = compile_command(
             tools.nvcc, architectures, tools.include, output.name, library, define, folder=request.sources
         )
-        _run(command, folder)
+        run_compilers([command], folder, _WHAT)
         products = {output: library}
         if request.register:
             products[_register_name(output)] = _compile_register(tools, library, request.sources)
@@ -320,50 +318,16 @@ def _compile_register(tools: _Tools, library: Path, sources: Path = SOURCES) -> 
     stub = folder / "stub.cpp"
     stub.write_text('extern "C" void* getPluginRegistry() noexcept { return nullptr; }\n', encoding="utf-8")
     compiler = [tools.nvcc, "-std=c++17", "-O2", "-shared", "-cudart=none", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    _run([*compiler, str(stub), f"-Xlinker=-soname={soname}", "-o", str(folder / soname),
-          "-Xcompiler", "-fvisibility=default"], str(folder))  # fmt: skip
+    run_compilers([[*compiler, str(stub), f"-Xlinker=-soname={soname}", "-o", str(folder / soname),
+                    "-Xcompiler", "-fvisibility=default"]], str(folder), _WHAT)  # fmt: skip
     product = _register_name(library)
-    _run([*compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(sources / REGISTER_SOURCE),
-          "-Xlinker=--no-as-needed", str(library), f"-Xlinker={folder / soname}", "-Xlinker=-rpath=$ORIGIN",
-          f"-Xlinker=-soname={product.name}", "-o", str(product)], str(folder))  # fmt: skip
+    run_compilers([[
+        *compiler, *library_folders(tools.nvcc), "-isystem", str(tools.include), str(sources / REGISTER_SOURCE),
+        "-Xlinker=--no-as-needed", str(library), f"-Xlinker={folder / soname}", "-Xlinker=-rpath=$ORIGIN",
+        f"-Xlinker=-soname={product.name}", "-o", str(product),
+    ]], str(folder), _WHAT)  # fmt: skip
     return product
 
 
 def _register_name(path: Path) -> Path:
     return path.with_name(f"{path.stem}_register{path.suffix}")
-
-
-def _run(command: Sequence[str], folder: str) -> None:
-    """Run a compiler with its temporary files in the folder; an interrupt ends it and its children."""
-    process = None
-    try:
-        with held():  # a signal between the start and its result would leave a compiler that nobody knows
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-                                       env=os.environ | {"TMPDIR": folder}, start_new_session=True)  # fmt: skip
-        output, _ = process.communicate()
-    except OSError as error:
-        raise MissingRuntimeError(f"{command[0]} cannot be run: {error.strerror}.", "Install it again.") from error
-    except BaseException:
-        if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        raise
-    if process.returncode:
-        lines = [line for line in output.splitlines() if line.strip()]
-        first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), "")
-        raise BuildError(
-            f"nvcc could not build the fused SRU: {first or f'exit status {process.returncode}'}.",
-            _remedy(output, process.returncode),
-            "\n".join(lines[:_SHOWN_LINES]),
-        )
-
-
-def _remedy(output: str, status: int) -> str:
-    if "Unsupported .version" in output:  # pip does not hold CUDA's wheels together
-        return f"The CUDA wheels are of several versions: {CUDA_WHEELS}"
-    if "No space left" in output:
-        return f"Free some space in {tempfile.gettempdir()}."
-    if status in (-signal.SIGKILL, 128 + signal.SIGKILL) or "Killed" in output:
-        return "It was killed, probably for want of memory: name fewer architectures at a time."
-    return "Check that nvcc supports the host compiler."

@@ -115,7 +115,7 @@ def _static_rows(library: SharedLibrary) -> list[CheckRow]:
     missing = [name for name in (*ENTRY_POINTS, *C_INTERFACE) if name not in library.exported]
     foreign = sorted(name for name in library.undefined if name.startswith(_FOREIGN_PREFIXES))
     linked = sorted(name for name in library.needed if name.startswith(_FOREIGN_LIBRARIES))
-    extra = sorted(library.exported - {*ENTRY_POINTS, *C_INTERFACE, CREATORS} - set(_runtime_symbols(library)))
+    extra = sorted(library.exported - {*ENTRY_POINTS, *C_INTERFACE, CREATORS} - set(runtime_symbols(library)))
     code = library.cubins or library.ptx
     return [
         _row("entry points and C interface", not missing, "all exported", _missing(missing)),
@@ -136,7 +136,7 @@ def _register_rows(path: Path, library: SharedLibrary) -> list[CheckRow]:
     """Checks of the library of ``plugin build --register``, for hosts that only dlopen."""
     plugin = next((name for name in library.needed if _is_plugin(path.parent / name)), "")
     majors = [name for name in library.needed if re.fullmatch(r"libnvinfer\.so\.\d+", name)]
-    extra = sorted(library.exported - set(_runtime_symbols(library)))
+    extra = sorted(library.exported - set(runtime_symbols(library)))
     absent = f"none of {', '.join(library.needed) or 'nothing'} lies beside it and exports {CREATORS}"
     beside = "$ORIGIN" in library.run_path
     return [
@@ -170,7 +170,7 @@ def _missing(names: list[str]) -> str:
     return f"not exported: {', '.join(names)}{kernels}"
 
 
-def _runtime_symbols(library: SharedLibrary) -> list[str]:
+def runtime_symbols(library: SharedLibrary) -> list[str]:
     """Weak template instances of the C++ library and the linker's marks, which every compiler exports."""
     return [name for name in library.exported if name.startswith(("_ZNSt", "_ZSt", "_ZNKSt", "_ZTI", "_ZTS", "_ZTV"))]
 

@@ -1,7 +1,8 @@
 """The fused SRU for PyTorch: the compiled library bound with ctypes, and the operator ``torch.ops.scconv.sru``.
 
-On a CPU tensor the operator computes the contract in plain PyTorch; on a GPU it runs the kernels of the library that
-:func:`load` opened, on the current stream, without synchronising. Inference only: it has no gradient.
+On a GPU the operator runs the kernels of the library that :func:`load` opened, on the current stream, without
+synchronising; on a CPU those of the library that :func:`load_cpu` opened or that is in the build cache, and without one
+the contract in plain PyTorch. Inference only: it has no gradient.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from scconv_deploy.gate.swap import replace_modules
 from scconv_deploy.gate.variant import GateVariant, check_groups, check_halves, cross_reconstruct
 from scconv_deploy.graph.contract import OPERATORS
 from scconv_deploy.trt_plugins.build import built_libraries
+from scconv_deploy.trt_plugins.cpu.library import TYPES, SruCpuLibrary, cached_library
 from scconv_deploy.trt_plugins.elf import read_library
 
 ABI_VERSION = 2
 ALGORITHMS = ("auto", "on_chip", "split")
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 _ALIGNMENT_BYTES = 16
 
@@ -213,6 +214,7 @@ def _check_arguments(x: Tensor, parameters: Sequence[Tensor], settings: SruSetti
 
 _BUILD = "Build it: scconv-deploy plugin build"
 _loaded: list[SruLibrary] = []
+_loaded_cpu: list[SruCpuLibrary] = []
 
 
 def load(path: Path | None = None) -> SruLibrary:
@@ -229,6 +231,17 @@ def load(path: Path | None = None) -> SruLibrary:
         path = found[0]
     library = SruLibrary(path)
     _loaded[:] = [library]
+    return library
+
+
+def load_cpu(path: Path) -> SruCpuLibrary:
+    """Open a library for ``torch.ops.scconv.sru`` on the CPU; without this call it takes the newest in the build cache.
+
+    Raises:
+        IntegrityError: it is not this package's library.
+    """
+    library = SruCpuLibrary(path)
+    _loaded_cpu[:] = [library]
     return library
 
 
@@ -257,19 +270,31 @@ def _sru_on_cpu(
     eps_var: float,
     eps_std: float,
 ) -> Tensor:
-    """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type and memory format."""
-    _check_arguments(x, parameters, SruSettings(operator, num_groups, ddof, eps_var, eps_std))
+    """The CPU library's kernels, or the contract in plain PyTorch; y has x's memory format, as the fake promises."""
+    settings = SruSettings(operator, num_groups, ddof, eps_var, eps_std)
+    _check_arguments(x, parameters, settings)
     channels, elements = x.shape[1], math.prod(x.shape[1:])
     check_halves(channels, "Fused SRU")
     check_groups(channels, num_groups, elements, "Fused SRU")
-    y = torch.empty_like(x, memory_format=memory_format(x))  # as the fake promises
+    y = torch.empty_like(x, memory_format=memory_format(x))
     if x.shape[0] == 0:
         return y
-    x = x.contiguous()
+    library = _loaded_cpu[0] if _loaded_cpu else cached_library()
+    if library is None:
+        return y.copy_(_in_pytorch(x.contiguous(), parameters, settings))
+    found = library.sru(
+        x, parameters,
+        op=OPERATORS.index(operator), num_groups=num_groups, ddof=ddof, eps_var=eps_var, eps_std=eps_std,
+    )  # fmt: skip
+    return found if y.is_contiguous() else y.copy_(found)
+
+
+def _in_pytorch(x: Tensor, parameters: Sequence[Tensor], settings: SruSettings) -> Tensor:
+    """The contract in PyTorch: statistics, comparison and affine map in float32, data in x's type."""
     wide = x.float()
-    groups = wide.reshape(x.shape[0], num_groups, -1)
+    groups = wide.reshape(x.shape[0], settings.num_groups, -1)
     mean = groups.mean(dim=2, keepdim=True)
-    s = torch.sqrt(groups.var(dim=2, correction=ddof, keepdim=True) + eps_var) + eps_std
+    s = torch.sqrt(groups.var(dim=2, correction=settings.ddof, keepdim=True) + settings.eps_var) + settings.eps_std
     centred = (groups - mean).reshape(x.shape)
     spread = s.expand_as(groups).reshape(x.shape)
     cut, sign, *affine = (p.reshape(1, -1, 1, 1) for p in parameters)
@@ -277,12 +302,12 @@ def _sru_on_cpu(
     data = x
     if affine:
         normalized = centred / spread * affine[0] + affine[1]
-        if operator == "SRUSoft":
+        if settings.operator == "SRUSoft":
             r = torch.sigmoid(normalized)
             x1, x2 = (torch.where(opened, fixed, r) * wide for fixed in (1.0, 0.0))
-            return y.copy_(cross_reconstruct(x1, x2))
+            return cross_reconstruct(x1, x2)
         data = normalized.to(x.dtype)
-    return y.copy_(cross_reconstruct(opened * data, (~opened) * data))
+    return cross_reconstruct(opened * data, (~opened) * data)
 
 
 @sru.register_fake

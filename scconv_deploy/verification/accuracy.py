@@ -68,6 +68,18 @@ class PairedMetric:
         self._metric.add(reference, artifact, labels)
         self._found = None
 
+    def merge(self, other: PairedMetric) -> None:
+        """Add the counts of later inputs. Only class numbers are split over processes, see :attr:`.DataSource.part`."""
+        if other._metric is None:
+            return
+        if self._metric is None:
+            self._metric = other._metric
+        elif isinstance(self._metric, _TopOne) and isinstance(other._metric, _TopOne):
+            self._metric.merge(other._metric)
+        else:
+            raise TypeError(f"{type(other._metric).__name__} does not merge")
+        self._found = None
+
     @property
     def reason(self) -> str:
         """Why labelled data gave no number; "" if they did, or there are none."""
@@ -105,6 +117,10 @@ class _TopOne:
         else:
             self._counts.add(reference[logits], artifact[logits], labels)
 
+    def merge(self, other: _TopOne) -> None:
+        self._counts.merge(other._counts)
+        self.reason = other.reason or self.reason
+
     def accuracy(self, confidence: float) -> Accuracy | None:
         return self._counts.accuracy(confidence)
 
@@ -138,6 +154,13 @@ class PairedCounts:
         self.reference_only += int(np.sum(a & ~b))
         self.artifact_only += int(np.sum(~a & b))
         self.both_wrong += int(np.sum(~a & ~b))
+
+    def merge(self, other: PairedCounts) -> None:
+        """Add the counts of other inputs."""
+        self.both_right += other.both_right
+        self.reference_only += other.reference_only
+        self.artifact_only += other.artifact_only
+        self.both_wrong += other.both_wrong
 
     def accuracy(self, confidence: float = CONFIDENCE) -> Accuracy | None:
         """Accuracies, their difference (artifact - reference) and its interval; None without samples."""
@@ -180,6 +203,9 @@ class ChangedAnswers:
 
     changed: int = 0
     rows: int = 0
+
+    def __add__(self, other: ChangedAnswers) -> ChangedAnswers:
+        return ChangedAnswers(self.changed + other.changed, self.rows + other.rows)
 
     @property
     def share(self) -> float:

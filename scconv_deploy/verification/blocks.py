@@ -47,8 +47,20 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """Source of data: its name, its number of rows (None if unknown before reading), and a reader of its blocks."""
+    """Source of data.
+
+    Attributes:
+        name: name in the report.
+        rows: number of rows; None if unknown before reading.
+        blocks: reader of its blocks.
+        part: (first row, row after the last) -> a source of these rows alone; None if the source can only be read from
+            its start, or its targets are compared as a whole.
+        carried: makes the same source with the content of its files in memory, for another machine; None if it reads no
+            files.
+    """
 
     name: str
     rows: int | None
     blocks: Callable[[], Iterator[Block]]
+    part: Callable[[int, int], DataSource] | None = None
+    carried: Callable[[], DataSource] | None = None

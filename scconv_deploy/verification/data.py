@@ -17,7 +17,7 @@ import numpy as np
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
 from scconv_deploy.verification.blocks import Block, DataSource
 from scconv_deploy.verification.vision.coco_data import coco_source
-from scconv_deploy.verification.vision.images import SUFFIXES, Affine, ImageInput, known_suffixes
+from scconv_deploy.verification.vision.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
 from scconv_deploy.verification.vision.mask_data import IMAGES, MASKS, mask_source
 from scconv_deploy.verification.vision.targets import Task
 from scconv_deploy.verification.vision.yolo_data import YOLO_FILE, yolo_source
@@ -110,13 +110,29 @@ def _image_files(folder: Path) -> tuple[list[Path], np.ndarray | None]:
     return [file for files in classes for file in files], np.asarray(labels, dtype=np.int64)
 
 
-def _image_source(name: str, files: Sequence[Path], labels: np.ndarray | None, images: ImageInput) -> DataSource:
+def _image_source(
+    name: str, files: Sequence[Path | EncodedImage], labels: np.ndarray | None, images: ImageInput
+) -> DataSource:
     def blocks() -> Iterator[Block]:
         for index, file in enumerate(files):
             values, _ = images.read(file)
             yield Block({images.name: values[None]}, None if labels is None else labels[index : index + 1])
 
-    return DataSource(name, len(files), blocks)
+    def part(start: int, stop: int) -> DataSource:
+        return _image_source(name, files[start:stop], None if labels is None else labels[start:stop], images)
+
+    def carried() -> DataSource:
+        content = [f if isinstance(f, EncodedImage) else EncodedImage(str(f), _bytes_of(f)) for f in files]
+        return _image_source(name, content, labels, images)
+
+    return DataSource(name, len(files), blocks, part, carried)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------
@@ -146,15 +162,22 @@ def _npz_source(path: Path, examples: Mapping[str, np.ndarray]) -> DataSource:
     if len(set(lengths.values())) != 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise UsageError(f"--data {path}: {found}; expected as many of each.", "Give every array the same length.")
-    rows = next(iter(lengths.values()))
+    return _array_source(path.name, arrays, labelled)
+
+
+def _array_source(name: str, arrays: Mapping[str, np.ndarray], labelled: bool) -> DataSource:
+    rows = len(next(iter(arrays.values())))
 
     def blocks() -> Iterator[Block]:
         for start in range(0, rows, _ROWS_AT_ONCE):  # copied, and in the machine's byte order
-            taken = {name: array[start : start + _ROWS_AT_ONCE] for name, array in arrays.items()}
+            taken = {key: array[start : start + _ROWS_AT_ONCE] for key, array in arrays.items()}
             labels = taken.pop(LABELS).astype(np.int64) if labelled else None
-            yield Block({name: a.astype(a.dtype.newbyteorder("=")) for name, a in taken.items()}, labels)
+            yield Block({key: a.astype(a.dtype.newbyteorder("=")) for key, a in taken.items()}, labels)
 
-    return DataSource(path.name, rows, blocks)
+    def part(start: int, stop: int) -> DataSource:
+        return _array_source(name, {key: array[start:stop] for key, array in arrays.items()}, labelled)
+
+    return DataSource(name, rows, blocks, part)
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from scconv_deploy.records.metrics import OutputMetrics
 
 
-def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> OutputMetrics:
-    """Combine the metrics of two batches: the worst of each distance, agreements averaged over all rows."""
+class MetricsTally:
+    """Metrics of outputs over batches: the worst of each distance, and agreements over all rows.
 
-    def agreement(one: float | None, other: float | None) -> float | None:
-        if one is None or other is None:
-            return None
-        return (one * rows_a + other * rows_b) / max(rows_a + rows_b, 1)
+    Agreements are kept as numbers of rows, so that the result does not depend on how the batches were split.
+    """
+
+    def __init__(self) -> None:
+        self._worst: dict[str, OutputMetrics] = {}
+        self._rows: dict[str, tuple[int, int, int]] = {}  # all, same largest entry, same five
+
+    def add(self, name: str, metrics: OutputMetrics, rows: int) -> None:
+        """Add the metrics of an output on a batch."""
+        same = (round((one or 0.0) * rows) for one in (metrics.top1_agreement, metrics.top5_agreement))
+        self._add(name, metrics, (rows, *same))
+
+    def merge(self, other: MetricsTally) -> None:
+        """Add all batches of another tally."""
+        for name, metrics in other._worst.items():
+            self._add(name, metrics, other._rows[name])
+
+    def _add(self, name: str, metrics: OutputMetrics, rows: tuple[int, ...]) -> None:
+        worst, before = self._worst.get(name), self._rows.get(name, (0, 0, 0))
+        self._worst[name] = metrics if worst is None else _worst_of(worst, metrics)
+        a, b, c = (one + other for one, other in zip(before, rows, strict=True))
+        self._rows[name] = a, b, c
+
+    @property
+    def metrics(self) -> dict[str, OutputMetrics]:
+        """Metrics by output."""
+        return {name: _with_agreements(worst, *self._rows[name]) for name, worst in self._worst.items()}
+
+
+def _with_agreements(worst: OutputMetrics, rows: int, one: int, five: int) -> OutputMetrics:
+    def share(known: float | None, same: int) -> float | None:
+        return None if known is None else same / max(rows, 1)
+
+    first, fifth = worst.top1_agreement, worst.top5_agreement
+    return replace(worst, top1_agreement=share(first, one), top5_agreement=share(fifth, five))
+
+
+def _worst_of(a: OutputMetrics, b: OutputMetrics) -> OutputMetrics:
+    """The worst of each distance; an agreement is None if one of them is."""
+
+    def known(one: float | None, other: float | None) -> float | None:
+        return None if one is None or other is None else one
 
     def lower(one: float | None, other: float | None) -> float | None:
         return min((v for v in (one, other) if v is not None), default=None)
@@ -26,10 +65,10 @@ def worst_of(a: OutputMetrics, b: OutputMetrics, rows_a: int, rows_b: int) -> Ou
         relative_l2=max(a.relative_l2, b.relative_l2),
         cosine=min(a.cosine, b.cosine),
         snr_db=lower(a.snr_db, b.snr_db),
-        top1_agreement=agreement(a.top1_agreement, b.top1_agreement),
+        top1_agreement=known(a.top1_agreement, b.top1_agreement),
         psnr_db=lower(a.psnr_db, b.psnr_db),
         quantiles_abs={name: max(value, b.quantiles_abs[name]) for name, value in a.quantiles_abs.items()},
-        top5_agreement=agreement(a.top5_agreement, b.top5_agreement),
+        top5_agreement=known(a.top5_agreement, b.top5_agreement),
     )
 
 

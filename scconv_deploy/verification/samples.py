@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -233,13 +234,23 @@ class Samples:
 
     Args:
         deep: number of rows that are judged in full, rounded up to whole batches; None for all.
+        start: number of the source's first row; above 0 for a part of the data.
+        fill: rows from the start of the data, to pad the last batch of a part.
 
     Attributes:
         total: number of batches; None if unknown before reading.
     """
 
-    def __init__(self, source: DataSource, signature: Signature, deep: int | None = None) -> None:
+    def __init__(
+        self,
+        source: DataSource,
+        signature: Signature,
+        deep: int | None = None,
+        start: int = 0,
+        fill: Block | None = None,
+    ) -> None:
         self._source, self._signature, self._deep = source, signature, deep
+        self._start, self._fill = start, fill
         sizes = {key: len(example) if example.dim() else 0 for key, example in signature.tensors.items()}
         if source.rows is not None and source.rows == 0:
             found = ", ".join(f"{key} 0 for batches of {batch}" for key, batch in sizes.items())
@@ -254,8 +265,8 @@ class Samples:
 
     def __iter__(self) -> Iterator[Sample]:
         pending: list[Block] = []
-        first: list[Block] = []  # first rows, to pad the last batch
-        start = 0
+        first = [] if self._fill is None else [self._fill]  # first rows, to pad the last batch
+        start = self._start
         for block in self._source.blocks():
             pending.append(block)
             while sum(len(b) for b in pending) >= self._batch:
@@ -265,7 +276,7 @@ class Samples:
                 start += self._batch
         left = sum(len(b) for b in pending)
         if not left:
-            if not start:
+            if start == self._start:
                 raise UsageError(f"--data {self._source.name} yields nothing.", "Give at least one batch.")
             return
         last, _ = _take(pending, left)
@@ -273,6 +284,39 @@ class Samples:
             fill = [*(first or [last])] * (-(-self._batch // left))
             last, _ = _take([last, *(b.without_labels() for b in fill)], self._batch)
         yield self._sample(last, start, left)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; 0 if unknown before reading."""
+        return self._source.rows or 0
+
+    def split(self, parts: int) -> tuple[list[Samples], list[Samples]]:
+        """The samples that are judged in full, and those that run free in at most this many parts of whole batches.
+
+        Both together are all samples, in order. There is no part where the data can only be read from their start.
+        """
+        rows, batch = self._source.rows, self._batch
+        if rows is None or self._source.part is None:
+            return [self], []
+        border = rows if self._deep is None else min(rows, -(-self._deep // batch) * batch)
+        batches = -(-(rows - border) // batch)
+        borders = sorted({border + round(batches * number / parts) * batch for number in range(parts + 1)})
+        free = [self._part(start, min(stop, rows)) for start, stop in itertools.pairwise(borders)]
+        return [self._part(0, border)] if border else [], free
+
+    def _part(self, start: int, stop: int) -> Samples:
+        """The samples of some rows of this source."""
+        part = self._source.part
+        if part is None:
+            raise TypeError(f"{self._source.name} can only be read from its start")
+        fill = Block.joined(list(part(0, self._batch).blocks())) if start and stop == self._source.rows else None
+        return Samples(part(start, stop), self._signature, self._deep, start, fill)
+
+    def carried(self) -> Samples:
+        """The same samples with their data in memory, for another machine."""
+        make = self._source.carried
+        source = self._source if make is None else make()
+        return Samples(source, self._signature, self._deep, self._start, self._fill)
 
     def _sample(self, rows: Block, start: int, count: int) -> Sample:
         tensors = {

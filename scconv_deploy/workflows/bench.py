@@ -24,7 +24,7 @@ from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.spec import ModelSpec, source_kind
 from scconv_deploy.records.stage import Progress, silent
-from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions, profile_layers
+from scconv_deploy.runtimes.onnxruntime import CPU, OnnxRuntimeRunner, RuntimeOptions, profile_layers
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner
 from scconv_deploy.runtimes.timing import LayerTime, latency
@@ -41,7 +41,8 @@ from scconv_deploy.workflows.bench_options import (
     read,
     shapes_of,
 )
-from scconv_deploy.workflows.subject import subject_of
+from scconv_deploy.workflows.fused_cpu import is_fused, operators_of
+from scconv_deploy.workflows.subject import Bundle, Engine, Model, OnnxFile, subject_of
 
 _PAGE = "/proc/self/statm"
 
@@ -132,7 +133,7 @@ def bench_artifacts(
         subjects: list[_Subject] = []
         for name in named:
             progress(f"loading {name}")
-            subjects += _subjects(name, contents.pop(name), options, stack, progress)
+            subjects += _subjects(name, named[name], contents.pop(name), options, stack, progress)
         times, device_times = _measure(subjects, options, progress)
         rows = tuple(_row(s, times[s.name], device_times[s.name]) for s in subjects)
         if options.layers:  # last: a profiler would slow the timed runs
@@ -141,20 +142,31 @@ def bench_artifacts(
 
 
 def _subjects(
-    name: str, content: Content, options: BenchOptions, stack: ExitStack, progress: Progress
+    name: str,
+    subject: Model | OnnxFile | Engine | Bundle,
+    content: Content,
+    options: BenchOptions,
+    stack: ExitStack,
+    progress: Progress,
 ) -> list[_Subject]:
     if isinstance(content, EngineArtifact):
         graphs = (False, True) if options.cuda_graph else (False,)
         return [_engine(name, content, graph, options, stack) for graph in graphs]
     if content is not None:
-        return [_onnx(name, content, options, stack)]
+        if not is_fused(options.provider):
+            return [_onnx(name, content, options, stack)]
+        library = operators_of(subject.path if isinstance(subject, Bundle) else None)
+        options = replace(options, provider=CPU)
+        return [_onnx(name, content, options, stack, operators) for operators in (None, library)]
     plain = _pytorch(name, options, False, progress)
     return [plain, _pytorch(name, options, True, silent)] if options.compiled else [plain]
 
 
-def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack) -> _Subject:
+def _onnx(
+    name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitStack, operators: Path | None = None
+) -> _Subject:
     before, start = _resident(), time.perf_counter()
-    settings = RuntimeOptions(options.provider, options.threads)
+    settings = RuntimeOptions(options.provider, options.threads, operators=operators)
     runner = stack.enter_context(OnnxRuntimeRunner(model, settings))
     shapes = shapes_of(inputs_of(model), options)
     dtypes = {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in model.graph.input}
@@ -168,6 +180,7 @@ def _onnx(name: str, model: onnx.ModelProto, options: BenchOptions, stack: ExitS
     seconds = time.perf_counter() - start
     items = _items(shapes.values())
     where = "" if options.provider.lower().removesuffix("executionprovider") == "cpu" else f", {options.provider}"
+    where += ", fused SRU" if operators is not None else ""
 
     def layers() -> tuple[LayerTime, ...]:
         return profile_layers(model, settings, feed, options.rounds, options.warmup)

@@ -17,6 +17,7 @@ from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.runtimes.onnxruntime import CPU
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
+from scconv_deploy.workflows.fused_cpu import is_fused
 from scconv_deploy.workflows.subject import Bundle, Engine, Model, OnnxFile
 
 Content = onnx.ModelProto | EngineArtifact | None
@@ -35,7 +36,7 @@ class BenchOptions:
         device: device that models run on.
         rounds, warmup: number of timed runs of each subject, and of runs before them.
         threads: CPU threads of ONNX Runtime and torch; 0 is their default.
-        provider: execution provider of ONNX Runtime.
+        provider: execution provider of ONNX Runtime; ``cpu+fused`` is its CPU, without and with the fused SRU.
         plugin: plugin library that the engines were built with.
         spec: make the ModelSpec of a name from the model options (factory arguments, weights, embedding).
         of_models: model options that were given, as on the command line.
@@ -66,7 +67,8 @@ class BenchOptions:
 
 def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], options: BenchOptions) -> None:
     """Refuse options for kinds of subjects that are not given (UsageError)."""
-    on_cpu = options.provider.lower().removesuffix("executionprovider") == "cpu"
+    plain = options.provider.lower().removesuffix("executionprovider") == "cpu"
+    on_cpu = plain or is_fused(options.provider)
     if options.layers and not on_cpu:
         raise UsageError(
             f"--layers: with --provider {options.provider}, ONNX Runtime says when kernels are launched, not how long "
@@ -85,7 +87,7 @@ def check_options(subjects: Collection[Model | OnnxFile | Engine | Bundle], opti
         ("--cuda-graph", ("engines",), options.cuda_graph),
         ("--plugin", ("engines",), options.plugin is not None),
         ("--layers", ("engines", "ONNX files"), options.layers),
-        ("--provider", ("ONNX files",), not on_cpu),
+        ("--provider", ("ONNX files",), not plain),
         ("--threads", ("ONNX files", "models"), options.threads != 0),
     ):
         if given and not any(users[owner] for owner in owners):

@@ -41,14 +41,17 @@ from scconv_deploy.report.render import render, require_html
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, EngineManifest
 from scconv_deploy.system.atomic import write_file
 from scconv_deploy.system.environment import sha256_of
+from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY
 from scconv_deploy.verification import sru_models
 from scconv_deploy.verification.engine.verdict import judge_engine
+from scconv_deploy.verification.onnx.chain import Shards
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, source_of, source_of_engine, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceSource
 from scconv_deploy.verification.samples import noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
+from scconv_deploy.workflows.fused_cpu import chosen, with_operators
 from scconv_deploy.workflows.provenance import provenance_of, versions
 from scconv_deploy.zoo.embed import EmbedResult
 
@@ -106,9 +109,10 @@ class Subject(Protocol):
         ...
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
-        """Judge the artifact that was made of it."""
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
+        """Judge the artifact that was made of it; ``shards`` as for :func:`.chain.verify_artifact`."""
         ...
 
     def source(self, artifact: Artifact) -> ReferenceSource:
@@ -148,9 +152,10 @@ class ModelSubject:
         return export_to_ir(self.reference, options, log, progress)
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
-        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts)
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
+        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts, shards=shards)
 
     def source(self, artifact: Artifact) -> ReferenceSource:
         return source_of(self.reference, artifact)
@@ -170,6 +175,7 @@ def deploy_spec(
     checks: Checks = Checks(),
     engines: EngineRequest = EngineRequest(),
     baseline: str = "",
+    plugin_cpu: str = "",
     cache: EngineCache | None = None,
     force: bool = False,
     command: str = "",
@@ -181,15 +187,17 @@ def deploy_spec(
 
     Args:
         baseline: a model, named like ``spec``'s, whose compiled plan the engines' plans are compared with; "" for none.
+        plugin_cpu: the fused SRU for ONNX Runtime on CPUs, judged and shipped: ``auto``, a file, or "" for none.
     """
     check_output_folder(folder, force)
     options.refuse_cache(folder)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
+    checks, said = with_plugin_cpu(checks, plugin_cpu)
     builder = EngineBuilder.of(engines, cache, command, progress, _baseline(baseline, spec, options))
     reference, log = reference_from_spec(spec, progress)
     provenance = provenance_of(spec, command, log)
     subject = ModelSubject(reference, checks, spec.seed, spec.source)
-    return deploy_subject(subject, folder, options, checks, log, command, progress, provenance, builder)
+    return deploy_subject(subject, folder, options, checks, log, command, progress, provenance, builder, said)
 
 
 def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline | None:
@@ -217,6 +225,7 @@ def deploy(
     options: ExportOptions = ExportOptions(),
     checks: Checks = Checks(),
     engines: EngineRequest = EngineRequest(),
+    plugin_cpu: str = "",
     cache: EngineCache | None = None,
     force: bool = False,
 ) -> DeployResult:
@@ -227,6 +236,7 @@ def deploy(
         folder: folder of the bundle.
         checks: real data, tolerances, and execution provider.
         engines: engines built here and on devices; :meth:`.EngineRequest.of` reads a target.
+        plugin_cpu: the fused SRU for ONNX Runtime on CPUs, judged and shipped: ``auto``, a file, or "" for none.
         cache: engine cache; None builds without one.
 
     Returns:
@@ -238,11 +248,19 @@ def deploy(
     command = "scconv_deploy.deploy"
     check_output_folder(Path(folder), force)
     options.refuse_cache(Path(folder))
+    checks, said = with_plugin_cpu(checks, plugin_cpu)
     builder = EngineBuilder.of(engines, cache, command)
     options = replace(options, backends=tuple(dict.fromkeys((*options.backends, *engines.backends))))
     reference, log = reference_from_module(model, example_inputs, dynamic)
     subject = ModelSubject(reference, checks)
-    return deploy_subject(subject, Path(folder), options, checks, log, command, silent, {}, builder)
+    return deploy_subject(subject, Path(folder), options, checks, log, command, silent, {}, builder, said)
+
+
+def with_plugin_cpu(checks: Checks, plugin_cpu: str) -> tuple[Checks, tuple[str, ...]]:
+    """Options with the library to judge and ship, and notes on it."""
+    library, note = chosen(plugin_cpu)
+    checks = with_operators(checks) if library is None else replace(checks, operators=library)
+    return checks, (note,) if note else ()
 
 
 def deploy_subject(
@@ -255,6 +273,7 @@ def deploy_subject(
     progress: Progress,
     provenance: Mapping[str, str],
     builder: EngineBuilder,
+    said: tuple[str, ...] = (),
 ) -> DeployResult:
     """Make the artifact of a subject, verify it, build engines, and write a bundle."""
     samples = subject.samples()  # refuse unreadable data before any work is done
@@ -264,7 +283,8 @@ def deploy_subject(
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
-    report = subject.verify(artifact, with_progress(samples, progress), log, checks.judging, provenance)
+    here, shards = checks.shared_out(samples, progress)
+    report = subject.verify(artifact, with_progress(here, progress), log, checks.judging, provenance, shards)
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _engine_inputs(artifact) if options.builds_engines else None
 
@@ -278,14 +298,17 @@ def deploy_subject(
     with new_folder(folder) as temporary:
         built = builder.build(artifact.proto, data, temporary, report, judge)
         report = built.report
-        notes = (*_write_page(temporary, report, progress), *built.notes)
+        notes = (*said, *_write_page(temporary, report, progress), *built.notes)
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
+        nodes = instrument.sites(artifact.proto)
         write_reference(
-            temporary, subject.source(artifact), subject.recorded(), instrument.sites(artifact.proto), engines=engines,
+            temporary, subject.source(artifact), subject.recorded(), nodes, engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)
+        if checks.operators is not None and nodes:
+            write_file(temporary / CPU_LIBRARY, checks.operators.read_bytes())
         facts: dict[str, Any] = {
             "versions": versions(), "command": command, "model": subject.name, "verdict": report.verdict,
             "unfinished": [entry.as_json() for entry in built.unfinished],

@@ -33,7 +33,7 @@ from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.rewrite.apply import Applied
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx import matching
-from scconv_deploy.verification.onnx.chain import Artifact, Judging, verify_artifact
+from scconv_deploy.verification.onnx.chain import Artifact, Judging, Shards, verify_artifact
 from scconv_deploy.verification.onnx.parity import verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
@@ -43,7 +43,7 @@ from scconv_deploy.verification.rewrite_guard import GuardReport, link_of
 from scconv_deploy.verification.samples import FREE
 from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows
-from scconv_deploy.workflows.deploy import DeployResult, deploy_subject
+from scconv_deploy.workflows.deploy import DeployResult, deploy_subject, with_plugin_cpu
 from scconv_deploy.workflows.export import ExportOptions
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.rewrite import RewriteOptions, guard_of, match_reference, rewrite_graph
@@ -62,6 +62,7 @@ def deploy_file(
     engines: EngineRequest = EngineRequest(),
     cache: EngineCache | None = None,
     seed: int = 0,
+    plugin_cpu: str = "",
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -73,6 +74,7 @@ def deploy_file(
         reference: model that the file was exported from; None judges the file against itself.
         engines: whose axes are the ranges of the file's open axes.
         seed: of the noise that the file is run on.
+        plugin_cpu: the fused SRU for ONNX Runtime on CPUs, as for :func:`.deploy.deploy_spec`.
 
     Raises:
         UsageError, IntegrityError: the file or the data cannot be read, the bundle not be written, or an axis is not
@@ -81,6 +83,7 @@ def deploy_file(
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
+    checks, said = with_plugin_cpu(checks, plugin_cpu)
     builder = EngineBuilder.of(engines, cache, command, progress)
     if options.quantization is not None:
         raise UsageError(
@@ -97,7 +100,7 @@ def deploy_file(
         log.records += prepared.records
         facts = provenance_of(reference, command, log) | facts
     subject = _FileSubject(source, original, checks, seed, loaded, "" if reference is None else reference.source)
-    return deploy_subject(subject, folder, options, checks, log, command, progress, facts, builder)
+    return deploy_subject(subject, folder, options, checks, log, command, progress, facts, builder, said)
 
 
 def _readable(source: Path) -> onnx.ModelProto:
@@ -196,15 +199,16 @@ class _FileSubject:
         return ir.from_proto(proto)
 
     def verify(
-        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str]
-    ) -> ParityReport:
+        self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
+        shards: Shards | None = None,
+    ) -> ParityReport:  # fmt: skip
         if self.model is None or self._names is None:
             report = verify_artifact(self._reference, artifact, samples, log, judging=judging, provenance=facts)
         else:
             named = replace(artifact, proto=matching.renamed(artifact.proto, self._names))
             if named.float32_model is not None:
                 named = replace(named, float32_model=matching.renamed(named.float32_model, self._names))
-            report = verify_onnx(self.model, named, samples, log, judging=judging, provenance=facts)
+            report = verify_onnx(self.model, named, samples, log, judging=judging, provenance=facts, shards=shards)
         return replace(report, links=(link_of(self._guard), *report.links))
 
     def source(self, artifact: Artifact) -> ReferenceSource:

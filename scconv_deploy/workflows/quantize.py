@@ -36,6 +36,7 @@ from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
 from scconv_deploy.workflows.budget import Budget, find_plan
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate, require_own_file
+from scconv_deploy.workflows.fused_cpu import with_operators
 from scconv_deploy.workflows.plans import Plans
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.sensitivity import refuse_foreign
@@ -142,7 +143,7 @@ def quantize_onnx(
     require_own_file(options.calibration.cache, output)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
-    original = read_onnx(source)
+    checks, original = with_operators(checks), read_onnx(source)
     if reference is None and not runs_here(original, RuntimeOptions()):
         raise UsageError(
             f"ONNX Runtime cannot run {source} here, so without its model nothing could be compared.",

@@ -31,6 +31,7 @@ from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.onnx.chain import Artifact, recorded_quantization, verify_artifact
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.run import ReferenceSource, Site
+from scconv_deploy.workflows.fused_cpu import FUSED, is_fused, with_operators
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.subject import Bundle, Engine, OnnxFile, artifact_of
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scconv_deploy.model.prepare import Reference
+    from scconv_deploy.verification.onnx.shards import DataShards
     from scconv_deploy.verification.samples import Sample
     from scconv_deploy.zoo.embed import EmbedResult
 
@@ -53,6 +55,7 @@ class _Against:
         facts: provenance for the report.
         reference: prepared PyTorch model, if the source is a model.
         recorded: whether the source is a bundle's ``reference/``.
+        shards: further samples, for other processes.
     """
 
     source: ReferenceSource
@@ -61,6 +64,7 @@ class _Against:
     facts: Mapping[str, str]
     reference: Reference | None = None
     recorded: bool = False
+    shards: DataShards | None = None
 
 
 def verify(
@@ -92,8 +96,9 @@ def verify(
             f"Use scconv-deploy verify {artifact} --reference MODEL.",
         )
     opened, notes = _read(subject)
+    checks = with_operators(checks, subject.path if isinstance(subject, Bundle) else None)
     reference, log = reference_from_module(model, example_inputs, dynamic)
-    against = _against_model(reference, checks.samples(reference, 0), log, {}, silent)
+    against = _against_model(reference, checks, checks.samples(reference, 0), log, {}, silent)
     return _judge_onnx(opened, against, checks, notes)
 
 
@@ -125,6 +130,9 @@ def verify_subject(
         MissingRuntimeError: the library of an engine is missing or of another version, or there is no GPU.
     """
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
+    if isinstance(artifact, Engine) and is_fused(checks.provider):
+        raise UsageError(f"--provider {FUSED} belongs to ONNX files.", "Leave it out.")
+    checks = with_operators(checks, artifact.path if isinstance(artifact, Bundle) else None)
     if isinstance(artifact, Engine):
         engine = _open(artifact, plugin)
         if isinstance(reference, Bundle):
@@ -179,16 +187,23 @@ def _against(reference: ModelSpec | OnnxFile | Bundle, checks: Checks, command: 
 
     prepared, log = reference_from_spec(reference, progress)
     samples = checks.samples(prepared, reference.seed, reference.source)
-    return _against_model(prepared, samples, log, provenance_of(reference, command, log), progress)
+    return _against_model(prepared, checks, samples, log, provenance_of(reference, command, log), progress)
 
 
 def _against_model(
-    reference: Reference, samples: list[Iterable[Sample]], log: StageLog, facts: Mapping[str, str], progress: Progress
+    reference: Reference,
+    checks: Checks,
+    samples: list[Iterable[Sample]],
+    log: StageLog,
+    facts: Mapping[str, str],
+    progress: Progress,
 ) -> _Against:
     from scconv_deploy.verification.reference.pytorch import TorchReference
     from scconv_deploy.verification.samples import with_progress
 
-    return _Against(TorchReference(reference), with_progress(samples, progress), log, facts, reference)
+    here, shards = checks.shared_out(samples, progress)
+    source = TorchReference(reference)
+    return _Against(source, with_progress(here, progress), log, facts, reference, shards=shards)
 
 
 def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Mapping[str, str]) -> ParityReport:
@@ -199,7 +214,7 @@ def _judge_onnx(artifact: Artifact, against: _Against, checks: Checks, notes: Ma
     else:
         from scconv_deploy.verification.onnx.parity import verify_onnx
 
-        judge = partial(verify_onnx, against.reference)
+        judge = partial(verify_onnx, against.reference, shards=against.shards)
     return judge(artifact, against.samples, against.log, judging=checks.judging, provenance={**against.facts, **notes})
 
 

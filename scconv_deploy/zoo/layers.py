@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from scconv_deploy.gate.threads import one_thread
 from scconv_deploy.nn import ScConv
 
 LARGEST_GAIN = 8.0
@@ -65,20 +65,10 @@ def initialize(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     for norm in norms:
         norm.momentum = None  # cumulative average: the statistics of this batch
     noise: Tensor = torch.randn(input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         model.train()(noise)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         assert norm.running_var is not None  # noqa: S101  (for the type checker: our norms track statistics)
         norm.running_var.clamp_(min=LARGEST_GAIN**-2)
     return model
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

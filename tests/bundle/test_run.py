@@ -230,3 +230,45 @@ def test_tensorrt_is_asked_in_the_order_that_it_needs(bundle, tmp_path, monkeypa
     assert "x is float, which NumPy does not have" in refused(4, None)
     runtime.deserialize_cuda_engine = lambda data: None
     assert "tensorrt cannot open" in refused(3, None)
+
+
+@pytest.fixture
+def fused(bundle, cpu_path):
+    """The bundle with the fused SRU for CPUs, as ``deploy --plugin-cpu`` writes it."""
+    library = bundle / "libscconv_sru_cpu.so"
+    library.write_bytes(cpu_path.read_bytes())
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][library.name] = {"sha256": hashlib.sha256(library.read_bytes()).hexdigest(), "bytes": 0}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return library
+
+
+def test_it_registers_the_fused_sru_where_it_lies_in_the_bundle(bundle, fused):
+    """Without the function the node runs in the library or not at all."""
+    import onnx
+
+    model = onnx.load(bundle / "model.onnx")
+    del model.functions[:]
+    (bundle / "model.onnx").write_bytes(model.SerializeToString())
+    done = run(bundle)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.rpartition(" ")[2]) < 1e-6
+    fused.unlink()
+    assert run(bundle).returncode != 0
+
+
+def test_another_library_is_not_loaded(bundle, fused):
+    fused.write_bytes(fused.read_bytes() + b"x")
+    done = run(bundle)
+    assert (done.returncode, "is not the library that manifest.json describes" in done.stderr) == (7, True)
+
+
+def test_a_library_that_does_not_load_leaves_the_function(bundle, fused):
+    fused.write_bytes(b"of another processor")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][fused.name]["sha256"] = hashlib.sha256(b"of another processor").hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = run(bundle)
+    assert done.returncode == 0, done.stderr
+    assert "does not load here, its function runs instead" in done.stderr
+    assert float(done.stdout.rpartition(" ")[2]) < 1e-6

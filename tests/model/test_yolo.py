@@ -186,14 +186,18 @@ def test_raw_outputs_are_all_that_the_model_returns():
     assert record.skipped == ()
 
 
-def test_a_flag_that_means_raw_maps_is_not_set():
-    expected = outputs(trained(yolo.RawMaps), image())
-    model, record = load_with_record(spec(yolo.checkpoint(yolo.model(head=yolo.RawMaps))))
+@pytest.mark.parametrize("head", [yolo.RawMaps, yolo.BrokenExport])
+def test_a_flag_that_means_something_else_is_not_set(head):
+    expected = outputs(trained(head), image())
+    model, record = load_with_record(spec(yolo.checkpoint(yolo.model(head=head))))
     found = outputs(model, image())
     assert list(found) == ["output0"]
     torch.testing.assert_close(found["output0"], expected[0], rtol=1e-4, atol=1e-4)
     assert record.skipped == (
-        ("export flag", "the head has none; the second of its two outputs, which training needs, was left out"),
+        (
+            "export flag",
+            "the head has none that works; the second of its two outputs, which training needs, was left out",
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.graph.contract import MODULE
+from scconv_deploy.graph.contract import LAYER, MODULE
 from scconv_deploy.precision.int8 import prepared
 from scconv_deploy.precision.placement import PlacementOptions
 from scconv_deploy.precision.sites import sites_of
@@ -53,6 +53,9 @@ def test_a_weight_that_several_calls_share_is_one_site():
 
 def test_a_skip_has_its_modules_name_unless_it_is_not_alone_in_it():
     model = graph(RESIDUAL)
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            node.metadata_props.add(key=LAYER, value=node.input[1])
     add = next(node for node in model.graph.node if node.op_type == "Add")
     add.metadata_props.add(key=MODULE, value="layer1.0")
     assert [one.name for one in sites(model)] == ["w1", "w2", "layer1.0"]

@@ -22,15 +22,17 @@ from scconv_deploy.records import tolerances
 from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.records.tolerances import ALL, FIXED, REWRITE
+from scconv_deploy.verification.accuracy import PairedCounts
 from scconv_deploy.verification.checks import weights
 from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.gates import SiteGates
+from scconv_deploy.verification.checks.integer_kernels import IntegerKernels, KernelCosts
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.second_opinion import SecondOpinion
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.teacher_forced import TeacherForced
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.outputs import EndToEnd, noise_kind
 from scconv_deploy.verification.engine.readings import Readings, readings_values
 from scconv_deploy.verification.metrics import compare
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, verify_onnx
@@ -97,8 +99,8 @@ def swapped(limits, apart):
 
 def run_on_an_engine(limits, kind, size, noise):
     data = "float32" if kind in ("tf32", "index") else kind
-    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data, is_quantized=False)
-    outputs = EndToEnd(manifest, Shared(limits))
+    manifest = SimpleNamespace(flags=("TF32",) if kind == "tf32" else (), data_type=data)
+    outputs = EndToEnd(noise_kind(manifest), Shared(limits))
     y, reference = pair(kind, size)
     run = ReferenceRun("sample", {}, {"y": reference}, {}, {}, {}, {})
     outputs.add(run, {"y": y}, noise)
@@ -175,7 +177,20 @@ def second_opinion(limits, apart):
 
 
 CASES["second_opinion"] = second_opinion
-CASES["max_drop"] = lambda t, x: failed([Budget(t).judged(x, "costs")])
+CASES["max_drop"] = lambda t, x: failed(Budget(t)._judged(x, x, PairedCounts(), "costs"))
+
+
+def integer_kernels(limits, ratio):
+    """Whether integer kernels that move an output by this many times the cost of quantising fail."""
+    unsigned = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
+    zero = numpy_helper.from_array(np.uint8(0), "z")
+    graph = helper.make_graph([unsigned], "codes", [], [], [zero])
+    check = IntegerKernels(SimpleNamespace(proto=helper.make_model(graph)), limits)
+    check.costs = KernelCosts(squares={"y": [np.array([ratio**2, 1.0, 1.0])]}, floors={"y": 0.0})
+    return failed(check.checks())
+
+
+CASES["integer_kernels"] = integer_kernels
 
 
 def rounded(limits, data, cost):
@@ -184,7 +199,7 @@ def rounded(limits, data, cost):
     expected, y = (np.zeros(2, np.float32), np.zeros(2, np.float32))
     expected[0] = y[0] = 1
     y[1] = cost
-    rounding.keep("y", compare(y, expected))
+    rounding.costs.add("y", compare(y, expected), len(y))
     return failed(rounding.checks())
 
 

@@ -11,6 +11,7 @@ from scconv_deploy.report.explained import CHECKS, LINKS, STEPS, TERMS, markdown
 from scconv_deploy.report.rejudge import ENGINES
 from scconv_deploy.verification.engine.verdict import ENGINE_LINK
 from scconv_deploy.verification.onnx.chain import BUDGET_LINK, ONNX_LINK, PRECISION_LINK, SWAPPED_LINK
+from scconv_deploy.verification.onnx.fused import FUSED_LINK
 from scconv_deploy.verification.rewrite_guard import REWRITE_LINK
 from tests.report.made import full_report
 
@@ -88,7 +89,8 @@ def test_the_page_says_the_same_and_each_check_once():
     assert rows == [row for link in LINKS for row in markdown_rows(link)]
     steps = [line for line in PAGE[: PAGE.index("## Words")].splitlines() if line.startswith("| `")]
     assert steps == [f"| `{name}` | {step} |" for name, step in STEPS.items()]
-    assert list(STEPS) == [REWRITE_LINK, SWAPPED_LINK, ONNX_LINK, BUDGET_LINK, PRECISION_LINK, *ENGINES, ENGINE_LINK]
+    links = [REWRITE_LINK, SWAPPED_LINK, ONNX_LINK, BUDGET_LINK, PRECISION_LINK, FUSED_LINK, *ENGINES, ENGINE_LINK]
+    assert list(STEPS) == links
 
 
 def test_the_glossary_says_the_same_and_each_word_once():

@@ -237,4 +237,5 @@ def test_the_template_is_in_the_wheel():
     folder = ROOT / "scconv_deploy" / "report"
     packed = {path for pattern in patterns["scconv_deploy.report"] for path in folder.glob(pattern)}
     assert packed == set((folder / "templates").iterdir())
-    assert {path.name for path in packed} >= {"report.html.j2", "sensitivity.html.j2"}
+    pages = {"page.html.j2", "report.html.j2", "run.html.j2", "sensitivity.html.j2", "int8_costs.html.j2"}
+    assert {path.name for path in packed} == pages

@@ -5,7 +5,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from scconv_deploy.system.environment import (
+    bound_of_threads,
     cache_folder,
     environment_facts,
     installed_version,
@@ -34,3 +37,8 @@ def test_versions_and_platform():
     facts = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     assert platform_facts() == facts
     assert environment_facts() == {"scconv_deploy": __version__, **facts}
+
+
+@pytest.mark.parametrize(("text", "threads"), [(None, 0), ("", 0), ("3", 3), ("4,2", 4), ("many", 0)])
+def test_the_bound_of_threads(text, threads):
+    assert bound_of_threads({} if text is None else {"OMP_NUM_THREADS": text}) == threads

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scconv_deploy.system.machine import Machine, find_nvcc, find_tensorrt_headers
+from scconv_deploy.trt_plugins import library
 from scconv_deploy.trt_plugins.build import (
     PLUGIN_SOURCES,
     SOURCES,
@@ -23,6 +24,12 @@ from scconv_deploy.trt_plugins.library import SruLibrary, load
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
+
+
+@pytest.fixture(autouse=True)
+def no_cached_cpu_library(monkeypatch):
+    """The operator on the CPU in plain PyTorch, whatever the user's cache holds."""
+    monkeypatch.setattr(library, "cached_library", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ def test_the_inside_of_an_engine_through_its_debug_tensors(module, recorded, tmp
     for found in (against_model, against_bundle):
         assert found["gates inside"][0] == found["values inside"][0] == found["teacher-forced gates"][0] == "passed"
         assert found["gates inside"][1].startswith("4 SRUs inside the engine, same input, gates changed: ")
-    assert against_model["segments"][1].startswith("6 segments from the engine's own tensors")
+    assert against_model["segments"][1].startswith("6 segments from its own tensors")
     assert against_bundle["segments"] == (
         "not run", "the reference is no model in PyTorch, so it cannot start from an engine's tensor",
     )  # fmt: skip

@@ -42,6 +42,12 @@ class Answers:
             else:
                 heapq.heappushpop(self._worst, entry)
 
+    def merge(self, other: Answers) -> None:
+        """Add the answers on later samples."""
+        self._paired.merge(other._paired)
+        self._worst = heapq.nlargest(_KEPT_WORST, [*self._worst, *other._worst])
+        heapq.heapify(self._worst)
+
     @property
     def worst_inputs(self) -> tuple[WorstInput, ...]:
         ranked = sorted(self._worst, key=lambda entry: (-entry[0], entry[1:]))

@@ -23,6 +23,10 @@ class Contract:
         """Count a tensor, described as text."""
         self._broken[text] += 1
 
+    def merge(self, other: Contract) -> None:
+        """Add what was found on other samples."""
+        self._broken.update(other._broken)
+
     def checks(self) -> list[Check]:
         """Check of the shapes, types and order of the outputs."""
         return [Check("contract", "failed", _repeated(self._broken))] if self._broken else []
@@ -37,6 +41,7 @@ class Finite:
 
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
+        self._of_kind: dict[str, str] = {}  # text that names a sample -> text that names its kind
 
     def add(self, run: ReferenceRun) -> None:
         """Count the tensors with NaN or Inf in the reference."""
@@ -48,8 +53,20 @@ class Finite:
 
     def note(self, tensor: str, run: ReferenceRun) -> None:
         """Count a tensor; only the first samples are named, so that the report does not grow with the data."""
-        where = run.sample if len(self.found) < _NAMED_NON_FINITE else run.kind or run.sample
-        self.found[f"{tensor} on {where}"] += 1
+        named, of_kind = f"{tensor} on {run.sample}", f"{tensor} on {run.kind or run.sample}"
+        self._count(named, of_kind, 1)
+
+    def _count(self, named: str, of_kind: str, times: int) -> None:
+        if len(self.found) < _NAMED_NON_FINITE:
+            self._of_kind[named] = of_kind
+            self.found[named] += times
+        else:
+            self.found[of_kind] += times
+
+    def merge(self, other: Finite) -> None:
+        """Add what was found on later samples, named as if they had been added here."""
+        for text, times in other.found.items():
+            self._count(text, other._of_kind.get(text, text), times)
 
     def note_output(self, name: str, run: ReferenceRun, y: np.ndarray, whose: str) -> None:
         """Count an output on each side that is not finite; ``whose`` names the side of y."""

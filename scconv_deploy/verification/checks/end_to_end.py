@@ -9,7 +9,7 @@ from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import Check
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
 from scconv_deploy.verification.checks.shared import Shared
-from scconv_deploy.verification.metrics import compare, worst_of
+from scconv_deploy.verification.metrics import MetricsTally, compare
 from scconv_deploy.verification.reference.run import ReferenceRun
 
 
@@ -17,13 +17,17 @@ class EndToEnd(ArtifactCheck):
     """Metrics of each free-running output; also counts shapes, types, NaN, Inf and answers.
 
     Attributes:
-        metrics: metrics by output: the worst distances over the samples, agreements over all rows.
+        tally: metrics of the outputs over the samples.
     """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self.metrics: dict[str, OutputMetrics] = {}
-        self._rows: dict[str, int] = {}
+        self.tally = MetricsTally()
+
+    @property
+    def metrics(self) -> dict[str, OutputMetrics]:
+        """Metrics by output: the worst distances over the samples, agreements over all rows."""
+        return self.tally.metrics
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
         for name in run.outputs:
@@ -34,15 +38,9 @@ class EndToEnd(ArtifactCheck):
             elif name not in found.comparable:
                 self._shared.finite.note_output(name, run, y, "artifact")
             else:
-                self.keep(name, compare(y, given), len(given) if given.ndim else 1)
+                self.tally.add(name, compare(y, given), len(given) if given.ndim else 1)
         floats = replace(run, given=run.unquantized) if run.unquantized else run  # what quantisation costs
         self._shared.answers.add(floats, found.outputs, run.count)
-
-    def keep(self, name: str, metrics: OutputMetrics, rows: int) -> None:
-        """Keep the worst of each distance, and agreements over all rows."""
-        kept, before = self.metrics.get(name), self._rows.get(name, 0)
-        self.metrics[name] = metrics if kept is None else worst_of(kept, metrics, before, rows)
-        self._rows[name] = before + rows
 
 
 class Quantized(ArtifactCheck):

@@ -34,6 +34,12 @@ class SiteGates:
         if x is not None:
             self._bins += histogram(x, self.site.form)
 
+    def merge(self, other: SiteGates) -> None:
+        """Add the gates of other samples."""
+        self.opened += other.opened
+        self.gates += other.gates
+        self._bins += other._bins
+
     @property
     def open_share(self) -> float:
         return self.opened / self.gates
@@ -61,6 +67,11 @@ class Sites:
         """Add the gates of one sample."""
         for name, site in run.sites.items():
             self.gates.setdefault(name, SiteGates(site.site)).add(site.mask, site.x if site.finite else None)
+
+    def merge(self, other: Sites) -> None:
+        """Add the gates of later samples."""
+        for name, found in other.gates.items():
+            self.gates.setdefault(name, SiteGates(found.site)).merge(found)
 
     def add_missing(self, missing: Sequence[str], found: Mapping[str, str]) -> None:
         """Record sites without a node and why this sample does not need them; one sample that does is enough."""
@@ -95,6 +106,13 @@ class SiteFlips:
         if differs.any():
             self.jumps[site.name] = max(self.jumps.get(site.name, 0.0), flip_size.largest(x, differs, site))
         self.counts[site.name] = self.counts.get(site.name, FlipCount(0)) + count
+
+    def merge(self, other: SiteFlips) -> None:
+        """Add the flips on other samples."""
+        for name, jump in other.jumps.items():
+            self.jumps[name] = max(self.jumps.get(name, 0.0), jump)
+        for name, count in other.counts.items():
+            self.counts[name] = self.counts.get(name, FlipCount(0)) + count
 
 
 def total_flips(counts: Mapping[str, FlipCount]) -> FlipCount:

@@ -6,7 +6,8 @@ of uint8 and int8 in 16 bits, which saturate without a word.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +27,34 @@ TOLERANCE = "integer_kernels"
 _REMEDY = "quantise with --target cpu --reduce-range, whose products cannot saturate"
 
 
+@dataclass
+class KernelCosts:
+    """What integer kernels change over samples; it merges exactly.
+
+    Attributes:
+        on_data: whether the samples are real data, not noise.
+        squares: rows of :func:`_squares` by output, one for each sample.
+        floors: rounding of the output's type, relative.
+        changed, answers: changed and all answers.
+        refusal: why nothing was run; "" if it was.
+    """
+
+    on_data: bool = False
+    squares: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    changed: int = 0
+    answers: int = 0
+    refusal: str = ""
+
+    def merge(self, other: KernelCosts) -> None:
+        """Add the costs on other samples of the same kind."""
+        for name, rows in other.squares.items():
+            self.squares.setdefault(name, []).extend(rows)
+        self.floors |= other.floors
+        self.changed, self.answers = self.changed + other.changed, self.answers + other.answers
+        self.refusal = self.refusal or other.refusal
+
+
 class IntegerKernels(ArtifactCheck):
     """Check that integer kernels change the outputs by no more than quantisation did.
 
@@ -36,23 +65,17 @@ class IntegerKernels(ArtifactCheck):
     def __init__(self, runs: ArtifactRuns, limits: Table) -> None:
         self._runs, self._limits = runs, limits
         self._judged = has_unsigned_codes(runs.proto) or limits[TOLERANCE].given
-        self._refusal, self._on_data = "", False
-        self._forget()
-
-    def _forget(self) -> None:
-        self._squares: dict[str, np.ndarray] = {}
-        self._floors: dict[str, float] = {}
-        self._answers = (0, 0)
+        self.costs = KernelCosts()
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
-        if self._refusal or (self._on_data and not run.kind):  # noise, beside real data
+        if self.costs.refusal or (self.costs.on_data and not run.kind):  # noise, beside real data
             return
         runner = self._runner()
         if runner is None:
             return
-        if run.kind and not self._on_data:
-            self._on_data = True
-            self._forget()
+        if run.kind and not self.costs.on_data:
+            self.costs = KernelCosts(on_data=True)
+        costs = self.costs
         floats = run.unquantized or run.given
         outputs = found.aligned(runner.run(run.inputs), run.given)
         for name, y in outputs.items():
@@ -61,20 +84,27 @@ class IntegerKernels(ArtifactCheck):
                 continue
             if not comparable(plain, reference) or y.shape != plain.shape:
                 continue
-            self._floors[name] = self._limits[name_of(self._limits, "engine_noise", plain.dtype)].value
-            self._squares[name] = self._squares.get(name, np.zeros(3)) + _squares(y, plain, reference)
+            costs.floors[name] = self._limits[name_of(self._limits, "engine_noise", plain.dtype)].value
+            costs.squares.setdefault(name, []).append(_squares(y, plain, reference))
             if looks_like_logits(plain):
                 changed = (plain.argmax(1) != y.argmax(1))[: run.count or len(y)]
-                self._answers = self._answers[0] + int(changed.sum()), self._answers[1] + changed.size
+                costs.changed, costs.answers = costs.changed + int(changed.sum()), costs.answers + changed.size
+
+    def merge(self, costs: KernelCosts) -> None:
+        """Add the costs on further samples; those on noise do not count beside real data."""
+        if costs.on_data and not self.costs.on_data:
+            self.costs = KernelCosts(on_data=True, refusal=self.costs.refusal)
+        if costs.on_data == self.costs.on_data:
+            self.costs.merge(costs)
 
     def _runner(self) -> Runner | None:
         """Session with all optimisations; None where there is none (recorded)."""
         proto, options = self._runs.proto, replace(self._runs.options, optimization="all")
         if options.resolved_provider() != CPU:
-            self._refusal = f"{options.resolved_provider()} runs the file, not the CPU"
+            self.costs.refusal = f"{options.resolved_provider()} runs the file, not the CPU"
         elif not runs_here(proto, options):
-            self._refusal = "ONNX Runtime cannot run bf16 here"
-        if self._refusal:
+            self.costs.refusal = "ONNX Runtime cannot run bf16 here"
+        if self.costs.refusal:
             return None
         try:
             native = half_in(proto) is not None
@@ -82,22 +112,23 @@ class IntegerKernels(ArtifactCheck):
                 NAME, lambda: HalfRunner(proto, options, native=True) if native else OnnxRuntimeRunner(proto, options)
             )
         except ModelError as error:  # no kernel for an operator that float arithmetic does without
-            self._refusal = error.message
+            self.costs.refusal = error.message
             return None
 
     def checks(self) -> list[Check]:
-        if not self._squares:
-            return [Check(NAME, "not run", self._refusal)] if self._refusal else []
+        if not self.costs.squares:
+            return [Check(NAME, "not run", self.costs.refusal)] if self.costs.refusal else []
         ratios, words = {}, []
-        for name, (off, cost, size) in self._squares.items():
-            ratios[name] = float(np.sqrt(off / max(cost, self._floors[name] ** 2 * size, np.finfo(float).tiny)))
+        for name, rows in self.costs.squares.items():
+            off, cost, size = map(math.fsum, zip(*rows, strict=True))
+            least = self.costs.floors[name] ** 2 * size
+            ratios[name] = float(np.sqrt(off / max(cost, least, np.finfo(float).tiny)))
             snr = f"SNR {10 * np.log10(size / off):.1f} dB" if off and size else "the same"
             words.append(f"{name}: {snr}, {ratios[name]:.2g}x what quantising costs")
-        changed, answers = self._answers
-        if answers:
-            words.append(f"{changed:,} of {answers:,} answers changed")
+        if self.costs.answers:
+            words.append(f"{self.costs.changed:,} of {self.costs.answers:,} answers changed")
         instructions = int8_instructions()
-        where = "" if self._on_data else " on noise"
+        where = "" if self.costs.on_data else " on noise"
         worst = max(ratios.values(), key=lambda ratio: (np.isnan(ratio), ratio))
         quantity = Quantity(TOLERANCE, worst, self._limits[TOLERANCE].value)
         text = f"in ONNX Runtime's integer kernels on this CPU ({instructions}){where}: {', '.join(words)}"

@@ -6,17 +6,21 @@ from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun
 from scconv_deploy.verification.checks.shared import Shared
-from scconv_deploy.verification.metrics import comparable, compare, worst_of
+from scconv_deploy.verification.metrics import MetricsTally, comparable, compare
 from scconv_deploy.verification.reference.run import ReferenceRun
 from scconv_deploy.verification.ruler import FLOAT32
 
 
 class Rounding(ArtifactCheck):
-    """Check of a half artifact's outputs against float32 with the same gates."""
+    """Check of a half artifact's outputs against float32 with the same gates.
+
+    Attributes:
+        costs: metrics of the outputs over the samples.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._costs: dict[str, OutputMetrics] = {}
+        self.costs = MetricsTally()
 
     def add(self, run: ReferenceRun, found: ArtifactRun) -> None:
         if not run.deep or self._shared.ruler.data == FLOAT32:
@@ -24,15 +28,10 @@ class Rounding(ArtifactCheck):
         for name in found.comparable:
             value, y = run.outputs[name], found.replayed[name]
             if value.dtype.kind == "f" and comparable(y, value):
-                self.keep(name, compare(y, value))
-
-    def keep(self, name: str, metrics: OutputMetrics) -> None:
-        """Keep the worst metrics of an output."""
-        kept = self._costs.get(name)
-        self._costs[name] = metrics if kept is None else worst_of(kept, metrics, 1, 1)
+                self.costs.add(name, compare(y, value), len(value) if value.ndim else 1)
 
     def checks(self) -> list[Check]:
-        return [self._check(output, found) for output, found in self._costs.items()]
+        return [self._check(output, found) for output, found in self.costs.metrics.items()]
 
     def _check(self, output: str, found: OutputMetrics) -> Check:
         tolerance = f"half_budget.{self._shared.ruler.data.name}"

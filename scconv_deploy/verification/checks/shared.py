@@ -28,6 +28,12 @@ class Samples:
         self._inputs += run.count
         self._in_full += run.count if run.deep else 0
 
+    def merge(self, other: Samples) -> None:
+        """Add later samples."""
+        self._batches.update(other._batches)
+        self._inputs += other._inputs
+        self._in_full += other._in_full
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the samples, with the number of batches."""

@@ -46,13 +46,16 @@ class EndToEnd:
     """Collector of an engine's output errors, sample by sample.
 
     Args:
+        kind: arithmetic of the layers, see :func:`noise_kind`.
         shared: state shared with other checks (contract, NaN, answers, worst inputs).
+        where: what computed the outputs, as text.
+        quantized: whether codes change as gates do.
     """
 
-    def __init__(self, manifest: EngineManifest, shared: Shared) -> None:
+    def __init__(self, kind: str, shared: Shared, where: str = "engine", quantized: bool = False) -> None:
         self._limits, self._shared = shared.limits, shared
-        self._kind = noise_kind(manifest)
-        self._jumps = "gate and code" if manifest.is_quantized else "gate"
+        self._kind, self._where = kind, where
+        self._jumps = "gate and code" if quantized else "gate"
         self._worst: dict[str, _Found] = {}
         self._agreeing = self._rows = 0
         self._changed: list[str] = []
@@ -76,7 +79,7 @@ class EndToEnd:
                 text = f"output {name} is {y.dtype}{list(y.shape)}, PyTorch's {given.dtype}{list(given.shape)}"
                 self._shared.contract.note(text)
             elif not comparable(y, given):
-                self._shared.finite.note_output(name, run, y, "engine")
+                self._shared.finite.note_output(name, run, y, self._where)
             else:
                 self._compare(name, y, given, noise.get(name), run)
         self._shared.answers.add(run, found, run.count or None)

@@ -15,11 +15,9 @@ import numpy as np
 
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.records.quantization import is_code
-from scconv_deploy.runtimes.tensorrt.engine import EngineManifest
 from scconv_deploy.verification import metrics
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.inside import Ends
-from scconv_deploy.verification.engine.outputs import noise_kind
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource
 
 _NO_PYTORCH = "the reference is no model in PyTorch, so it cannot start from an engine's tensor"
@@ -39,11 +37,19 @@ class _Error:
 
 
 class Segments:
-    """Collector of the errors of an engine's segments."""
+    """Collector of the errors of an engine's segments.
 
-    def __init__(self, manifest: EngineManifest, source: ReferenceSource, shared: Shared) -> None:
-        self._manifest, self._source, self._limits = manifest, source, shared.limits
-        self._kind = noise_kind(manifest)
+    Args:
+        kind: arithmetic of its layers, see :func:`.outputs.noise_kind`.
+        shown: whether it shows its SRUs' ends, so that there is something to judge.
+        quantized: whether codes change as gates do.
+    """
+
+    def __init__(
+        self, kind: str, source: ReferenceSource, shared: Shared, shown: bool, quantized: bool = False
+    ) -> None:
+        self._kind, self._source, self._limits = kind, source, shared.limits
+        self._shown, self._quantized = shown, quantized
         self._errors: dict[str, _Error] = {}
         self._not_run = ""
 
@@ -83,7 +89,7 @@ class Segments:
 
     def checks(self) -> list[Check]:
         """Check of the segments; empty for an engine built without debug tensors."""
-        if not self._manifest.debug_tensors:
+        if not self._shown:
             return []
         name = "segments"
         limit = self._limits["engine_multiple"].value
@@ -94,13 +100,13 @@ class Segments:
             return [Check(name, "not run", self._not_run or "no sample was run in full")]
         place = departing[0] if departing else max(self._errors, key=lambda name: self._errors[name].ratio)
         found = self._errors[place]
-        codes = " and of codes" if self._manifest.is_quantized else ""
+        codes = " and of codes" if self._quantized else ""
         size = (
             f"relative L2 {found.error:.1e}, {found.ratio:.2g}x the rounding of {self._kind}{codes} (limit {limit:g}x)"
         )
         if not departing:
             count = len(self._errors)
-            text = f"{count} segments from the engine's own tensors: the worst, {place}, {size}"
+            text = f"{count} segments from its own tensors: the worst, {place}, {size}"
             return [Check(name, "passed", text, (decided,))]
         more = f"; so do {len(departing) - 1} more" if len(departing) > 1 else ""
         return [Check(name, "failed", f"the segment {place} departs first: {size}{more}", (decided,))]

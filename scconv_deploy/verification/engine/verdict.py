@@ -28,7 +28,7 @@ from scconv_deploy.system.gpu import gpus
 from scconv_deploy.verification.checks.gates import SiteGates
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.engine.inside import InsideSRUs
-from scconv_deploy.verification.engine.outputs import EndToEnd
+from scconv_deploy.verification.engine.outputs import EndToEnd, noise_kind
 from scconv_deploy.verification.engine.segments import Segments
 from scconv_deploy.verification.engine.sru_alone import lone_sru
 from scconv_deploy.verification.engine.srus import LoneSRUs, Models, SRUBuilder, SRUModels
@@ -85,9 +85,11 @@ def judge_engine(
     """
     shared = Shared(tolerances.table(overrides))
     _require_the_same_arithmetic(source, engine)
-    outputs = EndToEnd(engine.manifest, shared)
+    kind, shown = noise_kind(engine.manifest), bool(engine.manifest.debug_tensors)
+    quantized = engine.manifest.is_quantized
+    outputs = EndToEnd(kind, shared, quantized=quantized)
     srus = LoneSRUs(engine, sru_models, build_sru, shared)
-    inside, segments = InsideSRUs(engine.manifest, shared), Segments(engine.manifest, source, shared)
+    inside, segments = InsideSRUs(engine.manifest, shared), Segments(kind, source, shared, shown, quantized)
     unfit: list[str] = []
     recorded: ReferenceRun | None = None
     first: ReferenceRun | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import onnx
 
+from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import data_type, precision_of, quantization_of
 from scconv_deploy.records.gates import FlipCount
@@ -29,6 +30,7 @@ from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.checks.static import Rewritten, Static
 from scconv_deploy.verification.checks.stored_weights import StoredCodes
 from scconv_deploy.verification.checks.swapped import Swapped
+from scconv_deploy.verification.checks.tally import Tally
 from scconv_deploy.verification.checks.weights import Weights
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
@@ -120,6 +122,37 @@ class ArtifactChecks:
         if self._quantization and (self._unjudged or run.unquantized):
             self.budget.add(run, found)
             self.kernels.add(run, found)
+
+    @property
+    def fixed(self) -> list[Found]:
+        """Gates of no known SRU that are exposed beside the SRUs'; samples that run free need the same file."""
+        return self._runs.fixed
+
+    @fixed.setter
+    def fixed(self, gates: list[Found]) -> None:
+        self._runs.fix(gates)
+
+    @property
+    def tally(self) -> Tally:
+        """What the samples added so far, if all of them ran free."""
+        shared = self.shared
+        return Tally(
+            shared.samples, shared.sites, shared.contract, shared.finite, shared.answers, self.free.flips,
+            self.end_to_end.tally, self.budget.costs, self.kernels.costs,
+        )  # fmt: skip
+
+    def merge(self, tally: Tally) -> None:
+        """Add what further samples, which ran free in another process, gave there."""
+        shared = self.shared
+        shared.samples.merge(tally.samples)
+        shared.sites.merge(tally.sites)
+        shared.contract.merge(tally.contract)
+        shared.finite.merge(tally.finite)
+        shared.answers.merge(tally.answers)
+        self.free.flips.merge(tally.flips)
+        self.end_to_end.tally.merge(tally.outputs)
+        self.budget.merge(tally.costs)
+        self.kernels.merge(tally.kernels)
 
     def checks(self) -> list[Check]:
         """Checks of the artifact; where its quantisers cannot be judged, those of its SRUs, which stay in float32."""

@@ -7,13 +7,16 @@ reference's gates, the rest is continuous: its error is judged in multiples of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import onnx
 
 from scconv_deploy.errors import UsageError
+from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph.quantization import read_quantization
 from scconv_deploy.graph.types import Precision, precision_of, quantization_of
 from scconv_deploy.records import tolerances
@@ -21,8 +24,10 @@ from scconv_deploy.records.parity import Link, ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.environment import environment_facts, installed_version, sha256_of
+from scconv_deploy.verification.checks.tally import Tally
 from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
+from scconv_deploy.verification.onnx.fused import FUSED_LINK, FusedSRUs
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.run import ReferenceSource
 
@@ -71,10 +76,12 @@ class Judging:
     Attributes:
         overrides: tolerances by name that replace the table's.
         runtime: settings of ONNX Runtime.
+        operators: library of the fused SRU for CPUs, judged as a link of its own; None without that link.
     """
 
     overrides: Mapping[str, float] = field(default_factory=dict)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    operators: Path | None = None
 
 
 def verify_artifact(
@@ -85,11 +92,13 @@ def verify_artifact(
     *,
     judging: Judging = Judging(),
     provenance: Mapping[str, str] | None = None,
+    shards: Shards | None = None,
 ) -> ParityReport:
     """Judge an ONNX model against a reference.
 
     Args:
         samples: samples of the source; read once, one at a time.
+        shards: further samples, which run free in other processes; they come after ``samples``.
 
     Returns:
         The report; falsy if a check failed.
@@ -100,20 +109,23 @@ def verify_artifact(
         MissingRuntimeError: the provider cannot run here.
         ModelError: ONNX Runtime or the reference cannot run the inputs.
     """
-    runtime, limits = judging.runtime, tolerances.table(judging.overrides)
-    float32_checks: ArtifactChecks | None = None
-    with log.stage("verify") as stage, ExitStack() as stack:
-        judged = stack.enter_context(
-            ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)
-        )
-        if artifact.float32_model is not None and not source.is_float32_form:
-            float32_checks = stack.enter_context(ArtifactChecks(source, artifact.float32_model, limits, runtime))
-        shared = judged.shared
+    with log.stage("verify") as stage, checks_of(source, artifact, judging) as all_checks, ExitStack() as stack:
+        fused: FusedSRUs | None = None
+        if judging.operators is not None:
+            limits = tolerances.table(judging.overrides)
+            fused = stack.enter_context(FusedSRUs(source, artifact.proto, judging.operators, limits))
+        judged, shared = all_checks[0], all_checks[0].shared
+        float32_checks = all_checks[1] if len(all_checks) > 1 else None
         for sample in samples:
             run = source.run(sample)
-            for one in (judged, float32_checks):
-                if one is not None:
-                    one.add(run)
+            for one in all_checks:
+                one.add(run)
+            if fused is not None and run.deep:  # the others may run in another process
+                fused.add(run)
+        if shards is not None:
+            for tallies in shards.measure(source, artifact, judging, [one.fixed for one in all_checks]):
+                for one, tally in zip(all_checks, tallies, strict=True):
+                    one.merge(tally)
         if not shared.samples.names:
             raise UsageError("There is no sample, so nothing can be judged.", "Give at least one.")
         stage.applied += shared.samples.names
@@ -121,6 +133,8 @@ def verify_artifact(
         if shared.ruler.float64_refusal:
             stage.skipped.append(("float64 among the runs whose distance is the noise", shared.ruler.float64_refusal))
     links = _links(source, artifact, judged, float32_checks)
+    if fused is not None:
+        links = (*links[:-1], Link.of(FUSED_LINK, fused.checks()), links[-1])
     failed = any(link.status == "failed" for link in links)
     return ParityReport(
         model=source.name,
@@ -131,7 +145,7 @@ def verify_artifact(
         outputs=judged.outputs,
         samples=shared.samples.names,
         left_alone=source.left_alone,
-        provenance=_provenance(runtime) | dict(provenance or {}),
+        provenance=_provenance(judging) | dict(provenance or {}),
         stages=tuple(log.records),
         layers=judged.replay.layers.errors,
         first_departure=first_divergence(source, artifact.proto, judged, judged.options) if failed else "",
@@ -140,6 +154,31 @@ def verify_artifact(
         overrides=dict(judging.overrides),
         other_gates=judged.others.records(),
     )
+
+
+@contextmanager
+def checks_of(source: ReferenceSource, artifact: Artifact, judging: Judging) -> Iterator[list[ArtifactChecks]]:
+    """Open the checks of an artifact, and second those of the float32 model that a half one was converted from."""
+    limits, runtime = tolerances.table(judging.overrides), judging.runtime
+    with ExitStack() as stack:
+        opened = [ArtifactChecks(source, artifact.proto, limits, runtime, artifact.float32_model, artifact.quantized)]
+        if artifact.float32_model is not None and not source.is_float32_form:
+            opened.append(ArtifactChecks(source, artifact.float32_model, limits, runtime))
+        yield [stack.enter_context(one) for one in opened]
+
+
+class Shards(Protocol):
+    """Samples that run free in other processes."""
+
+    def measure(
+        self, source: ReferenceSource, artifact: Artifact, judging: Judging, fixed: Sequence[list[Found]]
+    ) -> Iterator[Sequence[Tally]]:
+        """Yield what each shard gave, in the order of the samples: a tally for each of :func:`checks_of`.
+
+        Args:
+            fixed: for each of the checks, the gates of no known SRU that are exposed.
+        """
+        ...
 
 
 def recorded_quantization(artifact: Artifact) -> ExpectedQuantization | str:
@@ -176,8 +215,10 @@ def _links(
     return (swapped, before, converted, engine)
 
 
-def _provenance(runtime: RuntimeOptions) -> dict[str, str]:
-    facts = environment_facts() | {"provider": runtime.resolved_provider()}
+def _provenance(judging: Judging) -> dict[str, str]:
+    facts = environment_facts() | {"provider": judging.runtime.resolved_provider()}
+    if judging.operators is not None:
+        facts["fused SRU"] = f"{judging.operators.name}, sha256 {sha256_of(judging.operators)}"
     names = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy")
     return facts | {
         name: found for name in names if (found := installed_version(name))

@@ -19,7 +19,7 @@ from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.metrics import relative_l2
 from scconv_deploy.verification.onnx import matching
-from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, verify_artifact
+from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artifact, Judging, Shards, verify_artifact
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.quantized import QuantizedReference, TrainedReference
@@ -49,6 +49,7 @@ def verify_onnx(
     *,
     judging: Judging = Judging(),
     provenance: Mapping[str, str] | None = None,
+    shards: Shards | None = None,
 ) -> ParityReport:
     """Judge an ONNX model against PyTorch; see :func:`.chain.verify_artifact`.
 
@@ -56,7 +57,7 @@ def verify_onnx(
     """
     artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
     source, artifact = _quantized_alike(reference, artifact)
-    return verify_artifact(source, artifact, samples, log, judging=judging, provenance=provenance)
+    return verify_artifact(source, artifact, samples, log, judging=judging, provenance=provenance, shards=shards)
 
 
 def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:

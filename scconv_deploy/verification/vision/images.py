@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ Affine = tuple[tuple[float, ...], tuple[float, ...], int | None]
 """Preprocessing: mean and standard deviation per channel, and the shorter side in pixels before a centre crop."""
 _GREY = 114
 """Value of a letterbox's border, as ultralytics trains with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """Image file in memory."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +88,7 @@ class ImageInput:
         letterboxed = task is not None and task.kind != "classify" and resize is None
         return cls(key, (channels, height, width), mean, std, resize, letterboxed)
 
-    def read(self, file: Path, upright: bool = False) -> tuple[np.ndarray, Placement]:
+    def read(self, file: Path | EncodedImage, upright: bool = False) -> tuple[np.ndarray, Placement]:
         """An image as float32 ``[C, H, W]``, and where it lies in it.
 
         Args:
@@ -89,7 +101,7 @@ class ImageInput:
 
         channels, height, width = self.shape
         try:
-            with Image.open(file) as opened:
+            with Image.open(io.BytesIO(file.content) if isinstance(file, EncodedImage) else file) as opened:
                 turned = ImageOps.exif_transpose(opened) if upright or self.letterboxed else opened
                 image = turned.convert("RGB" if channels == 3 else "L")
                 pixels, placement = self._letterbox(image) if self.letterboxed else self._resized(image)

@@ -17,7 +17,7 @@ def test_metrics_are_the_worst_of_each_and_agreement_counts_all_rows():
     far = reference * np.float32(1.001)  # the farthest in relative L2, every row agrees
     near = np.array([[1.0, 0.0], [0.999999, 1.0]], np.float32)  # one row of two does not
     for y in (far, near, reference):
-        outputs.keep("y", compare(y, reference), len(y))
+        outputs.tally.add("y", compare(y, reference), len(y))
     found = outputs.metrics["y"]
     assert found.relative_l2 == compare(far, reference).relative_l2
     assert found.snr_db == compare(far, reference).snr_db

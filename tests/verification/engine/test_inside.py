@@ -74,7 +74,7 @@ def test_a_healthy_engine_passes_inside_in_every_precision(healthy, tmp_path):
     gates = check_of(report, "gates inside").reason
     assert gates.startswith("4 SRUs inside the engine, same input, gates changed: ")
     assert "(0 unexplained)" in gates
-    assert check_of(report, "segments").reason.startswith("6 segments from the engine's own tensors: the worst, before")
+    assert check_of(report, "segments").reason.startswith("6 segments from its own tensors: the worst, before")
     assert from_json(report.as_json()) == report
     assert not rejudge(report, {"engine_multiple": 1e-9})
 

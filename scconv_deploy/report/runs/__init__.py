@@ -1,0 +1,1 @@
+"""Overview of a run's cells: read, rendered, compared."""
