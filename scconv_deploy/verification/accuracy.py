@@ -58,7 +58,7 @@ class PairedMetric:
 
         Args:
             reference, artifact: outputs by name.
-            labels: of the rows, see :class:`.blocks.Block`; None for data without.
+            labels: of the rows, see :class:`.data.blocks.Block`; None for data without.
         """
         if labels is None:
             return

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.classes import require_same_classes
+from scconv_deploy.verification.data.images import ImageInput, require_files
 from scconv_deploy.verification.vision.average_precision import require_pycocotools
 from scconv_deploy.verification.vision.box_metric import BoxMetric
-from scconv_deploy.verification.vision.classes import require_same_classes
-from scconv_deploy.verification.vision.images import ImageInput, require_files
 from scconv_deploy.verification.vision.targets import Boxes, Task, labels_of
 
 _LISTS = ("images", "annotations", "categories")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.classes import require_same_classes
+from scconv_deploy.verification.data.images import ImageInput, images_in, known_suffixes, require_files
 from scconv_deploy.verification.vision.average_precision import require_pycocotools
 from scconv_deploy.verification.vision.box_metric import BoxMetric
-from scconv_deploy.verification.vision.classes import require_same_classes
-from scconv_deploy.verification.vision.images import ImageInput, images_in, known_suffixes, require_files
 from scconv_deploy.verification.vision.targets import Boxes, Placement, Task, labels_of
 
 YOLO_FILE = "data.yaml"

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
-from scconv_deploy.verification.vision.coco_data import coco_source
-from scconv_deploy.verification.vision.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
-from scconv_deploy.verification.vision.mask_data import IMAGES, MASKS, mask_source
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.coco import coco_source
+from scconv_deploy.verification.data.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
+from scconv_deploy.verification.data.masks import IMAGES, MASKS, mask_source
+from scconv_deploy.verification.data.ultralytics import YOLO_FILE, yolo_source
 from scconv_deploy.verification.vision.targets import Task
-from scconv_deploy.verification.vision.yolo_data import YOLO_FILE, yolo_source
 
 PHOTOS = "photos"
 """Name of the source of scikit-learn's sample photographs."""

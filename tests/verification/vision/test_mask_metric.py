@@ -8,7 +8,7 @@ from PIL import Image
 
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.verification.accuracy import PairedMetric
-from scconv_deploy.verification.data import open_source
+from scconv_deploy.verification.data.sources import open_source
 from scconv_deploy.verification.vision.mask_metric import MaskMetric
 from scconv_deploy.verification.vision.targets import Mask, Task, labels_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.verification.data import open_source
+from scconv_deploy.verification.data.sources import open_source
 from scconv_deploy.verification.vision.targets import Task
 from tests import data_sets
 
