@@ -25,13 +25,12 @@ _Outputs = Mapping[str, np.ndarray]
 
 
 class Metric(Protocol):
-    """A task's metric of two models, the reference and the artifact, on the same inputs.
+    """A task's metric of two models, the reference and the artifact, on the same inputs."""
 
-    Attributes:
-        reason: why labels could not be compared with the outputs; "" if they could.
-    """
-
-    reason: str
+    @property
+    def reason(self) -> str:
+        """Why labels could not be compared with the outputs; "" if they could."""
+        ...
 
     def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray) -> None:
         """Count a batch of outputs by name and the labels of its rows."""

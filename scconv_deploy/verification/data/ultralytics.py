@@ -1,7 +1,7 @@
 """Data sets of ultralytics: ``data.yaml`` with ``path``, ``val`` and ``names``, ``labels/`` beside ``images/``.
 
-A line of a label file is a class number and a box (centre, width, height) or a polygon (its corners), in parts of the
-image. An image without a label file shows nothing, as ultralytics takes it.
+A line of a label file is a class number and a box (centre, width, height; of a pose then its keypoints) or a polygon
+(its corners), in parts of the image. An image without a label file shows nothing, as ultralytics takes it.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ def yolo_source(path: Path, images: ImageInput, task: Task | None) -> DataSource
             f"--data {path}: none of {len(files)} images has a label file; the first would be {labels[0]}.",
             "Put labels/ beside images/.",
         )
+    posed = "kpt_shape" in described or (task is not None and task.kind == "pose")
     for label in labels:  # a malformed line is refused before any work is done
-        _read_labels(label, len(names))
+        _read_labels(label, len(names), posed)
 
     def blocks() -> Iterator[Block]:
         for file, label in zip(files, labels, strict=True):
             values, placement = images.read(file, upright=True)
-            target = _target(file, label, _read_labels(label, len(names)), placement, task)
+            target = _target(file, label, _read_labels(label, len(names), posed), placement, task)
             yield Block({images.name: values[None]}, labels_of(target))
 
     return DataSource(path.parent.name or path.name, len(files), blocks)
@@ -144,8 +145,11 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(file: Path, classes: int) -> np.ndarray:
+def _read_labels(file: Path, classes: int, posed: bool) -> np.ndarray:
     """Rows of class, left, top, right, bottom, in parts of the image: float64 ``[M, 5]``, each once.
+
+    Args:
+        posed: whether keypoints follow each box.
 
     Raises:
         IntegrityError: a line is malformed; it is named.
@@ -156,11 +160,11 @@ def _read_labels(file: Path, classes: int) -> np.ndarray:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{file} is no text: {first_line(error)}.", "Write the labels again.") from error
-    rows = [_row(file, number, line.split(), classes) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [_row(file, number, line.split(), classes, posed) for number, line in enumerate(lines, 1) if line.strip()]
     return np.array(list(dict.fromkeys(rows)), dtype=np.float64).reshape(-1, 5)
 
 
-def _row(file: Path, number: int, words: Sequence[str], classes: int) -> tuple[float, ...]:
+def _row(file: Path, number: int, words: Sequence[str], classes: int, posed: bool) -> tuple[float, ...]:
     def refuse(what: str) -> IntegrityError:
         return IntegrityError(
             f"{file}, line {number}: {what}.",
@@ -171,7 +175,9 @@ def _row(file: Path, number: int, words: Sequence[str], classes: int) -> tuple[f
         values = [float(word) for word in words]
     except ValueError as error:
         raise refuse(f"{' '.join(words)[:60]!r} is not only numbers") from error
-    if len(values) < 5 or (len(values) > 5 and len(values) < 7):
+    if posed:
+        values = values[:5]
+    if len(values) < 5 or len(values) % 2 == 0:
         raise refuse(f"{len(values)} numbers, expected 5, or a class and at least 3 points")
     if values[0] != int(values[0]) or not 0 <= values[0] < classes:
         raise refuse(f"class {words[0]} is outside 0 to {classes - 1}")

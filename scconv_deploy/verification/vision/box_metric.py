@@ -30,9 +30,8 @@ class _Example:
 class BoxMetric:
     """Paired mAP50-95. Kept are the matches of detections, not images."""
 
-    reason = ""
-
     def __init__(self) -> None:
+        self._unlike = ""
         self._sides = Side(), Side()
         self._images = self._background = 0
         self._examples: list[tuple[float, int, _Example]] = []
@@ -51,7 +50,7 @@ class BoxMetric:
             for outputs in (reference, artifact):
                 one = detections_in(outputs, row, target.task, target.placement.input_size)
                 if one is None:
-                    self.reason = NO_BOXES
+                    self._unlike = NO_BOXES
                     return
                 found.append(Detections(target.placement.in_image(one.boxes), one.scores, one.classes))
             for side, detections in zip(self._sides, found, strict=True):
@@ -59,6 +58,12 @@ class BoxMetric:
             self._keep(_Example(target, *found))
             self._images += 1
             self._background += not target.annotated
+
+    @property
+    def reason(self) -> str:
+        """Why there is no number; "" if there is one, or no image yet."""
+        empty = self._images and not self._sides[0].objects
+        return self._unlike or ("no image shows an object" if empty else "")
 
     def _keep(self, example: _Example) -> None:
         apart = disagreement(example.reference, example.artifact)

@@ -49,6 +49,14 @@ def test_a_folder_with_a_data_yaml_and_polygons(tmp_path):
     assert targets(tmp_path)[1].boxes.tolist() == [[16, 8, 32, 24]]  # the same line twice counts once
 
 
+def test_keypoints_are_no_polygon(tmp_path):
+    path = data_sets.ultralytics(tmp_path)
+    (tmp_path / "labels/val/1.txt").write_text("1 0.5 0.5 0.5 1 0.1 0.1 2 0.9 0.9 0\n")
+    assert targets(path, Task("pose", TASK.names))[1].boxes.tolist() == [[8, 0, 24, 32]]
+    path.write_text(path.read_text() + "kpt_shape: [2, 3]\n")
+    assert targets(path)[1].boxes.tolist() == [[8, 0, 24, 32]]
+
+
 def test_a_missing_label_file_is_background(tmp_path):
     path = data_sets.ultralytics(tmp_path)
     (tmp_path / "labels/val/1.txt").unlink()
@@ -67,6 +75,7 @@ def test_no_label_file_at_all(tmp_path):
     ("line", "words"),
     [
         ("0 0.5 0.5 0.5", "4 numbers, expected 5"),
+        ("0 0.5 0.5 0.5 0.5 0.5 0.5 0.5", "8 numbers, expected 5, or a class and at least 3 points"),
         ("0 0.5 0.5 0.5 x", "is not only numbers"),
         ("3 0.5 0.5 0.5 0.5", "class 3 is outside 0 to 2"),
         ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is outside"),

@@ -83,7 +83,8 @@ def test_background_and_rows_that_do_not_count(file):
 
 
 def test_without_an_object_there_is_no_number(file):
-    assert paired(outputs(0.9), outputs(0.9), [target(file, ())]).accuracy() is None
+    found = paired(outputs(0.9), outputs(0.9), [target(file, ())])
+    assert (found.accuracy(), found.reason) == (None, "no image shows an object")
 
 
 def test_outputs_that_are_no_boxes(file):
