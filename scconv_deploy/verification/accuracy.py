@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,10 @@ class Metric(Protocol):
 
     def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray) -> None:
         """Count a batch of outputs by name and the labels of its rows."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add what the same metric counted on later inputs."""
         ...
 
     def accuracy(self, confidence: float) -> Accuracy | None:
@@ -68,15 +72,13 @@ class PairedMetric:
         self._found = None
 
     def merge(self, other: PairedMetric) -> None:
-        """Add the counts of later inputs. Only class numbers are split over processes, see :attr:`.DataSource.part`."""
+        """Add what was counted on later inputs of the same data."""
         if other._metric is None:
             return
         if self._metric is None:
             self._metric = other._metric
-        elif isinstance(self._metric, _TopOne) and isinstance(other._metric, _TopOne):
-            self._metric.merge(other._metric)
         else:
-            raise TypeError(f"{type(other._metric).__name__} does not merge")
+            self._metric.merge(other._metric)
         self._found = None
 
     @property

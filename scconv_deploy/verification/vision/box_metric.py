@@ -55,7 +55,7 @@ class BoxMetric:
                 found.append(Detections(target.placement.in_image(one.boxes), one.scores, one.classes))
             for side, detections in zip(self._sides, found, strict=True):
                 side.add(match(self._images, detections, target.boxes, target.classes, target.crowd))
-            self._keep(_Example(target, *found))
+            self._keep(disagreement(*found), -self._images, _Example(target, *found))
             self._images += 1
             self._background += not target.annotated
 
@@ -65,10 +65,20 @@ class BoxMetric:
         empty = self._images and not self._sides[0].objects
         return self._unlike or ("no image shows an object" if empty else "")
 
-    def _keep(self, example: _Example) -> None:
-        apart = disagreement(example.reference, example.artifact)
+    def merge(self, other: BoxMetric) -> None:
+        """Add what was counted on later images."""
+        for side, more in zip(self._sides, other._sides, strict=True):
+            side.merge(more, self._images)
+        for apart, number, example in other._examples:
+            self._keep(apart, number - self._images, example)
+        self._images += other._images
+        self._background += other._background
+        self._unlike = other._unlike or self._unlike
+
+    def _keep(self, apart: float, number: int, example: _Example) -> None:
+        """Keep an example if it is one of the worst; ``number`` is minus the image's, so that the first one stays."""
         if apart >= _WORTH_SHOWING:
-            heapq.heappush(self._examples, (apart, -self._images, example))
+            heapq.heappush(self._examples, (apart, number, example))
             if len(self._examples) > _SHOWN_IMAGES:
                 heapq.heappop(self._examples)
 

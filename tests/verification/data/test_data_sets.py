@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -166,6 +168,18 @@ def test_a_coco_file_that_is_no_json(tmp_path):
     path.write_text("{")
     with pytest.raises(IntegrityError, match="is no JSON"):
         opened(path)
+
+
+@pytest.mark.parametrize("make", [data_sets.ultralytics, data_sets.coco])
+def test_a_part_travels_with_the_content_of_its_files(make, tmp_path):
+    source = opened(make(tmp_path))
+    whole = list(source.blocks())
+    carried = source.part(1, 3).carried()
+    shutil.rmtree(tmp_path)
+    for ours, theirs in zip(carried.blocks(), whole[1:], strict=True):
+        np.testing.assert_array_equal(ours.arrays["images"], theirs.arrays["images"])
+        assert ours.labels[0].boxes.tolist() == theirs.labels[0].boxes.tolist()
+        assert ours.labels[0].file == theirs.labels[0].file
 
 
 def test_a_crowd_is_kept_as_one(tmp_path):

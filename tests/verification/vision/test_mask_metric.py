@@ -70,6 +70,13 @@ def test_the_interval_is_seeded_and_about_the_difference():
     assert metric(*[good] * 6, *[bad] * 2).accuracy() == found
 
 
+def test_parts_of_the_data_merge_to_the_same():
+    rows = [([[0, 1]], [[0, 1]], [[0, 1]]), ([[0, 1]], [[1, 1]], [[1, 0]]), ([[2, 1]], [[2, 1]], [[2, 2]])]
+    parts = metric(*rows[:1])
+    parts.merge(metric(*rows[1:]))
+    assert parts.accuracy() == metric(*rows).accuracy()
+
+
 def test_outputs_of_a_quarter_of_the_size():
     target = Mask("a.png", np.kron([[0, 1], [2, 1]], np.ones((4, 4), int)), MaskMetric)
     found = PairedMetric()
