@@ -86,8 +86,9 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Also use real data: a folder of images (class subfolders give labels), an .npz (with labels, if you "
-        "have them), file.py:loader, or 'photos' (those scikit-learn ships).",
+        help="Also use real data: a folder of images (class subfolders give labels), an ultralytics data.yaml, a COCO "
+        "instances .json, a folder with images/ and masks/, an .npz (with labels, if you have them), file.py:loader, "
+        "or 'photos' (those scikit-learn ships).",
         rich_help_panel=_INPUTS,
     ),
 ]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,16 +25,19 @@ _Outputs = Mapping[str, np.ndarray]
 
 
 class Metric(Protocol):
-    """A task's metric of two models, the reference and the artifact, on the same inputs.
+    """A task's metric of two models, the reference and the artifact, on the same inputs."""
 
-    Attributes:
-        reason: why labels could not be compared with the outputs; "" if they could.
-    """
-
-    reason: str
+    @property
+    def reason(self) -> str:
+        """Why labels could not be compared with the outputs; "" if they could."""
+        ...
 
     def add(self, reference: _Outputs, artifact: _Outputs, labels: np.ndarray) -> None:
         """Count a batch of outputs by name and the labels of its rows."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add what the same metric counted on later inputs."""
         ...
 
     def accuracy(self, confidence: float) -> Accuracy | None:
@@ -58,7 +61,7 @@ class PairedMetric:
 
         Args:
             reference, artifact: outputs by name.
-            labels: of the rows, see :class:`.blocks.Block`; None for data without.
+            labels: of the rows, see :class:`.data.blocks.Block`; None for data without.
         """
         if labels is None:
             return
@@ -69,15 +72,13 @@ class PairedMetric:
         self._found = None
 
     def merge(self, other: PairedMetric) -> None:
-        """Add the counts of later inputs. Only class numbers are split over processes, see :attr:`.DataSource.part`."""
+        """Add what was counted on later inputs of the same data."""
         if other._metric is None:
             return
         if self._metric is None:
             self._metric = other._metric
-        elif isinstance(self._metric, _TopOne) and isinstance(other._metric, _TopOne):
-            self._metric.merge(other._metric)
         else:
-            raise TypeError(f"{type(other._metric).__name__} does not merge")
+            self._metric.merge(other._metric)
         self._found = None
 
     @property

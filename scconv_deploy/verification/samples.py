@@ -19,9 +19,9 @@ from scconv_deploy.errors import UsageError
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.signature import Signature, random_tensor
 from scconv_deploy.model.yolo import YoloCheckpoint
-from scconv_deploy.verification import data
-from scconv_deploy.verification.blocks import Block, DataSource
-from scconv_deploy.verification.vision.images import Affine
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.images import Affine
+from scconv_deploy.verification.data.sources import open_source
 from scconv_deploy.verification.vision.targets import Task
 
 FREE = " (running free: gates, end to end, accuracy)"
@@ -39,7 +39,7 @@ class Sample:
     Attributes:
         name: origin of the inputs.
         tensors: inputs by name.
-        labels: of the rows, see :class:`.blocks.Block`; None without labels.
+        labels: of the rows, see :class:`.data.blocks.Block`; None without labels.
         kind: name for all samples of this kind.
         rows: number of rows that count; None for all (a padded last batch has fewer).
         deep: whether the sample is judged in full; else it runs free, see :attr:`.reference.run.ReferenceRun.deep`.
@@ -80,7 +80,7 @@ class Preprocessing:
 
     @property
     def affine(self) -> Affine:
-        """As :func:`.data.open_source` takes it."""
+        """As :func:`.data.sources.open_source` takes it."""
         return self.mean, self.std, self.resize
 
     @classmethod
@@ -374,7 +374,7 @@ def load_samples(
     task = None
     if checkpoint is not None:
         task = Task(checkpoint.task, checkpoint.names, checkpoint.end_to_end, checkpoint.head)
-    return Samples(data.open_source(source, examples, preprocessing.affine, task), signature, deep)
+    return Samples(open_source(source, examples, preprocessing.affine, task), signature, deep)
 
 
 def counted(samples: Iterable[Sample]) -> tuple[Iterable[Sample], int | None]:

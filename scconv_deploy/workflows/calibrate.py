@@ -20,10 +20,10 @@ from scconv_deploy.records.stage import Progress
 from scconv_deploy.runtimes.half import runner_of
 from scconv_deploy.runtimes.onnxruntime import RuntimeOptions
 from scconv_deploy.system.atomic import write_file
-from scconv_deploy.verification import data
-from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.data import sources
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.images import Affine
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
-from scconv_deploy.verification.vision.images import Affine
 from scconv_deploy.verification.vision.targets import Task
 
 RANDOM = "random"
@@ -38,7 +38,7 @@ class CalibrationOptions:
     """Data and method of a calibration.
 
     Attributes:
-        data: source as for :func:`.verification.data.open_source`, or ``random``.
+        data: source as for :func:`.verification.data.sources.open_source`, or ``random``.
         samples: most rows that are read.
         method: how ranges follow.
         preprocessing: of images; None takes a zoo model's own.
@@ -58,7 +58,7 @@ class Rows:
     """Rows of the user's data for a file's inputs, in batches that the file takes.
 
     Raises:
-        UsageError, IntegrityError, ModelError, MissingRuntimeError: see :func:`.verification.data.open_source`.
+        UsageError, IntegrityError, ModelError, MissingRuntimeError: see :func:`.verification.data.sources.open_source`.
     """
 
     def __init__(self, proto: onnx.ModelProto, options: CalibrationOptions) -> None:
@@ -72,7 +72,7 @@ class Rows:
         else:
             fitting = _in_sizes_of(Path(options.data), proto, examples)
             affine = options.preprocessing or _affine(proto)
-            self._source = data.open_source(options.data, fitting, affine, _task(proto))
+            self._source = sources.open_source(options.data, fitting, affine, _task(proto))
 
     @property
     def name(self) -> str:
@@ -238,7 +238,7 @@ def _in_sizes_of(path: Path, proto: onnx.ModelProto, examples: dict[str, np.ndar
     """Examples with the sizes of an ``.npz`` where the file leaves an axis open; what does not fit stays as it is."""
     if path.suffix != ".npz" or not path.is_file():
         return examples
-    shapes = data.npz_shapes(path)
+    shapes = sources.npz_shapes(path)
     found = dict(examples)
     for value in inputs.graph_inputs(proto):
         axes, given = value.type.tensor_type.shape.dim, shapes.get(value.name, ())

@@ -19,10 +19,12 @@ from scconv_deploy.records.stage import StageLog
 from scconv_deploy.report.html import html_page
 from scconv_deploy.report.markdown import to_markdown
 from scconv_deploy.report.render import to_text
+from scconv_deploy.verification.costs import CostMeter
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.vision.decoding import detections_in
 from scconv_deploy.verification.vision.targets import Task
+from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows
 from scconv_deploy.workflows.export import ExportOptions, export_spec
 from tests import data_sets, yolo
 from tests.command_line import failed, run
@@ -57,6 +59,18 @@ def _workplace(place, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
+def damaged(model):
+    """A copy with the centres of all boxes off by 8 pixels."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    last = [node for node in copy.graph.node if node.op_type == "Conv"][-1]
+    bias = next(one for one in copy.graph.initializer if one.name == last.input[2])
+    values = numpy_helper.to_array(bias).copy()
+    values[:2] += 2.0
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    return copy
+
+
 def judged(place, artifact):
     reference, _ = reference_from_spec(ModelSpec("best.pt", trust_checkpoint=True))
     samples = Checks(data="set/data.yaml").samples(reference, 0)[1]
@@ -73,13 +87,7 @@ def test_a_healthy_artifact_detects_the_same(place):
 
 
 def test_a_damaged_artifact_is_seen_in_number_and_picture(place, drawn_pictures):
-    model = onnx.load("model.onnx")
-    last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
-    bias = next(one for one in model.graph.initializer if one.name == last.input[2])
-    values = numpy_helper.to_array(bias).copy()
-    values[:2] += 2.0  # the centres of all boxes, by 8 pixels
-    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
-    report = judged(place, model)
+    report = judged(place, damaged(onnx.load("model.onnx")))
     found = report.accuracy
     assert not report
     assert found.difference < -0.2
@@ -93,6 +101,19 @@ def test_a_damaged_artifact_is_seen_in_number_and_picture(place, drawn_pictures)
     assert "<h2>mAP50-95</h2>" in page
     assert page.count("data:image/png;base64") == len(found.examples)
     assert decode(Accuracy, json.loads(report.as_bytes())["accuracy"]) == found
+
+
+def test_costs_of_a_file_alone_are_in_map(place):
+    model = onnx.load("model.onnx")
+    rows = Rows(model, CalibrationOptions("set"))
+    reference, _ = reference_from_spec(ModelSpec("best.pt", trust_checkpoint=True))
+    samples = Checks(data="set").samples(reference, 0)[1]
+    for batch, sample in zip(rows.batches(None), samples, strict=True):  # letterboxed as the file's metadata say
+        np.testing.assert_array_equal(batch.inputs["images"], sample.tensors["images"].numpy())
+    meter = CostMeter(model, lambda: rows.batches(None), lambda _: None)
+    costs = meter.measure({"same": lambda: model, "damaged": lambda: damaged(model)})
+    assert costs["same"].drop == 0
+    assert costs["damaged"].drop > 0.2
 
 
 def test_the_command_line_names_what_is_wrong(place):

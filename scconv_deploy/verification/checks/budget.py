@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from scconv_deploy.records.parity import Check, Quantity, Status
 from scconv_deploy.records.tolerances import Table
-from scconv_deploy.verification.accuracy import CONFIDENCE, ChangedAnswers, PairedMetric
+from scconv_deploy.verification.accuracy import CONFIDENCE, NO_LOGITS, ChangedAnswers, PairedMetric
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, same_kind
 from scconv_deploy.verification.metrics import error_and_signal, looks_like_logits, snr_db
 from scconv_deploy.verification.reference.run import ReferenceRun
@@ -118,7 +118,8 @@ class Budget(ArtifactCheck):
         if accuracy is None and not answers.rows:
             if not self._limit.given:
                 return [Check(NAME, "not run", text)]
-            return [Check(NAME, "failed", f"{text}; no output looks like logits, so --max-drop cannot be judged")]
+            why = self.costs.paired.reason or NO_LOGITS
+            return [Check(NAME, "failed", f"{text}; {why}, so --max-drop cannot be judged")]
         if accuracy is not None:
             return self._judged(-accuracy.difference, -accuracy.low, self.costs.paired, text)
         if self._limit.given:

@@ -34,7 +34,7 @@ class NamedArrays:
     Attributes:
         name: origin of the inputs.
         inputs: arrays by name.
-        labels: of the rows, see :class:`.blocks.Block`; None without labels.
+        labels: of the rows, see :class:`.data.blocks.Block`; None without labels.
         count: number of rows that count; None for all (a padded last batch has fewer).
         deep: whether the sample is judged in full, as in :class:`.run.ReferenceRun`.
         kind: name for all samples of this kind; "" if the sample has its own.

@@ -84,7 +84,7 @@ class ReferenceRun:
         swapped_flips, swapped_distance: flips and largest distance of each SRU as given (by path) from its variant.
         non_finite: tensors of the reference with NaN or Inf, as text.
         float64_refusal: why the noise was measured without float64; "" if it was not.
-        labels: of the rows, see :class:`.blocks.Block`; None without labels.
+        labels: of the rows, see :class:`.data.blocks.Block`; None without labels.
         kind: name for all samples of this kind; "" if the sample has its own.
         count: number of rows that count; a padded last batch has fewer than it holds.
         deep: whether the sample is judged in full. Else only gates, end-to-end outputs and answers are compared:

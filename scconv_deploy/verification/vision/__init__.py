@@ -1,1 +1,1 @@
-"""Images with objects in them: data sets, what a model answers, and the metric of its task."""
+"""What a model says of images with objects in them, and the metric of its task."""

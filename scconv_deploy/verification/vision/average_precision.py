@@ -11,7 +11,7 @@ import contextlib
 import io
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,11 @@ class Side:
         """Keep the matches of one image."""
         for kind, one in found.items():
             self._matches[kind].append(one)
+
+    def merge(self, other: Side, after: int) -> None:
+        """Add the matches of later images, which are numbered from ``after`` on."""
+        for kind, ones in other._matches.items():
+            self._matches[kind] += [replace(one, image=one.image + after) for one in ones]
 
     @property
     def objects(self) -> int:

@@ -30,9 +30,8 @@ class _Example:
 class BoxMetric:
     """Paired mAP50-95. Kept are the matches of detections, not images."""
 
-    reason = ""
-
     def __init__(self) -> None:
+        self._unlike = ""
         self._sides = Side(), Side()
         self._images = self._background = 0
         self._examples: list[tuple[float, int, _Example]] = []
@@ -51,19 +50,35 @@ class BoxMetric:
             for outputs in (reference, artifact):
                 one = detections_in(outputs, row, target.task, target.placement.input_size)
                 if one is None:
-                    self.reason = NO_BOXES
+                    self._unlike = NO_BOXES
                     return
                 found.append(Detections(target.placement.in_image(one.boxes), one.scores, one.classes))
             for side, detections in zip(self._sides, found, strict=True):
                 side.add(match(self._images, detections, target.boxes, target.classes, target.crowd))
-            self._keep(_Example(target, *found))
+            self._keep(disagreement(*found), -self._images, _Example(target, *found))
             self._images += 1
             self._background += not target.annotated
 
-    def _keep(self, example: _Example) -> None:
-        apart = disagreement(example.reference, example.artifact)
+    @property
+    def reason(self) -> str:
+        """Why there is no number; "" if there is one, or no image yet."""
+        empty = self._images and not self._sides[0].objects
+        return self._unlike or ("no image shows an object" if empty else "")
+
+    def merge(self, other: BoxMetric) -> None:
+        """Add what was counted on later images."""
+        for side, more in zip(self._sides, other._sides, strict=True):
+            side.merge(more, self._images)
+        for apart, number, example in other._examples:
+            self._keep(apart, number - self._images, example)
+        self._images += other._images
+        self._background += other._background
+        self._unlike = other._unlike or self._unlike
+
+    def _keep(self, apart: float, number: int, example: _Example) -> None:
+        """Keep an example if it is one of the worst; ``number`` is minus the image's, so that the first one stays."""
         if apart >= _WORTH_SHOWING:
-            heapq.heappush(self._examples, (apart, -self._images, example))
+            heapq.heappush(self._examples, (apart, number, example))
             if len(self._examples) > _SHOWN_IMAGES:
                 heapq.heappop(self._examples)
 

@@ -41,6 +41,12 @@ class MaskMetric:
                 for counts, outputs in zip(self._counts, (reference, artifact), strict=True):
                     counts.append(_overlap(outputs[name][row], truth))
 
+    def merge(self, other: MaskMetric) -> None:
+        """Add what was counted on later images."""
+        for counts, more in zip(self._counts, other._counts, strict=True):
+            counts += more
+        self.reason = other.reason or self.reason
+
     def accuracy(self, confidence: float) -> Accuracy | None:
         """mIoU of both over the classes that occur, and the interval of the difference; None without images."""
         if not self._counts[0]:

@@ -83,7 +83,8 @@ def test_background_and_rows_that_do_not_count(file):
 
 
 def test_without_an_object_there_is_no_number(file):
-    assert paired(outputs(0.9), outputs(0.9), [target(file, ())]).accuracy() is None
+    found = paired(outputs(0.9), outputs(0.9), [target(file, ())])
+    assert (found.accuracy(), found.reason) == (None, "no image shows an object")
 
 
 def test_outputs_that_are_no_boxes(file):
@@ -102,6 +103,17 @@ def test_examples_are_the_images_that_differ_most(file):
     with Image.open(io.BytesIO(base64.b64decode(first.jpeg))) as image:
         assert image.size == (20, 20)
         np.testing.assert_allclose(image.getpixel((5, 5)), (200, 30, 30), atol=6)
+
+
+def test_parts_of_the_data_merge_to_the_same(file):
+    sides = outputs(0.9, 0.9, 0.9, 0.9, 0.9), outputs(0.9, 0.5, 0.1, 0.7, 0.1)
+    labels = [target(file), target(file, ([3, 3, 9, 9],)), target(file), target(file, (), False), target(file)]
+    whole = paired(*sides, labels)
+    parts = PairedMetric()
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        parts.merge(paired(*({n: v[rows] for n, v in side.items()} for side in sides), labels[rows]))
+    assert parts.with_examples() == whole.with_examples()
+    assert whole.accuracy().difference < 0
 
 
 def test_disagreement_by_hand():

@@ -34,6 +34,16 @@ class EncodedImage:
         return self.name
 
 
+def encoded(file: Path | EncodedImage) -> EncodedImage:
+    """The content of an image file (IntegrityError if it cannot be read)."""
+    if isinstance(file, EncodedImage):
+        return file
+    try:
+        return EncodedImage(str(file), file.read_bytes())
+    except OSError as error:
+        raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
     """The model's one input, and how an image becomes it.

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from scconv_deploy.errors import IntegrityError
-from scconv_deploy.verification.vision.images import ImageInput
+from scconv_deploy.verification.data.images import ImageInput
 from scconv_deploy.verification.vision.targets import Task
 
 PLAIN = ((0.0,), (1.0,), None)

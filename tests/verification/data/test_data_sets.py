@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.verification.data import open_source
+from scconv_deploy.verification.data.sources import open_source
 from scconv_deploy.verification.vision.targets import Task
 from tests import data_sets
 
@@ -37,10 +39,24 @@ def test_images_and_boxes(make, tmp_path):
     assert all(target.annotated and not target.crowd.any() for target in (first, second, third))
 
 
+def test_a_model_that_is_no_checkpoint_of_theirs(tmp_path):
+    (first, *_) = targets(data_sets.coco(tmp_path, names=("a", "b", "c")), None)
+    assert (first.task, first.classes.tolist()) == (None, [0, 2])
+    assert (first.placement.scale, first.placement.offset) == ((32 / 48, 1.0), (0, 0))  # resized, as folders of images
+
+
 def test_a_folder_with_a_data_yaml_and_polygons(tmp_path):
     data_sets.ultralytics(tmp_path)
     (tmp_path / "labels/val/1.txt").write_text("1 0.5 0.25 1 0.5 0.5 0.75\n1 0.5 0.25 1 0.5 0.5 0.75\n")
     assert targets(tmp_path)[1].boxes.tolist() == [[16, 8, 32, 24]]  # the same line twice counts once
+
+
+def test_keypoints_are_no_polygon(tmp_path):
+    path = data_sets.ultralytics(tmp_path)
+    (tmp_path / "labels/val/1.txt").write_text("1 0.5 0.5 0.5 1 0.1 0.1 2 0.9 0.9 0\n")
+    assert targets(path, Task("pose", TASK.names))[1].boxes.tolist() == [[8, 0, 24, 32]]
+    path.write_text(path.read_text() + "kpt_shape: [2, 3]\n")
+    assert targets(path)[1].boxes.tolist() == [[8, 0, 24, 32]]
 
 
 def test_a_missing_label_file_is_background(tmp_path):
@@ -61,6 +77,7 @@ def test_no_label_file_at_all(tmp_path):
     ("line", "words"),
     [
         ("0 0.5 0.5 0.5", "4 numbers, expected 5"),
+        ("0 0.5 0.5 0.5 0.5 0.5 0.5 0.5", "8 numbers, expected 5, or a class and at least 3 points"),
         ("0 0.5 0.5 0.5 x", "is not only numbers"),
         ("3 0.5 0.5 0.5 0.5", "class 3 is outside 0 to 2"),
         ("0.5 0.5 0.5 0.5 0.5", "class 0.5 is outside"),
@@ -151,6 +168,18 @@ def test_a_coco_file_that_is_no_json(tmp_path):
     path.write_text("{")
     with pytest.raises(IntegrityError, match="is no JSON"):
         opened(path)
+
+
+@pytest.mark.parametrize("make", [data_sets.ultralytics, data_sets.coco])
+def test_a_part_travels_with_the_content_of_its_files(make, tmp_path):
+    source = opened(make(tmp_path))
+    whole = list(source.blocks())
+    carried = source.part(1, 3).carried()
+    shutil.rmtree(tmp_path)
+    for ours, theirs in zip(carried.blocks(), whole[1:], strict=True):
+        np.testing.assert_array_equal(ours.arrays["images"], theirs.arrays["images"])
+        assert ours.labels[0].boxes.tolist() == theirs.labels[0].boxes.tolist()
+        assert ours.labels[0].file == theirs.labels[0].file
 
 
 def test_a_crowd_is_kept_as_one(tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, UsageError
-from scconv_deploy.verification.blocks import Block, DataSource
-from scconv_deploy.verification.vision.images import ImageInput, images_in, known_suffixes
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.images import ImageInput, images_in, known_suffixes
 from scconv_deploy.verification.vision.mask_metric import MaskMetric
 from scconv_deploy.verification.vision.targets import Mask, labels_of
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.verification.accuracy import PairedMetric
-from scconv_deploy.verification.data import open_source
+from scconv_deploy.verification.data.sources import open_source
 from scconv_deploy.verification.vision.mask_metric import MaskMetric
 from scconv_deploy.verification.vision.targets import Mask, Task, labels_of
 
@@ -68,6 +68,13 @@ def test_the_interval_is_seeded_and_about_the_difference():
     assert found.artifact == pytest.approx(6 / 10)
     assert found.low < found.difference < found.high <= 0
     assert metric(*[good] * 6, *[bad] * 2).accuracy() == found
+
+
+def test_parts_of_the_data_merge_to_the_same():
+    rows = [([[0, 1]], [[0, 1]], [[0, 1]]), ([[0, 1]], [[1, 1]], [[1, 0]]), ([[2, 1]], [[2, 1]], [[2, 2]])]
+    parts = metric(*rows[:1])
+    parts.merge(metric(*rows[1:]))
+    assert parts.accuracy() == metric(*rows).accuracy()
 
 
 def test_outputs_of_a_quarter_of_the_size():

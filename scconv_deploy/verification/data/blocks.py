@@ -54,7 +54,7 @@ class DataSource:
         rows: number of rows; None if unknown before reading.
         blocks: reader of its blocks.
         part: (first row, row after the last) -> a source of these rows alone; None if the source can only be read from
-            its start, or its targets are compared as a whole.
+            its start.
         carried: makes the same source with the content of its files in memory, for another machine; None if it reads no
             files.
     """

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.data.blocks import DataSource
+from scconv_deploy.verification.data.boxes import AnnotatedImage, box_source
+from scconv_deploy.verification.data.classes import require_same_classes
+from scconv_deploy.verification.data.images import ImageInput, require_files
 from scconv_deploy.verification.vision.average_precision import require_pycocotools
-from scconv_deploy.verification.vision.box_metric import BoxMetric
-from scconv_deploy.verification.vision.classes import require_same_classes
-from scconv_deploy.verification.vision.images import ImageInput, require_files
-from scconv_deploy.verification.vision.targets import Boxes, Task, labels_of
+from scconv_deploy.verification.vision.targets import Task
 
 _LISTS = ("images", "annotations", "categories")
 _NO_BOXES = ("classify", "obb")
-
-
-@dataclass(frozen=True, eq=False)
-class _Annotated:
-    """An image's file, and its rows of class, left, top, right, bottom, crowd: float64 ``[M, 6]``."""
-
-    file: Path
-    rows: np.ndarray
 
 
 def coco_source(path: Path, images: ImageInput, task: Task | None) -> DataSource:
@@ -52,16 +43,8 @@ def coco_source(path: Path, images: ImageInput, task: Task | None) -> DataSource
     if task is not None:
         require_same_classes(f"--data {path}", names, task)
     annotated = _annotated(path, document, classes)
-    require_files(f"--data {path}", [one.file for one in annotated])
 
-    def blocks() -> Iterator[Block]:
-        for one in annotated:
-            values, placement = images.read(one.file, upright=True)
-            boxes, kind = one.rows[:, 1:5], one.rows[:, 0].astype(np.int64)
-            target = Boxes(one.file, placement, boxes, kind, one.rows[:, 5] > 0, BoxMetric, True, task)
-            yield Block({images.name: values[None]}, labels_of(target))
-
-    return DataSource(path.stem, len(annotated), blocks)
+    return box_source(path.stem, annotated, images, task)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -90,7 +73,7 @@ def _classes(path: Path, categories: Sequence[Any]) -> tuple[dict[Any, int], dic
     return classes, {classes[key]: name for key, name in ordered}
 
 
-def _annotated(path: Path, document: Mapping[str, Sequence[Any]], classes: Mapping[Any, int]) -> list[_Annotated]:
+def _annotated(path: Path, document: Mapping[str, Sequence[Any]], classes: Mapping[Any, int]) -> list[AnnotatedImage]:
     try:
         files = {one["id"]: str(one["file_name"]) for one in document["images"]}
     except (KeyError, TypeError) as error:
@@ -102,7 +85,8 @@ def _annotated(path: Path, document: Mapping[str, Sequence[Any]], classes: Mappi
         image, row = _row(path, number, one, files, classes)
         rows[image].append(row)
     folder = _folder_of(path, next(iter(files.values())))
-    return [_Annotated(folder / name, np.array(rows[key]).reshape(-1, 6)) for key, name in files.items()]
+    require_files(f"--data {path}", [folder / name for name in files.values()])
+    return [AnnotatedImage(folder / name, np.array(rows[key]).reshape(-1, 6)) for key, name in files.items()]
 
 
 def _row(

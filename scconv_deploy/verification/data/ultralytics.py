@@ -1,24 +1,24 @@
 """Data sets of ultralytics: ``data.yaml`` with ``path``, ``val`` and ``names``, ``labels/`` beside ``images/``.
 
-A line of a label file is a class number and a box (centre, width, height) or a polygon (its corners), in parts of the
-image. An image without a label file shows nothing, as ultralytics takes it.
+A line of a label file is a class number and a box (centre, width, height; of a pose then its keypoints) or a polygon
+(its corners), in parts of the image. An image without a label file shows nothing, as ultralytics takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
+from scconv_deploy.verification.data.blocks import DataSource
+from scconv_deploy.verification.data.boxes import AnnotatedImage, box_source
+from scconv_deploy.verification.data.classes import require_same_classes
+from scconv_deploy.verification.data.images import ImageInput, images_in, known_suffixes, require_files
 from scconv_deploy.verification.vision.average_precision import require_pycocotools
-from scconv_deploy.verification.vision.box_metric import BoxMetric
-from scconv_deploy.verification.vision.classes import require_same_classes
-from scconv_deploy.verification.vision.images import ImageInput, images_in, known_suffixes, require_files
-from scconv_deploy.verification.vision.targets import Boxes, Placement, Task, labels_of
+from scconv_deploy.verification.vision.targets import Task
 
 YOLO_FILE = "data.yaml"
 """Name of the file in a folder that is such a data set."""
@@ -59,22 +59,12 @@ def yolo_source(path: Path, images: ImageInput, task: Task | None) -> DataSource
             f"--data {path}: none of {len(files)} images has a label file; the first would be {labels[0]}.",
             "Put labels/ beside images/.",
         )
-    for label in labels:  # a malformed line is refused before any work is done
-        _read_labels(label, len(names))
-
-    def blocks() -> Iterator[Block]:
-        for file, label in zip(files, labels, strict=True):
-            values, placement = images.read(file, upright=True)
-            target = _target(file, label, _read_labels(label, len(names)), placement, task)
-            yield Block({images.name: values[None]}, labels_of(target))
-
-    return DataSource(path.parent.name or path.name, len(files), blocks)
-
-
-def _target(file: Path, label: Path, rows: np.ndarray, placement: Placement, task: Task | None) -> Boxes:
-    boxes = rows[:, 1:] * np.tile(placement.size, 2)
-    classes = rows[:, 0].astype(np.int64)
-    return Boxes(file, placement, boxes, classes, np.zeros(len(rows), bool), BoxMetric, label.is_file(), task)
+    posed = "kpt_shape" in described or (task is not None and task.kind == "pose")
+    annotated = [
+        AnnotatedImage(file, _read_labels(label, len(names), posed), relative=True, annotated=label.is_file())
+        for file, label in zip(files, labels, strict=True)
+    ]
+    return box_source(path.parent.name or path.name, annotated, images, task)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -144,23 +134,26 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(file: Path, classes: int) -> np.ndarray:
-    """Rows of class, left, top, right, bottom, in parts of the image: float64 ``[M, 5]``, each once.
+def _read_labels(file: Path, classes: int, posed: bool) -> np.ndarray:
+    """Rows of class, left, top, right, bottom (in parts of the image), 0: float64 ``[M, 6]``, each once.
+
+    Args:
+        posed: whether keypoints follow each box.
 
     Raises:
         IntegrityError: a line is malformed; it is named.
     """
     if not file.is_file():
-        return np.zeros((0, 5))
+        return np.zeros((0, 6))
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{file} is no text: {first_line(error)}.", "Write the labels again.") from error
-    rows = [_row(file, number, line.split(), classes) for number, line in enumerate(lines, 1) if line.strip()]
-    return np.array(list(dict.fromkeys(rows)), dtype=np.float64).reshape(-1, 5)
+    rows = [_row(file, number, line.split(), classes, posed) for number, line in enumerate(lines, 1) if line.strip()]
+    return np.array(list(dict.fromkeys(rows)), dtype=np.float64).reshape(-1, 6)
 
 
-def _row(file: Path, number: int, words: Sequence[str], classes: int) -> tuple[float, ...]:
+def _row(file: Path, number: int, words: Sequence[str], classes: int, posed: bool) -> tuple[float, ...]:
     def refuse(what: str) -> IntegrityError:
         return IntegrityError(
             f"{file}, line {number}: {what}.",
@@ -171,14 +164,16 @@ def _row(file: Path, number: int, words: Sequence[str], classes: int) -> tuple[f
         values = [float(word) for word in words]
     except ValueError as error:
         raise refuse(f"{' '.join(words)[:60]!r} is not only numbers") from error
-    if len(values) < 5 or (len(values) > 5 and len(values) < 7):
+    if posed:
+        values = values[:5]
+    if len(values) < 5 or len(values) % 2 == 0:
         raise refuse(f"{len(values)} numbers, expected 5, or a class and at least 3 points")
     if values[0] != int(values[0]) or not 0 <= values[0] < classes:
         raise refuse(f"class {words[0]} is outside 0 to {classes - 1}")
     places = np.array(values[1:])
     if not (np.isfinite(places).all() and (places >= -_SLACK).all() and (places <= 1 + _SLACK).all()):
         raise refuse("a place is outside the image (0 to 1)")
-    return values[0], *_corners(places)
+    return values[0], *_corners(places), 0.0
 
 
 def _corners(places: np.ndarray) -> tuple[float, ...]:

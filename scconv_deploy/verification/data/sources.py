@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, ScconvDeployError, UsageError, first_line
-from scconv_deploy.verification.blocks import Block, DataSource
-from scconv_deploy.verification.vision.coco_data import coco_source
-from scconv_deploy.verification.vision.images import SUFFIXES, Affine, EncodedImage, ImageInput, known_suffixes
-from scconv_deploy.verification.vision.mask_data import IMAGES, MASKS, mask_source
+from scconv_deploy.verification.data.blocks import Block, DataSource
+from scconv_deploy.verification.data.coco import coco_source
+from scconv_deploy.verification.data.images import SUFFIXES, Affine, EncodedImage, ImageInput, encoded, known_suffixes
+from scconv_deploy.verification.data.masks import IMAGES, MASKS, mask_source
+from scconv_deploy.verification.data.ultralytics import YOLO_FILE, yolo_source
 from scconv_deploy.verification.vision.targets import Task
-from scconv_deploy.verification.vision.yolo_data import YOLO_FILE, yolo_source
 
 PHOTOS = "photos"
 """Name of the source of scikit-learn's sample photographs."""
@@ -122,17 +122,9 @@ def _image_source(
         return _image_source(name, files[start:stop], None if labels is None else labels[start:stop], images)
 
     def carried() -> DataSource:
-        content = [f if isinstance(f, EncodedImage) else EncodedImage(str(f), _bytes_of(f)) for f in files]
-        return _image_source(name, content, labels, images)
+        return _image_source(name, [encoded(file) for file in files], labels, images)
 
     return DataSource(name, len(files), blocks, part, carried)
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
 
 
 # --- arrays ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Real data: images, data sets, arrays and loaders, read in blocks of rows."""
