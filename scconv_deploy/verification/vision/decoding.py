@@ -102,13 +102,18 @@ def _suppressed(boxes: np.ndarray, scores: np.ndarray) -> Detections:
     """Best detections of ``[A, 4]`` boxes (centre, width, height) with ``[A, nc]`` scores, one an object and class."""
     rows, classes = np.nonzero(scores > _LEAST_SCORE)
     found = Detections.of(_corners(boxes[rows]), scores[rows, classes], classes)[:_MOST_CANDIDATES]
+    of_class = {kind: np.flatnonzero(found.classes == kind) for kind in np.unique(found.classes)}
     kept: list[int] = []
-    left = np.arange(len(found.scores))
-    while len(left) and len(kept) < _MOST:
-        best, left = left[0], left[1:]
-        kept.append(int(best))
-        same = found.classes[left] == found.classes[best]
-        left = left[~(same & (overlaps(found.boxes[best], found.boxes[left]) > _SAME_OBJECT))]
+    alive = np.ones(len(found.scores), dtype=bool)
+    for best in range(len(alive)):
+        if not alive[best]:
+            continue
+        kept.append(best)
+        if len(kept) == _MOST:
+            break
+        others = of_class[found.classes[best]]
+        others = others[others > best]
+        alive[others[overlaps(found.boxes[best], found.boxes[others]) > _SAME_OBJECT]] = False
     return found[np.array(kept, dtype=np.int64)]
 
 

@@ -26,6 +26,13 @@ def test_output0_of_a_detector_is_suppressed_within_a_class():
     np.testing.assert_allclose(result.boxes[0], [15, 15, 25, 25])
 
 
+def test_the_best_300_are_kept():
+    boxes = np.stack([np.arange(400) * 20.0, np.zeros(400), np.full(400, 10.0), np.full(400, 10.0)])
+    scores = np.stack([np.linspace(0.9, 0.1, 400), np.zeros(400)])
+    result = found({"output0": np.concatenate([boxes, scores])[None]})
+    np.testing.assert_allclose(result.scores, scores[0, :300])
+
+
 def test_output0_with_a_score_of_the_box():
     rows = np.array([[[20, 20, 10, 10, 0.5, 0.8, 0.1]] + [[0] * 7] * 9])
     result = found({"output0": rows})
