@@ -210,7 +210,7 @@ def _baseline(source: str, spec: ModelSpec, options: ExportOptions) -> Baseline 
     def export() -> NetworkSource:
         reference, log = reference_from_spec(other)
         return OnnxSource(
-            ir.to_proto(in_precision(reference.model, export_to_ir(reference, options, log), options, log))
+            ir.to_proto(in_precision(export_to_ir(reference, options, log), options, log, module=reference.model))
         )
 
     return Baseline(other.label, export)
@@ -278,7 +278,7 @@ def deploy_subject(
     """Make the artifact of a subject, verify it, build engines, and write a bundle."""
     samples = subject.samples()  # refuse unreadable data before any work is done
     float32_model = subject.exported(options, log, progress)
-    model = in_precision(subject.module, float32_model, options, log, progress)
+    model = in_precision(float32_model, options, log, progress, subject.module)
     data = serialize(model)
     artifact = Artifact(onnx.load_model_from_string(data), MODEL, data)
     if options.half is not None and options.quantization is None:

@@ -199,7 +199,11 @@ def export_to_ir(reference: Reference, options: ExportOptions, log: StageLog, pr
 
 
 def in_precision(
-    module: nn.Module | None, model: ir.Model, options: ExportOptions, log: StageLog, progress: Progress = silent
+    model: ir.Model,
+    options: ExportOptions,
+    log: StageLog,
+    progress: Progress = silent,
+    module: nn.Module | None = None,
 ) -> ir.Model:
     """Convert an exported model to the requested precision, and quantise it if asked; the given one is not changed.
 
@@ -279,7 +283,7 @@ def export(
 def _write_export(
     reference: Reference, path: Path, options: ExportOptions, log: StageLog, progress: Progress
 ) -> ExportResult:
-    model = in_precision(reference.model, export_to_ir(reference, options, log, progress), options, log, progress)
+    model = in_precision(export_to_ir(reference, options, log, progress), options, log, progress, reference.model)
     data = serialize(model)
     write_file(path, data)
     sites = json.loads(model.metadata_props["scconv_deploy.sites"])
