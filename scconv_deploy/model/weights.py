@@ -161,7 +161,7 @@ def _read_error(path: Path, trust: bool, what: str, is_pickle: bool, error: Exce
             "If you trust its author, add --trust-checkpoint; better, save a state dict as .safetensors.",
         )
     if trust and isinstance(error, (ImportError, AttributeError)):
-        return ModelError(*_missing_code(f"{what} {path}", error))
+        return _missing_code(f"{what} {path}", error)
     if trust and "process group" in str(error):
         return ModelError(
             f"{what} {path} is a module inside DistributedDataParallel, which can be read in a process group only.",
@@ -172,26 +172,26 @@ def _read_error(path: Path, trust: bool, what: str, is_pickle: bool, error: Exce
     )
 
 
-def _missing_code(file: str, error: ImportError | AttributeError) -> tuple[str, str]:
+def _missing_code(file: str, error: ImportError | AttributeError) -> ModelError:
     """Name the module or class that a pickle looks for and that is not here; and the remedy."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         top = error.name.split(".")[0]
         found = getattr(sys.modules.get(top), "__file__", None)
         other = f"; the {top} that was imported ({found}) has none" if found and top != error.name else ""
-        return (
+        return ModelError(
             f"{file} needs the module {error.name}, which cannot be imported{other}.",
             f"Give the folder of the code that trained it, which holds {top}: --path FOLDER; or install it.",
         )
     lost = re.search(r"get attribute '([\w.]+)' on <module '([\w.]+)'(?: from '(.+)')?", str(error))
     if lost is None:
-        return f"{file} needs code that is not here: {_first_sentence(error)}.", _RUN_THERE
+        return ModelError(f"{file} needs code that is not here: {_first_sentence(error)}.", _RUN_THERE)
     name, module, place = lost.groups()
     if module.endswith("__main__"):  # with python -m, its package stands before it
-        return (
+        return ModelError(
             f"{file} needs the class {name} of the script that was run when it was saved.",
             "Define the class in a module that the script imports, and save again; or save a state dict.",
         )
-    return (
+    return ModelError(
         f"{file} needs the class {name} of {module}, and the one that was imported ({place}) has none.",
         f"Give the folder of the code that trained it, which holds {module.split('.')[0]}: --path FOLDER.",
     )

@@ -379,6 +379,7 @@ LAYERS = {
     "register": {"tensorrt"},
     "harness": {"cuda", "tensorrt"},
     "reference": set(),
+    "cpu": set(),
 }
 """Whose headers each layer may include."""
 

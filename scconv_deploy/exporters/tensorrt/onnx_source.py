@@ -20,7 +20,8 @@ from scconv_deploy.system.environment import sha256_of
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZE = "scconv-deploy quantize F.onnx -o G.onnx --data SOURCE"
-_LAYERS, _INTEGERS = ("Conv", "ConvTranspose", "Gemm", "MatMul"), (TensorProto.INT8, TensorProto.UINT8)
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_INTEGERS = tuple(map(TensorProto.DataType.Value, ("INT8", "UINT8")))
 _READS_SETTINGS = ("Resize", "Upsample", "QuantizeLinear", "DequantizeLinear")
 """Operators whose inputs after the first are sizes or scales."""
 

@@ -213,7 +213,7 @@ class EngineManifest:
         return bool(self.quantized) or any(layer.type in ("QUANTIZE", "DEQUANTIZE") for layer in self.layers)
 
     @property
-    def precision(self) -> str:
+    def precision_name(self) -> str:
         """Precision as the command line names it, ``fp32`` or ``int8+fp16``."""
         between = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[self.data_type]
         if not self.is_quantized:
@@ -229,7 +229,7 @@ class EngineManifest:
     def summary(self) -> str:
         """Library, compute capabilities and size in one line, as text."""
         where = ", ".join(self.compute_capabilities) or self.gpu or self.target
-        kind = f"{self.precision} engine" if self.is_quantized else "engine"
+        kind = f"{self.precision_name} engine" if self.is_quantized else "engine"
         return f"{self.backend} {self.library_version} {kind} for {where}, {self.file_bytes / 1e6:.1f} MB"
 
 

@@ -158,11 +158,11 @@ def _require_the_same_arithmetic(source: ReferenceSource, engine: EngineArtifact
         return
     if source.rounds_to_codes:
         raise UsageError(
-            f"The engine is {engine.manifest.precision}, and the reference {source.name} is fake-quantised.",
+            f"The engine is {engine.manifest.precision_name}, and the reference {source.name} is fake-quantised.",
             "Give the float model that the engine was made from.",
         )
     raise UsageError(
-        f"The engine is {engine.manifest.precision}, and the reference {source.name} does not round to its codes, "
+        f"The engine is {engine.manifest.precision_name}, and the reference {source.name} does not round to its codes, "
         "so that the rounding would count as a fault.",
         "Give its bundle, or the model with the ONNX file that it was built from beside the engine.",
     )
@@ -207,7 +207,7 @@ def _report(
     gpu = ", ".join(map(str, gpus()))
     parity = EngineParity(
         manifest.backend, manifest.library_version, engine.path.name, manifest.sha256, gpu, records, outputs.outputs(),
-        precision=manifest.precision,
+        precision=manifest.precision_name,
     )  # fmt: skip
     facts = {
         **environment_facts(),

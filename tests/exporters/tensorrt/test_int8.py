@@ -75,8 +75,8 @@ def test_every_layer_that_should_multiplies_integers(precision, cru, chosen, tmp
     assert [layer.node for layer in manifest.quantized] == layers(model)
     assert len(layers(model)) == chosen  # merged convolutions stay in float; they have no module to be proved by
     assert [layer.node for layer in manifest.quantized if not layer.in_int8] == []
-    assert manifest.precision == {"fp32": "int8", "fp16": "int8+fp16", "bf16": "int8+bf16"}[precision]
-    assert f"{manifest.precision} engine" in manifest.summary
+    assert manifest.precision_name == {"fp32": "int8", "fp16": "int8+fp16", "bf16": "int8+bf16"}[precision]
+    assert f"{manifest.precision_name} engine" in manifest.summary
     assert not any("kernel multiplies floats" in note for note in result.notes)
     products = [kernel for kernel in manifest.plan.layers if kernel.operands == ("Int8", "Int8")]
     assert len(products) >= chosen
