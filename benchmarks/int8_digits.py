@@ -36,7 +36,7 @@ from scconv_deploy.verification.metrics import relative_l2
 BATCH = 29
 """899 held-out rows are 31 batches; the naive export has a fixed batch."""
 _HERE = RuntimeOptions(threads=1)
-_MODEL = "benchmarks/digits_network.py:network --weights {0}/digits.safetensors --input 1x1x16x16"
+_MODEL = "benchmarks/digits_network.py:network --weights {0}/digits.safetensors --input 29x1x16x16"
 _COMMANDS = {
     "fp32": "export {model} --opset 22 --batch 1:32:256 -o {0}/fp32.onnx",
     "fp16": "convert {0}/fp32.onnx --precision fp16 --data {0}/images.npz -o {0}/fp16.onnx",
@@ -227,6 +227,7 @@ def _native(model: onnx.ModelProto) -> OnnxRuntimeRunner | HalfRunner:
 
 
 _TOOLS = {
+    "": "naive export, fp32",
     "quantize_static": "naive export, ONNX Runtime's quantize_static",
     "modelopt": "naive export, NVIDIA Model Optimizer",
 }
@@ -240,9 +241,10 @@ def _theirs(
     naive = subjects.cached_naive_onnx(net, torch.from_numpy(data.images[:BATCH]))[0]
     given, rows = onnx.load_model_from_string(naive), data.images[: 8 * BATCH]
     try:
+        model = given
         if tool == "modelopt":
             model = int8_tools.by_modelopt(python, given, rows, BATCH)
-        else:
+        elif tool:
             model = int8_tools.by_onnxruntime(given, rows, BATCH)
     except int8_tools.Unavailable as error:
         return {"file": _TOOLS[tool], "accuracy": str(error)}, None
