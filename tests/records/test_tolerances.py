@@ -25,6 +25,7 @@ from scconv_deploy.records.tolerances import ALL, FIXED, REWRITE
 from scconv_deploy.verification.checks import weights
 from scconv_deploy.verification.checks.budget import Budget
 from scconv_deploy.verification.checks.gates import SiteGates
+from scconv_deploy.verification.checks.integer_kernels import IntegerKernels
 from scconv_deploy.verification.checks.rounding import Rounding
 from scconv_deploy.verification.checks.second_opinion import SecondOpinion
 from scconv_deploy.verification.checks.shared import Shared
@@ -175,6 +176,17 @@ def second_opinion(limits, apart):
 
 
 CASES["second_opinion"] = second_opinion
+
+
+def in_kernels(limits, ratio):
+    """Whether a file with uint8 codes fails that integer kernels move by so many times the cost of quantising."""
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])
+    zero = numpy_helper.from_array(np.uint8(0), "z")
+    runs = SimpleNamespace(proto=helper.make_model(helper.make_graph([node], "g", [], [], [zero])))
+    return failed([IntegerKernels(runs, limits).judged(ratio, "apart")])
+
+
+CASES["integer_kernels"] = in_kernels
 CASES["max_drop"] = lambda t, x: failed([Budget(t).judged(x, "costs")])
 
 
