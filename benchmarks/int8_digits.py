@@ -1,5 +1,6 @@
 """int8 of a ScConv-ResNet that was really trained, on scikit-learn's digits: one table of all types and other tools.
 
+NVIDIA's Model Optimizer pins other versions: MODELOPT_PYTHON names an interpreter that has nvidia-modelopt[onnx].
 The files are made and judged with the project's own commands, which the results list. Half of the digits train the
 network and calibrate, the other half is held out and judges. Other tools get the naive export, in float arithmetic too.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -68,7 +70,6 @@ _COLUMNS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--modelopt", default="", metavar="PYTHON", help="an interpreter with nvidia-modelopt[onnx]")
     parser.add_argument("--workers", type=int, default=1, help="processes that make files; times are taken afterwards")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # of a network this small, two only wait for each other
+    python = os.environ.get("MODELOPT_PYTHON", "")  # not an option, for the command is written into the results
     folder = subjects.CACHE / "int8_digits"
     folder.mkdir(parents=True, exist_ok=True)
     data = digits_network.digits(options.seed)
@@ -88,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         waiting = [pool.submit(_ours, name, folder, judge) for name in list(_COMMANDS)[2:]]
         waiting += [pool.submit(_calibrated, method, folder, judge) for method in _CALIBRATIONS]
-        waiting += [pool.submit(_theirs, name, options.modelopt, net, data, judge) for name in _TOOLS]
+        waiting += [pool.submit(_theirs, name, python, net, data, judge) for name in _TOOLS]
         made += [one.result() for one in waiting]
     rows = [row for row, _ in made]
     files = {row["file"]: model for row, model in made if model is not None}

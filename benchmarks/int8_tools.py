@@ -42,7 +42,7 @@ def by_onnxruntime(naive: onnx.ModelProto, rows: np.ndarray, batch: int) -> onnx
 def by_modelopt(python: str, naive: onnx.ModelProto, rows: np.ndarray, batch: int) -> onnx.ModelProto:
     """NVIDIA Model Optimizer's int8 with its default options, in an interpreter that has it; it pins other versions."""
     if not python:
-        raise Unavailable("not run: --modelopt names no interpreter with nvidia-modelopt[onnx]")
+        raise Unavailable("not run: MODELOPT_PYTHON names no interpreter with nvidia-modelopt[onnx]")
     with tempfile.TemporaryDirectory() as folder:
         source, output, data = (Path(folder) / name for name in ("naive.onnx", "int8.onnx", "rows.npy"))
         onnx.save(naive, source)

@@ -127,19 +127,25 @@ class IntegerKernels(ArtifactCheck):
             words.append(f"{name}: {snr}, {ratios[name]:.2g}x what quantising costs")
         if self.costs.answers:
             words.append(f"{self.costs.changed:,} of {self.costs.answers:,} answers changed")
-        instructions = int8_instructions()
         where = "" if self.costs.on_data else " on noise"
         worst = max(ratios.values(), key=lambda ratio: (np.isnan(ratio), ratio))
-        quantity = Quantity(TOLERANCE, worst, self._limits[TOLERANCE].value)
+        instructions = int8_instructions()
         text = f"in ONNX Runtime's integer kernels on this CPU ({instructions}){where}: {', '.join(words)}"
+        return [self.judged(worst, text, instructions.saturating)]
+
+    def judged(self, ratio: float, text: str, saturating: bool = False) -> Check:
+        """Judge an error in multiples of the cost of quantising; of a file for GPUs it is shown alone.
+
+        Args:
+            saturating: whether this CPU adds in 16 bits.
+        """
+        quantity = Quantity(TOLERANCE, ratio, self._limits[TOLERANCE].value)
         text += f" (limit {quantity.limit:.3g}x)"
         if not quantity.within:
-            why = "they saturate without VNNI: " if instructions.saturating else ""
-            text += f"; {why}for this CPU, {_REMEDY}"
+            text += f"; {'they saturate without VNNI: ' if saturating else ''}for this CPU, {_REMEDY}"
         if not self._judged:
-            text += "; its codes are for GPUs, so this was not judged"
-            return [Check(NAME, "not run", text)]
-        return [Check(NAME, "passed" if quantity.within else "failed", text, (quantity,))]
+            return Check(NAME, "not run", f"{text}; its codes are for GPUs, so this was not judged")
+        return Check(NAME, "passed" if quantity.within else "failed", text, (quantity,))
 
 
 def _squares(y: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> np.ndarray:
