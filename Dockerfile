@@ -1,4 +1,4 @@
-# scconv-deploy on the CPU: docker build . -t scconv-deploy && docker run --rm -v "$PWD:/work" scconv-deploy doctor
+# scconv-deploy on the CPU: docker build . -t scconv-deploy:latest && docker run --rm -v "$PWD:/work" scconv-deploy doctor
 FROM python:3.11-slim
 
 COPY . /opt/scconv-deploy
