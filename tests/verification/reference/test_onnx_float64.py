@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from scconv_deploy.graph.float64 import as_float64
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.runtimes.onnx_reference import OnnxReferenceRunner
+from scconv_deploy.verification.metrics import relative_l2
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.reference.onnx_float64 import OnnxFloat64Reference
 from scconv_deploy.workflows.rewrite import RewriteOptions, rewrite_graph
@@ -62,7 +63,8 @@ def test_it_is_pytorch_in_float64(rewritten):
         float32 = net.float()(torch.from_numpy(sample.inputs["x"])).numpy()
     (y,) = run.outputs.values()
     assert y.dtype == np.float32
-    np.testing.assert_array_equal(y, exact.astype(np.float32))  # the gates are the same, and the rest is float64
+    # the gates are the same, and the rest is float64: the outputs' own rounding is left, and that of stored constants
+    assert relative_l2(y, exact) < 1e-7
     assert not np.array_equal(y, float32)
     for name, gate in gates.items():
         np.testing.assert_array_equal(run.sites[name].mask, gate.mask(torch.from_numpy(run.sites[name].x)).numpy())
