@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -179,23 +180,30 @@ def _row(name: str, passed: bool, found: str, otherwise: str) -> CheckRow:
     return CheckRow(name, "passed" if passed else "failed", found if passed else otherwise)
 
 
+def answer_of(command: Sequence[str]) -> dict[str, Any] | str:
+    """JSON that a child process prints last; where it gives none, why: its last error, its exit status, or the time."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {_CHILD_TIMEOUT_S} s"
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer
+    except (IndexError, json.JSONDecodeError):
+        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
 def _load_row(path: Path, package: str, machine: Machine, how: str) -> CheckRow:
     """Load check in a child process: a plugin that crashes fails the check."""
     name = f"loads in {package}"
     if machine.installed(package) is None:
         return CheckRow(name, "not run", f"{package} is not installed")
     command = [sys.executable, "-c", _LOAD.format(module=BACKENDS[package].module, load=how), str(path.absolute())]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return CheckRow(name, "failed", f"no answer in {_CHILD_TIMEOUT_S} s")
-    try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        if "ImportError" in last or "ModuleNotFoundError" in last or "OSError" in last:
-            return CheckRow(name, "not run", f"{package} is installed, but does not import: {last}")
-        return CheckRow(name, "failed", last)
+    answer = answer_of(command)
+    if isinstance(answer, str):
+        if "ImportError" in answer or "ModuleNotFoundError" in answer or "OSError" in answer:
+            return CheckRow(name, "not run", f"{package} is installed, but does not import: {answer}")
+        return CheckRow(name, "failed", answer)
     expected = {(operator, PLUGIN_VERSION, PLUGIN_NAMESPACE) for operator in OPERATORS}
     found = {tuple(creator) for creator in answer["creators"] if creator[2] == PLUGIN_NAMESPACE}
     registered = ", ".join(f"{space}::{operator} {version}" for operator, version, space in sorted(found)) or "nothing"

@@ -29,6 +29,8 @@ from scconv_deploy.verification.vision.targets import Task
 RANDOM = "random"
 """Name of seeded noise as calibration data, which nothing takes by itself."""
 _SOURCE = "scconv_deploy.source"
+_DEEP = 2
+"""Batches on which a file is judged in full where there is no model; the others run free."""
 _AT_ONCE = 8
 """Rows in one run of a file with an open batch."""
 
@@ -107,6 +109,14 @@ class Rows:
             yield self._arrays(joined, start, count)
         elif not start:
             raise UsageError(f"--data {self._options.data} yields nothing.", "Give at least one row.")
+
+    def samples(self) -> Iterator[NamedArrays]:
+        """All rows in batches, as samples for a verdict on a file without its model; the first are judged in full."""
+        from scconv_deploy.verification.samples import FREE
+
+        for number, batch in enumerate(self.batches(None)):
+            deep = number < _DEEP
+            yield replace(batch, deep=deep, kind=f"{self.name}{'' if deep else FREE}")
 
     def _arrays(self, block: Block, start: int, count: int) -> NamedArrays:
         arrays = {name: np.ascontiguousarray(a, self._kinds[name]) for name, a in block.arrays.items()}

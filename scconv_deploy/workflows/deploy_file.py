@@ -40,16 +40,12 @@ from scconv_deploy.verification.reference.onnx_file import NamedArrays
 from scconv_deploy.verification.reference.onnx_float64 import OnnxFloat64Reference
 from scconv_deploy.verification.reference.run import ReferenceSource
 from scconv_deploy.verification.rewrite_guard import GuardReport, link_of
-from scconv_deploy.verification.samples import FREE
 from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows
 from scconv_deploy.workflows.deploy import DeployResult, deploy_subject, with_plugin_cpu
 from scconv_deploy.workflows.export import ExportOptions
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.rewrite import RewriteOptions, guard_of, match_reference, rewrite_graph
-
-_DEEP = 2
-"""Batches of the data that are judged in full: the interpreter takes seconds for each; the others run free."""
 
 
 def deploy_file(
@@ -83,8 +79,6 @@ def deploy_file(
     """
     check_output_folder(folder, force)
     tolerances.table(checks.tolerances)  # refuse a wrong name before any work is done
-    checks, said = with_plugin_cpu(checks, plugin_cpu)
-    builder = EngineBuilder.of(engines, cache, command, progress)
     if options.quantization is not None:
         raise UsageError(
             f"int8 is proved against the model, and {source} is a file.",
@@ -92,6 +86,8 @@ def deploy_file(
         )
     original = _readable(source)
     _check_axes(source, original, engines)
+    checks, said = with_plugin_cpu(checks, plugin_cpu)
+    builder = EngineBuilder.of(engines, cache, command, progress)
     log = StageLog()
     facts = {"command": command, "seed": str(seed), "file": str(source), "file_sha256": sha256_of(source)}
     loaded = None
@@ -164,7 +160,7 @@ class _FileSubject:
         if self.checks.data is None:
             return [self._noise()]
         rows = Rows(self.original, CalibrationOptions(self.checks.data, preprocessing=self._affine, seed=self.seed))
-        return [self._noise(), _deep_first(rows)]
+        return [self._noise(), rows.samples()]
 
     @property
     def _affine(self) -> Any:
@@ -219,12 +215,6 @@ class _FileSubject:
 
     def recorded(self) -> list[Any]:
         return list(self._reference.samples(0))[1::-1]
-
-
-def _deep_first(rows: Rows) -> Iterator[NamedArrays]:
-    for number, batch in enumerate(rows.batches(None)):
-        deep = number < _DEEP
-        yield replace(batch, deep=deep, kind=f"{rows.name}{'' if deep else FREE}")
 
 
 def _left_alone(applied: Applied) -> tuple[Refusal, ...]:

@@ -5,8 +5,8 @@ read --> place --> calibrate --> (search) --> quantise --> check --> verify agai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,13 @@ from scconv_deploy.system.atomic import check_output_file, write_file
 from scconv_deploy.system.environment import sha256_of
 from scconv_deploy.verification.onnx.chain import Artifact, verify_artifact
 from scconv_deploy.verification.options import Checks
-from scconv_deploy.verification.reference.onnx_file import NamedArrays, OnnxReference
+from scconv_deploy.verification.reference.onnx_file import OnnxReference
 from scconv_deploy.workflows.budget import Budget, find_plan
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows, calibrate, require_own_file
 from scconv_deploy.workflows.fused_cpu import with_operators
 from scconv_deploy.workflows.plans import Plans
 from scconv_deploy.workflows.provenance import provenance_of
 from scconv_deploy.workflows.sensitivity import refuse_foreign
-
-_DEEP = 2
-"""Batches of the data on which a file is judged in full where there is no model; the others run free."""
 
 
 @dataclass(frozen=True)
@@ -240,16 +237,8 @@ def _against_file(
     """Judge gates and costs against the float file."""
     reference = OnnxReference(str(source), original, measured=False)
     provenance = {"command": command, "seed": str(options.seed)}
-    samples = _samples(Rows(original, options))
+    samples = Rows(original, options).samples()
     return verify_artifact(reference, artifact, samples, log, judging=checks.judging, provenance=provenance)
-
-
-def _samples(rows: Rows) -> Iterator[NamedArrays]:
-    from scconv_deploy.verification.samples import FREE
-
-    for number, batch in enumerate(rows.batches(None)):
-        deep = number < _DEEP
-        yield replace(batch, deep=deep, kind=f"{rows.name}{'' if deep else FREE}")
 
 
 def _against_model(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,13 +12,12 @@ from onnx import ModelProto, TensorProto, helper
 from scconv_deploy.graph.contract import IR_VERSION, OPERATORS, OPSETS, PARAMETERS, FunctionKey, node_attributes
 from scconv_deploy.graph.functions import function_proto
 from scconv_deploy.system.machine import Machine
-from scconv_deploy.trt_plugins.check import CheckRow, PluginReport, runtime_symbols
+from scconv_deploy.trt_plugins.check import CheckRow, PluginReport, answer_of, runtime_symbols
 from scconv_deploy.trt_plugins.elf import SharedLibrary, read_library
 
 ENTRY_POINT = "RegisterCustomOps"
 C_INTERFACE = ("scconv_sru_cpu_abi_version", "scconv_sru_cpu_lanes", "scconv_sru_cpu_run")
 _FOREIGN = ("libonnxruntime", "libtorch", "libc10")
-_CHILD_TIMEOUT_S = 120
 _CHANNELS, _GROUPS = 8, 2
 _RUN = """
 import ctypes, json, sys
@@ -93,15 +90,9 @@ def _run_row(name: str, path: Path) -> CheckRow:
         model = Path(folder) / "operators.onnx"
         model.write_bytes(_operators().SerializeToString())
         command = [sys.executable, "-c", _RUN, str(path.absolute()), str(model)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            return CheckRow(name, "failed", f"no answer in {_CHILD_TIMEOUT_S} s")
-    try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return CheckRow(name, "failed", last)
+        answer = answer_of(command)
+    if isinstance(answer, str):
+        return CheckRow(name, "failed", answer)
     found = f"onnxruntime {answer['version']}, {answer['operators']} operators, vectors of {answer['lanes']} floats, "
     found += f"{answer['apart']:.1e} from the functions"
     return CheckRow(name, "passed" if answer["apart"] <= _CLOSE else "failed", found)
