@@ -29,7 +29,6 @@
 namespace scconv::cpu {
 namespace {
 
-constexpr int64_t kChannelsAtOnce = 64;    // whose gates lie on the stack
 constexpr int64_t kBlocksAtOnce = 16;      // of a task of the split path
 constexpr int64_t kElementsAtOnce = 32768; // a task of the split path has about so many; a tensor of fewer has one thread
 constexpr int64_t kLargestSample = int64_t{1} << 40;
@@ -63,15 +62,13 @@ int32_t most_lanes() noexcept
     return 4;
 }
 
-// --- a call ---
-
-// What the gate needs of its group.
-struct Group
+int64_t processors() noexcept
 {
-    double s;
-    float mean;
-    double rest;
-};
+    static const int64_t count = std::thread::hardware_concurrency(); // glibc reads files for it: 10 us
+    return count;
+}
+
+// --- a call ---
 
 struct Call
 {
@@ -81,11 +78,13 @@ struct Call
     int64_t sample;     // elements of a sample
     int64_t group_size; // L
     int64_t blocks;     // of a group
+    double over_freedom; // 1 / (L - ddof): a product is quicker than a division
 
     explicit Call(const ScconvSruCpuParams& params)
         : p(params), kernels(kernels_of(params.lanes ? params.lanes : scconv_sru_cpu_lanes())),
           half(params.channels / 2), sample(params.channels * params.pixels), group_size(sample / params.num_groups),
-          blocks((group_size + kBlock - 1) / kBlock)
+          blocks((group_size + kBlock - 1) / kBlock),
+          over_freedom(1.0 / double(group_size - params.ddof))
     {
     }
 
@@ -101,7 +100,6 @@ struct Call
     }
 
     Group group(const Moments* moments) const noexcept;
-    Gate gate(const Group& group, int64_t channel) const noexcept;
 };
 
 // Merge blocks (Chan et al. 1979), in their order.
@@ -111,28 +109,15 @@ Group Call::group(const Moments* moments) const noexcept
     double sum = 0.0, squares = 0.0;
     for (int64_t b = 0; b < blocks; ++b)
         sum += count(b) * moments[b].mean;
-    const double mean = sum / double(group_size);
+    const double mean = sum / double(group_size); // of a constant group it is exact, as a product would not be
     for (int64_t b = 0; b < blocks; ++b)
     {
         const double shift = moments[b].mean - mean;
         squares += moments[b].squares + count(b) * shift * shift;
     }
-    const double variance = squares / double(group_size - p.ddof);
+    const double variance = squares * over_freedom;
     const float mean0 = static_cast<float>(mean);
     return {std::sqrt(variance + p.eps_var) + p.eps_std, mean0, mean - mean0};
-}
-
-Gate Call::gate(const Group& group, int64_t c) const noexcept
-{
-    const float sign = p.sign[c];
-    Gate gate{sign, group.mean, static_cast<float>(group.s * p.cut[c] + sign * group.rest), 0.0f, 0.0f};
-    if (p.op != 0)
-    {
-        const double factor = p.first[c] / group.s;
-        gate.factor = static_cast<float>(factor);
-        gate.offset = static_cast<float>(p.second[c] - group.rest * factor);
-    }
-    return gate;
 }
 
 // Channels lower, lower + 1, ... of a sample with their partners half the channels away, `pixels` elements of each from
@@ -140,19 +125,10 @@ Gate Call::gate(const Group& group, int64_t c) const noexcept
 void reconstruct(const Call& call, int64_t n, int64_t lower, int64_t channels, int64_t at, int64_t pixels,
     const Group& group0, const Group& group1) noexcept
 {
-    Gate gates[2][kChannelsAtOnce];
-    for (int64_t done = 0; done < channels; done += kChannelsAtOnce)
-    {
-        const int64_t c = lower + done, count = std::min(kChannelsAtOnce, channels - done);
-        for (int64_t i = 0; i < count; ++i)
-        {
-            gates[0][i] = call.gate(group0, c + i);
-            gates[1][i] = call.gate(group1, c + call.half + i);
-        }
-        const int64_t first = n * call.sample + c * call.p.pixels + at, second = first + call.half * call.p.pixels;
-        call.kernels.reconstruct[call.p.op][call.p.type](
-            {{call.x(first), call.x(second)}, {call.y(first), call.y(second)}, {gates[0], gates[1]}, count, pixels});
-    }
+    const ScconvSruCpuParams& p = call.p;
+    const int64_t first = n * call.sample + lower * p.pixels + at, second = first + call.half * p.pixels;
+    call.kernels.reconstruct[p.op][p.type]({{call.x(first), call.x(second)}, {call.y(first), call.y(second)},
+        {&group0, &group1}, {lower, lower + call.half}, {p.cut, p.sign, p.first, p.second}, channels, pixels});
 }
 
 // --- the path of pairs ---
@@ -169,13 +145,13 @@ void run_pair(void* data, size_t index)
     Pairs& pairs = *static_cast<Pairs*>(data);
     const Call& call = pairs.call;
     const int64_t pair = static_cast<int64_t>(index), n = pair / pairs.in_sample, g = pair % pairs.in_sample;
-    Moments* moments = pairs.moments.data() + pair * 2 * call.blocks;
+    Moments* const first = pairs.moments.data() + pair * 2 * call.blocks;
+    Moments* const moments[2] = {first, first + call.blocks};
     Group groups[2];
-    for (int64_t half = 0; half < 2; ++half, moments += call.blocks)
-    {
-        call.measure(n * call.sample + (g + half * pairs.in_sample) * call.group_size, call.group_size, moments);
-        groups[half] = call.group(moments);
-    }
+    for (int64_t half = 0; half < 2; ++half)
+        call.measure(n * call.sample + (g + half * pairs.in_sample) * call.group_size, call.group_size, moments[half]);
+    for (int64_t half = 0; half < 2; ++half) // not one after each: the processor then works on both at a time
+        groups[half] = call.group(moments[half]);
     const int64_t channels = call.p.channels / call.p.num_groups;
     reconstruct(call, n, g * channels, channels, 0, call.p.pixels, groups[0], groups[1]);
 }
@@ -317,7 +293,7 @@ bool run(const ScconvSruCpuParams& params, Executor& given)
     Executor& executor = params.batch * call.sample < kElementsAtOnce ? static_cast<Executor&>(alone) : given;
     const int64_t in_sample = params.num_groups / 2, pairs = params.batch * in_sample;
     const bool paired = params.num_groups % 2 == 0 && params.channels % params.num_groups == 0;
-    if (!paired || (pairs < std::thread::hardware_concurrency() && &executor != &alone))
+    if (!paired || (&executor != &alone && pairs < processors()))
         return run_split(call, executor);
     Pairs work{call, std::vector<Moments>(pairs * 2 * call.blocks), in_sample};
     return executor.run(run_pair, &work, static_cast<size_t>(pairs));

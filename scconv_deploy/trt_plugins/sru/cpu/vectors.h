@@ -33,7 +33,7 @@ SCCONV_INLINE void write(void* to, Vector vector)
     __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
-SCCONV_INLINE Floats all(float value) { return Floats{} + value; }
+SCCONV_INLINE Floats all(float value) { return value - Floats{}; }
 SCCONV_INLINE Bits all_bits(uint32_t value) { return Bits{} + value; }
 
 // yes where the mask's bits are 1, else no.
@@ -48,7 +48,14 @@ SCCONV_INLINE Floats select(Ints mask, Floats yes, Floats no)
     return as<Floats>(select(mask, as<Bits>(yes), as<Bits>(no)));
 }
 
-SCCONV_INLINE Bits widened(Halves halves) { return __builtin_convertvector(halves, Bits); }
+SCCONV_INLINE Bits widened(Halves halves)
+{
+#if SCCONV_LANES == 8 && defined(__AVX2__) // one instruction, of which GCC 12 makes five
+    return as<Bits>(_mm256_cvtepu16_epi32(as<__m128i>(halves)));
+#else
+    return __builtin_convertvector(halves, Bits);
+#endif
+}
 SCCONV_INLINE Halves narrowed(Bits bits) { return __builtin_convertvector(bits, Halves); }
 
 struct Float
