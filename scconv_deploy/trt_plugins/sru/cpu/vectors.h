@@ -34,6 +34,18 @@ SCCONV_INLINE void write(void* to, Vector vector)
 }
 
 SCCONV_INLINE Floats all(float value) { return value - Floats{}; }
+// a * b + c, for products that are exact: so it is the same with one rounding and with two, and every width's.
+SCCONV_INLINE Floats exact_product_plus(Floats a, Floats b, Floats c)
+{
+#if SCCONV_LANES == 16 && defined(__AVX512F__)
+    return as<Floats>(_mm512_fmadd_ps(as<__m512>(a), as<__m512>(b), as<__m512>(c)));
+#elif SCCONV_LANES == 8 && defined(__FMA__)
+    return as<Floats>(_mm256_fmadd_ps(as<__m256>(a), as<__m256>(b), as<__m256>(c)));
+#else
+    return a * b + c;
+#endif
+}
+
 SCCONV_INLINE Bits all_bits(uint32_t value) { return Bits{} + value; }
 
 // yes where the mask's bits are 1, else no.
@@ -56,7 +68,17 @@ SCCONV_INLINE Bits widened(Halves halves)
     return __builtin_convertvector(halves, Bits);
 #endif
 }
-SCCONV_INLINE Halves narrowed(Bits bits) { return __builtin_convertvector(bits, Halves); }
+
+// Of numbers below 2^16.
+SCCONV_INLINE Halves narrowed(Bits bits)
+{
+#if SCCONV_LANES == 8 && defined(__AVX2__)
+    const __m256i packed = _mm256_packus_epi32(as<__m256i>(bits), as<__m256i>(bits)); // in each half of the register
+    return as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+    return __builtin_convertvector(bits, Halves);
+#endif
+}
 
 struct Float
 {
@@ -121,12 +143,12 @@ struct Bfloat16
     typedef uint16_t Element;
     SCCONV_INLINE Floats load(const Element* from) { return as<Floats>(widened(read<Halves>(from)) << 16); }
 
-    // To nearest, ties to even; a NaN stays one.
+    // To nearest, ties to even. A NaN keeps its upper half, which is one too: what is rounded is a result of arithmetic,
+    // whose NaNs are quiet.
     SCCONV_INLINE Bits rounded(Floats value)
     {
         const Bits bits = as<Bits>(value);
-        const Bits nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
-        return select(value != value, bits | 0x400000u, nearest);
+        return bits + (as<Bits>(value == value) & (0x7fffu + ((bits >> 16) & 1u)));
     }
     SCCONV_INLINE void store(Element* to, Floats value) { write(to, narrowed(rounded(value) >> 16)); }
     SCCONV_INLINE Floats round(Floats value) { return as<Floats>(rounded(value) & 0xffff0000u); }

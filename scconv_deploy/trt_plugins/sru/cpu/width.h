@@ -1,7 +1,7 @@
 // The loops over elements for one vector width. Include after defining SCCONV_LANES (4, 8 or 16).
 //
 // Every width computes the same bytes: sums have 32 lanes whatever the width, and nothing is contracted to fused
-// multiply-adds (-ffp-contract=off), which the narrowest width would not have.
+// multiply-adds (-ffp-contract=off), which the narrowest width lacks. Written they are only where the product is exact.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,8 +15,8 @@ namespace {
 #include "vectors.h"
 
 constexpr int kVectors = kLanes / W;
-constexpr int64_t kGates = 64;      // of channels, on the stack
-constexpr uintptr_t kAhead = 8192; // bytes from what is read to what is fetched into the nearest cache
+constexpr int64_t kGates = 64;     // channels whose gates lie on the stack
+constexpr uintptr_t kAhead = 4096; // bytes from what is measured to what is fetched into the nearest cache
 
 // Bring bytes that lie `ahead` of an address into the nearest cache; beyond a tensor's end too, for that does not fault.
 SCCONV_INLINE void fetch(const void* from, uintptr_t ahead, size_t bytes)
@@ -111,7 +111,8 @@ SCCONV_INLINE LaneSums centred_sums(const typename Type::Element* x, int64_t cou
     {
         fetch(x + i, kAhead, kLanes * sizeof(x[0]));
         for (int v = 0; v < kVectors; ++v)
-            LaneSums::add(sums, v, Type::load(x + i + v * W) - pivot);
+            // x - pivot by the unit that multiplies: the one that adds has more to do
+            LaneSums::add(sums, v, exact_product_plus(Type::load(x + i + v * W), all(1.0f), all(-pivot)));
     }
     if (count % kLanes)
         for_rest<Type>(x, count, [&](int v, Floats value, Ints counts) __attribute__((always_inline)) {
@@ -145,11 +146,11 @@ static void measure(const void* data, int64_t count, Moments* blocks)
 
 // --- the gate and the cross reconstruction ---
 
-// Gates of some channels: sign * (x - mean) >= threshold. SRUNorm, SRUSoft: n * first + second == (x - mean) * factor
-// + offset. The group's part of a value is in double, and rounded once.
+// Gates of some channels: sign * (x - mean) >= threshold, and sign * mean. SRUNorm, SRUSoft: n * first + second ==
+// (x - mean) * factor + offset. The group's part of a value is in double, and rounded once.
 struct Gates
 {
-    float threshold[kGates], factor[kGates], offset[kGates];
+    float threshold[kGates], shift[kGates], factor[kGates], offset[kGates];
 };
 
 template <int op>
@@ -157,64 +158,75 @@ SCCONV_INLINE void prepare(Gates& gates, const Group group, const Parameters& pa
 {
     const float *const cut = parameters.cut + first, *const sign = parameters.sign + first;
     for (int64_t i = 0; i < count; ++i)
+    {
         gates.threshold[i] = static_cast<float>(group.s * cut[i] + sign[i] * group.rest);
+        gates.shift[i] = -(sign[i] * group.mean);
+    }
     if (op == 0)
         return;
-    const float *const scale = parameters.first + first, *const shift = parameters.second + first;
+    const float *const scale = parameters.first + first, *const offset = parameters.second + first;
     for (int64_t i = 0; i < count; ++i)
     {
         const double factor = scale[i] / group.s;
         gates.factor[i] = static_cast<float>(factor);
-        gates.offset[i] = static_cast<float>(shift[i] - group.rest * factor);
+        gates.offset[i] = static_cast<float>(offset[i] - group.rest * factor);
     }
 }
 
 // A channel's gate, each value in every lane.
 struct WideGate
 {
-    Floats sign, mean, threshold, factor, offset;
+    Floats sign, shift, threshold, mean, factor, offset;
 };
 
 template <int op>
 SCCONV_INLINE WideGate widened_gate(const Gates& gates, const float* sign, float mean, int64_t i)
 {
     const bool affine = op != 0;
-    return {all(sign[i]), all(mean), all(gates.threshold[i]), affine ? all(gates.factor[i]) : Floats{},
-        affine ? all(gates.offset[i]) : Floats{}};
+    return {all(sign[i]), all(gates.shift[i]), all(gates.threshold[i]), all(mean),
+        affine ? all(gates.factor[i]) : Floats{}, affine ? all(gates.offset[i]) : Floats{}};
 }
 
-// x's open and its closed part. Masks multiply, so that a closed gate on Inf is NaN and on -3 is -0, as in PyTorch.
-struct Parts
+// The weights of x's open and its closed part, and the data that they weigh. Masks multiply, so that a closed gate on
+// Inf is NaN and on -3 is -0, as in PyTorch.
+struct Gated
 {
-    Floats open, closed;
+    Floats open, closed, data;
 };
 
 template <int op, typename Type>
-SCCONV_INLINE Parts parts(Floats x, const WideGate& gate)
+SCCONV_INLINE Gated gated(Floats x, const WideGate& gate)
 {
-    const Floats centred = x - gate.mean;
-    const Ints open = gate.sign * centred >= gate.threshold; // not for NaN
+    // sign * (x - mean): sign is -1, 0 or 1
+    const Ints open = exact_product_plus(x, gate.sign, gate.shift) >= gate.threshold; // not for NaN
     const Floats one = all(1.0f);
     if (op == 0)
-        return {select(open, one, Floats{}) * x, select(open, Floats{}, one) * x};
-    const Floats affine = centred * gate.factor + gate.offset;
+        return {select(open, one, Floats{}), select(open, Floats{}, one), x};
+    const Floats affine = (x - gate.mean) * gate.factor + gate.offset;
     if (op == 1)
-    {
-        const Floats data = Type::round(affine);
-        return {select(open, one, Floats{}) * data, select(open, Floats{}, one) * data};
-    }
+        return {select(open, one, Floats{}), select(open, Floats{}, one), Type::round(affine)};
     const Floats r = sigmoid(affine);
-    return {select(open, one, r) * x, select(open, Floats{}, r) * x};
+    return {select(open, one, r), select(open, Floats{}, r), x};
+}
+
+// Eq. 4: an element's open part and the closed part of the one half the channels away.
+template <int op>
+SCCONV_INLINE Floats crossed(const Gated& own, const Gated& other)
+{
+    const Floats closed = other.closed * other.data;
+    if (op == 2) // a weight between 0 and 1: PyTorch rounds both products
+        return own.open * own.data + closed;
+    return exact_product_plus(own.open, own.data, closed);
 }
 
 template <int op, typename Type>
 SCCONV_INLINE void cross(const typename Type::Element* const x[2], typename Type::Element* const y[2], int64_t at,
     const WideGate& gate0, const WideGate& gate1)
 {
-    const Parts lower = parts<op, Type>(Type::load(x[0] + at), gate0);
-    const Parts upper = parts<op, Type>(Type::load(x[1] + at), gate1);
-    Type::store(y[0] + at, lower.open + upper.closed);
-    Type::store(y[1] + at, upper.open + lower.closed);
+    const Gated lower = gated<op, Type>(Type::load(x[0] + at), gate0);
+    const Gated upper = gated<op, Type>(Type::load(x[1] + at), gate1);
+    Type::store(y[0] + at, crossed<op>(lower, upper));
+    Type::store(y[1] + at, crossed<op>(upper, lower));
 }
 
 // A channel of fewer elements than a vector has.
