@@ -4,6 +4,7 @@
 // take for another file's: its code lies in a namespace of its own, and it includes no C++ library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace scconv::cpu {

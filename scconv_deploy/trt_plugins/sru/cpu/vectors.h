@@ -159,20 +159,19 @@ SCCONV_INLINE Floats sigmoid(Floats z)
 {
     constexpr float kFar = 104.0f; // exp(104) is Inf and exp(-104) 0 in float32
     Floats t = -z;
-    t = select(t > kFar, all(kFar), t); // NaN compares false, and stays
-    t = select(t < -kFar, all(-kFar), t);
+    t = t > kFar ? all(kFar) : t; // NaN compares false, and stays
+    t = t < -kFar ? all(-kFar) : t;
     constexpr float kMagic = 0x1.8p23f; // adding it rounds to an integer, in the low bits
     const Floats shifted = t * 0x1.715476p0f + kMagic;
     const Floats n = shifted - kMagic;
     const Floats r = (t - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f; // t - n * ln 2; the first product is exact
-    // exp(r) for |r| <= ln(2) / 2: the series up to r^7 / 7!, whose rest is below an eighth of an ulp
-    Floats e = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-    e = e * r + (1.0f / 120.0f);
-    e = e * r + (1.0f / 24.0f);
-    e = e * r + (1.0f / 6.0f);
-    e = e * r + 0.5f;
-    e = (e * r) * r + r;
-    e = e + 1.0f;
+    // exp(r) for |r| <= ln(2) / 2: the series up to r^7 / 7!, whose rest is below an eighth of an ulp; in pairs, which do not
+    // wait for each other
+    const Floats square = r * r;
+    const Floats low = r * (1.0f / 6.0f) + 0.5f, middle = r * (1.0f / 120.0f) + (1.0f / 24.0f);
+    const Floats high = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
+    Floats e = (high * square + middle) * square + low;
+    e = e * square + r + 1.0f;
     // times 2^n in two steps, for n reaches beyond the exponents of a float
     const Ints power = as<Ints>(shifted) - as<Ints>(all(kMagic));
     const Ints half = power >> 1;
