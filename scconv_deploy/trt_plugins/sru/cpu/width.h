@@ -43,7 +43,7 @@ struct LaneSums
 // The lanes added in halves down to four, in float, and those in double: the same order for every width.
 SCCONV_INLINE double total(const Floats lanes[kVectors])
 {
-    Floats sums[kVectors]; // copied one by one, as everywhere here: GCC keeps an array in registers that is never copied whole
+    Floats sums[kVectors]; // copied one by one: GCC writes an array that is copied whole to memory, at each change of it
     for (int v = 0; v < kVectors; ++v)
         sums[v] = lanes[v];
     for (int count = kVectors / 2; count > 0; count /= 2)
