@@ -80,6 +80,8 @@ SCCONV_INLINE Halves narrowed(Bits bits)
 #endif
 }
 
+// Stores are ordinary ones. With streaming ones a call took 0.88 of its time for 26 MB of float32, as long for 13 MB of
+// float16, and 1.3 times as long where y fits the cache, from which the next node reads it.
 struct Float
 {
     typedef float Element;
