@@ -226,11 +226,12 @@ def net() -> nn.Module:
 
 def test_export_and_deploy_leave_the_same_sites_in_float(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("scconv_deploy.workflows.deploy._write_page", lambda *_: ())  # pages are tested elsewhere
+    np.savez(tmp_path / "few.npz", x=np.load(folder / "plain.npz")["x"][:4])
     given = [f"{__file__}:net", "--input", "4x3x8x8", "--precision", "int8", "--budget", "20dB", "--data",
-             folder / "plain.npz"]  # fmt: skip
+             tmp_path / "few.npz"]  # fmt: skip
     exported = run("export", *given, "-o", tmp_path / "net.onnx", "--json")
     assert exported.exit_code == 0, exported.output
-    deployed = run("deploy", *given, "-o", tmp_path / "bundle", "--json")
+    deployed = run("deploy", *given, "-o", tmp_path / "bundle", "--deep", "1", "--json")
     assert deployed.exit_code == 0, deployed.output
     report = json.loads(deployed.stdout)["report"]
     assert report["verdict"] == "passed"

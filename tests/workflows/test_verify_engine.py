@@ -406,8 +406,6 @@ def codes(tiny_bytes):
 
 def test_an_int8_engine_is_judged_by_the_model_with_the_file_beside_it(module, codes, tmp_path):
     engine = engine_of(codes, tmp_path, layers=QUANTIZED)
-    result = run("verify", engine.path, *REFERENCE, "--quiet")
-    failed(result, 2, "conftest.py:tiny_net does not round to its codes, so that the rounding would count as a fault.")
     beside = tmp_path / "int8.onnx"
     beside.write_bytes(codes.SerializeToString(deterministic=True))
     result = run("verify", engine.path, *REFERENCE, "--json")
