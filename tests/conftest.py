@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import inspect
 import os
 import shutil
@@ -30,6 +31,17 @@ if WORKER:  # one process a core: threads within them would only wait for each o
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # in a background job, or under nohup; what tests start inherits it
         signal.signal(number, usual)
+
+
+gc.disable()  # a fifth of the time of collecting the tests, nearly all of which stays
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays until the end: collections of garbage need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -116,6 +128,7 @@ def exports_once(tmp_path_factory):
     try:
         import onnx
         import onnx_ir as ir
+        from torch._export import utils
         from torch.onnx._internal.exporter import _constants, _registration
 
         from scconv_deploy.records.stage import StageLog
@@ -142,7 +155,18 @@ def exports_once(tmp_path_factory):
         own.functions = {target: [*functions] for target, functions in own.functions.items()}
         return own
 
+    @functools.cache
+    def load_operators(registered):  # a library that is loaded later registers more
+        load_composite()
+
+    load_composite = utils._materialize_cpp_cia_ops
+    names_of = torch._C._dispatch_get_registrations_for_dispatch_key
+
     with pytest.MonkeyPatch.context() as patch:
+        # each export looks each operator of PyTorch up, once for every namespace
+        patch.setattr(
+            utils, "_materialize_cpp_cia_ops", lambda: load_operators(len(names_of("CompositeImplicitAutograd")))
+        )
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
         # of all operators, whose sources torch.onnx parses again with every export: a second each
