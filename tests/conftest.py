@@ -216,10 +216,16 @@ def references_run_once():
         found, self._rounded._samples = once(key, made)
         return found
 
-    run_anew, rounded_anew, settings = TorchReference.run, TorchReference.rounded, {"once": True}
+    def modules(self, run, paths):
+        key = key_of("modules", self._reference, run, paths) if settings["once"] else None
+        return once(key, lambda: [*modules_anew(self, run, paths)])
+
+    settings = {"once": True}
+    run_anew, rounded_anew, modules_anew = TorchReference.run, TorchReference.rounded, TorchReference.modules
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchReference, "run", run)
         patch.setattr(TorchReference, "rounded", rounded)
+        patch.setattr(TorchReference, "modules", modules)
         yield settings
 
 
