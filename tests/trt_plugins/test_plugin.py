@@ -355,7 +355,7 @@ def test_check_takes_what_plugin_build_registers_with(harness, nvcc):
 def test_the_kernels_compile_without_a_warning_and_without_tensorrt(nvcc, architecture, data_type, tmp_path):
     """The oldest and the newest architecture; not optimised, and one operator a type, for speed.
 
-    test_sass.py compiles half for sm_89 and sm_90 as it ships, `python -m benchmarks sru_sass` all for ten architectures.
+    test_sass.py compiles half for sm_89 and sm_90 as it ships, `python -m benchmarks sru_sass` all types for ten.
     """
     shutil.copytree(SOURCES, tmp_path / "sources")
     change_kernels(tmp_path / "sources", ONE_OPERATOR)
