@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import hashlib
 import inspect
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from scconv_deploy.nn import ScConv
+from scconv_deploy.system.environment import bound_of_threads
 from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY, build_cpu, source_digest
 from tests import made_once, wild
 from tests.made_once import key_of, once
@@ -227,6 +229,36 @@ def references_run_once():
         patch.setattr(TorchReference, "rounded", rounded)
         patch.setattr(TorchReference, "modules", modules)
         yield settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sessions_kept(references_run_once):
+    """ONNX Runtime does not prepare the same model twice: nearly half of all sessions are of one seen before."""
+    try:
+        from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+    except ImportError:  # a GPU's machine has no onnxruntime
+        yield
+        return
+
+    def start(self, model, options=RuntimeOptions()):
+        if options.profile or options.operators or not references_run_once["once"] or model.ByteSize() > 2**20:
+            start_anew(self, model, options)
+            return
+        key = hashlib.sha256(model.SerializeToString()).digest(), options, bound_of_threads()
+        found = kept.pop(key, None)
+        if found is None:
+            start_anew(self, model, options)
+            found = dict(vars(self))
+        vars(self).update(found)
+        kept[key] = found
+        if len(kept) > 64:
+            del kept[next(iter(kept))]
+
+    kept: dict[object, dict[str, object]] = {}
+    start_anew = OnnxRuntimeRunner.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntimeRunner, "__init__", start)
+        yield
 
 
 @pytest.fixture(autouse=True)
