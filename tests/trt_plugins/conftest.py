@@ -204,6 +204,12 @@ def compiler(nvcc: str, include: Path) -> list[str]:
             *library_folders(nvcc)]  # fmt: skip
 
 
+def unoptimised(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags without optimisation, which is most of nvcc's time."""
+    plain = ("-O0", "-Xcicc", "-O0", "-Xptxas", "-O0")
+    return tuple(part for flag in flags for part in (plain if flag == "-O3" else (flag,)))
+
+
 def compile_all(*commands: list[str]) -> None:
     """Side by side."""
     running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
