@@ -18,7 +18,7 @@ from tests.trt_plugins.emulated import ONE_KERNEL, change_kernels
 
 @pytest.mark.nvcc
 def test_a_host_takes_the_plugin_that_was_built_from_a_bundle(device_bundle, tmp_path, harness, monkeypatch):  # noqa: F811
-    """Not optimised, and of all kernels one operator's for float, for speed; test_sass.py compiles some as they ship."""
+    """Not optimised, and of all kernels one operator's for float; test_sass.py compiles some as they ship."""
     bundle = copied(device_bundle, tmp_path)
     change_kernels(bundle / PLUGIN_SOURCES, ONE_KERNEL)
     monkeypatch.setattr(build, "COMPILE_FLAGS", unoptimised(build.COMPILE_FLAGS))
