@@ -1,18 +1,23 @@
 """The fused SRU on the CPU: one SRU, whole networks, and its gates.
 
 One SRU in ONNX Runtime with the library, beside the naive export, our artifact's function, torch.compile and one pass
-over x; processor time on one thread, wall time on two. Networks: today's artifact with the library and without it.
+over x; processor time on one thread, wall time on two. The pass is timed twice: as a node of ONNX Runtime, so that a
+session's call is in both, and as PyTorch's operator into a tensor that is there. Networks: our artifact with the
+library and without it, beside the naive export in ONNX Runtime and in OpenVINO (where it is installed), torch.compile
+and eager PyTorch.
 Gates: those of 10^8 that PyTorch decides otherwise, and how many of them rounding does not explain.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +41,10 @@ from tests.wild import OriginalSRU
 
 SHAPES = ((8, 256, 56, 56), (1, 64, 56, 56), (8, 512, 7, 7))
 NAIVE, FUNCTION, FUSED = "naive export in ORT", "function in ORT", "fused SRU in ORT"
-COMPILED, PASS = "torch.compile", "one pass over x (read, add 1, write)"
-AIMS = {NAIVE: 10.0, FUNCTION: 6.0, COMPILED: 5.0, PASS: 1 / 1.5}
+COMPILED, PASS = "torch.compile", "one pass over x in torch (read, add 1, write)"
+COPY = "one pass over x in ORT (Identity)"
+EAGER, OPENVINO = "eager PyTorch", "naive export in OpenVINO"
+AIMS = {NAIVE: 10.0, FUNCTION: 6.0, COMPILED: 5.0, COPY: 1 / 1.5, PASS: 1 / 1.5}
 """How many times as fast as these the fused SRU must be on one thread."""
 NETWORKS = {"scconv_resnet20": 32, "scconv_resnet50": 4}
 """Networks with an aim, and their batch: 1.3 and 1.1 times today's artifact."""
@@ -46,8 +53,8 @@ GATES = ("groupbn-hard", "groupnorm-soft")
 GATE_SHAPES = ((4, 256, 28, 28), (1, 256, 56, 56), (4, 512, 7, 7))
 MEANS = {"mean 0": 0.0, "mean 10": 10.0, "mean 1000": 1000.0, "rectified": None}
 PARTS = ("sru", "networks", "gates")
-_SMALL_S = 2e-3
-"""A call shorter than this is timed several at a time."""
+_SMALL_S = 1e-2
+"""A call shorter than this is timed several at a time: the first after a pause takes four times as long."""
 _COLUMNS = {
     "what": "what",
     "threads": "threads",
@@ -86,9 +93,15 @@ def run(options: argparse.Namespace) -> None:
     library = SruCpuLibrary(built.path)
     if "gates" in options.parts:
         rows += _gates(library, options)
-    facts = {"library_sha256": sha256_of(built.path), "compiler": built.compiler, "lanes": library.lanes}
+    facts: dict[str, object] = {
+        "library_sha256": sha256_of(built.path),
+        "compiler": built.compiler,
+        "lanes": library.lanes,
+    }
+    with contextlib.suppress(PackageNotFoundError):
+        facts["openvino"] = version("openvino")
     write(options.results, rows, _COLUMNS, seed=options.seed, warmup=options.warmup, clock={
-        "1 thread": "processor time of the thread", "2 threads": "wall time"}, **facts)  # fmt: skip
+        "1 thread": "processor time", "2 threads": "wall time"}, **facts)  # fmt: skip
 
 
 def _one_sru(library: Path, shape: tuple[int, ...], threads: int, options: argparse.Namespace) -> list[Row]:
@@ -106,8 +119,7 @@ def _one_sru(library: Path, shape: tuple[int, ...], threads: int, options: argpa
         compiled, _ = subjects.compiled(model, x, COMPILED)
         if compiled is not None:
             variants[COMPILED] = compiled
-    y = torch.empty_like(x)
-    variants[PASS] = lambda: torch.add(x, 1.0, out=y)
+    variants |= _passes(x, threads)
     return _timed(f"one SRU, {'x'.join(map(str, shape))}", variants, threads, options.rounds, options.warmup, AIMS)
 
 
@@ -121,29 +133,66 @@ def _half(library: Path, shape: tuple[int, ...], threads: int, options: argparse
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in (node.input[0], node.output[0])]
     graph = helper.make_graph([node], "sru", ends[:1], ends[1:], initializer=proto.graph.initializer)
     half = helper.make_model(graph, functions=proto.functions, opset_imports=proto.opset_import, ir_version=10)
-    data, feed, y = half.SerializeToString(), x.numpy(), torch.empty_like(x)
+    data, feed = half.SerializeToString(), x.numpy()
     variants: dict[str, Callable[[], object]] = {
         FUNCTION: _in_ort(data, feed, threads),
         FUSED: _in_ort(data, feed, threads, library),
-        PASS: lambda: torch.add(x, 1.0, out=y),
+        **_passes(x, threads),
     }
     what = f"one SRU, {'x'.join(map(str, shape))}, float16"
-    return _timed(what, variants, threads, options.rounds, options.warmup, {PASS: AIMS[PASS]})
+    return _timed(what, variants, threads, options.rounds, options.warmup, {name: AIMS[name] for name in (COPY, PASS)})
+
+
+def _passes(x: torch.Tensor, threads: int) -> dict[str, Callable[[], object]]:
+    """Reading x and writing as much, in ONNX Runtime and in PyTorch. ONNX Runtime's Add has no float16 on x86."""
+    element = helper.np_dtype_to_tensor_dtype(x.numpy().dtype)
+    ends = [helper.make_tensor_value_info(name, element, x.shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "copy", ends[:1], ends[1:])
+    copy = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    y = torch.empty_like(x)
+    return {
+        COPY: _in_ort(copy.SerializeToString(), x.numpy(), threads),
+        PASS: lambda: torch.add(x, 1.0, out=y),
+    }
 
 
 def _network(library: Path, name: str, threads: int, options: argparse.Namespace) -> list[Row]:
     torch.set_num_threads(threads)
     batch = NETWORKS.get(name, 1)
     shape = (batch, *MODELS[name].input_shape[1:])
-    torch.manual_seed(options.seed)
+    plain, _ = subjects.plain_network(name.removeprefix("scconv_"), options.seed)
     x = subjects.noise(shape, options.seed)
-    data = subjects.our_onnx(subjects.zoo_network(name, options.seed), x)
+    data, (naive, _) = subjects.our_onnx(plain, x), subjects.cached_naive_onnx(plain, x)
+    feed = x.numpy()
     variants: dict[str, Callable[[], object]] = {
-        FUNCTION: _in_ort(data, x.numpy(), threads),
-        FUSED: _in_ort(data, x.numpy(), threads, library),
+        NAIVE: _in_ort(naive, feed, threads),
+        FUNCTION: _in_ort(data, feed, threads),
+        FUSED: _in_ort(data, feed, threads, library),
+        EAGER: subjects.in_torch(plain, x),
     }
+    if (in_openvino := _in_openvino(naive, feed, threads)) is not None:
+        variants[OPENVINO] = in_openvino
+    if not options.no_compile:
+        torch._dynamo.reset()
+        compiled, _ = subjects.compiled(plain, x, COMPILED)
+        if compiled is not None:
+            variants[COMPILED] = compiled
     aims = {FUNCTION: {"scconv_resnet20": 1.3, "scconv_resnet50": 1.1}.get(name, 1.0)}
-    return _timed(f"{name}, batch {batch}", variants, threads, options.network_rounds, 1, aims)
+    clock = time.process_time if threads == 1 else time.perf_counter  # OpenVINO computes in a thread of its own
+    return _timed(f"{name}, batch {batch}", variants, threads, options.network_rounds, 1, aims, clock)
+
+
+def _in_openvino(data: bytes, x: np.ndarray, threads: int) -> Callable[[], object] | None:
+    """A float32 model in OpenVINO; None, and a line, where that is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        print("OpenVINO is not installed, and left out")
+        return None
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(data), "CPU", settings).create_infer_request()
+    return lambda: request.infer([x])
 
 
 def _in_ort(data: bytes, x: np.ndarray, threads: int, library: Path | None = None) -> Callable[[], object]:
@@ -164,9 +213,10 @@ def _timed(
     rounds: int,
     warmup: int,
     aims: Mapping[str, float],
+    clock: Callable[[], float] | None = None,
 ) -> list[Row]:
     calls = {name: _repeated(call) for name, call in variants.items()}
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    clock = clock or (time.thread_time if threads == 1 else time.perf_counter)
     timing = interleave({name: call for name, (call, _) in calls.items()}, rounds, warmup, clock)
     seconds = {name: [s / calls[name][1] for s in timing.seconds[name]] for name in calls}
     timing = replace(timing, seconds=seconds)

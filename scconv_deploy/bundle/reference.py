@@ -73,19 +73,20 @@ class EngineInputs:
 def write_reference(
     bundle: Path,
     source: ReferenceSource,
-    samples: Iterable[object],
+    runs: Iterable[ReferenceRun],
     nodes: Container[str],
     largest_bytes: int = LARGEST_BYTES,
     engines: EngineInputs | None = None,
     rounded_to: str = "",
 ) -> None:
-    """Run the reference on samples and write ``reference/``.
+    """Write ``reference/`` from runs of the reference.
 
     Args:
         bundle: folder of the bundle.
-        samples: the first one is always kept, further ones as far as the size limit allows.
+        source: what was run.
+        runs: the first one is always written, further ones as far as the size limit allows.
         nodes: the sites that the artifact has a node for.
-        largest_bytes: size limit of ``reference/``; inputs, outputs and gates of the first sample are always kept.
+        largest_bytes: size limit of ``reference/``; inputs, outputs and gates of the first run are always written.
         engines: data for engines; None writes none.
         rounded_to: the data type of a half artifact (``float16``, ``bfloat16``), in whose arithmetic it is judged.
     """
@@ -94,8 +95,7 @@ def write_reference(
     entries: list[SampleEntry] = []
     sites: dict[str, Site] = {}
     redundant: dict[str, str] = {}
-    for number, sample in enumerate(samples):
-        run = source.run(sample)
+    for number, run in enumerate(runs):
         rounded = source.rounded(run, None, rounded_to) if rounded_to else None
         arrays = _outer_arrays(run, rounded)
         size = sum(array.nbytes for array in arrays.values())

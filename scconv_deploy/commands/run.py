@@ -27,6 +27,9 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The run file.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: WorkerOptions = WorkerOptions(),
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Then time the ONNX files in ONNX Runtime, for the overview.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make every cell again, changed or not.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -44,7 +47,7 @@ def run(
         chosen = WorkerOptions(
             processes.engine or found.engine, processes.address or found.address, processes.jobs or found.jobs
         )
-        result = run_cells(plan, deploy_cell, lambda: chosen.workers(PRELOAD), session.progress)
+        result = run_cells(plan, deploy_cell, lambda: chosen.workers(PRELOAD), session.progress, bench or found.bench)
         session.show(result, print_run)
         if not result:
             raise CellsFailedError(result)

@@ -133,6 +133,7 @@ class RunFile:
     engine: Literal["local", "ray"] | None
     address: str
     jobs: int | None
+    bench: bool
     cells: tuple[Cell, ...]
 
 
@@ -170,6 +171,7 @@ class _Reader:
             "engine": ("one of local, ray", lambda value: value in ("local", "ray")),
             "address": ("the address of a Ray cluster", _is_text),
             "jobs": ("an integer of at least 1", lambda value: type(value) is int and value >= 1),
+            "bench": ("true or false", lambda value: isinstance(value, bool)),
         }  # fmt: skip
         for key, value in run.items():
             self._known(("run", key), keys, "[run]")
@@ -186,7 +188,14 @@ class _Reader:
             for of_model, model in models
             for of_variant, variant in variants
         )  # fmt: skip
-        return RunFile(Path(run["output"]), run.get("engine"), run.get("address", ""), run.get("jobs"), cells)
+        return RunFile(
+            Path(run["output"]),
+            run.get("engine"),
+            run.get("address", ""),
+            run.get("jobs"),
+            run.get("bench", False),
+            cells,
+        )
 
     def _cell(self, make: type[Cell], model: Mapping[str, Any], variant: Mapping[str, Any], keys: dict) -> Cell:
         options = (text for key, value in keys.items() for text in deploy_keys()[key].arguments(value))

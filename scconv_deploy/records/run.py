@@ -42,7 +42,8 @@ class CellFacts:
         artifact_bytes: size of the ONNX file.
         bundle_bytes: size of all files.
         accuracy, reference_accuracy: share of right answers on labelled data; None without.
-        latency_ms: median latency of each engine that was timed on a device, by backend.
+        latency_ms: median latency by backend: of each engine that was timed on a device, and (``onnxruntime``) of the
+            ONNX file on the machine of the run, at batch 1 where the batch is open.
         moved_bytes: bytes that the compiled plan of an engine moves in one pass, by file of the engine.
     """
 

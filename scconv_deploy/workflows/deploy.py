@@ -8,8 +8,8 @@ An ONNX file takes the same way, see :mod:`.deploy_file`: it is rewritten where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from scconv_deploy.bundle.device.plan import Unfinished
 from scconv_deploy.bundle.device_files import write_run_script
 from scconv_deploy.bundle.folder import check_output_folder, new_folder
 from scconv_deploy.bundle.manifest import manifest_bytes
-from scconv_deploy.bundle.reference import EngineInputs, write_reference
+from scconv_deploy.bundle.reference import LARGEST_BYTES, EngineInputs, write_reference
 from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.exporters.tensorrt.cache import EngineCache
 from scconv_deploy.exporters.tensorrt.onnx_source import OnnxSource
@@ -47,7 +47,7 @@ from scconv_deploy.verification.engine.verdict import judge_engine
 from scconv_deploy.verification.onnx.chain import Shards
 from scconv_deploy.verification.onnx.parity import Artifact, Judging, source_of, source_of_engine, verify_onnx
 from scconv_deploy.verification.options import Checks
-from scconv_deploy.verification.reference.run import ReferenceSource
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
 from scconv_deploy.verification.samples import noise_samples, with_progress
 from scconv_deploy.workflows.build import Baseline, EngineBuilder, EngineRequest
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
@@ -110,9 +110,14 @@ class Subject(Protocol):
 
     def verify(
         self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
-        shards: Shards | None = None,
+        shards: Shards | None = None, on_run: Callable[[ReferenceRun], None] = lambda run: None,
     ) -> ParityReport:  # fmt: skip
-        """Judge the artifact that was made of it; ``shards`` as for :func:`.chain.verify_artifact`."""
+        """Judge the artifact that was made of it.
+
+        Args:
+            shards: as for :func:`.chain.verify_artifact`.
+            on_run: given every run of :meth:`source` that this makes.
+        """
         ...
 
     def source(self, artifact: Artifact) -> ReferenceSource:
@@ -153,9 +158,11 @@ class ModelSubject:
 
     def verify(
         self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
-        shards: Shards | None = None,
+        shards: Shards | None = None, on_run: Callable[[ReferenceRun], None] = lambda run: None,
     ) -> ParityReport:  # fmt: skip
-        return verify_onnx(self.reference, artifact, samples, log, judging=judging, provenance=facts, shards=shards)
+        return verify_onnx(
+            self.reference, artifact, samples, log, judging=judging, provenance=facts, shards=shards, on_run=on_run
+        )
 
     def source(self, artifact: Artifact) -> ReferenceSource:
         return source_of(self.reference, artifact)
@@ -164,7 +171,7 @@ class ModelSubject:
         return source_of_engine(self.reference, artifact)
 
     def recorded(self) -> list[Any]:
-        return noise_samples(self.reference.signature, 0)[1::-1]
+        return noise_samples(self.reference.signature, self.seed)[1::-1]
 
 
 def deploy_spec(
@@ -284,7 +291,10 @@ def deploy_subject(
     if options.half is not None and options.quantization is None:
         artifact = replace(artifact, float32_model=onnx.load_model_from_string(serialize(float32_model)))
     here, shards = checks.shared_out(samples, progress)
-    report = subject.verify(artifact, with_progress(here, progress), log, checks.judging, provenance, shards)
+    recorded = _Recorded(subject.recorded())
+    report = subject.verify(
+        artifact, with_progress(here, progress), log, checks.judging, provenance, shards, recorded.keep
+    )
     name = MODEL + REJECTED if report.verdict == "failed" else MODEL
     engines = _engine_inputs(artifact) if options.builds_engines else None
 
@@ -302,8 +312,9 @@ def deploy_subject(
         write_file(temporary / name, data)
         write_file(temporary / REPORT, report.as_bytes())
         nodes = instrument.sites(artifact.proto)
+        source = subject.source(artifact)
         write_reference(
-            temporary, subject.source(artifact), subject.recorded(), nodes, engines=engines,
+            temporary, source, recorded.runs(source), nodes, engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
         )  # fmt: skip
         write_run_script(temporary)
@@ -317,6 +328,24 @@ def deploy_subject(
         write_file(temporary / MANIFEST, sealed)
     digest = sha256_of(sealed)
     return DeployResult(folder, folder / name, digest, report, notes, built.manifests, built.unfinished)
+
+
+@dataclass(eq=False)
+class _Recorded:
+    """Runs of the samples that ``reference/`` holds, kept from verification: each costs a dozen passes of the model."""
+
+    samples: Sequence[Any]
+    _kept: dict[str, ReferenceRun] = field(default_factory=dict, init=False)
+
+    def keep(self, run: ReferenceRun) -> None:
+        size = sum(array.nbytes for site in run.sites.values() for array in (site.x, site.mask) if array is not None)
+        if run.sample in {sample.name for sample in self.samples} and size <= LARGEST_BYTES:
+            self._kept[run.sample] = run
+
+    def runs(self, source: ReferenceSource) -> Iterator[ReferenceRun]:
+        """The runs; one that was too large to keep is made again."""
+        for sample in self.samples:
+            yield self._kept.get(sample.name) or source.run(sample)
 
 
 def _engine_inputs(artifact: Artifact) -> EngineInputs:

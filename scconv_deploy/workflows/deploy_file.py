@@ -9,7 +9,7 @@ take the file, whose inputs and outputs are the artifact's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from scconv_deploy.verification.onnx.parity import verify_onnx
 from scconv_deploy.verification.options import Checks
 from scconv_deploy.verification.reference.onnx_file import NamedArrays
 from scconv_deploy.verification.reference.onnx_float64 import OnnxFloat64Reference
-from scconv_deploy.verification.reference.run import ReferenceSource
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
 from scconv_deploy.verification.rewrite_guard import GuardReport, link_of
 from scconv_deploy.workflows.build import EngineBuilder, EngineRequest
 from scconv_deploy.workflows.calibrate import CalibrationOptions, Rows
@@ -196,10 +196,12 @@ class _FileSubject:
 
     def verify(
         self, artifact: Artifact, samples: Iterable[Any], log: StageLog, judging: Judging, facts: Mapping[str, str],
-        shards: Shards | None = None,
+        shards: Shards | None = None, on_run: Callable[[ReferenceRun], None] = lambda run: None,
     ) -> ParityReport:  # fmt: skip
         if self.model is None or self._names is None:
-            report = verify_artifact(self._reference, artifact, samples, log, judging=judging, provenance=facts)
+            report = verify_artifact(
+                self._reference, artifact, samples, log, judging=judging, provenance=facts, on_run=on_run
+            )
         else:
             named = replace(artifact, proto=matching.renamed(artifact.proto, self._names))
             if named.float32_model is not None:
@@ -214,7 +216,7 @@ class _FileSubject:
         return self._reference
 
     def recorded(self) -> list[Any]:
-        return list(self._reference.samples(0))[1::-1]
+        return list(self._reference.samples(self.seed))[1::-1]
 
 
 def _left_alone(applied: Applied) -> tuple[Refusal, ...]:

@@ -33,6 +33,7 @@ from scconv_deploy.system.inputs import digest_of, package_digest
 from scconv_deploy.system.progress_lines import Notice
 from scconv_deploy.workers.tasks import Outcome, Task, Workers
 from scconv_deploy.workflows.cell import Cell, Made, Make, luggage_for, make_cell, make_there, unpack
+from scconv_deploy.workflows.run_latency import kept_latency, timed
 
 PRELOAD = ("scconv_deploy.workflows.deploy", "scconv_deploy.commands.models")
 """Modules that every cell needs."""
@@ -133,10 +134,14 @@ def _unchanged(known: CellRecord, cell: Cell, output: Path, digests: dict[str, s
     except (UsageError, IntegrityError):
         return None
     folder = output / cell.model / cell.variant
-    return replace(known, unchanged=True, facts=_facts(folder, load_report(folder)))  # a device may have finished it
+    facts = _facts(folder, load_report(folder))  # a device may have finished it
+    facts = replace(facts, latency_ms=facts.latency_ms | kept_latency(known.facts))
+    return replace(known, unchanged=True, facts=facts)
 
 
-def run_cells(plan: Plan, make: Make, workers: Callable[[], Workers], progress: Progress = silent) -> RunResult:
+def run_cells(
+    plan: Plan, make: Make, workers: Callable[[], Workers], progress: Progress = silent, bench: bool = False
+) -> RunResult:
     """Make the cells that changed, and write the overview; ``scconv-deploy run``.
 
     A cell that fails stops nothing else. An interrupt keeps the cells that have ended, and names the others.
@@ -144,6 +149,7 @@ def run_cells(plan: Plan, make: Make, workers: Callable[[], Workers], progress: 
     Args:
         make: a function of a module.
         workers: makes the processes; not called if nothing is to be made.
+        bench: time the ONNX files here, when no cell is being made any more.
     """
     output = plan.output
     records = {one.cell.name: one.kept or _not_done(one, output) for one in plan.planned}
@@ -157,9 +163,13 @@ def run_cells(plan: Plan, make: Make, workers: Callable[[], Workers], progress: 
                     records[cell.name] = record
                     _write(output, records)
                     progress(Notice(_line(record)))
+        if bench:
+            records |= timed(output, records, progress)
+            _write(output, records)
     except KeyboardInterrupt:
         left = [name for name, record in records.items() if record.status == "not done"]
-        progress(Notice(f"{len(records) - len(left)} of {len(records)} cells are done; left: {', '.join(left)}"))
+        more = f"; left: {', '.join(left)}" if left else ", and not all are timed"
+        progress(Notice(f"{len(records) - len(left)} of {len(records)} cells are done{more}"))
         raise
     return RunResult(output, RunRecord(SCHEMA_VERSION, tuple(records.values())))
 

@@ -54,7 +54,7 @@ def test_a_run_from_its_plan_to_the_second_one():
     assert lines[0] == f"net/half: {half}"
     assert not Path("release").exists()
 
-    first = run("run", "release.toml", "--json")
+    first = run("run", "release.toml", "--json", "--bench")
     found = json.loads(first.stdout)
     assert first.exit_code == found["exit_code"] == 2  # the command line's own complaint about a target without engines
     half_cell, other = found["cells"]
@@ -66,6 +66,8 @@ def test_a_run_from_its_plan_to_the_second_one():
     assert [link["status"] for link in report["links"] if link["name"] == "precision"] == ["passed"]
     assert "net.py" in half_cell["inputs"]["files"]
     assert half_cell["peak_bytes"] > 1e8
+    assert half_cell["facts"]["latency_ms"].keys() == {"onnxruntime"}
+    assert 0 < half_cell["facts"]["latency_ms"]["onnxruntime"] < 1e3
     assert {"torch", "onnx", "scconv-deploy"} <= set(half_cell["inputs"]["packages"])
 
     again = run("run", "release.toml", "--dry-run").output.splitlines()

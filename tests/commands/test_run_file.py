@@ -71,6 +71,7 @@ def test_cells_are_models_by_variants_with_the_command_lines_own_arguments(tmp_p
     Path("train.py").write_text("x = 1\n")
     found = read_run_file(written(tmp_path, FILE))
     assert (str(found.output), found.engine, found.address, found.jobs) == ("release", None, "", None)
+    assert not found.bench
     assert [cell.name for cell in found.cells] == ["r20/single", "r20/half", "own/single", "own/half"]
     shared = ["--batch=1:2:8", "--tolerance=replay_multiple=9", "--tolerance=half_multiple=9"]
     of_r20 = ['--kwargs={"num_classes": 5}', "--seed=3"]
@@ -127,6 +128,7 @@ CASES = [
     (BASE.replace('"o"', '"o"\nengine = "spark"'), 3, "engine is 'spark', expected one of local, ray."),
     (BASE.replace('"o"', '"o"\njobs = 0'), 3, "jobs is 0, expected an integer of at least 1."),
     (BASE.replace('"o"', '"o"\njobs = true'), 3, "jobs is true, expected an integer of at least 1."),
+    (BASE.replace('"o"', '"o"\nbench = 1'), 3, "bench is 1, expected true or false."),
     (BASE.replace('"o"', '"o"\naddress = ""'), 3, "address is '', expected the address of a Ray cluster."),
     (BASE.replace('"o"', '"o"\nouput = "x"'), 3, "[run] has no key 'ouput'. Did you mean output?"),
     ("run = 3\n", 1, "run is 3, expected a table [run]."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -32,10 +33,10 @@ def cells(*hows, model="net"):
     return [Cell(model, f"v{number}", tuple(how.split())) for number, how in enumerate(hows)]
 
 
-def done(wanted, workers=None, force=False, progress=lambda text: None):
+def done(wanted, workers=None, force=False, progress=lambda text: None, bench=False):
     """(result, names of the cells that were made)"""
     shutil.rmtree("made", ignore_errors=True)
-    result = run_cells(plan_run(wanted, OUT, force), make, lambda: workers or Here(), progress)
+    result = run_cells(plan_run(wanted, OUT, force), make, lambda: workers or Here(), progress, bench)
     made = [line.split()[-1] for mark in sorted(Path("made").glob("*")) for line in mark.read_text().splitlines()]
     return result, sorted(name.removeprefix("out/") for name in made)
 
@@ -91,6 +92,49 @@ def test_what_did_not_change_is_not_made_again():
     shutil.rmtree(OUT / "net/data")
     assert done(wanted[1:])[1] == ["net/data"]
     assert done(wanted[1:], force=True)[1] == ["net/data", "net/v1", "net/v2"]
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Calls of ``bench``, in whose place each folder takes as many milliseconds as there were calls; no net runs."""
+    calls = []
+
+    def bench(folders, options, progress):
+        calls.append(sorted(folder.removeprefix("out/") for folder in folders))
+        if "odd" in folders[0]:
+            raise UsageError("Axis 2 is open.", "Give it a size.")
+        return SimpleNamespace(rows=[SimpleNamespace(p50_ms=float(len(calls)))] * len(folders))
+
+    monkeypatch.setattr("scconv_deploy.workflows.bench.bench_artifacts", bench)
+    return calls
+
+
+def latencies(result):
+    found = {cell.name: dict(cell.facts.latency_ms) for cell in result.record.cells if cell.facts}
+    assert {latency.pop("tensorrt") for latency in found.values()} == {1.25}  # the device's, which the report holds
+    return found
+
+
+def test_variants_of_a_model_are_timed_together_once(timed):
+    wanted = cells("good", "wrong", "good", "refused")
+    assert latencies(done(wanted)[0]) == {"net/v0": {}, "net/v1": {}, "net/v2": {}}
+    assert not timed
+    expected = {"net/v0": {"onnxruntime": 1.0}, "net/v1": {}, "net/v2": {"onnxruntime": 1.0}}  # v1 was rejected
+    assert latencies(done(wanted, bench=True)[0]) == expected
+    assert latencies(done(wanted, bench=True)[0]) == latencies(done(wanted)[0]) == expected
+    assert "onnxruntime 1.000 ms" in (OUT / "index.html").read_text()
+    assert timed == [["net/v0", "net/v2"]]
+    shutil.rmtree(OUT / "net/v0")
+    assert latencies(done(wanted, bench=True)[0])["net/v2"] == {"onnxruntime": 2.0}  # beside the new one
+    assert latencies(done(wanted, force=True)[0])["net/v2"] == {}
+
+
+def test_a_model_that_cannot_be_timed_is_told_of_and_stops_nothing(timed):
+    said = []
+    result, _ = done([*cells("good", model="odd"), *cells("good")], progress=said.append, bench=True)
+    assert latencies(result) == {"odd/v0": {}, "net/v0": {"onnxruntime": 2.0}}
+    assert result
+    assert "odd was not timed: Axis 2 is open." in map(str, said)
 
 
 def test_another_version_of_a_package_makes_everything_again(monkeypatch):

@@ -38,7 +38,8 @@ def make_bundle(folder, reference, content, largest_bytes=LARGEST_BYTES):
     (folder / "model.onnx").write_bytes(content)
     samples = noise_samples(reference.signature, 0)[1::-1]
     nodes = instrument.sites(onnx.load_model_from_string(content))
-    write_reference(folder, TorchReference(reference), samples, nodes, largest_bytes)
+    source = TorchReference(reference)
+    write_reference(folder, source, map(source.run, samples), nodes, largest_bytes)
     seal(folder)
     return folder
 

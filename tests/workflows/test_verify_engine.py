@@ -69,7 +69,7 @@ def recorded(tiny_reference, tiny_bytes, tiny_fp16, tmp_path_factory):
             lambda site, shape, model=model: sru_models.of_artifact(model, site, shape),
         )
         samples = noise_samples(tiny_reference[0].signature, 0)[1::-1]
-        write_reference(folder, source, samples, instrument.sites(model), engines=engine_inputs)
+        write_reference(folder, source, map(source.run, samples), instrument.sites(model), engines=engine_inputs)
         (folder / MANIFEST).write_bytes(manifest_bytes(folder, {}))
         made[precision] = folder, model
     return made

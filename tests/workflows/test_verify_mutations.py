@@ -38,7 +38,8 @@ def bundle(exported, tmp_path_factory):
     folder.mkdir()
     (folder / "model.onnx").write_bytes(content)
     nodes = instrument.sites(onnx.load_model_from_string(content))
-    write_reference(folder, TorchReference(reference), noise_samples(reference.signature, 0)[:1], nodes)
+    source = TorchReference(reference)
+    write_reference(folder, source, map(source.run, noise_samples(reference.signature, 0)[:1]), nodes)
     seal(folder)
     return folder
 

@@ -25,10 +25,11 @@ from scconv_deploy.trt_plugins.compilers import run_compilers
 CPU_SOURCES = SOURCES / "cpu"
 CPU_LIBRARY = "libscconv_sru_cpu.so"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden")
-"""Without contraction every vector width computes the same bytes: the narrowest has no fused multiply-add."""
+"""Without contraction every vector width computes the same bytes: the narrowest has no fused multiply-add, and the
+others use it where a product is exact."""
 WIDTHS = {
     "width4.cpp": (),
-    "width8.cpp": ("-mavx2", "-mf16c"),
+    "width8.cpp": ("-mavx2", "-mfma", "-mf16c"),
     "width16.cpp": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
 }
 """Sources of the vector widths with the flags of their instructions; the first is for every processor."""

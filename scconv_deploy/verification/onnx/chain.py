@@ -29,7 +29,7 @@ from scconv_deploy.verification.onnx.artifact_checks import ArtifactChecks
 from scconv_deploy.verification.onnx.first_divergence import first_divergence
 from scconv_deploy.verification.onnx.fused import FUSED_LINK, FusedSRUs
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
-from scconv_deploy.verification.reference.run import ReferenceSource
+from scconv_deploy.verification.reference.run import ReferenceRun, ReferenceSource
 
 SWAPPED_LINK = "PyTorch with SRUs swapped"
 ONNX_LINK = "onnxruntime"
@@ -93,12 +93,14 @@ def verify_artifact(
     judging: Judging = Judging(),
     provenance: Mapping[str, str] | None = None,
     shards: Shards | None = None,
+    on_run: Callable[[ReferenceRun], None] = lambda run: None,
 ) -> ParityReport:
     """Judge an ONNX model against a reference.
 
     Args:
         samples: samples of the source; read once, one at a time.
         shards: further samples, which run free in other processes; they come after ``samples``.
+        on_run: given the reference's run of each of ``samples``.
 
     Returns:
         The report; falsy if a check failed.
@@ -118,6 +120,7 @@ def verify_artifact(
         float32_checks = all_checks[1] if len(all_checks) > 1 else None
         for sample in samples:
             run = source.run(sample)
+            on_run(run)
             for one in all_checks:
                 one.add(run)
             if fused is not None and run.deep:  # the others may run in another process

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import onnx
@@ -23,6 +23,7 @@ from scconv_deploy.verification.onnx.chain import ONNX_LINK, SWAPPED_LINK, Artif
 from scconv_deploy.verification.reference.expected import ExpectedQuantization
 from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.reference.quantized import QuantizedReference, TrainedReference
+from scconv_deploy.verification.reference.run import ReferenceRun
 from scconv_deploy.verification.samples import Sample
 
 _WEIGHTS_OF_INT8 = 0.1
@@ -50,6 +51,7 @@ def verify_onnx(
     judging: Judging = Judging(),
     provenance: Mapping[str, str] | None = None,
     shards: Shards | None = None,
+    on_run: Callable[[ReferenceRun], None] = lambda run: None,
 ) -> ParityReport:
     """Judge an ONNX model against PyTorch; see :func:`.chain.verify_artifact`.
 
@@ -57,7 +59,9 @@ def verify_onnx(
     """
     artifact = replace(artifact, proto=_with_names_of(reference, artifact.proto))
     source, artifact = _quantized_alike(reference, artifact)
-    return verify_artifact(source, artifact, samples, log, judging=judging, provenance=provenance, shards=shards)
+    return verify_artifact(
+        source, artifact, samples, log, judging=judging, provenance=provenance, shards=shards, on_run=on_run
+    )
 
 
 def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchReference, Artifact]:

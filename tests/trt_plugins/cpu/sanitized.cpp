@@ -37,7 +37,8 @@ struct Sizes
 
 // Whole groups, odd numbers of them, groups that straddle channels, tails of every kind, one element a group, large ones.
 constexpr Sizes kSizes[] = {{2, 8, 49, 2}, {1, 12, 5, 3}, {2, 6, 7, 7}, {3, 10, 1, 5}, {1, 4, 1, 4}, {2, 24, 6, 16},
-    {1, 2, 3, 1}, {2, 8, 33, 8}, {1, 4, 17000, 2}, {1, 6, 9001, 9001}, {1, 160, 3, 2}, {0, 8, 9, 2}, {3, 4, 0, 2}};
+    {1, 2, 3, 1}, {2, 8, 33, 8}, {1, 4, 17000, 2}, {1, 4, 1030, 2}, {1, 6, 9001, 9001}, {1, 160, 3, 2}, {0, 8, 9, 2},
+    {3, 4, 0, 2}};
 
 uint16_t drawn_half(int32_t type)
 {
@@ -91,8 +92,10 @@ bool same_on_every_path(const Sizes& sizes, int32_t op, int32_t type)
     {
         outputs[i].reset(new char[bytes]);
         p.y = outputs[i].get();
-        if (i < 2)
-            run(p, i ? static_cast<Executor&>(threads) : alone);
+        if (i == 0)
+            run(p, alone);
+        else if (elements && i == 1 && paired(p))
+            run_pairs(Call(p), threads);
         else if (elements)
             run_split(Call(p), threads);
     }

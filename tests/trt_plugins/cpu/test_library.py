@@ -29,8 +29,8 @@ SHAPES = {
     "groups that straddle": ((2, 24, 4, 6), 16),
     "groups that straddle, odd": ((2, 6, 5, 5), 5),
     "one pixel": ((2, 8, 1, 1), 2),
-    "many tasks": ((3, 128, 17, 13), 8),
-    "few pairs, large": ((1, 4, 200, 110), 2),
+    "several threads": ((3, 128, 27, 26), 8),
+    "several threads, fewer pairs than processors": ((1, 4, 300, 230), 2),
 }
 
 
@@ -111,6 +111,30 @@ def test_statistics_hold_where_a_groups_channels_lie_far_apart(cpu_library):
     x, gamma, beta = draw((2, 16, 48, 48))
     x += 1e3 * torch.arange(16.0).reshape(1, -1, 1, 1) ** 2  # blocks lie thousands of their own deviations apart
     check(cpu_library, x, gamma, beta, replace(HARD, num_groups=2))
+
+
+def test_statistics_hold_where_a_blocks_mean_is_guessed_badly(cpu_library):
+    """It is guessed from four of a block's 64 rows of 32 elements, of which each quarter begins with one."""
+    x, _, _ = draw((2, 16, 32, 64))  # each channel is a block
+    x.view(2, 16, 4, 512)[..., :32] += torch.linspace(30, 1000, 16).reshape(1, 16, 1, 1)
+    parameters = [torch.full((16,), -torch.inf), torch.zeros(16), torch.ones(16), torch.zeros(16)]  # y is n
+    y = cpu_library.sru(x, parameters, op=1, num_groups=16, ddof=1, eps_var=0.0, eps_std=0.0).double()
+    group = x.double().flatten(2)
+    n = ((group - group.mean(-1, keepdim=True)) / group.std(-1, keepdim=True)).reshape(x.shape)
+    far = n.abs() > 1  # where the mean's own rounding is small; sums about the guess are off by 1.7e-6
+    assert ((y - n).abs() / n.abs())[far].max() < 4 * 2.0**-24
+
+
+@pytest.mark.parametrize("pixels", [1, 3, 5, 7, 31, 45, 2048, 2055])
+def test_a_constant_group_lies_at_its_mean_exactly(cpu_library, pixels):
+    """x - mean is 0 and s is eps_std, so that a cut of 0 is reached and any larger one is not."""
+    value = torch.rand(1, 256, 1, 1, generator=torch.Generator().manual_seed(pixels)) + 0.1
+    cut, sign = torch.tensor([0.0, 1e-3, -1e-3, 0.0]).repeat(64), torch.ones(256)
+    x = value.expand(1, 256, 1, pixels)
+    y = cpu_library.sru(x, [cut, sign], op=0, num_groups=256, ddof=0, eps_var=0.0, eps_std=1e-10)
+    opened = (cut <= 0).reshape(1, 256, 1, 1)
+    weighted, rest = x * opened, x * ~opened
+    assert torch.equal(y, torch.cat((weighted[:, :128] + rest[:, 128:], weighted[:, 128:] + rest[:, :128]), dim=1))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

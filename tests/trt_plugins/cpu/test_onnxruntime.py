@@ -144,7 +144,7 @@ def test_a_convolution_behind_it_is_fused_although_no_shape_is_stored(cpu_path, 
 
 
 def test_threads_of_the_runtime_give_the_same_bytes(cpu_path):
-    shape, groups = (2, 64, 40, 40), 8
+    shape, groups = (2, 64, 48, 48), 8
     inputs = feed("SRUNorm", np.random.default_rng(4).standard_normal(shape).astype(np.float32))
     model = one_sru("SRUNorm", shape, groups)
     alone, together = (outputs(model, inputs, cpu_path, threads=n) for n in (1, 4))

@@ -254,7 +254,7 @@ def test_the_noise_of_rounded_margins_travels(tmp_path):
     torch.manual_seed(0)
     reference, _ = halved_gates(two_masks(), "fp16")
     source, samples = TorchReference(reference), noise_samples(reference.signature, 0)[:1]
-    write_reference(tmp_path, source, samples, [], rounded_to="float16")
+    write_reference(tmp_path, source, map(source.run, samples), [], rounded_to="float16")
     recorded = read_reference(tmp_path)
     found = recorded.rounded(recorded.run(0), None, "float16").others
     wanted = source.rounded(source.run(samples[0]), None, "float16").others

@@ -4,6 +4,7 @@
 // take for another file's: its code lies in a namespace of its own, and it includes no C++ library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace scconv::cpu {
@@ -20,22 +21,32 @@ struct Moments
     double squares;
 };
 
-// A channel's gate: sign * (x - mean) >= threshold. SRUNorm, SRUSoft: n * first + second == (x - mean) * factor + offset.
-struct Gate
+// What the gates need of their group: its mean is mean + rest.
+struct Group
 {
-    float sign;
+    double s;
     float mean;
-    float threshold;
-    float factor;
-    float offset;
+    double rest;
 };
 
-// Two ranges of channels, half the channels apart: one half's x and y, the other's, each channel's gates.
+// [C] each.
+struct Parameters
+{
+    const float* cut;
+    const float* sign;
+    const float* first;  // SRUNorm, SRUSoft
+    const float* second; // SRUNorm, SRUSoft
+};
+
+// Two ranges of channels, half the channels apart, each in one group: the lower one's x, y, group and first channel, and
+// the upper one's.
 struct Pair
 {
     const void* x[2];
     void* y[2];
-    const Gate* gates[2];
+    const Group* groups[2];
+    int64_t channel[2];
+    Parameters parameters;
     int64_t channels;
     int64_t pixels; // of a channel, one channel behind the other
 };

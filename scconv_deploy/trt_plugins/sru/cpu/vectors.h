@@ -33,7 +33,19 @@ SCCONV_INLINE void write(void* to, Vector vector)
     __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
-SCCONV_INLINE Floats all(float value) { return Floats{} + value; }
+SCCONV_INLINE Floats all(float value) { return value - Floats{}; }
+// a * b + c, for products that are exact: so it is the same with one rounding and with two, and every width's.
+SCCONV_INLINE Floats exact_product_plus(Floats a, Floats b, Floats c)
+{
+#if SCCONV_LANES == 16 && defined(__AVX512F__)
+    return as<Floats>(_mm512_fmadd_ps(as<__m512>(a), as<__m512>(b), as<__m512>(c)));
+#elif SCCONV_LANES == 8 && defined(__FMA__)
+    return as<Floats>(_mm256_fmadd_ps(as<__m256>(a), as<__m256>(b), as<__m256>(c)));
+#else
+    return a * b + c;
+#endif
+}
+
 SCCONV_INLINE Bits all_bits(uint32_t value) { return Bits{} + value; }
 
 // yes where the mask's bits are 1, else no.
@@ -48,9 +60,28 @@ SCCONV_INLINE Floats select(Ints mask, Floats yes, Floats no)
     return as<Floats>(select(mask, as<Bits>(yes), as<Bits>(no)));
 }
 
-SCCONV_INLINE Bits widened(Halves halves) { return __builtin_convertvector(halves, Bits); }
-SCCONV_INLINE Halves narrowed(Bits bits) { return __builtin_convertvector(bits, Halves); }
+SCCONV_INLINE Bits widened(Halves halves)
+{
+#if SCCONV_LANES == 8 && defined(__AVX2__) // one instruction, of which GCC 12 makes five
+    return as<Bits>(_mm256_cvtepu16_epi32(as<__m128i>(halves)));
+#else
+    return __builtin_convertvector(halves, Bits);
+#endif
+}
 
+// Of numbers below 2^16.
+SCCONV_INLINE Halves narrowed(Bits bits)
+{
+#if SCCONV_LANES == 8 && defined(__AVX2__)
+    const __m256i packed = _mm256_packus_epi32(as<__m256i>(bits), as<__m256i>(bits)); // in each half of the register
+    return as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+    return __builtin_convertvector(bits, Halves);
+#endif
+}
+
+// Stores are ordinary ones. With streaming ones a call took 0.88 of its time for 26 MB of float32, as long for 13 MB of
+// float16, and 1.3 times as long where y fits the cache, from which the next node reads it.
 struct Float
 {
     typedef float Element;
@@ -114,12 +145,12 @@ struct Bfloat16
     typedef uint16_t Element;
     SCCONV_INLINE Floats load(const Element* from) { return as<Floats>(widened(read<Halves>(from)) << 16); }
 
-    // To nearest, ties to even; a NaN stays one.
+    // To nearest, ties to even. A NaN keeps its upper half, which is one too: what is rounded is a result of arithmetic,
+    // whose NaNs are quiet.
     SCCONV_INLINE Bits rounded(Floats value)
     {
         const Bits bits = as<Bits>(value);
-        const Bits nearest = bits + 0x7fffu + ((bits >> 16) & 1u);
-        return select(value != value, bits | 0x400000u, nearest);
+        return bits + (as<Bits>(value == value) & (0x7fffu + ((bits >> 16) & 1u)));
     }
     SCCONV_INLINE void store(Element* to, Floats value) { write(to, narrowed(rounded(value) >> 16)); }
     SCCONV_INLINE Floats round(Floats value) { return as<Floats>(rounded(value) & 0xffff0000u); }
@@ -130,20 +161,19 @@ SCCONV_INLINE Floats sigmoid(Floats z)
 {
     constexpr float kFar = 104.0f; // exp(104) is Inf and exp(-104) 0 in float32
     Floats t = -z;
-    t = select(t > kFar, all(kFar), t); // NaN compares false, and stays
-    t = select(t < -kFar, all(-kFar), t);
+    t = t > kFar ? all(kFar) : t; // NaN compares false, and stays
+    t = t < -kFar ? all(-kFar) : t;
     constexpr float kMagic = 0x1.8p23f; // adding it rounds to an integer, in the low bits
     const Floats shifted = t * 0x1.715476p0f + kMagic;
     const Floats n = shifted - kMagic;
     const Floats r = (t - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f; // t - n * ln 2; the first product is exact
-    // exp(r) for |r| <= ln(2) / 2: the series up to r^7 / 7!, whose rest is below an eighth of an ulp
-    Floats e = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-    e = e * r + (1.0f / 120.0f);
-    e = e * r + (1.0f / 24.0f);
-    e = e * r + (1.0f / 6.0f);
-    e = e * r + 0.5f;
-    e = (e * r) * r + r;
-    e = e + 1.0f;
+    // exp(r) for |r| <= ln(2) / 2: the series up to r^7 / 7!, whose rest is below an eighth of an ulp; in pairs, which do not
+    // wait for each other
+    const Floats square = r * r;
+    const Floats low = r * (1.0f / 6.0f) + 0.5f, middle = r * (1.0f / 120.0f) + (1.0f / 24.0f);
+    const Floats high = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
+    Floats e = (high * square + middle) * square + low;
+    e = e * square + r + 1.0f;
     // times 2^n in two steps, for n reaches beyond the exponents of a float
     const Ints power = as<Ints>(shifted) - as<Ints>(all(kMagic));
     const Ints half = power >> 1;
