@@ -19,7 +19,8 @@ import scconv_deploy
 from benchmarks import subjects
 from benchmarks.harness import Row, interleave, write
 from scconv_deploy.model.signature import Signature
-from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import load_samples, noise_samples
 from scconv_deploy.zoo import MODELS
 from scconv_deploy.zoo.nms import overlaps
 

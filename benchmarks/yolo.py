@@ -103,7 +103,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
     result = deploy_spec(spec, folder / "out", ExportOptions())
     seconds = time.perf_counter() - started
     settings: dict[str, Any] = {"imgsz": options.size, "conf": CONFIDENCE, "verbose": False, "rect": False}
-    both = [kind(str(best)), kind(str(result.artifact), task=task)]
+    told = {} if kind is ultralytics.RTDETR else {"task": task}  # RTDETR knows but one
+    both = [kind(str(best)), kind(str(result.artifact), **told)]
     found = [[one for image in images for one in m.predict(str(image), device="cpu", **settings)] for m in both]
     metrics = [
         m.val(data=str(data), imgsz=options.size, batch=1, workers=0, device="cpu", plots=False, verbose=False,

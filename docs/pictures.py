@@ -13,7 +13,8 @@ from scconv_deploy.gate.cut import tau
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.replay import record_gates
 from scconv_deploy.model.spec import ModelSpec
-from scconv_deploy.verification.samples import Preprocessing, load_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import load_samples
 
 FOLDER = Path(__file__).parent / "pictures"
 INK, OPEN, CLOSED = "#555555", "#1b7f4d", "#b3402a"

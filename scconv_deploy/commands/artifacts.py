@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from scconv_deploy.commands.calibrating import CodesTarget, Int8Options, SiteOptions
+from scconv_deploy.commands.calibrating import CodesTarget, Int8Options, ReduceRange, SiteOptions
 from scconv_deploy.commands.engines import Plugin
 from scconv_deploy.commands.options import (
     CheckOptions,
@@ -31,6 +31,11 @@ from scconv_deploy.commands.session import Session, command_line, run_session
 from scconv_deploy.commands.workers import WorkerOptions
 from scconv_deploy.errors import UsageError
 from scconv_deploy.report.verdict import parity_error
+
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
+]
 
 if TYPE_CHECKING:
     from scconv_deploy.model.spec import ModelSpec
@@ -122,14 +127,13 @@ def quantize(
     int8: Int8Options = Int8Options(),
     keep: Keep = None,
     target: CodesTarget = "gpu",
-    reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="Weights of 7 bits, which no CPU's int8 sums saturate.")
-    ] = False,
+    reduce_range: ReduceRange = False,
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model it was exported from: prove the file against it.")
     ] = None,
     of_model: ModelOptions = ModelOptions(),
     judged: CheckOptions = CheckOptions(),
+    report: Report = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -147,7 +151,7 @@ def quantize(
             int8.options(judged.data, judged.preprocessing, of_model.seed, tuple(keep or ()), target,
                          reduce_range=reduce_range),
             reference=None if reference is None else of_model.spec(reference),
-            checks=int8.checks(judged),
+            checks=int8.checks(judged), report=report,
             force=force, command=command_line(), progress=session.progress,
         )  # fmt: skip
         session.show(result, print_quantization)
@@ -159,6 +163,7 @@ def sensitivity(
     sites: SiteOptions = SiteOptions(),
     keep: Keep = None,
     target: CodesTarget = "gpu",
+    reduce_range: ReduceRange = False,
     data: Data = None,
     preprocessing: Preprocess = None,
     seed: Seed = 0,
@@ -173,6 +178,7 @@ def sensitivity(
     from scconv_deploy.report.sensitivity import print_sensitivity
 
     with run_session(as_json, quiet) as session:
+        from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE
         from scconv_deploy.report.render import render_sensitivity, sensitivity_format
         from scconv_deploy.system.atomic import check_output_file, write_file
         from scconv_deploy.workflows.sensitivity import sensitivity_onnx
@@ -182,7 +188,7 @@ def sensitivity(
             check_output_file(report, force)
         result = sensitivity_onnx(
             source, sites.calibrating(data, preprocessing, seed), sites.placement(keep),
-            target=target, progress=session.progress,
+            target=target, largest_code=REDUCED_CODE if reduce_range else LARGEST_CODE, progress=session.progress,
         )  # fmt: skip
         if report is not None:
             write_file(report, render_sensitivity(result, form).encode())
@@ -204,10 +210,7 @@ def verify(
     digest: Digest = "",
     plugin: Plugin = None,
     processes: WorkerOptions = WorkerOptions(),
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Also write the report; .json, .html, .md or .xml (JUnit)."),
-    ] = None,
+    report: Report = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,

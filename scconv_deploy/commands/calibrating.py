@@ -43,6 +43,9 @@ Only = Annotated[
 CodesTarget = Annotated[
     Literal["gpu", "cpu"], typer.Option(help="Of the codes: signed for GPUs, unsigned for ONNX Runtime's CPU.")
 ]
+ReduceRange = Annotated[
+    bool, typer.Option("--reduce-range", help="Weights of 7 bits, which no CPU's int8 sums saturate.")
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(

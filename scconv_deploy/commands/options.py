@@ -274,7 +274,7 @@ class CheckOptions:
 
         wanted = None
         if self.preprocessing is not None:
-            from scconv_deploy.verification.samples import Preprocessing
+            from scconv_deploy.verification.preprocessing import Preprocessing
 
             wanted = Preprocessing.parse(self.preprocessing)
         if self.data is None and self.of_model:

@@ -1,8 +1,8 @@
 """Quantisers of an ONNX file, whoever wrote it: what they quantise, and where these places are in PyTorch.
 
 Understood are a QuantizeLinear and DequantizeLinear pair before the input of a Conv or Gemm, before one input of an Add
-or all inputs of a Concat, and int8 weights behind a DequantizeLinear. Anything else is listed with the reason; a file
-with such quantisers cannot be proved.
+or all inputs of a Concat, and a DequantizeLinear before weights: int8 ones, or float ones behind a QuantizeLinear.
+Anything else is listed with the reason; a file with such quantisers cannot be proved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,12 +19,12 @@ from scconv_deploy.errors import IntegrityError
 from scconv_deploy.gate.other_gates import Found
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.contract import LAYER, STANDARD_DOMAINS
-from scconv_deploy.graph.types import NUMPY, all_graphs
+from scconv_deploy.graph.stored_weights import StoredWeights, stored_weights
+from scconv_deploy.graph.types import all_graphs
 from scconv_deploy.records.codec import DecodeError, decode, parse
 from scconv_deploy.records.quantization import (
     LARGEST_CODE,
     METADATA,
-    DataType,
     LayerPlan,
     Levels,
     QuantizationPlan,
@@ -62,29 +61,6 @@ class Quantizer:
     sources: tuple[str, ...]
     axis: int = 0
     columns: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class StoredWeights:
-    """Weights that are stored as integers.
-
-    Attributes:
-        name: name of the initializer.
-        codes: output channels on axis 0.
-        scales: of each channel, or a single one, float32; zero points are 0.
-        data: type that the scales are stored in.
-    """
-
-    name: str
-    codes: np.ndarray
-    scales: np.ndarray
-    data: DataType = "float32"
-
-    @property
-    def dequantized(self) -> np.ndarray:
-        """float32 ``[C, ...]``."""
-        each = (-1, *[1] * (self.codes.ndim - 1))
-        return self.codes.astype(np.float32) * self.scales.reshape(each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,26 +394,11 @@ class _Reader:
         return Levels(float(scale.ravel()[0]), int(zero.ravel()[0]), zero.dtype == np.int8)
 
     def _weights(self, node: onnx.NodeProto, dequantize: onnx.NodeProto | None) -> StoredWeights | None:
-        """Weights behind a DequantizeLinear, output channels first; None without, or if its axis is another one."""
+        """Weights of a layer behind a DequantizeLinear; see :func:`.stored_weights.stored_weights`."""
         if dequantize is None:
             return None
-        codes, scale = self._constant(dequantize.input[0]), self._constant(dequantize.input[1])
-        if codes is None or scale is None or codes.dtype != np.int8:
-            return None
-        has_zeros = len(dequantize.input) > 2 and dequantize.input[2] != ""
-        given = self._constant(dequantize.input[2]) if has_zeros else None
-        if has_zeros and given is None:
-            return None
-        zeros = np.zeros(scale.shape, codes.dtype) if given is None else given
-        axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1)
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        channels = 1 if node.op_type == "Gemm" and not transposed else 0
-        if (scale.size > 1 and axis % codes.ndim != channels) or zeros.any():
-            return None
-        name = dequantize.input[0]
-        codes = np.moveaxis(codes, channels, 0)
-        data: Any = scale.dtype.name if scale.dtype in NUMPY.values() else "float32"
-        return StoredWeights(name, codes, scale.astype(np.float32).ravel(), data)
+        producer = self._producers.get(dequantize.input[0])
+        return stored_weights(node, dequantize, producer if self._is(producer, _QUANTIZE) else None, self._constant)
 
     def _constant(self, name: str) -> np.ndarray | None:
         if name in self._stored:

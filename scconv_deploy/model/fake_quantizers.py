@@ -22,6 +22,7 @@ from scconv_deploy.records.quantization import Levels
 
 SOURCE = "_rounded_source"
 """Name of a layer's weights before they are rounded, among its buffers."""
+_PT2E_OPERATORS, _PT2E_MODULES = ("quantized_decomposed", "torchao"), "torchao.quantization.pt2e"
 _SIGNED, _UNSIGNED = (-128, 127), (0, 255)
 
 
@@ -31,6 +32,25 @@ def fake_quantizers(model: nn.Module) -> dict[str, nn.Module]:
 
     modules = model.named_modules(remove_duplicate=False)
     return {path: m for path, m in modules if isinstance(m, (FakeQuantizeBase, FixedQuantizer))}
+
+
+def refuse_quantized_graphs(name: str, model: nn.Module) -> None:
+    """Refuse graphs of PyTorch's pt2e quantisation, converted or only prepared (ModelError).
+
+    They have operators in place of modules, so that neither SRUs nor layers can be found in them.
+    """
+    for graph in model.modules():
+        if not isinstance(graph, torch.fx.GraphModule):
+            continue
+        rounding = next((str(node.target) for node in graph.graph.nodes if _is_pt2e(graph, node)), "")
+        if rounding:
+            raise ModelError(
+                f"{name} is a graph of PyTorch's pt2e quantisation (it calls {rounding}), in which no module is left "
+                "to recognise an SRU by.",
+                "Write what convert_pt2e gives with torch.onnx.export(..., dynamo=True), and give the file to "
+                "scconv-deploy rewrite; or train the module in eager mode (torch.ao.quantization.prepare_qat), which "
+                "keeps its modules.",
+            )
 
 
 def with_fixed_quantizers(model: nn.Module) -> nn.Module:
@@ -145,6 +165,14 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     for path, module in model.named_modules():
         if type(module) is QuantizedLayer:
             yield path, module
+
+
+def _is_pt2e(graph: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+    """Whether a node is an operator of converted quantisers, or a fake quantiser or observer of prepared ones."""
+    if node.op == "call_function":
+        return getattr(node.target, "namespace", "") in _PT2E_OPERATORS
+    kind = type(graph.get_submodule(str(node.target))).__module__ if node.op == "call_module" else ""
+    return kind.startswith(_PT2E_MODULES)
 
 
 def _of_convolution(conv: nn.Module | None, quantizer: nn.Module) -> bool:

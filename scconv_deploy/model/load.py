@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from scconv_deploy import zoo
 from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.model import signature as signatures
+from scconv_deploy.model.fake_quantizers import refuse_quantized_graphs
 from scconv_deploy.model.initialisation import Draws, RandomParameters
 from scconv_deploy.model.inputs import InputSpec
 from scconv_deploy.model.spec import ModelSpec, source_kind
@@ -237,9 +238,16 @@ def _module(spec: ModelSpec) -> tuple[nn.Module, YoloCheckpoint | None]:
             "that file to scconv-deploy rewrite.",
         )
     model = unwrapped(model)
+    refuse_quantized_graphs(spec.source, model)
     try:
         model = model.cpu().float().eval()
-    except RuntimeError as error:  # parameters on the meta device have no values
+    except RuntimeError as error:  # parameters on the meta device have no values, graphs of torch.export no eval()
+        if any(isinstance(module, torch.fx.GraphModule) for module in model.modules()):
+            raise ModelError(
+                f"{spec.source} holds a graph that torch.export made: {first_line(error)}",
+                "Give the module that was exported; or write the graph with torch.onnx.export(..., dynamo=True), and "
+                "give the file to scconv-deploy deploy.",
+            ) from error
         raise ModelError(
             f"{spec.source} cannot be put on the CPU: {first_line(error)}", "Give its parameters values."
         ) from error

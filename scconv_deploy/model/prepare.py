@@ -14,7 +14,7 @@ from scconv_deploy.errors import ModelError, UsageError, first_line
 from scconv_deploy.gate.recognize import Recognition, recognize_in_run
 from scconv_deploy.gate.swap import swap_reachable
 from scconv_deploy.model import signature as signatures
-from scconv_deploy.model.fake_quantizers import with_fixed_quantizers, with_folded_norms
+from scconv_deploy.model.fake_quantizers import refuse_quantized_graphs, with_fixed_quantizers, with_folded_norms
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.signature import Signature
@@ -73,6 +73,7 @@ def reference_from_module(
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules
     if isinstance(model, torch.jit.ScriptModule):
         raise UsageError("The model is TorchScript, which hides its modules.", "Give the eager nn.Module.")
+    refuse_quantized_graphs("The model", model)
     if any(module.training for module in model.modules()):
         raise UsageError("The model is in train mode.", "Call model.eval() first.")
     args: tuple[Any, ...] = ()

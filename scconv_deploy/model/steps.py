@@ -6,7 +6,6 @@ so that no code of the model need be known; those of constants alone are the sam
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,39 +24,17 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import tau
 from scconv_deploy.gate.other_gates import STEPS, OtherGate, View, channel_axes, is_other
 from scconv_deploy.gate.swap import SwappedSRU, site_name
+from scconv_deploy.model.step_operators import (
+    APART,
+    COMPARISONS,
+    FAKE_QUANTIZE,
+    IN_PLACE,
+    QUOTIENTS,
+    REMAINDERS,
+    kind_of,
+)
 
 _SAME_STEPS = "Let its forward take the same steps in each run: no random branch, and no size that depends on values."
-_ATEN = torch.ops.aten
-_KINDS: dict[Any, str] = {
-    **{getattr(getattr(_ATEN, kind), form): kind
-       for kind in ("ge", "gt", "le", "lt", "eq", "ne") for form in ("Tensor", "Scalar")},
-    **{getattr(_ATEN, kind).default: kind for kind in ("sign", "round", "floor", "ceil", "trunc")},
-    _ATEN.sgn.default: "sign",
-}  # fmt: skip
-_CASTS = {_ATEN._to_copy.default}
-_FAKE_QUANTIZE = {
-    _ATEN.fake_quantize_per_tensor_affine.default, _ATEN.fake_quantize_per_tensor_affine_cachemask.default,
-}  # fmt: skip
-"""A mode within another one sees the operator whole, an outer one what it is composed of."""
-_IN_PLACE: dict[Any, str] = {
-    **{getattr(getattr(_ATEN, f"{kind}_"), form): kind
-       for kind in ("ge", "gt", "le", "lt", "eq", "ne") for form in ("Tensor", "Scalar")},
-    **{getattr(_ATEN, f"{kind}_").default: kind for kind in ("sign", "round", "floor", "ceil", "trunc")},
-}  # fmt: skip
-_QUOTIENTS: dict[Any, str] = {
-    _ATEN.floor_divide.default: "floor", _ATEN.floor_divide.Scalar: "floor",
-    _ATEN.div.Tensor_mode: "", _ATEN.div.Scalar_mode: "",
-}  # fmt: skip
-"""Rounded quotients, by their rounding; for div its argument names it."""
-_REMAINDERS: dict[Any, str] = {
-    _ATEN.remainder.Tensor: "floor", _ATEN.remainder.Scalar: "floor",
-    _ATEN.fmod.Tensor: "trunc", _ATEN.fmod.Scalar: "trunc",
-}  # fmt: skip
-_APART = {
-    _ATEN.threshold.default, _ATEN.hardshrink.default, _ATEN.heaviside.default, _ATEN.frac.default,
-    _ATEN.round.decimals,
-}  # fmt: skip
-"""Operators that compare or round within: exporters take them apart too."""
 _ON_ARGUMENT = {"ge": (">=", "ge"), "gt": (">", "ge"), "lt": (">=", "lt"), "le": (">", "lt")}
 """``sigmoid(z) OP t`` as a comparison of z with tau, see :mod:`scconv_deploy.rewrite.rules.sigmoid_threshold`."""
 _ARGUMENT = "argument"
@@ -133,7 +110,7 @@ class Steps:
                 measured = noise[key].float().numpy() if key in noise else None
                 views.append(View(operand.kind, operand.margin.numpy(), scale.numpy(), measured, error))
             decided = self.decided[name]
-            decided = decided.bool() if operands[0].kind in _COMPARISONS else decided.float()
+            decided = decided.bool() if operands[0].kind in COMPARISONS else decided.float()
             found[name] = OtherGate(name, operands[0].kind, decided.numpy(), tuple(views))
         return found
 
@@ -225,10 +202,7 @@ def disturbed(operand: Operand, size: Tensor, generator: torch.Generator) -> Ten
     noise = torch.randn(operand.margin.shape, generator=generator)
     margin = operand.margin + noise * size
     step = STEPS[operand.kind]
-    return step(margin) if operand.kind in _COMPARISONS else torch.from_numpy(step(margin.numpy()))
-
-
-_COMPARISONS = {"ge", "gt", "le", "lt", "eq", "ne"}
+    return step(margin) if operand.kind in COMPARISONS else torch.from_numpy(step(margin.numpy()))
 
 
 @dataclass
@@ -287,27 +261,27 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _APART:
+        if func in APART:
             with self:
                 return _decomposition(func)(*args, **kwargs)
-        before = (args[0].clone(), *args[1:]) if func in _IN_PLACE else args
+        before = (args[0].clone(), *args[1:]) if func in IN_PLACE else args
         output = func(*args, **kwargs)
         if not self._follow(func, args, kwargs, output) or self._steps.paused:
             return output
-        if func in _FAKE_QUANTIZE:  # also of a convolution inside an SRU
+        if func in FAKE_QUANTIZE:  # also of a convolution inside an SRU
             return self._quantized(args, output)
         if self._scope.known:
             return output
-        if func is _ATEN.sigmoid.default:
+        if func is torch.ops.aten.sigmoid.default:
             self._sigmoids[output] = args[0]
             return output
-        if func in _REMAINDERS and output.is_floating_point():
-            return self._remainder(_REMAINDERS[func], args, output)
-        kind = _kind_of(func, args, kwargs, output)
+        if func in REMAINDERS and output.is_floating_point():
+            return self._remainder(REMAINDERS[func], args, output)
+        kind = kind_of(func, args, kwargs, output)
         if kind is None:
             return output
         decided = self._decide(kind, lambda: self._operands(func, kind, before), output)
-        return output.copy_(decided) if func in _IN_PLACE else decided
+        return output.copy_(decided) if func in IN_PLACE else decided
 
     def _remainder(self, kind: str, args: Any, output: Tensor) -> Tensor:
         """``a - q * b``, which jumps where the quotient's rounding does."""
@@ -359,9 +333,9 @@ class _Watch(TorchDispatchMode):
         return True
 
     def _operands(self, func: Any, kind: str, args: Any) -> tuple[Operand, ...]:
-        if func in _QUOTIENTS:
+        if func in QUOTIENTS:
             return (_quotient(kind, args),)
-        a, b = args[0], args[1] if kind in _COMPARISONS and len(args) > 1 else 0.0
+        a, b = args[0], args[1] if kind in COMPARISONS and len(args) > 1 else 0.0
         found = [_operand(kind, a, b)]
         z = self._sigmoids.get(a) if isinstance(a, Tensor) else None
         number = float(b) if not isinstance(b, Tensor) else float(b) if b.numel() == 1 and not self._moves(b) else None
@@ -376,24 +350,6 @@ class _Watch(TorchDispatchMode):
         return _storage(tensor) in self._data
 
 
-def _kind_of(func: Any, args: Any, kwargs: Any, output: Any) -> str | None:
-    """Kind of a step; None for steps of integers and for tests for NaN or infinities."""
-    floating = isinstance(args[0], Tensor) and args[0].is_floating_point() if args else False
-    if func in _CASTS:
-        if not floating or output.is_floating_point() or output.is_complex():
-            return None
-        return "ne" if output.dtype == torch.bool else "trunc"
-    if func in _QUOTIENTS:
-        return (_QUOTIENTS[func] or kwargs.get("rounding_mode")) if output.is_floating_point() else None
-    kind = _KINDS.get(func) or _IN_PLACE.get(func)
-    if kind in _COMPARISONS and len(args) > 1:
-        other = args[1]
-        floating = floating or (isinstance(other, Tensor) and other.is_floating_point())
-        if other is args[0] or (isinstance(other, float) and not math.isfinite(other)):
-            return None
-    return kind if floating else None
-
-
 def _quotient(kind: str, args: Any) -> Operand:
     a, b = args[0], args[1]
     return _operand(kind, torch.div(a, b), 0.0)
@@ -402,7 +358,7 @@ def _quotient(kind: str, args: Any) -> Operand:
 def _operand(kind: str, a: Any, b: Any) -> Operand:
     wide = torch.float64 if any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in (a, b)) else torch.float32
     one, other = (torch.as_tensor(value).detach().to(wide) for value in (a, b))
-    margin = one - other if kind in _COMPARISONS else one.clone()
+    margin = one - other if kind in COMPARISONS else one.clone()
     size = (one.abs() + other.abs()).expand(margin.shape)
     size = torch.where(torch.isfinite(size), size, 0.0)
     return Operand(kind, margin, largest_of_channel(size).float())

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from scconv_deploy.records.parity import ExampleBox, ExampleImage
+from scconv_deploy.records.accuracy import ExampleBox, ExampleImage
 from scconv_deploy.report.escaping import visible
 
 CAPTION = (

@@ -243,8 +243,8 @@ CHECKS: dict[str, Meaning] = {
     "weight codes": Meaning(
         _ARTIFACT,
         "The int8 weights with those of `torch.fake_quantize_per_channel_affine` on the model's own weights, "
-        "BatchNorms folded in. Where the layer's place is not known: with the reference's weights of that name, each "
-        "within half a step of its code, but for a factor of each channel.",
+        "BatchNorms folded in. Where the layer's place is not known: with the reference's weights of that name, or the "
+        "only ones that fit, each within half a step of its code, but for a factor of each channel.",
         "a code differs, unless by one where the weight lies within rounding of the boundary between two codes",
         "Quantise the float file again. If another program changed the file after that, leave it out.",
     ),

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scconv_deploy.records.parity import Accuracy
+from scconv_deploy.records.accuracy import Accuracy
 from scconv_deploy.verification.metrics import looks_like_logits
 
 CONFIDENCE = 0.95

@@ -13,7 +13,8 @@ from scconv_deploy.verification.onnx.chain import Judging
 if TYPE_CHECKING:
     from scconv_deploy.model.prepare import Reference
     from scconv_deploy.verification.onnx.shards import DataShards
-    from scconv_deploy.verification.samples import Preprocessing, Sample
+    from scconv_deploy.verification.preprocessing import Preprocessing
+    from scconv_deploy.verification.samples import Sample
     from scconv_deploy.workers.tasks import Workers
 
 DEEP = 64
@@ -51,7 +52,8 @@ class Checks:
 
     def samples(self, reference: Reference, seed: int, source: str = "") -> list[Iterable[Sample]]:
         """Seeded noise, then the user's data; ``source`` names a zoo model, for its preprocessing."""
-        from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
+        from scconv_deploy.verification.preprocessing import Preprocessing
+        from scconv_deploy.verification.samples import load_samples, noise_samples
 
         samples: list[Iterable[Sample]] = [noise_samples(reference.signature, seed)]
         if self.data:

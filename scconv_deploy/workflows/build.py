@@ -37,7 +37,7 @@ from scconv_deploy.verification.engine.verdict import ENGINE_LINK, try_to_judge,
 
 Judge = Callable[[EngineArtifact, Path | None], ParityReport]
 """(engine, plugin) -> report of the engine against the reference."""
-_IN_FLOAT = "its weights are stored as integers, and its kernel multiplies floats"
+_IN_FLOAT = "its weights are integers, and its kernel multiplies floats"
 
 
 def build_file(

@@ -300,7 +300,7 @@ def _random_source(examples: Mapping[str, np.ndarray], options: CalibrationOptio
 
 def parse_affine(text: str) -> Affine:
     """Preprocessing from ``--preprocessing JSON`` (UsageError if it is invalid)."""
-    from scconv_deploy.verification.samples import Preprocessing
+    from scconv_deploy.verification.preprocessing import Preprocessing
 
     found = Preprocessing.parse(text)
     return found.mean, found.std, found.resize

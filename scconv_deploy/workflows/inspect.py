@@ -27,7 +27,8 @@ from scconv_deploy.records.codec import encode
 from scconv_deploy.records.stage import Progress, StageRecord, silent, weights_lines
 from scconv_deploy.runtimes.tensorrt.engine import EngineArtifact, load_engine
 from scconv_deploy.runtimes.tensorrt.runner import TensorRTRunner, check_plugin_of
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, noise_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import Sample, load_samples, noise_samples
 from scconv_deploy.workflows.subject import Bundle, OnnxFile
 
 _FOREIGN = "no operator of ONNX or ONNX Runtime, nor a function of the file; a runtime needs a plugin for it"

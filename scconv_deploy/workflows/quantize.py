@@ -25,6 +25,7 @@ from scconv_deploy.precision.placement import Placement, PlacementOptions, Unpro
 from scconv_deploy.records.parity import ParityReport
 from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE, Target
 from scconv_deploy.records.stage import Progress, StageLog, silent
+from scconv_deploy.report.render import format_of, render
 from scconv_deploy.report.sensitivity import search_lines
 from scconv_deploy.report.verdict import parity_error
 from scconv_deploy.runtimes.half import runs_here
@@ -115,6 +116,7 @@ def quantize_onnx(
     *,
     reference: ModelSpec | None = None,
     checks: Checks = Checks(),
+    report: Path | None = None,
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -126,6 +128,7 @@ def quantize_onnx(
         output: where to write; external data goes into the file.
         reference: the model that the file came from, for the proof; without it, gates and costs are judged against the
             float file.
+        report: file for the report, of a file that failed too; its suffix gives the format.
         checks: tolerances (``max_drop``) and the provider; the data are those of the calibration, all rows.
         force: overwrite.
 
@@ -138,6 +141,12 @@ def quantize_onnx(
     source, output = Path(source), Path(output)
     check_output_file(output, force)
     require_own_file(options.calibration.cache, output)
+    form = None if report is None else format_of(report)
+    if report is not None:
+        check_output_file(report, force)
+        if report.resolve() in (output.resolve(), source.resolve()):
+            raise UsageError(f"--report {report} is the model's own file.", "Name another file for the report.")
+        require_own_file(options.calibration.cache, report)
     if source.exists() and output.exists() and source.samefile(output):
         raise UsageError(f"{output} is the input itself.", "Name another output.")
     checks, original = with_operators(checks), read_onnx(source)
@@ -153,19 +162,22 @@ def quantize_onnx(
     artifact = Artifact(made.proto, str(output), content)
     progress("verifying")
     if reference is None or model is None:
-        report = _against_file(source, original, artifact, options.calibration, checks, log, command)
+        judged = _against_file(source, original, artifact, options.calibration, checks, log, command)
     else:
-        report = _against_model(reference, model, artifact, checks, log, command, progress)
-    if report.verdict == "failed":
+        judged = _against_model(reference, model, artifact, checks, log, command, progress)
+    if report is not None and form is not None:
+        write_file(report, render(judged, form).encode())
+    if judged.verdict == "failed":
         remedy = "see --keep, --calibration and --max-drop."
         if options.budget is not None:
             remedy = "the search measures in ONNX Runtime, the check may in PyTorch: give a smaller --budget."
-        raise parity_error(source, report, f"Nothing was written; {remedy}")
+        written = "Nothing was written" if report is None else f"Nothing but {report} was written"
+        raise parity_error(source, judged, f"{written}; {remedy}")
     write_file(output, content)
     before = len(original.SerializeToString())
     return QuantizeResult(
         output, sha256_of(content), name_of(made.proto), tuple(made.placement.chosen), tuple(made.placement.kept),
-        made.placement.multiply_adds, made.calibration, before, len(content), made.notes, report,
+        made.placement.multiply_adds, made.calibration, before, len(content), made.notes, judged,
     )  # fmt: skip
 
 

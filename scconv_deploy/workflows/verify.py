@@ -122,8 +122,8 @@ def verify_subject(
         The report; falsy if a check failed.
 
     Raises:
-        UsageError: a file is missing, a bundle has no ``reference/``, a tolerance is unknown, or the engine was built
-            without a plugin.
+        UsageError: a file is missing, a bundle has no ``reference/``, a tolerance is unknown, the engine was built
+            without a plugin, or it is int8 and the reference an ONNX file.
         IntegrityError: a file is damaged, an engine is not what its manifest says, or a file of ``reference/`` differs
             from the manifest.
         ModelError: ONNX Runtime refuses a file, or the model cannot be loaded.
@@ -134,7 +134,7 @@ def verify_subject(
         raise UsageError(f"--provider {FUSED} belongs to ONNX files.", "Leave it out.")
     checks = with_operators(checks, artifact.path if isinstance(artifact, Bundle) else None)
     if isinstance(artifact, Engine):
-        engine = _open(artifact, plugin)
+        engine = _open(artifact, plugin, reference)
         if isinstance(reference, Bundle):
             progress(f"verifying {artifact.path.name} against {reference.path}")
             return judge_with_bundle(
@@ -162,9 +162,15 @@ def _read(artifact: OnnxFile | Bundle) -> tuple[Artifact, dict[str, str]]:
     return Artifact(read_onnx(path), str(path), path.read_bytes()), notes
 
 
-def _open(artifact: Engine, plugin: Path | None) -> EngineArtifact:
-    """Read an engine; refuse one that cannot run here before a reference is loaded."""
+def _open(artifact: Engine, plugin: Path | None, reference: ModelSpec | OnnxFile | Bundle) -> EngineArtifact:
+    """Read an engine; refuse one that cannot run here, or be judged by this reference, before that is loaded."""
     engine = load_engine(artifact.path)
+    if isinstance(reference, OnnxFile) and engine.manifest.is_quantized:
+        raise UsageError(
+            f"{artifact.path} is {engine.manifest.precision_name}, and the reference {reference.path} is a file, of "
+            "which nothing says how far rounding moves its codes.",
+            "Give its bundle, or the model with the ONNX file that it was built from beside the engine.",
+        )
     if plugin is not None:
         check_plugin_of(engine, plugin)
     require_runtime(engine)

@@ -135,6 +135,11 @@ CASES = [
         "--max-drop 'half' is no share. Write 0.5% or 0.005.",
     ),
     (
+        ("quantize", "net.onnx", "-o", "x.json", "--data", "random", "--report", "x.json"),
+        2,
+        "--report x.json is the model's own file. Name another file for the report.",
+    ),
+    (
         ("quantize", "net.onnx", "-o", "x.onnx", "--data", "random", "--weights", "w.pt"),
         2,
         "These options belong to a model: --weights. Name it with --reference MODEL.",

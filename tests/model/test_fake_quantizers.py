@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.ao.quantization as ao
 from onnx import numpy_helper
+from torch import nn
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.exporters.tensorrt.onnx_source import graph_facts
@@ -168,3 +169,17 @@ def test_one_scale_for_all_weights_and_unsigned_activations_are_judged():
     report = judge((net, torch.rand(8, 1, 8, 8), None, reference, model), model)
     assert report.verdict == "passed", report.failures
     assert "and TensorRT has signed int8 around 0" in why_not_for_tensorrt(model)
+
+
+def test_a_graph_of_pt2e_is_refused_before_and_after_it_is_converted():
+    pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e", reason="needs torchao")
+    testing = pytest.importorskip("torchao.testing.pt2e._xnnpack_quantizer", reason="needs torchao")
+    quantizer = testing.XNNPACKQuantizer().set_global(testing.get_symmetric_quantization_config(is_qat=True))
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).train(), torch.rand(2, 3, 4, 4)
+    graph = pt2e.prepare_qat_pt2e(torch.export.export(net, (x,)).module(), quantizer)
+    graph(x)
+    said = r"The model is a graph of PyTorch's pt2e quantisation \(it calls {}"
+    with pytest.raises(ModelError, match=said.format("activation_post_process")):
+        reference_from_module(graph, x)
+    with pytest.raises(ModelError, match=said.format("quantized_decomposed")):
+        reference_from_module(pt2e.convert_pt2e(graph), x)

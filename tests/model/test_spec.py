@@ -297,10 +297,21 @@ def test_modules_that_cannot_be_used_as_they_are():
         def scripted(): return torch.jit.script(nn.Conv2d(3, 8, 3))
         def compiled(): return torch.compile(nn.Conv2d(3, 8, 3))
         def meta(): return nn.Conv2d(3, 8, 3, device="meta")
+        def graph(net=nn.ReLU()): return torch.export.export(net, (torch.ones(1, 3, 8, 8),)).module()
+        class Rounded(nn.Module):
+            def forward(self, x):
+                q = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.1, 0, -128, 127, torch.int8)
+                return torch.ops.quantized_decomposed.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8)
+        def quantized():
+            import torch.ao.quantization.fx._decomposed
+            return nn.Sequential(graph(Rounded()))
         """,
     )
     refusal(ModelError, "net.py:scripted", "is TorchScript")
     refusal(ModelError, "net.py:meta", "cannot be put on the CPU")
+    refusal(ModelError, "net.py:graph", "holds a graph that torch.export made")
+    said = "a graph of PyTorch's pt2e quantisation (it calls quantized_decomposed.quantize_per_tensor.default)"
+    refusal(ModelError, "net.py:quantized", said)
     assert type(load(ModelSpec("net.py:compiled"))) is nn.Conv2d
 
 

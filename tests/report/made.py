@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from scconv_deploy.records.accuracy import Accuracy
 from scconv_deploy.records.engine import PlanTraffic
 from scconv_deploy.records.gates import FlipCount, Refusal
 from scconv_deploy.records.metrics import OutputMetrics
 from scconv_deploy.records.parity import (
-    Accuracy,
     Check,
     EngineOutput,
     EngineParity,

@@ -13,7 +13,8 @@ from PIL import Image
 from scconv_deploy.errors import IntegrityError, MissingRuntimeError, UsageError
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.signature import Signature
-from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import load_samples, noise_samples
 
 PLAIN = Preprocessing()
 RNG = np.random.default_rng(0)

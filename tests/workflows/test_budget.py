@@ -7,9 +7,12 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from scconv_deploy.errors import ParityError, UsageError
-from scconv_deploy.graph.quantization import record_of
+from scconv_deploy.graph.quantization import read_quantization, record_of
+from scconv_deploy.nn import SRU
 from scconv_deploy.precision.placement import PlacementOptions
 from scconv_deploy.records.sensitivity import Cost
 from scconv_deploy.report.load import load_report
@@ -17,7 +20,7 @@ from scconv_deploy.report.render import render
 from scconv_deploy.workflows.budget import Budget
 from scconv_deploy.workflows.calibrate import CalibrationOptions
 from scconv_deploy.workflows.quantize import QuantizeOptions, quantize_onnx
-from tests import costly
+from tests import costly, wild
 from tests.command_line import failed, run
 from tests.precision.made import parsed
 
@@ -196,3 +199,48 @@ def test_the_plan_stands_in_every_report(folder, tmp_path):
     assert "the same without a search: --keep bad" in text
     (stage,) = [stage for stage in read.stages if stage.search]
     assert "budget 20dB: taken is the worst site in float; the same without a search: --keep bad" in stage.applied
+
+
+class Costly(nn.Module):
+    """A 1x1 convolution that int8 ruins, as in :mod:`tests.costly`, and an SRU before a harmless one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = (nn.Conv2d(c, 8, 3, padding=1, bias=False) for c in (3, 8))
+        self.bad, self.after = (nn.Conv2d(8, 8, 1, bias=False) for _ in range(2))
+        self.sru, self.fc = SRU(8, 4), nn.Linear(512, 5, bias=False)
+        with torch.no_grad():  # an outlier channel, which the next weights undo
+            self.first.weight[0] *= costly.OUTLIER
+            self.bad.weight[:, 0] /= costly.OUTLIER
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(self.stem(x)))
+        return self.fc(torch.relu(self.after(self.sru(self.bad(x)))).flatten(1))
+
+
+def net() -> nn.Module:
+    """A factory."""
+    torch.manual_seed(0)
+    return wild.randomize(Costly()).eval()
+
+
+def test_export_and_deploy_leave_the_same_sites_in_float(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("scconv_deploy.workflows.deploy._write_page", lambda *_: ())  # pages are tested elsewhere
+    np.savez(tmp_path / "few.npz", x=np.load(folder / "plain.npz")["x"][:4])
+    given = [f"{__file__}:net", "--input", "4x3x8x8", "--precision", "int8", "--budget", "20dB", "--data",
+             tmp_path / "few.npz"]  # fmt: skip
+    exported = run("export", *given, "-o", tmp_path / "net.onnx", "--json")
+    assert exported.exit_code == 0, exported.output
+    deployed = run("deploy", *given, "-o", tmp_path / "bundle", "--deep", "1", "--json")
+    assert deployed.exit_code == 0, deployed.output
+    report = json.loads(deployed.stdout)["report"]
+    assert report["verdict"] == "passed"
+    for stages in (json.loads(exported.stdout)["stages"], report["stages"]):
+        search = next(stage["search"] for stage in stages if stage["name"] == "quantize")
+        assert search["keep"] == [costly.BAD]
+        assert [step["within"] for step in search["steps"][:2]] == [False, True]
+    written, shipped = (onnx.load(path) for path in (tmp_path / "net.onnx", tmp_path / "bundle" / "model.onnx"))
+    assert written.SerializeToString(deterministic=True) == shipped.SerializeToString(deterministic=True)
+    assert [site.path for site in read_quantization(shipped).layers] == ["first", "after"]
+    checks = {check["name"]: check for link in report["links"] for check in link["checks"]}
+    assert checks["weight codes"]["reason"].startswith("640 int8 weights are PyTorch's")

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from scconv_deploy.model.prepare import reference_from_spec
 from scconv_deploy.model.spec import ModelSpec
+from scconv_deploy.records.accuracy import Accuracy
 from scconv_deploy.records.codec import decode
-from scconv_deploy.records.parity import Accuracy
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.report.html import html_page
 from scconv_deploy.report.markdown import to_markdown

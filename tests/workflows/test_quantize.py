@@ -96,9 +96,13 @@ def test_a_budget_that_holds_passes_and_one_that_does_not_writes_nothing(folder,
     assert checks_of(kept)["budget"].status == "passed"
     # scales of tiny numbers cut everything off
     small = options(folder, method=Method("percentile", 50.0))
-    with pytest.raises(ParityError, match=r"budget: quantisation costs: accuracy .* \(budget 0.00%\)"):
-        quantize_onnx(folder / "net.onnx", tmp_path / "r.onnx", small, checks=Checks(tolerances={"max_drop": 0.0}))
+    page = tmp_path / "costs.html"
+    with pytest.raises(ParityError, match=r"budget: quantisation costs: accuracy .* \(budget 0.00%\)") as error:
+        quantize_onnx(folder / "net.onnx", tmp_path / "r.onnx", small, checks=Checks(tolerances={"max_drop": 0.0}),
+                      report=page)  # fmt: skip
     assert not (tmp_path / "r.onnx").exists()
+    assert f"Nothing but {page} was written" in str(error.value)
+    assert "(budget 0.00%)" in page.read_text(), "the report of a file that failed says why"
 
 
 def test_an_interval_beyond_the_budget_is_said_with_the_rows_that_would_do(folder, tmp_path):

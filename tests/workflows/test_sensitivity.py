@@ -69,6 +69,15 @@ def test_shares_are_complete(measured):
     assert document["in_float"]["multiply_adds_share"] == adds
 
 
+def test_weights_of_7_bits_cost_more(folder, measured):
+    found = run("sensitivity", folder / "net.onnx", "--data", folder / "data.npz", "--reduce-range", "--json")
+    assert found.exit_code == 0, found.output
+    coarse = {one["site"]: one["cost"]["snr_db"] for one in json.loads(found.stdout)["sites"]}
+    fine = {one.site: one.cost.snr_db for one in measured.sites}
+    assert coarse["w3"] < fine["w3"] - 1
+    assert coarse["block"] == pytest.approx(fine["block"]), "a skip has no weights"
+
+
 @pytest.mark.parametrize("site", ["w1", "bad"])
 def test_a_cost_is_that_of_the_file_with_this_site_alone(folder, tmp_path, measured, site):
     options = QuantizeOptions(CalibrationOptions(str(folder / "data.npz")), PlacementOptions(only=(site,)))

@@ -32,10 +32,11 @@ from scconv_deploy.verification.reference.pytorch import TorchReference
 from scconv_deploy.verification.samples import noise_samples
 from scconv_deploy.workflows import build as building
 from scconv_deploy.workflows.build import EngineBuilder
+from tests import int8
 from tests.command_line import failed, run
 from tests.exporters.tensorrt.engines import elf_library
 from tests.runtimes.tensorrt.ort_behind_tensorrt import Module, marked
-from tests.verification.engine_cases import copy_of, ends_of, engine_of
+from tests.verification.engine_cases import QUANTIZED, copy_of, ends_of, engine_of
 from tests.verification.judging import damage_weight, edit_body
 
 MODEL = f"{Path(__file__).parents[1] / 'conftest.py'}:tiny_net"
@@ -395,3 +396,41 @@ def test_what_a_device_will_build_keeps_the_link_engine(module, monkeypatch, rec
     built = build_with(module, monkeypatch, recorded["fp32"][1], tmp_path, lambda *_: judged("passed"), [device])
     assert [link.name for link in built.report.links] == ["onnxruntime", "engine", "tensorrt"]
     assert device.name in built.report.links[1].reason
+
+
+@pytest.fixture(scope="module")
+def codes(tiny_bytes):
+    """TinyNet in int8."""
+    return int8.quantize(onnx.load_model_from_string(tiny_bytes[0]))
+
+
+def test_an_int8_engine_is_judged_by_the_model_with_the_file_beside_it(module, codes, tmp_path):
+    engine = engine_of(codes, tmp_path, layers=QUANTIZED)
+    beside = tmp_path / "int8.onnx"
+    beside.write_bytes(codes.SerializeToString(deterministic=True))
+    result = run("verify", engine.path, *REFERENCE, "--json")
+    assert result.exit_code == 0, result.output
+    (link,) = json.loads(result.stdout)["links"]
+    found = {check["name"]: check for check in link["checks"]}
+    assert "the noise of explained gate and code changes" in found["end to end"]["reason"]
+    assert found["teacher-forced gates"]["status"] == "passed"
+    result = run("verify", engine.path, "--reference", beside, "--quiet")
+    failed(result, 2, "int8.onnx is a file, of which nothing says how far rounding moves its codes. Give its bundle")
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(bool(gpus()), reason="this machine has a GPU")
+def test_an_int8_engine_of_tensorrt_rtx_itself_as_far_as_it_goes_without_a_gpu(codes, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    source, engine = tmp_path / "int8.onnx", tmp_path / "int8.engine"
+    source.write_bytes(codes.SerializeToString(deterministic=True))
+    built = run(
+        "build", source, "-o", engine, "--backend", "tensorrt-rtx", "--target", "sm89", "--batch", "1:2:8", "--json"
+    )
+    assert built.exit_code == 0, built.output
+    layers = json.loads(built.stdout)["manifest"]["quantized"]
+    assert layers
+    assert all(layer["operands"] == ["Int8", "Int8"] for layer in layers)
+    assert "int8 engine for sm89" in run("inspect", engine).stdout
+    failed(run("verify", engine, *REFERENCE, "--quiet"), 3, "GPU")
+    failed(run("verify", engine, "--reference", source, "--quiet"), 2, "is a file, of which nothing says how far")

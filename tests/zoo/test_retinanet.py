@@ -15,7 +15,8 @@ from scconv_deploy.model.signature import Signature
 from scconv_deploy.model.spec import ModelSpec
 from scconv_deploy.nn import ScConv
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.samples import Preprocessing, load_samples, noise_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import load_samples, noise_samples
 from scconv_deploy.zoo.detection import DetectionOptions, detect
 from scconv_deploy.zoo.layers import scconv3x3
 from scconv_deploy.zoo.retinanet import Head, build

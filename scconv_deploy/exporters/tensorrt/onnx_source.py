@@ -134,8 +134,13 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
 
 
 def _with_integer_weights(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names, as NVIDIA's parser has them, of nodes that read an initializer through a DequantizeLinear as weights."""
+    """Names, as NVIDIA's parser has them, of nodes whose weights are a DequantizeLinear of a constant.
+
+    Its integers are stored, or a QuantizeLinear makes them of a float initializer.
+    """
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type in _INTEGERS}
+    floats = {tensor.name for tensor in graph.initializer} - stored
+    stored |= {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] in floats}
     weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored}
     for node in graph.node:
         if node.op_type in _LAYERS and node.input[1] in weights:

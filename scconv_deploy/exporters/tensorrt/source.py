@@ -50,7 +50,7 @@ class GraphFacts:
         srus: in the graph's order.
         operators: (domain, type) of each operator, those of functions included.
         undefined: the operators that neither ONNX nor a function of the model defines.
-        quantized: names of the nodes whose weights are stored as integers, in the graph's order.
+        quantized: names of the nodes whose weights are integers behind a DequantizeLinear, in the graph's order.
     """
 
     inputs: tuple[GraphInput, ...]

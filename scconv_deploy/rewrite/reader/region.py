@@ -46,6 +46,7 @@ COMPARISONS = ("GreaterOrEqual", "Greater", "Less", "LessOrEqual")
 _GATE_SIDE = frozenset(
     (*COMPARISONS, "Add", "Mul", "Sub", "Split", "Slice", "Where", "Cast", "CastLike", "Not", "Identity")
 )
+_TO_CONCAT = frozenset((*_GATE_SIDE, "QuantizeLinear", "DequantizeLinear", "Concat"))
 _LARGEST_REGION = 4000
 """Most nodes of an SRU. Usual are 50; an unsimplified sum over gamma adds two for each channel."""
 
@@ -108,6 +109,20 @@ def find_sigmoid(concat: ir.Node) -> ir.Node | None:
                 return producer
             if producer.op_type in _GATE_SIDE:
                 queue.append(producer)
+    return None
+
+
+def quantizer_inside(sigmoid: ir.Node) -> ir.Node | None:
+    """The first QuantizeLinear between a thresholded sigmoid and a Concat; None without one, or without a Concat."""
+    found, queue, seen = None, [sigmoid], {id(sigmoid)}
+    for node in queue:
+        if node.op_type == "Concat":
+            return found
+        if node.op_type == "QuantizeLinear":
+            found = found or node
+        readers = [use.node for value in node.outputs for use in value.uses() if use.node.op_type in _TO_CONCAT]
+        queue += [reader for reader in readers if id(reader) not in seen and len(seen) <= _LARGEST_REGION]
+        seen |= {id(reader) for reader in readers}
     return None
 
 

@@ -54,10 +54,12 @@ class SigmoidThreshold(RewriteRuleClassBase):
     def check(self, context: Any, z: ir.Value, r: ir.Value, threshold: ir.Value, **_: Any) -> MatchResult:
         result = MatchResult()
         number = _number(threshold)
+        if z.dtype not in (None, ir.DataType.FLOAT):
+            return result.fail(f"its data is {z.dtype}, expected float32", [r])
         if number is None:
             return result.fail("its threshold is not one constant number", [r])
-        if z.dtype != ir.DataType.FLOAT:
-            return result.fail(f"its data is {z.dtype}, expected float32", [r])
+        if z.dtype is None:
+            return result.fail("its data has no known type, expected float32", [r])
         if r.is_graph_output():
             return result.fail(f"its sigmoid {r.name} is an output of the graph", [r])
         others = [use.node for use in r.uses() if use.node.op_type not in COMPARISONS]

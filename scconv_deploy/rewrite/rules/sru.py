@@ -26,7 +26,7 @@ from onnxscript.rewriter import MatchResult, RewriterContext, RewriteRuleClassBa
 from scconv_deploy.errors import ModelError
 from scconv_deploy.graph.contract import DOMAIN, DOMAIN_VERSION, SITE, VARIANT, WEIGHT
 from scconv_deploy.graph.nodes import variant_attributes
-from scconv_deploy.rewrite.reader.region import SRUReading, find_sigmoid, is_thresholded, read_sru
+from scconv_deploy.rewrite.reader.region import SRUReading, find_sigmoid, is_thresholded, quantizer_inside, read_sru
 from scconv_deploy.rewrite.reader.variant import UnreadableError
 
 NAME = "sru"
@@ -150,11 +150,12 @@ def uncrossed_gates(model: ir.Model, reported: set[int]) -> Iterator[tuple[str, 
         if not is_thresholded(node) or id(node) in reported:
             continue
         inside = node.graph is not model.graph
-        reason = (
-            "it is inside a subgraph; rules are applied to the main graph"
-            if inside
-            else "no Concat of two crossed halves follows its threshold"
-        )
+        reason = "no Concat of two crossed halves follows its threshold"
+        if inside:
+            reason = "it is inside a subgraph; rules are applied to the main graph"
+        elif (quantizer := quantizer_inside(node)) is not None:
+            name = quantizer.name or "a QuantizeLinear"
+            reason = f"{name} quantises its gates, or what they open; rewrite the float model"
         yield node.name or node.outputs[0].name or "Sigmoid", reason
 
 

@@ -7,7 +7,8 @@ import heapq
 import numpy as np
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.records.parity import Accuracy, Check, WorstInput
+from scconv_deploy.records.accuracy import Accuracy
+from scconv_deploy.records.parity import Check, WorstInput
 from scconv_deploy.verification.accuracy import PairedMetric
 from scconv_deploy.verification.metrics import looks_like_logits, relative_l2
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun

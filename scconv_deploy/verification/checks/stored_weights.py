@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scconv_deploy.graph.quantization import Quantization, StoredWeights, float_name
+from scconv_deploy.graph.quantization import Quantization, float_name
+from scconv_deploy.graph.stored_weights import StoredWeights
 from scconv_deploy.precision.calibration import rounded_scales, weight_scales
 from scconv_deploy.records.parity import Check, Quantity
 from scconv_deploy.records.tolerances import Table
@@ -23,7 +24,7 @@ _LAST = 127
 
 
 class StoredCodes(ArtifactCheck):
-    """Codes of a file's weights against the float weights of the same names.
+    """Codes of a file's weights against the reference's float weights.
 
     Args:
         found: quantisers of the file.
@@ -71,13 +72,25 @@ class StoredCodes(ArtifactCheck):
         return [Check(quantizers.WEIGHTS, "passed", f"{text}{left}", (quantity,))]
 
     def _expected(self, one: StoredWeights, weights: Arrays) -> list[np.ndarray]:
-        """Float weights of the same name with the codes' number of entries, output channels first in either sense."""
-        value = weights.get(float_name(one.name))
-        if value is None or value.dtype.kind not in "fV" or value.size != one.codes.size or value.ndim < 2:
-            return []
-        value = value.astype(np.float32)
-        turned = [value, value.T] if value.ndim == 2 else [value]
-        return [w.reshape(one.codes.shape) for w in turned if len(w) == len(one.codes)]
+        """Float weights of the same name; where the file has other names, those that fit, if they are of one name."""
+        if float_name(one.name) in weights:
+            return _as_codes(weights[float_name(one.name)], one)
+        fitting = {}
+        for name, value in weights.items():
+            if found := [w for w in _as_codes(value, one) if _fit(one, w)[1].all()]:
+                fitting[name] = found
+        return next(iter(fitting.values())) if len(fitting) == 1 else []
+
+
+def _as_codes(value: np.ndarray, one: StoredWeights) -> list[np.ndarray]:
+    """A float weight in the shape of codes, output channels first in either sense, and as the file's type rounds it."""
+    if value.dtype.kind not in "fV" or value.size != one.codes.size or value.ndim < 2:
+        return []
+    value = value.astype(np.float32)
+    turned = [value, value.T] if value.ndim == 2 else [value]
+    found = [w.reshape(one.codes.shape) for w in turned if len(w) == len(one.codes)]
+    kind = np.dtype(one.data)
+    return found if kind == np.float32 else [*found, *(w.astype(kind).astype(np.float32) for w in found)]
 
 
 def _fit(one: StoredWeights, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,7 +72,7 @@ def _quantized_alike(reference: Reference, artifact: Artifact) -> tuple[TorchRef
         return TorchReference(reference), artifact
     found, why = read_quantization(artifact.proto), ""
     if found.unknown:
-        node, reason = next(iter(found.unknown.items()))
+        node, reason = next(iter((found.misplaced or found.unknown).items()))
         more = f" (and {len(found.unknown) - 1} more)" if len(found.unknown) > 1 else ""
         why = f"PyTorch has no place for the quantisers of {node}: {reason}{more}"
     elif not found.layers:

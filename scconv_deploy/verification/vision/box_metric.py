@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scconv_deploy.records.parity import Accuracy, ExampleBox, ExampleImage
+from scconv_deploy.records.accuracy import Accuracy, ExampleBox, ExampleImage
 from scconv_deploy.verification.vision.average_precision import Side, match
 from scconv_deploy.verification.vision.bootstrap import METHOD, draws, images_needed, interval
 from scconv_deploy.verification.vision.decoding import NO_BOXES, Detections, detections_in, overlaps

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from scconv_deploy.errors import UsageError
-from scconv_deploy.records.parity import Accuracy
+from scconv_deploy.records.accuracy import Accuracy
 from scconv_deploy.verification.vision.bootstrap import METHOD, draws, images_needed, interval
 from scconv_deploy.verification.vision.targets import Mask
 

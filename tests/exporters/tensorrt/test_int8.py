@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,6 +19,7 @@ from scconv_deploy.runtimes.tensorrt.engine import CompiledPlan, EngineQuantized
 from scconv_deploy.workflows.build import build_file
 from scconv_deploy.workflows.export import ExportOptions, export_to_ir, in_precision
 from tests import int8
+from tests.precision.made import parsed
 
 
 class Net(nn.Module):
@@ -92,7 +94,7 @@ def test_a_layer_left_in_float_is_noticed(tmp_path):
     result = built(model, tmp_path)
     left = result.engine.manifest.left_in_float
     assert left == [EngineQuantized(layer.name, ("Float", "Float"))]
-    assert any(note.startswith(f"{layer.name}: its weights are stored as integers") for note in result.notes)
+    assert any(note.startswith(f"{layer.name}: its weights are integers") for note in result.notes)
     assert sum(one.in_int8 for one in result.engine.manifest.quantized) == len(layers(model)) - 1
 
 
@@ -118,3 +120,13 @@ def test_nodes_without_names_have_the_parsers():
     first = next(node for node in model.graph.node if node.name == expected[0])
     first.name = ""
     assert graph_facts(model).quantized == (f"node_of_{first.output[0]}", *expected[1:])
+
+
+def test_weights_that_the_file_rounds_are_integers_too():
+    """As NVIDIA Model Optimizer writes them."""
+    body = "a = QuantizeLinear<axis = 0>(w, s, z) b = DequantizeLinear<axis = 0>(a, s, z) y = Conv(x, b)"
+    stored = {"s": np.ones(2, np.float32), "z": np.zeros(2, np.int8), "w": np.ones((2, 2, 1, 1), np.float32)}
+    text = "g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) {{ {} }}"
+    assert graph_facts(parsed(text.format(body), **stored)).quantized == ("node_of_y",)
+    activations = body.replace("(w, s, z)", "(x, s, z)").replace("Conv(x, b)", "Conv(b, w)")
+    assert graph_facts(parsed(text.format(activations), **stored)).quantized == ()

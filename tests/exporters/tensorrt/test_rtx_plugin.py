@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scconv_deploy.graph.contract import PARAMETERS, FunctionKey, node_attributes
 from scconv_deploy.graph.functions import function_proto
 from scconv_deploy.runtimes.tensorrt.engine import load_engine
+from tests import int8
 from tests.command_line import run
 from tests.exporters.tensorrt.engines import save, sru_model
 from tests.trt_plugins.conftest import harness, nvcc, tensorrt_headers  # noqa: F401
@@ -59,9 +60,9 @@ def kept(messages, optimum):
 builder.compiled_plan = kept
 for path in sorted(Path(folder).glob("*.onnx")):
     source = OnnxSource(onnx.load(path))
-    channels = source.facts.shapes["x"][1]
-    sizes = f"x:1x{channels}x6x6:2x{channels}x12x6:8x{channels}x24x24"
-    ranges = (ShapeRange.parse(sizes),) if -1 in source.facts.shapes["x"] else ()
+    name, shape = next(iter(source.facts.shapes.items()))
+    sizes = f"{name}:1x{shape[1]}x6x6:2x{shape[1]}x12x6:8x{shape[1]}x24x24"
+    ranges = (ShapeRange.parse(sizes),) if -1 in shape else ()
     options = BuildOptions("tensorrt-rtx", "sm89", shapes=ranges, plugin=Path(plugin), require_plugin=True)
     check_options(module, options)
     plan = build_plan(module, source, options, resolve_profiles(source.facts.shapes, options.shapes, ()))
@@ -70,7 +71,7 @@ for path in sorted(Path(folder).glob("*.onnx")):
         "case": path.stem, "forms": [sru.form for sru in plan.srus], "plugins": kinds.count("PLUGIN_V3"),
         "reduces": kinds.count("REDUCE"), "types": [t.dtype for t in (*plan.inputs, *plan.outputs)],
         "custom": [layer.kind for layer in plan.compiled.layers].count("custom_layer"), "bytes": len(plan.data),
-        "listed": listed[0],
+        "listed": listed[0], "integer": [layer.in_int8 for layer in plan.quantized],
     }))
 """
 
@@ -166,6 +167,7 @@ def built(harness, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("cases")
     for case in CASES:
         save(model_of(*case), folder / f"{name_of(*case)}.onnx")
+    save(int8.quantize(int8.reference()[1]), folder / "int8.onnx")
     for case in CONVOLUTIONS:
         save(convolutions_of(*case), folder / f"{'-'.join(map(str, case))}.onnx")
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
@@ -197,6 +199,13 @@ def test_between_convolutions_no_kernel_transposes_an_srus_tensors(built, case):
     beside = [kernel for kernel in plan if kernel not in srus and ends & {*kernel.inputs, *kernel.outputs}]
     convolutions = ("conv0", "conv1", "conv2", "last")
     assert [(kernel.kind, kernel.nodes) for kernel in beside] == [("correlation", (name,)) for name in convolutions]
+
+
+def test_srus_of_an_int8_network_are_in_the_plugin_and_its_layers_multiply_integers(built):
+    found = built["int8"]
+    assert (len(found["forms"]), set(found["forms"])) == (3, {"plugin"})
+    assert (found["plugins"], found["custom"]) == (3, 3)
+    assert (len(found["integer"]), set(found["integer"])) == (18, {True})
 
 
 def test_the_command_line_builds_with_it_ships_it_and_says_so(harness, tmp_path, monkeypatch):  # noqa: F811

@@ -67,7 +67,7 @@ def test_any_threshold(threshold, operator):
         (naive.parse("g (float[2] x) => (bool[2] y) <float[2] t = {0.5, 0.4}> { r = Sigmoid(x) y = Less(r, t) }"),
          "its threshold is not one constant number"),
         (naive.parse("g (float16[2] x) => (bool[2] y) <float16 t = {14336}> { r = Sigmoid(x) y = Less(r, t) }"),
-         "its threshold is not one constant number"),
+         "its data is FLOAT16, expected float32"),
     ],
 )  # fmt: skip
 def test_refused_with_the_reason(proto, reason):

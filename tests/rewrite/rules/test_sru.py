@@ -205,6 +205,30 @@ def test_what_only_looks_like_one(module, reason):
     np.testing.assert_allclose(naive.run(result, x), module(x).detach().numpy(), **ONE_SRU)
 
 
+@pytest.mark.parametrize("reader", ["Mul", "Split"])
+def test_quantisers_inside_are_named(reader):
+    """Model Optimizer quantises the gates before a Mul, XNNPACK's quantiser what they open, too."""
+    module = wild.randomize(wild.OriginalSRU(8, 4))
+    model = onnxsim.simplify(naive.export(module, naive.noise(2, 8, 4, 6), False))[0]
+    made = {output: node.op_type for node in model.graph.node for output in node.output}
+    ending = "Cast" if reader == "Mul" else "Mul"
+    places = [(node, i) for node in model.graph.node if node.op_type == reader
+              for i, name in enumerate(node.input) if made.get(name) == ending]  # fmt: skip
+    assert len(places) == 2
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1 / 64), "step"))
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
+    for number, (node, index) in enumerate(places):
+        codes, levels, place = f"codes{number}", f"levels{number}", list(model.graph.node).index(node)
+        quantize = helper.make_node("QuantizeLinear", [node.input[index], "step", "zero"], [codes], name="rounding")
+        model.graph.node.insert(place, helper.make_node("DequantizeLinear", [codes, "step", "zero"], [levels]))
+        model.graph.node.insert(place, quantize)
+        node.input[index] = levels
+    _, applied = naive.rewritten(model)
+    assert not applied.fused
+    (reason,) = [miss.reason for miss in applied.near_misses if miss.rule == "sru"]
+    assert reason == "rounding quantises its gates, or what they open; rewrite the float model"
+
+
 def test_rewriting_again_finds_nothing(script):
     result, _ = naive.rewritten(script[1])
     again, applied = naive.rewritten(result)

@@ -14,7 +14,8 @@ from scconv_deploy.errors import ModelError, UsageError
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
-from scconv_deploy.verification.samples import Preprocessing, Sample, load_samples, with_progress
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import Sample, load_samples, with_progress
 from tests.verification.judging import Calls, export_of
 from tests.verification.test_samples import PLAIN, RNG, by_pillow, save_image, signature
 

@@ -148,6 +148,71 @@ def test_a_file_of_another_quantiser_is_proved_where_its_quantisers_have_a_place
     assert "int8 weights: 0 differs from PyTorch's in 1 of 432" in found.stderr
 
 
+def with_rounded_weights(model):
+    """Float weights behind a QuantizeLinear, as NVIDIA Model Optimizer leaves them, in place of stored integers."""
+    weights = {f"{name}_quantized": value.numpy() for name, value in net().state_dict().items()}
+    stored = [t for t in model.graph.initializer if t.name in weights]
+    for tensor in stored:
+        node = next(n for n in model.graph.node if n.input[0] == tensor.name)
+        name = tensor.name.removesuffix("_quantized")
+        rounding = onnx.helper.make_node("QuantizeLinear", [name, *node.input[1:]], [tensor.name], axis=0)
+        model.graph.node.insert(list(model.graph.node).index(node), rounding)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weights[tensor.name], name))
+    assert len(stored) == 2
+    return model
+
+
+def with_other_names(model):
+    """Names that say nothing, as torch.onnx gives the constants of PyTorch's pt2e export."""
+    names = {t.name: f"_frozen_param{i}" for i, t in enumerate(model.graph.initializer) if len(t.dims) == 4}
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    return model
+
+
+def checks_of(path):
+    found = run("verify", path, *MODEL, "--tolerance", "integer_kernels=1e9", "--json")
+    link = next(link for link in json.loads(found.stdout)["links"] if link["name"] == "precision")
+    return found, {check["name"]: check for check in link["checks"]}
+
+
+def test_weights_that_the_file_rounds_itself_are_proved(alike, tmp_path):
+    model = with_rounded_weights(onnx.load(alike))
+    onnx.save(model, tmp_path / "rounded.onnx")
+    found, checks = checks_of(tmp_path / "rounded.onnx")
+    assert found.exit_code == 0, found.stderr
+    assert checks["weight codes"]["reason"] == "560 int8 weights are PyTorch's, code for code"
+    weight = next(t for t in model.graph.initializer if t.name == "0.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[5] += 0.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found, checks = checks_of(tmp_path / "damaged.onnx")
+    assert found.exit_code == 6
+    assert "0 differs from PyTorch's in 1 of 432" in checks["weight codes"]["reason"]
+
+
+def test_weights_under_names_that_say_nothing_are_found_by_their_values(alike, tmp_path):
+    model = with_other_names(onnx.load(alike))
+    onnx.save(model, tmp_path / "renamed.onnx")
+    found, checks = checks_of(tmp_path / "renamed.onnx")
+    assert found.exit_code == 6
+    assert checks["weight codes"]["reason"] == "int8 weights of 2 layers are the reference's, rounded to their scales"
+    assert "no module is known for its weights _frozen_param" in found.stderr
+    assert "Name its model" not in found.stderr
+    assert "make another of the float file with scconv-deploy quantize" in found.stderr
+    weight = next(t for t in model.graph.initializer if t.name.startswith("_frozen_param"))
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes.flat[3] += 40 if codes.flat[3] < 0 else -40
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found, checks = checks_of(tmp_path / "damaged.onnx")
+    assert found.exit_code == 6
+    assert f"under another name or changed: {weight.name}" in checks["weight codes"]["reason"]
+
+
 def test_a_damaged_sru_of_a_quantised_file_is_caught(files, tmp_path):
     model = onnx.load(files / "net int8.onnx")
     cut = next(t for t in model.graph.initializer if t.name == "1.cut")

@@ -11,7 +11,8 @@ import pytest
 from scconv_deploy.records.stage import StageLog
 from scconv_deploy.verification.onnx.parity import Artifact, verify_onnx
 from scconv_deploy.verification.options import DEEP, Checks
-from scconv_deploy.verification.samples import Preprocessing, load_samples
+from scconv_deploy.verification.preprocessing import Preprocessing
+from scconv_deploy.verification.samples import load_samples
 from tests.verification.judging import check_of, initializer
 
 GATES = 16 * 8 * 8
