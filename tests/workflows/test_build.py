@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
+import torch
 
 import scconv_deploy
 from scconv_deploy.errors import BuildError
@@ -33,6 +34,7 @@ from scconv_deploy.system import gpu
 from scconv_deploy.workflows import build as building
 from scconv_deploy.workflows.build import EngineBuilder, EngineRequest, build_file
 from scconv_deploy.workflows.export import ExportOptions
+from tests import wild
 from tests.command_line import failed, run
 from tests.exporters.tensorrt.engines import conv_model, save, sru_model
 from tests.finished import NET
@@ -404,8 +406,9 @@ def test_deploy_gives_tensorrt_the_plugin_and_ships_it(workplace, monkeypatch):
     assert "model.tensorrt.engine" in sealed
 
 
-def test_the_python_api_builds_engines_too(tiny_reference, tmp_path):
-    model, image = tiny_reference[0].model, tiny_reference[0].signature.tensors["image"]
+def test_the_python_api_builds_engines_too(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), wild.randomize(wild.OriginalSRU(8, 4))).eval()
+    image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     static = EngineRequest.of(("tensorrt-rtx",), "sm89", ())
     result = scconv_deploy.deploy(model, image, tmp_path / "bundle", engines=static)
     assert result, result.report.failures
