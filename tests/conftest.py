@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import hashlib
 import inspect
 import os
 import shutil
@@ -14,7 +16,12 @@ import pytest
 import torch
 from torch import nn
 
+from scconv_deploy.gate import recognize
+from scconv_deploy.gate.hypotheses import gate_of
+from scconv_deploy.gate.identify import Identified
+from scconv_deploy.gate.trial_run import NotIdentifiedError
 from scconv_deploy.nn import ScConv
+from scconv_deploy.system.environment import bound_of_threads
 from scconv_deploy.trt_plugins.cpu.build import CPU_LIBRARY, build_cpu, source_digest
 from tests import made_once, wild
 from tests.made_once import key_of, once
@@ -30,6 +37,17 @@ if WORKER:  # one process a core: threads within them would only wait for each o
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # in a background job, or under nohup; what tests start inherits it
         signal.signal(number, usual)
+
+
+gc.disable()  # a fifth of the time of collecting the tests, nearly all of which stays
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays until the end: collections of garbage need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -116,6 +134,7 @@ def exports_once(tmp_path_factory):
     try:
         import onnx
         import onnx_ir as ir
+        from torch._export import utils
         from torch.onnx._internal.exporter import _constants, _registration
 
         from scconv_deploy.records.stage import StageLog
@@ -142,7 +161,18 @@ def exports_once(tmp_path_factory):
         own.functions = {target: [*functions] for target, functions in own.functions.items()}
         return own
 
+    @functools.cache
+    def load_operators(registered):  # a library that is loaded later registers more
+        load_composite()
+
+    load_composite = utils._materialize_cpp_cia_ops
+    names_of = torch._C._dispatch_get_registrations_for_dispatch_key
+
     with pytest.MonkeyPatch.context() as patch:
+        # each export looks each operator of PyTorch up, once for every namespace
+        patch.setattr(
+            utils, "_materialize_cpp_cia_ops", lambda: load_operators(len(names_of("CompositeImplicitAutograd")))
+        )
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
         # of all operators, whose sources torch.onnx parses again with every export: a second each
@@ -192,11 +222,72 @@ def references_run_once():
         found, self._rounded._samples = once(key, made)
         return found
 
-    run_anew, rounded_anew, settings = TorchReference.run, TorchReference.rounded, {"once": True}
+    def modules(self, run, paths):
+        key = key_of("modules", self._reference, run, paths) if settings["once"] else None
+        return once(key, lambda: [*modules_anew(self, run, paths)])
+
+    settings = {"once": True}
+    run_anew, rounded_anew, modules_anew = TorchReference.run, TorchReference.rounded, TorchReference.modules
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchReference, "run", run)
         patch.setattr(TorchReference, "rounded", rounded)
+        patch.setattr(TorchReference, "modules", modules)
         yield settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gates_identified_once(references_run_once):
+    """A module whose gate is known is not tried with hundreds of inputs again, a fifth of a second each."""
+
+    def identify(candidate, recorded, seed, remembered):
+        def made():
+            try:
+                found = identify_anew(candidate, recorded, seed, remembered)
+            except NotIdentifiedError as error:
+                return None, error.reason
+            return found.hypothesis, found.flips
+
+        keyed = references_run_once.get("once")
+        key = key_of("identify", candidate.module, recorded, seed, remembered) if keyed else None
+        hypothesis, told = once(key, made)
+        if hypothesis is None:
+            raise NotIdentifiedError(told)
+        return Identified(hypothesis, gate_of(candidate, hypothesis), told)
+
+    identify_anew = recognize.identify
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recognize, "identify", identify)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sessions_kept(references_run_once):
+    """ONNX Runtime does not prepare the same model twice: nearly half of all sessions are of one seen before."""
+    try:
+        from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
+    except ImportError:  # a GPU's machine has no onnxruntime
+        yield
+        return
+
+    def start(self, model, options=RuntimeOptions()):
+        if options.profile or options.operators or not references_run_once["once"] or model.ByteSize() > 2**20:
+            start_anew(self, model, options)
+            return
+        key = hashlib.sha256(model.SerializeToString()).digest(), options, bound_of_threads()
+        found = kept.pop(key, None)
+        if found is None:
+            start_anew(self, model, options)
+            found = dict(vars(self))
+        vars(self).update(found)
+        kept[key] = found
+        if len(kept) > 64:
+            del kept[next(iter(kept))]
+
+    kept: dict[object, dict[str, object]] = {}
+    start_anew = OnnxRuntimeRunner.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntimeRunner, "__init__", start)
+        yield
 
 
 @pytest.fixture(autouse=True)

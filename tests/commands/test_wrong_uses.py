@@ -15,6 +15,7 @@ from scconv_deploy.errors import MissingRuntimeError
 from scconv_deploy.trt_plugins.build import BuildRequest, build
 from tests.command_line import failed, run
 from tests.exporters.tensorrt.engines import conv_model, save
+from tests.report.made import full_report
 from tests.trt_plugins.test_build import NVCC, machine  # noqa: F401
 
 NET = "from torch import nn\n\ndef make():\n    return nn.Conv2d(3, 4, 1)\n"
@@ -267,8 +268,9 @@ def test_a_folder_that_is_gone():
 
 
 def test_a_limit_of_the_files_size_leaves_nothing(workplace):
+    Path("report.json").write_bytes(full_report().as_bytes())
     before = sorted(workplace.iterdir())
-    done = shell("ulimit -f 1 && scconv-deploy rewrite net.onnx -o big.onnx --expect 0")
+    done = shell("ulimit -f 1 && scconv-deploy report show report.json -o big.html")
     assert done.returncode == 2
-    assert done.stderr == "scconv-deploy: big.onnx cannot be written: File too large. Choose another place.\n"
+    assert done.stderr == "scconv-deploy: big.html cannot be written: File too large. Choose another place.\n"
     assert sorted(workplace.iterdir()) == before

@@ -16,6 +16,7 @@ from scconv_deploy.records.gates import FlipCount
 from scconv_deploy.records.parity import Check, Histogram, LayerError, Link
 from scconv_deploy.report import pictures, render
 from scconv_deploy.report.explained import CHECKS, STEPS, TERMS
+from tests.made_once import key_of, once
 from tests.report.made import HOSTILE, full_report, hostile_report
 
 pytest.importorskip("matplotlib", reason="the pictures are drawn by matplotlib")
@@ -53,8 +54,13 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
+def html(report):
+    """The page; each report's is drawn once, half a second a picture."""
+    return once(key_of("page", report), lambda: render.to_html(report))
+
+
 def page(report):
-    return Page(render.to_html(report))
+    return Page(html(report))
 
 
 def test_every_site_reason_limit_and_fact_is_in_the_page(real_report):
@@ -88,12 +94,12 @@ def test_it_needs_no_network_and_no_script(real_report):
         points = [value for _, name, value in found.attributes if name in ("src", "href", "xlink:href", "action")]
         assert [value for value in points if not value.startswith("#")] == []
         assert not [a for a in found.attributes if a[1].startswith("on")]
-        assert not re.search(r"url\((?!#)|@import", render.to_html(report).split("</style>")[0])
+        assert not re.search(r"url\((?!#)|@import", html(report).split("</style>")[0])
     assert ("meta", "name", "viewport") in found.attributes
 
 
 def test_pictures_name_their_rows_and_their_references_are_in_the_same_picture():
-    text = render.to_html(full_report())
+    text = html(full_report())
     drawn = re.findall("<svg.*?</svg>", text, re.S)
     assert len(drawn) == 5  # flips, margins, layers, plans, worst inputs
     assert all("layer1.SRU" in svg and "currentColor" in svg for svg in drawn[:2])
@@ -164,7 +170,7 @@ def test_where_no_gate_changed_it_says_so_and_draws_nothing():
     text = render.to_html(replace(full_report(), srus=(still,)))
     assert drawn_in(text, "Gates changed, per SRU") is None
     assert "No gate changed, on the same input or running free." in Page(text).text
-    assert drawn_in(render.to_html(full_report()), "Gates changed, per SRU")
+    assert drawn_in(html(full_report()), "Gates changed, per SRU")
     assert "No gate changed" not in page(full_report()).text
 
 
@@ -204,7 +210,7 @@ def test_limits_that_decided_stand_apart_from_the_others():
 
 
 def test_equal_reports_are_equal_files():
-    assert render.to_html(full_report()) == render.to_html(full_report())
+    assert render.to_html(full_report()) == html(full_report())
 
 
 def test_without_data_there_is_no_picture():
@@ -218,7 +224,7 @@ def test_hostile_names_are_text():
     found = page(hostile_report())
     shown = " ".join(HOSTILE.replace("\x1b", "\\x1b").split())
     assert found.text.count(shown) >= 15
-    assert "\x1b" not in render.to_html(hostile_report())
+    assert "\x1b" not in html(hostile_report())
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -69,7 +69,7 @@ CONVERTS = "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    raise Impor
 )
 def test_an_interrupt_while_something_is_imported(name, body, command):
     Path("net.onnx").write_bytes(b"x")
-    for as_json in (False, True):
+    for as_json in (False, True) if name == "typer" else (body == CONVERTS,):
         Path("importing").unlink(missing_ok=True)
         process = start(*COMMAND, *command, *(["--json"] if as_json else []), instead=module(name, body))
         wait_for("importing", process)
@@ -94,9 +94,7 @@ FACTORY = """
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "by"), [("SIGINT", 130, ""), ("SIGTERM", 143, " by SIGTERM"), ("SIGHUP", 129, " by SIGHUP")]
-)
+@pytest.mark.parametrize(("name", "code", "by"), [("SIGINT", 130, ""), ("SIGHUP", 129, " by SIGHUP")])
 def test_an_interrupt_that_the_users_code_swallows_is_not_lost(name, code, by):
     Path("net.py").write_text(textwrap.dedent(FACTORY))
     process = start(*COMMAND, "export", "net.py:make", "-o", "out.onnx", "--input", "1x3x32x32", "--quiet")

@@ -21,6 +21,7 @@ from scconv_deploy.trt_plugins.build import (
     revision,
 )
 from scconv_deploy.trt_plugins.library import SruLibrary, load
+from tests.made_once import once
 from tests.trt_plugins.emulated import HERE as EMULATION
 from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
@@ -143,10 +144,21 @@ def tensorrt_headers() -> tuple[Path, str]:
 
 @pytest.fixture(scope="session")
 def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
-    """The plugin without kernels (no_device.cpp), so that it compiles in seconds; everything else is the real thing."""
+    """The plugin without kernels (no_device.cpp), so that it compiles in seconds; everything else is the real thing.
+
+    Compiled once for all workers of a run, and for the modules elsewhere that import the fixture.
+    """
     include, version = tensorrt_headers
     folder = tmp_path_factory.mktemp("harness")
     (folder / "stand_in").mkdir()
+    for name, content in once(f"harness-{version}", lambda: compile_harness(nvcc, include, version, folder)).items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o755)
+    return Harness(folder, version, include)
+
+
+def compile_harness(nvcc: str, include: Path, version: str, folder: Path) -> dict[str, bytes]:
+    """Plugin, program and stand-in of libnvinfer by their paths in the folder."""
     flags = compiler(nvcc, include)
     stand_in = f"libnvinfer.so.{version.split('.')[0]}"
     compile_all(
@@ -159,7 +171,7 @@ def harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
          str(SOURCES / "harness" / "registry.cpp"), f"-Xlinker=-soname={stand_in}",
          "-o", str(folder / "stand_in" / stand_in)],
     )  # fmt: skip
-    return Harness(folder, version, include)
+    return {name: (folder / name).read_bytes() for name in ("libscconv_sru.so", "sru_harness", f"stand_in/{stand_in}")}
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +214,12 @@ def emulated_harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
 def compiler(nvcc: str, include: Path) -> list[str]:
     return [nvcc, "-std=c++17", "-O1", "-isystem", str(include), "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror",
             *library_folders(nvcc)]  # fmt: skip
+
+
+def unoptimised(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags without optimisation, which is most of nvcc's time."""
+    plain = ("-O0", "-Xcicc", "-O0", "-Xptxas", "-O0")
+    return tuple(part for flag in flags for part in (plain if flag == "-O3" else (flag,)))
 
 
 def compile_all(*commands: list[str]) -> None:

@@ -41,6 +41,11 @@ ONE_OPERATOR = {
 }
 """Changes that leave each type one operator, another for each: compilers take a third of the time, and no barrier is an
 operator's own."""
+ONE_KERNEL = ONE_OPERATOR | {
+    f"sru_{name}.cu": (f"launch_operator<{type_}>(op, p, plan, stream)", "cudaErrorInvalidValue")
+    for name, type_ in (("half", "__half"), ("bfloat16", "__nv_bfloat16"))
+}
+"""Changes that leave the kernels of one operator for float, for what is compiled and not run."""
 GUARD, PATTERN = 256, 0xA5
 """Bytes before and after what a kernel may write, and what they hold."""
 

@@ -24,7 +24,8 @@ from scconv_deploy.trt_plugins import build as module
 from scconv_deploy.trt_plugins.build import SOURCES, BuildRequest, build, built_libraries, compile_command, revision
 from scconv_deploy.trt_plugins.elf import read_library
 from scconv_deploy.trt_plugins.library import SruLibrary, SruParams
-from tests.trt_plugins.emulated import ONE_OPERATOR, change_kernels
+from tests.trt_plugins.conftest import unoptimised
+from tests.trt_plugins.emulated import ONE_KERNEL, change_kernels
 
 NVCC = r"""#!/bin/sh
 case "$*" in
@@ -276,19 +277,13 @@ def test_nvcc_of_pypis_wheels_builds_what_loads_where_no_other_is(tmp_path, monk
 
     Not optimised, and of all kernels one operator's for float, for speed.
     """
-    unoptimised = ("-O0", "-Xcicc", "-O0", "-Xptxas", "-O0")
-    flags = [part for flag in module.COMPILE_FLAGS for part in (unoptimised if flag == "-O3" else (flag,))]
-    monkeypatch.setattr(module, "COMPILE_FLAGS", tuple(flags))
+    monkeypatch.setattr(module, "COMPILE_FLAGS", unoptimised(module.COMPILE_FLAGS))
     alone = Machine(which=lambda name: None, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}, root=tmp_path)
     if find_nvcc(alone) is None:
         pytest.skip("the extra `cuda` is not installed")
     sources = tmp_path / "sources"
     shutil.copytree(SOURCES, sources)
-    nothing = {
-        f"sru_{name}.cu": (f"launch_operator<{type_}>(op, p, plan, stream)", "cudaErrorInvalidValue")
-        for name, type_ in (("half", "__half"), ("bfloat16", "__nv_bfloat16"))
-    }
-    change_kernels(sources, ONE_OPERATOR | nothing)
+    change_kernels(sources, ONE_KERNEL)
     result = build(BuildRequest(("89",), kernels_only=True, sources=sources), machine=alone)
     found = read_library(result.path)
     assert (found.cubins, found.ptx) == (("8.9",), ("8.9",))

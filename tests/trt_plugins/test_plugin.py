@@ -351,11 +351,11 @@ def test_check_takes_what_plugin_build_registers_with(harness, nvcc):
 
 
 @pytest.mark.nvcc
-@pytest.mark.parametrize(("architecture", "data_type"), [(75, "float"), (110, "half"), (121, "bfloat16")])
+@pytest.mark.parametrize(("architecture", "data_type"), [(75, "float"), (121, "bfloat16")])
 def test_the_kernels_compile_without_a_warning_and_without_tensorrt(nvcc, architecture, data_type, tmp_path):
-    """The oldest and the newest architectures and every type; not optimised, and one operator a type, for speed.
+    """The oldest and the newest architecture; not optimised, and one operator a type, for speed.
 
-    test_sass.py compiles sm_89 and sm_90 as they ship, `python -m benchmarks sru_sass` all ten architectures.
+    test_sass.py compiles half for sm_89 and sm_90 as it ships, `python -m benchmarks sru_sass` all types for ten.
     """
     shutil.copytree(SOURCES, tmp_path / "sources")
     change_kernels(tmp_path / "sources", ONE_OPERATOR)

@@ -34,8 +34,11 @@ def script_net():
     return net, naive.export(net, naive.noise(2, 3, 16, 16), False, 17)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("dynamo", [True, False], ids=["torch.export", "TorchScript"])
+@pytest.mark.parametrize(
+    ("dynamo", "dynamic"),
+    [(True, True), (False, False), (False, True)],  # a static one of torch.export: tests/rewrite/rules/test_sru.py
+    ids=["torch.export-dynamic", "TorchScript-static", "TorchScript-dynamic"],
+)
 @pytest.mark.parametrize("variant", naive.VARIANTS)
 def test_every_sru_of_a_naive_export_is_fused(tmp_path, variant, dynamo, dynamic):
     net = naive.small_net(variant)

@@ -19,17 +19,27 @@ from scconv_deploy.verification.preprocessing import Preprocessing
 from scconv_deploy.verification.samples import load_samples, noise_samples
 from scconv_deploy.zoo.detection import DetectionOptions, detect
 from scconv_deploy.zoo.layers import scconv3x3
-from scconv_deploy.zoo.retinanet import build
+from scconv_deploy.zoo.retinanet import Head, build
 
 BATCH = DynamicAxis(1, 2, 4)
 
 
+class ShortHead(Head):
+    """One 3x3 and a last one: the heads stand five times in a graph."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.convs = self.convs[:1]
+
+
 def small_retinanet(raw=False):
-    """One bottleneck a stage, 16 channels, 3 classes; seeded, in eval mode."""
+    """One bottleneck a stage, 16 channels, 3 classes, short heads; seeded, in eval mode."""
     torch.manual_seed(0)
     options = DetectionOptions(score_threshold=0.03, candidates_per_level=200, max_detections=20)
     blocks = (1, 1, 1, 1)
-    return build(scconv3x3(), 3, raw, blocks=blocks, width=16, channels=16, options=options).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scconv_deploy.zoo.retinanet.Head", ShortHead)
+        return build(scconv3x3(), 3, raw, blocks=blocks, width=16, channels=16, options=options).eval()
 
 
 def noise(batch, seed=0):

@@ -72,9 +72,9 @@ def test_output(name, classes):
     assert 0.01 < y.std() < 10
 
 
-@pytest.mark.parametrize("family", ["resnet", "resnext", "wide_resnet", "densenet"])
+@pytest.mark.parametrize("family", ["resnext", "wide_resnet", "densenet"])
 def test_every_family_deploys(family, tmp_path):
-    """The zoo's own cifar_resnet is deployed by tests/workflows/test_deploy.py."""
+    """cifar_resnet is deployed by tests/workflows/test_deploy.py, resnet by test_retinanet.py, as its backbone."""
     model, x, scconvs = small(family)
     result = scconv_deploy.deploy(model, x, tmp_path / "bundle")
     assert result, result.report.failures
