@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import scconv_deploy
 from benchmarks.environment import THREADS
 from scconv_deploy.nn import SRU
+from scconv_deploy.workflows.export import CruFormChoice
 from scconv_deploy.zoo import MODELS
 from tests.wild import OriginalScConv, OriginalSRU
 
@@ -92,9 +93,11 @@ def cached_naive_onnx(model: nn.Module, x: Tensor) -> tuple[bytes, NaiveExport]:
     return file.read_bytes(), NaiveExport(**json.loads(facts.read_text(encoding="utf-8")))
 
 
-def our_onnx(model: nn.Module, x: Tensor, mask_form: Any = "multiply", opset: int = 18) -> bytes:
+def our_onnx(
+    model: nn.Module, x: Tensor, mask_form: Any = "multiply", opset: int = 18, cru: CruFormChoice = "auto"
+) -> bytes:
     """The model through ``scconv_deploy.export``; every SRU must become a node, or the comparison means nothing."""
-    options = scconv_deploy.ExportOptions(mask_form=mask_form, opset=opset)
+    options = scconv_deploy.ExportOptions(mask_form=mask_form, opset=opset, cru=cru)
     with tempfile.TemporaryDirectory() as folder:
         result = scconv_deploy.export(model, x, Path(folder) / "model.onnx", options=options)
         expected = sum(isinstance(module, (OriginalSRU, SRU)) for module in model.modules())

@@ -115,7 +115,8 @@ def _network(options: argparse.Namespace, network: str, folder: Path) -> Row:
     raw = [torch.cat([first(m.predictor.model(image)) for image in pixels]).double() for m in both]
     key = next(name for name in _METRICS if name in metrics[0])
     row: Row = {
-        "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict, "why": "" if result else result.report.headline,
+        "network": network, "task": task, "batch": options.batch or "1", "verdict": result.report.verdict,
+        "why": "" if result else result.report.headline,
         "srus": len(result.report.srus), "output0": float((raw[1] - raw[0]).norm() / raw[0].norm()),
         "deploy_s": seconds, "metric_name": key,
         "metric": float(metrics[0][key]), "metric_onnx": float(metrics[1][key]),
