@@ -178,7 +178,6 @@ def sensitivity(
     from scconv_deploy.report.sensitivity import print_sensitivity
 
     with run_session(as_json, quiet) as session:
-        from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE
         from scconv_deploy.report.render import render_sensitivity, sensitivity_format
         from scconv_deploy.system.atomic import check_output_file, write_file
         from scconv_deploy.workflows.sensitivity import sensitivity_onnx
@@ -188,7 +187,7 @@ def sensitivity(
             check_output_file(report, force)
         result = sensitivity_onnx(
             source, sites.calibrating(data, preprocessing, seed), sites.placement(keep),
-            target=target, largest_code=REDUCED_CODE if reduce_range else LARGEST_CODE, progress=session.progress,
+            target=target, reduce_range=reduce_range, progress=session.progress,
         )  # fmt: skip
         if report is not None:
             write_file(report, render_sensitivity(result, form).encode())

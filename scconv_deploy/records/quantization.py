@@ -19,6 +19,12 @@ LARGEST_CODE, REDUCED_CODE = 127, 64
 """Largest code of a weight. With the reduced one, two products with uint8, 2 * 255 * 64, fit into 16 bits, in which
 ONNX Runtime adds them on x86-64 without VNNI."""
 
+
+def largest_code(reduce_range: bool) -> int:
+    """Code of the largest weight of a channel."""
+    return REDUCED_CODE if reduce_range else LARGEST_CODE
+
+
 METADATA = "scconv_deploy.int8"
 """Metadata of a quantised model: :class:`QuantizationRecord` as JSON."""
 

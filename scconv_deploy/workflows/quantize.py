@@ -23,7 +23,7 @@ from scconv_deploy.precision.calibration import Calibration
 from scconv_deploy.precision.int8 import prepared, quantized_proto
 from scconv_deploy.precision.placement import Placement, PlacementOptions, Unprovable
 from scconv_deploy.records.parity import ParityReport
-from scconv_deploy.records.quantization import LARGEST_CODE, REDUCED_CODE, Target
+from scconv_deploy.records.quantization import Target, largest_code
 from scconv_deploy.records.stage import Progress, StageLog, silent
 from scconv_deploy.report.render import format_of, render
 from scconv_deploy.report.sensitivity import search_lines
@@ -64,7 +64,7 @@ class QuantizeOptions:
     @property
     def largest_code(self) -> int:
         """Code of the largest weight of a channel."""
-        return REDUCED_CODE if self.reduce_range else LARGEST_CODE
+        return largest_code(self.reduce_range)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from scconv_deploy.graph.file import read_onnx
 from scconv_deploy.graph.unknown import foreign_operators
 from scconv_deploy.precision.int8 import prepared
 from scconv_deploy.precision.placement import PlacementOptions
-from scconv_deploy.records.quantization import LARGEST_CODE, Target
+from scconv_deploy.records.quantization import Target, largest_code
 from scconv_deploy.records.sensitivity import Cost, Sensitivity, SiteCost
 from scconv_deploy.records.stage import Progress, silent
 from scconv_deploy.system.environment import sha256_of
@@ -34,7 +34,7 @@ def sensitivity_onnx(
     placement: PlacementOptions = PlacementOptions(),
     *,
     target: Target = "gpu",
-    largest_code: int = LARGEST_CODE,
+    reduce_range: bool = False,
     progress: Progress = silent,
 ) -> Sensitivity:
     """Measure the cost of each int8 site of a float file, on the rows that it is calibrated on.
@@ -42,7 +42,7 @@ def sensitivity_onnx(
     Args:
         source: float32, float16 or bfloat16, rewritten; external data beside it.
         target: hardware that the codes are for.
-        largest_code: code of the largest weight of a channel.
+        reduce_range: weights of 7 bits, whose products do not saturate in 16 bits.
 
     Raises:
         UsageError, IntegrityError: the file or the data cannot be read, or a pattern matches nothing.
@@ -54,7 +54,7 @@ def sensitivity_onnx(
     found = prepared(proto, placement)
     rows = Rows(proto, calibration)
     ranges, _ = calibrate(proto, sha256_of(source), found, rows, calibration, progress)
-    plans = Plans(proto, found, placement, ranges, ranges.record(target, largest_code))
+    plans = Plans(proto, found, placement, ranges, ranges.record(target, largest_code(reduce_range)))
     meter = CostMeter(proto, lambda: rows.batches(calibration.samples), progress)
     return sensitivity_of(plans, meter, source.name)
 
