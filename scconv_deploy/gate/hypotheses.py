@@ -40,14 +40,14 @@ _NEAREST = 16  # how many of the hypotheses nearest to the behaviour are tried w
 OTHER_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     0: (),
     1: ((64,), (72,)),
-    2: ((8, 8), (12, 6)),
-    3: ((4, 4, 4), (6, 4, 3)),
-    4: ((4, 4, 2, 2), (6, 3, 2, 2)),
-    5: ((4, 2, 2, 2, 2), (3, 3, 2, 2, 2)),
-    6: ((2, 2, 2, 2, 2, 2), (3, 3, 2, 2, 2, 1)),
+    2: ((8, 8), (12, 6), (4, 4)),
+    3: ((4, 4, 4), (6, 4, 3), (4, 2, 2)),
+    4: ((4, 4, 2, 2), (6, 3, 2, 2), (2, 2, 2, 2)),
+    5: ((4, 2, 2, 2, 2), (3, 3, 2, 2, 2), (2, 2, 2, 2, 1)),
+    6: ((2, 2, 2, 2, 2, 2), (3, 3, 2, 2, 2, 1), (2, 2, 2, 2, 1, 1)),
 }
 """Probe sizes by the number of axes behind the channels. Hypotheses are ranked at the first; the module is tested at
-one that is not its own. Vectors ``[N, C]`` have none."""
+one that is not its own, see :func:`other_shape`. Vectors ``[N, C]`` have none."""
 _ENOUGH_GATES = 2**14
 """Fewest gates of a probe at the module's own height and width; the batch is enlarged to reach it. Differences that
 rounding explains show in one of a hundred or a thousand gates on the threshold."""
@@ -210,6 +210,17 @@ def expected_output(
     if candidate.conv is not None and place == "after":
         y = candidate.conv(y)
     return y, x
+
+
+def other_shape(own: tuple[int, ...], num_groups: int) -> tuple[int, ...] | None:
+    """A shape of another height and width: the last size where the others have more gates than are needed.
+
+    None for vectors, and where the groups do not divide it.
+    """
+    _, channels, *size = own
+    shapes = [(2, channels, *s) for s in OTHER_SIZES[len(size)] if s != tuple(size)]
+    shapes = [shape for shape in shapes if math.prod(shape[1:]) % num_groups == 0]
+    return next((shape for shape in shapes if math.prod(shape) <= _ENOUGH_GATES), shapes[-1] if shapes else None)
 
 
 def crowd(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from scconv_deploy.gate.candidates import Candidate, ConvPlace
 from scconv_deploy.gate.cut import open_by_cut, tau
 from scconv_deploy.gate.flips import compare_outputs, relative_l2
 from scconv_deploy.gate.gate import Gate
-from scconv_deploy.gate.hypotheses import OTHER_SIZES, Hypothesis, crowd, expected_output, gate_of, published, rank
+from scconv_deploy.gate.hypotheses import Hypothesis, crowd, expected_output, gate_of, other_shape, published, rank
 from scconv_deploy.gate.probes import few_probes, probes
 from scconv_deploy.gate.trial_run import (
     DoesNotRunError,
@@ -176,9 +176,8 @@ def _trials(own: tuple[int, ...], num_groups: int) -> Iterator[_Trial]:
 
     A module may take only its own size, or batch: the caller goes on to the next full trial, down to its own shape.
     """
-    _, channels, *size = own
-    sizes = [s for s in OTHER_SIZES[len(size)] if s != tuple(size)][:1]
-    others = [(2, channels, *s) for s in sizes if channels * math.prod(s) % num_groups == 0]
+    other = other_shape(own, num_groups)
+    others = [] if other is None else [other]
     if math.prod(own[1:]) > _LARGEST_FULL:
         yield from (_Trial(crowd(other), True) for other in others)
         yield _Trial(own, False)

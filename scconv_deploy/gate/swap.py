@@ -152,7 +152,7 @@ def swap_reachable(
     refused = list(recognition.refused)
     kept = list(recognition.srus)
     expected = _repeatable(model, run, first) if kept else None
-    while True:
+    while kept:
         attempt = Recognition(tuple(kept), tuple(refused))
         swapped = swap(model, attempt)
         try:
@@ -170,6 +170,7 @@ def swap_reachable(
             return attempt, swapped
         refused += [Refusal(path, reason) for path, reason in reasons.items()]
         kept = [found for found in kept if found.path not in reasons]
+    return Recognition((), tuple(refused)), swap(model, Recognition())
 
 
 _UNREACHED = "the model calls it through a reference of its own (a closure, a list), which a swap cannot reach"

@@ -214,6 +214,14 @@ def test_what_a_swap_cannot_reach_is_left_alone():
     assert type(swapped.sru) is wild.OriginalSRU
 
 
+def test_a_model_without_srus_is_not_run_again():
+    runs = []
+    model = nn.Sequential(nn.Conv2d(4, 4, 1)).eval()
+    kept, swapped = swap_reachable(model, recognize(model, (torch.ones(1, 4, 2, 2),), {}), runs.append)
+    assert (kept.srus, kept.refused, runs) == ((), (), [])
+    assert torch.equal(swapped(torch.ones(1, 4, 2, 2)), model(torch.ones(1, 4, 2, 2)))
+
+
 def test_what_does_not_run_swapped_is_left_alone():
     class Watcher(nn.Module):
         def __init__(self):

@@ -1,6 +1,9 @@
 """Metrics by hand."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,3 +74,20 @@ def test_relative_l2_adds_up_over_what_is_compared_at_a_time():
     y[2, -1] = reference[2, -1] = np.inf
     a[2, -1] = b[2, -1] = 0  # the same infinity on both sides says nothing of the others
     assert math.isclose(relative_l2(y, reference), np.linalg.norm(a - b) / np.linalg.norm(b), rel_tol=1e-12)
+
+
+def test_a_distance_does_not_depend_on_the_threads_of_blas():
+    """Reports of several machines are merged, and compared by their bytes."""
+    code = (
+        "import numpy as np; from scconv_deploy.verification.metrics import relative_l2; "
+        "y = np.random.default_rng(0).standard_normal(300_000); print(relative_l2(y + 1e-3, y).hex())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"OPENBLAS_NUM_THREADS": threads},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1
+    assert 0.9e-3 < float.fromhex(found.pop()) < 1.1e-3
