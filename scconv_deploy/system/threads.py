@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 _ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
-"""OpenMP's threads, which are PyTorch's, and OpenBLAS's, which are NumPy's: those sleep after 2**4 cycles, not 2**26."""
+"""OpenMP's threads are PyTorch's, OpenBLAS's are NumPy's: those sleep after 2**4 cycles, by default after 2**26."""
 
 
 def wait_asleep() -> None:
