@@ -23,6 +23,8 @@ _MOST_OF_A_CLASS = 100
 """Detections of a class in an image that count, as in COCO's own numbers."""
 _ANY_SIZE = [0, 1e10]
 _IMAGE = 1
+_RECALLS = np.linspace(0.0, 1.0, 101)
+_AT_ONCE = 2**22  # numbers of a resample's detections
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,27 +180,35 @@ def _resampled(matches: list[Matches], draws: np.ndarray) -> np.ndarray:
     image = np.repeat([one.image for one in matches], [len(one.scores) for one in matches])[order]
     counted = ~np.concatenate([one.ignored for one in matches], axis=1)[:, order]
     right = np.concatenate([one.right for one in matches], axis=1)[:, order] & counted
-    return np.array([
-        _average(right * times[image], counted * times[image], total) if total else np.nan
-        for times, total in zip(draws, objects, strict=True)
-    ])  # fmt: skip
+    levels = [(np.flatnonzero(row), counts) for row, counts in zip(right, counted, strict=True)]
+    found = np.full(len(draws), np.nan)
+    known = np.flatnonzero(objects)
+    for some in np.array_split(known, 1 + len(known) * len(image) // _AT_ONCE):
+        times = np.take(draws[some], image, axis=1)  # an index would give columns in order, which add up slowly
+        everything = times.cumsum(axis=1)
+        found[some] = sum(
+            _recalled(
+                np.take(times, level, axis=1),
+                np.take(everything if counts.all() else (times * counts).cumsum(axis=1), level, axis=1),
+                objects[some, None],
+            )
+            for level, counts in levels
+        ) / (len(levels) * len(_RECALLS))
+    return found
 
 
-def _average(right: np.ndarray, counted: np.ndarray, objects: int) -> float:
-    """Mean precision at 101 recalls and each IoU.
+def _recalled(times: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Sum of the precision at the recalls for one IoU, float64 ``[B]``.
+
+    Precision is the best of any higher recall, and it is best where a detection is right: so those are enough.
 
     Args:
-        right, counted: how often each detection is right, and counts: ``[10, D]``, the highest score first.
-        objects: how many there are.
+        times: how often each right detection counts, int ``[B, R]``, the highest score first.
+        counted: how many detections count down to that one, ``[B, R]``.
+        objects: how many there are, ``[B, 1]``.
     """
-    if not right.shape[1]:
-        return 0.0
-    hits = right.cumsum(axis=1)
-    precision = hits / (counted.cumsum(axis=1) + np.spacing(1))
+    hits = times.cumsum(axis=1)
+    precision = hits / (counted + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recalls = np.linspace(0.0, 1.0, 101)
-    total = 0.0
-    for reached, values in zip(hits / objects, best, strict=True):
-        first = np.searchsorted(reached, recalls, side="left")
-        total += float(values[first[first < len(values)]].sum())
-    return total / (len(recalls) * len(right))
+    reached = np.searchsorted(_RECALLS, hits / objects, side="right")
+    return np.asarray((best * np.diff(reached, axis=1, prepend=0)).sum(axis=1))

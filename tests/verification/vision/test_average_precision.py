@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from scconv_deploy.verification.vision import average_precision
 from scconv_deploy.verification.vision.average_precision import Side, match
 from scconv_deploy.verification.vision.decoding import Detections
 
@@ -54,7 +55,9 @@ def test_nothing_found_and_nothing_there():
     assert np.isnan(side((TWO, nothing)).precision())
 
 
-def test_resamples_are_pycocotools_numbers_of_the_images_drawn():
+@pytest.mark.parametrize("at_once", [1, average_precision._AT_ONCE])
+def test_resamples_are_pycocotools_numbers_of_the_images_drawn(monkeypatch, at_once):
+    monkeypatch.setattr(average_precision, "_AT_ONCE", at_once)
     rng = np.random.default_rng(5)
     images = []
     for _ in range(6):
