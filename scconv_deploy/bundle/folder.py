@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from scconv_deploy.bundle.manifest import extra_files, read_manifest
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.system.atomic import _PREFIX, _as_usage_error, _check_name, _check_parent, _real, _umask
@@ -73,6 +78,36 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Make a folder and keep other processes of this kind out of it during the block.
+
+    Nothing is left behind: the system frees the lock when the process ends, however it ends. File systems without locks
+    (some of those on a network) are taken as they are, and so is Windows.
+
+    Raises:
+        UsageError: another process has the folder, or it cannot be made.
+    """
+    with _as_usage_error(path):
+        path.mkdir(parents=True, exist_ok=True)
+        handle = None if fcntl is None else os.open(path, os.O_RDONLY)
+    if handle is None:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{path} is in use: another run writes into it.", "Wait for it to end, or name another folder."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def place_folder(made: Path, place: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scconv_deploy.bundle.contents import DEVICE, MANIFEST, MODEL, REJECTED, REPORT
-from scconv_deploy.bundle.folder import check_output_folder, place_folder, scratch_folder
+from scconv_deploy.bundle.folder import check_output_folder, locked_folder, place_folder, scratch_folder
 from scconv_deploy.bundle.manifest import check_bundle
 from scconv_deploy.errors import IntegrityError, ScconvDeployError, UsageError
 from scconv_deploy.records.codec import encode
@@ -155,22 +155,23 @@ def run_cells(
     records = {one.cell.name: one.kept or _not_done(one, output) for one in plan.planned}
     todo = [one for one in plan.planned if one.kept is None]
     processes = workers() if todo else None  # before anything is written: there may be no cluster
-    _write(output, records)
-    try:
-        if processes is not None:
-            with scratch_folder(output) as scratch:
-                for cell, record in _made(todo, output, scratch, make, processes, progress):
-                    records[cell.name] = record
-                    _write(output, records)
-                    progress(Notice(_line(record)))
-        if bench:
-            records |= timed(output, records, progress)
-            _write(output, records)
-    except KeyboardInterrupt:
-        left = [name for name, record in records.items() if record.status == "not done"]
-        more = f"; left: {', '.join(left)}" if left else ", and not all are timed"
-        progress(Notice(f"{len(records) - len(left)} of {len(records)} cells are done{more}"))
-        raise
+    with locked_folder(output):
+        _write(output, records)
+        try:
+            if processes is not None:
+                with scratch_folder(output) as scratch:
+                    for cell, record in _made(todo, output, scratch, make, processes, progress):
+                        records[cell.name] = record
+                        _write(output, records)
+                        progress(Notice(_line(record)))
+            if bench:
+                records |= timed(output, records, progress)
+                _write(output, records)
+        except KeyboardInterrupt:
+            left = [name for name, record in records.items() if record.status == "not done"]
+            more = f"; left: {', '.join(left)}" if left else ", and not all are timed"
+            progress(Notice(f"{len(records) - len(left)} of {len(records)} cells are done{more}"))
+            raise
     return RunResult(output, RunRecord(SCHEMA_VERSION, tuple(records.values())))
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from scconv_deploy.bundle.folder import locked_folder
 from scconv_deploy.bundle.manifest import check_bundle
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.records.run import worst_exit_code
@@ -239,6 +240,27 @@ def test_places_that_are_taken_are_refused_before_any_work():
     refused("out/net/v0 exists and holds more than the bundle: mine.txt")
     (OUT / "manifest.json").write_text("{}")
     refused("out is a bundle, expected the folder of a run")
+
+
+def test_a_second_run_into_the_same_folder_is_refused():
+    done(cells("good"))
+    before = (OUT / "run.json").read_bytes()
+    with locked_folder(OUT), pytest.raises(UsageError, match="out is in use: another run writes into it"):
+        done(cells("good", "wrong"))
+    assert (OUT / "run.json").read_bytes() == before
+    assert not (OUT / "net/v1").exists()
+    result, made = done(cells("good", "wrong"))
+    assert made == ["net/v1"]
+    assert statuses(result) == {"net/v0": ("passed", 0), "net/v1": ("failed", 6)}
+
+
+def test_a_run_that_fails_frees_its_folder():
+    def interrupted(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        done(cells("good"), progress=interrupted)
+    assert done(cells("good"))[0]
 
 
 def test_a_newer_record_is_refused():
