@@ -44,6 +44,11 @@ def encoded(file: Path | EncodedImage) -> EncodedImage:
         raise IntegrityError(f"{file} cannot be read: {error.strerror}.", "Remove it from the folder.") from error
 
 
+def opened_content(file: Path | EncodedImage) -> Path | io.BytesIO:
+    """What Pillow opens."""
+    return io.BytesIO(file.content) if isinstance(file, EncodedImage) else file
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
     """The model's one input, and how an image becomes it.
@@ -111,7 +116,7 @@ class ImageInput:
 
         channels, height, width = self.shape
         try:
-            with Image.open(io.BytesIO(file.content) if isinstance(file, EncodedImage) else file) as opened:
+            with Image.open(opened_content(file)) as opened:
                 turned = ImageOps.exif_transpose(opened) if upright or self.letterboxed else opened
                 image = turned.convert("RGB" if channels == 3 else "L")
                 pixels, placement = self._letterbox(image) if self.letterboxed else self._resized(image)

@@ -5,14 +5,21 @@ A mask is an image of one channel (grey or with a palette): a pixel's value is i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from scconv_deploy.errors import IntegrityError, UsageError
 from scconv_deploy.verification.data.blocks import Block, DataSource
-from scconv_deploy.verification.data.images import ImageInput, images_in, known_suffixes
+from scconv_deploy.verification.data.images import (
+    EncodedImage,
+    ImageInput,
+    encoded,
+    images_in,
+    known_suffixes,
+    opened_content,
+)
 from scconv_deploy.verification.vision.mask_metric import MaskMetric
 from scconv_deploy.verification.vision.targets import Mask, labels_of
 
@@ -37,21 +44,35 @@ def mask_source(folder: Path, images: ImageInput) -> DataSource:
             "Put a mask of the same name there for each image, or take the image out.",
         )
 
+    return _source(folder.name, list(zip(files, masks, strict=True)), images)
+
+
+def _source(
+    name: str, pairs: Sequence[tuple[Path | EncodedImage, Path | EncodedImage]], images: ImageInput
+) -> DataSource:
+    """Source of pairs of an image and its mask in this order, one a block."""
+
     def blocks() -> Iterator[Block]:
-        for file, mask in zip(files, masks, strict=True):
+        for file, mask in pairs:
             values, placement = images.read(file, upright=True)
-            target = Mask(mask, _placed(_read(mask, placement.size), images), MaskMetric)
+            target = Mask(str(mask), _placed(_read(mask, placement.size), images), MaskMetric)
             yield Block({images.name: values[None]}, labels_of(target))
 
-    return DataSource(folder.name, len(files), blocks)
+    def part(start: int, stop: int) -> DataSource:
+        return _source(name, pairs[start:stop], images)
+
+    def carried() -> DataSource:
+        return _source(name, [(encoded(file), encoded(mask)) for file, mask in pairs], images)
+
+    return DataSource(name, len(pairs), blocks, part, carried)
 
 
-def _read(file: Path, size: tuple[int, int]) -> np.ndarray:
+def _read(file: Path | EncodedImage, size: tuple[int, int]) -> np.ndarray:
     """A mask as int64 ``[H, W]``, -1 where a pixel does not count."""
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(opened_content(file)) as opened:
             found = np.asarray(opened).astype(np.int64)
     except Exception as error:  # each reader of Pillow has its own exceptions
         raise IntegrityError(f"{file} is damaged or not an image.", "Write the mask again.") from error

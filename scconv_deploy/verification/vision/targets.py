@@ -86,12 +86,12 @@ class Mask:
     """Class of each pixel of the model's input.
 
     Attributes:
-        file: of the mask.
+        file: name of the mask's.
         classes: int64 ``[H, W]``, -1 for a pixel that does not count.
         metric: makes a metric for such targets (:class:`.accuracy.Metric`).
     """
 
-    file: Path
+    file: str
     classes: np.ndarray
     metric: Callable[[], Any]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +35,22 @@ def test_a_mask_is_resized_as_its_image(tmp_path):
     write(tmp_path, np.kron([[0, 1], [2, 255]], np.ones((4, 4))))
     (target,) = opened(tmp_path)
     np.testing.assert_array_equal(target.classes, np.kron([[0, 1], [2, -1]], np.ones((2, 2))))
+
+
+def test_a_part_travels_with_the_content_of_its_files(tmp_path):
+    write(tmp_path, np.arange(16).reshape(4, 4))
+    for part, suffix in (("images", "jpg"), ("masks", "png")):
+        shutil.copy(tmp_path / part / f"a.{suffix}", tmp_path / part / f"b.{suffix}")
+    Image.fromarray(np.full((4, 4), 7, np.uint8)).save(tmp_path / "masks" / "b.png")
+    source = open_source(str(tmp_path), EXAMPLES, ((0.0,), (1.0,), None))
+    first, second = source.blocks()
+    carried = source.part(1, 2).carried()
+    shutil.rmtree(tmp_path)
+    (found,) = carried.blocks()
+    assert (found.labels[0].classes == 7).all()
+    assert not np.array_equal(found.labels[0].classes, first.labels[0].classes)
+    assert found.labels[0].file == second.labels[0].file == str(tmp_path / "masks" / "b.png")
+    np.testing.assert_array_equal(found.arrays["x"], second.arrays["x"])
 
 
 def test_a_letterbox_does_not_count(tmp_path):
