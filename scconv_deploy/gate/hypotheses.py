@@ -86,7 +86,8 @@ def small_numbers(module: nn.Module) -> frozenset[float]:
 
 
 def published(candidate: Candidate) -> Iterator[Hypothesis]:
-    """The published variants, with the numbers that the module itself holds where it holds any."""
+    """The published variants, with the numbers that the module itself holds where it holds any. A variant's own number
+    of groups is tried too: a small whole number in a module can be anything."""
     channels, numbers = candidate.affine[0].numel(), dict.fromkeys(_numbers(candidate.module))
     norms = [m for m in candidate.module.modules() if isinstance(m, nn.GroupNorm)]
     for variant in VARIANTS.values():
@@ -96,7 +97,9 @@ def published(candidate: Candidate) -> Iterator[Hypothesis]:
         eps = [m.eps for m in norms] or [v for v in numbers if 0 < v <= 1e-3]
         thresholds = [v for v in numbers if 0.01 < v < 1]
         for num_groups, own_eps, threshold in product(
-            groups[:_FEW] or [variant.num_groups], eps[:_FEW] or [variant.eps], thresholds[:_FEW] or [variant.threshold]
+            dict.fromkeys([*groups[:_FEW], *([] if norms else [variant.num_groups])]),
+            eps[:_FEW] or [variant.eps],
+            thresholds[:_FEW] or [variant.threshold],
         ):
             chosen = replace(variant, num_groups=num_groups, eps=own_eps, threshold=threshold)
             yield Hypothesis(chosen, False, candidate.conv_places[0])

@@ -111,12 +111,14 @@ def not_finite(module: nn.Module) -> list[str]:
 def _published(candidate: Candidate, recorded: Tensor, seed: int) -> Identified | None:
     """A published variant that passes the full test without a single flip, so that nothing can be nearer; or None."""
     for hypothesis in published(candidate):
-        try:
-            found = _accept(candidate, hypothesis, recorded, seed)
-        except Exception:
-            continue
-        if not found.flips:
-            return found
+        for weighting in _orders(candidate, hypothesis):
+            attempt = replace(hypothesis, variant=replace(hypothesis.variant, weighting=weighting))
+            try:
+                found = _accept(candidate, attempt, recorded, seed)
+            except Exception:
+                continue
+            if not found.flips:
+                return found
     return None
 
 
@@ -151,16 +153,20 @@ def _best(
 
 def _alike(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
     """The hypothesis and those that ranking cannot tell from it: comparisons differ only where the sigmoid is exactly
-    the threshold, orders of the sum only by rounding. Orders that agree to the bit count as Python's."""
-    gamma = candidate.affine[hypothesis.swapped_affine]
-    orders: list[Weighting] = [hypothesis.variant.weighting]
-    if orders[0] in ("sum", "torch_sum"):
-        orders = ["sum", "torch_sum"]
-        if torch.equal(gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum")):
-            orders = ["sum"]
+    the threshold, orders of the sum only by rounding."""
     comparisons = dict.fromkeys([hypothesis.variant.comparison, ">=", ">"])
-    for comparison, weighting in product(comparisons, orders):
+    for comparison, weighting in product(comparisons, _orders(candidate, hypothesis)):
         yield replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison, weighting=weighting))
+
+
+def _orders(candidate: Candidate, hypothesis: Hypothesis) -> tuple[Weighting, ...]:
+    """The weightings that differ from the hypothesis's in the order of the sum; those that agree to the bit count as
+    Python's."""
+    if hypothesis.variant.weighting not in ("sum", "torch_sum"):
+        return (hypothesis.variant.weighting,)
+    gamma = candidate.affine[hypothesis.swapped_affine]
+    same = torch.equal(gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum"))
+    return ("sum",) if same else ("sum", "torch_sum")
 
 
 @dataclass(frozen=True)
