@@ -77,6 +77,22 @@ def test_what_is_exact_in_any_order_stays():
         assert torch.equal(grid, choices(x)[1])
 
 
+@pytest.mark.parametrize("special", [float("inf"), float("-inf"), float("nan"), 3e38])
+def test_numbers_at_the_end_of_the_range_stay_and_the_others_move(special):
+    """3e38 is finite, and two of them add up to more than float32 holds."""
+    x = X.clone()
+    x[0, :2] = special
+    with LastPlace([x], 0):
+        y = x * 1
+    rest = x.abs() < 1e38
+    assert not torch.equal(y[rest], x[rest])
+    assert (y[rest] - x[rest]).norm() < 1e-6 * x[rest].norm()
+    if special == 3e38:
+        assert torch.isfinite(y).all()
+    else:
+        assert torch.equal(y[~rest].nan_to_num(), x[~rest].nan_to_num())
+
+
 def test_views_and_writing_in_place_reach_the_same_memory():
     x = X.clone()
     with LastPlace([x], 0):
