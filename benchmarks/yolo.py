@@ -38,7 +38,7 @@ CONFIDENCE = 0.001
 NETWORKS = {
     "yolov8n": "detect", "yolov8n-seg": "segment", "yolov8n-cls": "classify", "yolov8n-pose": "pose",
     "yolov8n-obb": "obb", "yolo11n": "detect", "yolov8-rtdetr": "detect", "yolov10n": "detect", "yolov5n": "detect",
-    "yolo12n": "detect", "yolov9t": "detect",
+    "yolo12n": "detect", "yolov9t": "detect", "yolo26n": "detect",
 }  # fmt: skip
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220)}
 _METRICS = ("metrics/mAP50-95(B)", "metrics/accuracy_top1")

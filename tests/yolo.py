@@ -191,6 +191,32 @@ class DetectionModel(nn.Module):
         return self
 
 
+class Attention(nn.Module):
+    """Attention over all places, its projections normalised, as in YOLO12."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv, self.proj = Conv(channels, 3 * channels), Conv(channels, channels)
+        self.qkv.act = self.proj.act = nn.Identity()
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).flatten(2).chunk(3, 1)
+        weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(-1)
+        return x + self.proj((v @ weights.transpose(1, 2)).reshape(x.shape))
+
+
+class AttentiveModel(DetectionModel):
+    """Four layers of attention before the bottleneck."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        first, second, *rest = self.model
+        blocks = [nn.Sequential(Conv(16, 16, 3), Attention(16)) for _ in range(4)]
+        self.model = nn.Sequential(first, second, *blocks, *rest)
+        for i, layer in enumerate(self.model):
+            layer.i, layer.f = i, -1
+
+
 class UnfusableModel(DetectionModel):
     """A fork whose ``fuse()`` does not know its layers."""
 
@@ -211,6 +237,18 @@ class WronglyFusedModel(DetectionModel):
 def model(kind=DetectionModel, seed=0, **options):
     torch.manual_seed(seed)
     return kind(**options).eval()
+
+
+def settled(model, mean, contrast):
+    """Give the batch norms of a model the statistics of images of this mean and contrast."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean over all that it sees
+    images = mean + contrast * torch.randn((8, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model(images)
+    return model.eval()
 
 
 def checkpoint(trained=None, imgsz=32, **entries):

@@ -261,6 +261,7 @@ class RecordedReference:
                 others={gate.name: _other_gate(gate, index, arrays) for index, gate in enumerate(entry.others)},
                 spread=entry.spread,
                 continuous=entry.continuous,
+                part_floors=entry.part_floors,
             )
 
     def redundant(self, run: ReferenceRun, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:

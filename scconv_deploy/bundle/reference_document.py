@@ -80,6 +80,7 @@ class SampleEntry:
     others: tuple[OtherGateEntry, ...] = ()
     spread: float = 1.0
     continuous: bool = False
+    part_floors: dict[str, float] = field(default_factory=dict)
     free_noise: dict[str, float] = field(default_factory=dict)
     rounded: RoundedEntry | None = None
 
@@ -95,6 +96,7 @@ class SampleEntry:
             others=tuple(map(OtherGateEntry.of, run.others.values())),
             spread=run.spread,
             continuous=run.continuous,
+            part_floors=dict(run.part_floors),
             free_noise=dict(free_noise),
             rounded=rounded,
         )

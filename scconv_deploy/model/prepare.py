@@ -15,6 +15,7 @@ from scconv_deploy.gate.recognize import Recognition, recognize_in_run
 from scconv_deploy.gate.swap import swap_reachable
 from scconv_deploy.model import signature as signatures
 from scconv_deploy.model.fake_quantizers import refuse_quantized_graphs, with_fixed_quantizers, with_folded_norms
+from scconv_deploy.model.input_range import USUAL, InputRange, fitted
 from scconv_deploy.model.inputs import DynamicAxis
 from scconv_deploy.model.load import load_with_record
 from scconv_deploy.model.signature import Signature
@@ -39,7 +40,11 @@ def reference_from_spec(spec: ModelSpec, progress: Progress = silent) -> tuple[R
         model, record = load_with_record(spec)
         spec = replace(spec, inputs=record.inputs).resolved()
         signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed)
+        drawn = _range_of(model, signature) if record.prepared is None else record.prepared.drawn
         stage.applied.append(f"{spec.source} with inputs {', '.join(str(i) for i in spec.inputs)}")
+        if drawn != USUAL:
+            signature = signatures.from_specs(model, spec.inputs, spec.dynamic, spec.seed, drawn)
+            stage.applied.append(f"inputs drawn at {drawn}, where features are as large as in training")
         stage.applied += record.applied
         stage.skipped += record.skipped
         if record.notice:
@@ -50,6 +55,13 @@ def reference_from_spec(spec: ModelSpec, progress: Progress = silent) -> tuple[R
     reference, recognized = _recognized(spec.label, model, signature, spec.seed)
     log.records.append(recognized)
     return replace(reference, checkpoint=record.checkpoint), log
+
+
+def _range_of(model: nn.Module, signature: Signature) -> InputRange:
+    def run(given: InputRange) -> None:
+        signature.call(model, {n: given.of(t) if t.is_floating_point() else t for n, t in signature.tensors.items()})
+
+    return fitted(model, run)
 
 
 def _embedding(embedded: EmbedResult) -> StageRecord:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scconv_deploy.errors import ModelError, RefusedSizesError, ScconvDeployError, UsageError, first_line
+from scconv_deploy.model.input_range import USUAL, InputRange
 from scconv_deploy.model.inputs import DynamicAxis, InputSpec
 
 
@@ -25,12 +26,14 @@ class Signature:
         args, kwargs: example arguments as the model takes them.
         names: of the tensors among them, in flattened order; these are the ONNX inputs.
         dynamic: open axes.
+        drawn: range of generated floating tensors.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]
     dynamic: tuple[DynamicAxis, ...] = ()
+    drawn: InputRange = USUAL
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -96,7 +99,13 @@ class Signature:
         return {parameter: pytree.tree_map(axes, value) for parameter, value in bound.arguments.items()}
 
 
-def from_specs(model: nn.Module, specs: Sequence[InputSpec], dynamic: Sequence[DynamicAxis], seed: int) -> Signature:
+def from_specs(
+    model: nn.Module,
+    specs: Sequence[InputSpec],
+    dynamic: Sequence[DynamicAxis],
+    seed: int,
+    drawn: InputRange = USUAL,
+) -> Signature:
     """Bind input specifications to the model's forward, with seeded values; open axes have their optimum.
 
     Named ones go to their parameters (or to ``**kwargs``), the others in order to what is left (or to ``*args``).
@@ -115,7 +124,7 @@ def from_specs(model: nn.Module, specs: Sequence[InputSpec], dynamic: Sequence[D
             if axis.input == name and axis.axis < len(shape):
                 shape[axis.axis] = axis.optimum
         try:
-            return random_tensor(shape, getattr(torch, spec.dtype), generator)
+            return random_tensor(shape, getattr(torch, spec.dtype), generator, drawn)
         except (RuntimeError, TypeError) as error:  # torch's words for too many bytes, and for too large a number
             raise UsageError(f"--input {spec} is larger than the memory.", "Give a smaller shape.") from error
 
@@ -132,7 +141,8 @@ def from_specs(model: nn.Module, specs: Sequence[InputSpec], dynamic: Sequence[D
             arguments[name] = tensor(placed[name], name)
         elif parameter.kind is parameter.POSITIONAL_ONLY or (rest and parameter.kind is not parameter.KEYWORD_ONLY):
             arguments[name] = parameter.default  # what follows cannot go by name
-    return _of_bound(inspect.BoundArguments(signature, OrderedDict(arguments)), dynamic)
+    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
+    return dataclasses.replace(_of_bound(bound, dynamic), drawn=drawn)
 
 
 def _place(signature: inspect.Signature, specs: Sequence[InputSpec]) -> tuple[dict[str, InputSpec], list[InputSpec]]:
@@ -244,10 +254,12 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Seeded values: normal for floating types, 0 and 1 for others (a valid index into anything)."""
+def random_tensor(
+    shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, drawn: InputRange = USUAL
+) -> Tensor:
+    """Seeded values: normal in a range for floating types, 0 and 1 for others (a valid index into anything)."""
     if dtype.is_floating_point:
-        return torch.randn(tuple(shape), generator=generator).to(dtype)
+        return drawn.of(torch.randn(tuple(shape), generator=generator)).to(dtype)
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 

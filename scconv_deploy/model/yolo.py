@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from scconv_deploy.errors import first_line
+from scconv_deploy.model.input_range import USUAL, InputRange, fitted
 from scconv_deploy.model.inputs import InputSpec
 
 INPUT = "images"
@@ -189,11 +190,16 @@ def _said(module: nn.Module, file: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared model, what was done to it, and what was not with the reason."""
+    """A prepared model, what was done to it, and what was not with the reason.
+
+    Attributes:
+        drawn: range of generated images, by the batch norms before they were folded.
+    """
 
     model: nn.Module
     applied: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    drawn: InputRange = USUAL
 
 
 class _Exported:
@@ -246,7 +252,10 @@ def prepare(
     Raises:
         Exception: what the model's code raises where it refuses the image.
     """
-    image = torch.rand((1, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    image, noise = (draw((1, *shape[1:]), generator=generator) for draw in (torch.rand, torch.randn))
+    drawn = fitted(model, lambda given: model(given.of(noise)))
+    image = image if drawn == USUAL else drawn.of(noise)
     applied, skipped = [f"an ultralytics checkpoint: task {checkpoint.task}, head {checkpoint.head}"], []
     kind = _exported_class(type(model))
     returned = () if raw else _leaves(model, image)
@@ -269,7 +278,7 @@ def prepare(
             applied.append("batch norms folded by its own fuse()")
         else:
             skipped.append(("fuse()", f"{reason}; the model was exported as it is"))
-    return Prepared(model, tuple(applied), tuple(skipped))
+    return Prepared(model, tuple(applied), tuple(skipped), drawn)
 
 
 def _exported_class(kind: type) -> Any:

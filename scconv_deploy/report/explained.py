@@ -177,6 +177,13 @@ CHECKS: dict[str, Meaning] = {
         "more is compared), or the noise is too large to judge by",
         _WRONG_COMPUTATION,
     ),
+    "parts": Meaning(
+        _ARTIFACT,
+        "Slices of an output that are more than 64 times smaller than its largest (scores beside boxes in pixels), in "
+        "the replay of a float32 file: the error of the whole output does not show them.",
+        "an error is more than the replay's limit in multiples of the slices' own noise",
+        _WRONG_COMPUTATION,
+    ),
     "layers": Meaning(
         _ARTIFACT,
         "The input of every SRU in the replay: later layers can hide its error. An input whose own noise is too large "

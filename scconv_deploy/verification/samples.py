@@ -140,7 +140,7 @@ def _shapes(signature: Signature, sizes: Mapping[str, int]) -> dict[str, list[in
 
 def _noise(signature: Signature, sizes: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
     return {
-        name: random_tensor(shape, signature.tensors[name].dtype, generator)
+        name: random_tensor(shape, signature.tensors[name].dtype, generator, signature.drawn)
         for name, shape in _shapes(signature, sizes).items()
     }
 

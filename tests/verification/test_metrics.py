@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from scconv_deploy.verification.metrics import comparable, compare, distance, relative_l2
+from scconv_deploy.verification.metrics import Part, comparable, compare, distance, parts, relative_l2
 
 
 def test_metrics_by_hand():
@@ -91,3 +91,30 @@ def test_a_distance_does_not_depend_on_the_threads_of_blas():
     }  # fmt: skip
     assert len(found) == 1
     assert 0.9e-3 < float.fromhex(found.pop()) < 1.1e-3
+
+
+def sized(*sizes, axis=1):
+    """An array of three axes whose slices along an axis have these sizes."""
+    return np.moveaxis(np.multiply.outer(np.array(sizes), np.array([[1.0, -1.0], [1.0, 1.0]])), 0, axis)
+
+
+def test_parts_are_slices_much_smaller_than_the_largest():
+    scores = (0.0, 80.0, 30.0, 1e-3, 0.02, 80.0, 0.03, 1e-6)
+    assert parts("y", sized(*scores)) == [Part("y", 1, (3, 4, 6)), Part("y", 1, (7,))]
+    assert parts("y", sized(*scores, axis=2)) == [Part("y", 2, (3, 4, 6)), Part("y", 2, (7,))]
+
+
+def test_a_part_has_the_name_of_its_slices_and_takes_them():
+    (part,) = parts("y", sized(100.0, 1.0, 1.0, 100.0, 1.0))
+    assert part.name == "y[axis 1: 1-2, 4]"
+    assert np.array_equal(part.of(sized(5.0, 6.0, 7.0, 8.0, 9.0)), sized(6.0, 7.0, 9.0))
+    assert Part("y", 1, (0, 2, 4, 6, 7)).name == "y[axis 1: 0, 2, 4, ...]"
+
+
+def test_outputs_of_one_size_have_no_parts():
+    infinite = sized(1.0, 100.0)
+    infinite[0, 0, 0] = np.inf
+    for whole in (
+        sized(1.0, 50.0), sized(0.0, 0.0), np.array([[1.0, 100.0]]), sized(1.0, 100.0).astype(np.int64), infinite
+    ):  # fmt: skip
+        assert parts("y", whole) == []

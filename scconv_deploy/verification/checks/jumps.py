@@ -50,14 +50,17 @@ class Jumps(ArtifactCheck):
             return False
         ratio = found.ratio if found.ratio == found.ratio else math.inf
         kept = self._jumped.setdefault(name, Jumped(found.multiple))
-        others = self._others
-        may_jump = others.unfound or self._loose or others.untaken or self._unread(run) or name in self._noisy
-        if not may_jump or not self._explains(run, name, found.error):
+        if not self.may_jump(run, name) or not self._explains(run, name, found.error):
             kept.beyond = max(kept.beyond, ratio)
             return False
         if ratio > kept.ratio:
             kept.ratio, kept.words = ratio, self._words(run, found.error)
         return True
+
+    def may_jump(self, run: ReferenceRun, name: str) -> bool:
+        """Whether gates that are not fixed in the replay of this sample may move an output, or an SRU's input."""
+        others = self._others
+        return bool(others.unfound or self._loose or others.untaken or self._unread(run) or name in self._noisy)
 
     def _unread(self, run: ReferenceRun) -> list[str]:
         """SRUs without a node in the artifact, whose gates are therefore not fixed."""

@@ -51,7 +51,7 @@ _WORTH_A_LOOK = 1e-5
 """Noise above which the reference is tested for continuity."""
 
 Value = tuple[str, str]
-"""Key of a value: ("output", name), or ("site", name) for the input of an SRU."""
+"""Key of a value: ("output", name), ("part", name) of an output's part, or ("site", name) for the input of an SRU."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Floors:
 
     Attributes:
         outputs: noise by output, see :func:`.metrics.distance`; None if no run could be compared.
+        parts: noise of parts of outputs by name, see :func:`.metrics.parts`.
         sites: noise of the gates' inputs by site, relative L2.
         spread: factor by which equally right runs scatter (geometric standard deviation); 1 for one run.
         continuous: whether larger disturbances move the values in proportion; tested only if the noise is large.
@@ -73,6 +74,7 @@ class Floors:
     continuous: bool = False
     refusal: str = ""
     others: Mapping[str, OtherGate] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class NoiseRuns:
@@ -98,13 +100,14 @@ class NoiseRuns:
             gates: gates of the float32 run by site.
             others: gates of no known SRU in the float32 run; their decisions are injected as well.
         """
-        exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others)
+        parts = {part.name: part for name, y in outputs.items() for part in metrics.parts(name, y.detach().numpy())}
+        exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others, parts)
         masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
         masks |= others.decided
         full = self._samples < FULL_SAMPLES
         self._samples += 1
         run, found = right_runs(
-            Rows(tensors, outputs, masks, inputs).tried(self._float64.rows_apart),
+            Rows(tensors, outputs, masks, inputs, parts).tried(self._float64.rows_apart),
             lambda run: self._modes(run, full),
             self._distances,
         )
@@ -118,14 +121,16 @@ class NoiseRuns:
             floors |= {v: max(floors[v], statistics.median(self._earlier[v])) for v in few}
         for value, floor in floors.items():
             self._earlier[value].append(floor)
-        noisy = [value for value, floor in floors.items() if not floor <= _WORTH_A_LOOK and value in found]
+        whole = {value: distances for value, distances in apart.items() if value[0] != "part"}
+        noisy = [v for v, floor in floors.items() if not floor <= _WORTH_A_LOOK and v in found and v in whole]
         return Floors(
             {name: floors.get(("output", name)) for name in outputs},
             {name: floor for (kind, name), floor in floors.items() if kind == "site"},
-            spread_of(apart.values()),
+            spread_of(whole.values()),
             bool(noisy) and self._is_continuous(run, noisy),
             refusal,
             of_others,
+            {name: floor for (kind, name), floor in floors.items() if kind == "part"},
         )
 
     def _in_float64(
@@ -134,6 +139,7 @@ class NoiseRuns:
         outputs: Mapping[str, Tensor],
         gates: Mapping[str, RecordedGate],
         others: steps.Steps,
+        parts: Mapping[str, metrics.Part],
     ) -> tuple[dict[Value, float], dict[str, OtherGate], str]:
         try:
             exact = self._float64.noise(tensors, outputs, gates, others)
@@ -141,7 +147,7 @@ class NoiseRuns:
             return {}, others.gates({}, {}), f"the reference cannot run in float64: {first_line(error)}"
         found: dict[Value, float] = {("site", name): d for name, d in exact.at_gates.items() if name in gates}
         errors = {name: error**0.5 for name, (error, _) in exact.squares.items()}
-        return found | outputs_apart(exact.outputs, outputs), others.gates(exact.largest, errors), ""
+        return found | outputs_apart(exact.outputs, outputs, parts), others.gates(exact.largest, errors), ""
 
     def _modes(self, run: Rows, full: bool) -> list[FollowsInputs]:
         inputs = run.followed
@@ -160,7 +166,7 @@ class NoiseRuns:
 
         with mode:
             outputs = replay(self._swapped, self._signature, run.tensors, run.masks, watch)
-        found |= outputs_apart(outputs, run.outputs)
+        found |= outputs_apart(outputs, run.outputs, run.parts)
         return {value: d for value, d in found.items() if math.isfinite(d)}
 
     def _is_continuous(self, run: Rows, noisy: Iterable[Value]) -> bool:
@@ -213,12 +219,13 @@ def followed(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> list
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a float32 run: inputs, outputs, masks and gate inputs by name."""
+    """Rows of a float32 run: inputs, outputs, masks and gate inputs by name; parts of the outputs by name."""
 
     tensors: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
+    parts: Mapping[str, metrics.Part] = field(default_factory=dict)
 
     def tried(self, rows_apart: bool) -> list[Rows]:
         """Row counts to try: first as many rows as fit into the cache, then all rows.
@@ -228,8 +235,10 @@ class Rows:
         if not rows_apart:
             return [self]
         few = rows_together([*self.tensors.values(), *self.masks.values()], [*self.outputs.values()], _ELEMENTS_AT_ONCE)
-        parts = (self.tensors, self.outputs, self.masks, self.inputs)
-        return [Rows(*(rows_of(part, few[0]) for part in parts)), self]
+        tensors, outputs, masks, inputs = (
+            rows_of(some, few[0]) for some in (self.tensors, self.outputs, self.masks, self.inputs)
+        )
+        return [Rows(tensors, outputs, masks, inputs, self.parts), self]
 
     @property
     def followed(self) -> list[Tensor]:
@@ -237,6 +246,10 @@ class Rows:
 
     def size(self, value: Value) -> int:
         kind, name = value
+        if kind == "part":
+            part = self.parts[name]
+            whole = self.outputs[part.output]
+            return whole.numel() // whole.shape[part.axis] * len(part.indices)
         return (self.outputs if kind == "output" else self.inputs)[name].numel()
 
 
@@ -270,14 +283,20 @@ def _another(d: float, others: list[float]) -> bool:
     return bool(others) and d > _ANOTHER_FUNCTION * max(*others, 2.0**-24)
 
 
-def outputs_apart(found: Mapping[str, Tensor], usual: Mapping[str, Tensor]) -> dict[Value, float]:
-    """Distances of the outputs from those of the usual run; empty if a shape differs."""
+def outputs_apart(
+    found: Mapping[str, Tensor], usual: Mapping[str, Tensor], parts: Mapping[str, metrics.Part] | None = None
+) -> dict[Value, float]:
+    """Distances of the outputs, and of parts of them, from those of the usual run; empty if a shape differs."""
     single = {name: tensor.detach().numpy() for name, tensor in usual.items()}
     ruler = {name: tensor.detach().numpy() for name, tensor in found.items()}
     if any(ruler[name].shape != value.shape for name, value in single.items()):  # of detections, for example
         return {}
     ruler = align_rows(ruler, single)
-    return {("output", name): metrics.distance(value, ruler[name]) for name, value in single.items()}
+    whole = {("output", name): metrics.distance(value, ruler[name]) for name, value in single.items()}
+    return whole | {
+        ("part", name): metrics.relative_l2(part.of(single[part.output]), part.of(ruler[part.output]))
+        for name, part in (parts or {}).items()
+    }
 
 
 def spread_of(runs: Iterable[list[float]]) -> float:

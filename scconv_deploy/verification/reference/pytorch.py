@@ -116,6 +116,7 @@ class TorchReference:
             others=noise.others,
             spread=noise.spread,
             continuous=noise.continuous,
+            part_floors=noise.parts,
         )
 
     def _run_both(self, sample: Sample) -> _Both:

@@ -92,6 +92,7 @@ class ReferenceRun:
         others: gates of no known SRU by name, in the order of calls; only in a deep run.
         spread: factor by which equally right runs scatter, see :attr:`.noise.Floors.spread`.
         continuous: whether larger disturbances moved the values in proportion; tested only if the noise is large.
+        part_floors: noise of parts of outputs by name, see :func:`.metrics.parts`; empty if not measured.
         unquantized: outputs of the float model, where this is a run with fake quantisation; else empty.
         unquantized_masks: masks of the same by site.
     """
@@ -114,6 +115,7 @@ class ReferenceRun:
     others: Mapping[str, OtherGate] = field(default_factory=dict)
     spread: float = 1.0
     continuous: bool = False
+    part_floors: Mapping[str, float] = field(default_factory=dict)
     unquantized: Arrays = field(default_factory=dict)
     unquantized_masks: Arrays = field(default_factory=dict)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper
 from torch import nn
 
 from scconv_deploy.errors import ModelError
@@ -103,6 +105,26 @@ def test_views_and_writing_in_place_reach_the_same_memory():
     expected[:, :4].add_(1).mul_(2)
     assert not torch.equal(seen, expected)
     assert (seen - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_a_small_sigmoid_is_moved_as_far_as_onnx_runtime_moves_it():
+    x = torch.linspace(-12, -8, 4096)
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Sigmoid", ["x"], ["y"])], "g",
+            *([helper.make_tensor_value_info(name, TensorProto.FLOAT, [4096])] for name in "xy"),
+        ),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=10,
+    )  # fmt: skip
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x.numpy()})
+    exact = torch.sigmoid(x.double())
+    with LastPlace([x], 0):
+        moved = torch.sigmoid(x)
+        in_place = x.clone().sigmoid_()
+    noise, theirs = (moved - exact).norm(), (torch.from_numpy(found) - exact).norm()
+    assert theirs > 1e-5 * exact.norm()
+    assert noise / 2 < theirs < 2 * noise
+    assert (in_place - exact).norm() > theirs / 2
 
 
 def run_of(model, x=X):
