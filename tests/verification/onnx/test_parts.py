@@ -3,6 +3,8 @@
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from scconv_deploy.graph.file import serialize
 from scconv_deploy.model.prepare import reference_from_module
@@ -62,3 +64,25 @@ def test_the_noise_of_parts_travels(detector, tmp_path):
     assert verify_bundle(bundle)
     (bundle / "model.onnx").write_bytes(with_scores(content, 1.1).SerializeToString())
     assert check_of(verify_bundle(bundle), "parts").status == "failed"
+
+
+class Tails(nn.Module):
+    """Activations whose results are small, beside a plain output of 100."""
+
+    def forward(self, x):
+        low = x - torch.linspace(4, 10, 8)[:, None, None]
+        small = [
+            F.silu(low), F.gelu(low * 0.5, approximate="tanh"), F.elu(low * 1e-6), F.logsigmoid(-low),
+            F.glu(torch.cat([x, low], 1), 1), torch.log1p(low.exp()), torch.sigmoid(low),
+        ]  # fmt: skip
+        return torch.cat([100 + x, *small], 1)
+
+
+def test_small_results_of_activations_that_are_several_nodes_are_within_their_noise():
+    x = torch.randn((1, 8, 12, 12), generator=torch.manual_seed(1))
+    reference, log = reference_from_module(Tails().eval(), x)
+    report = judge(reference, onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log))))
+    assert report, report.failures
+    check = check_of(report, "parts")
+    assert "5 parts of outputs" in check.reason
+    assert check.quantities[0].value < 3
