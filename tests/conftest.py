@@ -107,6 +107,19 @@ def no_lines_of_progress():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def command_line_built_once():
+    """Typer reads the signatures of all commands anew for each call, which takes as long as a small command."""
+    try:
+        from typer import testing
+    except ImportError:  # a GPU's machine has no typer
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "_get_command", functools.cache(testing._get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pictures_left_blank():
     """Pages have empty pictures: drawing takes half a second a page. Where they are tested: :func:`drawn_pictures`."""
     try:
