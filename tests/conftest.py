@@ -147,7 +147,7 @@ def exports_once(tmp_path_factory):
     try:
         import onnx
         import onnx_ir as ir
-        from torch._export import utils
+        from torch.export import decomp_utils, exported_program
         from torch.onnx._internal.exporter import _constants, _registration
 
         from scconv_deploy.records.stage import StageLog
@@ -175,17 +175,17 @@ def exports_once(tmp_path_factory):
         return own
 
     @functools.cache
-    def load_operators(registered):  # a library that is loaded later registers more
-        load_composite()
+    def composite(registered):  # a library that is loaded later registers more
+        return frozenset(composite_operators())
 
-    load_composite = utils._materialize_cpp_cia_ops
+    composite_operators = decomp_utils._collect_all_valid_cia_ops
     names_of = torch._C._dispatch_get_registrations_for_dispatch_key
 
     with pytest.MonkeyPatch.context() as patch:
-        # each export looks each operator of PyTorch up, once for every namespace
-        patch.setattr(
-            utils, "_materialize_cpp_cia_ops", lambda: load_operators(len(names_of("CompositeImplicitAutograd")))
-        )
+        for module in (decomp_utils, exported_program):  # each export looks all operators of PyTorch up, three times
+            patch.setattr(
+                module, "_collect_all_valid_cia_ops", lambda: composite(len(names_of("CompositeImplicitAutograd")))
+            )
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
         # of all operators, whose sources torch.onnx parses again with every export: a second each
