@@ -313,6 +313,14 @@ def references_anew(request, references_run_once):
     references_run_once["once"] = True
 
 
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """A test that leaves another number of threads makes all that follow it several times slower."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture(scope="session")
 def tiny_reference():
     """(reference, log): TinyNet with a dynamic batch, its SRUs recognised."""
