@@ -29,10 +29,6 @@ from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
 
 REFERENCE_ROOMS = ("gate", "model", "verification/reference", "verification/checks")
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if WORKER:  # one process a core: threads within them would only wait for each other
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
-    torch.set_num_threads(1)
-
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # in a background job, or under nohup; what tests start inherits it
@@ -61,6 +57,9 @@ def pytest_cmdline_main(config):
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None and not WORKER:
         config.option.numprocesses = "auto"
         config.option.dist = "worksteal"
+    if getattr(config.option, "numprocesses", None):
+        # one process a core: threads within them would only wait for each other. NumPy reads this when it is imported
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +102,28 @@ def no_lines_of_progress():
     """However slow the machine is, errors stay one line; tests/system/test_progress_lines.py asks for lines."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scconv_deploy.system.progress_lines.EVERY_S", 1e6)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sessions_of_one_thread():
+    """Sessions that tests open themselves have one thread in a worker, as PyTorch has there."""
+    try:
+        import onnxruntime
+    except ImportError:  # a GPU's machine has no onnxruntime
+        yield
+        return
+
+    def start(self, content, sess_options=None, *rest, **options):
+        if sess_options is None:
+            sess_options = onnxruntime.SessionOptions()
+            sess_options.intra_op_num_threads = 1
+        start_anew(self, content, sess_options, *rest, **options)
+
+    start_anew = onnxruntime.InferenceSession.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        if WORKER:
+            patch.setattr(onnxruntime.InferenceSession, "__init__", start)
         yield
 
 
