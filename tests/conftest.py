@@ -29,10 +29,6 @@ from tests.runtimes.tensorrt.cuda_host import HostCuda, compile_host_cuda
 
 REFERENCE_ROOMS = ("gate", "model", "verification/reference", "verification/checks")
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if WORKER:  # one process a core: threads within them would only wait for each other
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
-    torch.set_num_threads(1)
-
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # in a background job, or under nohup; what tests start inherits it
@@ -61,6 +57,9 @@ def pytest_cmdline_main(config):
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None and not WORKER:
         config.option.numprocesses = "auto"
         config.option.dist = "worksteal"
+    if getattr(config.option, "numprocesses", None):
+        # one process a core: threads within them would only wait for each other. NumPy reads this when it is imported
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +106,41 @@ def no_lines_of_progress():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def sessions_of_one_thread():
+    """Sessions that tests open themselves have one thread in a worker, as PyTorch has there."""
+    try:
+        import onnxruntime
+    except ImportError:  # a GPU's machine has no onnxruntime
+        yield
+        return
+
+    def start(self, content, sess_options=None, *rest, **options):
+        if sess_options is None:
+            sess_options = onnxruntime.SessionOptions()
+            sess_options.intra_op_num_threads = 1
+        start_anew(self, content, sess_options, *rest, **options)
+
+    start_anew = onnxruntime.InferenceSession.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        if WORKER:
+            patch.setattr(onnxruntime.InferenceSession, "__init__", start)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line_built_once():
+    """Typer reads the signatures of all commands anew for each call, which takes as long as a small command."""
+    try:
+        from typer import testing
+    except ImportError:  # a GPU's machine has no typer
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "_get_command", functools.cache(testing._get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pictures_left_blank():
     """Pages have empty pictures: drawing takes half a second a page. Where they are tested: :func:`drawn_pictures`."""
     try:
@@ -134,7 +168,7 @@ def exports_once(tmp_path_factory):
     try:
         import onnx
         import onnx_ir as ir
-        from torch._export import utils
+        from torch.export import decomp_utils, exported_program
         from torch.onnx._internal.exporter import _constants, _registration
 
         from scconv_deploy.records.stage import StageLog
@@ -162,17 +196,17 @@ def exports_once(tmp_path_factory):
         return own
 
     @functools.cache
-    def load_operators(registered):  # a library that is loaded later registers more
-        load_composite()
+    def composite(registered):  # a library that is loaded later registers more
+        return frozenset(composite_operators())
 
-    load_composite = utils._materialize_cpp_cia_ops
+    composite_operators = decomp_utils._collect_all_valid_cia_ops
     names_of = torch._C._dispatch_get_registrations_for_dispatch_key
 
     with pytest.MonkeyPatch.context() as patch:
-        # each export looks each operator of PyTorch up, once for every namespace
-        patch.setattr(
-            utils, "_materialize_cpp_cia_ops", lambda: load_operators(len(names_of("CompositeImplicitAutograd")))
-        )
+        for module in (decomp_utils, exported_program):  # each export looks all operators of PyTorch up, three times
+            patch.setattr(
+                module, "_collect_all_valid_cia_ops", lambda: composite(len(names_of("CompositeImplicitAutograd")))
+            )
         patch.setattr(made_once, "FOLDER", (folder.parent if WORKER else folder) / "made_once")
         patch.setattr(export, "export_model", export_model)
         # of all operators, whose sources torch.onnx parses again with every export: a second each
@@ -298,6 +332,14 @@ def references_anew(request, references_run_once):
     references_run_once["once"] = "monkeypatch" not in own and room not in REFERENCE_ROOMS
     yield
     references_run_once["once"] = True
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """A test that leaves another number of threads makes all that follow it several times slower."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from scconv_deploy.model.operator_tensors import tensors_in
 
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"})
 """In-place operators whose result does not depend on what the tensor held."""
@@ -55,6 +57,10 @@ class Draws(TorchDispatchMode):
         self._marks: dict[int, tuple[StorageWeakRef, Tensor | None]] = {}
         self._lost = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in FollowsInputs
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -83,7 +89,7 @@ class Draws(TorchDispatchMode):
         read, written = [], []
         for position, argument in enumerate(func._schema.arguments):
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            tensors = list(_tensors(value))
+            tensors = list(tensors_in(value))
             writes = argument.alias_info is not None and argument.alias_info.is_write
             if writes:
                 written += tensors
@@ -93,7 +99,7 @@ class Draws(TorchDispatchMode):
         if not drawn and not name.startswith(_MAKES_NEW):
             drawn = any(self._count(tensor) for tensor in read)
         new = [v for r, v in zip(func._schema.returns, _results(func, result), strict=False) if r.alias_info is None]
-        for tensor in (*written, *(_tensors(new) if drawn else ())):
+        for tensor in (*written, *(tensors_in(new) if drawn else ())):
             self._mark(tensor, drawn)
 
     def _mark(self, tensor: Tensor, drawn: bool) -> None:
@@ -129,14 +135,6 @@ class Draws(TorchDispatchMode):
         if mask is None or mask.numel() != storage.nbytes() // tensor.element_size():
             return tensor.numel()
         return int(mask.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).sum())
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _results(func: Any, result: Any) -> tuple[Any, ...]:

@@ -23,6 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scconv_deploy.model.operator_tensors import tensors_in
+
 aten = torch.ops.aten
 
 _TERMS_IN_TURN = 128
@@ -112,9 +114,9 @@ class FollowsInputs(TorchDispatchMode):
         return False
 
     def _follow(self, tensor: Tensor) -> None:
-        # a weak reference keeps the address from being given to another storage
-        reference = StorageWeakRef(tensor.untyped_storage())
-        self._known.setdefault(reference.cdata, reference)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:  # a weak reference keeps the address from being given to another one
+            self._known[storage._cdata] = StorageWeakRef(storage)
 
     def follows(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the inputs, or shares its memory with one that does."""
@@ -122,12 +124,11 @@ class FollowsInputs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(isinstance(a, Tensor) and self.follows(a) for a in pytree.tree_leaves((args, kwargs))):
+        if not any(map(self.follows, tensors_in(*args, *kwargs.values()))):
             return func(*args, **kwargs)
         out = self.computed(func, args, kwargs)
-        for leaf in pytree.tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf)
+        for tensor in tensors_in(out):
+            self._follow(tensor)
         return out
 
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -156,7 +157,7 @@ def each_result(func: Any, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
         new = change(leaf)
         return leaf.copy_(new) if in_place else new
 
-    return pytree.tree_map(changed, out)
+    return changed(out) if isinstance(out, Tensor) else pytree.tree_map(changed, out)
 
 
 class LastPlace(FollowsInputs):

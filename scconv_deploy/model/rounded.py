@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from scconv_deploy.gate.swap import SwappedSRU
+from scconv_deploy.model.operator_tensors import tensors_in
 from scconv_deploy.model.orders import (
     EXACT,
     FollowsInputs,
@@ -95,9 +96,8 @@ class Rounded(FollowsInputs):
                 self._note_wide(out, None)  # half does not hold every integer
             return out
         if kept or (name == "convolution" and self._fold):
-            for leaf in pytree.tree_leaves(out):
-                if isinstance(leaf, Tensor):
-                    self._note_wide(leaf, None if kept else (args[0], *given[1:3], *args[3:]))
+            for tensor in tensors_in(out):
+                self._note_wide(tensor, None if kept else (args[0], *given[1:3], *args[3:]))
             return out
         return each_result(func, out, self.rounded)
 

@@ -16,7 +16,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -24,6 +23,7 @@ from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import tau
 from scconv_deploy.gate.other_gates import STEPS, OtherGate, View, channel_axes, is_other
 from scconv_deploy.gate.swap import SwappedSRU, site_name
+from scconv_deploy.model.operator_tensors import tensors_in
 from scconv_deploy.model.step_operators import (
     APART,
     COMPARISONS,
@@ -259,6 +259,10 @@ class _Watch(TorchDispatchMode):
         self._calls: Counter[str] = Counter()
         self._sigmoids = WeakIdKeyDictionary()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in FollowsInputs
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in APART:
@@ -320,15 +324,15 @@ class _Watch(TorchDispatchMode):
 
     def _follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> bool:
         """Whether this call depends on the inputs; its outputs then do, and what it writes into."""
-        depends = any(_storage(tensor) in self._data for tensor in _tensors((args, kwargs)))
-        made = {_storage(tensor) for tensor in _tensors(output)}
+        depends = any(_storage(tensor) in self._data for tensor in tensors_in(*args, *kwargs.values()))
+        made = {_storage(tensor) for tensor in tensors_in(output)}
         if not depends:  # a new tensor may stand where an old one stood
             self._data -= made
             return False
         if func._schema.is_mutable:
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
             written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-            made |= {_storage(tensor) for name in written for tensor in _tensors(given.get(name))}
+            made |= {_storage(tensor) for name in written for tensor in tensors_in(given.get(name))}
         self._data |= made
         return True
 
@@ -375,10 +379,6 @@ def _decomposition(func: Any) -> Callable[..., Any]:
     from torch._decomp import get_decompositions  # takes seconds, and few models need it
 
     return get_decompositions([func])[func]
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:

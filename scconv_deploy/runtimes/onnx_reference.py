@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from scconv_deploy.errors import ModelError
+from scconv_deploy.runtimes.pooling import AveragePool, MaxPool
 
 _INSTEAD = "Run it in ONNX Runtime."
 
@@ -28,7 +29,7 @@ class OnnxReferenceRunner:
 
     def __init__(self, model: onnx.ModelProto, operators: Sequence[type[OpRun]] = ()) -> None:
         try:
-            self._evaluator = ReferenceEvaluator(model, new_ops=list(operators))
+            self._evaluator = ReferenceEvaluator(model, new_ops=[AveragePool, MaxPool, *operators])
         except Exception as error:  # the evaluator has no exception class of its own
             raise ModelError(f"onnx.reference refuses the model: {_one_line(error)}", _INSTEAD) from error
         self.inputs = tuple(self._evaluator.input_names)

@@ -17,6 +17,7 @@ import onnx
 import torch
 
 from scconv_deploy.errors import MissingRuntimeError, ModelError, first_line
+from scconv_deploy.gate.threads import threads
 from scconv_deploy.graph.inputs import random_array
 from scconv_deploy.graph.types import described_precision
 from scconv_deploy.model import signature as signatures
@@ -123,13 +124,12 @@ def bench_artifacts(
         MissingRuntimeError: there is no GPU or library for an engine.
         IntegrityError: an artifact is not what its manifest says.
     """
-    if options.threads:
-        torch.set_num_threads(options.threads)
     named = {name: subject_of(name) for name in names}
     check_options(named.values(), options)
     contents = {name: read(subject) for name, subject in named.items()}
     check_use(contents, options)
     with ExitStack() as stack:
+        stack.enter_context(threads(options.threads))
         subjects: list[_Subject] = []
         for name in named:
             progress(f"loading {name}")

@@ -94,10 +94,16 @@ FACTORY = """
 """
 
 
-@pytest.mark.parametrize(("name", "code", "by"), [("SIGINT", 130, ""), ("SIGHUP", 129, " by SIGHUP")])
-def test_an_interrupt_that_the_users_code_swallows_is_not_lost(name, code, by):
+@pytest.mark.parametrize(
+    ("name", "code", "by", "command"),
+    [
+        ("SIGINT", 130, "", ["export", "net.py:make", "-o", "out.onnx", "--quiet"]),
+        ("SIGHUP", 129, " by SIGHUP", ["inspect", "net.py:make"]),
+    ],
+)
+def test_an_interrupt_that_the_users_code_swallows_is_not_lost(name, code, by, command):
     Path("net.py").write_text(textwrap.dedent(FACTORY))
-    process = start(*COMMAND, "export", "net.py:make", "-o", "out.onnx", "--input", "1x3x32x32", "--quiet")
+    process = start(*COMMAND, *command, "--input", "1x3x32x32")
     wait_for("made", process)
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=100)

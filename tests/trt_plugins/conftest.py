@@ -23,7 +23,7 @@ from scconv_deploy.trt_plugins.build import (
 from scconv_deploy.trt_plugins.library import SruLibrary, load
 from tests.made_once import once
 from tests.trt_plugins.emulated import HERE as EMULATION
-from tests.trt_plugins.emulated import RACES, SANITIZE, EmulatedLibrary, compile_kernels
+from tests.trt_plugins.emulated import LIGHTLY, RACES, SANITIZE, EmulatedLibrary, compile_kernels
 from tests.trt_plugins.reference import Reference
 
 
@@ -61,9 +61,10 @@ class RaceRunner:
 
     prefix: tuple[str, ...]
 
-    def run(self, program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(self, program: Path, *arguments: object, names: bool = True) -> subprocess.CompletedProcess[str]:
+        """names: of the functions that race, which take half of a small program's time."""
         command = [*self.prefix, str(program), *map(str, arguments)]
-        environment = dict(os.environ) | {"TSAN_OPTIONS": "exitcode=66 halt_on_error=1"}
+        environment = dict(os.environ) | {"TSAN_OPTIONS": f"exitcode=66 halt_on_error=1 symbolize={int(names)}"}
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -201,7 +202,7 @@ def emulated_harness(nvcc, tensorrt_headers, tmp_path_factory) -> Harness:
     """The same host and plugin on the CPU through enqueue: the kernels and CUDA's runtime are emulated."""
     include, version = tensorrt_headers
     folder = tmp_path_factory.mktemp("emulated_harness")
-    objects, runtime = compile_kernels(folder / "objects", "-O1"), str(EMULATION / "runtime.cpp")
+    objects, runtime = compile_kernels(folder / "objects", *LIGHTLY), str(EMULATION / "runtime.cpp")
     flags = [*compiler(nvcc, include), "-cudart=none"]
     compile_all(
         [*flags, *HIDDEN, *(str(SOURCES / source) for source in PLUGIN_SOURCES), runtime, *objects,

@@ -49,7 +49,7 @@ def probe(tmp_path_factory):
 def racing_probe(races, tmp_path_factory):
     folder = tmp_path_factory.mktemp("racing_probe")
     program = link(compile_once(folder, PROBE, "-O1", "-g1", *RACES), folder / "probe", *RACES)
-    return lambda *arguments: races.run(program, *arguments)
+    return lambda *arguments: races.run(program, *arguments, names=False)
 
 
 @pytest.fixture(scope="module")

@@ -261,6 +261,17 @@ def test_torch_compile_is_timed_beside_the_model(workplace, monkeypatch):
     assert all(row["items_per_s"] == pytest.approx(2e3 / row["mean_ms"]) for row in rows)
 
 
+def test_a_model_runs_on_the_threads_that_are_given_and_the_process_keeps_its_own(workplace):
+    Path("bench_net.py").write_text(
+        "import pathlib, torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
+        "        pathlib.Path('threads').write_text(str(torch.get_num_threads()))\n        return x\n"
+    )
+    before = torch.get_num_threads()
+    result = bench("bench_net.py:Net", "--input", "2x3x8x8", "--threads", str(before + 1), "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    assert (Path("threads").read_text(), torch.get_num_threads()) == (str(before + 1), before)
+
+
 def test_what_torch_compile_cannot_compile_is_exit_3(workplace, monkeypatch):
     def no_compiler(model):
         def called(*_):

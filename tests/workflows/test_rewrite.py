@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 from typer.testing import CliRunner
 
 from scconv_deploy import RewriteOptions, rewrite_onnx
@@ -34,21 +35,32 @@ def script_net():
     return net, naive.export(net, naive.noise(2, 3, 16, 16), False, 17)
 
 
-@pytest.mark.parametrize(
-    ("dynamo", "dynamic"),
-    [(True, True), (False, False), (False, True)],  # a static one of torch.export: tests/rewrite/rules/test_sru.py
-    ids=["torch.export-dynamic", "TorchScript-static", "TorchScript-dynamic"],
-)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("variant", naive.VARIANTS)
-def test_every_sru_of_a_naive_export_is_fused(tmp_path, variant, dynamo, dynamic):
-    net = naive.small_net(variant)
-    source = saved(tmp_path, naive.export(net, naive.noise(2, 3, 16, 16), dynamo, 18, dynamic))
-    result = rewrite_onnx(source, tmp_path / "out.onnx", options=RewriteOptions(expect=2))
+def test_every_sru_of_a_naive_export_is_fused(tmp_path, variant, dynamic):
+    """TorchScript's."""
+    fused(tmp_path, naive.small_net(variant), {"layer.0.0": variant, "layer.1.1": variant}, False, dynamic)
+
+
+def test_every_sru_of_an_export_of_any_size_by_torch_export_is_fused(tmp_path):
+    """One of each variant in one net, which takes seconds to export; static ones: tests/rewrite/rules/test_sru.py."""
+    srus = [sru(16) for sru in naive.VARIANTS.values()]
+    torch.manual_seed(0)
+    net = wild.randomize(
+        nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), srus[0], nn.AvgPool2d(2, 2), srus[1], srus[2], nn.Conv2d(16, 16, 1))
+    )
+    fused(tmp_path, net, dict(zip("134", naive.VARIANTS, strict=True)), True, True)
+
+
+def fused(folder, net, sites, dynamo, dynamic):
+    """A naive export is rewritten at these sites, with the variants that they name, and computes what the net does."""
+    source = saved(folder, naive.export(net, naive.noise(2, 3, 16, 16), dynamo, 18, dynamic))
+    result = rewrite_onnx(source, folder / "out.onnx", options=RewriteOptions(expect=len(sites)))
     found = {site: label.removesuffix(" (torch.sum)") for site, label in result.sites.items()}  # as the module adds
-    assert found == {"layer.0.0": variant, "layer.1.1": variant}
+    assert found == sites
     assert result.outcome == "rewritten"
     assert result.guard
-    assert [(g.rewritten.flips, g.rewritten.unexplained) for g in result.guard.gates] == [(0, 0), (0, 0)]
+    assert [(g.rewritten.flips, g.rewritten.unexplained) for g in result.guard.gates] == [(0, 0)] * len(sites)
     x = naive.noise(4, 3, 24, 32, seed=1) if dynamic else naive.noise(2, 3, 16, 16, seed=1)
     y = naive.run(onnx.load(result.path), x)
     np.testing.assert_allclose(y, net(x).detach().numpy(), **NETWORK)

@@ -16,7 +16,7 @@ def compiled(folder: Path, lanes: int, *flags: str) -> Path:
     """The driver with the kernels of one width."""
     program = folder / "sanitized"
     width = WIDTHS[f"width{lanes}.cpp"]
-    command = ["g++", "-std=c++17", "-O1", "-g", "-ffp-contract=off", *flags, *width, f"-DSCCONV_TEST_LANES={lanes}"]
+    command = ["g++", "-std=c++17", "-O1", "-g1", "-ffp-contract=off", *flags, *width, f"-DSCCONV_TEST_LANES={lanes}"]
     command += ["-Wall", "-Wextra", "-Werror", f"-I{CPU_SOURCES}", str(DRIVER), "-pthread", "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return program
