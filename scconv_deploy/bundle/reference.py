@@ -303,7 +303,7 @@ class RecordedReference:
         with _undamaged(self.folder):
             outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(entry.outputs)}
             others = _with_rounded_noise(run.others, found.other_errors, arrays)
-            return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others)
+            return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others, found.part_floors)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Empty: the model in PyTorch is not at hand."""
