@@ -266,3 +266,14 @@ def test_the_command_line_exits_with_6(detector, tmp_path, precision):
         arguments = ["verify", str(tmp_path / "m.onnx"), "--reference", str(tmp_path / "reference.onnx"), "--quiet"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == code, result.stderr
+
+
+def test_a_bundle_of_a_file_in_half_keeps_what_its_parts_are_judged_by(detector, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(detector[1])
+    options = ["-o", str(tmp_path / "b"), "--precision", "fp16", "--opset", "22", "--quiet"]
+    result = CliRunner().invoke(app, ["deploy", str(tmp_path / "m.onnx"), *options])
+    assert result.exit_code == 0, result.stderr
+    assert share_of_limit(verify_bundle(tmp_path / "b")) < LARGEST_HEALTHY
+    faulty = with_hard_sigmoid((tmp_path / "b" / "model.onnx").read_bytes())
+    (tmp_path / "b" / "model.onnx").write_bytes(faulty.SerializeToString())
+    assert_only_parts_fail(verify_bundle(tmp_path / "b"))
