@@ -78,6 +78,7 @@ def write_reference(
     largest_bytes: int = LARGEST_BYTES,
     engines: EngineInputs | None = None,
     rounded_to: str = "",
+    artifact: Any = None,
 ) -> None:
     """Write ``reference/`` from runs of the reference.
 
@@ -89,6 +90,7 @@ def write_reference(
         largest_bytes: size limit of ``reference/``; inputs, outputs and gates of the first run are always written.
         engines: data for engines; None writes none.
         rounded_to: the data type of a half artifact (``float16``, ``bfloat16``), in whose arithmetic it is judged.
+        artifact: the half artifact, as for :meth:`.ReferenceSource.rounded`.
     """
     folder = bundle / REFERENCE
     left = largest_bytes
@@ -96,7 +98,7 @@ def write_reference(
     sites: dict[str, Site] = {}
     redundant: dict[str, str] = {}
     for number, run in enumerate(runs):
-        rounded = source.rounded(run, None, rounded_to) if rounded_to else None
+        rounded = source.rounded(run, artifact, rounded_to) if rounded_to else None
         arrays = _outer_arrays(run, rounded)
         size = sum(array.nbytes for array in arrays.values())
         if number and size > left:
@@ -303,7 +305,7 @@ class RecordedReference:
         with _undamaged(self.folder):
             outputs = {name: arrays[f"rounded:{i}"] for i, name in enumerate(entry.outputs)}
             others = _with_rounded_noise(run.others, found.other_errors, arrays)
-            return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others)
+            return RoundedRun(outputs, found.floors, {}, found.input_floors, found.spread, others, found.part_floors)
 
     def modules(self, run: ReferenceRun, paths: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray, float | None]]:
         """Empty: the model in PyTorch is not at hand."""

@@ -55,11 +55,13 @@ class RoundedEntry:
     input_floors: dict[str, float]
     spread: float
     other_errors: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    part_floors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rounded: RoundedRun, data: str) -> RoundedEntry:
         errors = {name: tuple(view.error for view in gate.views) for name, gate in rounded.others.items()}
-        return cls(data, dict(rounded.floors), dict(rounded.input_floors), rounded.spread, errors)
+        inputs, parts = dict(rounded.input_floors), dict(rounded.part_floors)
+        return cls(data, dict(rounded.floors), inputs, rounded.spread, errors, parts)
 
 
 @dataclass(frozen=True)

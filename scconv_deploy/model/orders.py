@@ -34,8 +34,10 @@ _PRODUCTS_IN_TURN = 8
 """The same for a convolution or matrix product, whose parts are a call each; runtimes add up blocks of 16 or more
 channels before the next one."""
 
-_SIGMOIDS = ("sigmoid", "sigmoid_")
-"""Moved by units in the last place of 0.5 where they are smaller: ONNX Runtime's is a fraction added to 0.5, and off by
+LAST_PLACE = 2.0**-23
+SIGMOIDS = frozenset({"sigmoid", "sigmoid_"})
+SIGMOID_PLACE = 0.5
+"""A smaller sigmoid is moved by units in the last place of this: ONNX Runtime's is a fraction added to 0.5, and off by
 3e-8 at every argument (rms, measured), which is a thousandth of sigmoid(-10)."""
 
 
@@ -166,7 +168,7 @@ class LastPlace(FollowsInputs):
     def __init__(self, tensors: Iterable[Tensor], seed: int, units: float = 1.0) -> None:
         super().__init__(tensors)
         self._generator = torch.Generator().manual_seed(seed)
-        self._relative = units * 2.0**-23
+        self._relative = units * LAST_PLACE
 
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         formula = _FORMULAS.get(base_name(func).rstrip("_"))
@@ -177,7 +179,7 @@ class LastPlace(FollowsInputs):
         out = func(*args, **kwargs)
         if is_view(func) or base_name(func) in EXACT:
             return out
-        return each_result(func, out, self._sigmoid if base_name(func) in _SIGMOIDS else self._moved)
+        return each_result(func, out, self._sigmoid if base_name(func) in SIGMOIDS else self._moved)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32:
@@ -190,10 +192,19 @@ class LastPlace(FollowsInputs):
     def _sigmoid(self, tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.float32:
             return tensor
-        return tensor + tensor.clamp(min=0.5) * self._noise(tensor)
+        return moved_sigmoid(tensor, self._generator, self._relative)
 
     def _noise(self, tensor: Tensor) -> Tensor:
-        return torch.rand(tensor.shape, generator=self._generator).sub_(0.5).mul_(2 * self._relative)
+        return _noise(tensor, self._generator, self._relative)
+
+
+def moved_sigmoid(tensor: Tensor, generator: torch.Generator, relative: float = LAST_PLACE) -> Tensor:
+    """A sigmoid moved as far as a runtime's may be off, see :data:`SIGMOID_PLACE`."""
+    return tensor + tensor.clamp(min=SIGMOID_PLACE) * _noise(tensor, generator, relative)
+
+
+def _noise(tensor: Tensor, generator: torch.Generator, relative: float) -> Tensor:
+    return torch.rand(tensor.shape, generator=generator).sub_(0.5).mul_(2 * relative)
 
 
 class OtherOrder(FollowsInputs):

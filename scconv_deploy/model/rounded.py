@@ -7,7 +7,8 @@ rounded as the file's are, but for those that half would lose.
 
 There is no one place of rounding that every right file shares: an exporter writes gelu as five operators, a simplifier
 merges two. So there are other right runs: the BatchNorms not folded, and every rounding up or down at random (with the
-probability that keeps the mean), which is as coarse as half of the operators being cut in two.
+probability that keeps the mean), which is as coarse as half of the operators being cut in two. There a sigmoid is also
+moved as far as a runtime's is off: half holds small ones more finely than that.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from scconv_deploy.gate.swap import SwappedSRU
 from scconv_deploy.model.operator_tensors import tensors_in
 from scconv_deploy.model.orders import (
     EXACT,
+    SIGMOIDS,
     FollowsInputs,
     aten,
     base_name,
     each_result,
     folded,
     is_view,
+    moved_sigmoid,
     written_in_place,
 )
 
@@ -99,7 +102,7 @@ class Rounded(FollowsInputs):
             for tensor in tensors_in(out):
                 self._note_wide(tensor, None if kept else (args[0], *given[1:3], *args[3:]))
             return out
-        return each_result(func, out, self.rounded)
+        return each_result(func, out, self._rounded_sigmoid if name in SIGMOIDS else self.rounded)
 
     # --- rounding ----------------------------------------------------------------------------------------------------
 
@@ -118,6 +121,11 @@ class Rounded(FollowsInputs):
         dither = (torch.rand(tensor.shape, generator=self._generator) - 0.5) * place
         exact = self.nearest(tensor) == tensor  # stays, as in every right run: a zero, a copy
         return self.nearest(torch.where(torch.isfinite(tensor) & ~exact, tensor + dither, tensor))
+
+    def _rounded_sigmoid(self, tensor: Tensor) -> Tensor:
+        if self._generator is not None and tensor.dtype == torch.float32:
+            tensor = moved_sigmoid(tensor, self._generator)
+        return self.rounded(tensor)
 
     def constant(self, tensor: Tensor) -> Tensor:
         """A constant as the half file stores it."""

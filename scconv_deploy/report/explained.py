@@ -180,7 +180,8 @@ CHECKS: dict[str, Meaning] = {
     "parts": Meaning(
         _ARTIFACT,
         "Slices of an output that are more than 64 times smaller than its largest (scores beside boxes in pixels), in "
-        "the replay of a float32 file: the error of the whole output does not show them.",
+        "the replay: the error of the whole output does not show them. In half, slices that are zeros, or whose own "
+        "noise is too large, are named and not judged. Engines have no such check.",
         "an error is more than the replay's limit in multiples of the slices' own noise",
         _WRONG_COMPUTATION,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -244,6 +244,23 @@ def parts(output: str, reference: np.ndarray) -> list[Part]:
         return []
     axis = max(spans, key=spans.__getitem__)
     return [Part(output, axis, indices) for indices in _of_one_size(sizes[axis])][1:]
+
+
+def parts_of(outputs: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray] | None = None) -> dict[str, Part]:
+    """Parts of several outputs by their names, see :func:`parts`.
+
+    Args:
+        rounded: the outputs in half. Parts that are zeros there are left out: nothing can be compared with them.
+    """
+    of = {n: y for n, y in outputs.items() if rounded is None or rounded[n].shape == y.shape}
+    found = [part for name, y in of.items() for part in parts(name, y)]
+    return {part.name: part for part in found if rounded is None or not is_lost(part, of, rounded)}
+
+
+def is_lost(part: Part, outputs: Mapping[str, np.ndarray], rounded: Mapping[str, np.ndarray]) -> bool:
+    """Whether a part of outputs is zeros in half."""
+    y = rounded[part.output]
+    return y.shape == outputs[part.output].shape and not part.of(y).any()
 
 
 def _sizes(values: np.ndarray, axis: int) -> np.ndarray:

@@ -37,6 +37,11 @@ class AgainstNoise:
         return self.error / self.floor
 
     @property
+    def sortable_ratio(self) -> float:
+        """The ratio, infinite if it is no number."""
+        return math.inf if math.isnan(self.ratio) else self.ratio
+
+    @property
     def multiple(self) -> str:
         """Name of the tolerance that limits the ratio."""
         return "half_multiple" if self.floor_name.endswith(("float16", "bfloat16")) else "replay_multiple"
@@ -44,8 +49,7 @@ class AgainstNoise:
     @property
     def badness(self) -> tuple[bool, float]:
         """Sort key, larger is worse; a noise floor above its limit proves nothing and is worse than any ratio."""
-        ratio = self.ratio
-        return not self.floor <= self.largest_floor, ratio if ratio == ratio else float("inf")
+        return not self.floor <= self.largest_floor, self.sortable_ratio
 
 
 @dataclass

@@ -316,6 +316,7 @@ def deploy_subject(
         write_reference(
             temporary, source, recorded.runs(source), nodes, engines=engines,
             rounded_to="" if artifact.precision == "fp32" else data_type(artifact.precision).name,
+            artifact=artifact.proto,
         )  # fmt: skip
         write_run_script(temporary)
         if checks.operators is not None and nodes:

@@ -18,7 +18,7 @@ from scconv_deploy.runtimes.half import HalfRunner, runner_of
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification.checks.shared import Shared
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.metrics import comparable, distance
+from scconv_deploy.verification.metrics import Part, comparable, distance
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, ReferenceSource, RoundedRun
 from scconv_deploy.verification.ruler import FLOAT32, AgainstNoise
 
@@ -189,6 +189,16 @@ class ArtifactRun:
         if value.dtype.kind != "f" and noise is not None:  # one of few entries can change by luck in few runs
             noise = max(noise, distance(rounded, value))
         return ruler.measure_nearest(y, (rounded, value), noise)
+
+    def against_part(self, part: Part) -> AgainstNoise | None:
+        """Measure a part of a replayed output as :meth:`against` does; None if its noise was not measured."""
+        right, floors = [self._run.outputs[part.output]], self._run.part_floors
+        if self.rounded is not None:
+            right, floors = [self.rounded.outputs[part.output], *right], self.rounded.part_floors
+        if part.name not in floors:
+            return None
+        y, floor = part.of(self.replayed[part.output]), floors[part.name]
+        return self._shared.ruler.measure_nearest(y, map(part.of, right), floor)
 
 
 class ArtifactCheck:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from scconv_deploy.graph import instrument
-from scconv_deploy.records.parity import Check, LayerError, Quantity, Status
+from scconv_deploy.records.parity import Check, LayerError, Quantity
 from scconv_deploy.verification.checks.artifact_run import ArtifactCheck, ArtifactRun, ArtifactRuns, other_shape
 from scconv_deploy.verification.checks.jumps import Jumps
+from scconv_deploy.verification.checks.parts import Parts
 from scconv_deploy.verification.checks.shared import Shared
-from scconv_deploy.verification.metrics import comparable, parts
+from scconv_deploy.verification.metrics import comparable
 from scconv_deploy.verification.reference.run import ReferenceRun, SiteRun
 from scconv_deploy.verification.ruler import FLOAT32, AgainstNoise, floor_check, keep_worst
 
 NAME = "replay"
-PARTS = "parts"
 LAYERS = "layers"
 
 
@@ -27,8 +26,6 @@ class Replay(ArtifactCheck):
 
     Attributes:
         outputs: error of each output on the sample with the worst ratio.
-        parts: the same of parts of a float32 artifact's outputs, see :func:`.metrics.parts`. Their noise has no limit:
-            an output whose own noise is too large has failed already.
         unruled: error of each output of a half artifact on samples without a rounded reference; for information,
             because float32's noise is no limit for half.
         worst_run: sample with the worst ratio of all outputs, without the inputs of its gates.
@@ -37,8 +34,8 @@ class Replay(ArtifactCheck):
     def __init__(self, shared: Shared, runs: ArtifactRuns, jumps: Jumps) -> None:
         self._shared, self._jumps = shared, jumps
         self.outputs: dict[str, AgainstNoise] = {}
-        self.parts: dict[str, AgainstNoise] = {}
         self.unruled: dict[str, AgainstNoise] = {}
+        self.parts = Parts(shared, jumps)
         self.layers = Layers(shared, runs, jumps)
         self.worst_run: ReferenceRun | None = None
 
@@ -54,20 +51,8 @@ class Replay(ArtifactCheck):
             else:
                 self._jumps.excuse(run, name, against)
                 self.keep(name, against, run)
-                self._add_parts(run, name, found.replayed[name])
-
-    def _add_parts(self, run: ReferenceRun, output: str, y: np.ndarray) -> None:
-        """Compare the parts of an output whose noise was measured, unless a gate is free to move them."""
-        ruler, value = self._shared.ruler, run.outputs[output]
-        if ruler.data != FLOAT32 or self._jumps.may_jump(run, output):
-            return
-        for part in parts(output, value) if run.part_floors else ():
-            if part.name in run.part_floors:
-                ruler.count(PARTS, part.name)
-                found = ruler.measure(part.of(y), part.of(value), run.part_floors[part.name])
-                worst = self.parts.get(part.name)
-                if worst is None or _ratio(found) > _ratio(worst):
-                    self.parts[part.name] = found
+        if not found.unruled:
+            self.parts.add(run, found)
 
     def keep(self, name: str, found: AgainstNoise, run: ReferenceRun) -> None:
         """Keep the worst error of an output, and its sample."""
@@ -89,19 +74,7 @@ class Replay(ArtifactCheck):
         why = "no rounded reference, and float32's noise is no limit for half; the check rounding judges it"
         unruled = [Check(NAME, "not run", f"{output}: {why}") for output in self.unruled]
         whole = [self._check(*item) for item in self.outputs.items()]
-        return whole + self._of_parts() + unruled + self.layers.checks()
-
-    def _of_parts(self) -> list[Check]:
-        if not self.parts:
-            return []
-        multiple = next(iter(self.parts.values())).multiple  # all are float32
-        limit = self._shared.ruler.largest_multiple(multiple)
-        name, worst = max(self.parts.items(), key=lambda item: _ratio(item[1]))
-        text = f"{name}: {worst.error:.1e}, {worst.ratio:.1f}x its noise {worst.floor:.1e} (limit {limit:.3g}x)"
-        if len(self.parts) > 1:
-            text = f"{len(self.parts)} parts of outputs, the worst {text}"
-        status: Status = "passed" if worst.ratio <= limit else "failed"
-        return [Check(PARTS, status, text + self._shared.samples.coverage, (Quantity(multiple, worst.ratio, limit),))]
+        return whole + self.parts.checks() + unruled + self.layers.checks()
 
     def _check(self, output: str, found: AgainstNoise) -> Check:
         ruler = self._shared.ruler
@@ -169,7 +142,7 @@ class Layers(ArtifactCheck):
             self.found[value], self.modules[value] = found, module
 
     def _badness(self, layer: AgainstNoise) -> tuple[bool, float]:
-        return layer.floor <= self._largest_floor, _ratio(layer)
+        return layer.floor <= self._largest_floor, layer.sortable_ratio
 
     @property
     def _largest_floor(self) -> float:
@@ -202,8 +175,3 @@ class Layers(ArtifactCheck):
         more = f", and {len(left) - 1} more" if len(left) > 1 else ""
         text = f"{name} ({self.modules[name] or 'module unknown'}): {first.error:.1e}, {noise}{more}"
         return [Check(LAYERS, "failed", text, decided)]
-
-
-def _ratio(found: AgainstNoise) -> float:
-    """The ratio of error and noise, larger than any if it is no number."""
-    return math.inf if math.isnan(found.ratio) else found.ratio

@@ -69,7 +69,7 @@ def first_value(
     for name, layer in replay.layers.found.items():
         if not layer.error <= ruler.largest_multiple(layer.multiple) * layer.floor:
             return _words(name, replay.layers.modules[name], layer)
-    for name, output in (replay.outputs | replay.parts).items():
+    for name, output in (replay.outputs | replay.parts.judged).items():
         if not output.ratio <= ruler.largest_multiple(output.multiple):
             return _words(name, _module_of_value(proto, name), output)
     return ""

@@ -100,7 +100,7 @@ class NoiseRuns:
             gates: gates of the float32 run by site.
             others: gates of no known SRU in the float32 run; their decisions are injected as well.
         """
-        parts = {part.name: part for name, y in outputs.items() for part in metrics.parts(name, y.detach().numpy())}
+        parts = metrics.parts_of({name: y.detach().numpy() for name, y in outputs.items()})
         exact, of_others, refusal = self._in_float64(tensors, outputs, gates, others, parts)
         masks, inputs = {n: g.mask for n, g in gates.items()}, {n: g.x for n, g in gates.items()}
         masks |= others.decided
@@ -121,12 +121,11 @@ class NoiseRuns:
             floors |= {v: max(floors[v], statistics.median(self._earlier[v])) for v in few}
         for value, floor in floors.items():
             self._earlier[value].append(floor)
-        whole = {value: distances for value, distances in apart.items() if value[0] != "part"}
-        noisy = [v for v, floor in floors.items() if not floor <= _WORTH_A_LOOK and v in found and v in whole]
+        noisy = [v for v, floor in floors.items() if not floor <= _WORTH_A_LOOK and v in found and v[0] != "part"]
         return Floors(
             {name: floors.get(("output", name)) for name in outputs},
             {name: floor for (kind, name), floor in floors.items() if kind == "site"},
-            spread_of(whole.values()),
+            spread_of(apart),
             bool(noisy) and self._is_continuous(run, noisy),
             refusal,
             of_others,
@@ -299,10 +298,10 @@ def outputs_apart(
     }
 
 
-def spread_of(runs: Iterable[list[float]]) -> float:
-    """Geometric standard deviation of the distances of one value, over all values."""
+def spread_of(runs: Mapping[Value, list[float]]) -> float:
+    """Geometric standard deviation of the distances of one value, over all values but parts of outputs."""
     squares, count = 0.0, 0
-    for distances in runs:
+    for distances in (found for (kind, _), found in runs.items() if kind != "part"):
         logs = [math.log(d) for d in distances if 0 < d < math.inf]
         if len(logs) > 1:
             squares += float(np.var(logs)) * len(logs)

@@ -130,7 +130,7 @@ class OnnxReference:
             return run
         noise = self._noise.floors(run, exact)
         sites = {name: replace(site, floor=noise.sites.get(name)) for name, site in sites.items()}
-        return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread)
+        return replace(run, floors=noise.outputs, sites=sites, spread=noise.spread, part_floors=noise.parts)
 
     def _values(self, sample: NamedArrays) -> tuple[Arrays, bool, str]:
         """Values of a sample by name, whether they are float64's, and why not."""

@@ -3,7 +3,9 @@
 A file has no float64 form and no other order of summation, but its values can be moved: each rounded result is
 multiplied by a number between 1 - u and 1 + u. In float32, u is a unit in the last place, and the noise is the distance
 of two such runs from the usual one. In half, every value is rounded where the artifact reads a half value, and the
-noise is the distance of two runs whose values move by half a unit before they are rounded.
+noise is the distance of two runs whose values move by half a unit before they are rounded. A small value moves by no
+less than its place does: the last place of a float16 below 2^-14 is that of 2^-14, and a sigmoid is a fraction added to
+0.5 (:data:`.model.orders.SIGMOID_PLACE`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from scconv_deploy.graph import gates as onnx_gates
 from scconv_deploy.graph import instrument
 from scconv_deploy.graph.gates import Candidate
 from scconv_deploy.graph.types import ELEMENT, NUMPY, HalfPrecision
+from scconv_deploy.model.orders import LAST_PLACE, SIGMOID_PLACE
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification import metrics
 from scconv_deploy.verification.detections import align_rows
@@ -38,9 +41,10 @@ _EXACT = frozenset({
 _PREFIX = "scconv_noise::"
 """Prefix of the names of inserted values; no exporter uses it."""
 _SEEDS = (1.0, 2.0)
-_LAST_PLACE = 2.0**-23
 _DIGITS = 65537.3
 """Factor that takes pseudo-random digits from a value; they differ between numbers from 1e-5 to 256."""
+_FINER = 2.0**16
+"""Further factor, for numbers from 1e-9 to 1e-3 (a subnormal float16 is 6e-8 and more)."""
 _PRECISION: dict[str, HalfPrecision] = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -91,12 +95,14 @@ class OnnxNoise:
             usual = {name: found[name] for name in usual if name in found}
         # skip float values that no disturbance reaches: they were not measured (indices and masks are exact then)
         usual = {name: value for name, value in usual.items() if name in self._moved or value.dtype.kind != "f"}
-        apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in self._disturbed], usual)
+        parts = metrics.parts_of({name: y for name, y in run.outputs.items() if name in usual})
+        apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in self._disturbed], usual, parts)
         floors = {value: max(distances) for value, distances in apart.items()}
         return Floors(
             {name: floors.get(("output", name)) for name in run.outputs},
             {name: floor for (kind, name), floor in floors.items() if kind == "site"},
-            spread_of(apart.values()),
+            spread_of(apart),
+            parts={name: floor for (kind, name), floor in floors.items() if kind == "part"},
         )
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
@@ -114,7 +120,9 @@ class OnnxNoise:
             return None
         base, *others = self._in_half[data]
         found = base.run(run.feeds(base.inputs))
-        apart = _apart([runner.run(run.feeds(runner.inputs)) for runner in others], found)
+        apart = _apart(
+            [runner.run(run.feeds(runner.inputs)) for runner in others], found, metrics.parts_of(run.outputs, found)
+        )
         floors = {value: max(distances) for value, distances in apart.items()}
         inputs = {name: found[key] for name in run.sites if (key := instrument.gate_input(name)) in found}
         return RoundedRun(
@@ -122,11 +130,12 @@ class OnnxNoise:
             {name: floors.get(("output", name)) for name in run.outputs},
             inputs,
             {name: floors["site", name] for name in inputs if ("site", name) in floors},
-            spread_of(apart.values()),
+            spread_of(apart),
+            part_floors={name: floor for (kind, name), floor in floors.items() if kind == "part"},
         )
 
 
-def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
+def _apart(runs: Sequence[Arrays], usual: Arrays, parts: Mapping[str, metrics.Part]) -> dict[Value, list[float]]:
     found: dict[Value, list[float]] = defaultdict(list)
     suffix = instrument.gate_input("")
     for run in runs:
@@ -138,6 +147,10 @@ def _apart(runs: Sequence[Arrays], usual: Arrays) -> dict[Value, list[float]]:
             distance = metrics.distance(value, usual[name])
             if np.isfinite(distance):
                 found[kind].append(distance)
+        for name, part in parts.items():
+            distance = metrics.relative_l2(part.of(run[part.output]), part.of(usual[part.output]))
+            if np.isfinite(distance):
+                found["part", name].append(distance)
     return found
 
 
@@ -158,7 +171,8 @@ def disturbed(model: onnx.ModelProto, seed: float) -> onnx.ModelProto:
         for index, name in enumerate(node.output):
             if name in floats and name in data and name not in kept:
                 node.output[index] = _exact(name)
-                nodes += _moved(node.output[index], name, _LAST_PLACE, seed + len(nodes))
+                least, digits = (SIGMOID_PLACE, node.input[0]) if node.op_type == "Sigmoid" else (0.0, "")
+                nodes += _moved(node.output[index], name, LAST_PLACE, seed + len(nodes), least, digits)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
@@ -177,6 +191,7 @@ def rounded(
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     unit = float(np.finfo(np.float16).eps) / 2 if precision == "fp16" else 2.0**-8
+    least = float(np.finfo(np.float16).smallest_normal) if precision == "fp16" else 0.0
     made: dict[str, list[onnx.NodeProto]] = {}
 
     def rounding(name: str) -> str:
@@ -190,7 +205,7 @@ def rounded(
             steps, source = [], name
             if seed and not (name in producers and producers[name].op_type in _EXACT):
                 source = _put_in(name, "moved")
-                steps += _moved(name, source, unit, seed + len(made))
+                steps += _moved(name, source, unit, seed + len(made), least)
             half = _put_in(name, "half")
             steps.append(helper.make_node("Cast", [source], [half], to=ELEMENT[precision]))
             steps.append(helper.make_node("Cast", [half], [_put_in(name, "rounded")], to=TensorProto.FLOAT))
@@ -252,10 +267,16 @@ def rounded_inputs(model: onnx.ModelProto, artifact: onnx.ModelProto) -> dict[in
     return found
 
 
-def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.NodeProto]:
+def _moved(
+    source: str, name: str, relative: float, seed: float, least: float = 0.0, digits: str = ""
+) -> list[onnx.NodeProto]:
     """Nodes for ``source * (1 + relative * r)``, with r in [-1, 1) from source's last digits: 2 frac(k * source) - 1.
 
     ONNX Runtime 1.32 has no RandomUniformLike of opset 22, and these nodes need no state.
+
+    Args:
+        least: a smaller source moves as a value of this size does.
+        digits: another value of source's shape, whose digits are taken.
     """
     steps: list[onnx.NodeProto] = []
 
@@ -270,11 +291,19 @@ def _moved(source: str, name: str, relative: float, seed: float) -> list[onnx.No
         steps.append(helper.make_node("Constant", [], [output], value=tensor))
         return output
 
-    value = step("Add", step("Mul", source, number(_DIGITS * (1 + 0.37 * seed % 1))), number(0.29 * seed % 1))
+    scale = _DIGITS * (1 + 0.37 * seed % 1)
+    value = step("Add", step("Mul", digits or source, number(scale)), number(0.29 * seed % 1))
+    if least and not digits:  # two numbers below 1e-5 have the same digits
+        finer = step("Mul", source, number(scale * _FINER))
+        value = step("Add", value, step("Sub", finer, step("Floor", finer)))
     fraction = step("Sub", value, step("Floor", value))
-    factor = step("Add", step("Mul", fraction, number(2 * relative)), number(1 - relative))
-    steps.append(helper.make_node("Mul", [source, factor], [name]))
-    return steps
+    if not least:
+        factor = step("Add", step("Mul", fraction, number(2 * relative)), number(1 - relative))
+        return [*steps, helper.make_node("Mul", [source, factor], [name])]
+    share = step("Sub", step("Mul", fraction, number(2 * relative)), number(relative))
+    size = step("Clip", step("Abs", source), number(least), number(float(np.finfo(np.float32).max)))  # infinities stay
+    shift = step("Mul", size, share)
+    return [*steps, helper.make_node("Add", [source, shift], [name])]
 
 
 def _put_in(name: str, what: str) -> str:

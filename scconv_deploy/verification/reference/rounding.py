@@ -62,8 +62,9 @@ class RoundedRuns:
         margins = _Margins(run, inputs)
         full = self._samples < FULL_SAMPLES
         self._samples += 1
+        parts = metrics.parts_of(run.outputs, {name: y.detach().numpy() for name, y in outputs.items()})
         _, found = right_runs(
-            Rows(tensors, outputs, masks, inputs).tried(rows_apart),
+            Rows(tensors, outputs, masks, inputs, parts).tried(rows_apart),
             lambda few: self._modes(few, data, full),
             lambda few, mode: self._distances(few, mode, margins),
         )
@@ -73,8 +74,9 @@ class RoundedRuns:
             {name: floors.get(("output", name)) for name in outputs},
             {name: x.detach().numpy() for name, x in inputs.items() if name in run.sites},
             {name: floor for (kind, name), floor in floors.items() if kind == "site"},
-            spread_of(found.values()),
+            spread_of(found),
             margins.gates(),
+            {name: floor for (kind, name), floor in floors.items() if kind == "part"},
         )
 
     def _modes(self, few: Rows, data: str, full: bool) -> list[Rounded]:
@@ -103,7 +105,7 @@ class RoundedRuns:
             elif x.shape == few.inputs[site].shape:
                 found["site", site] = metrics.relative_l2(x.detach().numpy(), few.inputs[site].numpy())
 
-        found |= outputs_apart(self._run(few.tensors, few.masks, mode, watch), few.outputs)
+        found |= outputs_apart(self._run(few.tensors, few.masks, mode, watch), few.outputs, few.parts)
         return {value: d for value, d in found.items() if math.isfinite(d)}
 
 

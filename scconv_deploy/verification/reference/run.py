@@ -145,6 +145,7 @@ class RoundedRun:
         inputs: inputs of gates by site; empty if not kept.
         input_floors: noise of the inputs of gates by site.
         spread: as in :class:`ReferenceRun`.
+        part_floors: as in :class:`ReferenceRun`; the parts are those of the float32 run's outputs.
         others: gates of no known SRU with their rounded margins and the noise of the margins, where it is known.
     """
 
@@ -154,6 +155,7 @@ class RoundedRun:
     input_floors: Mapping[str, float] = field(default_factory=dict)
     spread: float = 1.0
     others: Mapping[str, OtherGate] = field(default_factory=dict)
+    part_floors: Mapping[str, float] = field(default_factory=dict)
 
 
 class ReferenceSource(Protocol):
