@@ -162,6 +162,15 @@ def each_result(func: Any, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return changed(out) if isinstance(out, Tensor) else pytree.tree_map(changed, out)
 
 
+def by_formula(mode: FollowsInputs, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of an activation that is several nodes in ONNX, each of them under the mode; None for any other."""
+    formula = _FORMULAS.get(base_name(func).rstrip("_"))
+    if formula is None or "out" in kwargs:
+        return None
+    with mode:
+        return formula(*args, **kwargs)
+
+
 class LastPlace(FollowsInputs):
     """Every result of float arithmetic moved by up to ``units`` in its last place, at random."""
 
@@ -171,10 +180,8 @@ class LastPlace(FollowsInputs):
         self._relative = units * LAST_PLACE
 
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        formula = _FORMULAS.get(base_name(func).rstrip("_"))
-        if formula is not None and "out" not in kwargs:
-            with self:
-                found = formula(*args, **kwargs)
+        found = by_formula(self, func, args, kwargs)
+        if found is not None:
             return args[0].copy_(found) if written_in_place(func) else found
         out = func(*args, **kwargs)
         if is_view(func) or base_name(func) in EXACT:

@@ -7,8 +7,9 @@ rounded as the file's are, but for those that half would lose.
 
 There is no one place of rounding that every right file shares: an exporter writes gelu as five operators, a simplifier
 merges two. So there are other right runs: the BatchNorms not folded, and every rounding up or down at random (with the
-probability that keeps the mean), which is as coarse as half of the operators being cut in two. There a sigmoid is also
-moved as far as a runtime's is off: half holds small ones more finely than that.
+probability that keeps the mean), which is as coarse as half of the operators being cut in two. There an activation that
+is several nodes in ONNX is rounded after each of them, and a sigmoid is also moved as far as a runtime's is off: half
+holds small ones more finely than that.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scconv_deploy.model.orders import (
     FollowsInputs,
     aten,
     base_name,
+    by_formula,
     each_result,
     folded,
     is_view,
@@ -85,6 +87,10 @@ class Rounded(FollowsInputs):
         if is_view(func):
             return func(*args, **kwargs)
         name = base_name(func)
+        found = None if self._generator is None else by_formula(self, func, args, kwargs)
+        if found is not None:
+            self._narrow_in_place(func, args)
+            return args[0].copy_(found) if written_in_place(func) else found
         if name == "native_batch_norm" and (out := self._batch_norm(args)) is not None:
             return out
         kept, given = name in _KEPT, args

@@ -293,7 +293,7 @@ def outputs_apart(
     ruler = align_rows(ruler, single)
     whole = {("output", name): metrics.distance(value, ruler[name]) for name, value in single.items()}
     return whole | {
-        ("part", name): metrics.relative_l2(part.of(single[part.output]), part.of(ruler[part.output]))
+        ("part", name): metrics.relative_l2(part.of(ruler[part.output]), part.of(single[part.output]))
         for name, part in (parts or {}).items()
     }
 
