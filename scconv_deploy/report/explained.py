@@ -183,7 +183,8 @@ CHECKS: dict[str, Meaning] = {
         "the replay: the error of the whole output does not show them. In half, slices that are zeros, or whose own "
         "noise is too large, are named and not judged. Engines have no such check.",
         "an error is more than the replay's limit in multiples of the slices' own noise",
-        _WRONG_COMPUTATION,
+        "Look at what departs first. Export again. In half, `--keep` leaves layers in float32: log(1 + x) loses small "
+        "results there. If neither helps, report it with the model's code.",
     ),
     "layers": Meaning(
         _ARTIFACT,

@@ -166,6 +166,29 @@ def test_small_results_of_activations_that_are_several_nodes_are_within_their_no
     assert check.quantities[0].value < 3
 
 
+class Softly(nn.Module):
+    """log(1 + exp(x)), which is several nodes in a file, beside a plain output of 100 or alone."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, x):
+        small = torch.log1p((x - 8).exp())
+        return small if self.alone else torch.cat([100 + x, small], 1)
+
+
+@pytest.mark.parametrize(("alone", "name"), [(True, "replay"), (False, "parts")])
+def test_what_half_loses_beside_large_values_fails_as_it_does_alone(alone, name):
+    """1 + 3e-4 has one digit of 3e-4 in float16; PyTorch's operator has all of them."""
+    x = torch.randn((1, 8, 12, 12), generator=torch.manual_seed(1))
+    reference, log = reference_from_module(Softly(alone).eval(), x)
+    model = onnx.load_model_from_string(serialize(export_to_ir(reference, ExportOptions(), log)))
+    check = check_of(judge(reference, halved(model, "fp16")), name)
+    assert check.status == "failed"
+    assert check.quantities[-1].value > 50
+
+
 @pytest.mark.parametrize("precision", DATA)
 @pytest.mark.parametrize(
     ("logit", "kind", "seed", "head"),
