@@ -6,10 +6,10 @@ rounded; an SRU is one operator, its statistics and gates in float32. Constants 
 rounded as the file's are, but for those that half would lose.
 
 There is no one place of rounding that every right file shares: an exporter writes gelu as five operators, a simplifier
-merges two. So there are other right runs: the BatchNorms not folded, and every rounding up or down at random (with the
-probability that keeps the mean), which is as coarse as half of the operators being cut in two. There an activation that
-is several nodes in ONNX is rounded after each of them, and a sigmoid is also moved as far as a runtime's is off: half
-holds small ones more finely than that.
+merges two. So there are other right runs: the BatchNorms not folded, every rounding up or down at random (with the
+probability that keeps the mean), which is as coarse as half of the operators being cut in two, and each node of an
+activation rounded. In the last two a sigmoid is also moved as far as a runtime's is off: half holds small ones more
+finely than that.
 """
 
 from __future__ import annotations
@@ -61,11 +61,15 @@ class Rounded(FollowsInputs):
         data: ``float16`` or ``bfloat16``.
         fold: BatchNorms behind a convolution are part of its weights.
         seed: of roundings at random; None rounds to the nearest.
+        stepwise: an activation that is several nodes in ONNX is rounded after each of them.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], data: str, *, fold: bool = True, seed: int | None = None) -> None:
+    def __init__(
+        self, tensors: Iterable[Tensor], data: str, *,
+        fold: bool = True, seed: int | None = None, stepwise: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(tensors)
-        self._dtype, self._fold = DTYPES[data], fold
+        self._dtype, self._fold, self._stepwise = DTYPES[data], fold, stepwise
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         # float32 until it is read; of a convolution its arguments too, the weights as they are
         self._wide: dict[int, tuple[StorageWeakRef, Any]] = {}
@@ -87,7 +91,7 @@ class Rounded(FollowsInputs):
         if is_view(func):
             return func(*args, **kwargs)
         name = base_name(func)
-        found = None if self._generator is None else by_formula(self, func, args, kwargs)
+        found = by_formula(self, func, args, kwargs) if self._stepwise else None
         if found is not None:
             self._narrow_in_place(func, args)
             return args[0].copy_(found) if written_in_place(func) else found
@@ -129,8 +133,8 @@ class Rounded(FollowsInputs):
         return self.nearest(torch.where(torch.isfinite(tensor) & ~exact, tensor + dither, tensor))
 
     def _rounded_sigmoid(self, tensor: Tensor) -> Tensor:
-        if self._generator is not None and tensor.dtype == torch.float32:
-            tensor = moved_sigmoid(tensor, self._generator)
+        if (self._generator is not None or self._stepwise) and tensor.dtype == torch.float32:
+            tensor = moved_sigmoid(tensor, self._generator or torch.Generator().manual_seed(0))
         return self.rounded(tensor)
 
     def constant(self, tensor: Tensor) -> Tensor:

@@ -181,10 +181,10 @@ CHECKS: dict[str, Meaning] = {
         _ARTIFACT,
         "Slices of an output that are more than 64 times smaller than its largest (scores beside boxes in pixels), in "
         "the replay: the error of the whole output does not show them. In half, slices that are zeros, or whose own "
-        "noise is too large, are named and not judged. Engines have no such check.",
+        "noise is too large, are named and not judged (`--keep` leaves their layers in float32). Engines have no such "
+        "check.",
         "an error is more than the replay's limit in multiples of the slices' own noise",
-        "Look at what departs first. Export again. In half, `--keep` leaves layers in float32: log(1 + x) loses small "
-        "results there. If neither helps, report it with the model's code.",
+        _WRONG_COMPUTATION,
     ),
     "layers": Meaning(
         _ARTIFACT,
