@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scconv_deploy.model.activations import FORMULAS
 from scconv_deploy.model.operator_tensors import tensors_in
 
 aten = torch.ops.aten
@@ -40,37 +41,6 @@ SIGMOID_PLACE = 0.5
 """A smaller sigmoid is moved by units in the last place of this: ONNX Runtime's is a fraction added to 0.5, and off by
 3e-8 at every argument (rms, measured), which is a thousandth of sigmoid(-10)."""
 
-
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    if approximate == "none":
-        return x * (0.5 * (1 + torch.erf(x * 0.5**0.5)))
-    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-
-
-def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
-    return scale * torch.where(x > 0, x, alpha * ((x * input_scale).exp() - 1))
-
-
-def _glu(x: Tensor, dim: int = -1) -> Tensor:
-    half, gate = x.chunk(2, dim)
-    return half * torch.sigmoid(gate)
-
-
-def _log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.log(torch.sigmoid(x)), x.new_empty(0)
-
-
-_FORMULAS: dict[str, Callable[..., Any]] = {
-    "elu": _elu,
-    "expm1": lambda x: x.exp() - 1,
-    "gelu": _gelu,
-    "glu": _glu,
-    "log1p": lambda x: torch.log(1 + x),
-    "log_sigmoid_forward": _log_sigmoid,
-    "silu": lambda x: x * torch.sigmoid(x),
-}
-"""Activations that are one operator in PyTorch and several in ONNX, by those. Where their result is small, it is what
-the rounding of larger numbers leaves: silu(-10) is off by a thousandth of itself in ONNX Runtime."""
 
 EXACT = frozenset({
     "abs", "amax", "amin", "argmax", "argmin", "argsort", "arange", "bernoulli_", "bitwise_and", "bitwise_not",
@@ -164,7 +134,7 @@ def each_result(func: Any, out: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def by_formula(mode: FollowsInputs, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The result of an activation that is several nodes in ONNX, each of them under the mode; None for any other."""
-    formula = _FORMULAS.get(base_name(func).rstrip("_"))
+    formula = FORMULAS.get(base_name(func).rstrip("_"))
     if formula is None or "out" in kwargs:
         return None
     with mode:
