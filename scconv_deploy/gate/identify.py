@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 import torch
@@ -111,8 +110,7 @@ def not_finite(module: nn.Module) -> list[str]:
 def _published(candidate: Candidate, recorded: Tensor, seed: int) -> Identified | None:
     """A published variant that passes the full test without a single flip, so that nothing can be nearer; or None."""
     for hypothesis in published(candidate):
-        for weighting in _orders(candidate, hypothesis):
-            attempt = replace(hypothesis, variant=replace(hypothesis.variant, weighting=weighting))
+        for attempt in _in_orders(candidate, hypothesis):
             try:
                 found = _accept(candidate, attempt, recorded, seed)
             except Exception:
@@ -154,19 +152,21 @@ def _best(
 def _alike(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
     """The hypothesis and those that ranking cannot tell from it: comparisons differ only where the sigmoid is exactly
     the threshold, orders of the sum only by rounding."""
-    comparisons = dict.fromkeys([hypothesis.variant.comparison, ">=", ">"])
-    for comparison, weighting in product(comparisons, _orders(candidate, hypothesis)):
-        yield replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison, weighting=weighting))
+    for comparison in dict.fromkeys([hypothesis.variant.comparison, ">=", ">"]):
+        yield from _in_orders(
+            candidate, replace(hypothesis, variant=replace(hypothesis.variant, comparison=comparison))
+        )
 
 
-def _orders(candidate: Candidate, hypothesis: Hypothesis) -> tuple[Weighting, ...]:
-    """The weightings that differ from the hypothesis's in the order of the sum; those that agree to the bit count as
-    Python's."""
-    if hypothesis.variant.weighting not in ("sum", "torch_sum"):
-        return (hypothesis.variant.weighting,)
-    gamma = candidate.affine[hypothesis.swapped_affine]
-    same = torch.equal(gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum"))
-    return ("sum",) if same else ("sum", "torch_sum")
+def _in_orders(candidate: Candidate, hypothesis: Hypothesis) -> Iterator[Hypothesis]:
+    """The hypothesis in each order of the sum of gamma; orders that agree to the bit count as Python's."""
+    orders: tuple[Weighting, ...] = (hypothesis.variant.weighting,)
+    if orders[0] in ("sum", "torch_sum"):
+        gamma = candidate.affine[hypothesis.swapped_affine]
+        same = torch.equal(gate_weight(gamma, "sum"), gate_weight(gamma, "torch_sum"))
+        orders = ("sum",) if same else ("sum", "torch_sum")
+    for weighting in orders:
+        yield replace(hypothesis, variant=replace(hypothesis.variant, weighting=weighting))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from scconv_deploy.model.operator_tensors import tensors_in
+from scconv_deploy.model.dispatch import EagerMode, tensors_in
 
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"})
 """In-place operators whose result does not depend on what the tensor held."""
@@ -39,7 +38,7 @@ class RandomParameters:
         return f"random initialisation (seed {self.seed}): {self.random:,} of {self.parameters:,} parameters"
 
 
-class Draws(TorchDispatchMode):
+class Draws(EagerMode):
     """Follows random numbers from operator to operator while it is active.
 
     An operator of torch that draws marks its result, arithmetic passes the marks on, and a tensor that is overwritten
@@ -56,10 +55,6 @@ class Draws(TorchDispatchMode):
         # numbers; None for all of them.
         self._marks: dict[int, tuple[StorageWeakRef, Tensor | None]] = {}
         self._lost = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in FollowsInputs
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

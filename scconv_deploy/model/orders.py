@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scconv_deploy.model.activations import FORMULAS
-from scconv_deploy.model.operator_tensors import tensors_in
+from scconv_deploy.model.dispatch import EagerMode, tensors_in
 
 aten = torch.ops.aten
 
@@ -67,7 +66,7 @@ def base_name(func: Any) -> str:
     return func._schema.name.split("::")[1].lstrip("_")
 
 
-class FollowsInputs(TorchDispatchMode):
+class FollowsInputs(EagerMode):
     """Mode that marks the tensors of a run that depend on its inputs.
 
     Args:
@@ -79,11 +78,6 @@ class FollowsInputs(TorchDispatchMode):
         self._known: dict[int, StorageWeakRef] = {}
         for tensor in tensors:
             self._follow(tensor)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: it would import torch._dynamo, seconds of time, and nothing here is compiled."""
-        return False
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -138,7 +132,8 @@ def by_formula(mode: FollowsInputs, func: Any, args: Sequence[Any], kwargs: Mapp
     if formula is None or "out" in kwargs:
         return None
     with mode:
-        return formula(*args, **kwargs)
+        found = formula(*args, **kwargs)
+    return args[0].copy_(found) if written_in_place(func) else found
 
 
 class LastPlace(FollowsInputs):
@@ -152,7 +147,7 @@ class LastPlace(FollowsInputs):
     def computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         found = by_formula(self, func, args, kwargs)
         if found is not None:
-            return args[0].copy_(found) if written_in_place(func) else found
+            return found
         out = func(*args, **kwargs)
         if is_view(func) or base_name(func) in EXACT:
             return out

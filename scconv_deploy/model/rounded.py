@@ -24,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from scconv_deploy.gate.swap import SwappedSRU
-from scconv_deploy.model.operator_tensors import tensors_in
+from scconv_deploy.model.dispatch import tensors_in
 from scconv_deploy.model.orders import (
     EXACT,
     SIGMOIDS,
@@ -94,7 +94,7 @@ class Rounded(FollowsInputs):
         found = by_formula(self, func, args, kwargs) if self._stepwise else None
         if found is not None:
             self._narrow_in_place(func, args)
-            return args[0].copy_(found) if written_in_place(func) else found
+            return found
         if name == "native_batch_norm" and (out := self._batch_norm(args)) is not None:
             return out
         kept, given = name in _KEPT, args

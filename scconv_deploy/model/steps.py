@@ -16,14 +16,13 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from scconv_deploy.errors import ModelError
 from scconv_deploy.gate.cut import tau
 from scconv_deploy.gate.other_gates import STEPS, OtherGate, View, channel_axes, is_other
 from scconv_deploy.gate.swap import SwappedSRU, site_name
-from scconv_deploy.model.operator_tensors import tensors_in
+from scconv_deploy.model.dispatch import EagerMode, tensors_in
 from scconv_deploy.model.step_operators import (
     APART,
     COMPARISONS,
@@ -243,7 +242,7 @@ def module_scope(model: nn.Module, known: Collection[nn.Module] = ()) -> Iterato
         after.remove()
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(EagerMode):
     """Mode that sees every operator of a run, and which tensors depend on the model's inputs."""
 
     def __init__(
@@ -258,10 +257,6 @@ class _Watch(TorchDispatchMode):
         self._data = {_storage(tensor) for tensor in inputs.values()}
         self._calls: Counter[str] = Counter()
         self._sigmoids = WeakIdKeyDictionary()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in FollowsInputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

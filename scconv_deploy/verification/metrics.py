@@ -238,7 +238,8 @@ def parts(output: str, reference: np.ndarray) -> list[Part]:
     """
     if reference.dtype.kind != "f" or reference.ndim < 3 or not np.isfinite(reference).all():
         return []
-    sizes = {axis: _sizes(reference, axis) for axis in range(1, reference.ndim)}
+    squares = np.square(reference, dtype=np.float64)
+    sizes = {axis: _sizes(squares, axis) for axis in range(1, reference.ndim)}
     spans = {axis: float(found.max() / found[found > 0].min()) for axis, found in sizes.items() if found.any()}
     if not spans:
         return []
@@ -263,10 +264,10 @@ def is_lost(part: Part, outputs: Mapping[str, np.ndarray], rounded: Mapping[str,
     return y.shape == outputs[part.output].shape and not part.of(y).any()
 
 
-def _sizes(values: np.ndarray, axis: int) -> np.ndarray:
-    """The rms of each slice along an axis."""
-    others = tuple(number for number in range(values.ndim) if number != axis)
-    return np.asarray(np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=others)))
+def _sizes(squares: np.ndarray, axis: int) -> np.ndarray:
+    """The rms of each slice along an axis, of squared values."""
+    others = tuple(number for number in range(squares.ndim) if number != axis)
+    return np.asarray(np.sqrt(np.mean(squares, axis=others)))
 
 
 def _of_one_size(sizes: np.ndarray) -> Iterator[tuple[int, ...]]:

@@ -124,12 +124,12 @@ class NoiseRuns:
         noisy = [v for v, floor in floors.items() if not floor <= _WORTH_A_LOOK and v in found and v[0] != "part"]
         return Floors(
             {name: floors.get(("output", name)) for name in outputs},
-            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            of_kind("site", floors),
             spread_of(apart),
             bool(noisy) and self._is_continuous(run, noisy),
             refusal,
             of_others,
-            {name: floor for (kind, name), floor in floors.items() if kind == "part"},
+            of_kind("part", floors),
         )
 
     def _in_float64(
@@ -296,6 +296,11 @@ def outputs_apart(
         ("part", name): metrics.relative_l2(part.of(ruler[part.output]), part.of(single[part.output]))
         for name, part in (parts or {}).items()
     }
+
+
+def of_kind(kind: str, floors: Mapping[Value, float]) -> dict[str, float]:
+    """Floors of the values of one kind by their names."""
+    return {name: floor for (of, name), floor in floors.items() if of == kind}
 
 
 def spread_of(runs: Mapping[Value, list[float]]) -> float:

@@ -26,7 +26,7 @@ from scconv_deploy.model.orders import LAST_PLACE, SIGMOID_PLACE
 from scconv_deploy.runtimes.onnxruntime import OnnxRuntimeRunner, RuntimeOptions
 from scconv_deploy.verification import metrics
 from scconv_deploy.verification.detections import align_rows
-from scconv_deploy.verification.reference.noise import Floors, Value, spread_of
+from scconv_deploy.verification.reference.noise import Floors, Value, of_kind, spread_of
 from scconv_deploy.verification.reference.run import Arrays, ReferenceRun, RoundedRun
 
 _EXACT = frozenset({
@@ -100,9 +100,9 @@ class OnnxNoise:
         floors = {value: max(distances) for value, distances in apart.items()}
         return Floors(
             {name: floors.get(("output", name)) for name in run.outputs},
-            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            of_kind("site", floors),
             spread_of(apart),
-            parts={name: floor for (kind, name), floor in floors.items() if kind == "part"},
+            parts=of_kind("part", floors),
         )
 
     def rounded(self, run: ReferenceRun, artifact: onnx.ModelProto, data: str) -> RoundedRun | None:
@@ -131,7 +131,7 @@ class OnnxNoise:
             inputs,
             {name: floors["site", name] for name in inputs if ("site", name) in floors},
             spread_of(apart),
-            part_floors={name: floor for (kind, name), floor in floors.items() if kind == "part"},
+            part_floors=of_kind("part", floors),
         )
 
 

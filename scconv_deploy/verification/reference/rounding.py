@@ -30,6 +30,7 @@ from scconv_deploy.verification.reference.noise import (
     Rows,
     Value,
     followed,
+    of_kind,
     outputs_apart,
     right_runs,
     spread_of,
@@ -75,10 +76,10 @@ class RoundedRuns:
             {name: y.detach().numpy() for name, y in outputs.items()},
             {name: floors.get(("output", name)) for name in outputs},
             {name: x.detach().numpy() for name, x in inputs.items() if name in run.sites},
-            {name: floor for (kind, name), floor in floors.items() if kind == "site"},
+            of_kind("site", floors),
             spread_of(found),
             margins.gates(),
-            {name: floor for (kind, name), floor in floors.items() if kind == "part"},
+            of_kind("part", floors),
         )
 
     def _modes(self, few: Rows, data: str, full: bool) -> list[Rounded]:

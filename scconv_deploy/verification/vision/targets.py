@@ -86,7 +86,7 @@ class Mask:
     """Class of each pixel of the model's input.
 
     Attributes:
-        file: name of the mask's.
+        file: name of its file.
         classes: int64 ``[H, W]``, -1 for a pixel that does not count.
         metric: makes a metric for such targets (:class:`.accuracy.Metric`).
     """

@@ -1,4 +1,4 @@
-"""Tensors among the arguments and results of PyTorch's operators, for dispatch modes."""
+"""What dispatch modes share: their base, and the tensors among an operator's arguments and results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class EagerMode(TorchDispatchMode):
+    """Dispatch mode of runs that nothing compiles."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: it would import torch._dynamo, seconds of time."""
+        return False
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:
